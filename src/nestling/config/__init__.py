@@ -1,0 +1,21 @@
+"""Strict configuration: frozen dataclasses that YAML files and command-line flags fill in.
+
+Every field of a configuration is a key of the YAML file and a flag of the same name (`lora.r` is `--lora.r`).
+Nothing here imports torch, so that `--help` answers at once.
+"""
+
+from nestling.config.arguments import parse_config, run
+from nestling.config.checks import require, require_dims
+from nestling.config.embed import DevData, EmbedConfig, LoraConfig, LossConfig, TrainData
+
+__all__ = [
+    "DevData",
+    "EmbedConfig",
+    "LoraConfig",
+    "LossConfig",
+    "TrainData",
+    "parse_config",
+    "require",
+    "require_dims",
+    "run",
+]

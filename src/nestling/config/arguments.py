@@ -1,0 +1,98 @@
+"""From a YAML file and command-line flags to a frozen dataclass."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from typing import TypeVar, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+Config = TypeVar("Config")
+
+# The forms in which jsonargparse reports a key that it does not know: a flag, a key of the YAML file, a key of a nested one.
+UNKNOWN_KEY = re.compile(
+    r"[Uu]nrecognized arguments: --([\w.]+)|[Kk]ey '([\w.]+)' is not expected"
+    r"|[Oo]ption '([\w.]+)' is not accepted|does not accept option '([\w.]+)'"
+)
+
+
+def parse_config(cls: type[Config], description: str | None, argv: list[str] | None = None) -> Config:
+    """Fill the dataclass `cls` from `--config FILE.yaml` and flags; on bad input print one line and exit with status 2.
+
+    Lists of values may be written with commas (`--dims 256,128,64`); lists of datasets as paths with commas.
+    """
+    parser = ArgumentParser(description=description, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file; flags after it override its keys.")
+    parser.add_class_arguments(cls, fail_untyped=True)
+    arguments = bracket_lists(cls, sys.argv[1:] if argv is None else argv)
+    try:
+        parsed = parser.parse_args(arguments)
+        parsed.pop("config", None)
+        return cls(**parser.instantiate_classes(parsed).as_dict())
+    except (ArgumentError, ValueError, TypeError) as error:
+        fail(explain(error, cls))
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's `main`; errors meant for users become one line and exit status 2, Ctrl-C status 130."""
+    try:
+        main()
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(2)
+
+
+def bracket_lists(cls: type, argv: list[str]) -> list[str]:
+    """Rewrite `--dims 256,128` to `--dims [256,128]` and `--train a.jsonl,b.jsonl` to a list of datasets."""
+    lists = {f"--{key}": item for key, item in list_fields(cls)}
+    split = [part for token in argv for part in (token.split("=", 1) if token.split("=", 1)[0] in lists else [token])]
+    return [bracketed(token, lists[before]) if before in lists else token for before, token in zip(["", *split], split)]
+
+
+def bracketed(value: str, item: type) -> str:
+    if value.startswith(("[", "{")):
+        return value
+    if is_dataclass(item):
+        return "[" + ",".join(f'{{"path": "{path}"}}' for path in value.split(",")) + "]"
+    return f"[{value}]"
+
+
+def list_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """Dotted names of the fields of `cls` that are lists, each with the type of its items."""
+    for name, hint in get_type_hints(cls).items():
+        if is_dataclass(hint):
+            yield from list_fields(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif get_origin(hint) is list:
+            yield prefix + name, get_args(hint)[0]
+
+
+def known_keys(cls: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys, `lora.r` for instance; those of a list's items come without an index."""
+    hints = get_type_hints(cls)
+    for each in fields(cls):
+        hint = hints[each.name]
+        inner = get_args(hint)[0] if get_origin(hint) is list else hint
+        yield prefix + each.name
+        if is_dataclass(inner):
+            yield from known_keys(inner, f"{prefix}{each.name}.")  # type: ignore[arg-type]
+
+
+def explain(error: Exception, cls: type) -> str:
+    """The parser's message in one line, with the nearest key where a key is unknown."""
+    message = " ".join(str(error).split())
+    unknown = UNKNOWN_KEY.search(message)
+    if unknown is None:
+        return message
+    key = next(group for group in unknown.groups() if group)
+    known = list(known_keys(cls))
+    near = get_close_matches(key, known, n=1) or get_close_matches(key, [name.rsplit(".")[-1] for name in known], n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else "; --help lists the keys"
+    return f"unknown key '{key}'{hint}"
