@@ -1,0 +1,296 @@
+"""The embedding model: backbone, pooling, prompts."""
+
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from nestling.packing import Chunk, TokenBatch, pack
+from nestling.pooling import POOL, Pooling
+from nestling.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
+
+Kind = Literal["query", "document"]
+
+# Texts that encode() sorts by length together: enough that padding is about 1 %, few enough to hold their tokens.
+SORT_WINDOW = 8192
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a model's directory says beside its weights; sentence-transformers files where it has them.
+
+    Args:
+        pooling: Its pooling, None where no file says.
+        normalize: Whether its embeddings are normalised.
+        prompts: Its prompts, None where no file says.
+        subfolder: Where the transformer lies inside the directory.
+    """
+
+    pooling: Pooling | None = None
+    normalize: bool = True
+    prompts: Prompts | None = None
+    subfolder: str = ""
+
+
+class Embedder(nn.Module):
+    """Texts to embeddings.
+
+    Args:
+        backbone: A transformers model without head, possibly wrapped by peft.
+        tokenizer: Its tokenizer, fast.
+        pooling: How token states become one embedding.
+        prompts: Prefixes of queries and documents.
+        source: The directory or hub id that it came from.
+        normalize: Whether the published model normalises; encode() always does.
+        precision: float32, or bfloat16 to compute under autocast over the weights as they are.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pooling: Pooling,
+        prompts: Prompts,
+        source: str,
+        normalize: bool = True,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.pooling: Pooling = pooling
+        self.prompts = prompts
+        self.source = source
+        self.normalize = normalize
+        self.precision = precision
+        self.text_tokenizer = TextTokenizer(tokenizer, require_end=pooling == "last")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
+        precision: torch.dtype = torch.float32,
+        attention: str = "sdpa",
+        pooling: Pooling | None = None,
+        dropout: float | None = 0.0,
+        instruction: str | None = None,
+    ) -> Self:
+        """Load a directory or hub id, with or without sentence-transformers files, whose settings are honoured.
+
+        Args:
+            model: Directory or hub id.
+            dtype: Of the weights in memory; float32 for training all of them, "auto" for the published one.
+            precision: Of the computation.
+            attention: "sdpa", "eager", "flash_attention_2", or "auto" for the fastest that is installed.
+            pooling: Overrides what the files say; without either, decoders take the last token and encoders the mean.
+            dropout: Inside the model; None keeps the model's own.
+            instruction: Default task of queries, in place of the model's own query prompt.
+
+        Raises:
+            ValueError: A module, pooling or tokenizer that Nestling cannot reproduce exactly.
+        """
+        files = read_model_files(str(model))
+        config = AutoConfig.from_pretrained(model, subfolder=files.subfolder)
+        decoder = is_decoder(config)
+        chosen: Pooling = pooling or files.pooling or ("last" if decoder else "mean")
+        prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
+        if instruction is not None:
+            prompts = Prompts(prompts.query(instruction), prompts.document)
+        backbone = load_backbone(model, config, files.subfolder, dtype, resolve_attention(attention), dropout)
+        tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
+        if not tokenizer.is_fast:
+            raise ValueError(f"{model}: the tokenizer has no fast form (tokenizer.json); convert it with transformers first")
+        return cls(
+            backbone,
+            tokenizer,
+            pooling=chosen,
+            prompts=prompts,
+            source=str(model),
+            normalize=files.normalize,
+            precision=precision,
+        )
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return cast(PretrainedConfig, self.backbone.config)
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return int(self.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that the model can read."""
+        return int(getattr(self.config, "max_position_embeddings", 2**31))
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Raw embeddings, [n, D] float32, neither cut nor normalised, in the order of the texts that were packed."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            pooled = [self._embed(chunk) for chunk in batch.chunks]
+        return torch.cat(pooled)[batch.position]
+
+    def _embed(self, chunk: Chunk) -> Tensor:
+        # A causal model reads nothing from the padding on the right, and without a mask attention takes its fast path.
+        mask = None
+        if chunk.padded and not is_decoder(self.config):
+            positions = torch.arange(chunk.input_ids.shape[1], device=chunk.input_ids.device)
+            mask = (positions < chunk.lengths[:, None]).long()
+        arguments: dict[str, Any] = {"use_cache": False} if is_decoder(self.config) else {}
+        hidden = self.backbone(input_ids=chunk.input_ids, attention_mask=mask, **arguments).last_hidden_state
+        return POOL[self.pooling](hidden, chunk.lengths).float()
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        cast(Any, self.backbone).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def prefix(self, kind: Kind, instruction: str | None = None) -> str:
+        """The prompt that stands before a text."""
+        return self.prompts.query(instruction) if kind == "query" else self.prompts.document
+
+    @torch.no_grad()
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        kind: Kind,
+        max_length: int,
+        instruction: str | None = None,
+        tokens_per_batch: int = 8192,
+        progress: str | None = None,
+    ) -> Tensor:
+        """Normalised embeddings, [n, D] float32 on the CPU.
+
+        Texts are sorted by length within windows of some thousands, run in batches of at most `tokens_per_batch`
+        positions, and the next window is tokenised meanwhile. `progress` is the label of a progress bar.
+        """
+        training = self.training
+        self.eval()
+        result = torch.empty(len(texts), self.dim)
+        with tqdm(total=len(texts), desc=progress, unit="text", disable=None if progress else True, leave=False) as bar:
+            start = 0
+            for batch in self._windows(texts, self.prefix(kind, instruction), max_length, tokens_per_batch):
+                end = start + len(batch.position)
+                done = [self._encode_chunk(chunk, bar) for chunk in batch.chunks]
+                result[start:end] = torch.cat(done)[batch.position]
+                start = end
+        self.train(training)
+        return result
+
+    def _encode_chunk(self, chunk: Chunk, bar: "tqdm[Any]") -> Tensor:
+        batch = TokenBatch([chunk.to(self.device)], torch.arange(len(chunk.lengths)), 0)
+        embeddings = normalize(self(batch), dim=-1).cpu()
+        bar.update(len(chunk.lengths))
+        return embeddings
+
+    def _windows(self, texts: Sequence[str], prefix: str, max_length: int, budget: int) -> Iterator[TokenBatch]:
+        def tokens(start: int) -> TokenBatch:
+            window = [prefix + text for text in texts[start : start + SORT_WINDOW]]
+            return pack(self.text_tokenizer(window, max_length).ids, budget, self.text_tokenizer.pad_id)
+
+        with ThreadPoolExecutor(1) as ahead:
+            starts = range(0, len(texts), SORT_WINDOW)
+            following = ahead.submit(tokens, 0) if len(texts) else None
+            for start in starts:
+                assert following is not None
+                batch = following.result()
+                if start + SORT_WINDOW < len(texts):
+                    following = ahead.submit(tokens, start + SORT_WINDOW)
+                yield batch
+
+
+def is_decoder(config: PretrainedConfig) -> bool:
+    """Whether the model attends causally, told by its architecture's name."""
+    names = config.architectures or []
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) or config.model_type.startswith("qwen")
+
+
+def resolve_attention(attention: str) -> str:
+    """The attention implementation behind "auto"."""
+    if attention != "auto":
+        return attention
+    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if flash else "sdpa"
+
+
+def load_backbone(
+    model: str | Path, config: PretrainedConfig, subfolder: str, dtype: torch.dtype | str, attention: str, dropout: float | None
+) -> nn.Module:
+    """The transformer without head, its dropout set, its unused pooler head frozen."""
+    own = {name: value for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, float)}
+    if dropout is not None:
+        config.update(dict.fromkeys(own, dropout))
+    backbone = AutoModel.from_pretrained(
+        model, config=config, subfolder=subfolder, dtype=dtype, attn_implementation=attention
+    )
+    backbone.config.update(own)  # the exported config is the model's, not this run's
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_("pooler" not in name.split("."))
+    return cast(nn.Module, backbone)
+
+
+def read_model_files(model: str) -> ModelFiles:
+    """Read the sentence-transformers files of a directory or hub id, if it has any."""
+    modules = read_json(model, "modules.json")
+    if modules is None:
+        return ModelFiles()
+    kinds = {each["type"].rsplit(".", 1)[-1]: each["path"] for each in modules}
+    foreign = sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"})
+    if foreign:
+        raise ValueError(f"{model}/modules.json: {', '.join(foreign)} is not supported; expected Transformer, Pooling, Normalize")
+    pooling = read_json(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None
+    return ModelFiles(
+        pooling=None if pooling is None else read_pooling(pooling, model),
+        normalize="Normalize" in kinds,
+        prompts=read_prompts(read_json(model, "config_sentence_transformers.json") or {}),
+        subfolder=kinds.get("Transformer", ""),
+    )
+
+
+def read_pooling(config: dict[str, Any], model: str) -> Pooling:
+    """The pooling of a sentence-transformers file, in the older schema (booleans) or the newer (one name)."""
+    booleans = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
+    chosen = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True and "pooling_mode_" in name]
+    if isinstance(config.get("pooling_mode"), str):
+        chosen = [config["pooling_mode"]]
+    names = [booleans.get(name, {"lasttoken": "last"}.get(name, name)) for name in chosen]
+    if len(names) != 1 or names[0] not in get_args(Pooling) or config.get("include_prompt") is False:
+        raise ValueError(
+            f"{model}: the pooling file asks for {' and '.join(chosen) or 'nothing'}"
+            f"{' without the prompt' if config.get('include_prompt') is False else ''}; supported are last, mean and cls"
+        )
+    return cast(Pooling, names[0])
+
+
+def read_prompts(config: dict[str, Any]) -> Prompts | None:
+    """Query and document prompts of config_sentence_transformers.json; None where it has none."""
+    prompts = config.get("prompts") or {}
+    default = prompts.get(config.get("default_prompt_name"), "")
+    query = prompts.get("query", default)
+    document = prompts.get("document", prompts.get("passage", default))
+    return Prompts(query, document) if query or document else None
+
+
+def read_json(model: str, name: str) -> Any:
+    """A JSON file of a directory or hub id; None where it does not exist."""
+    path = cached_file(
+        model, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,0 +1,106 @@
+"""What a model reads: prompts, byte for byte, and token budgets that never cut the end token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+from tokenizers.processors import PostProcessor, TemplateProcessing
+from tokenizers.processors import Sequence as ProcessorSequence
+from transformers import PreTrainedTokenizerBase
+
+DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+# Texts beyond this many characters a token are cut before tokenisation, so that a 10 MB text costs no more than a long one.
+CHARACTERS_PER_TOKEN = 32
+
+
+def instruct(instruction: str) -> str:
+    """Query prefix of the instruction-aware models (Qwen3 Embedding, E5-Mistral): no space after `Query:`."""
+    return f"Instruct: {instruction}\nQuery:"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prefixes of queries and documents.
+
+    Args:
+        default_query: Prefix of a query that comes without an instruction of its own.
+        document: Prefix of every document.
+    """
+
+    default_query: str = ""
+    document: str = ""
+
+    def query(self, instruction: str | None = None) -> str:
+        """Prefix of a query, from its instruction if it has one."""
+        return self.default_query if instruction is None else instruct(instruction)
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Token ids of some texts, special tokens included, and how many of the texts were cut."""
+
+    ids: list[list[int]]
+    truncated: int
+
+
+class TextTokenizer:
+    """Tokenises prompt + text within a budget; the special tokens at the end survive the cut.
+
+    Args:
+        tokenizer: A fast tokenizer; it is copied, and its own truncation and padding are not used.
+        require_end: Every text must end in a special token, which last-token pooling reads. A tokenizer that does not
+            append one (base models) is given a post-processor that does.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, require_end: bool) -> None:
+        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.pad_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        self.end_id: int | None = None
+        self.appended_end: str | None = None  # the token that the tokenizer had to be taught to append
+        if require_end:
+            self.appended_end = self._ensure_end(tokenizer)
+            self.end_id = self.backend.encode("a").ids[-1]
+
+    def __call__(self, texts: Sequence[str], max_length: int) -> Tokenized:
+        """Token ids of `texts` (prompts included), each at most `max_length` long; ValueError if the end is lost."""
+        self.backend.enable_truncation(max_length)
+        limit = CHARACTERS_PER_TOKEN * max_length
+        encodings = self.backend.encode_batch([text[:limit] for text in texts])
+        for i, text in enumerate(texts):
+            if len(text) > limit and len(encodings[i].ids) < max_length:
+                encodings[i] = self.backend.encode(text)
+        ids = [encoding.ids for encoding in encodings]
+        self._check_end(ids, texts)
+        cut = sum(bool(encoding.overflowing) or len(text) > limit for encoding, text in zip(encodings, texts))
+        return Tokenized(ids, cut)
+
+    @property
+    def special_tokens(self) -> int:
+        """Special tokens that are added to each text."""
+        return self.backend.num_special_tokens_to_add(is_pair=False)
+
+    def _ensure_end(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        special = {token for token, each in tokenizer.added_tokens_decoder.items() if each.special}
+        if self.backend.encode("a").ids[-1] in special:
+            return None
+        # Qwen3's chat models name <|im_end|> their eos_token, while their embedders end texts in <|endoftext|>.
+        end = "<|endoftext|>" if self.backend.token_to_id("<|endoftext|>") is not None else tokenizer.eos_token
+        if end is None:
+            raise ValueError("the tokenizer has no end-of-text token, which last-token pooling needs; give it an eos_token")
+        append = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, self.backend.token_to_id(end))])
+        existing: PostProcessor | None = self.backend.post_processor
+        self.backend.post_processor = append if existing is None else ProcessorSequence([existing, append])
+        return str(end)
+
+    def _check_end(self, ids: list[list[int]], texts: Sequence[str]) -> None:
+        if self.end_id is None:
+            return
+        for each, text in zip(ids, texts):
+            if not each or each[-1] != self.end_id:
+                raise ValueError(
+                    f"the tokens of {text[:60]!r} end in {each[-1:]}, not in the end token {self.end_id}; "
+                    "the tokenizer must append it to every text"
+                )
