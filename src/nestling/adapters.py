@@ -1,5 +1,6 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) through peft."""
 
+import warnings
 from collections.abc import Sequence
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -22,6 +23,8 @@ def attach_lora(
         exclude_modules=r".*\bpooler\b.*",
     )
     try:
-        return get_peft_model(backbone, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 reads a name that transformers 5.2x deprecates
+            return get_peft_model(backbone, config)
     except ValueError as error:
         raise ValueError(f"lora.targets {list(targets)}: {error}") from error

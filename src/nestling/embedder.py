@@ -159,7 +159,10 @@ class Embedder(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
-        cast(Any, self.backbone).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = cast(Any, self.backbone)
+        # transformers 5.2x renamed it
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
     def prefix(self, kind: Kind, instruction: str | None = None) -> str:
         """The prompt that stands before a text."""

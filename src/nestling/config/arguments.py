@@ -30,7 +30,7 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
     try:
         parsed = parser.parse_args(arguments)
         parsed.pop("config", None)
-        return cls(**parser.instantiate_classes(parsed).as_dict())
+        return cls(**parser.instantiate(parsed).as_dict())
     except (ArgumentError, ValueError, TypeError) as error:
         fail(explain(error, cls))
 

@@ -1,0 +1,22 @@
+"""Run folders, atomic checkpoints, exact resume and preemption."""
+
+from nestling.checkpoint.guards import NonFiniteGuard, StopSignal, ignore_stop_signals
+from nestling.checkpoint.ranks import any_rank, on_rank_zero
+from nestling.checkpoint.run_folder import RunFolder, open_run_folder
+from nestling.checkpoint.state import TrainingState, restore, trainable_tensors, write_training
+from nestling.checkpoint.store import Checkpoints
+
+__all__ = [
+    "Checkpoints",
+    "NonFiniteGuard",
+    "RunFolder",
+    "StopSignal",
+    "TrainingState",
+    "any_rank",
+    "ignore_stop_signals",
+    "on_rank_zero",
+    "open_run_folder",
+    "restore",
+    "trainable_tensors",
+    "write_training",
+]

@@ -1,0 +1,130 @@
+"""Folders that are there completely or not at all, and show it when a byte has changed since."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import xxhash
+
+from nestling.files import sync
+
+MANIFEST = "manifest.json"
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder and put it at `target` in one step.
+
+    1. `write` fills `.NAME.partial` beside the target.
+    2. A manifest of sizes and checksums is added, and everything is forced onto the disk.
+    3. An older folder at the target is renamed aside, the new one takes its name, the older one is removed.
+
+    On any error the partial folder is removed and the target is as before; a full disk raises OSError (ENOSPC).
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        write_manifest(partial)
+        for path in [*partial.rglob("*"), partial]:
+            sync(path)
+    except BaseException as error:
+        written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_disk_full(error):
+            raise OSError(errno.ENOSPC, disk_full_message(target, written)) from error
+        raise
+    publish(partial, target)
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Give a complete partial folder its name. A kill between the renames leaves it for `clean_up` to finish."""
+    older = set_aside(target) if target.exists() else None
+    os.replace(partial, target)
+    sync(target.parent)
+    if older is not None:
+        shutil.rmtree(older)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to `.NAME.removed`, so that no half-deleted folder ever carries its name."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+    return aside
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a kill leaves it whole or gone."""
+    shutil.rmtree(set_aside(folder))
+
+
+def clean_up(parent: Path) -> None:
+    """Remove what killed writes and removals left in `parent`; finish a write that lacked only its last rename."""
+    for partial in parent.glob(".*.partial"):
+        target = parent / partial.name.removeprefix(".").removesuffix(".partial")
+        if damage(partial) is None and not target.exists():
+            os.replace(partial, target)
+        else:
+            shutil.rmtree(partial)
+    for aside in parent.glob(".*.removed"):
+        shutil.rmtree(aside)
+    sync(parent)
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file of `folder` with its size in bytes and the XXH3-128 checksum of its content."""
+    entries = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "xxh3_128": checksum(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that `write_folder` wrote, or None. Reads every byte."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return next(file_damage(folder, entries), None)
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} is not readable ({error!r})"
+
+
+def file_damage(folder: Path, entries: dict[str, dict[str, object]]) -> Iterator[str]:
+    for name, entry in entries.items():
+        size = (folder / name).stat().st_size
+        if size != entry["bytes"]:
+            yield f"{name} has {size} bytes instead of {entry['bytes']}"
+        elif checksum(folder / name) != entry["xxh3_128"]:
+            yield f"the content of {name} does not match its checksum"
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk or quota caused an error; safetensors says so in its text only, torch in the context only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if f"(os error {errno.ENOSPC})" in str(error) or f"(os error {errno.EDQUOT})" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def disk_full_message(target: Path, written: int) -> str:
+    free = shutil.disk_usage(target.parent).free
+    return (
+        f"no space left on the disk while writing {target}: {written / 1e6:.1f} MB were written and are removed again, "
+        f"{free / 1e6:.1f} MB are free now; earlier checkpoints are intact. Free some space and resume the run"
+    )

@@ -1,0 +1,51 @@
+"""What the ranks of a run do together: act once and fail together, agree on a flag."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from nestling.distributed import rank_and_world
+
+T = TypeVar("T")
+
+
+def on_rank_zero(action: Callable[[], T]) -> T:
+    """Run `action` on rank 0 alone and return its value, which must pickle, on every rank.
+
+    No rank goes on before rank 0 is done, and an error of rank 0 is raised on every rank, so that none waits for ever.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return action()
+    outcome: list[T | Exception | None] = [None]
+    failure: Exception | None = None
+    if rank == 0:
+        try:
+            outcome = [action()]
+        except Exception as error:
+            failure = error
+            outcome = [portable(error)]
+    dist.broadcast_object_list(outcome, src=0)
+    value = outcome[0]
+    if isinstance(value, Exception):
+        raise failure or value
+    return value  # type: ignore[return-value]
+
+
+def portable(error: Exception) -> Exception:
+    """An error of the same built-in kind that pickles."""
+    kind = next(
+        kind for kind in (FileExistsError, OSError, ValueError, RuntimeError, Exception) if isinstance(error, kind)
+    )
+    return kind(str(error))
+
+
+def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """Whether `flag` is set on any rank; every rank must call it. `device` is where the backend reduces."""
+    if rank_and_world()[1] == 1:
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags.item())

@@ -1,0 +1,205 @@
+"""The folder of a run: started once, resumed only as the same run, used by one run at a time.
+
+config.yaml    the resolved settings that the run was started with; `--config` reads it
+run.json       one entry for each launch: time, command, ranks, versions, git commit
+checkpoints/   see store.py
+.lock          held while a run uses the folder
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from nestling import __version__
+from nestling.checkpoint.ranks import on_rank_zero
+from nestling.distributed import rank_and_world
+from nestling.files import replace_text
+
+logger = logging.getLogger(__name__)
+
+CONFIG, LAUNCHES, LOCK = "config.yaml", "run.json", ".lock"
+PACKAGES = ("torch", "transformers", "peft", "accelerate")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder that this run holds.
+
+    Args:
+        path: The folder.
+        resumed: Whether a run was started in it before.
+    """
+
+    path: Path
+    resumed: bool
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
+
+
+@contextmanager
+def open_run_folder(
+    path: Path, config: Mapping[str, object], *, resume: bool, may_differ: Collection[str] = ()
+) -> Iterator[RunFolder]:
+    """Start a run in a new or empty folder, or resume the one that is there; for every rank to call.
+
+    Args:
+        path: The run folder. With `resume` it may also be new: a job that always resumes can start itself.
+        config: The resolved settings, nested; written to config.yaml at the start.
+        resume: Whether to go on with the run that is there.
+        may_differ: Keys (dotted when nested) whose values a resumed run may change: those that touch neither data,
+            weights nor schedule, such as the path of the folder, tracking and the number of data workers.
+
+    Raises:
+        FileExistsError: The folder is not empty and `resume` is off, or there is something else than a run in it.
+        ValueError: Another process uses the folder, or the run there has other settings (each is named).
+    """
+    plain = json.loads(json.dumps(config, default=str))
+    with ExitStack() as stack:
+
+        def claim() -> bool:
+            require_usable(path, resume)
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(path / LOCK))
+            require_usable(path, resume)  # Again under the lock: another run may have started in between.
+            resumed = (path / CONFIG).exists()
+            if resumed:
+                require_same_config(path / CONFIG, plain, may_differ)
+            else:
+                replace_text(path / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+            record_launch(path / LAUNCHES)
+            return resumed
+
+        yield RunFolder(path, resumed=on_rank_zero(claim))
+
+
+def require_usable(path: Path, resume: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; give a folder for the run")
+    # A kill before the settings were written leaves only dot files: nothing has started yet.
+    contents = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.exists() else []
+    if contents and not resume:
+        raise FileExistsError(f"{path} exists and is not empty; resume the run in it, or choose another folder")
+    if contents and CONFIG not in contents:
+        raise FileExistsError(f"{path} has no {CONFIG}, so there is no run to resume in it; choose another folder")
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold a lock until the end of the block or the death of the process.
+
+    POSIX record locks, not flock: forked data workers would inherit a flock and hold it for seconds after a kill.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise ValueError(
+                f"{path.parent} is in use by {file.read().strip() or 'another process'}; wait for it"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            logger.warning(
+                "%s: this file system has no locks; make sure that no other run uses the folder", path.parent
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def require_same_config(path: Path, config: Mapping[str, object], may_differ: Collection[str]) -> None:
+    started, now = flat(yaml.safe_load(path.read_text(encoding="utf-8"))), flat(config)
+    different = [key for key in {**started, **now} if started.get(key, "(absent)") != now.get(key, "(absent)")]
+    refused = [key for key in different if not any(key == free or key.startswith(f"{free}.") for free in may_differ)]
+    if refused:
+        lines = [f"  {key}: {started.get(key, '(absent)')} then, {now.get(key, '(absent)')} now" for key in refused]
+        raise ValueError(
+            "\n".join([f"the run in {path.parent} was started with other settings:", *lines])
+            + f"\nresume it with the settings in {path}, or start a run in another folder"
+        )
+
+
+def flat(value: object, prefix: str = "") -> dict[str, object]:
+    """Leaves of nested mappings and lists by dotted key (`train.0.path`)."""
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    if not items:
+        return {prefix: value}
+    return {
+        key: leaf for name, item in items for key, leaf in flat(item, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def record_launch(path: Path) -> None:
+    launches = json.loads(path.read_text(encoding="utf-8"))["launches"] if path.exists() else []
+    launch = describe_launch()
+    if launches and launches[-1]["versions"] != launch["versions"]:
+        logger.warning(
+            "versions changed since the last launch: %s then, %s now", launches[-1]["versions"], launch["versions"]
+        )
+    replace_text(path, json.dumps({"launches": [*launches, launch]}, indent=1))
+
+
+def describe_launch() -> dict[str, object]:
+    """When, how and with what this process was started."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "world_size": rank_and_world()[1],
+        "versions": versions(),
+        "platform": platform.platform(),
+        "git": git_state(),
+    }
+
+
+def versions() -> dict[str, str]:
+    return {"nestling": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def git_state() -> dict[str, object] | None:
+    """Commit of the checkout that nestling runs from and whether tracked files differ from it; None elsewhere."""
+    package = Path(__file__).resolve().parents[1]
+    try:
+        top = Path(git(package, "rev-parse", "--show-toplevel"))
+        if top / "src" / "nestling" != package:  # Installed into an environment inside somebody else's repository.
+            return None
+        dirty = git(package, "status", "--porcelain", "--untracked-files=no") != ""
+        return {"commit": git(package, "rev-parse", "HEAD"), "dirty": dirty}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def git(folder: Path, *arguments: str) -> str:
+    result = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
+    return result.stdout.strip()

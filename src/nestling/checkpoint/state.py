@@ -1,0 +1,129 @@
+"""What a checkpoint holds, enough to go on bit by bit on the same number of ranks.
+
+model.safetensors   trained parameters and persistent buffers (with LoRA the adapter only), in the model's own dtypes
+optimizer.pt        the optimizer's state_dict
+state.json          where the run stands
+
+The state of random generators is not here: the recipe seeds them anew at every step from (seed, step, rank).
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands; the recipe moves it on.
+
+    Args:
+        step: Optimizer steps done, skipped ones included.
+        tokens: Tokens trained on, over all ranks.
+        examples: Rows trained on, over all ranks.
+        truncated: Texts that were cut, over all ranks.
+        best_metric: Best result on the dev sets; None before the first.
+        best_step: The step that it was reached at.
+        evaluations_since_best: For early stopping.
+        skipped_steps: Steps skipped for a non-finite loss or gradient.
+        skipped_in_a_row: How many of these are the latest ones.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    examples: int = 0
+    truncated: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+
+    def advance(self, examples: int, tokens: int, truncated: int) -> None:
+        """Count a step."""
+        self.step += 1
+        self.examples += examples
+        self.tokens += tokens
+        self.truncated += truncated
+
+    def judge(self, metric: float) -> None:
+        """Take in the result of an evaluation at the present step; ties leave the earlier one the best."""
+        if self.best_metric is None or metric > self.best_metric:
+            self.best_metric, self.best_step, self.evaluations_since_best = metric, self.step, 0
+        else:
+            self.evaluations_since_best += 1
+
+
+def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that require a gradient and buffers that belong to the state_dict, by name, shared ones once."""
+    persistent = model.state_dict(keep_vars=True).keys()
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    buffers = {name: value for name, value in model.named_buffers() if name in persistent}
+    return {name: value.detach() for name, value in {**parameters, **buffers}.items()}
+
+
+def write_training(
+    folder: Path, tensors: dict[str, Tensor], optimizer: dict[str, object], state: TrainingState
+) -> None:
+    """Write the three files of a checkpoint.
+
+    Args:
+        folder: An existing folder.
+        tensors: What `trainable_tensors` gives, gathered if it is sharded.
+        optimizer: The optimizer's state_dict, gathered likewise.
+        state: Where the run stands.
+    """
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / MODEL)
+    # Through a Python file, torch keeps the OSError of a full disk as the context of its own RuntimeError.
+    with (folder / OPTIMIZER).open("wb") as file:
+        torch.save(optimizer, file)
+    (folder / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+
+
+def restore(folder: Path, model: nn.Module, optimizer: Optimizer | None = None) -> TrainingState:
+    """Load a checkpoint into a model, in place, and its optimizer; parameters keep their dtype and device.
+
+    Raises:
+        ValueError: The tensors' names, shapes or dtypes are not the model's.
+    """
+    restore_tensors(folder, model)
+    if optimizer is not None:
+        saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+        require_same_groups(folder, saved, optimizer)
+        optimizer.load_state_dict(saved)
+    return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+
+
+@torch.no_grad()
+def restore_tensors(folder: Path, model: nn.Module) -> None:
+    saved, target = load_file(folder / MODEL), trainable_tensors(model)
+    if saved.keys() != target.keys():
+        missing, unknown = sorted(target.keys() - saved.keys()), sorted(saved.keys() - target.keys())
+        raise ValueError(
+            f"{folder / MODEL} is not of this model: {len(missing)} trained tensors are missing {missing[:3]}, "
+            f"{len(unknown)} are unknown {unknown[:3]}; resume with the model and tuning that the run started with"
+        )
+    for name, tensor in target.items():
+        stored = saved[name]
+        if (stored.shape, stored.dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(
+                f"{folder / MODEL}: {name} is {list(stored.shape)} {stored.dtype}, the model's is "
+                f"{list(tensor.shape)} {tensor.dtype}; resume with the model and precision that the run started with"
+            )
+        tensor.copy_(stored)
+
+
+def require_same_groups(folder: Path, saved: dict[str, list[dict[str, list[int]]]], optimizer: Optimizer) -> None:
+    stored = [len(group["params"]) for group in saved["param_groups"]]
+    present = [len(group["params"]) for group in optimizer.param_groups]
+    if stored != present:
+        raise ValueError(
+            f"{folder / OPTIMIZER} has parameter groups of {stored} tensors, this optimizer of {present}; "
+            "resume with the model, tuning and weight decay that the run started with"
+        )

@@ -1,0 +1,106 @@
+"""The checkpoints of a run: `step-N/` folders, written atomically, rotated, recovered after a kill."""
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nestling.checkpoint.atomic import clean_up, damage, remove_folder, write_folder
+from nestling.checkpoint.ranks import on_rank_zero
+
+logger = logging.getLogger(__name__)
+
+STEP_FOLDER = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folder of checkpoints. Every rank calls each method that says so; rank 0 does the work.
+
+    Args:
+        folder: Where the `step-N` folders are; it is made when needed.
+        keep: How many of the newest stay; the best one stays beside them.
+    """
+
+    folder: Path
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"{self.keep} checkpoints are to be kept; keep at least 1, or the run cannot be resumed")
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        matches = (STEP_FOLDER.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is or would be."""
+        return self.folder / f"step-{step}"
+
+    def save(self, step: int, write: Callable[[Path], None], *, best_step: int | None = None) -> Path:
+        """Write the checkpoint of `step`, then remove those that need not be kept. For every rank to call.
+
+        Args:
+            step: Training steps done.
+            write: Writes the files into the folder that it is given; runs on rank 0 only, so whatever the ranks must
+                gather for it they gather before.
+            best_step: The step of the best checkpoint so far, which is never removed.
+
+        Raises:
+            OSError: The disk is full; earlier checkpoints are intact.
+        """
+
+        def save_and_rotate() -> Path:
+            write_folder(self.path(step), write)
+            self.rotate(best_step)
+            return self.path(step)
+
+        return on_rank_zero(save_and_rotate)
+
+    def rotate(self, best_step: int | None) -> None:
+        for step in self.steps()[: -self.keep]:
+            if step != best_step:
+                remove_folder(self.path(step))
+
+    def recover(self) -> Path | None:
+        """The newest complete checkpoint, or None; for every rank to call, before training resumes.
+
+        Leftovers of killed writes are removed. Newer checkpoints that are damaged are logged and renamed to
+        `step-N.damaged`, so that the resumed run can write these steps again.
+        """
+        return on_rank_zero(self.clean_up_and_find)
+
+    def clean_up_and_find(self) -> Path | None:
+        if self.folder.is_dir():
+            clean_up(self.folder)
+        for step in reversed(self.steps()):
+            problem = damage(self.path(step))
+            if problem is None:
+                return self.path(step)
+            self.reject(step, problem)
+        return None
+
+    def reject(self, step: int, problem: str) -> None:
+        rejected = self.folder / f"step-{step}.damaged"
+        shutil.rmtree(rejected, ignore_errors=True)
+        os.replace(self.path(step), rejected)
+        logger.warning("%s is damaged: %s. It is now %s; looking for an older one", self.path(step), problem, rejected)
+
+    def verified(self, step: int) -> Path:
+        """The checkpoint of a step after a check of every byte; for every rank to call.
+
+        Raises:
+            ValueError: It is missing or damaged.
+        """
+
+        def verify() -> Path:
+            problem = damage(self.path(step))
+            if problem is not None:
+                raise ValueError(f"{self.path(step)} cannot be loaded: {problem}; complete ones: {self.steps()}")
+            return self.path(step)
+
+        return on_rank_zero(verify)

@@ -1,0 +1,275 @@
+"""The model card, README.md of an exported directory: what it is, where it comes from, how each stack uses it."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCardData, metadata_load
+
+from nestling.parity import POOL_BY_MASK, GateReport
+from nestling.pooling import Pooling
+from nestling.weights import model_file
+
+
+@dataclass(frozen=True)
+class DataLine:
+    """A dataset that the model was trained on.
+
+    Args:
+        name: How it is called.
+        rows: Rows used.
+        summary: One line for readers: kind, negatives, instruction, what was dropped.
+    """
+
+    name: str
+    rows: int
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure before and after training; None where it was not measured."""
+
+    dataset: str
+    dim: int
+    metric: str
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the run knows and the exported directory does not.
+
+    Args:
+        title: Name of the model; the output folder's by default.
+        base: Name of the base model; by default its hub id or the name of its folder.
+        data: What it was trained on.
+        config: Settings of the run, printed as YAML.
+        scores: Figures before and after.
+    """
+
+    title: str | None = None
+    base: str | None = None
+    data: Sequence[DataLine] = ()
+    config: Mapping[str, object] = field(default_factory=dict)
+    scores: Sequence[Score] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the exported directory says about itself.
+
+    Args:
+        title: Its name.
+        base: Name of the base model.
+        license: The base's licence, None where it names none.
+        pooling: How token states become one embedding.
+        dim: Width of an embedding.
+        dims: Matryoshka dimensions, empty when it was trained at the full one only.
+        query_max_length: Tokens of a query in training.
+        document_max_length: Tokens of a document in training.
+        prompts: Prompts by name.
+        lora: Whether adapter/ lies beside it.
+    """
+
+    title: str
+    base: str
+    license: str | None
+    pooling: Pooling
+    dim: int
+    dims: Sequence[int]
+    query_max_length: int
+    document_max_length: int
+    prompts: Mapping[str, str]
+    lora: bool
+
+
+def base_name(source: str) -> str:
+    """Hub id of a base model, or the name of its folder: a card holds no path of anyone's machine."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
+
+
+def base_license(source: str) -> str | None:
+    """The licence that the card of a directory or hub id names."""
+    readme = model_file(source, "README.md")
+    found = (metadata_load(readme) or {}).get("license") if readme is not None else None
+    return None if found is None else str(found)
+
+
+def render_card(facts: Facts, card: Card, report: GateReport) -> str:
+    """README.md with its YAML front matter."""
+    sections = [
+        _introduction(facts),
+        _scores(card.scores),
+        _usage(facts),
+        _data(card.data),
+        _config(card.config),
+        _gate(report),
+    ]
+    return f"---\n{_front_matter(facts)}\n---\n\n" + "\n".join(section for section in sections if section)
+
+
+def _front_matter(facts: Facts) -> str:
+    tags = [
+        "sentence-transformers",
+        "sentence-similarity",
+        "feature-extraction",
+        "text-embeddings-inference",
+        "nestling",
+    ]
+    return ModelCardData(
+        base_model=facts.base,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        license=facts.license,
+        tags=tags + (["matryoshka"] if facts.dims else []),
+    ).to_yaml()
+
+
+def _introduction(facts: Facts) -> str:
+    pooling = {"last": "last token", "mean": "mean", "cls": "first token (CLS)"}[facts.pooling]
+    nested = (
+        f"Matryoshka, cut to any of {', '.join(map(str, facts.dims))} and normalise again" if facts.dims else "full"
+    )
+    prompts = "\n".join(f"| `{name}` | `{prompt!r}` |" for name, prompt in facts.prompts.items())
+    adapter = (
+        "\nThe weights have the LoRA adapter merged in; the adapter itself lies in `adapter/`.\n" if facts.lora else ""
+    )
+    return f"""# {facts.title}
+
+A text embedding model, fine-tuned from {facts.base} with Nestling.
+
+- Embedding: {facts.dim} dimensions ({nested}), {pooling} pooling, cosine similarity
+- Trained on queries of up to {facts.query_max_length} and documents of up to {facts.document_max_length} tokens,
+  prompt included; raise `max_seq_length` in `sentence_bert_config.json` to read on
+- Licence of the base: {facts.license or "not named by its files; see its own page"}
+{adapter}
+Put the prompt before the text, byte for byte:
+
+| Prompt | Text |
+| --- | --- |
+{prompts}
+"""
+
+
+def _scores(scores: Sequence[Score]) -> str:
+    if not scores:
+        return ""
+    metrics = list(dict.fromkeys(score.metric for score in scores))
+    cells = {(score.dataset, score.dim, score.metric): score for score in scores}
+    rows = list(dict.fromkeys((score.dataset, score.dim) for score in scores))
+    lines = [
+        f"| {dataset} | {dim} | " + " | ".join(_cell(cells.get((dataset, dim, metric))) for metric in metrics) + " |"
+        for dataset, dim in rows
+    ]
+    return "\n".join(
+        [
+            "## Results",
+            "",
+            "Before → after training.",
+            "",
+            f"| Data | Dimensions | {' | '.join(metrics)} |",
+            f"| --- | ---: |{' ---: |' * len(metrics)}",
+            *lines,
+            "",
+        ]
+    )
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return ""
+    before, after = ("?" if value is None else f"{value:.4f}" for value in (score.before, score.after))
+    return f"{before} → {after}"
+
+
+def _usage(facts: Facts) -> str:
+    query = f"{facts.prompts['query']}how do I list files?"
+    document = f"{facts.prompts['document']}ls prints the names of files."
+    pool = POOL_BY_MASK[facts.pooling]
+    dims = facts.dims[-1] if facts.dims else facts.dim
+    cut = f", truncate_dim={dims}" if facts.dims else ""
+    dimensions = f', "dimensions": {dims}' if facts.dims else ""
+    return f"""## Usage
+
+`MODEL` is the path or hub id of this directory.
+
+sentence-transformers:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("MODEL"{cut})
+queries = model.encode(["how do I list files?"], prompt_name="query")
+documents = model.encode(["ls prints the names of files."], prompt_name="document")
+print(model.similarity(queries, documents))
+```
+
+transformers:
+
+```python
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer
+
+
+{inspect.getsource(pool)}
+
+tokenizer = AutoTokenizer.from_pretrained("MODEL")
+model = AutoModel.from_pretrained("MODEL").eval()
+texts = [{query!r}, {document!r}]
+limit = {max(facts.query_max_length, facts.document_max_length)}
+batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+with torch.no_grad():
+    hidden = model(**batch).last_hidden_state
+query, document = normalize({pool.__name__}(hidden, batch["attention_mask"]), dim=-1)
+print(query @ document)
+```
+
+vLLM (put the prompt before the text yourself):
+
+```bash
+vllm serve MODEL --runner pooling
+curl localhost:8000/v1/embeddings -H 'Content-Type: application/json' \\
+  -d '{{"model": "MODEL", "input": ["TEXT WITH PROMPT"]{dimensions}}}'
+```
+
+Text Embeddings Inference (prompts by name):
+
+```bash
+text-embeddings-router --model-id MODEL --port 8080
+curl localhost:8080/embed -H 'Content-Type: application/json' \\
+  -d '{{"inputs": ["how do I list files?"], "prompt_name": "query", "truncate": true}}'
+```
+"""
+
+
+def _data(data: Sequence[DataLine]) -> str:
+    if not data:
+        return ""
+    lines = [f"| {each.name} | {each.rows:,} | {each.summary} |" for each in data]
+    return "\n".join(["## Training data", "", "| Dataset | Rows | Summary |", "| --- | ---: | --- |", *lines, ""])
+
+
+def _config(config: Mapping[str, object]) -> str:
+    if not config:
+        return ""
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    return f"## Training configuration\n\n```yaml\n{text}```\n"
+
+
+def _gate(report: GateReport) -> str:
+    return "\n".join(
+        [
+            "## Parity",
+            "",
+            "Measured at export, in a separate process:",
+            "",
+            *(f"- {line}" for line in report.lines()),
+            "",
+        ]
+    )

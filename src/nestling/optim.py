@@ -1,0 +1,42 @@
+"""Parameter groups and the course of the learning rate."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+
+def adamw(model: nn.Module, *, learning_rate: float, weight_decay: float) -> AdamW:
+    """Fused AdamW over the trainable parameters; only matrices decay, not biases and gains."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
+
+
+def learning_rate_at(step: int, *, total: int, peak: float, warmup: int, schedule: str) -> float:
+    """Learning rate of step 0, 1, …: linear warm-up to `peak`, then `schedule` down to zero at step `total`."""
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    left = (total - step) / max(1, total - warmup)
+    return peak * {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[schedule]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scale gradients down to a global L2 norm of at most `max_norm`, unless it is 0; the norm before.
+
+    A non-finite norm leaves the gradients as they are, for the caller to skip the step.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm > 0 and torch.isfinite(norm):
+        torch.nn.utils.clip_grads_with_norm_(list(parameters), max_norm, norm)
+    return float(norm)

@@ -1,0 +1,17 @@
+"""Training records and retrieval sets: readers for every dialect, kept in memory-mapped Arrow files."""
+
+from nestling.records.beir import RetrievalSet, load_retrieval_set
+from nestling.records.load import load_records
+from nestling.records.record import Record, text_id
+from nestling.records.summary import LoadSummary
+from nestling.records.table import RecordTable
+
+__all__ = [
+    "LoadSummary",
+    "Record",
+    "RecordTable",
+    "RetrievalSet",
+    "load_records",
+    "load_retrieval_set",
+    "text_id",
+]

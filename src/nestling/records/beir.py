@@ -1,0 +1,166 @@
+"""BEIR folders: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, as a retrieval set or as training rows.
+
+Ids are looked up by their 63-bit identities (`text_id`) in sorted arrays; texts stay in memory-mapped files.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nestling.records.collection import Collection, open_collection
+from nestling.records.qrels import EMPTY_DOCUMENT, Judgements, read_qrels
+from nestling.records.record import Record
+from nestling.records.store import file_state
+from nestling.records.summary import DropCounter, LoadSummary
+from nestling.records.texts import Texts
+
+QUERIES_PER_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """A corpus, the queries of one split, and what is relevant to them.
+
+    Args:
+        name: Folder and split.
+        document_ids: Ids of the N documents.
+        documents: Their texts, title + ' ' + text, stripped; read from disk when asked for.
+        query_ids: Ids of the Q queries that have a judgement in the split, in the order of queries.jsonl.
+        queries: Their texts.
+        relevant: Q arrays of int64, the documents with a grade above 0, as positions in `documents`.
+        gains: Q arrays of float64, their grades.
+        summary: What was read and dropped.
+    """
+
+    name: str
+    document_ids: Sequence[str]
+    documents: Sequence[str]
+    query_ids: Sequence[str]
+    queries: Sequence[str]
+    relevant: list[np.ndarray]
+    gains: list[np.ndarray]
+    summary: LoadSummary
+
+
+def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None = None) -> RetrievalSet:
+    """Load a BEIR folder for evaluation.
+
+    Queries whose judgements are all 0 stay, with no relevant document: they count as failures, as in trec_eval.
+
+    Raises:
+        ValueError: `file:line: field: reason`; also for a missing split, and judgements of unknown ids.
+    """
+    path = Path(folder)
+    _require(path)
+    corpus, queries, judgements, drops = _open(path, split, cache_dir, progress=False)
+    positive = judgements.select(judgements.grade > 0)
+    judged = np.unique(judgements.query)
+    begin = np.searchsorted(positive.query, judged)
+    end = np.searchsorted(positive.query, judged, side="right")
+    spans = [slice(*span) for span in zip(begin, end, strict=True)]
+    negative_counts = np.bincount(judgements.query[judgements.grade <= 0], minlength=1)
+    summary = LoadSummary(
+        source=f"{path}[{split}]",
+        dialect=f"BEIR, {len(corpus):,} documents",
+        rows_read=len(judged),
+        rows_kept=len(judged),
+        positives=len(positive.query),
+        negatives=int(negative_counts.sum()),
+        max_positives=int((end - begin).max()),
+        max_negatives=int(negative_counts.max()),
+        drops=drops.drops(),
+    )
+    return RetrievalSet(
+        name=f"{path.name}/{split}",
+        document_ids=corpus.ids(),
+        documents=corpus.texts(),
+        query_ids=queries.ids(judged),
+        queries=queries.texts(judged),
+        relevant=[positive.document[span] for span in spans],
+        gains=[positive.grade[span] for span in spans],
+        summary=summary,
+    )
+
+
+def is_beir(path: Path) -> bool:
+    """Whether a folder claims to be in the BEIR layout."""
+    return (path / "corpus.jsonl").is_file() or (path / "queries.jsonl").is_file()
+
+
+def _require(path: Path) -> None:
+    if not path.is_dir():
+        raise ValueError(f"{path}: folder: there is no such folder; expected one in the BEIR layout")
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        if not (path / name).is_file():
+            raise ValueError(f"{path / name}: file: missing; a BEIR folder holds corpus.jsonl, queries.jsonl, qrels/")
+
+
+def _qrels_file(path: Path, split: str) -> Path:
+    file = path / "qrels" / f"{split}.tsv"
+    if not file.is_file():
+        available = ", ".join(sorted(found.stem for found in path.glob("qrels/*.tsv"))) or "none"
+        raise ValueError(f"{file}: split: there is no {split!r}; available: {available}")
+    return file
+
+
+def _open(
+    path: Path, split: str, cache_dir: Path | None, progress: bool
+) -> tuple[Collection, Collection, Judgements, DropCounter]:
+    """Corpus, queries, and the split's judgements as rows of both, sorted by query."""
+    file = _qrels_file(path, split)
+    corpus = open_collection(path / "corpus.jsonl", "corpus", cache_dir, progress)
+    queries = open_collection(path / "queries.jsonl", "queries", cache_dir, progress)
+    drops = DropCounter()
+    if len(corpus.empty_lines):
+        drops.add(EMPTY_DOCUMENT, f"{path / 'corpus.jsonl'}:{corpus.empty_lines[0]}", len(corpus.empty_lines))
+    return corpus, queries, read_qrels(file, queries, corpus, drops), drops
+
+
+class BeirSource:
+    """The judged queries of a split as training rows; a `RecordSource` whose lines are those of the qrels.
+
+    Documents with a grade above 0 are positives, those with 0 or less hard negatives.
+    """
+
+    dialect = "BEIR"
+
+    def __init__(self, path: Path, split: str, cache_dir: Path | None, progress: bool) -> None:
+        _require(path)
+        self.name, self.location = f"{path}[{split}]", str(_qrels_file(path, split))
+        self.ignored: Counter[str] = Counter()
+        self._progress = progress
+        self._corpus, self._queries, self._judgements, self.drops = _open(path, split, cache_dir, progress)
+
+    @staticmethod
+    def identity(path: Path, split: str) -> Any:
+        """What a cached conversion depends on. Raises ValueError for a missing file or split."""
+        _require(path)
+        files = (path / "corpus.jsonl", path / "queries.jsonl", _qrels_file(path, split))
+        return ["beir", [file_state(file) for file in files]]
+
+    def records(self) -> Iterator[tuple[int, Record]]:
+        judged = np.unique(self._judgements.query)
+        documents, queries = self._corpus.texts(), self._queries.texts()
+        with tqdm(total=len(judged), unit=" rows", desc=self.name, delay=1, disable=not self._progress) as bar:
+            for start in range(0, len(judged), QUERIES_PER_BLOCK):
+                block = judged[start : start + QUERIES_PER_BLOCK]
+                yield from self._block(block, documents, queries)
+                bar.update(len(block))
+
+    def _block(self, rows: np.ndarray, all_documents: Texts, queries: Texts) -> Iterator[tuple[int, Record]]:
+        judgements = self._judgements
+        begin = np.searchsorted(judgements.query, rows[0])
+        end = np.searchsorted(judgements.query, rows[-1], side="right")
+        documents = all_documents[judgements.document[begin:end]]
+        starts = np.append(np.searchsorted(judgements.query, rows), end) - begin
+        grades = judgements.grade[begin:end]
+        for i, query in enumerate(queries[rows]):
+            own = range(starts[i], starts[i + 1])
+            positives = tuple(documents[j] for j in own if grades[j] > 0)
+            negatives = tuple(documents[j] for j in own if grades[j] <= 0)
+            yield int(judgements.line[begin + starts[i]]), Record(query, positives, negatives)

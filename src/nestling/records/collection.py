@@ -1,0 +1,143 @@
+"""A file of texts with ids (corpus.jsonl or queries.jsonl of a BEIR folder), kept in an Arrow file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nestling.records import fields
+from nestling.records.dialects import document_text
+from nestling.records.fields import Row
+from nestling.records.record import FieldError, located, text_id
+from nestling.records.sources import read_jsonl
+from nestling.records.store import cached, file_state, open_batches, write_batches
+from nestling.records.texts import Texts
+
+SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("key", pa.int64()), ("line", pa.int64())])
+ROWS_PER_BATCH = 4096
+TEXT_PER_BATCH = 32 << 20  # characters; an Arrow text column holds 2 GiB at most
+
+Kind = Literal["corpus", "queries"]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The n texts of a file that are not empty, by position in the order of the file.
+
+    Args:
+        path: The Arrow file.
+        file_rows: [n] int64, the row of the Arrow file at each position; None if no text is empty.
+        keys: [n] int64, `text_id` of the ids, sorted.
+        positions: [n] int64, the position that each of `keys` belongs to.
+        empty_keys: `text_id` of the ids whose text is empty.
+        empty_lines: Their lines in the source.
+    """
+
+    path: Path
+    file_rows: np.ndarray | None
+    keys: np.ndarray
+    positions: np.ndarray
+    empty_keys: np.ndarray
+    empty_lines: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def ids(self, positions: np.ndarray | None = None) -> Texts:
+        return Texts(self.path, "id", self._rows(positions))
+
+    def texts(self, positions: np.ndarray | None = None) -> Texts:
+        return Texts(self.path, "text", self._rows(positions))
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """[m] int64: the position of each key, -1 where there is none."""
+        if not len(self):
+            return np.full(len(keys), -1)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self) - 1)
+        return np.where(self.keys[at] == keys, self.positions[at], -1)
+
+    def _rows(self, positions: np.ndarray | None) -> np.ndarray | None:
+        if self.file_rows is None:
+            return positions
+        return self.file_rows if positions is None else self.file_rows[positions]
+
+
+def open_collection(source: Path, kind: Kind, cache_dir: Path | None, progress: bool) -> Collection:
+    """Read objects with `_id`, `text` and (corpus) `title`, through the cache.
+
+    Raises ValueError for ids that repeat and for empty queries. Empty documents are left out.
+    """
+    name = f"{source.parent.name}-{kind}"
+    path = cached(name, [kind, file_state(source)], cache_dir, lambda file: _build(source, kind, file, progress))
+    batches, _ = open_batches(path)
+    keys, lines = _column(batches, "key"), _column(batches, "line")
+    filled = np.concatenate([pc.binary_length(batch.column("text")).to_numpy() > 0 for batch in batches])
+    kept = keys[filled]
+    order = np.argsort(kept, kind="stable")
+    rows = None if filled.all() else np.flatnonzero(filled)
+    return Collection(path, rows, kept[order], order, keys[~filled], lines[~filled])
+
+
+def _build(source: Path, kind: Kind, path: Path, progress: bool) -> None:
+    rows: list[tuple[str, str, int, int]] = []
+    size = 0
+    with write_batches(path, SCHEMA) as writer:
+        for line, row in read_jsonl(source, progress):
+            with located(str(source), line):
+                identifier, content = _identifier(row), _content(row, kind)
+                rows.append((identifier, content, text_id(identifier), line))
+            size += len(content)
+            if len(rows) == ROWS_PER_BATCH or size >= TEXT_PER_BATCH:
+                writer.write_batch(_batch(source, rows))
+                rows, size = [], 0
+        if rows:
+            writer.write_batch(_batch(source, rows))
+    _check_ids(source, open_batches(path)[0])
+
+
+def _batch(source: Path, rows: list[tuple[str, str, int, int]]) -> Any:
+    try:
+        return pa.record_batch([pa.array(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
+    except UnicodeEncodeError:
+        line = next(line for _, content, _, line in rows if not _encodes(content))
+        raise ValueError(f"{source}:{line}: text: half of a surrogate pair; it is no valid text") from None
+
+
+def _encodes(content: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in content)
+
+
+def _identifier(row: Row) -> str:
+    value = row.get("_id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    identifier = fields.text(row, "_id")
+    if not _encodes(identifier):
+        raise FieldError("_id", "half of a surrogate pair; it is no valid text")
+    return identifier
+
+
+def _content(row: Row, kind: Kind) -> str:
+    return document_text(row) if kind == "corpus" else fields.text(row, "text")
+
+
+def _check_ids(source: Path, batches: list[Any]) -> None:
+    if not batches:
+        raise ValueError(f"{source}:1: file: holds no rows; expected at least one")
+    keys, lines = _column(batches, "key"), _column(batches, "line")
+    first = np.zeros(len(keys), dtype=bool)
+    first[np.unique(keys, return_index=True)[1]] = True
+    if not first.all():
+        again = int(np.argmin(first))
+        earlier = int(np.flatnonzero(keys == keys[again])[0])
+        raise ValueError(
+            f"{source}:{lines[again]}: _id: used twice, first in line {lines[earlier]}; ids must be unique "
+            f"({(~first).sum():,} rows repeat one)"
+        )
+
+
+def _column(batches: list[Any], name: str) -> np.ndarray:
+    return np.concatenate([batch.column(name).to_numpy() for batch in batches])

@@ -1,0 +1,135 @@
+"""`load_records`: from any source to a `RecordTable`, through the cache."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nestling.records.beir import BeirSource, is_beir
+from nestling.records.convert import RecordSource, convert
+from nestling.records.dialects import DialectReader
+from nestling.records.record import Record, located
+from nestling.records.sources import SUFFIXES, Rows, file_suffix, read_dataset, read_rows
+from nestling.records.store import cached, file_state
+from nestling.records.summary import DropCounter
+from nestling.records.table import RecordTable
+
+DATASET_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
+
+
+def load_records(
+    source: str | Path,
+    *,
+    split: str = "train",
+    name: str | None = None,
+    instruction: str | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> RecordTable:
+    """Load training rows in any dialect (see `data/README.md`).
+
+    The first load converts the source into a memory-mapped Arrow file in the cache; later ones open that file as
+    long as path, size and time of the source are the same.
+
+    Args:
+        source: A JSONL, JSON, CSV, TSV (each also .gz) or Parquet file, a BEIR folder, a folder that
+            `datasets` wrote or can read, or a dataset id (`owner/name`, or `owner/name:config`).
+        split: Split of a BEIR folder or dataset; a single file has none.
+        name: The dataset's name; by default that of the file or folder.
+        instruction: Instruction of the rows that have none of their own.
+        cache_dir: Where to keep the file; by default $NESTLING_CACHE or ~/.cache/nestling.
+        progress: Show a progress bar for conversions that take more than a second.
+
+    Raises:
+        ValueError: `file:line: field: reason` for rows that cannot be read; also for a missing file or split.
+    """
+    name = name or _default_name(Path(source))
+    identity, build = _find(source, split, cache_dir, progress)
+    return RecordTable(cached(name, identity, cache_dir, lambda file: convert(build(), file)), name, instruction)
+
+
+def _find(
+    source: str | Path, split: str, cache_dir: Path | None, progress: bool
+) -> tuple[Any, Callable[[], RecordSource]]:
+    """What a conversion of the source depends on, and how to begin it."""
+    path = Path(source)
+    if path.is_file():
+        if not file_suffix(path):
+            raise ValueError(f"{path}: file: cannot tell its format; expected a name in {', '.join(SUFFIXES)}")
+        return ["file", file_state(path)], lambda: DialectSource(str(path), read_rows(path, progress))
+    if is_beir(path):
+        return BeirSource.identity(path, split), lambda: BeirSource(path, split, cache_dir, progress)
+    dataset = _open_dataset(source, split)
+    location = f"{source}[{split}]"
+    identity = ["dataset", _dataset_state(dataset), split]
+    return identity, lambda: DialectSource(location, read_dataset(dataset, progress))
+
+
+class DialectSource:
+    """Rows of a file or dataset, converted by the dialect of the first; a `RecordSource`."""
+
+    def __init__(self, location: str, rows: Rows) -> None:
+        self.name = self.location = location
+        self.drops = DropCounter()
+        self._rows, self._reader = rows, DialectReader()
+
+    @property
+    def dialect(self) -> str:
+        assert self._reader.dialect is not None
+        return self._reader.dialect.name
+
+    @property
+    def ignored(self) -> Counter[str]:
+        return self._reader.ignored
+
+    def records(self) -> Iterator[tuple[int, Record]]:
+        for line, row in self._rows:
+            with located(self.location, line):
+                record = self._reader.convert(row)
+            yield line, record
+
+
+def _default_name(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(file_suffix(path)) or str(path)
+
+
+def _open_dataset(source: str | Path, split: str) -> Any:
+    """A `datasets.Dataset` from a folder or an id. Raises ValueError if there is none of that name."""
+    import datasets
+
+    path = Path(source)
+    if path.is_dir():
+        if (path / "dataset_dict.json").exists():
+            return _pick_split(datasets.load_from_disk(str(path)), source, split)
+        if (path / "state.json").exists():
+            return datasets.load_from_disk(str(path))
+        _refuse_empty_folder(path)
+    elif path.is_absolute() or file_suffix(path) or not DATASET_ID.fullmatch(str(source)):
+        raise ValueError(f"{source}: file: there is no such file or folder")
+    identifier, _, config = str(source).partition(":")
+    try:
+        return datasets.load_dataset(identifier, config or None, split=split)
+    except Exception as error:  # the library raises many kinds, from network, hub and its builders
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        place = "" if path.is_dir() else "there is no such file or folder, and as a dataset "
+        raise ValueError(f"{source}: dataset: {place}split {split!r} cannot be loaded: {reason}") from error
+
+
+def _pick_split(splits: Any, source: str | Path, split: str) -> Any:
+    if split not in splits:
+        raise ValueError(f"{source}: split: there is no {split!r}; available: {', '.join(splits)}")
+    return splits[split]
+
+
+def _refuse_empty_folder(path: Path) -> None:
+    if not any(file_suffix(file) for file in path.rglob("*")):
+        raise ValueError(
+            f"{path}: folder: expected corpus.jsonl and queries.jsonl (BEIR), a folder that datasets saved, or data "
+            f"files; found {', '.join(sorted(file.name for file in path.iterdir())) or 'nothing'}"
+        )
+
+
+def _dataset_state(dataset: Any) -> list[Any]:
+    files = [file_state(Path(file["filename"])) for file in dataset.cache_files]
+    return [files, len(dataset), dataset.column_names]

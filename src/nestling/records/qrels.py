@@ -1,0 +1,123 @@
+"""Relevance judgements of a BEIR folder (qrels/SPLIT.tsv), resolved to positions of queries and documents."""
+
+import math
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nestling.records.collection import Collection
+from nestling.records.record import FieldError, located, text_id
+from nestling.records.sources import read_lines
+from nestling.records.summary import DropCounter
+
+HEADER = ("query-id", "corpus-id", "score")
+REPEATED = "judgement repeated"
+EMPTY_DOCUMENT = "document with neither title nor text"
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """m judgements, sorted by query; those of a query in the order of the file.
+
+    Args:
+        query: [m] int64, position of the query.
+        document: [m] int64, position of the document.
+        grade: [m] float64.
+        line: [m] int64, line of the file.
+    """
+
+    query: np.ndarray
+    document: np.ndarray
+    grade: np.ndarray
+    line: np.ndarray
+
+    def select(self, which: np.ndarray) -> "Judgements":
+        """Those at a mask or at positions."""
+        return Judgements(self.query[which], self.document[which], self.grade[which], self.line[which])
+
+
+def read_qrels(path: Path, queries: Collection, corpus: Collection, drops: DropCounter) -> Judgements:
+    """Read a split's judgements. A judgement given twice with one grade is dropped and counted.
+
+    Raises:
+        ValueError: For unknown queries and documents, empty documents, two grades of one pair, no judgement.
+    """
+    query_keys, document_keys, grades, lines = _parse(path)
+    _refuse_empty(path, corpus, document_keys, lines)
+    query, document = queries.find(query_keys), corpus.find(document_keys)
+    for field, file, found in (("query-id", "queries.jsonl", query), ("corpus-id", "corpus.jsonl", document)):
+        _refuse_unknown(path, field, file, found, lines)
+    order = np.argsort(query, kind="stable")
+    return _drop_repeated(path, Judgements(query, document, grades, lines).select(order), drops)
+
+
+def _parse(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Identities of query ids and document ids, grades and lines; each [m]."""
+    queries, documents, grades, lines = array("q"), array("q"), array("d"), array("q")
+    for number, line in read_lines(path):
+        cells = line.rstrip("\r\n").split("\t")
+        with located(str(path), number):
+            if number == 1:
+                _check_header(cells)
+            elif line.strip():
+                query, document, grade = _judgement(cells)
+                queries.append(query)
+                documents.append(document)
+                grades.append(grade)
+                lines.append(number)
+    if not lines:
+        raise ValueError(f"{path}:1: file: holds no judgements; expected at least one")
+    return np.array(queries), np.array(documents), np.array(grades), np.array(lines)
+
+
+def _check_header(cells: list[str]) -> None:
+    if tuple(cells) != HEADER:
+        raise FieldError("header", f"expected {' TAB '.join(HEADER)}, got {' TAB '.join(cells)[:80]!r}")
+
+
+def _judgement(cells: list[str]) -> tuple[int, int, float]:
+    if len(cells) != len(HEADER):
+        raise FieldError("line", f"{len(cells)} cells; expected {' TAB '.join(HEADER)}")
+    try:
+        grade = float(cells[2])
+    except ValueError:
+        grade = math.nan
+    if not math.isfinite(grade):
+        raise FieldError("score", f"expected a finite number, got {cells[2]!r}")
+    return text_id(cells[0]), text_id(cells[1]), grade
+
+
+def _refuse_unknown(path: Path, field: str, file: str, found: np.ndarray, lines: np.ndarray) -> None:
+    missing = lines[found < 0]
+    if len(missing):
+        raise ValueError(
+            f"{path}:{missing[0]}: {field}: not in {file}, like {len(missing):,} of {len(lines):,} judgements; "
+            f"remove these judgements, or add what they name"
+        )
+
+
+def _refuse_empty(path: Path, corpus: Collection, document_keys: np.ndarray, lines: np.ndarray) -> None:
+    judged = np.flatnonzero(np.isin(document_keys, corpus.empty_keys))
+    if len(judged):
+        line = corpus.empty_lines[corpus.empty_keys == document_keys[judged[0]]][0]
+        raise ValueError(
+            f"{path}:{lines[judged[0]]}: corpus-id: the document (corpus.jsonl:{line}) has neither title nor text; "
+            f"remove the judgement, or add a text"
+        )
+
+
+def _drop_repeated(path: Path, judgements: Judgements, drops: DropCounter) -> Judgements:
+    order = np.lexsort((judgements.line, judgements.document, judgements.query))
+    query, document, grade, line = (
+        values[order] for values in (judgements.query, judgements.document, judgements.grade, judgements.line)
+    )
+    repeats = np.flatnonzero((query[1:] == query[:-1]) & (document[1:] == document[:-1])) + 1
+    conflicts = repeats[grade[repeats] != grade[repeats - 1]]
+    if len(conflicts):
+        at = conflicts[np.argmin(line[conflicts])]
+        raise ValueError(f"{path}:{line[at]}: score: {grade[at]:g}, but {grade[at - 1]:g} in line {line[at - 1]}")
+    if len(repeats):
+        drops.add(REPEATED, f"{path}:{line[repeats].min()}", len(repeats))
+    return judgements.select(np.sort(np.delete(order, repeats)))

@@ -1,0 +1,83 @@
+"""What a reader read, kept and dropped, as a block of text for the log."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How many things were dropped for one reason, and where the first of them is (`file:line`)."""
+
+    reason: str
+    count: int
+    example: str
+
+
+class DropCounter:
+    """Counts drops by reason and remembers the first place of each."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def add(self, reason: str, example: str, count: int = 1) -> None:
+        if count:
+            self._counts[reason] += count
+            self._examples.setdefault(reason, example)
+
+    def drops(self) -> tuple[Drop, ...]:
+        return tuple(Drop(reason, count, self._examples[reason]) for reason, count in self._counts.items())
+
+
+@dataclass(frozen=True)
+class LoadSummary:
+    """The figures of one load; `str(summary)` is the text to print.
+
+    Args:
+        source: File, folder or dataset id that was read.
+        dialect: Name of the dialect its rows are written in.
+        rows_read: Rows in the source (queries with a judgement, for a BEIR folder).
+        rows_kept: Rows in the table.
+        rows_scored: Kept rows that hold teacher scores for all their documents.
+        positives: Positives over all kept rows.
+        negatives: Hard negatives over all kept rows.
+        max_positives: Most positives in a row.
+        max_negatives: Most hard negatives in a row.
+        drops: What was dropped, by reason.
+        ignored: Rows in which a field that no reader knows was present, by field.
+    """
+
+    source: str
+    dialect: str
+    rows_read: int
+    rows_kept: int
+    rows_scored: int = 0
+    positives: int = 0
+    negatives: int = 0
+    max_positives: int = 0
+    max_negatives: int = 0
+    drops: tuple[Drop, ...] = ()
+    ignored: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.source} ({self.dialect}): {self.rows_read:,} rows read, {self.rows_kept:,} kept"]
+        lines.append(
+            f"  {self.positives:,} positives (at most {self.max_positives:,} a row), "
+            f"{self.negatives:,} hard negatives (at most {self.max_negatives:,} a row)"
+        )
+        if self.rows_scored:
+            lines.append(f"  teacher scores in {self.rows_scored:,} of {self.rows_kept:,} rows")
+        lines += [f"  dropped {drop.count:,}: {drop.reason} (first at {drop.example})" for drop in self.drops]
+        lines += [f"  ignored field {field!r} in {count:,} rows" for field, count in self.ignored]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "LoadSummary":
+        fields = json.loads(text)
+        fields["drops"] = tuple(Drop(**drop) for drop in fields["drops"])
+        fields["ignored"] = tuple((field, count) for field, count in fields["ignored"])
+        return cls(**fields)

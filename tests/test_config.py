@@ -1,0 +1,91 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from nestling.config import EmbedConfig, LoraConfig, TrainData, parse_config, require_dims
+
+REQUIRED = ["--model", "m", "--output_dir", "o", "--train", "a.jsonl"]
+
+
+def parse(*argv: str) -> EmbedConfig:
+    return parse_config(EmbedConfig, "test", list(argv))
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as exit_info:
+        parse(*argv)
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err.strip()
+
+
+def test_flags_and_comma_lists() -> None:
+    config = parse("--model", "m", "--output_dir=o", "--train=a.jsonl,b", "--dims", "256,128,64", "--lora.r", "8")
+    assert config.train == [TrainData("a.jsonl"), TrainData("b")]
+    assert config.dims == [256, 128, 64]
+    assert config.lora == LoraConfig(r=8)
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("model: m\noutput_dir: o\nlearning_rate: 1e-5\ntrain:\n- path: a\n  weight: 0.5\nloss: {temperature: .01}\n")
+    config = parse("--config", str(file), "--learning_rate", "2e-5")
+    assert (config.learning_rate, config.loss.temperature, config.train[0].weight) == (2e-5, 0.01, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("learning_rat: 1", "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+        ("lora: {rr: 1}", "unknown key 'rr'; did you mean 'r'?"),
+        ("temperatur: 1", "unknown key 'temperatur'; did you mean 'loss.temperature'?"),
+        ("qqqq: 1", "unknown key 'qqqq'; --help lists the keys"),
+    ],
+)
+def test_an_unknown_key_of_a_file_names_the_nearest(
+    yaml: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(f"model: m\noutput_dir: o\ntrain: [{{path: a}}]\n{yaml}\n")
+    assert error_of(capsys, "--config", str(tmp_path / "run.yaml")) == f"error: {message}"
+
+
+def test_an_unknown_key_of_a_dataset_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text("model: m\noutput_dir: o\ntrain:\n- path: a\n  wieght: 2\n")
+    message = error_of(capsys, "--config", str(tmp_path / "run.yaml"))
+    assert message == "error: unknown key 'wieght'; did you mean 'weight'?"
+
+
+def test_an_unknown_flag_and_an_abbreviation_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'batch_size'?" in error_of(capsys, *REQUIRED, "--batch_siz", "3")
+    assert "did you mean 'lora.r'?" in error_of(capsys, *REQUIRED, "--lora.rr", "3")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--batch_size", "1"], "batch_size is 1; in-batch negatives need at least 2 queries"),
+        (["--batch_size", "x"], 'Parser key "batch_size": Expected a <class \'int\'>. Got value: x'),
+        (["--dims", "64,64"], "dims: 64 is given 2 times; name each dimension once"),
+        (["--dims", "64,0"], "dims: 0 is not a dimension; expected whole numbers above 0"),
+        (["--dims", "64", "--dim_weights", "1,2"], "dim_weights has 2 values and dims 1; give one weight a dimension"),
+        (["--early_stopping", "2"], "early_stopping needs a dev set; give one with --dev FOLDER"),
+        (["--loss.temperature", "0"], "loss.temperature is 0, expected a number above 0"),
+        (["--learning_rate", "-1"], "learning_rate is -1, expected a number above 0"),
+        (["--tuning", "half"], "tuning"),
+    ],
+)
+def test_contradictions_are_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = error_of(capsys, *REQUIRED, *argv)
+    assert found.startswith("error: ")
+    assert message in found
+    assert "\n" not in found
+
+
+def test_dims_above_the_width_of_the_model() -> None:
+    with pytest.raises(ValueError, match="512 is more than the model's embedding has, 384"):
+        require_dims([512, 64], 384)
+
+
+def test_every_setting_is_explained() -> None:
+    for each in fields(EmbedConfig):
+        assert f"    {each.name}: " in (EmbedConfig.__doc__ or ""), each.name
