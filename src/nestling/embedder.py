@@ -112,7 +112,9 @@ class Embedder(nn.Module):
         backbone = load_backbone(model, config, files.subfolder, dtype, resolve_attention(attention), dropout)
         tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
         if not tokenizer.is_fast:
-            raise ValueError(f"{model}: the tokenizer has no fast form (tokenizer.json); convert it with transformers first")
+            raise ValueError(
+                f"{model}: the tokenizer has no fast form (tokenizer.json); convert it with transformers first"
+            )
         return cls(
             backbone,
             tokenizer,
@@ -234,7 +236,12 @@ def resolve_attention(attention: str) -> str:
 
 
 def load_backbone(
-    model: str | Path, config: PretrainedConfig, subfolder: str, dtype: torch.dtype | str, attention: str, dropout: float | None
+    model: str | Path,
+    config: PretrainedConfig,
+    subfolder: str,
+    dtype: torch.dtype | str,
+    attention: str,
+    dropout: float | None,
 ) -> nn.Module:
     """The transformer without head, its dropout set, its unused pooler head frozen."""
     own = {name: value for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, float)}
@@ -257,7 +264,9 @@ def read_model_files(model: str) -> ModelFiles:
     kinds = {each["type"].rsplit(".", 1)[-1]: each["path"] for each in modules}
     foreign = sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"})
     if foreign:
-        raise ValueError(f"{model}/modules.json: {', '.join(foreign)} is not supported; expected Transformer, Pooling, Normalize")
+        raise ValueError(
+            f"{model}/modules.json: {', '.join(foreign)} is not supported; expected Transformer, Pooling, Normalize"
+        )
     pooling = read_json(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None
     return ModelFiles(
         pooling=None if pooling is None else read_pooling(pooling, model),
@@ -270,7 +279,11 @@ def read_model_files(model: str) -> ModelFiles:
 def read_pooling(config: dict[str, Any], model: str) -> Pooling:
     """The pooling of a sentence-transformers file, in the older schema (booleans) or the newer (one name)."""
     booleans = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
-    chosen = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True and "pooling_mode_" in name]
+    chosen = [
+        name.removeprefix("pooling_mode_")
+        for name, value in config.items()
+        if value is True and "pooling_mode_" in name
+    ]
     if isinstance(config.get("pooling_mode"), str):
         chosen = [config["pooling_mode"]]
     names = [booleans.get(name, {"lasttoken": "last"}.get(name, name)) for name in chosen]

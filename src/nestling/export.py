@@ -5,7 +5,6 @@ The formats and the traps behind each line here: docs/serving.md.
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from torch import Tensor
 
 from nestling.embedder import Embedder, Kind, read_model_files
 from nestling.files import sync
+from nestling.merged_weights import MergedWeights, computing_with, without_adapters
 from nestling.model_card import Card, Facts, base_license, base_name, render_card
 from nestling.parity import MERGED_COSINE, ROUNDED_COSINE, Expectation, GateReport, probe_texts, verify_export
-from nestling.weights import MergedWeights, StoredWeights, computing_with, model_file, without_adapters, write_weights
+from nestling.weights import StoredWeights, model_file, write_weights
 
 # Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
 PROBE_LENGTH = 256
@@ -56,7 +56,7 @@ def export_embedder(
     dims: Sequence[int] = (),
     dtype: torch.dtype | None = None,
     instructions: Mapping[str, str] | None = None,
-    card: Card | None = None,
+    card: Card = Card(),
 ) -> GateReport:
     """Write a serving directory, LoRA merged, after it has passed the parity gate.
 
@@ -85,31 +85,47 @@ def export_embedder(
     max_length = min(max(query_max_length, document_max_length), embedder.max_positions)
     prompts = serving_prompts(embedder, instructions or {})
     expectation = expect(embedder, weights, dtype, max_length)
-    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as name:
-        folder = Path(name) / output_dir.name
-        folder.mkdir()
-        write_json(folder / "config.json", config)
-        write_weights(weights, folder, dtype=dtype, prefix=written_prefix(embedder))
-        write_tokenizer(embedder, folder)
-        write_sentence_transformers(embedder, folder, max_length, prompts)
-        write_adapter(embedder, folder)
-        report = verify_export(folder, expectation)
-        card = card or Card()
-        facts = Facts(
-            title=card.title or output_dir.name,
-            base=card.base or base_name(embedder.source),
-            license=base_license(embedder.source),
-            pooling=embedder.pooling,
-            dim=embedder.dim,
-            dims=sorted({*dims, embedder.dim}, reverse=True) if dims else (),
-            query_max_length=query_max_length,
-            document_max_length=document_max_length,
-            prompts=prompts,
-            lora=isinstance(embedder.backbone, PeftModel),
-        )
-        (folder / "README.md").write_text(render_card(facts, card, report), encoding="utf-8")
-        publish(folder, output_dir)
+    facts = describe(embedder, card, dims, prompts, query_max_length, document_max_length)
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    try:
+        partial.mkdir()
+        write_json(partial / "config.json", config)
+        write_weights(weights, partial, dtype=dtype, prefix=written_prefix(embedder))
+        write_tokenizer(embedder, partial)
+        write_sentence_transformers(embedder, partial, max_length, prompts)
+        write_adapter(embedder, partial)
+        report = verify_export(partial, expectation)
+        (partial / "README.md").write_text(render_card(facts, card, report), encoding="utf-8")
+        publish(partial, output_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return report
+
+
+def describe(
+    embedder: Embedder,
+    card: Card,
+    dims: Sequence[int],
+    prompts: Mapping[str, str],
+    query_max_length: int,
+    document_max_length: int,
+) -> Facts:
+    """What the model card says about the directory."""
+    base = card.base or base_name(embedder.source)
+    return Facts(
+        title=card.title or f"{base}, fine-tuned",
+        base=base,
+        license=base_license(embedder.source),
+        pooling=embedder.pooling,
+        dim=embedder.dim,
+        dims=sorted({*dims, embedder.dim}, reverse=True) if dims else (),
+        query_max_length=query_max_length,
+        document_max_length=document_max_length,
+        prompts=prompts,
+        lora=isinstance(embedder.backbone, PeftModel),
+    )
 
 
 def refuse_existing(output_dir: Path) -> None:
@@ -130,7 +146,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def publish(folder: Path, output_dir: Path) -> None:
-    """Force every file of `folder` onto the disk and rename it to `output_dir`."""
+    """Force every file of `folder` onto the disk and rename it to `output_dir`, which must not exist."""
     for path in sorted(folder.rglob("*"), reverse=True):
         sync(path)
     sync(folder)

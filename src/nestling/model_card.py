@@ -12,6 +12,9 @@ from nestling.parity import POOL_BY_MASK, GateReport
 from nestling.pooling import Pooling
 from nestling.weights import model_file
 
+# Figures of an evaluation: dataset -> dimension -> metric -> value.
+Results = Mapping[str, Mapping[int, Mapping[str, float]]]
+
 
 @dataclass(frozen=True)
 class DataLine:
@@ -44,7 +47,7 @@ class Card:
     """What the run knows and the exported directory does not.
 
     Args:
-        title: Name of the model; the output folder's by default.
+        title: Name of the model; by default that of its base, fine-tuned.
         base: Name of the base model; by default its hub id or the name of its folder.
         data: What it was trained on.
         config: Settings of the run, printed as YAML.
@@ -85,6 +88,16 @@ class Facts:
     document_max_length: int
     prompts: Mapping[str, str]
     lora: bool
+
+
+def before_and_after(before: Results, after: Results) -> list[Score]:
+    """The figures of two evaluations side by side."""
+    return [
+        Score(dataset, dim, metric, before.get(dataset, {}).get(dim, {}).get(metric), value)
+        for dataset, by_dim in after.items()
+        for dim, metrics in by_dim.items()
+        for metric, value in metrics.items()
+    ]
 
 
 def base_name(source: str) -> str:
@@ -144,7 +157,7 @@ A text embedding model, fine-tuned from {facts.base} with Nestling.
 
 - Embedding: {facts.dim} dimensions ({nested}), {pooling} pooling, cosine similarity
 - Trained on queries of up to {facts.query_max_length} and documents of up to {facts.document_max_length} tokens,
-  prompt included; raise `max_seq_length` in `sentence_bert_config.json` to read on
+  prompt included; raise `max_seq_length` in `sentence_bert_config.json` for longer texts
 - Licence of the base: {facts.license or "not named by its files; see its own page"}
 {adapter}
 Put the prompt before the text, byte for byte:
@@ -251,8 +264,12 @@ curl localhost:8080/embed -H 'Content-Type: application/json' \\
 def _data(data: Sequence[DataLine]) -> str:
     if not data:
         return ""
-    lines = [f"| {each.name} | {each.rows:,} | {each.summary} |" for each in data]
+    lines = [f"| {each.name} | {each.rows:,} | {_cell_text(each.summary)} |" for each in data]
     return "\n".join(["## Training data", "", "| Dataset | Rows | Summary |", "| --- | ---: | --- |", *lines, ""])
+
+
+def _cell_text(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _config(config: Mapping[str, object]) -> str:

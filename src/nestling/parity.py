@@ -176,7 +176,10 @@ def require_passed(report: GateReport, directory: Path) -> None:
     if report.failures:
         found = "\n".join(f"- {line}" for line in report.failures)
         figures = "\n".join(f"  {line}" for line in report.lines())
-        raise ExportError(f"{directory} failed the parity gate:\n{found}\nall figures:\n{figures}")
+        raise ExportError(
+            f"{directory} failed the parity gate:\n{found}\nall figures:\n{figures}\n"
+            "nothing is published; checkpoints are untouched, and scripts/export.py can export one again"
+        )
 
 
 def gate_environment(parent: Any) -> dict[str, str]:

@@ -89,7 +89,9 @@ class TextTokenizer:
         # Qwen3's chat models name <|im_end|> their eos_token, while their embedders end texts in <|endoftext|>.
         end = "<|endoftext|>" if self.backend.token_to_id("<|endoftext|>") is not None else tokenizer.eos_token
         if end is None:
-            raise ValueError("the tokenizer has no end-of-text token, which last-token pooling needs; give it an eos_token")
+            raise ValueError(
+                "the tokenizer has no end-of-text token, which last-token pooling needs; give it an eos_token"
+            )
         append = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, self.backend.token_to_id(end))])
         existing: PostProcessor | None = self.backend.post_processor
         self.backend.post_processor = append if existing is None else ProcessorSequence([existing, append])

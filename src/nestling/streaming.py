@@ -7,13 +7,15 @@ D dimensions, P prefixes of them, the blocks between two prefixes numbered alike
 For raw texts a, b with inverse norms r^p of their prefixes and weights w_p, a chunk of rows takes these steps:
 1. Products grow block by block, G^p = G^{p-1} + A_p B_p^T, one full product for all prefixes; scores T^p = r_a r_b G^p / tau.
 2. Row losses log(Z / e^{T+}), shifted by the positive's or the greatest score; then the gradient with respect to T^p is
-   W^p = w_p weight e^{T^p} / Z for negatives, and for the positive minus their sum.
+   W^p = w_p weight e^{T^p} / Z for negatives, and for the positive minus their sum. Scores are held in bits,
+   T^p / ln 2, because torch has a vectorised exp2 whose speed does not suffer where masked scores underflow.
 3. Coefficients C^p = W^p r_a r_b / tau; block b of the texts needs E^b = sum over p >= b of C^p: dA_b = E^b B_b,
    dB_b = (E^b)^T A_b, one full product each.
 4. The norms: u^p = sums of W^p T^p over rows and over columns; at the end dx_b -= sum over p >= b of u^p (r^p)^2 x_b.
 The loss is a scalar, so the gradient is made here in the forward and only scaled in the backward.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +31,9 @@ CHUNK_ROWS = 128
 CPU_TILE_ELEMENTS = 1 << 18
 # The product of a masked pair. It stays far below every score for texts of norm 1e-6 to 1e8, and finite, as -inf would not.
 MASKED = -1e20
-# Exponents up to this need no search for the greatest score: e^30 times any number of texts is finite in float32.
-SAFE_EXPONENT = 30.0
+# Exponents up to this need no search for the greatest score: 2^40 times any number of texts is finite in float32.
+SAFE_BITS = 40.0
+LN2 = math.log(2)
 
 
 def info_nce(
@@ -96,7 +99,11 @@ class Objective:
     def bounded(self) -> bool:
         """Whether the score mask keeps every exponent small when scores are shifted by the positive's."""
         exempt = self.terms.hard_negatives and not self.mask_hard_negatives
-        return self.score_margin is not None and not exempt and self.score_margin / self.temperature <= SAFE_EXPONENT
+        return self.margin_bits is not None and not exempt and self.margin_bits <= SAFE_BITS
+
+    @property
+    def margin_bits(self) -> float | None:
+        return None if self.score_margin is None else self.score_margin / (self.temperature * LN2)
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class Side:
     Args:
         texts: [C] int64, which of the T texts.
         left: [C, D] these.
-        scale: [P, C, 1] their inverse norms over the temperature.
+        scale: [P, C, 1] their inverse norms over the temperature, in bits.
         columns: Where in M the texts stand that it looks at.
         right: How many of the T texts these are, counted from the first.
     """
@@ -124,17 +131,15 @@ class Chunk:
 
     Args:
         sides: The rows' queries and, if they look from them, their positives.
-        positive: [C] int64, the column of each row's positive.
         weight: [C] share of each row in the loss.
-        maskable: [C, N] bool, where the score mask may hit a document seen from the query.
+        exempt: [C, 1 + H] int64, columns that the score mask may not hit; the first is the positive's.
         products: [C, M], G of the prefix in work.
         slots: [P, C, M], first weights, then coefficients C^p and their sums E^b; one slot where no gradient is wanted.
     """
 
     sides: list[Side]
-    positive: Tensor
     weight: Tensor
-    maskable: Tensor
+    exempt: Tensor
     products: Tensor
     slots: Tensor
 
@@ -153,6 +158,7 @@ class Stream:
         self.seen = len(self.texts) if objective.terms.query_query else self.n  # texts seen from the query
         seen_from_positive = self.n if objective.terms.document_document else 0
         self.column_inverse = torch.cat([self.inverse[:, : self.seen], self.inverse[:, :seen_from_positive]], dim=1)
+        self.own = own_negatives(objective.layout)  # [Q, H]
         if gradients:
             self.gradient = torch.zeros_like(self.texts)
             self.radial = torch.zeros_like(self.inverse)  # u, from rows
@@ -190,18 +196,22 @@ class Stream:
             Side(
                 texts=texts,
                 left=self.texts[texts],
-                scale=(self.inverse[:, texts] / objective.temperature).unsqueeze(2),
+                scale=(self.inverse[:, texts] / (objective.temperature * LN2)).unsqueeze(2),
                 columns=columns,
                 right=right,
             )
             for texts, columns, right in looks
         ]
         self._mask(rows, products)
-        maskable = torch.ones(len(positive), self.n, dtype=torch.bool, device=positive.device)
-        if not objective.mask_hard_negatives:
-            maskable = ~objective.negatives.own(rows)
-        maskable.scatter_(1, positive.unsqueeze(1), False)  # a negative margin must not hit the positive itself
-        return Chunk(sides, positive, layout.weight[rows].to(products.dtype), maskable, products, slots)
+        weight = layout.weight[rows, None].to(products.dtype)
+        return Chunk(sides, weight, self._exempt(rows), products, slots)
+
+    def _exempt(self, rows: slice) -> Tensor:
+        positive = self.objective.layout.positive[rows, None]
+        if self.objective.mask_hard_negatives:
+            return positive
+        own = self.own[self.objective.layout.query[rows]]
+        return torch.cat([positive, torch.where(own < 0, positive, own)], dim=1)
 
     def _mask(self, rows: slice, products: Tensor) -> None:
         """Start the products: 0 for the positive and for negatives, far below for all others."""
@@ -213,11 +223,11 @@ class Stream:
             masks.append(queries)
         if terms.document_document:
             masks.append(from_positive)
-        products.zero_().masked_fill_(~torch.cat(masks, dim=1), MASKED)
+        products.copy_(torch.cat(masks, dim=1)).sub_(1).mul_(-MASKED)
 
     def _losses(self, chunk: Chunk, scores: Tensor) -> Tensor:
         """Losses of the chunk's rows, [C]; their gradient is added up."""
-        losses = chunk.products.new_zeros(len(chunk.positive))
+        losses = chunk.products.new_zeros(len(chunk.products))
         for p, block in enumerate(self.blocks):
             for side in chunk.sides:
                 right = self.texts[: side.right, block]
@@ -234,37 +244,31 @@ class Stream:
         torch.mul(chunk.products[tile], self.column_inverse[p], out=scores)  # [t, M]
         for side in chunk.sides:
             scores[:, side.columns].mul_(side.scale[p, tile])
-        positive = chunk.positive[tile, None]
+        weights = chunk.slots[p if self.gradients else 0, tile]
+        positive = chunk.exempt[tile, :1]
         target = scores.gather(1, positive)  # [t, 1]
-        self._mask_scores(scores, target, chunk.maskable[tile])
+        if self.objective.margin_bits is not None:
+            above = torch.gt(scores, target + self.objective.margin_bits, out=weights)  # 1 or 0: quicker than a bool mask
+            scores.add_(above.scatter_(1, chunk.exempt[tile], 0), alpha=MASKED)
         shift = target if self.objective.bounded else scores.amax(dim=1, keepdim=True)
-        weights = torch.sub(scores, shift, out=chunk.slots[p if self.gradients else 0, tile]).exp_()
-        weights.scatter_(1, positive, 0)
-        total = weights.sum(dim=1, keepdim=True)  # of the negatives, relative to e^shift
-        below = target - shift
-        partition = total + torch.expm1(below)  # Z - 1, which keeps the digits of small losses
-        weight = self.objective.prefixes[p][1] * chunk.weight[tile, None]
+        torch.sub(scores, shift, out=weights).exp2_().scatter_(1, positive, 0)
+        total = weights.sum(dim=1, keepdim=True)  # of the negatives, in units of 2^shift
+        below = (target - shift) * LN2
+        partition = total + torch.expm1(below)  # Z - 1 in these units: small losses keep their digits
+        weight = self.objective.prefixes[p][1] * chunk.weight[tile]
         if self.gradients:
             weights.scatter_(1, positive, -total)
-            self._differentiate(p, tile, chunk, scores.mul_(weights), weights, weight / (1 + partition))
+            self._differentiate(p, tile, chunk, scores.mul_(weights), LN2 * weight / (1 + partition))
         return (weight * (torch.log1p(partition) - below)).squeeze(1)
 
-    def _mask_scores(self, scores: Tensor, target: Tensor, maskable: Tensor) -> None:
-        objective = self.objective
-        if objective.score_margin is None:
-            return
-        above = scores > target + objective.score_margin / objective.temperature
-        above[:, : self.n] &= maskable
-        scores.masked_fill_(above, MASKED)
-
-    def _differentiate(self, p: int, tile: slice, chunk: Chunk, u: Tensor, weights: Tensor, share: Tensor) -> None:
-        """From weights [t, M] and u = weights x scores, both still to be multiplied by the rows' `share` [t, 1]."""
-        self.column_radial[p].addmv_(u.t(), share.squeeze(1))
-        weights.mul_(self.column_inverse[p])
+    def _differentiate(self, p: int, tile: slice, chunk: Chunk, radial: Tensor, share: Tensor) -> None:
+        """Turn weights into coefficients and add up `radial`, weights x scores [t, M]; both lack the row's `share` [t, 1]."""
+        self.column_radial[p].addmv_(radial.t(), share.squeeze(1))
+        coefficients = chunk.slots[p, tile].mul_(self.column_inverse[p])
         for side in chunk.sides:
-            row_radial = u[:, side.columns].sum(dim=1) * share.squeeze(1)
-            self.radial[p].index_add_(0, side.texts[tile], row_radial)
-            weights[:, side.columns].mul_(side.scale[p, tile] * share)
+            of_rows = radial[:, side.columns].sum(dim=1) * share.squeeze(1)
+            self.radial[p].index_add_(0, side.texts[tile], of_rows)
+            coefficients[:, side.columns].mul_(side.scale[p, tile] * share)
 
     def _multiply(self, chunk: Chunk) -> None:
         """dA_b = E^b B_b and dB_b = (E^b)^T A_b for all blocks, from the last, with E^b summed in place."""
@@ -286,3 +290,14 @@ class Stream:
         radial = radial.flip(0).cumsum(dim=0).flip(0)  # sum over p >= b
         for block, each in zip(self.blocks, radial, strict=True):
             self.gradient[:, block].addcmul_(self.texts[:, block], each.unsqueeze(1), value=-1)
+
+
+def own_negatives(layout: Layout) -> Tensor:
+    """[Q, H] int64: the hard negatives that each query brought, padded with -1 to the most of any."""
+    documents = torch.nonzero(layout.is_negative).squeeze(1)
+    owner, order = layout.owner[documents].sort()
+    counts = torch.bincount(owner, minlength=len(layout.query_text))
+    place = torch.arange(len(owner), device=owner.device) - (counts.cumsum(dim=0) - counts)[owner]
+    own = documents.new_full((len(counts), int(counts.max())), -1)
+    own[owner, place] = documents[order]
+    return own

@@ -39,7 +39,7 @@ def run(main: Callable[[], None]) -> None:
     """Call a script's `main`; errors meant for users become one line and exit status 2, Ctrl-C status 130."""
     try:
         main()
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -31,8 +31,11 @@ def bm25_run(retrieval_set: RetrievalSet, *, depth: int = 100, k1: float = 0.9, 
     A query lists its first `depth` documents and every document that ties with the last of them, so that metrics at up
     to `depth` are exact; documents that share no token with the query are not listed.
     """
+    terms = [tokenize(text) for text in retrieval_set.documents]
+    if not any(terms):
+        return {query_id: {} for query_id in retrieval_set.query_ids}
     index = bm25s.BM25(k1=k1, b=b)
-    index.index([tokenize(text) for text in retrieval_set.documents], show_progress=False)
+    index.index(terms, show_progress=False)
     document_ids = np.array(list(retrieval_set.document_ids), dtype=object)
     run: Run = {}
     for query_id, query in zip(retrieval_set.query_ids, retrieval_set.queries, strict=True):

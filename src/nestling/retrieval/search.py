@@ -102,8 +102,8 @@ class Codec:
         negative_low = torch.full((dim,), -torch.inf, device=encoded.device)
         high = negative_low.clone()
         if precision == "int8":
-            for block in encoded.documents.split(encoded.block):
-                vectors = shorten(block.to(encoded.device), dim)
+            for start in range(0, len(encoded.documents), encoded.block):  # none on a rank without documents
+                vectors = shorten(encoded.documents[start : start + encoded.block].to(encoded.device), dim)
                 negative_low = torch.maximum(negative_low, (-vectors).amax(dim=0))
                 high = torch.maximum(high, vectors.amax(dim=0))
             negative_low, high = reduce_max(torch.stack([negative_low, high]), encoded.device)

@@ -1,0 +1,134 @@
+"""Signals, on one rank and two, and steps that are not finite."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from nestling.checkpoint import Checkpoints, NonFiniteGuard, StopSignal
+
+
+def test_sigterm_sets_the_flag_and_handlers_come_back() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with StopSignal() as stop:
+        assert not stop.requested()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested()
+        assert stop.received == signal.SIGTERM
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_the_second_ctrl_c_interrupts_at_once() -> None:
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+LOOP = """
+    import sys, time
+    from pathlib import Path
+    from torch.utils.data import DataLoader
+    from nestling.checkpoint import Checkpoints, StopSignal, ignore_stop_signals
+
+    def loop(folder, rank):
+        with StopSignal() as stop:
+            batches = DataLoader(range(10**6), num_workers=1, worker_init_fn=ignore_stop_signals)
+            for step, _ in enumerate(batches, start=1):
+                time.sleep(0.01)
+                if step == 1:
+                    Path(folder, f"ready-{rank}").touch()
+                if stop.requested():
+                    Checkpoints(folder).save(step, lambda path: (path / "weights").write_text("done"))
+                    Path(folder, f"stopped-{rank}").write_text(f"{step} {stop.received}")
+                    break
+"""
+ONE_RANK = f"""{LOOP}
+    loop(Path(sys.argv[1]), 0)
+"""
+TWO_RANKS = f"""{LOOP}
+    import torch
+    from nestling.checkpoint import any_rank, on_rank_zero, open_run_folder
+    folder = Path(sys.argv[1])
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    seen = [on_rank_zero(lambda: rank), any_rank(rank == 1), any_rank(False)]
+    for name in ("new", "taken"):
+        try:
+            with open_run_folder(folder / name, {{}}, resume=False) as run:
+                seen.append(run.resumed)
+        except FileExistsError as error:
+            seen.append(str(error).split(";")[0].split("/")[-1])
+    Path(folder, f"rank-{{rank}}").write_text(repr(seen))
+    loop(folder, rank)
+    torch.distributed.destroy_process_group()
+"""
+
+
+def launch(folder: Path, script: str, launcher: list[str], ranks: int) -> "subprocess.Popen[str]":
+    """Run a script in a process group of its own until each rank has made a step."""
+    (folder / "script.py").write_text(textwrap.dedent(script))
+    process = subprocess.Popen(
+        [sys.executable, *launcher, str(folder / "script.py"), str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("ready-*"))) < ranks and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_process_group_saves_and_exits(tmp_path: Path, number: signal.Signals) -> None:
+    process = launch(tmp_path, ONE_RANK, [], ranks=1)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    path = Checkpoints(tmp_path).recover()
+    assert path is not None, errors
+    assert f"step-{(tmp_path / 'stopped-0').read_text()}" == f"{path.name} {int(number)}"
+    assert process.returncode == 0
+
+
+def test_ranks_fail_together_and_stop_at_the_same_step(tmp_path: Path) -> None:
+    """Also what rank 0 returns and raises; the launcher is the one that gets the signal."""
+    (tmp_path / "taken" / "thesis").mkdir(parents=True)
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+    ]
+    process = launch(tmp_path, TWO_RANKS, torchrun, ranks=2)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    expected = repr([0, True, False, False, "taken exists and is not empty"])
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == [expected] * 2, errors
+    assert json.loads((tmp_path / "new" / "run.json").read_text())["launches"][0]["world_size"] == 2
+    (step,) = Checkpoints(tmp_path).steps()
+    assert [(tmp_path / f"stopped-{rank}").read_text().split()[0] for rank in (0, 1)] == [str(step)] * 2, errors
+
+
+def test_non_finite_steps_are_counted_and_a_row_of_them_stops() -> None:
+    guard = NonFiniteGuard(limit=3)
+    nan, inf = float("nan"), float("inf")
+    pairs = [(1.0, 1.0), (nan, 1.0), (1.0, inf), (1.0, 0.0), (inf, inf), (1.0, nan)]
+    assert [guard.accepts(step, *pair) for step, pair in enumerate(pairs)] == [True, False, False, True, False, False]
+    assert (guard.skipped, guard.in_a_row) == (4, 2)
+    with pytest.raises(
+        FloatingPointError, match=r"step 6: 3 steps in a row .*loss nan, gradient norm 0.5.*learning rate"
+    ):
+        guard.accepts(6, nan, 0.5)

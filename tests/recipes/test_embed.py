@@ -1,0 +1,263 @@
+"""train/embed.py as users start it: real commands, real ranks, real kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import ROOT, environment, python, run_recipe
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+SUBJECTS = ["files", "folders", "users", "lines", "words", "ports", "jobs", "disks"]
+ACTIONS = ["list", "count", "sort", "remove", "find", "print"]
+
+
+def write_pairs(file: Path, count: int, salt: str) -> Path:
+    generator = random.Random(salt)
+    rows = []
+    for i in range(count):
+        action, subject = generator.choice(ACTIONS), generator.choice(SUBJECTS)
+        rows.append(
+            {
+                "query": f"{action} {subject} {salt} {i}",
+                "positives": [f"how to {action} the {subject} number {i} " * (1 + i % 3)],
+                "negatives": [f"{other} {subject} {i}" for other in ACTIONS if other != action],
+            }
+        )
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def write_dev(folder: Path) -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    with (folder / "corpus.jsonl").open("w") as corpus, (folder / "queries.jsonl").open("w") as queries:
+        for i, subject in enumerate(SUBJECTS):
+            corpus.write(json.dumps({"_id": f"d{i}", "title": "", "text": f"how to list the {subject}"}) + "\n")
+            queries.write(json.dumps({"_id": f"q{i}", "text": f"list {subject}"}) + "\n")
+    rows = "".join(f"q{i}\td{i}\t1\n" for i in range(len(SUBJECTS)))
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_pairs(folder / "first.jsonl", 48, "first")
+    write_pairs(folder / "second.jsonl", 40, "second")
+    write_dev(folder / "dev")
+    return folder
+
+
+def arguments(model: Path, data: Path, output: Path, /, **more: object) -> list[str]:
+    settings: dict[str, object] = {
+        "model": model,
+        "output_dir": output,
+        "train": f"{data}/first.jsonl,{data}/second.jsonl",
+        "query_max_length": 24,
+        "document_max_length": 24,
+        "lora.r": 4,
+        "lora.dropout": 0.2,
+        "precision": "fp32",
+        "dims": "32,16",
+        "batch_size": 8,
+        "negatives": 2,
+        "learning_rate": 1e-2,
+        "chunk_tokens": 64,
+        "cpu": "true",
+        **more,
+    }
+    return ["train/embed.py", *(f"--{name}={value}" for name, value in settings.items())]
+
+
+def metrics(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> dict[int, tuple[float, float]]:
+    lines = [line for line in metrics(run) if "loss" in line]
+    return {int(str(line["step"])): (float(str(line["loss"])), float(str(line["grad_norm"]))) for line in lines}
+
+
+def weights(run: Path, step: int) -> Mapping[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step}" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(qwen3: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run with evaluation, on the path of Qwen3-Embedding with LoRA."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    result = run_recipe(*arguments(qwen3, data, run, dev=data / "dev", max_steps=8, eval_steps=4, tensorboard="true"))
+    (run / "stdout.txt").write_text(result.stdout)
+    return run
+
+
+def test_a_run_says_what_it_will_do_and_did(finished: Path) -> None:
+    said = (finished / "stdout.txt").read_text()
+    for expected in (
+        "48 rows read, 48 kept",
+        "global batch",
+        "8 queries, 8 on each process",
+        "8 (11 an epoch)",
+        "(lora)",
+        "truncated",
+        "parity gate passed",
+        "nDCG@10 before",
+    ):
+        assert expected in said, expected
+
+
+def test_metrics_have_a_line_a_step_and_the_evaluations(finished: Path) -> None:
+    lines = metrics(finished)
+    assert sorted(losses(finished)) == list(range(1, 9))
+    keys = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "examples"}
+    assert keys <= lines[1].keys()
+    evaluations = {line["step"]: line["eval"] for line in lines if "eval" in line}
+    assert list(evaluations) == [0, 4, 8]
+    result = evaluations[8]
+    assert isinstance(result, dict)
+    (by_dim,) = result.values()
+    assert list(by_dim) == ["64", "32", "16"]
+    assert set(by_dim["64"]) == {"nDCG@10", "MRR@10", "Recall@100", "MAP@100"}
+
+
+def test_the_result_loads_where_users_load_it(finished: Path) -> None:
+    final = finished / "final"
+    model = SentenceTransformer(str(final), device="cpu", truncate_dim=16)
+    assert model.encode(["list files"], prompt_name="query").shape == (1, 16)
+    assert json.loads((final / "config.json").read_text())["matryoshka_dimensions"] == [64, 32, 16]
+    assert (final / "adapter" / "adapter_model.safetensors").exists()
+    assert "nDCG@10" in (final / "README.md").read_text()
+    assert {path.name for path in finished.iterdir()} >= {"config.yaml", "run.json", "metrics.jsonl", "checkpoints"}
+
+
+def test_the_same_run_again_is_the_same_to_the_bit(finished: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "again"
+    run_recipe(*arguments(qwen3, data, run, dev=data / "dev", max_steps=8, eval_steps=4, workers=0))
+    assert losses(run) == losses(finished)
+    assert_same_weights(weights(run, 8), weights(finished, 8))
+
+
+def test_a_finished_or_foreign_folder_is_not_overwritten(finished: Path, qwen3: Path, data: Path) -> None:
+    result = run_recipe(*arguments(qwen3, data, finished, max_steps=8), check=False)
+    assert result.returncode == 2
+    assert "exists and is not empty" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_and_resumed_equals_uninterrupted(ranks: int, qwen3: Path, data: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_recipe(*arguments(qwen3, data, whole, max_steps=14, save_steps=2), ranks=ranks)
+    command = arguments(qwen3, data, killed, max_steps=14, save_steps=2)
+    kill_after_step(command, killed, random.randint(3, 12), ranks)
+    assert not (killed / "final").exists()
+    run_recipe(*command, "--resume=true", "--workers=1", ranks=ranks)
+    assert losses(killed) == losses(whole)
+    assert_same_weights(weights(killed, 14), weights(whole, 14))
+    assert_same_weights(
+        load_file(killed / "final" / "model.safetensors"), load_file(whole / "final" / "model.safetensors")
+    )
+
+
+def kill_after_step(command: list[str], run: Path, step: int, ranks: int) -> None:
+    """Start a run in a session of its own and kill the whole group once `step` is in its metrics."""
+    process = subprocess.Popen(
+        python(*command, ranks=ranks),
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 200
+    while not ((run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def assert_same_weights(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_says_so_and_the_run_goes_on(
+    number: signal.Signals, bert: Path, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = arguments(bert, data, run, max_steps=400)
+    process = subprocess.Popen(
+        python(*command), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 3):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, said
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert f"stopped by {number.name}; saved {checkpoint}; go on with the same command and --resume true" in said
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert sorted(losses(run)) == list(range(1, step + 1))
+
+
+def test_two_ranks_take_the_steps_of_one(qwen3: Path, data: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    more: dict[str, object] = {"max_steps": 4, "lora.dropout": 0.0, "dev": data / "dev"}
+    run_recipe(*arguments(qwen3, data, one, **more))
+    run_recipe(*arguments(qwen3, data, two, **more), ranks=2)
+    for step, (loss, norm) in losses(one).items():
+        assert losses(two)[step] == pytest.approx((loss, norm), rel=2e-4), step
+    evaluations = [[line["eval"] for line in metrics(run) if "eval" in line] for run in (one, two)]
+    assert evaluations[0][0] == evaluations[1][0]
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_a_row_of_them_stops(bert: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = arguments(bert, data, run, learning_rate=1e30, warmup=0, max_grad_norm=0, max_steps=30, max_bad_steps=3)
+    result = run_recipe(*command, "--tuning=full", check=False)
+    assert result.returncode != 0
+    assert "3 steps in a row had a loss or gradient that is not finite" in result.stderr
+    assert metrics(run)[-1]["skipped_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"train": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"dims": "512"}, "dims: 512 is more than the model's embedding has, 48"),
+        ({"document_max_length": 4096}, "4096 tokens are more than the model reads, 128"),
+        ({"batch_size": 1000}, "fewer than the batch_size of 1000"),
+        ({"loss.distillation": 1.0}, "loss.distillation needs teacher scores"),
+        ({"model": "no/such-model"}, "no/such-model"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    more: dict[str, object], message: str, bert: Path, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    result = run_recipe(*arguments(bert, data, run, **more), check=False)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (run / "final").exists()
+
+
+def test_help_is_quick() -> None:
+    started = time.perf_counter()
+    result = run_recipe("train/embed.py", "--help")
+    assert "--loss.temperature" in result.stdout
+    assert time.perf_counter() - started < 10  # about one second on a free machine; without torch in any case
+    probe = "import runpy, sys\nsys.argv = ['embed.py', '--help']\ntry: runpy.run_path('train/embed.py', run_name='__main__')\nexcept SystemExit: print('torch' in sys.modules)"
+    assert run_recipe("-c", probe).stdout.strip().endswith("False")

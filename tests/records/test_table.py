@@ -1,0 +1,236 @@
+"""The table: drops over the whole dataset, known positives, the cache, and bounded memory."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nestling.records import LoadSummary, Record, RecordTable, load_records, text_id
+from nestling.records.summary import Drop
+
+
+def load(folder: Path, rows: list[dict[str, Any]]) -> RecordTable:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_records(path, cache_dir=folder / "cache")
+
+
+def ids(*texts: str) -> list[int]:
+    return [text_id(text) for text in texts]
+
+
+def test_text_id_is_stable_and_fits_63_bits() -> None:
+    assert [text_id("query"), text_id("玉山"), text_id("")] == TEXT_IDS
+    assert all(0 <= text_id(str(i)) < 2**63 for i in range(1000))
+
+
+# XXH3-64 >> 1, as `xxhsum -H3` prints for the UTF-8 bytes.
+TEXT_IDS = [7604319485781382624, 7789679803002841146, 1622210670741801569]
+
+
+def test_drops_are_counted_with_their_first_place(tmp_path: Path) -> None:
+    table = load(
+        tmp_path,
+        [
+            {"query": "q", "positives": ["p", "p", "q"], "negatives": ["n", "n", "p", "q", "r"],
+             "positive_scores": [3, 2, 1], "negative_scores": [5, 4, 3, 2, 1]},
+            {"query": "q", "positives": ["r"], "negatives": ["p", "n"]},
+            {"query": "s", "positives": ["s"]},
+            {"query": "q", "positives": ["r"], "negatives": ["p", "n"]},
+            {"query": "t", "positives": ["p"], "negatives": ["r"], "positive_scores": [1], "negative_scores": [0]},
+            {"query": "q", "positives": ["r"], "negatives": ["p", "n"], "instruction": "other"},
+        ],
+    )  # fmt: skip
+    assert [table[i] for i in range(len(table))] == [
+        Record("q", ("p",), ("n",), (3.0,), (5.0,)),
+        Record("q", ("r",), ("n",)),
+        Record("t", ("p",), ("r",), (1.0,), (0.0,)),
+        Record("q", ("r",), ("n",), instruction="other"),
+    ]
+    place = f"{tmp_path}/rows.jsonl"
+    assert table.summary == LoadSummary(
+        source=place, dialect="nestling", rows_read=6, rows_kept=4, rows_scored=2,
+        positives=4, negatives=4, max_positives=1, max_negatives=1,
+        drops=(
+            Drop("positive repeated in its row", 1, f"{place}:1"),
+            Drop("document equal to its query", 3, f"{place}:1"),
+            Drop("negative repeated in its row", 1, f"{place}:1"),
+            Drop("negative that is a positive of its row", 1, f"{place}:1"),
+            Drop("row without a positive that differs from its query", 1, f"{place}:3"),
+            Drop("row repeated", 1, f"{place}:4"),
+            Drop("negative that is a positive of the same query in another row", 3, f"{place}:1"),
+        ),
+    )  # fmt: skip
+    assert not table.has_scores and not table.graded
+    assert [table.known_positives(i).tolist() for i in range(4)] == [
+        sorted(ids("p", "r")), sorted(ids("p", "r")), ids("p"), sorted(ids("p", "r")),
+    ]  # fmt: skip
+    assert table.query_ids.tolist() == ids("q", "q", "t", "q")
+    assert (table.positive_ids(2).tolist(), table.negative_ids(2).tolist()) == (ids("p"), ids("r"))
+
+
+def test_summary_as_text(tmp_path: Path) -> None:
+    table = load(tmp_path, [{"query": "q", "positives": ["p", "p"], "id": 3}, {"query": "r", "positives": ["p"]}])
+    assert str(table.summary) == (
+        f"{tmp_path}/rows.jsonl (nestling): 2 rows read, 2 kept\n"
+        "  2 positives (at most 1 a row), 0 hard negatives (at most 0 a row)\n"
+        f"  dropped 1: positive repeated in its row (first at {tmp_path}/rows.jsonl:1)\n"
+        "  ignored field 'id' in 1 rows"
+    )
+
+
+def test_nothing_left_is_an_error_that_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no row can be kept(\n.*){3}\n  dropped 2: row without a positive"):
+        load(tmp_path, [{"query": "q", "positives": ["q"]}, {"query": "r", "positives": ["r"]}])
+
+
+def test_graded_pairs_keep_equal_sentences(tmp_path: Path) -> None:
+    pairs = [("a", "a", 5.0), ("a", "b", 1.0), ("a", "b", 1.0), ("a", "b", 2.0)]
+    table = load(tmp_path, [{"sentence1": a, "sentence2": b, "score": score} for a, b, score in pairs])
+    assert table.graded
+    assert [table[i].score for i in range(len(table))] == [5.0, 1.0, 2.0]
+
+
+def test_scores_of_all_rows(tmp_path: Path) -> None:
+    row = {"positives": ["p"], "positive_scores": [1]}
+    rows = [{"query": "a", "negatives": ["n"], "negative_scores": [0], **row}, {"query": "b", **row}]
+    assert load(tmp_path, rows).has_scores
+    assert not load(tmp_path, [*rows, {"query": "c", "negatives": ["n"], **row}]).has_scores
+
+
+def test_index_and_pickle(tmp_path: Path) -> None:
+    table = load(tmp_path, [{"query": str(i), "positives": ["p"]} for i in range(5)])
+    assert (table[-1], table[np.int64(3)].query) == (table[4], "3")
+    for index in (5, -6):
+        with pytest.raises(IndexError):
+            table[index]
+    payload = pickle.dumps(table)
+    assert len(payload) < 1000
+    assert pickle.loads(payload)[2] == table[2]
+
+
+texts = st.sampled_from("abcdef")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.tuples(texts, st.lists(texts, min_size=1, max_size=4), st.lists(texts, max_size=4)), min_size=1)
+)
+def test_against_a_naive_reading(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
+    """Blocks of three rows, so that lists and drops cross the bounds of batches."""
+    expected, known = naive(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nestling.records.convert.ROWS_PER_BATCH", 3)
+        records = [{"query": q, "positives": p, "negatives": n} for q, p, n in rows]
+        if not expected:
+            with pytest.raises(ValueError, match="no row can be kept"):
+                load(tmp_path_factory.mktemp("naive"), records)
+            return
+        table = load(tmp_path_factory.mktemp("naive"), records)
+    assert [table[i] for i in range(len(table))] == expected
+    for i, record in enumerate(expected):
+        assert table.positive_ids(i).tolist() == ids(*record.positives)
+        assert table.negative_ids(i).tolist() == ids(*record.negatives)
+        assert table.known_positives(i).tolist() == sorted(ids(*known[record.query]))
+    assert table.max_negatives == max(len(record.negatives) for record in expected)
+
+
+def naive(rows: list[tuple[str, list[str], list[str]]]) -> tuple[list[Record], dict[str, set[str]]]:
+    known: dict[str, set[str]] = {}
+    clean: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
+    for query, positives, negatives in rows:
+        own = tuple(dict.fromkeys(text for text in positives if text != query))
+        others = tuple(dict.fromkeys(text for text in negatives if text != query and text not in own))
+        if own:
+            known.setdefault(query, set()).update(own)
+            clean.append((query, own, others))
+    return [Record(q, p, tuple(x for x in n if x not in known[q])) for q, p, n in dict.fromkeys(clean)], known
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_cache_is_used_and_follows_the_source(tmp_path: Path) -> None:
+    row = {"query": "q", "positives": ["p"]}
+    first = only_file(load(tmp_path, [row]).path.parent)
+    written = first.stat().st_mtime_ns
+    load_records(tmp_path / "rows.jsonl", cache_dir=tmp_path / "cache")
+    assert first.stat().st_mtime_ns == written, "an unchanged source is not converted again"
+    assert len(load(tmp_path, [row, {"query": "r", "positives": ["p"]}])) == 2
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "text"])
+def test_damaged_cache_is_rebuilt(tmp_path: Path, damage: str) -> None:
+    path = load(tmp_path, [{"query": f"q{i}", "positives": ["é" * 50]} for i in range(100)]).path
+    content = bytearray(path.read_bytes())
+    if damage == "empty":
+        content.clear()
+    elif damage == "cut":
+        del content[len(content) // 2 :]
+    elif damage == "zeros":
+        content[-2000:] = bytes(2000)
+    else:
+        content[content.index("é".encode() * 50)] = 0xFF
+    path.write_bytes(content)
+    table = load_records(tmp_path / "rows.jsonl", cache_dir=tmp_path / "cache")
+    assert table[99] == Record("q99", ("é" * 50,))
+
+
+def test_cache_folder_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "deep" / "er"))
+    (tmp_path / "a.jsonl").write_text('{"query": "q", "positives": ["p"]}')
+    assert load_records(tmp_path / "a.jsonl").path.parent == tmp_path / "deep" / "er"
+
+
+def test_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"query": "q", "positives": ["p"]}')
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(OSError, match=r"cannot write the cache folder .*set NESTLING_CACHE"):
+        load_records(tmp_path / "a.jsonl", cache_dir=tmp_path / "cache")
+
+
+def race(folder: Path) -> list[Record]:
+    table = load_records(folder / "rows.jsonl", cache_dir=folder / "cache", progress=False)
+    return [table[i] for i in range(len(table))]
+
+
+def test_processes_may_race(tmp_path: Path) -> None:
+    rows = [{"query": f"q{i}", "positives": [f"p{i}"]} for i in range(2000)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        first, second = pool.map(race, [tmp_path, tmp_path])
+    assert first == second == [Record(f"q{i}", (f"p{i}",)) for i in range(2000)]
+    only_file(tmp_path / "cache")
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from nestling.records import load_records
+resource.setrlimit(resource.RLIMIT_DATA, (400 << 20, 400 << 20))
+assert len(load_records(sys.argv[1], cache_dir=Path(sys.argv[2]), progress=False)) == 20_000
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA bounds private memory on Linux only")
+def test_memory_does_not_grow_with_the_texts(tmp_path: Path) -> None:
+    """400 MB of text through a process that may hold 400 MiB of private memory, its libraries included."""
+    with (tmp_path / "big.jsonl").open("w") as file:
+        for i in range(20_000):
+            file.write(json.dumps({"query": f"q{i}", "positives": [f"{i} " + "text " * 4000]}) + "\n")
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "big.jsonl"), str(tmp_path / "cache")]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
