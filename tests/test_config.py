@@ -28,7 +28,9 @@ def test_flags_and_comma_lists() -> None:
 
 def test_flags_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("model: m\noutput_dir: o\nlearning_rate: 1e-5\ntrain:\n- path: a\n  weight: 0.5\nloss: {temperature: .01}\n")
+    file.write_text(
+        "model: m\noutput_dir: o\nlearning_rate: 1e-5\ntrain:\n- path: a\n  weight: 0.5\nloss: {temperature: .01}\n"
+    )
     config = parse("--config", str(file), "--learning_rate", "2e-5")
     assert (config.learning_rate, config.loss.temperature, config.train[0].weight) == (2e-5, 0.01, 0.5)
 
@@ -64,7 +66,7 @@ def test_an_unknown_flag_and_an_abbreviation_are_refused(capsys: pytest.CaptureF
     ("argv", "message"),
     [
         (["--batch_size", "1"], "batch_size is 1; in-batch negatives need at least 2 queries"),
-        (["--batch_size", "x"], 'Parser key "batch_size": Expected a <class \'int\'>. Got value: x'),
+        (["--batch_size", "x"], "Parser key \"batch_size\": Expected a <class 'int'>. Got value: x"),
         (["--dims", "64,64"], "dims: 64 is given 2 times; name each dimension once"),
         (["--dims", "64,0"], "dims: 0 is not a dimension; expected whole numbers above 0"),
         (["--dims", "64", "--dim_weights", "1,2"], "dim_weights has 2 values and dims 1; give one weight a dimension"),
@@ -89,3 +91,12 @@ def test_dims_above_the_width_of_the_model() -> None:
 def test_every_setting_is_explained() -> None:
     for each in fields(EmbedConfig):
         assert f"    {each.name}: " in (EmbedConfig.__doc__ or ""), each.name
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "embed").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_yaml_loads(file: Path) -> None:
+    config = parse("--config", str(file), "--model", "m", "--output_dir", "o", "--train", "a")
+    assert config.model == "m"

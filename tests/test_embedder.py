@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny import tiny_bert, tiny_qwen3
 from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer
 
@@ -13,6 +12,7 @@ from nestling.embedder import Embedder
 from nestling.packing import pack
 from nestling.pooling import POOL
 from nestling.prompts import TextTokenizer, instruct
+from tiny import tiny_bert, tiny_qwen3
 
 TEXTS = ["find all files", "short", "向量检索", "def f(x):\n    return x", "word " * 300, "a"]
 

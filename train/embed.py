@@ -15,12 +15,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import cast
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from nestling.checkpoint import (
     RunFolder,
     StopSignal,
     TrainingState,
+    check_run_folder,
     ignore_stop_signals,
     on_rank_zero,
     open_run_folder,
@@ -64,11 +65,24 @@ MAY_DIFFER = ("output_dir", "resume", "wandb", "tensorboard", "workers", "log_st
 def main(config: EmbedConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    output, settings = Path(config.output_dir), asdict(config)
+    check_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER)
     accelerator = start(config)
-    with open_run_folder(
-        Path(config.output_dir), asdict(config), resume=config.resume, may_differ=MAY_DIFFER
-    ) as folder:
-        train(config, accelerator, folder)
+
+    # 1. Data, read and checked before any model loads.
+    with accelerator.main_process_first():  # which fills the cache of Arrow files
+        sources = load_sources(config, accelerator.is_main_process)
+        dev_sets = [load_dev(dev) for dev in config.dev]
+    draw = Draw(config.positives, config.negatives, config.seed)
+    planner = Planner(sources, config.batch_size, draw, config.seed, config.mixing_temperature)
+
+    # 2. The model, checked before the run folder is made.
+    embedder = load_model(config)
+    dims = nested_dims(config, embedder.dim)
+
+    # 3. The run: sections 4 to 6 below.
+    with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
+        train(config, accelerator, folder, planner, dev_sets, embedder, dims)
     accelerator.end_training()
 
 
@@ -89,40 +103,37 @@ def start(config: EmbedConfig) -> Accelerator:
     return accelerator
 
 
-def train(config: EmbedConfig, accelerator: Accelerator, folder: RunFolder) -> None:
+def train(
+    config: EmbedConfig,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    planner: Planner,
+    dev_sets: list[RetrievalSet],
+    embedder: Embedder,
+    dims: dict[int, float],
+) -> None:
     main_rank, device = accelerator.is_main_process, accelerator.device
-
-    # 1. Data, read and checked before any model loads.
-    with accelerator.main_process_first():  # which fills the cache of Arrow files
-        sources = load_sources(config, main_rank)
-        dev_sets = [load_dev(dev) for dev in config.dev]
-    draw = Draw(config.positives, config.negatives, config.seed)
-    planner = Planner(sources, config.batch_size, draw, config.seed, config.mixing_temperature)
     total = config.max_steps or math.ceil(config.epochs * planner.steps_per_epoch)
     warmup = round(config.warmup * total)
-
-    # 2. Model and optimizer.
-    embedder = load_model(config)
-    dims, dim_weights = nested_dims(config, embedder.dim)
+    collator = build_collator(config, planner, embedder, accelerator)
     model, optimizer = accelerator.prepare(
         embedder, adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     )
 
-    # 3. Where to start: at the newest complete checkpoint if the run is resumed.
+    # 4. Where to start: at the newest complete checkpoint if the run is resumed.
     checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
     newest = checkpoints.recover() if folder.resumed else None
     state = restore(newest, embedder, optimizer) if newest else TrainingState()
     guard = NonFiniteGuard(config.max_bad_steps, state.skipped_steps, state.skipped_in_a_row)
-    collator = build_collator(config, sources, draw, embedder, accelerator)
     if main_rank:
-        print(derivation(config, planner, collator, embedder, dims, total, state.step), flush=True)
+        print(derivation(config, planner, collator, embedder, list(dims), total, state.step), flush=True)
 
     def evaluate() -> None:
         results = {
             dev_set.name: evaluate_embedder(
                 embedder,
                 dev_set,
-                dims,
+                list(dims),
                 query_max_length=config.query_max_length,
                 document_max_length=config.document_max_length,
                 instruction=dev.instruction,
@@ -143,7 +154,7 @@ def train(config: EmbedConfig, accelerator: Accelerator, folder: RunFolder) -> N
             state.step, lambda path: write_training(path, tensors, moments, state), best_step=state.best_step
         )
 
-    # 4. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
+    # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
     with (
         open_tracker(
             folder.path,
@@ -166,7 +177,7 @@ def train(config: EmbedConfig, accelerator: Accelerator, folder: RunFolder) -> N
             )
             set_learning_rate(optimizer, rate)
             model.train()
-            share = loss_share(model, batch.to(device), config.loss, dims, dim_weights)
+            share = loss_share(model, batch.to(device), config.loss, dims)
             # Data parallel training takes the mean of the ranks' gradients, and their shares of the loss sum to it.
             accelerator.backward(share * accelerator.num_processes)
             norm = clip_gradients(model.parameters(), config.max_grad_norm)
@@ -208,11 +219,11 @@ def train(config: EmbedConfig, accelerator: Accelerator, folder: RunFolder) -> N
                 break
             started = time.perf_counter()
 
-    # 5. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
+    # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
     if config.export_best and state.best_step is not None and state.best_step != state.step:
         restore(checkpoints.verified(state.best_step), embedder)
     shown = state.best_step if config.export_best and state.best_step is not None else state.step
-    on_rank_zero(lambda: publish(config, folder, embedder, sources, dims, shown))
+    on_rank_zero(lambda: publish(config, folder, embedder, planner.sources, list(dims), shown))
 
 
 def load_sources(config: EmbedConfig, main_rank: bool) -> list[Source]:
@@ -232,7 +243,7 @@ def load_sources(config: EmbedConfig, main_rank: bool) -> list[Source]:
     scored = any(source.table.has_scores for source in sources)
     require(
         not config.loss.distillation or scored,
-        "loss.distillation needs teacher scores, and no dataset has them in every row; mine with a judge, or set it to 0",
+        "loss.distillation needs teacher scores, and no dataset has them in every row; set it to 0 without them",
     )
     return sources
 
@@ -259,7 +270,7 @@ def load_model(config: EmbedConfig) -> Embedder:
     longest = max(config.query_max_length, config.document_max_length)
     require(
         longest <= embedder.max_positions,
-        f"query_max_length, document_max_length: {longest} tokens are more than the model reads, {embedder.max_positions}",
+        f"query_max_length, document_max_length: {longest} tokens are more than the model's {embedder.max_positions}",
     )
     if config.tuning == "lora":
         lora = config.lora
@@ -271,20 +282,17 @@ def load_model(config: EmbedConfig) -> Embedder:
     return embedder
 
 
-def nested_dims(config: EmbedConfig, full: int) -> tuple[list[int], list[float]]:
-    """The dimensions to train, the full one among them, largest first, and their weights."""
+def nested_dims(config: EmbedConfig, full: int) -> dict[int, float]:
+    """The dimensions to train and their weights, largest first, the full one always among them."""
     require_dims(config.dims, full)
     weights = dict(zip(config.dims, config.dim_weights or [1.0] * len(config.dims), strict=True))
-    dims = sorted({*config.dims, full}, reverse=True)
-    return dims, [weights.get(dim, 1.0) for dim in dims]
+    return {dim: weights.get(dim, 1.0) for dim in sorted({*config.dims, full}, reverse=True)}
 
 
-def build_collator(
-    config: EmbedConfig, sources: list[Source], draw: Draw, embedder: Embedder, accelerator: Accelerator
-) -> Collator:
+def build_collator(config: EmbedConfig, planner: Planner, embedder: Embedder, accelerator: Accelerator) -> Collator:
     return Collator(
-        sources,
-        draw,
+        planner.sources,
+        planner.draw,
         embedder.text_tokenizer,
         embedder.prompts,
         query_max_length=config.query_max_length,
@@ -347,29 +355,30 @@ def start_worker(worker_id: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive the fork
 
 
-def loss_share(
-    model: nn.Module, batch: TrainBatch, loss: LossConfig, dims: list[int], dim_weights: list[float]
-) -> Tensor:
+class Nested(TypedDict):
+    dims: list[int]
+    dim_weights: list[float]
+
+
+def loss_share(model: nn.Module, batch: TrainBatch, loss: LossConfig, dims: dict[int, float]) -> Tensor:
     """This rank's share of the loss of the global batch, a float32 scalar; the shares of all ranks sum to it."""
+    nested: Nested = {"dims": list(dims), "dim_weights": list(dims.values())}
     embeddings = model(batch.tokens)  # [n, D] of this rank's distinct texts
     own = embeddings[batch.queries]  # [Q/W, D]
     queries, documents = gather_batch(own, embeddings[batch.documents], batch.document_counts)  # [Q, D], [N, D]
     if batch.scores is not None:
-        whole = cosent(
-            queries, documents, batch.scores, temperature=loss.graded_temperature, dims=dims, dim_weights=dim_weights
-        )
+        whole = cosent(queries, documents, batch.scores, temperature=loss.graded_temperature, **nested)
         return whole / len(batch.document_counts)  # every rank computes all of it
     share = info_nce(
         queries,
         documents,
         batch.layout,
         temperature=loss.temperature,
-        dims=dims,
-        dim_weights=dim_weights,
         terms=terms_of(loss, batch.in_batch_negatives),
         score_margin=loss.score_margin,
         mask_hard_negatives=loss.mask_hard_negatives,
         mask_identity=loss.mask_identity,
+        **nested,
     )
     if batch.group is not None and batch.teacher is not None:
         share = share + loss.distillation * distillation(
@@ -380,8 +389,7 @@ def loss_share(
             own.new_full((len(own),), 1 / len(queries)),
             temperature=loss.temperature,
             teacher_temperature=loss.teacher_temperature,
-            dims=dims,
-            dim_weights=dim_weights,
+            **nested,
         )
     return share
 
@@ -431,7 +439,7 @@ def leave(stop: StopSignal, checkpoint: Path, progress: Progress) -> None:
 
 
 def publish(
-    config: EmbedConfig, folder: RunFolder, embedder: Embedder, sources: list[Source], dims: list[int], step: int
+    config: EmbedConfig, folder: RunFolder, embedder: Embedder, sources: Sequence[Source], dims: list[int], step: int
 ) -> None:
     """Write final/, and print before and after."""
     scores = compare(evaluation_at(folder.metrics, 0), evaluation_at(folder.metrics, step))

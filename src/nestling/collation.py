@@ -50,13 +50,16 @@ class TrainBatch:
     truncated: int
 
     def to(self, device: torch.device) -> "TrainBatch":
-        tensors = {name: getattr(self, name) for name in ("queries", "documents", "group", "teacher", "scores")}
-        moved = {name: each if each is None else each.to(device) for name, each in tensors.items()}
-        return replace(self, tokens=self.tokens.to(device), layout=layout_to(self.layout, device), **moved)
-
-
-def layout_to(layout: Layout, device: torch.device) -> Layout:
-    return Layout(**{name: each.to(device) for name, each in vars(layout).items()})
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            queries=self.queries.to(device),
+            documents=self.documents.to(device),
+            layout=Layout(**{name: each.to(device) for name, each in vars(self.layout).items()}),
+            group=None if self.group is None else self.group.to(device),
+            teacher=None if self.teacher is None else self.teacher.to(device),
+            scores=None if self.scores is None else self.scores.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ class Member:
 
 
 class Collator(Dataset[TrainBatch]):
-    """This rank's TrainBatch of a plan, as a dataset whose index is a plan. Texts of other ranks are neither read nor tokenised, only their ids.
+    """This rank's TrainBatch of a plan, as a dataset whose index is a plan.
+
+    Texts of other ranks are neither read nor tokenised, only their identities are read.
 
     Args:
         sources: The datasets, as the planner has them.

@@ -40,7 +40,7 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, counts: list[int]) -> Tensor:  # type: ignore[override]
+    def forward(ctx: FunctionCtx, rows: Tensor, counts: list[int]) -> Tensor:
         ctx.counts = counts  # type: ignore[attr-defined]
         height = max(counts)
         padded = rows.new_zeros(height, rows.shape[1])
@@ -50,7 +50,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([gathered[i * height : i * height + count] for i, count in enumerate(counts)])
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         counts: list[int] = ctx.counts  # type: ignore[attr-defined]
         height = max(counts)
         padded = gradient.new_zeros(len(counts) * height, gradient.shape[1])
@@ -69,7 +69,7 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
-    return tensor.tolist()  # type: ignore[no-any-return]
+    return [float(value) for value in tensor.tolist()]
 
 
 def gather_batch(queries: Tensor, documents: Tensor, document_counts: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,9 @@ from nestling.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instru
 
 Kind = Literal["query", "document"]
 
+# sentence-transformers' names of the poolings, in the older schema and the newer.
+ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
+
 # Texts that encode() sorts by length together: enough that padding is about 1 %, few enough to hold their tokens.
 SORT_WINDOW = 8192
 
@@ -103,7 +106,7 @@ class Embedder(nn.Module):
             ValueError: A module, pooling or tokenizer that Nestling cannot reproduce exactly.
         """
         files = read_model_files(str(model))
-        config = AutoConfig.from_pretrained(model, subfolder=files.subfolder)
+        config = read_config(model, files.subfolder)
         decoder = is_decoder(config)
         chosen: Pooling = pooling or files.pooling or ("last" if decoder else "mean")
         prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
@@ -221,6 +224,17 @@ class Embedder(nn.Module):
                 yield batch
 
 
+def read_config(model: str | Path, subfolder: str) -> PretrainedConfig:
+    """config.json of a directory or hub id; ValueError if there is none."""
+    try:
+        return cast(PretrainedConfig, AutoConfig.from_pretrained(model, subfolder=subfolder))
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"model {model}: not a directory with a config.json, and no id that the hub or its cache has: {reason}"
+        ) from error
+
+
 def is_decoder(config: PretrainedConfig) -> bool:
     """Whether the model attends causally, told by its architecture's name."""
     names = config.architectures or []
@@ -278,19 +292,15 @@ def read_model_files(model: str) -> ModelFiles:
 
 def read_pooling(config: dict[str, Any], model: str) -> Pooling:
     """The pooling of a sentence-transformers file, in the older schema (booleans) or the newer (one name)."""
-    booleans = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
-    chosen = [
-        name.removeprefix("pooling_mode_")
-        for name, value in config.items()
-        if value is True and "pooling_mode_" in name
-    ]
-    if isinstance(config.get("pooling_mode"), str):
-        chosen = [config["pooling_mode"]]
-    names = [booleans.get(name, {"lasttoken": "last"}.get(name, name)) for name in chosen]
-    if len(names) != 1 or names[0] not in get_args(Pooling) or config.get("include_prompt") is False:
+    flags = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True]
+    chosen = [config["pooling_mode"]] if isinstance(config.get("pooling_mode"), str) else flags
+    names = [ST_POOLINGS.get(name, name) for name in chosen if name != "include_prompt"]
+    without_prompt = config.get("include_prompt") is False
+    if len(names) != 1 or names[0] not in get_args(Pooling) or without_prompt:
+        found = " and ".join(chosen) or "nothing"
         raise ValueError(
-            f"{model}: the pooling file asks for {' and '.join(chosen) or 'nothing'}"
-            f"{' without the prompt' if config.get('include_prompt') is False else ''}; supported are last, mean and cls"
+            f"{model}: the pooling file asks for {found}{' without the prompt' if without_prompt else ''}; "
+            "supported are last, mean and cls"
         )
     return cast(Pooling, names[0])
 

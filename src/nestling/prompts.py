@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
-# Texts beyond this many characters a token are cut before tokenisation, so that a 10 MB text costs no more than a long one.
+# Texts beyond this many characters a token are cut before tokenisation: a 10 MB text costs no more than a long one.
 CHARACTERS_PER_TOKEN = 32
 
 
@@ -74,7 +74,9 @@ class TextTokenizer:
                 encodings[i] = self.backend.encode(text)
         ids = [encoding.ids for encoding in encodings]
         self._check_end(ids, texts)
-        cut = sum(bool(encoding.overflowing) or len(text) > limit for encoding, text in zip(encodings, texts))
+        cut = sum(
+            bool(encoding.overflowing) or len(text) > limit for encoding, text in zip(encodings, texts, strict=True)
+        )
         return Tokenized(ids, cut)
 
     @property
@@ -100,7 +102,7 @@ class TextTokenizer:
     def _check_end(self, ids: list[list[int]], texts: Sequence[str]) -> None:
         if self.end_id is None:
             return
-        for each, text in zip(ids, texts):
+        for each, text in zip(ids, texts, strict=True):
             if not each or each[-1] != self.end_id:
                 raise ValueError(
                     f"the tokens of {text[:60]!r} end in {each[-1:]}, not in the end token {self.end_id}; "

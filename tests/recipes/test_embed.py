@@ -237,7 +237,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_a_row_of_them_stops(bert: Path
     [
         ({"train": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"dims": "512"}, "dims: 512 is more than the model's embedding has, 48"),
-        ({"document_max_length": 4096}, "4096 tokens are more than the model reads, 128"),
+        ({"document_max_length": 4096}, "4096 tokens are more than the model's 128"),
         ({"batch_size": 1000}, "fewer than the batch_size of 1000"),
         ({"loss.distillation": 1.0}, "loss.distillation needs teacher scores"),
         ({"model": "no/such-model"}, "no/such-model"),
@@ -259,5 +259,12 @@ def test_help_is_quick() -> None:
     result = run_recipe("train/embed.py", "--help")
     assert "--loss.temperature" in result.stdout
     assert time.perf_counter() - started < 10  # about one second on a free machine; without torch in any case
-    probe = "import runpy, sys\nsys.argv = ['embed.py', '--help']\ntry: runpy.run_path('train/embed.py', run_name='__main__')\nexcept SystemExit: print('torch' in sys.modules)"
+    probe = """
+import runpy, sys
+sys.argv = ["embed.py", "--help"]
+try:
+    runpy.run_path("train/embed.py", run_name="__main__")
+except SystemExit:
+    print("torch" in sys.modules)
+"""
     assert run_recipe("-c", probe).stdout.strip().endswith("False")

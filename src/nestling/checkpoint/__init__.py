@@ -2,7 +2,7 @@
 
 from nestling.checkpoint.guards import NonFiniteGuard, StopSignal, ignore_stop_signals
 from nestling.checkpoint.ranks import any_rank, on_rank_zero
-from nestling.checkpoint.run_folder import RunFolder, open_run_folder
+from nestling.checkpoint.run_folder import RunFolder, check_run_folder, open_run_folder
 from nestling.checkpoint.state import TrainingState, restore, trainable_tensors, write_training
 from nestling.checkpoint.store import Checkpoints
 
@@ -13,6 +13,7 @@ __all__ = [
     "StopSignal",
     "TrainingState",
     "any_rank",
+    "check_run_folder",
     "ignore_stop_signals",
     "on_rank_zero",
     "open_run_folder",

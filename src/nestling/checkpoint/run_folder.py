@@ -78,23 +78,36 @@ def open_run_folder(
         FileExistsError: The folder is not empty and `resume` is off, or there is something else than a run in it.
         ValueError: Another process uses the folder, or the run there has other settings (each is named).
     """
-    plain = json.loads(json.dumps(config, default=str))
     with ExitStack() as stack:
 
         def claim() -> bool:
-            require_usable(path, resume)
+            check_run_folder(path, config, resume=resume, may_differ=may_differ)
             path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock(path / LOCK))
-            require_usable(path, resume)  # Again under the lock: another run may have started in between.
+            # Again under the lock: another run may have started in between.
+            check_run_folder(path, config, resume=resume, may_differ=may_differ)
             resumed = (path / CONFIG).exists()
-            if resumed:
-                require_same_config(path / CONFIG, plain, may_differ)
-            else:
-                replace_text(path / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+            if not resumed:
+                replace_text(path / CONFIG, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
             record_launch(path / LAUNCHES)
             return resumed
 
         yield RunFolder(path, resumed=on_rank_zero(claim))
+
+
+def check_run_folder(
+    path: Path, config: Mapping[str, object], *, resume: bool, may_differ: Collection[str] = ()
+) -> None:
+    """Raise what `open_run_folder` would, without touching the folder: for a check before data and model are loaded."""
+    require_usable(path, resume)
+    if (path / CONFIG).exists():
+        require_same_config(path / CONFIG, plain(config), may_differ)
+
+
+def plain(config: Mapping[str, object]) -> dict[str, object]:
+    """Settings as JSON and YAML hold them."""
+    values: dict[str, object] = json.loads(json.dumps(config, default=str))
+    return values
 
 
 def require_usable(path: Path, resume: bool) -> None:

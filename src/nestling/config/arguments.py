@@ -5,13 +5,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from typing import TypeVar, get_args, get_origin, get_type_hints
+from itertools import pairwise
+from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 Config = TypeVar("Config")
 
-# The forms in which jsonargparse reports a key that it does not know: a flag, a key of the YAML file, a key of a nested one.
+# The forms in which jsonargparse reports a key that it does not know: a flag, a key of the file, a key inside another.
 UNKNOWN_KEY = re.compile(
     r"[Uu]nrecognized arguments: --([\w.]+)|[Kk]ey '([\w.]+)' is not expected"
     r"|[Oo]ption '([\w.]+)' is not accepted|does not accept option '([\w.]+)'"
@@ -45,7 +46,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
     sys.exit(2)
 
@@ -54,7 +55,7 @@ def bracket_lists(cls: type, argv: list[str]) -> list[str]:
     """Rewrite `--dims 256,128` to `--dims [256,128]` and `--train a.jsonl,b.jsonl` to a list of datasets."""
     lists = {f"--{key}": item for key, item in list_fields(cls)}
     split = [part for token in argv for part in (token.split("=", 1) if token.split("=", 1)[0] in lists else [token])]
-    return [bracketed(token, lists[before]) if before in lists else token for before, token in zip(["", *split], split)]
+    return [bracketed(token, lists[before]) if before in lists else token for before, token in pairwise(["", *split])]
 
 
 def bracketed(value: str, item: type) -> str:

@@ -205,7 +205,14 @@ class EmbedConfig:
     def __post_init__(self) -> None:
         require(bool(self.train), "train is empty; name at least one dataset, such as --train data/sample.jsonl")
         require(self.batch_size >= 2, f"batch_size is {self.batch_size}; in-batch negatives need at least 2 queries")
-        for name in ("query_max_length", "document_max_length", "chunk_tokens", "positives", "log_steps", "keep_checkpoints"):
+        for name in (
+            "query_max_length",
+            "document_max_length",
+            "chunk_tokens",
+            "positives",
+            "log_steps",
+            "keep_checkpoints",
+        ):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}, expected at least 1")
         for name in ("negatives", "eval_steps", "save_steps", "early_stopping", "workers"):
