@@ -51,7 +51,7 @@ from nestling.embedder import Embedder
 from nestling.export import export_embedder
 from nestling.lengths import measure_lengths
 from nestling.losses import Terms, cosent, distillation
-from nestling.model_card import Card, DataLine, Score
+from nestling.model_card import Card, DataLine, before_and_after
 from nestling.optim import adamw, clip_gradients, learning_rate_at, set_learning_rate
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
 from nestling.retrieval import evaluate_embedder
@@ -67,6 +67,9 @@ def main(config: EmbedConfig) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     output, settings = Path(config.output_dir), asdict(config)
     check_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER)
+    if (output / "final").exists():
+        print(f"{output} is complete: {output / 'final'} holds its model")
+        return
     accelerator = start(config)
 
     # 1. Data, read and checked before any model loads.
@@ -438,14 +441,22 @@ def leave(stop: StopSignal, checkpoint: Path, progress: Progress) -> None:
     sys.exit(128 + (stop.received or signal.SIGTERM))
 
 
+def data_line(source: Source) -> str:
+    """A dataset in one line of the model card."""
+    summary = source.table.summary
+    negatives = f", {summary.negatives:,} hard negatives" if summary.negatives else ""
+    instruction = f", instruction: {source.table.instruction}" if source.table.instruction else ""
+    return f"{summary.positives:,} positives{negatives}{instruction}"
+
+
 def publish(
     config: EmbedConfig, folder: RunFolder, embedder: Embedder, sources: Sequence[Source], dims: list[int], step: int
 ) -> None:
     """Write final/, and print before and after."""
-    scores = compare(evaluation_at(folder.metrics, 0), evaluation_at(folder.metrics, step))
+    scores = before_and_after(evaluation_at(folder.metrics, 0), evaluation_at(folder.metrics, step))
     card = Card(
-        data=[DataLine(each.table.name, len(each.table), str(each.table.summary)) for each in sources],
-        config=asdict(config),
+        data=[DataLine(each.table.name, len(each.table), data_line(each)) for each in sources],
+        config=config.published(),
         scores=scores,
     )
     instructions = {each.table.name: each.table.instruction for each in sources if each.table.instruction}
@@ -463,15 +474,6 @@ def publish(
         rows = [[each.dataset, each.dim, each.before, each.after] for each in scores if each.metric == "nDCG@10"]
         print(table(["dev set", "dim", "nDCG@10 before", "after"], rows, digits=4))
     print(f"{folder.final} holds the model of step {step}")
-
-
-def compare(before: Results, after: Results) -> list[Score]:
-    return [
-        Score(name, dim, metric, before.get(name, {}).get(dim, {}).get(metric), value)
-        for name, by_dim in after.items()
-        for dim, metrics in by_dim.items()
-        for metric, value in metrics.items()
-    ]
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def export_embedder(
     dims: Sequence[int] = (),
     dtype: torch.dtype | None = None,
     instructions: Mapping[str, str] | None = None,
-    card: Card = Card(),
+    card: Card | None = None,
 ) -> GateReport:
     """Write a serving directory, LoRA merged, after it has passed the parity gate.
 
@@ -85,6 +85,7 @@ def export_embedder(
     max_length = min(max(query_max_length, document_max_length), embedder.max_positions)
     prompts = serving_prompts(embedder, instructions or {})
     expectation = expect(embedder, weights, dtype, max_length)
+    card = card or Card()
     facts = describe(embedder, card, dims, prompts, query_max_length, document_max_length)
     partial = output_dir.with_name(f".{output_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed

@@ -1,6 +1,7 @@
 """Settings of train/embed.py."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from nestling.config.checks import require, require_dims
@@ -230,3 +231,12 @@ class EmbedConfig:
             not self.dim_weights or len(self.dim_weights) == len(self.dims),
             f"dim_weights has {len(self.dim_weights)} values and dims {len(self.dims)}; give one weight a dimension",
         )
+
+    def published(self) -> dict[str, object]:
+        """The settings that make the model what it is, for its card: no folders of anyone's machine."""
+        private = ("output_dir", "resume", "workers", "wandb", "tensorboard", "cpu", "log_steps", "keep_checkpoints")
+        settings = {name: value for name, value in asdict(self).items() if name not in private}
+        settings["model"] = Path(self.model).name if Path(self.model).is_dir() else self.model
+        for key in ("train", "dev"):
+            settings[key] = [{**each, "path": Path(each["path"]).name} for each in settings[key]]
+        return settings

@@ -1,0 +1,183 @@
+"""scripts/evaluate.py as it is run: results, files, and one line with status 2 for everything that cannot work."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nestling.config import run
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three documents, one of them in Chinese; two queries."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    (folder / "qrels").mkdir(parents=True)
+    corpus = ["list files by size", "boundary layer " * 20, "人工智慧"]
+    write_lines(folder / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(corpus)])
+    write_lines(folder / "queries.jsonl", [{"_id": "q0", "text": "files"}, {"_id": "q1", "text": "layer"}])
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t2\nq1\td1\t1\n")
+    return folder
+
+
+def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Evaluate = Callable[..., Finished]
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Evaluate:
+    """Runs the script's main with the given arguments in this process, where torch is loaded already."""
+    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "evaluate_script", module)
+    spec.loader.exec_module(module)
+
+    def finish(*arguments: str | Path) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        code = 0
+        try:
+            run(module.main)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Finished(code, captured.out, captured.err)
+
+    return finish
+
+
+def test_a_model_is_measured_at_every_dimension_and_precision(
+    evaluate: Evaluate, beir: Path, bert: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "results.json"
+    options = ["--dims", "48,16", "--precision", "float32,binary", "--output", output, "--document_max_length", "16"]
+    done = evaluate("--model", bert, "--data", beir, "--query_max_length", "16", *options)
+    assert done.returncode == 0, done.stderr
+    assert "2 queries, 0 cut to 16 tokens" in done.stdout
+    assert "3 documents, 1 cut to 16 tokens" in done.stdout
+    results = json.loads(output.read_text())["results"]
+    assert [(row["dim"], row["precision"]) for row in results] == [
+        (48, "float32"),
+        (48, "binary"),
+        (16, "float32"),
+        (16, "binary"),
+    ]
+    for row in results:
+        assert (row["queries"], row["documents"], row["truncated_documents"]) == (2, 3, 1)
+        assert list(row["metrics"]) == ["nDCG@10", "MRR@10", "Recall@100", "MAP@100"]
+        assert row["metrics"]["Recall@100"] == 1.0
+        assert f"{row['metrics']['nDCG@10']:.4f}" in done.stdout
+
+
+def test_dimensions_default_to_those_of_the_model(evaluate: Evaluate, beir: Path, bert: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(bert, tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "matryoshka_dimensions": [8, 48, 24]}))
+    output = tmp_path / "results.json"
+    lengths = ["--query_max_length", "16", "--document_max_length", "16"]
+    done = evaluate("--model", model, "--data", beir, *lengths, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert [row["dim"] for row in json.loads(output.read_text())["results"]] == [48, 24, 8]
+
+
+def test_bm25_and_a_run_file(evaluate: Evaluate, beir: Path, tmp_path: Path) -> None:
+    done = evaluate("--first_stage", "bm25", "--data", beir, "--output", tmp_path / "bm25.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "bm25.json").read_text())["results"][0]["metrics"]["nDCG@10"] == 1.0
+    run = tmp_path / "run.trec"
+    run.write_text("q0 Q0 elsewhere 1 3 tag\nq0 Q0 d0 2 2 tag\n")
+    done = evaluate("--first_stage", run, "--data", beir, "--output", tmp_path / "run.json")
+    assert done.returncode == 0, done.stderr
+    assert "1 queries are not in the run and count 0" in done.stdout
+    assert "1 documents of the run are not in the collection" in done.stdout
+    assert json.loads((tmp_path / "run.json").read_text())["results"][0]["metrics"]["MRR@10"] == 0.25
+
+
+def assert_refused(done: Finished, message: str) -> None:
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "data"),
+        (["--data", "{beir}"], "either --model or --first_stage"),
+        (["--data", "{beir}", "--model", "{model}", "--first_stage", "bm25"], "either --model or --first_stage"),
+        (["--data", "{beir}", "--first_stage", "bm25", "--dims", "16"], "need a --model"),
+        (["--data", "{beir}", "--model", "{model}", "--dims", "16,0"], "dims: 0 is not a dimension"),
+        (["--data", "{beir}", "--model", "{model}", "--dims", "16,8,16"], "dims: 16 is given 2 times"),
+        (["--data", "{beir}", "--model", "{model}", "--precision", "int4"], "int4"),
+        (["--data", "{beir}", "--model", "{model}", "--precison", "int8"], "did you mean 'precision'"),
+        (["--data", "{beir}", "--model", "{model}", "--query_max_length", "0"], "query_max_length is 0"),
+        (["--data", "{beir}", "--model", "{tmp}/nowhere"], "no such directory"),
+        (["--data", "{beir}", "--first_stage", "{tmp}/nowhere.trec"], "no such file"),
+        (["--data", "{beir}", "--first_stage", "bm25", "--output", "{tmp}/nowhere/out.json"], "does not exist"),
+        (["--data", "{beir}", "--first_stage", "bm25", "--output", "{beir}/corpus.jsonl"], "exists"),
+    ],
+)
+def test_settings_that_cannot_work(
+    evaluate: Evaluate, arguments: list[str], message: str, beir: Path, bert: Path, tmp_path: Path
+) -> None:
+    assert_refused(evaluate(*(each.format(beir=beir, model=bert, tmp=tmp_path) for each in arguments)), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dims", "48,64"], "dims: 64 is more than the model's embedding has, 48"),
+        (["--document_max_length", "129"], "reads at most 128 tokens"),
+        (["--split", "dev"], "there is no 'dev'; available: test"),
+        (["--data", "{tmp}/nowhere"], "there is no such folder"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_weights_are_read(
+    evaluate: Evaluate, arguments: list[str], message: str, beir: Path, bert: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_bytes((bert / "config.json").read_bytes())  # there are no weights to read
+    lengths = ["--query_max_length", "16", "--document_max_length", "16"]
+    given = [each.format(tmp=tmp_path) for each in arguments]
+    assert_refused(evaluate("--model", model, "--data", beir, *lengths, *given), message)
+
+
+def test_a_run_of_other_queries_is_refused(evaluate: Evaluate, beir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.trec"
+    run.write_text("other Q0 d0 1 3 tag\n")
+    done = evaluate("--first_stage", run, "--data", beir)
+    assert done.returncode == 2
+    assert "lists none of the 2 queries" in done.stderr
+
+
+def test_the_command_itself() -> None:
+    start = time.monotonic()
+    shown = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 5
+    assert "--first_stage" in shown.stdout
+    refused = subprocess.run([sys.executable, SCRIPT, "--dims", "8,8"], capture_output=True, text=True, check=False)
+    assert_refused(Finished(refused.returncode, refused.stdout, refused.stderr), "data")

@@ -1,0 +1,124 @@
+"""scripts/export.py: from checkpoints and adapters to directories."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import PreTrainedModel
+
+from nestling.adapters import attach_lora
+from nestling.checkpoint import TrainingState, trainable_tensors, write_training
+from nestling.checkpoint.atomic import write_folder
+from nestling.config import EmbedConfig, LoraConfig, TrainData
+from nestling.embedder import Embedder
+from nestling.parity import Expectation, GateReport, check_directory, require_passed
+from scripts.export import main
+
+# peft 0.21 reads a name that transformers 5.2x deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def gate_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def verify(directory: Path, expectation: Expectation) -> GateReport:
+        report = check_directory(directory, expectation)
+        require_passed(report, directory)
+        return report
+
+    monkeypatch.setattr("nestling.export.verify_export", verify)
+
+
+def export(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["export.py", *flags])
+    main()
+
+
+def trained(config: EmbedConfig) -> Embedder:
+    embedder = Embedder.from_pretrained(config.model, instruction="Find the command")
+    if config.tuning == "lora":
+        assert isinstance(embedder.backbone, PreTrainedModel)
+        embedder.backbone = attach_lora(embedder.backbone, r=4, alpha=8, dropout=0.0)
+    for name, parameter in embedder.named_parameters():
+        if parameter.requires_grad and (config.tuning == "full" or ".lora_" in name):
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+    return embedder
+
+
+def write_run(folder: Path, config: EmbedConfig, embedder: Embedder) -> Path:
+    """A run folder as train/embed.py leaves it, with one checkpoint."""
+    checkpoint = folder / "checkpoints" / "step-7"
+    checkpoint.parent.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    lines = [{"step": step, "eval": {"dev": {"64": {"nDCG@10": 0.5 + step / 100}}}} for step in (0, 7)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tensors = trainable_tensors(embedder)
+    write_folder(checkpoint, lambda path: write_training(path, tensors, {}, TrainingState(step=7)))
+    return checkpoint
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_checkpoint_and_its_adapter(
+    tmp_path: Path, qwen3: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tuning: str
+) -> None:
+    config = EmbedConfig(
+        model=str(qwen3),
+        output_dir=str(tmp_path / "run"),
+        train=[TrainData("a.jsonl", name="shell", instruction="Find the command")],
+        query_max_length=32,
+        document_max_length=48,
+        tuning=tuning,
+        lora=LoraConfig(r=4, alpha=8),
+        precision="fp32",
+        dims=[32, 16],
+    )
+    embedder = trained(config)
+    checkpoint = write_run(tmp_path / "run", config, embedder)
+    export(monkeypatch, "--checkpoint", str(checkpoint), "--output", str(tmp_path / "served"))
+    assert "served passed the parity gate" in capsys.readouterr().out
+    expected = embedder.encode(["list files"], kind="query", max_length=32)
+    served = Embedder.from_pretrained(tmp_path / "served")
+    torch.testing.assert_close(served.encode(["list files"], kind="query", max_length=32), expected)
+    assert served.config.matryoshka_dimensions == [64, 32, 16]
+    assert "| dev | 64 | 0.5000 → 0.5700 |" in (tmp_path / "served" / "README.md").read_text(encoding="utf-8")
+
+    if tuning == "lora":
+        flags = ["--adapter", str(tmp_path / "served" / "adapter"), "--base", str(qwen3)]
+        instruction = ["--instruction", "Find the command", "--document_max_length", "48", "--dtype", "bfloat16"]
+        export(monkeypatch, *flags, *instruction, "--output", str(tmp_path / "again"))
+        again = Embedder.from_pretrained(tmp_path / "again")
+        found = again.encode(["list files"], kind="query", max_length=32)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
+        assert again.prompts == served.prompts
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output", "new"], "either --checkpoint or --adapter"),
+        (["--output", "new", "--adapter", "a"], "--adapter needs --base"),
+        (["--output", "new", "--checkpoint", "a", "--dims", "8"], "those of a checkpoint are in the run's config.yaml"),
+    ],
+)
+def test_contradictions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        export(monkeypatch, *flags)
+    assert exit_status.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_folders_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="exists already"):
+        export(monkeypatch, "--checkpoint", "nowhere", "--output", str(tmp_path))
+    with pytest.raises(ValueError, match="is not a folder"):
+        export(monkeypatch, "--checkpoint", str(tmp_path / "nowhere"), "--output", str(tmp_path / "new"))
+    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"has no config\.yaml"):
+        export(monkeypatch, "--checkpoint", str(tmp_path / "checkpoints" / "step-1"), "--output", str(tmp_path / "new"))
+    with pytest.raises(ValueError, match=r"has no adapter_config\.json"):
+        export(monkeypatch, "--adapter", str(tmp_path), "--base", "x", "--output", str(tmp_path / "new"))
