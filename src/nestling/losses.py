@@ -39,6 +39,9 @@ class Terms:
     other_hard_negatives: bool = True
 
 
+ALL_TERMS = Terms()
+
+
 @dataclass(frozen=True)
 class Layout:
     """Who belongs to whom in the global batch, and the rows that this rank answers for.
@@ -73,7 +76,7 @@ def info_nce(
     temperature: float,
     dims: Sequence[int],
     dim_weights: Sequence[float] | None = None,
-    terms: Terms = Terms(),
+    terms: Terms = ALL_TERMS,
     score_margin: float | None = 0.1,
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
@@ -292,4 +295,5 @@ def loss_dtype(embeddings: Tensor) -> torch.dtype:
 def unit(embeddings: Tensor, dim: int) -> Tensor:
     """The first `dim` coordinates at length 1, float32 or float64: [n, D] to [n, dim]."""
     prefix = embeddings[:, :dim].to(loss_dtype(embeddings))
-    return prefix / torch.linalg.vector_norm(prefix, dim=1, keepdim=True).clamp_min(NORM_FLOOR)
+    norm: Tensor = torch.linalg.vector_norm(prefix, dim=1, keepdim=True)
+    return prefix / norm.clamp_min(NORM_FLOOR)

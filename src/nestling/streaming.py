@@ -1,11 +1,13 @@
-"""The contrastive loss of `nestling.losses` in chunks of rows: the same value and gradient, all dimensions at the price of one.
+"""The contrastive loss of `nestling.losses` in chunks of rows: the same value and gradient, all dimensions for about
+the price of one.
 
-Letters: Q queries and N documents of the global batch, T = N + Q texts, R rows (query, positive) of this rank, C rows of
-a chunk, t rows of a tile, M columns = documents and queries seen from the query, then documents seen from the positive;
-D dimensions, P prefixes of them, the blocks between two prefixes numbered alike.
+Letters: Q queries and N documents of the global batch, S = N + Q texts, R rows (query, positive) of this rank, C rows
+of a chunk, M columns: documents and queries seen from the query, then documents seen from the
+positive. D dimensions, P prefixes of them; block p are the coordinates that prefix p has more than the one before.
 
 For raw texts a, b with inverse norms r^p of their prefixes and weights w_p, a chunk of rows takes these steps:
-1. Products grow block by block, G^p = G^{p-1} + A_p B_p^T, one full product for all prefixes; scores T^p = r_a r_b G^p / tau.
+1. Products grow block by block, G^p = G^{p-1} + A_p B_p^T, one full product for all prefixes; scores
+   T^p = r_a r_b G^p / tau.
 2. Row losses log(Z / e^{T+}), shifted by the positive's or the greatest score; then the gradient with respect to T^p is
    W^p = w_p weight e^{T^p} / Z for negatives, and for the positive minus their sum. Scores are held in bits,
    T^p / ln 2, because torch has a vectorised exp2 whose speed does not suffer where masked scores underflow.
@@ -24,12 +26,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nestling.losses import NORM_FLOOR, Layout, Negatives, Terms, check_temperature, loss_dtype, prefixes
+from nestling.losses import ALL_TERMS, NORM_FLOOR, Layout, Negatives, Terms, check_temperature, loss_dtype, prefixes
 
+# Fewer rows make thin products and many small operations, whose threads then wait for each other; more take memory.
 CHUNK_ROWS = 128
-# Elementwise passes run over tiles that stay in a CPU core's cache; a GPU wants a chunk at once.
-CPU_TILE_ELEMENTS = 1 << 18
-# The product of a masked pair. It stays far below every score for texts of norm 1e-6 to 1e8, and finite, as -inf would not.
+# The product of a masked pair: far below every score for texts of norm 1e-6 to 1e8, and finite (-inf times 0 is NaN).
 MASKED = -1e20
 # Exponents up to this need no search for the greatest score: 2^40 times any number of texts is finite in float32.
 SAFE_BITS = 40.0
@@ -44,7 +45,7 @@ def info_nce(
     temperature: float,
     dims: Sequence[int],
     dim_weights: Sequence[float] | None = None,
-    terms: Terms = Terms(),
+    terms: Terms = ALL_TERMS,
     score_margin: float | None = 0.1,
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
@@ -63,12 +64,15 @@ def info_nce(
     dtype = loss_dtype(queries)
     queries, documents = queries.to(dtype), documents.to(dtype)
     if torch.is_grad_enabled() and (queries.requires_grad or documents.requires_grad):
-        return StreamingInfoNCE.apply(queries, documents, objective)
+        loss: Tensor = StreamingInfoNCE.apply(queries, documents, objective)
+        return loss
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
         return Stream(queries, documents, objective, gradients=False).loss()
 
 
 class StreamingInfoNCE(torch.autograd.Function):
+    """The scalar for autograd, with the gradient that its forward has made."""
+
     @staticmethod
     def forward(ctx: Any, queries: Tensor, documents: Tensor, objective: "Objective") -> Tensor:
         stream = Stream(queries, documents, objective, gradients=True)
@@ -87,6 +91,8 @@ class StreamingInfoNCE(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Objective:
+    """What is to be computed: the arguments of `info_nce` but the embeddings."""
+
     layout: Layout
     negatives: Negatives
     prefixes: list[tuple[int, float]]
@@ -111,11 +117,11 @@ class Side:
     """One of the two texts that a row looks from, for the rows of a chunk.
 
     Args:
-        texts: [C] int64, which of the T texts.
+        texts: [C] int64, which of the S texts.
         left: [C, D] these.
         scale: [P, C, 1] their inverse norms over the temperature, in bits.
         columns: Where in M the texts stand that it looks at.
-        right: How many of the T texts these are, counted from the first.
+        right: How many of the S texts these are, counted from the first.
     """
 
     texts: Tensor
@@ -131,9 +137,10 @@ class Chunk:
 
     Args:
         sides: The rows' queries and, if they look from them, their positives.
-        weight: [C] share of each row in the loss.
+        weight: [C, 1] share of each row in the loss.
         exempt: [C, 1 + H] int64, columns that the score mask may not hit; the first is the positive's.
         products: [C, M], G of the prefix in work.
+        scores: [C, M], its T in bits, then weights x scores.
         slots: [P, C, M], first weights, then coefficients C^p and their sums E^b; one slot where no gradient is wanted.
     """
 
@@ -141,6 +148,7 @@ class Chunk:
     weight: Tensor
     exempt: Tensor
     products: Tensor
+    scores: Tensor
     slots: Tensor
 
 
@@ -151,10 +159,10 @@ class Stream:
         self.objective = objective
         self.gradients = gradients
         self.n = len(documents)
-        self.texts = torch.cat([documents, queries])  # [T, D]
+        self.texts = torch.cat([documents, queries])  # [S, D]
         ends = [dim for dim, _ in objective.prefixes]
         self.blocks = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        self.inverse = self._inverse_norms()  # [P, T]
+        self.inverse = self._inverse_norms()  # [P, S]
         self.seen = len(self.texts) if objective.terms.query_query else self.n  # texts seen from the query
         seen_from_positive = self.n if objective.terms.document_document else 0
         self.column_inverse = torch.cat([self.inverse[:, : self.seen], self.inverse[:, :seen_from_positive]], dim=1)
@@ -165,19 +173,18 @@ class Stream:
             self.column_radial = torch.zeros_like(self.column_inverse)  # u, from columns
 
     def loss(self) -> Tensor:
-        """The loss; afterwards `gradient` [T, D] is complete."""
+        """The loss; afterwards `gradient` [S, D] is complete."""
         rows, columns = len(self.objective.layout.query), self.column_inverse.shape[1]
         size = max(1, min(CHUNK_ROWS, rows))
-        tile = size if self.texts.is_cuda else max(1, min(size, CPU_TILE_ELEMENTS // columns))
-        # Buffers are made once: the CPU's allocator returns large ones to the system, and page faults cost more than sums.
+        # Buffers are made once: a freed large one goes back to the system, and page faults cost more than the sums.
         products = self.texts.new_empty(size, columns)
         slots = self.texts.new_empty(len(self.blocks) if self.gradients else 1, size, columns)
-        scores = self.texts.new_empty(tile, columns)
+        scores = self.texts.new_empty(size, columns)
         losses = self.texts.new_zeros(rows)
         for start in range(0, rows, size):
             part = slice(start, min(start + size, rows))
             count = part.stop - part.start
-            losses[part] = self._losses(self._chunk(part, products[:count], slots[:, :count]), scores)
+            losses[part] = self._losses(self._chunk(part, products[:count], scores[:count], slots[:, :count]))
         if self.gradients:
             self._subtract_radial()
         return losses.sum()
@@ -186,7 +193,7 @@ class Stream:
         squares = [torch.linalg.vector_norm(self.texts[:, block], dim=1).square() for block in self.blocks]
         return torch.stack(squares).cumsum(dim=0).sqrt().clamp_min(NORM_FLOOR).reciprocal()
 
-    def _chunk(self, rows: slice, products: Tensor, slots: Tensor) -> Chunk:
+    def _chunk(self, rows: slice, products: Tensor, scores: Tensor, slots: Tensor) -> Chunk:
         objective, layout = self.objective, self.objective.layout
         positive = layout.positive[rows]
         looks = [(self.n + layout.query[rows], slice(0, self.seen), self.seen)]
@@ -204,7 +211,7 @@ class Stream:
         ]
         self._mask(rows, products)
         weight = layout.weight[rows, None].to(products.dtype)
-        return Chunk(sides, weight, self._exempt(rows), products, slots)
+        return Chunk(sides, weight, self._exempt(rows), products, scores, slots)
 
     def _exempt(self, rows: slice) -> Tensor:
         positive = self.objective.layout.positive[rows, None]
@@ -225,50 +232,51 @@ class Stream:
             masks.append(from_positive)
         products.copy_(torch.cat(masks, dim=1)).sub_(1).mul_(-MASKED)
 
-    def _losses(self, chunk: Chunk, scores: Tensor) -> Tensor:
-        """Losses of the chunk's rows, [C]; their gradient is added up."""
-        losses = chunk.products.new_zeros(len(chunk.products))
+    def _losses(self, chunk: Chunk) -> Tensor:
+        """Weighted losses of the chunk's rows, [C]; their gradient is added up."""
+        losses = torch.zeros_like(chunk.weight)
         for p, block in enumerate(self.blocks):
             for side in chunk.sides:
                 right = self.texts[: side.right, block]
                 chunk.products[:, side.columns].addmm_(side.left[:, block], right.t())
-            for start in range(0, len(losses), len(scores)):
-                tile = slice(start, min(start + len(scores), len(losses)))
-                losses[tile] += self._tile(p, tile, chunk, scores[: tile.stop - tile.start])
+            losses += self._prefix_losses(p, chunk)
         if self.gradients:
             self._multiply(chunk)
-        return losses
+        return losses.squeeze(1)
 
-    def _tile(self, p: int, tile: slice, chunk: Chunk, scores: Tensor) -> Tensor:
-        """Weighted losses [t] of prefix p; leaves the coefficients C^p in its slot and adds up u^p."""
-        torch.mul(chunk.products[tile], self.column_inverse[p], out=scores)  # [t, M]
+    def _prefix_losses(self, p: int, chunk: Chunk) -> Tensor:
+        """[C, 1] of one prefix; leaves the coefficients C^p in its slot and adds up u^p."""
+        scores, weights = chunk.scores, chunk.slots[p if self.gradients else 0]
+        torch.mul(chunk.products, self.column_inverse[p], out=scores)
         for side in chunk.sides:
-            scores[:, side.columns].mul_(side.scale[p, tile])
-        weights = chunk.slots[p if self.gradients else 0, tile]
-        positive = chunk.exempt[tile, :1]
-        target = scores.gather(1, positive)  # [t, 1]
+            scores[:, side.columns].mul_(side.scale[p])
+        positive = chunk.exempt[:, :1]
+        target = scores.gather(1, positive)  # [C, 1]
         if self.objective.margin_bits is not None:
-            above = torch.gt(scores, target + self.objective.margin_bits, out=weights)  # 1 or 0: quicker than a bool mask
-            scores.add_(above.scatter_(1, chunk.exempt[tile], 0), alpha=MASKED)
+            # 1 or 0 as floats: comparing and adding these is several times faster than a bool mask and masked_fill.
+            above = torch.gt(scores, target + self.objective.margin_bits, out=weights)
+            scores.add_(above.scatter_(1, chunk.exempt, 0), alpha=MASKED)
         shift = target if self.objective.bounded else scores.amax(dim=1, keepdim=True)
         torch.sub(scores, shift, out=weights).exp2_().scatter_(1, positive, 0)
         total = weights.sum(dim=1, keepdim=True)  # of the negatives, in units of 2^shift
         below = (target - shift) * LN2
         partition = total + torch.expm1(below)  # Z - 1 in these units: small losses keep their digits
-        weight = self.objective.prefixes[p][1] * chunk.weight[tile]
+        weight = self.objective.prefixes[p][1] * chunk.weight
         if self.gradients:
             weights.scatter_(1, positive, -total)
-            self._differentiate(p, tile, chunk, scores.mul_(weights), LN2 * weight / (1 + partition))
-        return (weight * (torch.log1p(partition) - below)).squeeze(1)
+            scores.mul_(weights)
+            self._differentiate(p, chunk, LN2 * weight / (1 + partition))
+        return weight * (torch.log1p(partition) - below)
 
-    def _differentiate(self, p: int, tile: slice, chunk: Chunk, radial: Tensor, share: Tensor) -> None:
-        """Turn weights into coefficients and add up `radial`, weights x scores [t, M]; both lack the row's `share` [t, 1]."""
+    def _differentiate(self, p: int, chunk: Chunk, share: Tensor) -> None:
+        """Turn weights into coefficients and add up weights x scores; both lack `share` [C, 1], the rows' factor."""
+        radial, coefficients = chunk.scores, chunk.slots[p]
         self.column_radial[p].addmv_(radial.t(), share.squeeze(1))
-        coefficients = chunk.slots[p, tile].mul_(self.column_inverse[p])
+        coefficients.mul_(self.column_inverse[p])
         for side in chunk.sides:
             of_rows = radial[:, side.columns].sum(dim=1) * share.squeeze(1)
-            self.radial[p].index_add_(0, side.texts[tile], of_rows)
-            coefficients[:, side.columns].mul_(side.scale[p, tile] * share)
+            self.radial[p].index_add_(0, side.texts, of_rows)
+            coefficients[:, side.columns].mul_(side.scale[p] * share)
 
     def _multiply(self, chunk: Chunk) -> None:
         """dA_b = E^b B_b and dB_b = (E^b)^T A_b for all blocks, from the last, with E^b summed in place."""
@@ -285,7 +293,8 @@ class Stream:
     def _subtract_radial(self) -> None:
         """Step 4. A norm under the floor is divided by a constant and has no radial part."""
         self.radial[:, : self.seen] += self.column_radial[:, : self.seen]
-        self.radial[:, : self.n] += self.column_radial[:, self.seen :] if self.column_radial.shape[1] > self.seen else 0
+        if self.objective.terms.document_document:
+            self.radial[:, : self.n] += self.column_radial[:, self.seen :]
         radial = (self.radial * self.inverse.square()).masked_fill_(self.inverse >= 1 / NORM_FLOOR, 0)
         radial = radial.flip(0).cumsum(dim=0).flip(0)  # sum over p >= b
         for block, each in zip(self.blocks, radial, strict=True):

@@ -1,0 +1,71 @@
+"""Print results of scripts/evaluate.py side by side, one column a file.
+
+python scripts/compare.py --results bm25.json,before.json,after.json
+python scripts/compare.py --results before.json,after.json --metric MRR@10
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nestling.config import parse_config, require, run
+from nestling.tracking import table
+
+# Data set, dimension and precision; the last two are None for BM25 and runs, which have no vectors.
+Key = tuple[str, int | None, str | None]
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Settings of scripts/compare.py.
+
+    Args:
+        results: JSON files of scripts/evaluate.py --output, with commas between; columns bear their names.
+        metric: The metric to show.
+    """
+
+    results: list[str]
+    metric: str = "nDCG@10"
+
+    def __post_init__(self) -> None:
+        require(bool(self.results), "results is empty; give JSON files of scripts/evaluate.py --output")
+
+
+def main() -> None:
+    config = parse_config(CompareConfig, __doc__)
+    columns = {Path(path).stem: read_results(Path(path), config.metric) for path in config.results}
+    require(len(columns) == len(config.results), "results: two files bear the same name; columns need different ones")
+    print(config.metric)
+    print(table(["data", "dim", "precision", *columns], rows(columns)))
+
+
+def read_results(path: Path, metric: str) -> dict[Key, float]:
+    """One metric of each row of a result file.
+
+    Raises:
+        ValueError: if `path` is not such a file or lacks the metric.
+    """
+    require(path.is_file(), f"{path}: no such file; expected one that scripts/evaluate.py --output wrote")
+    try:
+        results: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["results"]
+        keyed = {(row["data"], row["dim"], row["precision"]): row["metrics"] for row in results}
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{path}: not a result of scripts/evaluate.py --output") from None
+    for metrics in keyed.values():
+        require(metric in metrics, f"{path}: no metric '{metric}'; it has {', '.join(metrics)}")
+    return {key: metrics[metric] for key, metrics in keyed.items()}
+
+
+def rows(columns: dict[str, dict[Key, float]]) -> list[list[object]]:
+    """A row for each data set, dimension and precision; what has no dimension stands in all rows of its data set."""
+    keys = list(dict.fromkeys(key for column in columns.values() for key in column))
+    with_vectors = {data for data, dim, _ in keys if dim is not None}
+    shown = [key for key in keys if key[1] is not None or key[0] not in with_vectors]
+    return [
+        [*key, *(column.get(key, column.get((key[0], None, None))) for column in columns.values())] for key in shown
+    ]
+
+
+if __name__ == "__main__":
+    run(main)
