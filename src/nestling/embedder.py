@@ -1,6 +1,5 @@
 """The embedding model: backbone, pooling, prompts."""
 
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from nestling.attention import resolve_attention
 from nestling.packing import Chunk, TokenBatch, pack
 from nestling.pooling import POOL, Pooling
 from nestling.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
@@ -86,7 +86,7 @@ class Embedder(nn.Module):
         *,
         dtype: torch.dtype | Literal["auto"] = torch.float32,
         precision: torch.dtype = torch.float32,
-        attention: str = "sdpa",
+        attention: str = "auto",
         pooling: Pooling | None = None,
         dropout: float | None = 0.0,
         instruction: str | None = None,
@@ -112,7 +112,9 @@ class Embedder(nn.Module):
         prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
         if instruction is not None:
             prompts = Prompts(prompts.query(instruction), prompts.document)
-        backbone = load_backbone(model, config, files.subfolder, dtype, resolve_attention(attention), dropout)
+        backbone = load_backbone(
+            model, config, files.subfolder, dtype, resolve_attention(attention, precision), dropout
+        )
         tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
         if not tokenizer.is_fast:
             raise ValueError(
@@ -239,14 +241,6 @@ def is_decoder(config: PretrainedConfig) -> bool:
     """Whether the model attends causally, told by its architecture's name."""
     names = config.architectures or []
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) or config.model_type.startswith("qwen")
-
-
-def resolve_attention(attention: str) -> str:
-    """The attention implementation behind "auto"."""
-    if attention != "auto":
-        return attention
-    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if flash else "sdpa"
 
 
 def load_backbone(

@@ -236,6 +236,7 @@ class Meter:
         figures = {
             "loss": fmean(self._losses),
             "grad_norm": fmean(self._norms),
+            "seconds": self._seconds,
             "tokens_per_second": (tokens - self._tokens) / self._seconds,
         }
         self._losses, self._norms, self._seconds, self._tokens = [], [], 0.0, tokens

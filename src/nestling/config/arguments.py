@@ -2,13 +2,14 @@
 
 import re
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 Config = TypeVar("Config")
 
@@ -19,12 +20,16 @@ UNKNOWN_KEY = re.compile(
 )
 
 
+class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Help that keeps the lines of a recipe's docstring, commands among them."""
+
+
 def parse_config(cls: type[Config], description: str | None, argv: list[str] | None = None) -> Config:
     """Fill the dataclass `cls` from `--config FILE.yaml` and flags; on bad input print one line and exit with status 2.
 
     Lists of values may be written with commas (`--dims 256,128,64`); lists of datasets as paths with commas.
     """
-    parser = ArgumentParser(description=description, allow_abbrev=False, exit_on_error=False)
+    parser = ArgumentParser(description=description, allow_abbrev=False, exit_on_error=False, formatter_class=Formatter)
     parser.add_argument("--config", action="config", help="YAML file; flags after it override its keys.")
     parser.add_class_arguments(cls, fail_untyped=True)
     arguments = bracket_lists(cls, sys.argv[1:] if argv is None else argv)
