@@ -53,6 +53,7 @@ from nestling.lengths import measure_lengths
 from nestling.losses import Terms, cosent, distillation
 from nestling.model_card import Card, DataLine, before_and_after
 from nestling.optim import adamw, clip_gradients, learning_rate_at, set_learning_rate
+from nestling.packing import token_budget
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
 from nestling.retrieval import evaluate_embedder
 from nestling.streaming import info_nce
@@ -140,7 +141,6 @@ def train(
                 query_max_length=config.query_max_length,
                 document_max_length=config.document_max_length,
                 instruction=dev.instruction,
-                tokens_per_batch=config.chunk_tokens,
                 progress=main_rank,
             )
             for dev, dev_set in zip(config.dev, dev_sets, strict=True)
@@ -300,7 +300,7 @@ def build_collator(config: EmbedConfig, planner: Planner, embedder: Embedder, ac
         embedder.prompts,
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
-        chunk_tokens=config.chunk_tokens,
+        chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
         teacher=config.loss.distillation > 0,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,

@@ -3,7 +3,7 @@
 python scripts/bench/training.py --data DIR --model MODEL --output runs/bench-nl2bash --dims 384,128,64,32
 
 The peer is SentenceTransformerTrainer with MatryoshkaLoss(MultipleNegativesRankingLoss), its defaults else. Both take
-the same rows, batch size, number of steps, learning rate, schedule, warm-up, dimensions and lengths, one after the other
+the same rows, batch size, steps, learning rate, schedule, warm-up, dimensions and lengths, one after the other
 in one run, and are measured by the same code on the same test split. Times are of the training loop alone: no imports,
 no loading, no evaluation.
 """
@@ -173,7 +173,6 @@ def evaluate(config: TrainingBenchConfig, model: str) -> Scores:
             config.dims,
             query_max_length=config.max_length,
             document_max_length=config.max_length,
-            tokens_per_batch=2048,
         )
         scores[Path(data).name] = {dim: metrics["nDCG@10"] for dim, metrics in found.items()}
     return scores

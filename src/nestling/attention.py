@@ -15,8 +15,8 @@ FLOAT32 = "sdpa_float32"
 def resolve_attention(attention: str, precision: torch.dtype) -> str:
     """The name to load a model with: "auto" takes the fastest exact one at hand, other names stay.
 
-    In bfloat16 a GPU takes flash attention if it is installed, and a CPU takes SDPA in float32: its bfloat16 kernels are
-    two to six times slower forward and backward (texts of 20 to 128 tokens), and less exact.
+    In bfloat16 a GPU takes flash attention if it is installed, and a CPU takes SDPA in float32: its bfloat16 kernels
+    are two to six times slower forward and backward (texts of 20 to 128 tokens), and less exact.
     """
     if attention != "auto":
         return attention

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig,
 from transformers.utils import cached_file
 
 from nestling.attention import resolve_attention
-from nestling.packing import Chunk, TokenBatch, pack
+from nestling.packing import Chunk, TokenBatch, pack, token_budget
 from nestling.pooling import POOL, Pooling
 from nestling.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
 
@@ -183,20 +183,21 @@ class Embedder(nn.Module):
         kind: Kind,
         max_length: int,
         instruction: str | None = None,
-        tokens_per_batch: int = 8192,
+        tokens_per_batch: int | None = None,
         progress: str | None = None,
     ) -> Tensor:
         """Normalised embeddings, [n, D] float32 on the CPU.
 
-        Texts are sorted by length within windows of some thousands, run in batches of at most `tokens_per_batch`
-        positions, and the next window is tokenised meanwhile. `progress` is the label of a progress bar.
+        Texts are sorted by length within windows of some thousands and run in batches of at most `tokens_per_batch`
+        positions, by default what suits the device; the next window is tokenised meanwhile. `progress` labels a bar.
         """
         training = self.training
         self.eval()
         result = torch.empty(len(texts), self.dim)
         with tqdm(total=len(texts), desc=progress, unit="text", disable=None if progress else True, leave=False) as bar:
             start = 0
-            for batch in self._windows(texts, self.prefix(kind, instruction), max_length, tokens_per_batch):
+            budget = tokens_per_batch or token_budget(self.device)
+            for batch in self._windows(texts, self.prefix(kind, instruction), max_length, budget):
                 end = start + len(batch.position)
                 done = [self._encode_chunk(chunk, bar) for chunk in batch.chunks]
                 result[start:end] = torch.cat(done)[batch.position]

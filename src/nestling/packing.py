@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def token_budget(device: torch.device) -> int:
+    """Positions of a chunk: as many as keep a GPU busy, or as few as stay in a CPU's caches."""
+    return 1024 if device.type == "cpu" else 16384
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Texts of similar length.

@@ -130,7 +130,7 @@ class EmbedConfig:
         pooling: How token states become one embedding; what the model's files say by default.
         dropout: Dropout inside the model, whatever its files say; null keeps theirs.
         gradient_checkpointing: Recompute activations in the backward pass.
-        chunk_tokens: Tokens that run through the model at once, sorted by length; bounds padding.
+        chunk_tokens: Positions that run through the model at once, sorted by length; by default what suits the device.
         dims: Matryoshka dimensions; the full one is always trained.
         dim_weights: Weight of each of dims in the loss; all 1 by default.
         loss: The objective.
@@ -174,7 +174,7 @@ class EmbedConfig:
     pooling: Literal["last", "mean", "cls"] | None = None
     dropout: float | None = 0.0
     gradient_checkpointing: bool = False
-    chunk_tokens: int = 8192
+    chunk_tokens: int | None = None
     dims: list[int] = field(default_factory=list)
     dim_weights: list[float] = field(default_factory=list)
     loss: LossConfig = LossConfig()
@@ -209,7 +209,6 @@ class EmbedConfig:
         for name in (
             "query_max_length",
             "document_max_length",
-            "chunk_tokens",
             "positives",
             "log_steps",
             "keep_checkpoints",
@@ -222,6 +221,7 @@ class EmbedConfig:
         for name in ("learning_rate", "epochs", "mixing_temperature"):
             value = getattr(self, name)
             require(value > 0, f"{name} is {value:g}, expected a number above 0")
+        require(self.chunk_tokens is None or self.chunk_tokens > 0, f"chunk_tokens is {self.chunk_tokens}, not above 0")
         require(self.max_steps is None or self.max_steps > 0, f"max_steps is {self.max_steps}, expected at least 1")
         require(0 <= (self.dropout or 0.0) < 1, f"dropout is {self.dropout}, expected 0 <= dropout < 1")
         require(0 <= self.warmup < 1, f"warmup is {self.warmup:g}, expected a share of the steps, 0 <= warmup < 1")

@@ -26,7 +26,7 @@ def evaluate_embedder(
     query_max_length: int,
     document_max_length: int,
     instruction: str | None = None,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int | None = None,
     progress: bool = False,
 ) -> dict[int, dict[str, float]]:
     """Mean nDCG@10, MRR@10, Recall@100 and MAP@100 at each dimension, {dim: {metric: value}}, the same on every rank.
@@ -56,7 +56,7 @@ def encode_set(
     query_max_length: int,
     document_max_length: int,
     instruction: str | None = None,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int | None = None,
     progress: bool = False,
 ) -> EncodedSet:
     """Encode queries and documents, each rank a part of both; arguments and errors as in `evaluate_embedder`.
