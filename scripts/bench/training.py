@@ -10,6 +10,7 @@ no loading, no evaluation.
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ class TrainingBenchConfig:
         batch_size: Queries in a batch.
         learning_rate: Peak learning rate.
         max_length: Tokens of a text, in training and evaluation.
+        pairs: Train on so many pairs, drawn at random with a fixed seed; on all by default.
         ours: Further flags of train/embed.py, one string; what differs from the peer's settings on purpose.
         also: Further BEIR folders whose test split shows what is forgotten.
         peer: Whether to run the peer.
@@ -52,6 +54,7 @@ class TrainingBenchConfig:
     batch_size: int = 64
     learning_rate: float = 1e-4
     max_length: int = 128
+    pairs: int | None = None
     ours: str = ""
     also: list[str] = field(default_factory=list)
     peer: bool = True
@@ -91,6 +94,8 @@ def write_pairs(config: TrainingBenchConfig) -> int:
         for record in (records[i] for i in range(len(records)))
         for text in record.positives
     ]
+    if config.pairs is not None:
+        rows = random.Random(0).sample(rows, config.pairs)
     with pairs_file(config).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return len(rows)

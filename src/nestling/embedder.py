@@ -151,17 +151,30 @@ class Embedder(nn.Module):
     def forward(self, batch: TokenBatch) -> Tensor:
         """Raw embeddings, [n, D] float32, neither cut nor normalised, in the order of the texts that were packed."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            pooled = [self._embed(chunk) for chunk in batch.chunks]
+            pooled = [
+                self._embed(chunk, tokens) for chunk, tokens in zip(batch.chunks, self._look_up(batch), strict=True)
+            ]
         return torch.cat(pooled)[batch.position]
 
-    def _embed(self, chunk: Chunk) -> Tensor:
+    def _look_up(self, batch: TokenBatch) -> Iterator[Tensor]:
+        """Token embeddings of each chunk, [B, L, D], looked up at once.
+
+        Every lookup has a gradient of the size of the vocabulary; one for each chunk would cost more than the chunk.
+        """
+        table = cast(Any, self.backbone).get_input_embeddings()
+        found = table(torch.cat([chunk.input_ids.flatten() for chunk in batch.chunks]))
+        parts = found.split([chunk.input_ids.numel() for chunk in batch.chunks])
+        for chunk, part in zip(batch.chunks, parts, strict=True):
+            yield part.view(*chunk.input_ids.shape, -1)
+
+    def _embed(self, chunk: Chunk, tokens: Tensor) -> Tensor:
         # A causal model reads nothing from the padding on the right, and without a mask attention takes its fast path.
         mask = None
         if chunk.padded and not is_decoder(self.config):
             positions = torch.arange(chunk.input_ids.shape[1], device=chunk.input_ids.device)
             mask = (positions < chunk.lengths[:, None]).long()
         arguments: dict[str, Any] = {"use_cache": False} if is_decoder(self.config) else {}
-        hidden = self.backbone(input_ids=chunk.input_ids, attention_mask=mask, **arguments).last_hidden_state
+        hidden = self.backbone(inputs_embeds=tokens, attention_mask=mask, **arguments).last_hidden_state
         return POOL[self.pooling](hidden, chunk.lengths).float()
 
     def enable_gradient_checkpointing(self) -> None:
