@@ -223,6 +223,33 @@ def test_two_ranks_take_the_steps_of_one(qwen3: Path, data: Path, tmp_path: Path
     assert evaluations[0][0] == evaluations[1][0]
 
 
+def test_graded_pairs_teacher_scores_and_own_negatives_train_side_by_side(bert: Path, tmp_path: Path) -> None:
+    graded = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "score": i / 16} for i in range(16)]
+    scored = [
+        {
+            "query": f"q {i}",
+            "positives": [f"p {i}"],
+            "negatives": [f"n {i}", f"m {i}"],
+            "positive_scores": [1.0],
+            "negative_scores": [0.5, 0.1],
+        }
+        for i in range(16)
+    ]
+    for name, rows in (("graded", graded), ("scored", scored)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = tmp_path / "run.yaml"
+    settings.write_text(
+        f"train:\n- path: {tmp_path}/graded.jsonl\n- path: {tmp_path}/scored.jsonl\n  in_batch_negatives: false\n"
+        "loss: {distillation: 0.5}\nbatch_size: 8\nprecision: fp32\ndims: [16]\nlearning_rate: 1e-3\nepochs: 2\n"
+        "query_max_length: 16\ndocument_max_length: 16\ncpu: true\n"
+    )
+    run = tmp_path / "run"
+    run_recipe("train/embed.py", "--config", str(settings), f"--model={bert}", f"--output_dir={run}")
+    assert len(losses(run)) == 8
+    assert all(loss > 0 and norm > 0 for loss, norm in losses(run).values())
+    assert (run / "final" / "model.safetensors").exists()
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_a_row_of_them_stops(bert: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = arguments(bert, data, run, learning_rate=1e30, warmup=0, max_grad_norm=0, max_steps=30, max_bad_steps=3)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from nestling.files import sync
+
 # Raise it whenever a reader, a rule for drops or a schema changes, so that older files are not used.
 READER_VERSION = 1
 META = b"nestling"
@@ -41,9 +43,9 @@ def cached(name: str, identity: Any, cache_dir: Path | None, build: Callable[[Pa
     if not is_sound(path):
         with _writable(folder), scratch_file(folder) as scratch:
             build(scratch)
-            _sync(scratch)
+            sync(scratch)
             os.replace(scratch, path)
-            _sync(folder)
+            sync(folder)
     return path
 
 
@@ -78,14 +80,6 @@ def _writable(folder: Path) -> Iterator[None]:
         advice = "free space there, or set NESTLING_CACHE or cache_dir to a folder that can be written"
         reason = error.strerror or error
         raise CacheError(error.errno, f"cannot write the cache folder {folder}: {reason}; {advice}") from None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def open_batches(path: Path) -> tuple[list[Any], str]:
