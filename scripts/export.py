@@ -108,6 +108,7 @@ def from_checkpoint(checkpoint: Path, base: str | None) -> Trained:
     from nestling.checkpoint import restore
     from nestling.checkpoint.atomic import damage
     from nestling.model_card import Card, before_and_after
+    from nestling.records import default_name
     from nestling.tracking import evaluation_at
 
     problem = damage(checkpoint)
@@ -122,7 +123,7 @@ def from_checkpoint(checkpoint: Path, base: str | None) -> Trained:
         config.query_max_length,
         config.document_max_length,
         config.dims,
-        {data.name: data.instruction for data in config.train if data.name and data.instruction},
+        {data.name or default_name(Path(data.path)): data.instruction for data in config.train if data.instruction},
     )
 
 
@@ -139,6 +140,7 @@ def untrained(config: EmbedConfig, base: str) -> "Embedder":
         dtype="auto" if config.tuning == "lora" and config.precision == "bf16" else torch.float32,
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         pooling=config.pooling,
+        cpu=True,
         instruction=config.instruction or (instructions.pop() if len(instructions) == 1 else None),
     )
     if config.tuning == "lora":

@@ -15,8 +15,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +25,7 @@ from typing import TypedDict, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
@@ -45,9 +46,9 @@ from nestling.checkpoint import (
     write_training,
 )
 from nestling.collation import Collator, TrainBatch
-from nestling.config import DevData, LossConfig, require, require_dims
+from nestling.config import DevData, LossConfig, require, require_dims, require_unique
 from nestling.distributed import gather_batch, require_world, sum_over_ranks
-from nestling.embedder import Embedder
+from nestling.embedder import Embedder, max_positions, read_config, read_model_files
 from nestling.export import export_embedder
 from nestling.lengths import measure_lengths
 from nestling.losses import Terms, cosent, distillation
@@ -58,6 +59,9 @@ from nestling.records import RetrievalSet, load_records, load_retrieval_set
 from nestling.retrieval import evaluate_embedder
 from nestling.streaming import info_nce
 from nestling.tracking import Meter, Progress, Results, evaluation_at, open_tracker, summary, table
+
+# Ranks wait so long for rank 0, which converts data before the loop and exports after it.
+PATIENCE = timedelta(hours=12)
 
 # A resumed run may differ in these: they touch neither data, weights nor schedule.
 MAY_DIFFER = ("output_dir", "resume", "wandb", "tensorboard", "workers", "log_steps", "keep_checkpoints", "cpu")
@@ -71,18 +75,20 @@ def main(config: EmbedConfig) -> None:
     if (output / "final").exists():
         print(f"{output} is complete: {output / 'final'} holds its model")
         return
+    dims = nested_dims(config)
     accelerator = start(config)
 
-    # 1. Data, read and checked before any model loads.
+    # 1. Data, read and checked before any weights load.
     with accelerator.main_process_first():  # which fills the cache of Arrow files
         sources = load_sources(config, accelerator.is_main_process)
         dev_sets = [load_dev(dev) for dev in config.dev]
+    require_unique("train", [source.table.name for source in sources])
+    require_unique("dev", [dev_set.name for dev_set in dev_sets])
     draw = Draw(config.positives, config.negatives, config.seed)
     planner = Planner(sources, config.batch_size, draw, config.seed, config.mixing_temperature)
 
     # 2. The model, checked before the run folder is made.
     embedder = load_model(config)
-    dims = nested_dims(config, embedder.dim)
 
     # 3. The run: sections 4 to 6 below.
     with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
@@ -95,7 +101,10 @@ def start(config: EmbedConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=config.cpu or not torch.accelerator.is_available(),
         mixed_precision="no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
     require_world(accelerator.num_processes)
     require(
@@ -127,7 +136,12 @@ def train(
     # 4. Where to start: at the newest complete checkpoint if the run is resumed.
     checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
     newest = checkpoints.recover() if folder.resumed else None
-    state = restore(newest, embedder, optimizer) if newest else TrainingState()
+    data = planner.fingerprint()
+    state = restore(newest, embedder, optimizer) if newest else TrainingState(data=data)
+    require(
+        state.data == data,
+        f"the training data is not what the run in {folder.path} began with; start a new run for it",
+    )
     guard = NonFiniteGuard(config.max_bad_steps, state.skipped_steps, state.skipped_in_a_row)
     if main_rank:
         print(derivation(config, planner, collator, embedder, list(dims), total, state.step), flush=True)
@@ -157,6 +171,9 @@ def train(
             state.step, lambda path: write_training(path, tensors, moments, state), best_step=state.best_step
         )
 
+    def stale() -> bool:
+        return 0 < config.early_stopping <= state.evaluations_since_best
+
     # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
     with (
         open_tracker(
@@ -173,7 +190,7 @@ def train(
         if dev_sets and not newest:
             evaluate()
         meter, started = Meter(state.tokens), time.perf_counter()
-        for batch in load_batches(config, planner, collator, state.step, total):
+        for batch in load_batches(config, planner, collator, state.step, state.step if stale() else total):
             seed_step(config.seed, state.step, accelerator.process_index)
             rate = learning_rate_at(
                 state.step, total=total, peak=config.learning_rate, warmup=warmup, schedule=config.schedule
@@ -210,7 +227,7 @@ def train(
                 )
             if dev_sets and due(state.step, config.eval_steps, planner.steps_per_epoch, total):
                 evaluate()
-            early = bool(config.early_stopping) and state.evaluations_since_best >= config.early_stopping
+            early = stale()
             stopping = stop.requested(device)
             new_best = state.best_step == state.step
             if new_best or early or stopping or due(state.step, config.save_steps, planner.steps_per_epoch, total):
@@ -237,8 +254,8 @@ def load_sources(config: EmbedConfig, main_rank: bool) -> list[Source]:
             data.path, split=data.split, name=data.name, instruction=data.instruction, progress=main_rank
         )
         require(
-            data.in_batch_negatives or table.graded or table.max_negatives > 0,
-            f"{data.path}: without in_batch_negatives its rows need hard negatives, and none has any",
+            data.in_batch_negatives or table.graded or min(table.max_negatives, config.negatives) > 0,
+            f"{data.path}: without in_batch_negatives its rows need hard negatives, and it has or draws none",
         )
         sources.append(Source(table, data.weight, data.in_batch_negatives))
         if main_rank:
@@ -259,22 +276,19 @@ def load_dev(dev: DevData) -> RetrievalSet:
 def load_model(config: EmbedConfig) -> Embedder:
     """The model with what is to be trained; master weights are float32, and frozen ones stay as they are published."""
     instructions = {data.instruction for data in config.train}
-    shared = instructions.pop() if len(instructions) == 1 else None
+    shared = next(iter(instructions)) if len(instructions) == 1 else None
     frozen = config.tuning == "lora" and config.precision == "bf16"
     embedder = Embedder.from_pretrained(
         config.model,
         dtype="auto" if frozen else torch.float32,
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         attention=config.attention,
+        cpu=config.cpu,
         pooling=config.pooling,
         dropout=config.dropout,
         instruction=config.instruction or shared,
     )
-    longest = max(config.query_max_length, config.document_max_length)
-    require(
-        longest <= embedder.max_positions,
-        f"query_max_length, document_max_length: {longest} tokens are more than the model's {embedder.max_positions}",
-    )
+    require_room(config, embedder, instructions)
     if config.tuning == "lora":
         lora = config.lora
         embedder.backbone = attach_lora(
@@ -285,11 +299,31 @@ def load_model(config: EmbedConfig) -> Embedder:
     return embedder
 
 
-def nested_dims(config: EmbedConfig, full: int) -> dict[int, float]:
-    """The dimensions to train and their weights, largest first, the full one always among them."""
-    require_dims(config.dims, full)
+def require_room(config: EmbedConfig, embedder: Embedder, instructions: Iterable[str | None]) -> None:
+    """Refuse length limits that leave no room for a text beside its prompt."""
+    limits = [(embedder.prompts.query(each), config.query_max_length, "query_max_length") for each in instructions]
+    for prompt, limit, name in [
+        *limits,
+        (embedder.prompts.document, config.document_max_length, "document_max_length"),
+    ]:
+        used = embedder.text_tokenizer.overhead(prompt)
+        require(limit > used, f"{name} is {limit}, and prompt and special tokens alone take {used}; raise it")
+
+
+def nested_dims(config: EmbedConfig) -> dict[int, float]:
+    """The dimensions to train and their weights, largest first, the full one always among them.
+
+    Checks them and the lengths against the model's config.json, before its weights load.
+    """
+    published = read_config(config.model, read_model_files(config.model).subfolder)
+    require_dims(config.dims, published.hidden_size)
+    longest, readable = max(config.query_max_length, config.document_max_length), max_positions(published)
+    require(
+        longest <= readable,
+        f"query_max_length, document_max_length: {longest} tokens are more than the model's {readable}",
+    )
     weights = dict(zip(config.dims, config.dim_weights or [1.0] * len(config.dims), strict=True))
-    return {dim: weights.get(dim, 1.0) for dim in sorted({*config.dims, full}, reverse=True)}
+    return {dim: weights.get(dim, 1.0) for dim in sorted({*config.dims, published.hidden_size}, reverse=True)}
 
 
 def build_collator(config: EmbedConfig, planner: Planner, embedder: Embedder, accelerator: Accelerator) -> Collator:
@@ -332,7 +366,7 @@ def derivation(
         "steps": f"{total:,} ({planner.steps_per_epoch:,} an epoch)" + (f", {done:,} done" if done else ""),
     }
     for source, length in zip(planner.sources, lengths, strict=True):
-        items[source.table.name] = str(length)
+        items[f"data {source.table.name}"] = str(length)
     return summary("training", items)
 
 

@@ -12,8 +12,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 FLOAT32 = "sdpa_float32"
 
 
-def resolve_attention(attention: str, precision: torch.dtype) -> str:
-    """The name to load a model with: "auto" takes the fastest exact one at hand, other names stay.
+def resolve_attention(attention: str, precision: torch.dtype, *, cpu: bool = False) -> str:
+    """The name to load a model with: "auto" takes the fastest exact one at hand, other names stay. `cpu` says that
+    the model stays on the CPU though there is a GPU.
 
     In bfloat16 a GPU takes flash attention if it is installed, and a CPU takes SDPA in float32: its bfloat16 kernels
     are two to six times slower forward and backward (texts of 20 to 128 tokens), and less exact.
@@ -22,7 +23,7 @@ def resolve_attention(attention: str, precision: torch.dtype) -> str:
         return attention
     if precision != torch.bfloat16:
         return "sdpa"
-    if torch.accelerator.is_available():
+    if torch.accelerator.is_available() and not cpu:
         return "sdpa" if importlib.util.find_spec("flash_attn") is None else "flash_attention_2"
     AttentionInterface.register(FLOAT32, sdpa_in_float32)
     AttentionMaskInterface.register(FLOAT32, sdpa_mask)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
+import xxhash
 
 from nestling.records import RecordTable
 
@@ -111,6 +112,13 @@ class Planner:
     @property
     def steps_per_epoch(self) -> int:
         return sum(self.batches)
+
+    def fingerprint(self) -> str:
+        """Changes with any text of any dataset, so that a resumed run notices."""
+        digest = xxhash.xxh3_128()
+        for source in self.sources:
+            digest.update(source.table.identity.encode())
+        return digest.hexdigest()
 
     def plans(self, skip: int = 0) -> Iterator[Plan]:
         """Plans without end, epoch after epoch, from the one numbered `skip`."""

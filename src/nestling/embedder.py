@@ -90,6 +90,7 @@ class Embedder(nn.Module):
         pooling: Pooling | None = None,
         dropout: float | None = 0.0,
         instruction: str | None = None,
+        cpu: bool = False,
     ) -> Self:
         """Load a directory or hub id, with or without sentence-transformers files, whose settings are honoured.
 
@@ -101,6 +102,7 @@ class Embedder(nn.Module):
             pooling: Overrides what the files say; without either, decoders take the last token and encoders the mean.
             dropout: Inside the model; None keeps the model's own.
             instruction: Default task of queries, in place of the model's own query prompt.
+            cpu: The model stays on the CPU even if there is a GPU.
 
         Raises:
             ValueError: A module, pooling or tokenizer that Nestling cannot reproduce exactly.
@@ -113,7 +115,7 @@ class Embedder(nn.Module):
         if instruction is not None:
             prompts = Prompts(prompts.query(instruction), prompts.document)
         backbone = load_backbone(
-            model, config, files.subfolder, dtype, resolve_attention(attention, precision), dropout
+            model, config, files.subfolder, dtype, resolve_attention(attention, precision, cpu=cpu), dropout
         )
         tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
         if not tokenizer.is_fast:
@@ -146,7 +148,7 @@ class Embedder(nn.Module):
     @property
     def max_positions(self) -> int:
         """Tokens that the model can read."""
-        return int(getattr(self.config, "max_position_embeddings", 2**31))
+        return max_positions(self.config)
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Raw embeddings, [n, D] float32, neither cut nor normalised, in the order of the texts that were packed."""
@@ -169,11 +171,11 @@ class Embedder(nn.Module):
 
     def _embed(self, chunk: Chunk, tokens: Tensor) -> Tensor:
         # A causal model reads nothing from the padding on the right, and without a mask attention takes its fast path.
-        mask = None
-        if chunk.padded and not is_decoder(self.config):
+        mask, decoder = None, is_decoder(self.config)
+        if chunk.padded and not decoder:
             positions = torch.arange(chunk.input_ids.shape[1], device=chunk.input_ids.device)
             mask = (positions < chunk.lengths[:, None]).long()
-        arguments: dict[str, Any] = {"use_cache": False} if is_decoder(self.config) else {}
+        arguments: dict[str, Any] = {"use_cache": False} if decoder else {}
         hidden = self.backbone(inputs_embeds=tokens, attention_mask=mask, **arguments).last_hidden_state
         return POOL[self.pooling](hidden, chunk.lengths).float()
 
@@ -249,6 +251,12 @@ def read_config(model: str | Path, subfolder: str) -> PretrainedConfig:
         raise ValueError(
             f"model {model}: not a directory with a config.json, and no id that the hub or its cache has: {reason}"
         ) from error
+
+
+def max_positions(config: PretrainedConfig) -> int:
+    """Tokens that a model can read; RoBERTa's kin number positions from behind the padding token's."""
+    positions = int(getattr(config, "max_position_embeddings", 2**31))
+    return positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions
 
 
 def is_decoder(config: PretrainedConfig) -> bool:

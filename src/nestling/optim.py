@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 
@@ -35,8 +36,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
 
     A non-finite norm leaves the gradients as they are, for the caller to skip the step.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in trained])
     if max_norm > 0 and torch.isfinite(norm):
-        torch.nn.utils.clip_grads_with_norm_(list(parameters), max_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
     return float(norm)

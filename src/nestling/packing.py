@@ -20,18 +20,15 @@ class Chunk:
     Args:
         input_ids: [B, L] int64, padded on the right.
         lengths: [B] int64, tokens of each text.
+        padded: Whether any position is padding; kept, since asking a GPU would wait for it.
     """
 
     input_ids: Tensor
     lengths: Tensor
-
-    @property
-    def padded(self) -> bool:
-        """Whether any position is padding."""
-        return self.input_ids.numel() != int(self.lengths.sum())
+    padded: bool
 
     def to(self, device: torch.device) -> "Chunk":
-        return Chunk(self.input_ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+        return Chunk(self.input_ids.to(device), self.lengths.to(device), self.padded)
 
 
 @dataclass(frozen=True)
@@ -81,4 +78,4 @@ def pad(ids: Sequence[Sequence[int]], pad_id: int) -> Chunk:
     input_ids = torch.full((len(ids), int(lengths.max())), pad_id, dtype=torch.int64)
     for row, each in enumerate(ids):
         input_ids[row, : len(each)] = torch.tensor(each, dtype=torch.int64)
-    return Chunk(input_ids, lengths)
+    return Chunk(input_ids, lengths, padded=int(lengths.min()) < input_ids.shape[1])

@@ -66,6 +66,10 @@ class TextTokenizer:
 
     def __call__(self, texts: Sequence[str], max_length: int) -> Tokenized:
         """Token ids of `texts` (prompts included), each at most `max_length` long; ValueError if the end is lost."""
+        if max_length <= self.special_tokens:
+            raise ValueError(
+                f"{max_length} tokens leave no room beside the {self.special_tokens} special ones of a text"
+            )
         self.backend.enable_truncation(max_length)
         limit = CHARACTERS_PER_TOKEN * max_length
         encodings = self.backend.encode_batch([text[:limit] for text in texts])
@@ -78,6 +82,11 @@ class TextTokenizer:
             bool(encoding.overflowing) or len(text) > limit for encoding, text in zip(encodings, texts, strict=True)
         )
         return Tokenized(ids, cut)
+
+    def overhead(self, prompt: str) -> int:
+        """Tokens of a text that are not its own: the prompt's and the special ones."""
+        self.backend.no_truncation()
+        return len(self.backend.encode(prompt).ids)
 
     @property
     def special_tokens(self) -> int:

@@ -60,7 +60,7 @@ def arguments(model: Path, data: Path, output: Path, /, **more: object) -> list[
         "model": model,
         "output_dir": output,
         "train": f"{data}/first.jsonl,{data}/second.jsonl",
-        "query_max_length": 24,
+        "query_max_length": 96,
         "document_max_length": 24,
         "lora.r": 4,
         "lora.dropout": 0.2,

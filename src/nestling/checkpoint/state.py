@@ -25,6 +25,7 @@ class TrainingState:
 
     Args:
         step: Optimizer steps done, skipped ones included.
+        data: Fingerprint of the training rows.
         tokens: Tokens trained on, over all ranks.
         examples: Rows trained on, over all ranks.
         truncated: Texts that were cut, over all ranks.
@@ -36,6 +37,7 @@ class TrainingState:
     """
 
     step: int = 0
+    data: str = ""
     tokens: int = 0
     examples: int = 0
     truncated: int = 0

@@ -5,7 +5,7 @@ Nothing here imports torch, so that `--help` answers at once.
 """
 
 from nestling.config.arguments import parse_config, run
-from nestling.config.checks import require, require_dims
+from nestling.config.checks import require, require_dims, require_unique
 from nestling.config.embed import DevData, EmbedConfig, LoraConfig, LossConfig, TrainData
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "parse_config",
     "require",
     "require_dims",
+    "require_unique",
     "run",
 ]

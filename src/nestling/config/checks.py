@@ -7,6 +7,12 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def require_unique(what: str, names: list[str]) -> None:
+    """Raise ValueError if two datasets bear the same name, under which one's results would hide the other's."""
+    for name in names:
+        require(names.count(name) == 1, f"{what}: two datasets are called {name!r}; give each a name of its own")
+
+
 def require_dims(dims: list[int], limit: int | None = None) -> None:
     """Raise ValueError unless `dims` are positive, different and at most `limit`, the width of the model."""
     for dim in dims:

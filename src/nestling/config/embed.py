@@ -215,9 +215,19 @@ class EmbedConfig:
         ):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}, expected at least 1")
-        for name in ("negatives", "eval_steps", "save_steps", "early_stopping", "workers"):
+        for name in ("negatives", "eval_steps", "save_steps", "early_stopping", "workers", "seed"):
             value = getattr(self, name)
             require(value >= 0, f"{name} is {value}, expected 0 or more")
+        for name in ("weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            require(0 <= value < float("inf"), f"{name} is {value}, expected 0 or more")
+        require(self.max_bad_steps >= 1, f"max_bad_steps is {self.max_bad_steps}, expected at least 1")
+        weights = self.dim_weights
+        require(all(0 < each < float("inf") for each in weights), f"dim_weights: {weights}, expected numbers above 0")
+        require(
+            self.precision == "bf16" or self.attention != "flash_attention_2",
+            "attention: flash_attention_2 computes in bfloat16 only; set precision: bf16",
+        )
         for name in ("learning_rate", "epochs", "mixing_temperature"):
             value = getattr(self, name)
             require(value > 0, f"{name} is {value:g}, expected a number above 0")

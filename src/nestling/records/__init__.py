@@ -1,7 +1,7 @@
 """Training records and retrieval sets: readers for every dialect, kept in memory-mapped Arrow files."""
 
 from nestling.records.beir import RetrievalSet, load_retrieval_set
-from nestling.records.load import load_records
+from nestling.records.load import default_name, load_records
 from nestling.records.record import Record, text_id
 from nestling.records.summary import LoadSummary
 from nestling.records.table import RecordTable
@@ -11,6 +11,7 @@ __all__ = [
     "Record",
     "RecordTable",
     "RetrievalSet",
+    "default_name",
     "load_records",
     "load_retrieval_set",
     "text_id",

@@ -44,7 +44,7 @@ def load_records(
     Raises:
         ValueError: `file:line: field: reason` for rows that cannot be read; also for a missing file or split.
     """
-    name = name or _default_name(Path(source))
+    name = name or default_name(Path(source))
     identity, build = _find(source, split, cache_dir, progress)
     return RecordTable(cached(name, identity, cache_dir, lambda file: convert(build(), file)), name, instruction)
 
@@ -90,7 +90,8 @@ class DialectSource:
             yield line, record
 
 
-def _default_name(path: Path) -> str:
+def default_name(path: Path) -> str:
+    """What a dataset is called that was given no name."""
     return path.name.removesuffix(".gz").removesuffix(file_suffix(path)) or str(path)
 
 

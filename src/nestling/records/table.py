@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from nestling.records.record import Record
 from nestling.records.store import open_batches
@@ -75,6 +76,16 @@ class RecordTable:
     def query_ids(self) -> np.ndarray:
         """[n] int64, the identity of each row's query."""
         return np.concatenate([columns["query_id"].to_numpy() for columns in self._columns])
+
+    @cached_property
+    def identity(self) -> str:
+        """Fingerprint of all texts, teacher scores aside: of the identities of queries, positives and negatives."""
+        digest = xxhash.xxh3_128()
+        for columns in self._columns:
+            for name in ("query_id", "positive_ids", "negative_ids"):
+                column = columns[name] if name == "query_id" else columns[name].flatten()
+                digest.update(column.to_numpy())
+        return digest.hexdigest()
 
     def positive_ids(self, index: int) -> np.ndarray:
         """[P] int64, the identities of a row's positives, aligned with them."""
