@@ -152,9 +152,8 @@ def test_export_of_a_lora_decoder_passes_the_gate_in_its_own_process(
     assert "def pool_last(hidden" in text
     assert str(tmp_path) not in text
 
-    adapted = PeftModel.from_pretrained(Embedder.from_pretrained(base).backbone, str(final / "adapter"))
     restored = Embedder.from_pretrained(base, precision=torch.bfloat16, instruction="Find the command")
-    restored.backbone = adapted
+    restored.backbone = PeftModel.from_pretrained(restored.backbone, str(final / "adapter"))
     expected = embedder.encode(TEXTS, kind="query", max_length=32)
     torch.testing.assert_close(restored.encode(TEXTS, kind="query", max_length=32), expected)
     reloaded = Embedder.from_pretrained(final).encode(TEXTS, kind="query", max_length=32)

@@ -171,9 +171,9 @@ def test_meter_takes_means_since_the_last_reading() -> None:
     meter = Meter(tokens=100)
     meter.add(1.0, 2.0, seconds=0.5)
     meter.add(3.0, 4.0, seconds=1.5)
-    assert meter.read(tokens=300) == {"loss": 2.0, "grad_norm": 3.0, "tokens_per_second": 100.0}
+    assert meter.read(tokens=300) == {"loss": 2.0, "grad_norm": 3.0, "seconds": 2.0, "tokens_per_second": 100.0}
     meter.add(5.0, 6.0, seconds=0.5)
-    assert meter.read(tokens=310) == {"loss": 5.0, "grad_norm": 6.0, "tokens_per_second": 20.0}
+    assert meter.read(tokens=310) == {"loss": 5.0, "grad_norm": 6.0, "seconds": 0.5, "tokens_per_second": 20.0}
 
 
 def test_table_aligns_numbers_and_shows_what_is_missing() -> None:
