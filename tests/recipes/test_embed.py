@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -267,6 +268,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_a_row_of_them_stops(bert: Path
         ({"document_max_length": 4096}, "4096 tokens are more than the model's 128"),
         ({"batch_size": 1000}, "fewer than the batch_size of 1000"),
         ({"loss.distillation": 1.0}, "loss.distillation needs teacher scores"),
+        ({"query_max_length": 2}, "query_max_length is 2, and prompt and special tokens alone take 2"),
+        ({"train": "data/sample.jsonl,data/sample.jsonl"}, "two datasets are called 'sample'"),
         ({"model": "no/such-model"}, "no/such-model"),
     ],
 )
@@ -279,6 +282,17 @@ def test_bad_input_is_one_clear_error(
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (run / "final").exists()
+
+
+def test_a_run_is_not_resumed_on_changed_data(bert: Path, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", write_pairs(tmp_path / "pairs.jsonl", 16, "first")
+    command = [*arguments(bert, tmp_path, run, train=file, max_steps=2), "--save_steps=1"]
+    run_recipe(*command)
+    shutil.rmtree(run / "final")
+    write_pairs(file, 17, "first")
+    result = run_recipe(*command, "--resume=true", check=False)
+    assert result.returncode == 2
+    assert "the training data is not what the run in" in result.stderr
 
 
 def test_help_is_quick() -> None:
