@@ -1,15 +1,16 @@
 """train/embed.py as users start it: real commands, real ranks, real kills."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from ranks import ROOT, environment, python, run_recipe
@@ -168,12 +169,11 @@ def test_killed_and_resumed_equals_uninterrupted(ranks: int, qwen3: Path, data: 
 
 
 def kill_after_step(command: list[str], run: Path, step: int, ranks: int) -> None:
-    """Start a run in a session of its own and kill the whole group once `step` is in its metrics."""
+    """Start a run and kill it, launcher, ranks and workers, once `step` is in its metrics."""
     process = subprocess.Popen(
         python(*command, ranks=ranks),
         cwd=ROOT,
         env=environment(),
-        start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -182,7 +182,10 @@ def kill_after_step(command: list[str], run: Path, step: int, ranks: int) -> Non
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun gives its ranks sessions of their own, so killing the group would leave them running.
+    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
     process.wait()
 
 
