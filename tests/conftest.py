@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,15 @@ def minilm() -> Path:
     if package is None or package.submodule_search_locations is None:
         pytest.skip("the quickstart extra is not installed")
     return Path(package.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB; the test is skipped where none can be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "nestling-test", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # memory maps may still be open

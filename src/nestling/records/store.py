@@ -78,7 +78,7 @@ def _writable(folder: Path) -> Iterator[None]:
         if isinstance(error, CacheError) or (made and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
             raise
         advice = "free space there, or set NESTLING_CACHE or cache_dir to a folder that can be written"
-        reason = error.strerror or error
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text says it twice
         raise CacheError(error.errno, f"cannot write the cache folder {folder}: {reason}; {advice}") from None
 
 
