@@ -1,4 +1,4 @@
-"""train/embed.py stopped on one number of processes and resumed on another takes the same steps, at one global batch."""
+"""train/embed.py stopped on one number of processes and resumed on another: the same steps at one global batch."""
 
 import json
 from pathlib import Path

@@ -107,6 +107,14 @@ def test_refused(tmp_path: Path, change: dict[str, list[object]], message: str) 
             load(path, split="test", cache_dir=tmp_path / "cache")
 
 
+def test_nothing_to_find(tmp_path: Path) -> None:
+    path = folder(tmp_path, qrels=["q1\td1\t0", "q2\td2\t-1"])
+    with pytest.raises(ValueError, match=r"test\.tsv:2: score: no judgement is above 0, so there is nothing to find"):
+        load_retrieval_set(path, "test", cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"test\.tsv:1: file: no row can be kept"):
+        load_records(path, split="test", cache_dir=tmp_path / "cache")
+
+
 def test_missing_parts(tmp_path: Path) -> None:
     path = folder(tmp_path)
     for load in (load_retrieval_set, load_records):

@@ -133,7 +133,15 @@ GOOD = {"query": "q", "positives": ["p"]}
         ({"query": "q", "positives": ["p"], "negatives": ["n"], "score": 1}, "score: a graded pair has one positive"),
         ({"query": "q", "positives": ["p"], "negatvies": ["n"]}, "negatvies: not a field of dialect nestling; did you"),
         ({"query": "q", "pos": ["p"]}, "positives: missing, in a file of dialect nestling; the row is FlagEmbedding"),
-        ('{"query": "q", "positives": ["p"]', "line: broken JSON: Expecting ',' delimiter"),
+        ('{"query": "q", "positives": ["p"]', "line: broken JSON: Expecting ',' delimiter at character 35 of the row"),
+        (
+            {"query": "q", "positives": ["p"], "positive_scores": [10**400]},
+            "positive_scores[0]: expected a finite number, got 1000",
+        ),
+        (
+            '{"query": "q", "positives": ["p"], "score": ' + "9" * 5000 + "}",
+            "line: broken JSON: Exceeds the limit (4300 digits)",
+        ),
         ("[1]", "line: expected an object with named fields, got list"),
         ('{"query": "q", "positives": ["\\ud800"]}', "positives[0]: half of a surrogate pair"),
         ("[" * 100_000, "line: broken JSON"),

@@ -109,6 +109,17 @@ def test_json_array_in_blocks_of_any_size(tmp_path: Path, block: int, monkeypatc
         ("a.json", b'[{"query": "q", "positive": "p"},]', "a.json:1: line: broken JSON"),
         ("a.json", b'[{"query": "q", "positive": "p"}', "a.json:1: line: broken JSON: expected ',', got 'the end'"),
         ("a.json", b'[{"query": "q", "positive": "p"}] x', "a.json:1: line: broken JSON: more text after the end"),
+        (
+            "a.json",
+            b'[{"query": "q", "positive": "p"},\n {"query": "q" 3}]',
+            "a.json:2: line: broken JSON: Expecting ',' delimiter at character 15 of the row",
+        ),
+        (
+            "a.json",
+            b'[{"score": ' + b"9" * 5000 + b"}]",
+            "a.json:1: line: broken JSON: Exceeds the limit (4300 digits)",
+        ),
+        ("a.csv", b"query,pos\nq,[" + b"9" * 5000 + b"]\n", "a.csv:2: pos: expected a JSON array: Exceeds the limit"),
         ("a.json", b"[\n3]", "a.json:2: line: expected an object with named fields, got int"),
         ("a.csv", b"query,positive\nq,p\nq\n", "a.csv:3: line: 1 cells under 2 columns"),
         ("a.csv", b'query,positive\nq,p\n"q"x,p\n', "a.csv:3: line: broken CSV"),

@@ -53,12 +53,17 @@ def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None
     Queries whose judgements are all 0 stay, with no relevant document: they count as failures, as in trec_eval.
 
     Raises:
-        ValueError: `file:line: field: reason`; also for a missing split, and judgements of unknown ids.
+        ValueError: `file:line: field: reason`; also for a missing split, judgements of unknown ids, and none above 0.
     """
     path = Path(folder)
     _require(path)
     corpus, queries, judgements, drops = _open(path, split, cache_dir, progress=False)
     positive = judgements.select(judgements.grade > 0)
+    if not len(positive.query):
+        raise ValueError(
+            f"{_qrels_file(path, split)}:{judgements.line.min()}: score: no judgement is above 0, so there is nothing "
+            "to find; expected at least one"
+        )
     judged = np.unique(judgements.query)
     begin = np.searchsorted(positive.query, judged)
     end = np.searchsorted(positive.query, judged, side="right")

@@ -54,9 +54,13 @@ def check_number(field: str, value: Any) -> float:
     """`value` as a float if it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise FieldError(field, f"expected a number, got {_kind(value)}")
-    if not math.isfinite(value):
-        raise FieldError(field, f"expected a finite number, got {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number above 1.8e308
+        number = math.inf
+    if not math.isfinite(number):
+        raise FieldError(field, f"expected a finite number, got {str(value)[:40]}")
+    return number
 
 
 def numbers(row: Row, field: str, aligned_with: str, length: int) -> tuple[float, ...] | None:

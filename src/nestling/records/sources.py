@@ -155,9 +155,10 @@ class _Window:
         while True:
             try:
                 row, end = json.JSONDecoder().raw_decode(self.buffer, self.at)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
+                reason = _reason(error, self.at)
                 if not self.more(blocks):
-                    raise FieldError("line", f"broken JSON: {error}") from None
+                    raise FieldError("line", f"broken JSON: {reason}") from None
                 blocks *= 2
             else:
                 self._move(end)
@@ -257,9 +258,19 @@ def _guarded(path: Path, stream: IO[bytes]) -> Iterator[bytes]:
 def _parse(line: str) -> Row:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise FieldError("line", f"broken JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise FieldError("line", f"broken JSON: {_reason(error)}") from None
     return _check_object(row)
+
+
+def _reason(error: Exception, start: int = 0) -> str:
+    """What json says of a text that begins at `start`; its own lines and columns count from elsewhere.
+
+    Beside JSONDecodeError that is the ValueError of a number with thousands of digits, and RecursionError.
+    """
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg} at character {error.pos - start + 1} of the row"
 
 
 def _check_object(row: Any) -> Row:
@@ -295,7 +306,7 @@ def _cell(column: str, value: str) -> Any:
     if column in LIST_COLUMNS and value.startswith("["):
         try:
             return json.loads(value)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise FieldError(column, f"expected a JSON array: {error}") from None
     if column in NUMBER_COLUMNS:
         try:
