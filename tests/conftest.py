@@ -58,6 +58,15 @@ def minilm() -> Path:
 
 
 @pytest.fixture
+def full_device() -> Path:
+    """A file that can be opened, but every write fails as on a full disk; what reads it never comes to an end."""
+    device = Path("/dev/full")
+    if not device.exists():
+        pytest.skip("this system has no /dev/full")
+    return device
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB; the test is skipped where none can be mounted."""
     folder = tmp_path / "small"

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nestling.tracking import Meter, Progress, Tracker, evaluation_at, flat_numbers, open_tracker, summary, table
+from nestling.tracking import (
+    JsonLines,
+    Meter,
+    Progress,
+    Tracker,
+    evaluation_at,
+    flat_numbers,
+    open_tracker,
+    summary,
+    table,
+)
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
@@ -66,6 +77,15 @@ def test_a_torn_line_is_removed_with_a_warning(tmp_path: Path, caplog: pytest.Lo
     log_steps(tmp_path, range(3, 4), resumed_step=2)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
     assert "metrics.jsonl:3" in caplog.text
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path, full_device: Path) -> None:
+    sink = JsonLines(tmp_path / "metrics.jsonl", None)
+    with full_device.open("w") as full:
+        os.dup2(full.fileno(), sink.file.fileno())
+    for fails in (lambda: sink.write(4, {"loss": 1.0}), sink.close):
+        with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+            fails()
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

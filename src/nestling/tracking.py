@@ -17,7 +17,7 @@ from typing import Protocol, Self
 from tabulate import tabulate
 from tqdm import tqdm
 
-from nestling.files import replace_text
+from nestling.files import named, replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +100,15 @@ class JsonLines:
 
     def __init__(self, path: Path, resumed_step: int | None) -> None:
         keep_lines(path, resumed_step)
-        self.file = path.open("a", encoding="utf-8", buffering=1)
+        self.path, self.file = path, path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
-        self.file.write(json.dumps({"step": step, **values}, allow_nan=False, ensure_ascii=False) + "\n")
+        with named(self.path):
+            self.file.write(json.dumps({"step": step, **values}, allow_nan=False, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        self.file.close()
+        with named(self.path):
+            self.file.close()
 
 
 def keep_lines(path: Path, last_step: int | None) -> None:

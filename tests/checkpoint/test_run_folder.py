@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nestling.checkpoint import open_run_folder, run_folder
+from nestling.checkpoint import check_run_folder, open_run_folder, run_folder
 
 CONFIG = {"learning_rate": 1e-4, "dims": [64, 32], "lora": {"r": 8}, "train": [{"path": "a.jsonl"}], "wandb": None}
 fork = multiprocessing.get_context("fork")
@@ -46,6 +46,16 @@ def test_an_existing_run_is_resumed_or_refused(tmp_path: Path) -> None:
         assert run.resumed
     assert (tmp_path / "config.yaml").read_bytes() == before
     assert len(json.loads((tmp_path / "run.json").read_text())["launches"]) == 2
+
+
+def test_a_place_that_cannot_hold_a_run_is_refused_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file is a file, so that .*file/runs/first cannot be a folder"):
+        check_run_folder(tmp_path / "file" / "runs" / "first", CONFIG, resume=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(PermissionError, match=r"cannot be written, so that .*/runs/first cannot hold a run"):
+        check_run_folder(tmp_path / "runs" / "first", CONFIG, resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_resume_names_each_setting_that_differs(tmp_path: Path) -> None:

@@ -172,6 +172,12 @@ def test_missing_file(tmp_path: Path, source: str) -> None:
         load_records(source, cache_dir=tmp_path)
 
 
+@pytest.mark.parametrize("source", ["", " "])
+def test_empty_name(tmp_path: Path, source: str) -> None:
+    with pytest.raises(ValueError, match="a dataset has an empty name; expected a file, folder or dataset id"):
+        load_records(source, cache_dir=tmp_path)
+
+
 def test_saved_datasets(tmp_path: Path) -> None:
     import datasets
 

@@ -76,6 +76,7 @@ def open_run_folder(
 
     Raises:
         FileExistsError: The folder is not empty and `resume` is off, or there is something else than a run in it.
+        NotADirectoryError, PermissionError: No folder can be made or written there.
         ValueError: Another process uses the folder, or the run there has other settings (each is named).
     """
     with ExitStack() as stack:
@@ -113,12 +114,22 @@ def plain(config: Mapping[str, object]) -> dict[str, object]:
 def require_usable(path: Path, resume: bool) -> None:
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; give a folder for the run")
+    require_writable(path)
     # A kill before the settings were written leaves only dot files: nothing has started yet.
     contents = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.exists() else []
     if contents and not resume:
         raise FileExistsError(f"{path} exists and is not empty; resume the run in it, or choose another folder")
     if contents and CONFIG not in contents:
         raise FileExistsError(f"{path} has no {CONFIG}, so there is no run to resume in it; choose another folder")
+
+
+def require_writable(path: Path) -> None:
+    """Raise OSError if no folder can be made or written at `path`, without making any."""
+    nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file, so that {path} cannot be a folder; choose another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"{nearest} cannot be written, so that {path} cannot hold a run; choose another place")
 
 
 @contextmanager

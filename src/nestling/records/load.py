@@ -54,6 +54,8 @@ def _find(
 ) -> tuple[Any, Callable[[], RecordSource]]:
     """What a conversion of the source depends on, and how to begin it."""
     path = Path(source)
+    if not str(source).strip():
+        raise ValueError("a dataset has an empty name; expected a file, folder or dataset id (is a comma too many?)")
     if path.is_file():
         if not file_suffix(path):
             raise ValueError(f"{path}: file: cannot tell its format; expected a name in {', '.join(SUFFIXES)}")

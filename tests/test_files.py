@@ -1,0 +1,26 @@
+"""Files that are replaced in one step."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from nestling.files import replace_text
+
+
+def test_a_file_is_replaced_and_nothing_else_left(tmp_path: Path) -> None:
+    for text in ("first", "數據\n"):
+        replace_text(tmp_path / "settings.yaml", text)
+        assert (tmp_path / "settings.yaml").read_text(encoding="utf-8") == text
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_older_one(tmp_path: Path, full_device: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    replace_text(path, "older")
+    (tmp_path / ".settings.yaml.partial").symlink_to(full_device)
+    with pytest.raises(OSError, match=r"No space left on device: .*/settings\.yaml") as caught:
+        replace_text(path, "newer")
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_text() == "older"
+    assert [each.name for each in tmp_path.iterdir()] == ["settings.yaml"]
