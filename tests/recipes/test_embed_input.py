@@ -1,0 +1,160 @@
+"""What train/embed.py refuses: one line that says what is wrong, status 2, before the model loads, nothing written."""
+
+import errno
+import importlib.util
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from ranks import ROOT
+
+from nestling.config import EmbedConfig, parse_config, run
+from recipes.runs import arguments, write_dev, write_pairs
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("embed_recipe", ROOT / "train" / "embed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def unloadable(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that can be asked for its settings, and whose weights fail to load in a way of their own."""
+    folder = tmp_path_factory.mktemp("models") / "unloadable"
+    shutil.copytree(bert, folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    return folder
+
+
+@pytest.fixture
+def refuse(
+    recipe: ModuleType,
+    unloadable: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """Start the recipe in this process; returns its only line of errors, without the folder of the test."""
+    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+
+    def started(**settings: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        output = settings.pop("output_dir", tmp_path / "run")
+        _, *flags = arguments(unloadable, tmp_path, Path(str(output)), **{"dims": "24", **settings})
+        with pytest.raises(SystemExit) as ended:
+            run(lambda: recipe.main(parse_config(EmbedConfig, None, flags)))
+        assert ended.value.code == 2
+        new = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
+        assert [path for path in new if path.suffix != ".arrow"] == [], "only sources that were sound are in the cache"
+        assert not [path for path in new if path.name.startswith(".")]
+        first, *more = capsys.readouterr().err.replace(f"{tmp_path}/", "").splitlines()
+        assert first.startswith("error: ")
+        assert all(line.startswith("  ") or "rows read" in line for line in more), "a summary may follow"
+        return first.removeprefix("error: ")
+
+    return started
+
+
+GOOD = b'{"query": "q", "positives": ["p"]}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "bad.jsonl:1: file: holds no rows; expected at least one"),
+        (GOOD + b'{"query": "", "positives": ["p"]}', "bad.jsonl:2: query: the text is empty"),
+        (GOOD + b'{"query": "q", "positives": ["p", " "]}', "bad.jsonl:2: positives[1]: the text is empty"),
+        (GOOD + b'{"query": "q"}', "bad.jsonl:2: positives: missing, in a file of dialect nestling"),
+        (GOOD + b'{"query": 7, "positives": ["p"]}', "bad.jsonl:2: query: expected a text, got int 7"),
+        (GOOD + b'{"query": "q", "positives": ["p"', "bad.jsonl:2: line: broken JSON: Expecting ',' delimiter"),
+        (
+            GOOD + b'{"query": "q", "positives": ["p"], "positive_scores": [NaN]}',
+            "bad.jsonl:2: positive_scores[0]: expected a finite number, got nan",
+        ),
+        (b'{"query": "q", "positives": ["q"]}\n', "bad.jsonl:1: file: no row can be kept"),
+        (b'{"text": "a", "label": 1}\n', "bad.jsonl:1: keys: found 'text', 'label'; no dialect has these. Nearest: "),
+        (GOOD + b'{"query": "\xff", "positives": ["p"]}', "bad.jsonl:2: line: invalid UTF-8 at byte 11 of the line"),
+        (GOOD, "bad has 1 rows, fewer than the batch_size of 8; lower batch_size or join it with a similar dataset"),
+    ],
+)
+def test_training_data(content: bytes, message: str, refuse: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(content)
+    assert refuse(train=tmp_path / "bad.jsonl").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("corpus.jsonl", '{"_id": "d1", "text": "again"}', "dev/corpus.jsonl:9: _id: used twice, first in line 2"),
+        ("queries.jsonl", '{"_id": "q1", "text": "again"}', "dev/queries.jsonl:9: _id: used twice, first in line 2"),
+        ("queries.jsonl", '{"_id": "q8", "text": ""}', "dev/queries.jsonl:9: text: the text is empty"),
+        ("qrels/dev.tsv", "q1\td99\t1", "dev/qrels/dev.tsv:10: corpus-id: not in corpus.jsonl, like 1 of 9"),
+        ("qrels/dev.tsv", "q99\td1\t1", "dev/qrels/dev.tsv:10: query-id: not in queries.jsonl, like 1 of 9"),
+        ("qrels/dev.tsv", "q1\td2\tnan", "dev/qrels/dev.tsv:10: score: expected a finite number, got 'nan'"),
+    ],
+)
+def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str], tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl", 16, "some")
+    with (write_dev(tmp_path / "dev") / file).open("a") as opened:
+        opened.write(line + "\n")
+    assert refuse(train=tmp_path / "pairs.jsonl", dev=tmp_path / "dev").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 1}, "batch_size is 1; in-batch negatives need at least 2 queries"),
+        ({"dims": "96,24"}, "dims: 96 is more than the model's embedding has, 48"),
+        ({"dims": "24,24"}, "dims: 24 is given 2 times; name each dimension once"),
+        ({"dims": "24,0"}, "dims: 0 is not a dimension; expected whole numbers above 0"),
+        ({"learnin_rate": 1}, "unknown key 'learnin_rate'; did you mean 'learning_rate'?"),
+        (
+            {"document_max_length": 4096},
+            "query_max_length, document_max_length: 4096 tokens are more than the model's 128",
+        ),
+        ({"loss.distillation": 1.0}, "loss.distillation needs teacher scores, and no dataset has them in every row"),
+        ({"train": "pairs.jsonl,pairs.jsonl"}, "train: two datasets are called 'pairs'; give each a name of its own"),
+        ({"model": "no/such-model"}, "model no/such-model: not a directory with a config.json, and no id that the hub"),
+        ({"train": "nowhere.jsonl"}, "nowhere.jsonl: file: there is no such file or folder"),
+        ({"train": "pairs.jsonl,"}, "a dataset has an empty name"),
+        ({"dev": "nowhere"}, "nowhere: folder: there is no such folder; expected one in the BEIR layout"),
+        ({"output_dir": "full"}, "full exists and is not empty; resume the run in it, or choose another folder"),
+        ({"output_dir": "pairs.jsonl"}, "pairs.jsonl is a file; give a folder for the run"),
+        ({"output_dir": "pairs.jsonl/run"}, "pairs.jsonl is a file, so that pairs.jsonl/run cannot be a folder"),
+    ],
+)
+def test_settings(
+    settings: dict[str, object],
+    message: str,
+    refuse: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "pairs.jsonl", 16, "some")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    assert refuse(**{"train": "pairs.jsonl", **settings}).startswith(message)
+
+
+def test_a_cache_that_does_not_fit_on_the_disk(refuse: Callable[..., str], tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl", 1000, "some")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        message = refuse(train=tmp_path / "pairs.jsonl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot write the cache folder" in message
+    assert os.strerror(errno.EFBIG) in message
+    assert not list((tmp_path / "cache").iterdir())
