@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.processors import PostProcessor, TemplateProcessing
 from tokenizers.processors import Sequence as ProcessorSequence
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +12,8 @@ DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that
 
 # Texts beyond this many characters a token are cut before tokenisation: a 10 MB text costs no more than a long one.
 CHARACTERS_PER_TOKEN = 32
+# No fewer than these: half of them are more than the 100 that WordPiece reads of a word.
+LEAST_CHARACTERS = 512
 
 
 def instruct(instruction: str) -> str:
@@ -71,10 +73,11 @@ class TextTokenizer:
                 f"{max_length} tokens leave no room beside the {self.special_tokens} special ones of a text"
             )
         self.backend.enable_truncation(max_length)
-        limit = CHARACTERS_PER_TOKEN * max_length
+        limit = max(CHARACTERS_PER_TOKEN * max_length, LEAST_CHARACTERS)
         encodings = self.backend.encode_batch([text[:limit] for text in texts])
         for i, text in enumerate(texts):
-            if len(text) > limit and len(encodings[i].ids) < max_length:
+            # Tokens near the cut may be of half a word.
+            if len(text) > limit and (len(encodings[i].ids) < max_length or last_character(encodings[i]) > limit // 2):
                 encodings[i] = self.backend.encode(text)
         ids = [encoding.ids for encoding in encodings]
         self._check_end(ids, texts)
@@ -117,3 +120,8 @@ class TextTokenizer:
                     f"the tokens of {text[:60]!r} end in {each[-1:]}, not in the end token {self.end_id}; "
                     "the tokenizer must append it to every text"
                 )
+
+
+def last_character(encoding: Encoding) -> int:
+    """Where in its text the last token ends that was kept."""
+    return max(end for _, end in encoding.offsets)
