@@ -170,7 +170,9 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
             instruction=config.instruction,
             progress=sys.stderr.isatty(),
         )
-        truncated = (encoded.truncated_queries, encoded.truncated_documents)
+        print(f"{each.name}: queries: {encoded.query_tally}", file=sys.stderr)
+        print(f"{each.name}: documents: {encoded.document_tally}", file=sys.stderr)
+        truncated = (encoded.query_tally.truncated, encoded.document_tally.truncated)
         print(f"{each.name}:")
         print(f"  {len(each.queries):,} queries, {truncated[0]:,} cut to {config.query_max_length} tokens")
         print(f"  {len(each.documents):,} documents, {truncated[1]:,} cut to {config.document_max_length} tokens")

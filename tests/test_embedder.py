@@ -19,7 +19,8 @@ TEXTS = ["find all files", "short", "向量检索", "def f(x):\n    return x", "
 
 def packed(embedder: Embedder, texts: list[str], chunk_tokens: int, max_length: int = 64) -> torch.Tensor:
     ids = embedder.text_tokenizer(texts, max_length).ids
-    return embedder(pack(ids, chunk_tokens, embedder.text_tokenizer.pad_id))
+    batch = pack(ids, chunk_tokens, embedder.text_tokenizer.pad_id)
+    return torch.cat([embedder(chunk) for chunk in batch.chunks])[batch.position]
 
 
 def test_query_prompt_has_no_space_after_query() -> None:

@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import pytrec_eval
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from torch import Tensor
 
 from nestling.embedder import Embedder
+from nestling.encoding import Tally
 from nestling.metrics import Placements, means, per_query, place_run
+from nestling.prompts import Tokenized
 from nestling.records import RetrievalSet, load_retrieval_set
 from nestling.retrieval import (
     EncodedSet,
@@ -24,8 +26,10 @@ from nestling.retrieval import (
     place,
     read_run,
 )
+from nestling.retrieval.distinct import Seen, find_distinct
 from nestling.retrieval.first_stage import first_with_ties, tokenize
 from nestling.retrieval.search import Codec
+from tiny import tiny_bert
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
 Judged = dict[str, dict[str, int]]
@@ -183,7 +187,7 @@ def test_truncated_texts_are_counted(tmp_path: Path, bert: Path) -> None:
     documents = ["alpha", "beta " * 40, "gamma " * 41]
     retrieval_set = write_beir(tmp_path / "set", documents, ["delta " * 50, "eta"], {"q0": {"d0": 1}, "q1": {"d1": 1}})
     encoded = encode_set(Embedder.from_pretrained(bert), retrieval_set, query_max_length=32, document_max_length=24)
-    assert (encoded.truncated_queries, encoded.truncated_documents) == (1, 2)
+    assert (encoded.query_tally.truncated, encoded.document_tally.truncated) == (1, 2)
 
 
 def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path, bert: Path) -> None:
@@ -195,13 +199,17 @@ def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path, bert: Path) 
         evaluate_embedder(embedder, retrieval_set, [48], query_max_length=16, document_max_length=16)
 
 
-def evaluate_sets(model: Path, folders: list[Path]) -> list[dict[str, list[int]]]:
-    """Counts above and equal, and truncated texts, of each set."""
+def counts(tally: Tally) -> list[int]:
+    return [tally.texts, tally.truncated]
+
+
+def evaluate_sets(model: Path, folders: list[Path]) -> list[dict[str, Any]]:
+    """Counts above and equal, and those of texts, of each set."""
     embedder = Embedder.from_pretrained(model)
     results = []
     for folder in folders:
         encoded = encode_set(embedder, load_retrieval_set(folder, "test"), query_max_length=16, document_max_length=8)
-        found = {"truncated": [encoded.truncated_queries, encoded.truncated_documents]}
+        found = {"counts": [counts(encoded.query_tally), counts(encoded.document_tally)]}
         for precision in ("float32", "int8", "binary"):
             placements = place(encoded, 24, precision)
             found[precision] = [*placements.above.tolist(), *placements.equal.tolist()]
@@ -209,23 +217,62 @@ def evaluate_sets(model: Path, folders: list[Path]) -> list[dict[str, list[int]]
     return results
 
 
-def run_rank(rank: int, world: int, scratch: Path, model: Path, folders: list[Path]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{scratch}/store", rank=rank, world_size=world)
-    (scratch / f"{rank}.json").write_text(json.dumps(evaluate_sets(model, folders)))
-    dist.destroy_process_group()
+SETS = ("uneven", "one document", "one query", "equal texts")
+
+
+def run_rank(rank: int, folder: Path) -> None:
+    (folder / f"{rank}.json").write_text(json.dumps(evaluate_sets(folder / "bert", [folder / name for name in SETS])))
 
 
 @pytest.mark.timeout(240)
-def test_two_ranks_equal_one_also_where_a_rank_has_nothing(tmp_path: Path, bert: Path) -> None:
-    folders = [tmp_path / name for name in ("uneven", "one document", "one query")]
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_equal_one_also_where_a_rank_has_nothing(tmp_path: Path, world: int) -> None:
+    folders = [tmp_path / name for name in SETS]
     random_set(folders[0], documents=41, queries=13)
     random_set(folders[1], documents=1, queries=3)
     random_set(folders[2], documents=4, queries=1)
-    alone = evaluate_sets(bert, folders)
-    mp.spawn(run_rank, args=(2, tmp_path, bert, folders), nprocs=2)
-    for rank in (0, 1):
+    documents = [*["alpha beta", "gamma"] * 4, "delta", "alpha  beta"]
+    write_beir(folders[3], documents, ["alpha", "gamma?"], {"q0": {"d9": 1, "d8": 1}, "q1": {"d5": 2}})
+    alone = evaluate_sets(tiny_bert(tmp_path / "bert"), folders)
+    assert alone[3]["float32"][3:] == [5, 1, 4]  # equal to d9, d8 and d5
+    run_ranks(world, run_rank, tmp_path)
+    for rank in range(world):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone
+
+
+def test_texts_are_new_once_over_all_windows() -> None:
+    seen = Seen()
+    assert seen.fresh([[1, 2], [3], [1, 2]]) == [[1, 2], [3]]
+    assert seen.fresh([[3], [12], [2, 1]]) == [[12], [2, 1]]
+    first, third, _, fourth, *_ = seen.identities.tolist()
+    assert (len(seen.identities), len(set(seen.identities.tolist()))) == (6, 4)
+    assert third == fourth != first
+
+
+def test_distinct_texts_of_two_ranks_by_hand() -> None:
+    # rank 0 reads 7, 5, 7 and rank 1 reads 5, 3, 5
+    found = find_distinct(np.array([7, 5, 5, 3, 7, 5]), world=2)
+    assert found.bounds.tolist() == [0, 2, 4]  # 7, 5 | 5, 3
+    assert found.copies.tolist() == [2, 3, 0, 1]
+    assert found.which.tolist() == [0, 1, 1, 3, 0, 1]
+
+
+def test_every_text_is_tokenised_once(tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    retrieval_set = random_set(tmp_path / "set", documents=23, queries=5)
+    embedder = Embedder.from_pretrained(bert)
+    read: list[str] = []
+    tokenize = embedder.text_tokenizer.__call__
+
+    def watched(texts: list[str], max_length: int) -> Tokenized:
+        read.extend(texts)
+        return tokenize(texts, max_length)
+
+    monkeypatch.setattr(embedder, "text_tokenizer", watched)
+    monkeypatch.setattr(watched, "pad_id", 0, raising=False)
+    monkeypatch.setattr("nestling.encoding.WINDOW", 10)
+    encoded = encode_set(embedder, retrieval_set, query_max_length=16, document_max_length=16)
+    assert read == [*retrieval_set.queries, *retrieval_set.documents]
+    assert encoded.document_tally.encoded == len(set(retrieval_set.documents)) == len(encoded.documents)
 
 
 def test_bm25_terms() -> None:

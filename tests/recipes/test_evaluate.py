@@ -77,6 +77,8 @@ def test_a_model_is_measured_at_every_dimension_and_precision(
     assert done.returncode == 0, done.stderr
     assert "2 queries, 0 cut to 16 tokens" in done.stdout
     assert "3 documents, 1 cut to 16 tokens" in done.stdout
+    assert "small/test: documents: 3 texts, 1 truncated; 3 encoded with " in done.stderr
+    assert "tokens/s" in done.stderr
     results = json.loads(output.read_text())["results"]
     assert [(row["dim"], row["precision"]) for row in results] == [
         (48, "float32"),

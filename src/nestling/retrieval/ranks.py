@@ -2,7 +2,8 @@
 
 Evaluation must not hang, whatever the sizes: every rank makes the same calls in the same order with tensors of the same
 shape, also a rank that has no document at all. Sums over ranks of tensors that hold a rank's own part and zeros
-elsewhere replace every gather, so no size is ever exchanged.
+elsewhere replace every gather, so no size is exchanged, but for models whose forward is itself such a call: `largest`
+says how many of them every rank has to make.
 """
 
 import torch
@@ -12,16 +13,15 @@ from torch import Tensor
 from nestling.distributed import rank_and_world
 
 
-def share(count: int) -> slice:
-    """The contiguous part of `count` items that this rank works on; may be empty."""
-    rank, _ = rank_and_world()
-    each = largest_share(count)
-    return slice(min(rank * each, count), min((rank + 1) * each, count))
+def share(count: int) -> range:
+    """Which of `count` items this rank works on, maybe none: every W-th, since neighbours are often of one length."""
+    rank, world = rank_and_world()
+    return range(rank, count, world)
 
 
-def largest_share(count: int) -> int:
-    """Items in the largest share of `count` items, the same on every rank."""
-    return -(-count // rank_and_world()[1])
+def largest(count: int, device: torch.device) -> int:
+    """The largest of the numbers that the ranks have; needs all ranks. `device` as in `reduce_sum`."""
+    return int(reduce_max(torch.tensor([count]), device))
 
 
 def reduce_sum(values: Tensor, device: torch.device) -> Tensor:

@@ -9,13 +9,14 @@ documents handled at once, D width of the embeddings, d <= D the dimension that 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from nestling.encoding import Tally
 from nestling.metrics import Floats, Placements
 from nestling.retrieval.ranks import reduce_max, reduce_sum
 
@@ -32,16 +33,16 @@ class EncodedSet:
 
     Attributes:
         queries: [Q, D] float32, all of them on every rank.
-        documents: [n, D] float32, this rank's part of the distinct documents; n may be 0.
-        copies: [n] int64, how often each of them occurs in the collection.
-        first: Index of documents[0] among the distinct documents of all ranks.
+        documents: [n, D] float32, the distinct documents that this rank encoded; n may be 0.
+        copies: [n] int64, how often each of them occurs in the collection; 0 if an earlier rank has it too.
+        first: Index of documents[0] among the documents of all ranks, in the order of the ranks.
         block: Documents scored at once, the same on every rank.
         offsets: [Q + 1] int64; the relevant documents of query i are relevant[offsets[i]:offsets[i + 1]].
-        relevant: [R] int64, indices among the distinct documents of all ranks.
+        relevant: [R] int64, indices among the documents of all ranks, never of one with copies 0.
         gains: [R] float64, their judgements.
         device: Where scores are computed, and where ranks communicate.
-        truncated_queries: How many queries were longer than their limit.
-        truncated_documents: How many documents were longer than theirs.
+        query_tally: What encoding the queries took, on all ranks together.
+        document_tally: What encoding the documents took.
     """
 
     queries: Tensor
@@ -53,8 +54,8 @@ class EncodedSet:
     relevant: Tensor
     gains: Floats
     device: torch.device
-    truncated_queries: int = 0
-    truncated_documents: int = 0
+    query_tally: Tally = field(default_factory=Tally)
+    document_tally: Tally = field(default_factory=Tally)
 
 
 def place(encoded: EncodedSet, dim: int, precision: Precision = "float32") -> Placements:
