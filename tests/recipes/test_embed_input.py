@@ -158,3 +158,9 @@ def test_a_cache_that_does_not_fit_on_the_disk(refuse: Callable[..., str], tmp_p
     assert "cannot write the cache folder" in message
     assert os.strerror(errno.EFBIG) in message
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_dimensions_may_come_in_any_order_and_keep_their_weights(recipe: ModuleType, bert: Path) -> None:
+    flags = ["--model", str(bert), "--output_dir", "o", "--train", "a.jsonl", "--dims", "16,48,24"]
+    config = parse_config(EmbedConfig, None, [*flags, "--dim_weights", "1,2,3"])
+    assert list(recipe.nested_dims(config).items()) == [(48, 2.0), (24, 3.0), (16, 1.0)]
