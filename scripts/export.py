@@ -7,7 +7,7 @@ The directory appears only after it has passed the parity gate: reloaded by tran
 it gives the embeddings of the merged model in memory.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -105,50 +105,34 @@ def from_checkpoint(checkpoint: Path, base: str | None) -> Trained:
     require((run_folder / "config.yaml").is_file(), f"{run_folder} has no config.yaml; expected RUN/checkpoints/step-N")
     config = parse_config(EmbedConfig, None, ["--config", str(run_folder / "config.yaml")])
 
-    from nestling.checkpoint import restore
+    import torch
+
+    from nestling.checkpoint import load_state, restore_tensors
     from nestling.checkpoint.atomic import damage
-    from nestling.model_card import Card, before_and_after
+    from nestling.model_card import run_card
     from nestling.records import default_name
-    from nestling.tracking import evaluation_at
+    from nestling.trainable import load_trainable
 
     problem = damage(checkpoint)
     require(problem is None, f"{checkpoint} cannot be loaded: {problem}")
-    embedder = untrained(config, base or config.model)
-    state = restore(checkpoint, embedder)
-    metrics = run_folder / "metrics.jsonl"
-    scores = before_and_after(evaluation_at(metrics, 0), evaluation_at(metrics, state.step)) if metrics.exists() else []
+    instructions = {data.instruction for data in config.train}
+    embedder = load_trainable(
+        base or config.model,
+        lora=asdict(config.lora) if config.tuning == "lora" else None,
+        precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        pooling=config.pooling,
+        instruction=config.instruction or (instructions.pop() if len(instructions) == 1 else None),
+        cpu=True,
+    )
+    restore_tensors(checkpoint, embedder)
     return Trained(
         embedder,
-        Card(config=config.published(), scores=scores),
+        run_card(run_folder, config.published(), load_state(checkpoint).step),
         config.query_max_length,
         config.document_max_length,
         config.dims,
         {data.name or default_name(Path(data.path)): data.instruction for data in config.train if data.instruction},
     )
-
-
-def untrained(config: EmbedConfig, base: str) -> "Embedder":
-    """The base model with fresh adapters, if the run trained any."""
-    import torch
-
-    from nestling.adapters import attach_lora
-    from nestling.embedder import Embedder
-
-    instructions = {data.instruction for data in config.train}
-    embedder = Embedder.from_pretrained(
-        base,
-        dtype="auto" if config.tuning == "lora" and config.precision == "bf16" else torch.float32,
-        precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
-        pooling=config.pooling,
-        cpu=True,
-        instruction=config.instruction or (instructions.pop() if len(instructions) == 1 else None),
-    )
-    if config.tuning == "lora":
-        lora = config.lora
-        embedder.backbone = attach_lora(
-            embedder.backbone, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets
-        )
-    return embedder
 
 
 def from_adapter(adapter: Path, config: ExportConfig) -> Trained:

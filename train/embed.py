@@ -13,11 +13,13 @@ import logging
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -26,11 +28,12 @@ from typing import TypedDict, cast
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from nestling.adapters import attach_lora
+from nestling.backends import Backend, prepare
 from nestling.batching import Draw, Plan, Planner, Source
+from nestling.cached import GraphBudget, cached_backward
 from nestling.checkpoint import (
     Checkpoints,
     NonFiniteGuard,
@@ -39,26 +42,29 @@ from nestling.checkpoint import (
     TrainingState,
     check_run_folder,
     ignore_stop_signals,
+    load_state,
     on_rank_zero,
     open_run_folder,
-    restore,
-    trainable_tensors,
+    restore_tensors,
     write_training,
 )
 from nestling.collation import Collator, TrainBatch
 from nestling.config import DevData, LossConfig, require, require_dims, require_unique
-from nestling.distributed import gather_batch, require_world, sum_over_ranks
+from nestling.distributed import gather_batch, launched_with, require_launch, sum_over_ranks
 from nestling.embedder import Embedder, max_positions, read_config, read_model_files
 from nestling.export import export_embedder
 from nestling.lengths import measure_lengths
 from nestling.losses import Terms, cosent, distillation
-from nestling.model_card import Card, DataLine, before_and_after
-from nestling.optim import adamw, clip_gradients, learning_rate_at, set_learning_rate
+from nestling.memory import free_memory, graph_bytes, sample_chunk, trained_bytes
+from nestling.model_card import DataLine, before_and_after, run_card, write_data_lines
+from nestling.optim import adamw, learning_rate_at
 from nestling.packing import token_budget
+from nestling.parity import alone
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
 from nestling.retrieval import evaluate_embedder
 from nestling.streaming import info_nce
-from nestling.tracking import Meter, Progress, Results, evaluation_at, open_tracker, summary, table
+from nestling.tracking import Meter, Progress, Results, Tracker, evaluation_at, open_tracker, summary, table
+from nestling.trainable import load_trainable
 
 # Ranks wait so long for rank 0, which converts data before the loop and exports after it.
 PATIENCE = timedelta(hours=12)
@@ -92,21 +98,26 @@ def main(config: EmbedConfig) -> None:
 
     # 3. The run: sections 4 to 6 below.
     with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
+        if accelerator.is_main_process:
+            write_data_lines(folder.path, [data_line(source) for source in sources])
         train(config, accelerator, folder, planner, dev_sets, embedder, dims)
     accelerator.end_training()
 
 
 def start(config: EmbedConfig) -> Accelerator:
     """The process group; the embedder itself computes in the precision asked for."""
+    on_cpu = config.cpu or not torch.accelerator.is_available()
+    zero = launched_with("DEEPSPEED")  # which Accelerate would give up for DDP if it were told of a CPU
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     accelerator = Accelerator(
-        cpu=config.cpu or not torch.accelerator.is_available(),
+        cpu=on_cpu and not zero,
         mixed_precision="no",
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=PATIENCE),
+            InitProcessGroupKwargs(backend="gloo" if on_cpu and several else None, timeout=PATIENCE),
         ],
     )
-    require_world(accelerator.num_processes)
+    require_launch(accelerator.num_processes, accelerator.distributed_type)
     require(
         config.batch_size % accelerator.num_processes == 0,
         f"batch_size {config.batch_size} is for all {accelerator.num_processes} processes together and must divide by "
@@ -114,6 +125,77 @@ def start(config: EmbedConfig) -> Accelerator:
     )
     torch.manual_seed(config.seed)
     return accelerator
+
+
+@dataclass
+class Run:
+    """A run in training: what it was made of, and where it stands."""
+
+    config: EmbedConfig
+    folder: RunFolder
+    planner: Planner
+    dev_sets: list[RetrievalSet]
+    dims: dict[int, float]
+    backend: Backend
+    checkpoints: Checkpoints
+    state: TrainingState
+    guard: NonFiniteGuard
+    tracker: Tracker
+    progress: Progress
+    total: int
+    main_rank: bool
+
+    def due(self, every: int) -> bool:
+        """Whether something happens now: every so many steps, or after each epoch with 0; always at the end."""
+        return self.state.step % (every or self.planner.steps_per_epoch) == 0 or self.state.step == self.total
+
+    @property
+    def stale(self) -> bool:
+        """Whether it is time to stop for want of better results."""
+        return 0 < self.config.early_stopping <= self.state.evaluations_since_best
+
+    def evaluate(self) -> None:
+        results = {
+            dev_set.name: evaluate_embedder(
+                self.backend.embedder,
+                dev_set,
+                list(self.dims),
+                query_max_length=self.config.query_max_length,
+                document_max_length=self.config.document_max_length,
+                instruction=dev.instruction,
+                progress=self.main_rank,
+            )
+            for dev, dev_set in zip(self.config.dev, self.dev_sets, strict=True)
+        }
+        self.tracker.log_evaluation(self.state.step, results)
+        if self.state.step:  # the model as it came is there to compare with, not a checkpoint
+            full = max(self.dims)
+            self.state.judge(fmean(result[full]["nDCG@10"] for result in results.values()))
+        self.progress.say(f"step {self.state.step}\n{evaluation_table(results)}")
+
+    def report(self, learning_rate: float, figures: dict[str, float]) -> None:
+        """Write a line of metrics and move the progress bar."""
+        state = self.state
+        counts = {"tokens": state.tokens, "examples": state.examples, "truncated": state.truncated}
+        line = {"epoch": state.step / self.planner.steps_per_epoch, "learning_rate": learning_rate, **figures, **counts}
+        self.tracker.log(state.step, {**line, "skipped_steps": self.guard.skipped})
+        self.progress.update(
+            state.step,
+            loss=figures["loss"],
+            learning_rate=learning_rate,
+            tokens_per_second=figures["tokens_per_second"],
+        )
+
+    def save(self) -> None:
+        self.state.skipped_steps, self.state.skipped_in_a_row = self.guard.skipped, self.guard.in_a_row
+        tensors = self.backend.tensors()
+
+        def write(path: Path) -> None:
+            if self.main_rank:
+                write_training(path, tensors, self.state)
+            self.backend.save_optimizer(path)
+
+        self.checkpoints.save(self.state.step, write, best_step=self.state.best_step)
 
 
 def train(
@@ -127,52 +209,18 @@ def train(
 ) -> None:
     main_rank, device = accelerator.is_main_process, accelerator.device
     total = config.max_steps or math.ceil(config.epochs * planner.steps_per_epoch)
-    warmup = round(config.warmup * total)
     collator = build_collator(config, planner, embedder, accelerator)
-    model, optimizer = accelerator.prepare(
-        embedder, adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    )
+    optimizer = adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    share = config.batch_size // accelerator.num_processes
+    backend = prepare(accelerator, embedder, optimizer, share=share, max_norm=config.max_grad_norm)
 
     # 4. Where to start: at the newest complete checkpoint if the run is resumed.
     checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
     newest = checkpoints.recover() if folder.resumed else None
-    data = planner.fingerprint()
-    state = restore(newest, embedder, optimizer) if newest else TrainingState(data=data)
-    require(
-        state.data == data,
-        f"the training data is not what the run in {folder.path} began with; start a new run for it",
-    )
-    guard = NonFiniteGuard(config.max_bad_steps, state.skipped_steps, state.skipped_in_a_row)
+    state = start_state(backend, newest, planner.fingerprint(), folder)
+    budget = graph_budget(config, backend, collator)
     if main_rank:
-        print(derivation(config, planner, collator, embedder, list(dims), total, state.step), flush=True)
-
-    def evaluate() -> None:
-        results = {
-            dev_set.name: evaluate_embedder(
-                embedder,
-                dev_set,
-                list(dims),
-                query_max_length=config.query_max_length,
-                document_max_length=config.document_max_length,
-                instruction=dev.instruction,
-                progress=main_rank,
-            )
-            for dev, dev_set in zip(config.dev, dev_sets, strict=True)
-        }
-        tracker.log_evaluation(state.step, results)
-        if state.step:  # the model as it came is there to compare with, not a checkpoint
-            state.judge(fmean(result[embedder.dim]["nDCG@10"] for result in results.values()))
-        progress.say(f"step {state.step}\n{evaluation_table(results)}")
-
-    def save() -> None:
-        state.skipped_steps, state.skipped_in_a_row = guard.skipped, guard.in_a_row
-        tensors, moments = trainable_tensors(embedder), optimizer.state_dict()
-        checkpoints.save(
-            state.step, lambda path: write_training(path, tensors, moments, state), best_step=state.best_step
-        )
-
-    def stale() -> bool:
-        return 0 < config.early_stopping <= state.evaluations_since_best
+        print(derivation(config, planner, collator, backend, budget, list(dims), total, state.step), flush=True)
 
     # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
     with (
@@ -187,63 +235,49 @@ def train(
         Progress(total, done=state.step, shown=main_rank) as progress,
         StopSignal() as stop,
     ):
+        guard = NonFiniteGuard(config.max_bad_steps, state.skipped_steps, state.skipped_in_a_row)
+        parts = (config, folder, planner, dev_sets, dims, backend, checkpoints, state, guard, tracker, progress)
+        run = Run(*parts, total, main_rank)
         if dev_sets and not newest:
-            evaluate()
+            run.evaluate()
+        rate_at = partial(
+            learning_rate_at,
+            total=total,
+            peak=config.learning_rate,
+            warmup=round(config.warmup * total),
+            schedule=config.schedule,
+        )
         meter, started = Meter(state.tokens), time.perf_counter()
-        for batch in load_batches(config, planner, collator, state.step, state.step if stale() else total):
+        for batch in load_batches(config, planner, collator, state.step, state.step if run.stale else total):
             seed_step(config.seed, state.step, accelerator.process_index)
-            rate = learning_rate_at(
-                state.step, total=total, peak=config.learning_rate, warmup=warmup, schedule=config.schedule
+            embedder.train()
+            batch = batch.to(device)
+            share_of = partial(loss_share, batch=batch, loss=config.loss, dims=dims)
+            part = cached_backward(backend, batch.tokens, share_of, budget)
+            loss, tokens, truncated, stopping = sum_over_ranks(
+                [part.item(), batch.tokens.tokens, batch.truncated, stop.received is not None], device
             )
-            set_learning_rate(optimizer, rate)
-            model.train()
-            share = loss_share(model, batch.to(device), config.loss, dims)
-            # Data parallel training takes the mean of the ranks' gradients, and their shares of the loss sum to it.
-            accelerator.backward(share * accelerator.num_processes)
-            norm = clip_gradients(model.parameters(), config.max_grad_norm)
-            loss, tokens, truncated = sum_over_ranks([share.item(), batch.tokens.tokens, batch.truncated], device)
-            if guard.accepts(state.step, loss, norm):
-                optimizer.step()
-            optimizer.zero_grad()
+            rate = rate_at(state.step)
+            norm = backend.update(rate, config.max_grad_norm, partial(guard.accepts, state.step, loss))
             state.advance(config.batch_size, int(tokens), int(truncated))
 
             meter.add(loss, norm, time.perf_counter() - started)
             if state.step % config.log_steps == 0 or state.step == total:
-                figures = meter.read(state.tokens)
-                tracker.log(
-                    state.step,
-                    {
-                        "epoch": state.step / planner.steps_per_epoch,
-                        "learning_rate": rate,
-                        **figures,
-                        **totals(state, guard),
-                    },
-                )
-                progress.update(
-                    state.step,
-                    loss=figures["loss"],
-                    learning_rate=rate,
-                    tokens_per_second=figures["tokens_per_second"],
-                )
-            if dev_sets and due(state.step, config.eval_steps, planner.steps_per_epoch, total):
-                evaluate()
-            early = stale()
-            stopping = stop.requested(device)
+                run.report(rate, meter.read(state.tokens))
+            if dev_sets and run.due(config.eval_steps):
+                run.evaluate()
             new_best = state.best_step == state.step
-            if new_best or early or stopping or due(state.step, config.save_steps, planner.steps_per_epoch, total):
-                save()
+            if new_best or run.stale or stopping or run.due(config.save_steps):
+                run.save()
             if stopping:
                 leave(stop, checkpoints.path(state.step), progress)
-            if early:
+            if run.stale:
                 progress.say(f"no better result in {config.early_stopping} evaluations: stopping at step {state.step}")
                 break
             started = time.perf_counter()
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
-    if config.export_best and state.best_step is not None and state.best_step != state.step:
-        restore(checkpoints.verified(state.best_step), embedder)
-    shown = state.best_step if config.export_best and state.best_step is not None else state.step
-    on_rank_zero(lambda: publish(config, folder, embedder, planner.sources, list(dims), shown))
+    publish(run)
 
 
 def load_sources(config: EmbedConfig, main_rank: bool) -> list[Source]:
@@ -274,26 +308,19 @@ def load_dev(dev: DevData) -> RetrievalSet:
 
 
 def load_model(config: EmbedConfig) -> Embedder:
-    """The model with what is to be trained; master weights are float32, and frozen ones stay as they are published."""
+    """The model with what is to be trained."""
     instructions = {data.instruction for data in config.train}
-    shared = next(iter(instructions)) if len(instructions) == 1 else None
-    frozen = config.tuning == "lora" and config.precision == "bf16"
-    embedder = Embedder.from_pretrained(
+    embedder = load_trainable(
         config.model,
-        dtype="auto" if frozen else torch.float32,
+        lora=asdict(config.lora) if config.tuning == "lora" else None,
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         attention=config.attention,
-        cpu=config.cpu,
         pooling=config.pooling,
         dropout=config.dropout,
-        instruction=config.instruction or shared,
+        instruction=config.instruction or (next(iter(instructions)) if len(instructions) == 1 else None),
+        cpu=config.cpu,
     )
     require_room(config, embedder, instructions)
-    if config.tuning == "lora":
-        lora = config.lora
-        embedder.backbone = attach_lora(
-            embedder.backbone, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets
-        )
     if config.gradient_checkpointing:
         embedder.enable_gradient_checkpointing()
     return embedder
@@ -341,29 +368,57 @@ def build_collator(config: EmbedConfig, planner: Planner, embedder: Embedder, ac
     )
 
 
+def start_state(backend: Backend, newest: Path | None, data: str, folder: RunFolder) -> TrainingState:
+    """A new state, or that of the newest checkpoint, which is loaded."""
+    if newest is None:
+        return TrainingState(data=data)
+    state = load_state(newest)
+    require(
+        state.data == data,
+        f"the training data is not what the run in {folder.path} began with; start a new run for it",
+    )
+    backend.restore(newest)
+    return state
+
+
+def graph_budget(config: EmbedConfig, backend: Backend, collator: Collator) -> GraphBudget:
+    """Room for graphs between the passes: as set, or half of what is free beside gradients and AdamW's moments."""
+    embedder = backend.embedder
+    length = min(max(config.query_max_length, config.document_max_length), collator.chunk_tokens)
+    chunk = sample_chunk(length, collator.chunk_tokens, embedder.config.vocab_size, embedder.device)
+    embedder.train()
+    with backend.computing():
+        measured = graph_bytes(embedder, partial(backend.encode, last=True), chunk)
+    coming = 3 * trained_bytes(embedder) / (backend.ranks if backend.sharded else 1)
+    memory = (free_memory(embedder.device) - coming) / 2 if config.graph_memory is None else config.graph_memory * 1e9
+    return GraphBudget(memory, measured / chunk.positions)
+
+
 def derivation(
     config: EmbedConfig,
     planner: Planner,
     collator: Collator,
-    embedder: Embedder,
+    backend: Backend,
+    budget: GraphBudget,
     dims: list[int],
     total: int,
     done: int,
 ) -> str:
     """What follows from the settings and the data, to read before step 1."""
+    embedder, in_batch = backend.embedder, planner.batch_size - 1
     trainable = sum(parameter.numel() for parameter in embedder.parameters() if parameter.requires_grad)
     everything = sum(parameter.numel() for parameter in embedder.parameters())
-    in_batch = planner.batch_size - 1
     lengths = [measure_lengths(collator, i) for i in range(len(planner.sources))]
     items: dict[str, object] = {
         "model": f"{config.model} ({embedder.pooling} pooling, {embedder.dim} dimensions, {config.precision})",
         "query prompt": repr(embedder.prompts.query()),
         "trained": f"{trainable:,} of {everything:,} parameters ({config.tuning})",
         "dimensions": ", ".join(map(str, dims)),
-        "processes": collator.world_size,
+        "processes": f"{collator.world_size} ({backend.name})",
         "global batch": f"{planner.batch_size} queries, {planner.batch_size // collator.world_size} on each process",
         "negatives a query": f"up to {config.negatives} of its own, and documents of {in_batch} other queries",
         "steps": f"{total:,} ({planner.steps_per_epoch:,} an epoch)" + (f", {done:,} done" if done else ""),
+        "activations": str(budget),
     }
     for source, length in zip(planner.sources, lengths, strict=True):
         items[f"data {source.table.name}"] = str(length)
@@ -397,10 +452,12 @@ class Nested(TypedDict):
     dim_weights: list[float]
 
 
-def loss_share(model: nn.Module, batch: TrainBatch, loss: LossConfig, dims: dict[int, float]) -> Tensor:
-    """This rank's share of the loss of the global batch, a float32 scalar; the shares of all ranks sum to it."""
+def loss_share(embeddings: Tensor, batch: TrainBatch, loss: LossConfig, dims: dict[int, float]) -> Tensor:
+    """This rank's share of the loss of the global batch, a float32 scalar; the shares of all ranks sum to it.
+
+    `embeddings` are the raw ones of this rank's distinct texts, [n, D].
+    """
     nested: Nested = {"dims": list(dims), "dim_weights": list(dims.values())}
-    embeddings = model(batch.tokens)  # [n, D] of this rank's distinct texts
     own = embeddings[batch.queries]  # [Q/W, D]
     queries, documents = gather_batch(own, embeddings[batch.documents], batch.document_counts)  # [Q, D], [N, D]
     if batch.scores is not None:
@@ -447,21 +504,6 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def due(step: int, every: int, per_epoch: int, total: int) -> bool:
-    """Whether something happens after `step`: every so many steps, or after each epoch with 0; always at the end."""
-    return step % (every or per_epoch) == 0 or step == total
-
-
-def totals(state: TrainingState, guard: NonFiniteGuard) -> dict[str, float]:
-    """Running counts of a line of metrics."""
-    return {
-        "tokens": state.tokens,
-        "examples": state.examples,
-        "truncated": state.truncated,
-        "skipped_steps": guard.skipped,
-    }
-
-
 def evaluation_table(results: Results) -> str:
     rows = [[name, dim, *metrics.values()] for name, by_dim in results.items() for dim, metrics in by_dim.items()]
     names = list(next(iter(next(iter(results.values())).values())))
@@ -475,39 +517,52 @@ def leave(stop: StopSignal, checkpoint: Path, progress: Progress) -> None:
     sys.exit(128 + (stop.received or signal.SIGTERM))
 
 
-def data_line(source: Source) -> str:
+def data_line(source: Source) -> DataLine:
     """A dataset in one line of the model card."""
-    summary = source.table.summary
-    negatives = f", {summary.negatives:,} hard negatives" if summary.negatives else ""
-    instruction = f", instruction: {source.table.instruction}" if source.table.instruction else ""
-    return f"{summary.positives:,} positives{negatives}{instruction}"
+    table = source.table
+    negatives = f", {table.summary.negatives:,} hard negatives" if table.summary.negatives else ""
+    instruction = f", instruction: {table.instruction}" if table.instruction else ""
+    text = f"{table.summary.positives:,} positives{negatives}{instruction}"
+    return DataLine(table.name, len(table), text)
 
 
-def publish(
-    config: EmbedConfig, folder: RunFolder, embedder: Embedder, sources: Sequence[Source], dims: list[int], step: int
-) -> None:
-    """Write final/, and print before and after."""
-    scores = before_and_after(evaluation_at(folder.metrics, 0), evaluation_at(folder.metrics, step))
-    card = Card(
-        data=[DataLine(each.table.name, len(each.table), data_line(each)) for each in sources],
-        config=config.published(),
-        scores=scores,
-    )
-    instructions = {each.table.name: each.table.instruction for each in sources if each.table.instruction}
+def publish(run: Run) -> None:
+    """Write final/ from the best checkpoint or the last, and print before and after."""
+    state, backend = run.state, run.backend
+    best = state.best_step if run.config.export_best else None
+    step = state.step if best is None else best
+    checkpoint = run.checkpoints.verified(step)
+    if backend.sharded:  # nothing is whole here: a process of its own loads the checkpoint, which is
+        on_rank_zero(lambda: export_checkpoint(checkpoint, run.folder.final))
+    else:
+        if step != state.step:
+            restore_tensors(checkpoint, backend.embedder)
+        on_rank_zero(lambda: export(run, step))
+    if run.main_rank:
+        scores = before_and_after(evaluation_at(run.folder.metrics, 0), evaluation_at(run.folder.metrics, step))
+        rows = [[each.dataset, each.dim, each.before, each.after] for each in scores if each.metric == "nDCG@10"]
+        print(table(["dev set", "dim", "nDCG@10 before", "after"], rows, digits=4) if rows else "")
+        print(f"{run.folder.final} holds the model of step {step}")
+
+
+def export(run: Run, step: int) -> None:
+    config, sources = run.config, run.planner.sources
     report = export_embedder(
-        embedder,
-        folder.final,
+        run.backend.embedder,
+        run.folder.final,
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
-        dims=dims if config.dims else (),
-        instructions=instructions,
-        card=card,
+        dims=config.dims,
+        instructions={each.table.name: each.table.instruction for each in sources if each.table.instruction},
+        card=run_card(run.folder.path, config.published(), step),
     )
-    print("\n".join(["parity gate passed", *(f"  {line}" for line in report.lines())]))
-    if scores:
-        rows = [[each.dataset, each.dim, each.before, each.after] for each in scores if each.metric == "nDCG@10"]
-        print(table(["dev set", "dim", "nDCG@10 before", "after"], rows, digits=4))
-    print(f"{folder.final} holds the model of step {step}")
+    print("\n".join(["parity gate passed", *(f"  {line}" for line in report.lines())]), flush=True)
+
+
+def export_checkpoint(checkpoint: Path, output: Path) -> None:
+    script = Path(__file__).parents[1] / "scripts" / "export.py"
+    command = [sys.executable, str(script), "--checkpoint", str(checkpoint), "--output", str(output)]
+    subprocess.run(command, env=alone(os.environ), check=True)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,30 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def require_world(world_size: int) -> None:
-    """Refuse to train alone when a launcher started several ranks (or was asked to and did not)."""
+def launched_with(plugin: str) -> bool:
+    """Whether `accelerate launch` was asked for DEEPSPEED or FSDP."""
+    return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("1", "true")
+
+
+def require_launch(world_size: int, backend: str) -> None:
+    """Refuse to train otherwise than the launcher was asked to: alone, or without sharding; both happen in silence.
+
+    Args:
+        world_size: Processes of the group.
+        backend: Accelerate's name of what they form, DEEPSPEED or FSDP for instance.
+    """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != world_size:
         raise ValueError(
             f"the launcher started {launched} processes, but they form a group of {world_size}; on a CPU launch with "
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N, or torchrun with --cpu true"
         )
+    for plugin in ("DEEPSPEED", "FSDP"):
+        if launched_with(plugin) and backend != plugin:
+            raise ValueError(
+                f"the launcher was asked for {plugin}, but Accelerate gives {backend}; "
+                + ("FSDP needs GPUs" if plugin == "FSDP" else "leave out --cpu true, which excludes DeepSpeed")
+            )
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:

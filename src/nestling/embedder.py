@@ -1,31 +1,27 @@
 """The embedding model: backbone, pooling, prompts."""
 
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from nestling.attention import resolve_attention
-from nestling.packing import Chunk, TokenBatch, pack, token_budget
+from nestling.encoding import encode_texts
+from nestling.packing import Chunk
 from nestling.pooling import POOL, Pooling
 from nestling.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
+from nestling.token_lookup import look_up_in_place
 
 Kind = Literal["query", "document"]
 
 # sentence-transformers' names of the poolings, in the older schema and the newer.
 ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
-
-# Texts that encode() sorts by length together: enough that padding is about 1 %, few enough to hold their tokens.
-SORT_WINDOW = 8192
 
 
 @dataclass(frozen=True)
@@ -150,24 +146,23 @@ class Embedder(nn.Module):
         """Tokens that the model can read."""
         return max_positions(self.config)
 
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """Raw embeddings, [n, D] float32, neither cut nor normalised, in the order of the texts that were packed."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            pooled = [
-                self._embed(chunk, tokens) for chunk, tokens in zip(batch.chunks, self._look_up(batch), strict=True)
-            ]
-        return torch.cat(pooled)[batch.position]
+    def forward(self, chunk: Chunk, *, in_place: bool = False) -> Tensor:
+        """Raw embeddings, [B, D] float32, neither cut nor normalised.
 
-    def _look_up(self, batch: TokenBatch) -> Iterator[Tensor]:
-        """Token embeddings of each chunk, [B, L, D], looked up at once.
-
-        Every lookup has a gradient of the size of the vocabulary; one for each chunk would cost more than the chunk.
+        With `in_place` the backward pass adds to the gradient of the token embeddings row by row (`token_lookup`).
         """
-        table = cast(Any, self.backbone).get_input_embeddings()
-        found = table(torch.cat([chunk.input_ids.flatten() for chunk in batch.chunks]))
-        parts = found.split([chunk.input_ids.numel() for chunk in batch.chunks])
-        for chunk, part in zip(batch.chunks, parts, strict=True):
-            yield part.view(*chunk.input_ids.shape, -1)
+        with self.computing():
+            table = cast(Any, self.backbone).get_input_embeddings()
+            tokens = look_up_in_place(table, chunk.input_ids) if in_place else table(chunk.input_ids)
+            return self._embed(chunk, tokens)
+
+    def computing(self, *, cache: bool = True) -> torch.autocast:
+        """Autocast in the model's precision; around several forwards it casts each weight once, unless `cache` is off.
+
+        Casts that were made without gradients must not be around when gradients are wanted, nor after an update.
+        """
+        enabled = self.precision == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=cache)
 
     def _embed(self, chunk: Chunk, tokens: Tensor) -> Tensor:
         # A causal model reads nothing from the padding on the right, and without a mask attention takes its fast path.
@@ -190,7 +185,6 @@ class Embedder(nn.Module):
         """The prompt that stands before a text."""
         return self.prompts.query(instruction) if kind == "query" else self.prompts.document
 
-    @torch.no_grad()
     def encode(
         self,
         texts: Sequence[str],
@@ -201,45 +195,18 @@ class Embedder(nn.Module):
         tokens_per_batch: int | None = None,
         progress: str | None = None,
     ) -> Tensor:
-        """Normalised embeddings, [n, D] float32 on the CPU.
-
-        Texts are sorted by length within windows of some thousands and run in batches of at most `tokens_per_batch`
-        positions, by default what suits the device; the next window is tokenised meanwhile. `progress` labels a bar.
-        """
-        training = self.training
-        self.eval()
+        """Normalised embeddings, [n, D] float32 on the CPU; arguments and errors as in `encode_texts`."""
         result = torch.empty(len(texts), self.dim)
-        with tqdm(total=len(texts), desc=progress, unit="text", disable=None if progress else True, leave=False) as bar:
-            start = 0
-            budget = tokens_per_batch or token_budget(self.device)
-            for batch in self._windows(texts, self.prefix(kind, instruction), max_length, budget):
-                end = start + len(batch.position)
-                done = [self._encode_chunk(chunk, bar) for chunk in batch.chunks]
-                result[start:end] = torch.cat(done)[batch.position]
-                start = end
-        self.train(training)
+        for rows, embeddings in encode_texts(
+            self,
+            texts,
+            prefix=self.prefix(kind, instruction),
+            max_length=max_length,
+            tokens_per_batch=tokens_per_batch,
+            progress=progress,
+        ):
+            result[rows] = embeddings
         return result
-
-    def _encode_chunk(self, chunk: Chunk, bar: "tqdm[Any]") -> Tensor:
-        batch = TokenBatch([chunk.to(self.device)], torch.arange(len(chunk.lengths)), 0)
-        embeddings = normalize(self(batch), dim=-1).cpu()
-        bar.update(len(chunk.lengths))
-        return embeddings
-
-    def _windows(self, texts: Sequence[str], prefix: str, max_length: int, budget: int) -> Iterator[TokenBatch]:
-        def tokens(start: int) -> TokenBatch:
-            window = [prefix + text for text in texts[start : start + SORT_WINDOW]]
-            return pack(self.text_tokenizer(window, max_length).ids, budget, self.text_tokenizer.pad_id)
-
-        with ThreadPoolExecutor(1) as ahead:
-            starts = range(0, len(texts), SORT_WINDOW)
-            following = ahead.submit(tokens, 0) if len(texts) else None
-            for start in starts:
-                assert following is not None
-                batch = following.result()
-                if start + SORT_WINDOW < len(texts):
-                    following = ahead.submit(tokens, start + SORT_WINDOW)
-                yield batch
 
 
 def read_config(model: str | Path, subfolder: str) -> PretrainedConfig:

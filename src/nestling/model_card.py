@@ -1,16 +1,21 @@
 """The model card, README.md of an exported directory: what it is, where it comes from, how each stack uses it."""
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
+from nestling.files import replace_text
 from nestling.parity import POOL_BY_MASK, GateReport
 from nestling.pooling import Pooling
+from nestling.tracking import METRICS, evaluation_at
 from nestling.weights import model_file
+
+DATA = "data.json"  # in a run's folder
 
 # Figures of an evaluation: dataset -> dimension -> metric -> value.
 Results = Mapping[str, Mapping[int, Mapping[str, float]]]
@@ -59,6 +64,19 @@ class Card:
     data: Sequence[DataLine] = ()
     config: Mapping[str, object] = field(default_factory=dict)
     scores: Sequence[Score] = ()
+
+
+def run_card(folder: Path, config: Mapping[str, object], step: int) -> Card:
+    """The card of a run's model: what its folder says of its data, and of its evaluations before and at `step`."""
+    lines = json.loads((folder / DATA).read_text(encoding="utf-8")) if (folder / DATA).exists() else []
+    metrics = folder / METRICS
+    scores = before_and_after(evaluation_at(metrics, 0), evaluation_at(metrics, step)) if metrics.exists() else []
+    return Card(data=[DataLine(**line) for line in lines], config=config, scores=scores)
+
+
+def write_data_lines(folder: Path, lines: Sequence[DataLine]) -> None:
+    """Leave in a run's folder what its card says of its data."""
+    replace_text(folder / DATA, json.dumps([asdict(line) for line in lines], indent=1, ensure_ascii=False))
 
 
 @dataclass(frozen=True)

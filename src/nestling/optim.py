@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterable
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 
@@ -32,12 +32,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale gradients down to a global L2 norm of at most `max_norm`, unless it is 0; the norm before.
+    """Scale gradients, down to a global L2 norm of at most `max_norm`, unless it is 0; the norm before.
 
     A non-finite norm leaves the gradients as they are, for the caller to skip the step.
     """
-    trained = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in trained])
-    if max_norm > 0 and torch.isfinite(norm):
-        torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
-    return float(norm)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    total = torch.nn.utils.get_total_norm(gradients)
+    norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+    if 0 < max_norm < norm < math.inf:
+        torch._foreach_mul_(gradients, max_norm / norm)
+    return norm

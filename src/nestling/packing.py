@@ -27,6 +27,11 @@ class Chunk:
     lengths: Tensor
     padded: bool
 
+    @property
+    def positions(self) -> int:
+        """Positions that run through the model, padding included."""
+        return self.input_ids.numel()
+
     def to(self, device: torch.device) -> "Chunk":
         return Chunk(self.input_ids.to(device), self.lengths.to(device), self.padded)
 

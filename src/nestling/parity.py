@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,13 +182,17 @@ def require_passed(report: GateReport, directory: Path) -> None:
         )
 
 
-def gate_environment(parent: Any) -> dict[str, str]:
+def gate_environment(parent: Mapping[str, str]) -> dict[str, str]:
     """The environment of the gate's process: no distributed launch, no GPU, no hub."""
+    return alone(parent) | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+def alone(parent: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that belongs to no distributed launch."""
     kept = {name: value for name, value in parent.items() if not name.startswith(LAUNCHER_VARIABLES)}
     source = str(Path(nestling.__file__).parents[1])
     path = os.pathsep.join(filter(None, [source, kept.get("PYTHONPATH")]))
-    own = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
-    return kept | own
+    return kept | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
 
 
 def gate_process() -> None:

@@ -161,6 +161,7 @@ def test_a_cache_that_does_not_fit_on_the_disk(refuse: Callable[..., str], tmp_p
 
 
 def test_dimensions_may_come_in_any_order_and_keep_their_weights(recipe: ModuleType, bert: Path) -> None:
-    flags = ["--model", str(bert), "--output_dir", "o", "--train", "a.jsonl", "--dims", "16,48,24"]
-    config = parse_config(EmbedConfig, None, [*flags, "--dim_weights", "1,2,3"])
+    flags = ["--model", str(bert), "--output_dir", "o", "--train", "a", "--dims", "16,48,24"]
+    lengths = ["--query_max_length", "64", "--document_max_length", "64"]
+    config = parse_config(EmbedConfig, None, [*flags, *lengths, "--dim_weights", "1,2,3"])
     assert list(recipe.nested_dims(config).items()) == [(48, 2.0), (24, 3.0), (16, 1.0)]

@@ -3,7 +3,14 @@
 from nestling.checkpoint.guards import NonFiniteGuard, StopSignal, ignore_stop_signals
 from nestling.checkpoint.ranks import any_rank, on_rank_zero
 from nestling.checkpoint.run_folder import RunFolder, check_run_folder, open_run_folder
-from nestling.checkpoint.state import TrainingState, restore, trainable_tensors, write_training
+from nestling.checkpoint.state import (
+    TrainingState,
+    load_state,
+    restore_tensors,
+    save_optimizer,
+    trainable_tensors,
+    write_training,
+)
 from nestling.checkpoint.store import Checkpoints
 
 __all__ = [
@@ -15,9 +22,11 @@ __all__ = [
     "any_rank",
     "check_run_folder",
     "ignore_stop_signals",
+    "load_state",
     "on_rank_zero",
     "open_run_folder",
-    "restore",
+    "restore_tensors",
+    "save_optimizer",
     "trainable_tensors",
     "write_training",
 ]

@@ -10,35 +10,53 @@ from pathlib import Path
 
 import xxhash
 
+from nestling.checkpoint.ranks import on_every_rank, on_rank_zero
 from nestling.files import sync
 
 MANIFEST = "manifest.json"
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder and put it at `target` in one step.
+    """Let `write` fill a folder and put it at `target` in one step; for every rank to call, each writes its files.
 
-    1. `write` fills `.NAME.partial` beside the target.
+    1. The ranks fill `.NAME.partial` beside the target.
     2. A manifest of sizes and checksums is added, and everything is forced onto the disk.
     3. An older folder at the target is renamed aside, the new one takes its name, the older one is removed.
 
-    On any error the partial folder is removed and the target is as before; a full disk raises OSError (ENOSPC).
+    On any error, on whatever rank, the partial folder is removed and the target is as before; a full disk raises
+    OSError (ENOSPC).
     """
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        write(partial)
-        write_manifest(partial)
-        for path in [*partial.rglob("*"), partial]:
-            sync(path)
+        on_rank_zero(lambda: begin(partial))
+        on_every_rank(lambda: write(partial))
+        on_rank_zero(lambda: seal(partial))
     except BaseException as error:
-        written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-        shutil.rmtree(partial, ignore_errors=True)
+        written = on_rank_zero(lambda: discard(partial)) if isinstance(error, Exception) else discard(partial)
         if is_disk_full(error):
             raise OSError(errno.ENOSPC, disk_full_message(target, written)) from error
         raise
-    publish(partial, target)
+    on_rank_zero(lambda: publish(partial, target))
+
+
+def begin(partial: Path) -> None:
+    """Make the folder that is to be filled, empty."""
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def seal(partial: Path) -> None:
+    """Add the manifest and force every file onto the disk."""
+    write_manifest(partial)
+    for path in [*partial.rglob("*"), partial]:
+        sync(path)
+
+
+def discard(partial: Path) -> int:
+    """Remove a folder; the bytes that it held."""
+    written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    shutil.rmtree(partial, ignore_errors=True)
+    return written
 
 
 def publish(partial: Path, target: Path) -> None:

@@ -34,6 +34,27 @@ def on_rank_zero(action: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
+def on_every_rank(action: Callable[[], None]) -> None:
+    """Run `action`, which must not wait for other ranks after it has failed, on every rank; they go on together.
+
+    An error of any rank is raised on all of them, a rank's own where it had one.
+    """
+    failure: Exception | None = None
+    try:
+        action()
+    except Exception as error:
+        failure = error
+    _, world = rank_and_world()
+    if world == 1:
+        failures = [failure]
+    else:
+        failures = [None] * world
+        dist.all_gather_object(failures, None if failure is None else portable(failure))
+    first = failure or next((each for each in failures if each is not None), None)
+    if first is not None:
+        raise first
+
+
 def portable(error: Exception) -> Exception:
     """An error of the same built-in kind that pickles."""
     kind = next(

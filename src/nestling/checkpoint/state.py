@@ -1,7 +1,7 @@
 """What a checkpoint holds, enough to go on bit by bit on the same number of ranks.
 
 model.safetensors   trained parameters and persistent buffers (with LoRA the adapter only), in the model's own dtypes
-optimizer.pt        the optimizer's state_dict
+optimizer.pt        the optimizer's state_dict; with DeepSpeed a folder of its own instead (nestling.backends.zero)
 state.json          where the run stands
 
 The state of random generators is not here: the recipe seeds them anew at every step from (seed, step, rank).
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
@@ -70,40 +71,44 @@ def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in {**parameters, **buffers}.items()}
 
 
-def write_training(
-    folder: Path, tensors: dict[str, Tensor], optimizer: dict[str, object], state: TrainingState
-) -> None:
-    """Write the three files of a checkpoint.
-
-    Args:
-        folder: An existing folder.
-        tensors: What `trainable_tensors` gives, gathered if it is sharded.
-        optimizer: The optimizer's state_dict, gathered likewise.
-        state: Where the run stands.
-    """
+def write_training(folder: Path, tensors: dict[str, Tensor], state: TrainingState) -> None:
+    """Write a checkpoint but for the optimizer: what `trainable_tensors` gives, whole, and where the run stands."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / MODEL)
-    # Through a Python file, torch keeps the OSError of a full disk as the context of its own RuntimeError.
-    with (folder / OPTIMIZER).open("wb") as file:
-        torch.save(optimizer, file)
     (folder / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
 
 
-def restore(folder: Path, model: nn.Module, optimizer: Optimizer | None = None) -> TrainingState:
-    """Load a checkpoint into a model, in place, and its optimizer; parameters keep their dtype and device.
+def save_optimizer(folder: Path, optimizer: dict[str, object]) -> None:
+    """Write an optimizer's state_dict, gathered if it is sharded."""
+    # Through a Python file, torch keeps the OSError of a full disk as the context of its own RuntimeError.
+    with (folder / OPTIMIZER).open("wb") as file:
+        torch.save(optimizer, file)
+
+
+def load_state(folder: Path) -> TrainingState:
+    """Where the run of a checkpoint stood."""
+    return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+
+
+def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
+    """Load an optimizer's state in place.
 
     Raises:
-        ValueError: The tensors' names, shapes or dtypes are not the model's.
+        ValueError: The file is missing or its parameter groups are not the optimizer's.
     """
-    restore_tensors(folder, model)
-    if optimizer is not None:
-        saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-        require_same_groups(folder, saved, optimizer)
-        optimizer.load_state_dict(saved)
-    return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+    if not (folder / OPTIMIZER).exists():
+        raise ValueError(f"{folder} has no {OPTIMIZER}; resume with the backend that the run started with")
+    saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+    require_same_groups(folder, saved, optimizer)
+    optimizer.load_state_dict(saved)
 
 
 @torch.no_grad()
 def restore_tensors(folder: Path, model: nn.Module) -> None:
+    """Load a checkpoint's tensors into a model, in place; parameters keep their dtype, device and shards.
+
+    Raises:
+        ValueError: The tensors' names, shapes or dtypes are not the model's.
+    """
     saved, target = load_file(folder / MODEL), trainable_tensors(model)
     if saved.keys() != target.keys():
         missing, unknown = sorted(target.keys() - saved.keys()), sorted(saved.keys() - target.keys())
@@ -117,6 +122,10 @@ def restore_tensors(folder: Path, model: nn.Module) -> None:
             raise ValueError(
                 f"{folder / MODEL}: {name} is {list(stored.shape)} {stored.dtype}, the model's is "
                 f"{list(tensor.shape)} {tensor.dtype}; resume with the model and precision that the run started with"
+            )
+        if isinstance(tensor, DTensor):  # each rank takes its shard of what it has read: nothing is sent
+            stored = distribute_tensor(
+                stored.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None
             )
         tensor.copy_(stored)
 

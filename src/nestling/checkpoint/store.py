@@ -46,20 +46,15 @@ class Checkpoints:
 
         Args:
             step: Training steps done.
-            write: Writes the files into the folder that it is given; runs on rank 0 only, so whatever the ranks must
-                gather for it they gather before.
+            write: Writes a rank's files into the folder that it is given; runs on every rank.
             best_step: The step of the best checkpoint so far, which is never removed.
 
         Raises:
             OSError: The disk is full; earlier checkpoints are intact.
         """
-
-        def save_and_rotate() -> Path:
-            write_folder(self.path(step), write)
-            self.rotate(best_step)
-            return self.path(step)
-
-        return on_rank_zero(save_and_rotate)
+        write_folder(self.path(step), write)
+        on_rank_zero(lambda: self.rotate(best_step))
+        return self.path(step)
 
     def rotate(self, best_step: int | None) -> None:
         for step in self.steps()[: -self.keep]:

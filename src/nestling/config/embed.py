@@ -130,6 +130,8 @@ class EmbedConfig:
         pooling: How token states become one embedding; what the model's files say by default.
         dropout: Dropout inside the model, whatever its files say; null keeps theirs.
         gradient_checkpointing: Recompute activations in the backward pass.
+        graph_memory: Gigabytes of each process for activations that are kept, so that their chunks run forward once; by
+            default half of what is free.
         chunk_tokens: Positions that run through the model at once, sorted by length; by default what suits the device.
         dims: Matryoshka dimensions; the full one is always trained.
         dim_weights: Weight of each of dims in the loss; all 1 by default.
@@ -174,6 +176,7 @@ class EmbedConfig:
     pooling: Literal["last", "mean", "cls"] | None = None
     dropout: float | None = 0.0
     gradient_checkpointing: bool = False
+    graph_memory: float | None = None
     chunk_tokens: int | None = None
     dims: list[int] = field(default_factory=list)
     dim_weights: list[float] = field(default_factory=list)
@@ -232,6 +235,7 @@ class EmbedConfig:
             value = getattr(self, name)
             require(value > 0, f"{name} is {value:g}, expected a number above 0")
         require(self.chunk_tokens is None or self.chunk_tokens > 0, f"chunk_tokens is {self.chunk_tokens}, not above 0")
+        require(self.graph_memory is None or self.graph_memory >= 0, f"graph_memory is {self.graph_memory}, below 0")
         require(self.max_steps is None or self.max_steps > 0, f"max_steps is {self.max_steps}, expected at least 1")
         require(0 <= (self.dropout or 0.0) < 1, f"dropout is {self.dropout}, expected 0 <= dropout < 1")
         require(0 <= self.warmup < 1, f"warmup is {self.warmup:g}, expected a share of the steps, 0 <= warmup < 1")

@@ -1,0 +1,6 @@
+"""How one process, DDP, DeepSpeed's ZeRO and FSDP2 run the same step: one small adapter each."""
+
+from nestling.backends.backend import Backend
+from nestling.backends.prepare import prepare
+
+__all__ = ["Backend", "prepare"]

@@ -1,0 +1,19 @@
+"""What ranks of a sharded model agree on before a step: every forward is a collective there."""
+
+import torch
+import torch.distributed as dist
+
+from nestling.packing import Chunk
+
+
+def agree_on_chunks(chunks: list[Chunk], kept: int) -> tuple[list[Chunk], int]:
+    """Equally many chunks on all ranks, and how many of the last ones keep their graphs on every rank; one collective.
+
+    Ranks with fewer chunks get chunks of a single token at the end.
+    """
+    device = chunks[0].input_ids.device
+    ends = torch.tensor([len(chunks), len(chunks) - kept], device=device)  # how many, and the first that is kept
+    dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+    count, first = (int(each) for each in ends.tolist())
+    filler = Chunk(chunks[0].input_ids[:1, :1], torch.ones_like(chunks[0].lengths[:1]), padded=False)
+    return chunks + [filler] * (count - len(chunks)), count - first

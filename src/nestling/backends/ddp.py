@@ -1,0 +1,40 @@
+"""DistributedDataParallel: whole models, gradients reduced in the last backward pass of a step."""
+
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from nestling.backends.plain import Plain
+from nestling.distributed import rank_and_world
+from nestling.embedder import Embedder
+from nestling.packing import Chunk
+
+
+class Ddp(Plain):
+    """As one process, but that `backward` of the last chunk reduces all gradients, in buckets, while it runs.
+
+    Args:
+        embedder: The model.
+        optimizer: Over its trained parameters.
+        model: The model in DDP.
+    """
+
+    name = "DDP"
+
+    def __init__(self, embedder: Embedder, optimizer: Optimizer, model: DistributedDataParallel) -> None:
+        super().__init__(embedder, optimizer)
+        self.model = self.wrapped = model
+        self.ranks = rank_and_world()[1]
+
+    def encode(self, chunk: Chunk, *, last: bool) -> Tensor:
+        # A forward that were to synchronise would make the reducer count the backward passes that come before its own.
+        with self.wrapped.no_sync():
+            return super().encode(chunk, last=last)
+
+    def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
+        with Accelerator.trigger_sync_in_backward(self.wrapped) if last else nullcontext():
+            torch.autograd.backward(encoded, gradient)

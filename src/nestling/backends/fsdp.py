@@ -1,0 +1,81 @@
+"""FSDP2 (fully_shard): parameters, gradients and optimizer state in shards, parameters gathered layer by layer."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from nestling.backends.agreement import agree_on_chunks
+from nestling.backends.plain import Plain
+from nestling.checkpoint.state import OPTIMIZER, restore_tensors, save_optimizer, trainable_tensors
+from nestling.distributed import rank_and_world
+from nestling.embedder import Embedder
+from nestling.packing import Chunk
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FROM_RANK_ZERO = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+
+
+class Fsdp(Plain):
+    """Gradients are reduced in the last backward pass of a step, or in each where whole ones do not fit.
+
+    Args:
+        embedder: The model, sharded in place.
+        optimizer: Over its shards.
+        whole_gradients: Whether the gradients of all trained parameters fit in a rank's memory.
+    """
+
+    name = "FSDP2"
+    sharded = True
+
+    def __init__(self, embedder: Embedder, optimizer: Optimizer, *, whole_gradients: bool) -> None:
+        super().__init__(embedder, optimizer)
+        self.whole_gradients = whole_gradients
+        self.ranks = rank_and_world()[1]
+
+    def agree(self, chunks: list[Chunk], kept: int) -> tuple[list[Chunk], int]:
+        return agree_on_chunks(chunks, kept)
+
+    def computing(self) -> AbstractContextManager[object]:
+        return self.embedder.computing(cache=False)  # which would keep a whole copy of the sharded weights
+
+    def encode(self, chunk: Chunk, *, last: bool) -> Tensor:
+        encoded: Tensor = self.model(chunk)
+        return encoded
+
+    def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
+        model = cast(Any, self.model)
+        model.set_requires_gradient_sync(last or not self.whole_gradients)
+        model.set_is_last_backward(last)
+        torch.autograd.backward(encoded, gradient)
+
+    def tensors(self) -> dict[str, Tensor]:
+        keep = rank_and_world()[0] == 0
+        whole: dict[str, Tensor] = {}
+        for name, tensor in trainable_tensors(self.embedder).items():
+            gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if keep:
+                whole[name] = gathered.cpu()
+        return whole
+
+    def save_optimizer(self, folder: Path) -> None:
+        state = get_optimizer_state_dict(self.model, self.optimizer, options=WHOLE)
+        if rank_and_world()[0] == 0:
+            save_optimizer(folder, cast(dict[str, object], state))
+
+    def restore(self, folder: Path, *, optimizer: bool = True) -> None:
+        restore_tensors(folder, self.embedder)
+        if optimizer:
+            rank = rank_and_world()[0]
+            path = folder / OPTIMIZER
+            state = torch.load(path, map_location="cpu", weights_only=True) if rank == 0 else {}
+            set_optimizer_state_dict(self.model, self.optimizer, state, options=FROM_RANK_ZERO)

@@ -1,0 +1,70 @@
+"""One process."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nestling.checkpoint.state import load_optimizer, restore_tensors, save_optimizer, trainable_tensors
+from nestling.distributed import rank_and_world
+from nestling.embedder import Embedder
+from nestling.optim import clip_gradients, set_learning_rate
+from nestling.packing import Chunk
+
+
+class Plain:
+    """Gradients add up in place, and nobody else has any.
+
+    Args:
+        embedder: The model.
+        optimizer: Over its trained parameters.
+    """
+
+    name = "one process"
+    ranks = 1
+    sharded = False
+
+    def __init__(self, embedder: Embedder, optimizer: Optimizer) -> None:
+        self.embedder = embedder
+        self.model: nn.Module = embedder
+        self.optimizer = optimizer
+
+    def agree(self, chunks: list[Chunk], kept: int) -> tuple[list[Chunk], int]:
+        return chunks, kept
+
+    def computing(self) -> AbstractContextManager[object]:
+        return self.embedder.computing()
+
+    def encode(self, chunk: Chunk, *, last: bool) -> Tensor:
+        encoded: Tensor = self.model(chunk, in_place=not last)
+        return encoded
+
+    @contextmanager
+    def accumulation(self) -> Iterator[None]:
+        yield
+
+    def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
+        torch.autograd.backward(encoded, gradient)
+
+    def update(self, learning_rate: float, max_norm: float, accepts: Callable[[float], bool]) -> float:
+        set_learning_rate(self.optimizer, learning_rate)
+        norm = clip_gradients(self.embedder.parameters(), max_norm)
+        if accepts(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        return trainable_tensors(self.embedder)
+
+    def save_optimizer(self, folder: Path) -> None:
+        if rank_and_world()[0] == 0:
+            save_optimizer(folder, self.optimizer.state_dict())
+
+    def restore(self, folder: Path, *, optimizer: bool = True) -> None:
+        restore_tensors(folder, self.embedder)
+        if optimizer:
+            load_optimizer(folder, self.optimizer)

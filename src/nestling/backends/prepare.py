@@ -1,0 +1,94 @@
+"""From an Accelerator, which knows what the launcher was asked for, to the backend."""
+
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from nestling.backends.backend import Backend
+from nestling.backends.ddp import Ddp
+from nestling.backends.fsdp import Fsdp
+from nestling.backends.plain import Plain
+from nestling.backends.zero import Zero
+from nestling.embedder import Embedder
+from nestling.memory import free_memory, trained_bytes
+
+
+def prepare(
+    accelerator: Accelerator, embedder: Embedder, optimizer: Optimizer, *, share: int, max_norm: float
+) -> Backend:
+    """Put a model and its optimizer on their device and into their backend.
+
+    Args:
+        accelerator: The ranks.
+        embedder: The model; sharded in place by FSDP2 and ZeRO-3.
+        optimizer: Over its trained parameters.
+        share: Queries of a rank in a step, for DeepSpeed's records.
+        max_norm: What gradients are clipped to, which DeepSpeed has to know beforehand.
+
+    Raises:
+        ValueError: A setting of the launcher that would train wrongly, or fail when it saves.
+    """
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        configure_zero(accelerator, share, max_norm)
+    if kind == DistributedType.FSDP:
+        configure_fsdp(accelerator, embedder)
+    model, prepared = accelerator.prepare(embedder, optimizer)
+    if kind == DistributedType.DEEPSPEED:
+        return Zero(embedder, model, whole_gradients=gradients_fit(embedder, accelerator.device))
+    inner = cast(Optimizer, prepared.optimizer)
+    if kind == DistributedType.FSDP:
+        return Fsdp(embedder, inner, whole_gradients=gradients_fit(embedder, accelerator.device))
+    return Ddp(embedder, inner, model) if isinstance(model, DistributedDataParallel) else Plain(embedder, inner)
+
+
+def configure_zero(accelerator: Accelerator, share: int, max_norm: float) -> None:
+    """Fill in what DeepSpeed's configuration leaves to the recipe, and refuse what contradicts it."""
+    settings: dict[str, Any] = cast(Any, accelerator.state).deepspeed_plugin.deepspeed_config
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (1, 2, 3):
+        raise ValueError(f"DeepSpeed is configured with ZeRO stage {stage}; use 1, 2 or 3, or DDP without DeepSpeed")
+    for section in ("fp16", "bf16"):
+        if settings.get(section, {}).get("enabled") is True:
+            raise ValueError(
+                f"DeepSpeed's configuration enables {section}; remove it: the recipe's own precision computes in "
+                "bfloat16 over float32 weights"
+            )
+    clipping = settings.get("gradient_clipping", "auto")
+    if clipping not in ("auto", max_norm):
+        raise ValueError(
+            f"gradient_clipping is {clipping} in DeepSpeed's configuration and max_grad_norm {max_norm:g} in the "
+            'recipe\'s; write "auto" there'
+        )
+    # Absent, it would mean 1.0.
+    settings |= {
+        "gradient_clipping": float(max_norm),
+        "train_micro_batch_size_per_gpu": share,
+        "gradient_accumulation_steps": 1,
+    }
+
+
+def configure_fsdp(accelerator: Accelerator, embedder: Embedder) -> None:
+    """Check that it is FSDP2, and shard the model layer by layer."""
+    plugin = cast(Any, accelerator.state).fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError("this is FSDP version 1; set fsdp_version: 2 in accelerate's configuration")
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = layer_classes(embedder)
+
+
+def layer_classes(embedder: Embedder) -> list[str]:
+    """Names of the classes of the model's repeated layers."""
+    lists = [each for each in embedder.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
+    longest = max(lists, key=lambda each: sum(parameter.numel() for parameter in each.parameters()))
+    return sorted({type(layer).__name__ for layer in longest})
+
+
+def gradients_fit(embedder: Embedder, device: torch.device) -> bool:
+    """Whether whole gradients of all trained parameters take at most half of the memory that is free."""
+    return trained_bytes(embedder) <= free_memory(device) / 2

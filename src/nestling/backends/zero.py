@@ -1,0 +1,128 @@
+"""DeepSpeed's ZeRO: optimizer state (1), gradients too (2), or parameters as well (3) in shards."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nestling.backends.agreement import agree_on_chunks
+from nestling.checkpoint.ranks import any_rank
+from nestling.checkpoint.state import trainable_tensors
+from nestling.distributed import rank_and_world
+from nestling.embedder import Embedder
+from nestling.optim import set_learning_rate
+from nestling.packing import Chunk
+
+ENGINE = "engine"  # DeepSpeed's own folder inside a checkpoint
+
+
+class Zero:
+    """Gradients are reduced in one block after the last backward pass, or after each where whole ones do not fit.
+
+    Calling `engine.backward` for every chunk and no more would reduce, and with stages 2 and 3 keep, those of the last
+    chunk as if they were all: an error of 80 % without a word.
+
+    Args:
+        embedder: The model.
+        engine: DeepSpeed's engine around it.
+        whole_gradients: Whether the gradients of all trained parameters fit in a rank's memory.
+    """
+
+    def __init__(self, embedder: Embedder, engine: Any, *, whole_gradients: bool) -> None:
+        self.embedder = embedder
+        self.engine = engine
+        self.whole_gradients = whole_gradients
+        self.stage = int(engine.zero_optimization_stage())
+        self.name = f"DeepSpeed ZeRO-{self.stage}"
+        self.ranks = rank_and_world()[1]
+        self.sharded = self.stage == 3
+        self._finite = torch.ones((), dtype=torch.bool, device=embedder.device)
+
+    def agree(self, chunks: list[Chunk], kept: int) -> tuple[list[Chunk], int]:
+        # With whole gradients stages 1 and 2 communicate once a step; else stage 2 does with each chunk.
+        return (chunks, kept) if self.whole_gradients and not self.sharded else agree_on_chunks(chunks, kept)
+
+    def computing(self) -> AbstractContextManager[object]:
+        return self.embedder.computing(cache=not self.sharded)
+
+    def encode(self, chunk: Chunk, *, last: bool) -> Tensor:
+        encoded: Tensor = self.engine(chunk)
+        return encoded
+
+    @contextmanager
+    def accumulation(self) -> Iterator[None]:
+        self._finite.fill_(True)
+        if self.whole_gradients:
+            with self.engine.coalesce_grad_reduction():
+                yield
+        else:
+            yield
+
+    def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
+        self._finite &= gradient.isfinite().all() & encoded.detach().isfinite().all()
+        if not self.whole_gradients:
+            self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward((encoded * gradient).sum(), scale_wrt_gas=False)
+
+    def update(self, learning_rate: float, max_norm: float, accepts: Callable[[float], bool]) -> float:
+        """As `Backend.update`; DeepSpeed clips, as `prepare` has told it, and knows the norm only after its step.
+
+        Raises:
+            FloatingPointError: A gradient turned out not to be finite when the weights had been updated with it.
+        """
+        if any_rank(not bool(self._finite), self._finite.device):
+            accepts(math.nan)
+            self.engine.optimizer.zero_grad()
+            return math.nan
+        set_learning_rate(self.engine.optimizer, learning_rate)
+        self.engine.set_gradient_accumulation_boundary(True)
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm())
+        if not accepts(norm):
+            raise FloatingPointError(
+                f"the gradient's norm was {norm} when DeepSpeed had updated the weights with it, so they are spoiled; "
+                "resume from the last checkpoint, or start again with a lower learning rate or precision fp32"
+            )
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self.stage < 3:
+            return trainable_tensors(self.embedder)
+        import deepspeed
+
+        keep = rank_and_world()[0] == 0
+        whole: dict[str, Tensor] = {}
+        for name, tensor in self._parameters().items():
+            with deepspeed.zero.GatheredParameters([tensor]):
+                if keep:
+                    whole[name] = tensor.detach().to("cpu", copy=True)
+        return whole
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """As `trainable_tensors`, but DeepSpeed's own parameters, which know their shards."""
+        live = {**dict(self.embedder.named_parameters()), **dict(self.embedder.named_buffers())}
+        return {name: live[name] for name in trainable_tensors(self.embedder)}
+
+    def save_optimizer(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), tag=ENGINE, save_latest=False, exclude_frozen_parameters=True)
+
+    def restore(self, folder: Path, *, optimizer: bool = True) -> None:
+        """As `Backend.restore`.
+
+        Raises:
+            ValueError: The checkpoint was written by another number of ranks.
+        """
+        try:
+            path, _ = self.engine.load_checkpoint(
+                str(folder), tag=ENGINE, load_module_strict=False, load_optimizer_states=optimizer
+            )
+        except Exception as error:
+            raise ValueError(
+                f"{folder} cannot be resumed with {self.name} on {rank_and_world()[1]} ranks: {error}"
+            ) from error
+        if path is None:
+            raise ValueError(f"{folder} holds no DeepSpeed state; resume with the backend that the run started with")

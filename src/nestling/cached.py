@@ -1,0 +1,141 @@
+"""The two-pass step (GradCache, https://arxiv.org/abs/2101.06983): any batch in the memory of a chunk, exactly.
+
+A contrastive loss needs all embeddings of the batch at once, but not all activations:
+
+1. Encode every chunk without a graph, but for the last ones, whose graphs fit in memory and are kept.
+2. Compute the loss on the embeddings, and its gradient with respect to them. All communication of the loss is here.
+3. Go through the chunks in reverse: backward through the graphs that were kept, then encode each other chunk again,
+   under the random state that it had, and go backward through it. Ranks synchronise gradients with the last one.
+
+Chunks are differentiated in the same order whatever was kept, so that the gradient does not depend on how many were.
+
+Letters: n texts of this rank, D dimensions.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nestling.backends import Backend
+from nestling.packing import Chunk, TokenBatch
+
+
+@dataclass(frozen=True)
+class GraphBudget:
+    """How many graphs may be kept.
+
+    Args:
+        memory: Bytes for them; infinite keeps all of them, 0 none.
+        position: Bytes of a graph for each position of its chunk.
+    """
+
+    memory: float
+    position: float
+
+    def __str__(self) -> str:
+        return f"{self.memory / 1e9:.2f} GB for graphs between the passes, {self.position / 1e3:.1f} kB a position"
+
+    def kept(self, chunks: list[Chunk]) -> int:
+        """How many chunks, counted from the last, keep their graphs."""
+        spent, kept = 0.0, 0
+        for chunk in reversed(chunks):
+            spent += self.position * chunk.positions
+            if spent > self.memory:
+                break
+            kept += 1
+        return kept
+
+
+def cached_backward(
+    backend: Backend, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor], budget: GraphBudget
+) -> Tensor:
+    """Add the gradient of the loss to the parameters' gradients; the loss of this rank, detached.
+
+    Args:
+        backend: The model, and how its ranks synchronise.
+        batch: This rank's texts.
+        loss_of: From raw embeddings [n, D], in the order of the texts, to this rank's share of the loss of the global
+            batch; may communicate. The shares of all ranks sum to the loss.
+        budget: What may be kept between the passes.
+    """
+    chunks, kept = backend.agree(batch.chunks, budget.kept(batch.chunks))
+    first_kept = len(chunks) - kept
+    with torch.no_grad(), backend.computing():
+        encoded, states = _encode(backend, chunks[:first_kept])
+    # A context of its own: casts that were made without gradients stay behind.
+    with backend.computing():
+        graphs, _ = _encode(backend, chunks[first_kept:], first=first_kept)
+        embeddings = [*encoded, *(each.detach() for each in graphs)]
+        leaves = torch.cat(embeddings[: len(batch.chunks)])[batch.position].requires_grad_()
+        loss = loss_of(leaves)
+        # Backends take the mean of the ranks' gradients, and the gradient is the sum of the shares'.
+        (loss * backend.ranks).backward()
+        gradients = _by_chunk(leaves, batch, chunks)
+        with backend.accumulation():
+            for i in reversed(range(len(chunks))):
+                again = graphs.pop() if graphs else _encode_again(backend, chunks[i], states[i], last=i == 0)
+                backend.backward(again, gradients.pop(), last=i == 0)
+                del again  # and its graph, before the next one is made
+    return loss.detach()
+
+
+def _encode(backend: Backend, chunks: list[Chunk], *, first: int = 0) -> tuple[list[Tensor], list["RandomState"]]:
+    """Embeddings of some chunks, and the random state before each; `first` is the number of the first one."""
+    embeddings: list[Tensor] = []
+    states: list[RandomState] = []
+    for i, chunk in enumerate(chunks, start=first):
+        states.append(RandomState.now(chunk.input_ids.device))
+        embeddings.append(backend.encode(chunk, last=i == 0))
+    return embeddings, states
+
+
+def _encode_again(backend: Backend, chunk: Chunk, state: "RandomState", *, last: bool) -> Tensor:
+    with state.restored():
+        return backend.encode(chunk, last=last)
+
+
+def _by_chunk(leaves: Tensor, batch: TokenBatch, chunks: list[Chunk]) -> list[Tensor]:
+    """The gradient [B, D] of each chunk's embeddings; zeros for the chunks beyond the batch's own."""
+    assert leaves.grad is not None
+    ordered = torch.empty_like(leaves.grad)
+    ordered[batch.position] = leaves.grad
+    parts = list(ordered.split([len(chunk.lengths) for chunk in batch.chunks]))
+    return parts + [ordered.new_zeros(len(chunk.lengths), ordered.shape[1]) for chunk in chunks[len(parts) :]]
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The generators that dropout draws from.
+
+    Args:
+        device: Where the model computes.
+        cpu: State of the CPU's generator.
+        own: State of the device's generator; None on the CPU.
+    """
+
+    device: torch.device
+    cpu: Tensor
+    own: Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> "RandomState":
+        own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+        return cls(device, torch.get_rng_state(), own)
+
+    def set(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.own is not None:
+            torch.get_device_module(self.device).set_rng_state(self.own, self.device)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Inside, random numbers are those that followed this state; afterwards those that followed the present one."""
+        present = RandomState.now(self.device)
+        self.set()
+        try:
+            yield
+        finally:
+            present.set()

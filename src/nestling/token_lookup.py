@@ -1,0 +1,42 @@
+"""Token embeddings whose gradient costs what the tokens cost, not what the vocabulary does."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def look_up_in_place(table: nn.Embedding, input_ids: Tensor) -> Tensor:
+    """`table(input_ids)`, [B, L] -> [B, L, D], whose backward pass adds to `table.weight.grad` in place.
+
+    The ordinary lookup makes a gradient of the size of the vocabulary every time: 50 to 650 ms on a CPU for a chunk
+    whose rows are added in 10 ms. No hook of the weight runs, so that what synchronises gradients needs an ordinary
+    lookup last.
+    """
+    weight = table.weight
+    plain = type(table) is nn.Embedding  # subclasses scale what they find, or adapt it
+    if not (plain and weight.requires_grad and torch.is_grad_enabled()):
+        found: Tensor = table(input_ids)
+        return found
+    looked_up: Tensor = _LookUp.apply(weight, input_ids, table.padding_idx)
+    return looked_up
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, input_ids: Tensor, padding: int | None) -> Tensor:
+        ctx.weight, ctx.input_ids, ctx.padding = weight, input_ids, padding
+        return nn.functional.embedding(input_ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        weight, ids = ctx.weight, ctx.input_ids.flatten()
+        rows = gradient.reshape(len(ids), -1).to(weight.dtype)
+        if ctx.padding is not None:
+            rows = rows.masked_fill((ids == ctx.padding)[:, None], 0)
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.index_put_((ids,), rows, accumulate=True)
+        return None, None, None
