@@ -71,8 +71,8 @@ def test_an_unknown_flag_and_an_abbreviation_are_refused(capsys: pytest.CaptureF
         (["--dims", "64,0"], "dims: 0 is not a dimension; expected whole numbers above 0"),
         (["--dims", "64", "--dim_weights", "1,2"], "dim_weights has 2 values and dims 1; give one weight a dimension"),
         (["--early_stopping", "2"], "early_stopping needs a dev set; give one with --dev FOLDER"),
-        (["--loss.temperature", "0"], "loss.temperature is 0, expected a number above 0"),
-        (["--learning_rate", "-1"], "learning_rate is -1, expected a number above 0"),
+        (["--loss.temperature", "0"], "loss.temperature is 0, expected a finite number above 0"),
+        (["--learning_rate", "-1"], "learning_rate is -1, expected a finite number above 0"),
         (["--tuning", "half"], "tuning"),
     ],
 )
@@ -81,6 +81,27 @@ def test_contradictions_are_one_line(argv: list[str], message: str, capsys: pyte
     assert found.startswith("error: ")
     assert message in found
     assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("epochs: .inf", "epochs is inf, expected a finite number above 0"),
+        ("learning_rate: .inf", "learning_rate is inf, expected a finite number above 0"),
+        ("mixing_temperature: .nan", "mixing_temperature is nan, expected a finite number above 0"),
+        ("loss: {temperature: .inf}", "loss.temperature is inf, expected a finite number above 0"),
+        ("loss: {distillation: .inf}", "loss.distillation is inf, expected 0 or more"),
+        ("loss: {score_margin: .nan}", "loss.score_margin is nan, expected a number or null"),
+        ("train: [{path: a, weight: .inf}]", "train: weight is inf, expected a finite number above 0"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused(
+    yaml: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flags refuse them as texts; a file can hold them."""
+    train = "" if yaml.startswith("train") else "train: [{path: a}]\n"
+    (tmp_path / "run.yaml").write_text(f"model: m\noutput_dir: o\n{train}{yaml}\n")
+    assert message in error_of(capsys, "--config", str(tmp_path / "run.yaml"))
 
 
 def test_dims_above_the_width_of_the_model() -> None:

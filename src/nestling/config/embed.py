@@ -1,5 +1,6 @@
 """Settings of train/embed.py."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,7 +29,7 @@ class TrainData:
     in_batch_negatives: bool = True
 
     def __post_init__(self) -> None:
-        require(self.weight > 0, f"train: weight is {self.weight:g}, expected a number above 0")
+        require(0 < self.weight < math.inf, f"train: weight is {self.weight:g}, expected a finite number above 0")
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,11 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("temperature", "teacher_temperature", "graded_temperature"):
             value = getattr(self, name)
-            require(value > 0, f"loss.{name} is {value:g}, expected a number above 0")
-        require(self.distillation >= 0, f"loss.distillation is {self.distillation:g}, expected 0 or more")
+            require(0 < value < math.inf, f"loss.{name} is {value:g}, expected a finite number above 0")
+        require(0 <= self.distillation < math.inf, f"loss.distillation is {self.distillation:g}, expected 0 or more")
+        require(
+            not math.isnan(self.score_margin or 0), "loss.score_margin is nan, expected a number, or null for no mask"
+        )
         terms = (self.hard_negatives, self.query_document, self.query_query, self.document_document)
         require(any(terms), "loss: every term is switched off; switch on at least one, query_document for instance")
 
@@ -223,17 +227,17 @@ class EmbedConfig:
             require(value >= 0, f"{name} is {value}, expected 0 or more")
         for name in ("weight_decay", "max_grad_norm"):
             value = getattr(self, name)
-            require(0 <= value < float("inf"), f"{name} is {value}, expected 0 or more")
+            require(0 <= value < math.inf, f"{name} is {value}, expected 0 or more")
         require(self.max_bad_steps >= 1, f"max_bad_steps is {self.max_bad_steps}, expected at least 1")
         weights = self.dim_weights
-        require(all(0 < each < float("inf") for each in weights), f"dim_weights: {weights}, expected numbers above 0")
+        require(all(0 < each < math.inf for each in weights), f"dim_weights: {weights}, expected numbers above 0")
         require(
             self.precision == "bf16" or self.attention != "flash_attention_2",
             "attention: flash_attention_2 computes in bfloat16 only; set precision: bf16",
         )
         for name in ("learning_rate", "epochs", "mixing_temperature"):
             value = getattr(self, name)
-            require(value > 0, f"{name} is {value:g}, expected a number above 0")
+            require(0 < value < math.inf, f"{name} is {value:g}, expected a finite number above 0")
         require(self.chunk_tokens is None or self.chunk_tokens > 0, f"chunk_tokens is {self.chunk_tokens}, not above 0")
         require(self.graph_memory is None or self.graph_memory >= 0, f"graph_memory is {self.graph_memory}, below 0")
         require(self.max_steps is None or self.max_steps > 0, f"max_steps is {self.max_steps}, expected at least 1")
