@@ -91,7 +91,7 @@ def test_contradictions_are_one_line(argv: list[str], message: str, capsys: pyte
         ("mixing_temperature: .nan", "mixing_temperature is nan, expected a finite number above 0"),
         ("loss: {temperature: .inf}", "loss.temperature is inf, expected a finite number above 0"),
         ("loss: {distillation: .inf}", "loss.distillation is inf, expected 0 or more"),
-        ("loss: {score_margin: .nan}", "loss.score_margin is nan, expected a number or null"),
+        ("loss: {score_margin: .nan}", "loss.score_margin is nan, expected a number, or null for no mask"),
         ("train: [{path: a, weight: .inf}]", "train: weight is inf, expected a finite number above 0"),
     ],
 )
