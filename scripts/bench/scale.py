@@ -1,0 +1,317 @@
+"""Time and memory of a cached step as the batch grows: the batch is not bounded by the memory of its activations.
+
+python scripts/bench/scale.py
+python scripts/bench/scale.py --rows 256,1024 --negatives 1 --repeats 1
+
+A small Qwen3 with random weights in float32, rows of random texts with lognormal lengths (8 to 512 tokens, median 70),
+the streaming loss with all its terms and masks, every chunk encoded twice (no graphs kept). Each size has a process of
+its own, and they take turns; times are medians. Memory is the peak over weights, gradients, optimizer state and the
+batch: of the loss, and of all else; resident memory on a CPU (Linux only), allocated memory on a GPU.
+"""
+
+import ctypes
+import random
+import re
+import statistics
+import time
+from dataclasses import dataclass, field
+from math import exp, log
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nestling.config import parse_config, require, require_dims, run
+from nestling.tracking import table
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    import torch
+    from torch import Tensor
+
+    from nestling.embedder import Embedder
+    from nestling.losses import Layout
+
+TEMPERATURE = 0.05
+VOCABULARY = 8192
+SHORTEST, MEDIAN, LONGEST, SPREAD = 8, 70, 512, 0.75  # of texts, in tokens; SPREAD of their logarithm
+WARM_UP = 8  # rows of a first step, after which gradients and optimizer state exist and kernels are loaded
+
+
+@dataclass(frozen=True)
+class ScaleBenchConfig:
+    """Settings of scripts/bench/scale.py.
+
+    Args:
+        rows: Sizes of the batch.
+        negatives: Hard negatives a row, beside its query and positive.
+        hidden: Hidden size; heads have 32 dimensions, and a key-value head serves two query heads.
+        layers: Layers of the model.
+        dims: Matryoshka dimensions.
+        chunk_tokens: Positions of a chunk; by default what training takes on the device.
+        repeats: Timed steps of each size.
+        device: cpu, cuda, or auto.
+    """
+
+    rows: list[int] = field(default_factory=lambda: [256, 1024, 4096, 16384])
+    negatives: int = 0
+    hidden: int = 128
+    layers: int = 2
+    dims: list[int] = field(default_factory=lambda: [128, 64, 32])
+    chunk_tokens: int | None = None
+    repeats: int = 3
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        require(bool(self.rows) and min(self.rows) > 0, "rows: give sizes above 0")
+        require(self.negatives >= 0, f"negatives is {self.negatives}; expected a number from 0")
+        require(min(self.layers, self.repeats) > 0, "layers and repeats have to be above 0")
+        require(self.chunk_tokens is None or self.chunk_tokens > 0, "chunk_tokens has to be above 0")
+        require(self.hidden > 0 and self.hidden % 64 == 0, f"hidden is {self.hidden}; expected a multiple of 64")
+        require_dims(self.dims, self.hidden)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step took.
+
+    Args:
+        seconds: All of it.
+        loss_seconds: The loss and its gradient with respect to the embeddings.
+        loss_mebibytes: Peak during these.
+        mebibytes: Peak during all else.
+    """
+
+    seconds: float
+    loss_seconds: float
+    loss_mebibytes: float
+    mebibytes: float
+
+
+def main() -> None:
+    config = parse_config(ScaleBenchConfig, __doc__)
+    import torch
+
+    device = pick_device(config)
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(
+        f"torch {torch.__version__}, {device.type}, {hardware}, {config.repeats} runs each; hidden {config.hidden}, "
+        f"{config.layers} layers, dims {config.dims}, {config.negatives} hard negatives",
+        flush=True,
+    )
+    steps = measure(config)
+    headings = ["rows", "texts", "tokens", "seconds", "ms a row", "ms of loss", "MiB", "MiB of loss", "embeddings MiB"]
+    print(table(headings, [line(config, rows, each) for rows, each in steps.items()], digits=2, markdown=True))
+
+
+def line(config: ScaleBenchConfig, rows: int, steps: list[Step]) -> list[object]:
+    """A line of the table: memory of the first step, whose heap is fresh, and times of the others."""
+    texts = write_texts(rows, config)
+    seconds = statistics.median(step.seconds for step in steps[1:])
+    loss = statistics.median(step.loss_seconds for step in steps[1:])
+    return [
+        rows,
+        len(texts),
+        sum(map(len, texts)),
+        seconds,
+        1000 * seconds / rows,
+        1000 * loss / rows,
+        round(steps[0].mebibytes),
+        round(steps[0].loss_mebibytes),
+        len(texts) * config.hidden * 4 / 2**20,
+    ]
+
+
+def measure(config: ScaleBenchConfig) -> dict[int, list[Step]]:
+    """Steps of each size, one more than is timed."""
+    context = get_context("spawn")
+    pipes: dict[int, Connection[Any, Any]] = {}
+    steps: dict[int, list[Step]] = {}
+    for rows in config.rows:
+        pipes[rows], other = context.Pipe()
+        context.Process(target=serve, args=(other, rows, config), daemon=True).start()
+        other.close()
+        steps[rows] = [answer(rows, pipes[rows])]
+    for _ in range(config.repeats):
+        for rows, pipe in pipes.items():
+            pipe.send("step")
+            steps[rows].append(answer(rows, pipe))
+    return steps
+
+
+def answer(rows: int, pipe: "Connection[Any, Any]") -> Step:
+    try:
+        step: Step = pipe.recv()
+    except EOFError as error:
+        raise ValueError(
+            f"the process of {rows} rows ended; its error is above, or it was killed for memory"
+        ) from error
+    return step
+
+
+def serve(pipe: "Connection[Any, Any]", rows: int, config: ScaleBenchConfig) -> None:
+    """In a process of its own: a step at once, then one for each message."""
+    stepper = Stepper(config)
+    stepper.step(WARM_UP)
+    while True:
+        pipe.send(stepper.step(rows))
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+
+
+class Stepper:
+    """A model, its optimizer, and what they take."""
+
+    def __init__(self, config: ScaleBenchConfig) -> None:
+        from nestling.backends.plain import Plain
+        from nestling.optim import adamw
+        from nestling.packing import token_budget
+
+        self.config = config
+        self.device = pick_device(config)
+        self.embedder = random_model(config).to(self.device).train()
+        self.optimizer = adamw(self.embedder, learning_rate=0.0, weight_decay=0.0)
+        self.backend = Plain(self.embedder, self.optimizer)
+        self.chunk_tokens = config.chunk_tokens or token_budget(self.device)
+
+    def step(self, rows: int) -> Step:
+        """Gradients of a batch, and an update by nothing: every step computes the same."""
+        from nestling.cached import GraphBudget, cached_backward
+        from nestling.packing import pack
+        from nestling.streaming import info_nce
+
+        batch = pack(write_texts(rows, self.config), self.chunk_tokens, 0).to(self.device)
+        layout = tuples(rows, self.config.negatives, self.device)
+        self.optimizer.zero_grad(set_to_none=False)  # gradients stay allocated, and do not count
+        before_loss, loss_seconds, of_loss = 0.0, 0.0, 0.0
+        memory = Peak(self.device)
+
+        def loss_of(embeddings: "Tensor") -> "Tensor":
+            nonlocal before_loss, loss_seconds, of_loss
+            before_loss, start = memory.read(), self._now()
+            loss = info_nce(
+                embeddings[:rows], embeddings[rows:], layout, temperature=TEMPERATURE, dims=self.config.dims
+            )
+            loss_seconds, of_loss = self._now() - start, memory.read()
+            return loss
+
+        start = self._now()
+        cached_backward(self.backend, batch, loss_of, GraphBudget(0.0, 1.0))
+        self.optimizer.step()
+        return Step(self._now() - start, loss_seconds, of_loss, max(before_loss, memory.read()))
+
+    def _now(self) -> float:
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class Peak:
+    """The most memory in use since the last reading, in MiB over what was in use at the start."""
+
+    def __init__(self, device: "torch.device") -> None:
+        import torch
+
+        self.device = device
+        if device.type == "cuda":
+            self.start = torch.cuda.memory_allocated(device) / 2**20
+        else:
+            ctypes.CDLL(None).malloc_trim(0)  # what the warm-up has freed must not hide what the step takes
+            self.start = status("VmRSS") / 1024
+        self._reset()
+
+    def read(self) -> float:
+        import torch
+
+        of_gpu = self.device.type == "cuda"
+        most = torch.cuda.max_memory_allocated(self.device) / 2**20 if of_gpu else status("VmHWM") / 1024
+        self._reset()
+        return most - self.start
+
+    def _reset(self) -> None:
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts at VmRSS again
+
+
+def status(key: str) -> int:
+    """KiB of a line of /proc/self/status."""
+    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    assert match is not None, key
+    return int(match[1])
+
+
+def pick_device(config: ScaleBenchConfig) -> "torch.device":
+    import torch
+
+    require(config.device != "cuda" or torch.cuda.is_available(), "device is cuda, and torch sees no GPU")
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if config.device == "auto" else config.device)
+
+
+def random_model(config: ScaleBenchConfig) -> "Embedder":
+    """A Qwen3 whose tokenizer is not used."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+    from nestling.embedder import Embedder
+    from nestling.prompts import Prompts
+
+    torch.manual_seed(0)
+    backbone = Qwen3Model(
+        Qwen3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=config.hidden,
+            intermediate_size=3 * config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.hidden // 32,
+            num_key_value_heads=config.hidden // 64,
+            head_dim=32,
+            max_position_embeddings=LONGEST,
+        )
+    )
+    for parameter in backbone.parameters():
+        if parameter.ndim == 2:  # larger than by default, under which random models give all texts one embedding
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    end = "<|endoftext|>"
+    words = Tokenizer(models.WordLevel({end: 0}, unk_token=end))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=end, pad_token=end)
+    return Embedder(backbone, tokenizer, pooling="last", prompts=Prompts(), source="random weights")
+
+
+def write_texts(rows: int, config: ScaleBenchConfig) -> list[list[int]]:
+    """Random tokens of all queries, then of all positives, then of all hard negatives."""
+    source = random.Random(0)
+    lengths = [round(exp(source.gauss(log(MEDIAN), SPREAD))) for _ in range(rows * (2 + config.negatives))]
+    return [source.choices(range(VOCABULARY), k=min(max(each, SHORTEST), LONGEST)) for each in lengths]
+
+
+def tuples(rows: int, negatives: int, device: "torch.device") -> "Layout":
+    """A positive and equally many negatives a row, documents standing column by column, all texts different."""
+    import torch
+
+    from nestling.losses import Layout
+
+    order, documents = torch.arange(rows, device=device), torch.arange(rows * (1 + negatives), device=device)
+    return Layout(
+        query=order,
+        positive=order,
+        weight=torch.full((rows,), 1 / rows, device=device),
+        owner=order.repeat(1 + negatives),
+        is_negative=documents >= rows,
+        query_text=order,
+        document_text=documents,
+        known=order.unsqueeze(1),
+    )
+
+
+if __name__ == "__main__":
+    run(main)

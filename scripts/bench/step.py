@@ -1,0 +1,515 @@
+"""One optimizer step beside sentence-transformers' cached loss: time, memory of activations, padding.
+
+python scripts/bench/step.py
+python scripts/bench/step.py --rows 64 --single_rows 32 --repeats 1
+
+A small Qwen3 with random weights in float32; rows of a query, a positive and a hard negative, every text different,
+with lognormal lengths. The peer is MatryoshkaLoss(CachedMultipleNegativesRankingLoss) with its default mini-batch,
+padding on the right, and on the left as Qwen3-Embedding's tokenizer has it. Ours has the same terms and no masks, hence
+the same loss and gradients, which are compared. The ideal of a cached step is one graph over the whole batch, in the
+same chunks; its memory allows fewer rows, `single_rows`.
+
+Each side has a process of its own, and they take turns; times are medians. A step goes from token ids to updated
+weights: our sorting and packing is in it, the peer's padding is not. Memory is the peak of the untimed first step over
+weights, gradients and optimizer state: resident memory on a CPU (Linux only), allocated memory on a GPU. No side
+recomputes activations inside the model. The learning rate is 0, so that every step computes the same.
+"""
+
+import ctypes
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from math import exp, log
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from nestling.config import parse_config, require, require_dims, run
+from nestling.tracking import table
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from nestling.losses import Layout
+
+TEMPERATURE = 0.05  # the peer's default scale of 20
+SHORTEST, MEDIAN, LONGEST, SPREAD = 8, 70, 512, 0.75  # of texts, in tokens; SPREAD of their logarithm
+END = "<|endoftext|>"
+WARM_UP = 8  # rows of a first step, after which gradients and optimizer state exist and kernels are loaded
+
+RIGHT, LEFT = "sentence-transformers, padded right", "sentence-transformers, padded left"
+TWICE, SOME, KEPT, SINGLE = "every chunk twice", "some graphs kept", "all graphs kept", "one graph"
+
+
+@dataclass(frozen=True)
+class StepBenchConfig:
+    """Settings of scripts/bench/step.py.
+
+    Args:
+        rows: Queries of the batch, each with a positive and a hard negative.
+        single_rows: The same for the comparison with one graph.
+        hidden: Hidden size; heads have 32 dimensions, and a key-value head serves two query heads.
+        layers: Layers of the model.
+        vocabulary: Tokens of the vocabulary.
+        dims: Matryoshka dimensions; the greatest is the embedding's.
+        mini_batch: Texts that the peer encodes at a time; its default.
+        chunk_tokens: Positions of our chunks; by default what training takes on the device.
+        graph_memory: GB of graphs that our second side keeps.
+        repeats: Timed steps of each side.
+        device: cpu, cuda, or auto.
+    """
+
+    rows: int = 1024
+    single_rows: int = 256
+    hidden: int = 128
+    layers: int = 4
+    vocabulary: int = 8192
+    dims: list[int] = field(default_factory=lambda: [128, 64, 32])
+    mini_batch: int = 32
+    chunk_tokens: int | None = None
+    graph_memory: float = 2.0
+    repeats: int = 3
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        least = min(self.rows, self.single_rows, self.layers, self.mini_batch, self.repeats)
+        require(least > 0, "rows, single_rows, layers, mini_batch and repeats have to be above 0")
+        require(self.chunk_tokens is None or self.chunk_tokens > 0, "chunk_tokens has to be above 0")
+        require(self.hidden > 0 and self.hidden % 64 == 0, f"hidden is {self.hidden}; expected a multiple of 64")
+        require(self.vocabulary >= 1000, f"vocabulary is {self.vocabulary}; expected at least 1000 tokens")
+        require_dims(self.dims, self.hidden)
+        require(max(self.dims) == self.hidden, f"dims: the greatest has to be the embedding's {self.hidden}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a process is to do: one side's step on `rows` rows, with the model that lies in `folder`."""
+
+    side: str
+    rows: int
+    folder: Path
+    config: StepBenchConfig
+
+
+@dataclass
+class Side:
+    """What a step needs.
+
+    Args:
+        model: Whose gradients are compared, and whose calls are counted.
+        optimizer: Over its parameters.
+        load: From columns of texts to a function that adds the gradient of their loss and returns the loss.
+    """
+
+    model: "nn.Module"
+    optimizer: "Optimizer"
+    load: Callable[[list[list[str]]], Callable[[], "Tensor"]]
+
+
+@dataclass
+class Result:
+    """What a side's process found.
+
+    Args:
+        loss: Of the whole batch.
+        gradient: [parameters] float32, its gradient.
+        mebibytes: Peak of activations.
+        padding: Positions that ran through the model with a graph, over real tokens.
+        seconds: Of the timed steps.
+    """
+
+    loss: float
+    gradient: "np.ndarray"
+    mebibytes: float
+    padding: float
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def difference(self, expected: "Result") -> tuple[float, float]:
+        """Relative differences of the loss, and of the gradient in the L2 norm."""
+        import numpy as np
+
+        loss = abs(self.loss - expected.loss) / abs(expected.loss)
+        return loss, float(np.linalg.norm(self.gradient - expected.gradient) / np.linalg.norm(expected.gradient))
+
+
+def main() -> None:
+    config = parse_config(StepBenchConfig, __doc__)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        print(describe(config, write_model(config, folder)), flush=True)
+        peers = compare([RIGHT, LEFT, TWICE, SOME], config.rows, folder, config)
+        print(f"\n{config.rows} rows\n\n{comparison(peers, {'right': RIGHT, 'left': LEFT})}", flush=True)
+        single = compare([SINGLE, KEPT, TWICE], config.single_rows, folder, config)
+        print(f"\n{config.single_rows} rows\n\n{comparison(single, {SINGLE: SINGLE})}", flush=True)
+    print("\n" + targets(peers, single))
+
+
+def describe(config: StepBenchConfig, parameters: int) -> str:
+    import torch
+
+    device = pick_device(config)
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    lengths = sorted(count_tokens(text) for column in write_columns(config.rows, config) for text in column)
+    return (
+        f"torch {torch.__version__}, {device.type}, {hardware}, {config.repeats} runs each\n"
+        f"{parameters / 1e6:.1f} M parameters: hidden {config.hidden}, {config.layers} layers; dims {config.dims}; "
+        f"{len(lengths)} texts of {lengths[0]} to {lengths[-1]} tokens, median {lengths[len(lengths) // 2]}, "
+        f"{sum(lengths):,} in all"
+    )
+
+
+def write_model(config: StepBenchConfig, folder: Path) -> int:
+    """A Qwen3 with a tokenizer of whole words; the number of its parameters."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+    torch.manual_seed(0)
+    model = Qwen3Model(
+        Qwen3Config(
+            vocab_size=config.vocabulary,
+            hidden_size=config.hidden,
+            intermediate_size=3 * config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.hidden // 32,
+            num_key_value_heads=config.hidden // 64,
+            head_dim=32,
+            max_position_embeddings=LONGEST,
+        )
+    )
+    for parameter in model.parameters():
+        if parameter.ndim == 2:  # larger than by default, under which random models give all texts one embedding
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    model.save_pretrained(folder)
+    words = {END: 0, **{word: i for i, word in enumerate(vocabulary(config), start=1)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=END))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 0)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=END, unk_token=END, model_max_length=LONGEST
+    )
+    fast.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def vocabulary(config: StepBenchConfig) -> list[str]:
+    return [f"w{i}" for i in range(1, config.vocabulary)]
+
+
+def write_columns(rows: int, config: StepBenchConfig) -> list[list[str]]:
+    """Queries, positives and hard negatives: random words, so that every text is different."""
+    source, words = random.Random(0), vocabulary(config)
+
+    def text() -> str:
+        length = round(exp(source.gauss(log(MEDIAN), SPREAD)))
+        return " ".join(source.choices(words, k=min(max(length, SHORTEST), LONGEST) - 1))
+
+    columns = [[text() for _ in range(rows)] for _ in range(3)]
+    assert len({text for column in columns for text in column}) == 3 * rows
+    return columns
+
+
+def count_tokens(text: str) -> int:
+    """A word is a token; the end token comes after them."""
+    return len(text.split()) + 1
+
+
+def pick_device(config: StepBenchConfig) -> "torch.device":
+    import torch
+
+    require(config.device != "cuda" or torch.cuda.is_available(), "device is cuda, and torch sees no GPU")
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if config.device == "auto" else config.device)
+
+
+def compare(sides: list[str], rows: int, folder: Path, config: StepBenchConfig) -> dict[str, Result]:
+    """Results of several sides, whose timed steps take turns."""
+    context = get_context("spawn")  # neither library finds the other's modules or settings
+    pipes: dict[str, Connection[Any, Any]] = {}
+    results: dict[str, Result] = {}
+    for side in sides:
+        pipes[side], other = context.Pipe()
+        context.Process(target=serve, args=(other, Case(side, rows, folder, config)), daemon=True).start()
+        other.close()
+        results[side] = answer(side, pipes[side])
+    for _ in range(config.repeats):
+        for side, pipe in pipes.items():
+            pipe.send("step")
+            results[side].seconds.append(answer(side, pipe))
+    for pipe in pipes.values():
+        pipe.close()
+    return results
+
+
+def answer(side: str, pipe: "Connection[Any, Any]") -> Any:
+    try:
+        return pipe.recv()
+    except EOFError as error:
+        raise ValueError(f"the process of {side!r} ended; its error is above, or it was killed for memory") from error
+
+
+def serve(pipe: "Connection[Any, Any]", case: Case) -> None:
+    """In a process of its own: the untimed step's result, then seconds of a step for each message."""
+    device = pick_device(case.config)
+    side = SIDES[case.side](case, device)
+    side.model.train()
+    columns = write_columns(case.rows, case.config)
+    take_step(side, side.load([column[:WARM_UP] for column in columns]))
+    backward = side.load(columns)
+    pipe.send(first_step(side, backward, sum(count_tokens(text) for column in columns for text in column), device))
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        synchronize(device)
+        start = time.perf_counter()
+        take_step(side, backward)
+        synchronize(device)
+        pipe.send(time.perf_counter() - start)
+
+
+def take_step(side: Side, backward: Callable[[], "Tensor"]) -> "Tensor":
+    side.optimizer.zero_grad(set_to_none=False)  # gradients stay allocated, and do not count as activations
+    loss = backward()
+    side.optimizer.step()
+    return loss
+
+
+def first_step(side: Side, backward: Callable[[], "Tensor"], tokens: int, device: "torch.device") -> Result:
+    import torch
+
+    positions = 0
+
+    def count(module: object, arguments: tuple["Tensor"]) -> None:
+        nonlocal positions
+        if torch.is_grad_enabled():  # once for each text, however often it is encoded
+            positions += arguments[0].shape[:-1].numel()
+
+    hook = side.model.get_submodule("norm").register_forward_pre_hook(count)
+    loss, mebibytes = peak(partial(take_step, side, backward), device)
+    hook.remove()
+    gradient = torch.cat([each.grad.flatten() for each in side.model.parameters() if each.grad is not None])
+    return Result(float(loss), gradient.cpu().numpy(), mebibytes, positions / tokens)
+
+
+def peak(step: Callable[[], "Tensor"], device: "torch.device") -> tuple["Tensor", float]:
+    """What the step returns, and MiB that it needs at most beside what is there before it."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        allocated = torch.cuda.memory_allocated(device)
+        result = step()
+        return result, (torch.cuda.max_memory_allocated(device) - allocated) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # what the warm-up has freed must not hide what the step takes
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # from here on VmHWM is the peak of what follows
+    resident = status("VmRSS")
+    result = step()
+    return result, (status("VmHWM") - resident) / 1024
+
+
+def status(key: str) -> int:
+    """KiB of a line of /proc/self/status."""
+    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    assert match is not None, key
+    return int(match[1])
+
+
+def synchronize(device: "torch.device") -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peer(case: Case, device: "torch.device", *, padding: str) -> Side:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    from nestling.optim import adamw
+
+    config = case.config
+    transformer = Transformer(str(case.folder), processor_kwargs={"padding_side": padding})
+    pooling = Pooling(config.hidden, pooling_mode="lasttoken")
+    model = SentenceTransformer(modules=[transformer, pooling, Normalize()], device=str(device))
+    inner = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, mini_batch_size=config.mini_batch)
+    loss = MatryoshkaLoss(model, inner, config.dims)
+    nothing = torch.empty(0, device=device)
+
+    def load(columns: list[list[str]]) -> Callable[[], "Tensor"]:
+        features = [
+            {name: each.to(device) for name, each in model.preprocess(column).items() if isinstance(each, torch.Tensor)}
+            for column in columns
+        ]
+
+        def backward() -> "Tensor":
+            value: Tensor = loss(features, nothing)
+            value.backward()
+            return value.detach()
+
+        return backward
+
+    return Side(transformer.auto_model, adamw(model, learning_rate=0.0, weight_decay=0.0), load)
+
+
+def ours(case: Case, device: "torch.device", *, memory: float) -> Side:
+    """`cached_backward` with room for `memory` bytes of graphs."""
+    from nestling.backends.plain import Plain
+    from nestling.cached import GraphBudget, cached_backward
+    from nestling.embedder import Embedder
+    from nestling.memory import graph_bytes, sample_chunk
+    from nestling.optim import adamw
+    from nestling.packing import pack, token_budget
+
+    embedder = Embedder.from_pretrained(case.folder, cpu=device.type == "cpu").to(device).train()
+    optimizer = adamw(embedder, learning_rate=0.0, weight_decay=0.0)
+    backend = Plain(embedder, optimizer)
+    chunk_tokens = case.config.chunk_tokens or token_budget(device)
+    chunk = sample_chunk(LONGEST, chunk_tokens, case.config.vocabulary, device)
+    budget = GraphBudget(memory, graph_bytes(embedder, partial(backend.encode, last=True), chunk) / chunk.positions)
+
+    def load(columns: list[list[str]]) -> Callable[[], "Tensor"]:
+        ids = embedder.text_tokenizer([text for column in columns for text in column], LONGEST).ids
+        loss_of = loss_of_rows(len(columns[0]), case.config, device)
+
+        def backward() -> "Tensor":
+            batch = pack(ids, chunk_tokens, embedder.text_tokenizer.pad_id).to(device)
+            return cached_backward(backend, batch, loss_of, budget)
+
+        return backward
+
+    return Side(embedder.backbone, optimizer, load)
+
+
+def single_graph(case: Case, device: "torch.device") -> Side:
+    """The same chunks in one graph: no embedding is computed twice."""
+    import torch
+
+    from nestling.embedder import Embedder
+    from nestling.optim import adamw
+    from nestling.packing import pack, token_budget
+
+    embedder = Embedder.from_pretrained(case.folder, cpu=device.type == "cpu").to(device).train()
+    chunk_tokens = case.config.chunk_tokens or token_budget(device)
+
+    def load(columns: list[list[str]]) -> Callable[[], "Tensor"]:
+        ids = embedder.text_tokenizer([text for column in columns for text in column], LONGEST).ids
+        loss_of = loss_of_rows(len(columns[0]), case.config, device)
+
+        def backward() -> "Tensor":
+            batch = pack(ids, chunk_tokens, embedder.text_tokenizer.pad_id).to(device)
+            encoded = [embedder(chunk, in_place=True) for chunk in batch.chunks]
+            loss = loss_of(torch.cat(encoded)[batch.position])
+            loss.backward()
+            return loss.detach()
+
+        return backward
+
+    return Side(embedder.backbone, adamw(embedder, learning_rate=0.0, weight_decay=0.0), load)
+
+
+def loss_of_rows(rows: int, config: StepBenchConfig, device: "torch.device") -> Callable[["Tensor"], "Tensor"]:
+    """The peer's loss, which looks from queries to documents alone and masks none."""
+    from nestling.losses import Terms
+    from nestling.streaming import info_nce
+
+    layout = tuples(rows, device)
+
+    def loss_of(embeddings: "Tensor") -> "Tensor":
+        return info_nce(
+            embeddings[:rows],
+            embeddings[rows:],
+            layout,
+            temperature=TEMPERATURE,
+            dims=config.dims,
+            terms=Terms(query_query=False, document_document=False),
+            score_margin=None,
+            mask_identity=False,
+        )
+
+    return loss_of
+
+
+def tuples(rows: int, device: "torch.device") -> "Layout":
+    """A positive and a hard negative a row, documents standing column by column, all texts different."""
+    import torch
+
+    from nestling.losses import Layout
+
+    order, documents = torch.arange(rows, device=device), torch.arange(2 * rows, device=device)
+    return Layout(
+        query=order,
+        positive=order,
+        weight=torch.full((rows,), 1 / rows, device=device),
+        owner=order.repeat(2),
+        is_negative=documents >= rows,
+        query_text=order,
+        document_text=documents,
+        known=order.unsqueeze(1),
+    )
+
+
+def comparison(results: dict[str, Result], references: dict[str, str]) -> str:
+    """A line for each side; ratios over `references`, sides by their short names, whose loss is that of the first."""
+    first = results[next(iter(references.values()))]
+    lines = [
+        [
+            side,
+            result.median,
+            *(result.median / results[reference].median for reference in references.values()),
+            round(result.mebibytes),
+            *(result.mebibytes / results[reference].mebibytes for reference in references.values()),
+            result.padding,
+            *(1e6 * each for each in result.difference(first)),
+        ]
+        for side, result in results.items()
+    ]
+    over = [f"over {name}" for name in references]
+    headings = ["", "seconds", *over, "MiB", *over, "positions / tokens", "loss off, 1e-6", "gradient off, 1e-6"]
+    return table(headings, lines, markdown=True)
+
+
+def targets(peers: dict[str, Result], single: dict[str, Result]) -> str:
+    """Which of the project's targets were met."""
+    twice, right, left = peers[TWICE], peers[RIGHT], peers[LEFT]
+    differences = [twice.difference(right), twice.difference(left), single[TWICE].difference(single[SINGLE])]
+    found = [
+        ("time over right padding", twice.median / right.median, 0.30),
+        ("memory over right padding", twice.mebibytes / right.mebibytes, 0.25),
+        ("time over left padding", twice.median / left.median, 0.20),
+        ("time over one graph, all graphs kept", single[KEPT].median / single[SINGLE].median, 1.15),
+        ("positions over tokens", twice.padding, 1.05),
+        ("difference of loss or gradient, 1e-6", 1e6 * max(max(each) for each in differences), 10),
+    ]
+    lines = [[name, value, limit, "yes" if value <= limit else "no"] for name, value, limit in found]
+    return table(["target", "found", "at most", "met"], lines, markdown=True)
+
+
+SIDES: dict[str, Callable[[Case, "torch.device"], Side]] = {
+    RIGHT: partial(peer, padding="right"),
+    LEFT: partial(peer, padding="left"),
+    TWICE: partial(ours, memory=0.0),
+    KEPT: partial(ours, memory=float("inf")),
+    SOME: lambda case, device: ours(case, device, memory=case.config.graph_memory * 1e9),
+    SINGLE: single_graph,
+}
+
+if __name__ == "__main__":
+    run(main)
