@@ -118,7 +118,7 @@ def from_checkpoint(checkpoint: Path, base: str | None) -> Trained:
     instructions = {data.instruction for data in config.train}
     embedder = load_trainable(
         base or config.model,
-        lora=asdict(config.lora) if config.tuning == "lora" else None,
+        lora=None if config.tuning == "full" else asdict(config.lora),  # a base in 4 bits is exported whole
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         pooling=config.pooling,
         instruction=config.instruction or (instructions.pop() if len(instructions) == 1 else None),

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from nestling.backends import Backend, prepare
 from nestling.batching import Draw, Plan, Planner, Source
-from nestling.cached import GraphBudget, cached_backward
+from nestling.cached import CachedStep, GraphBudget, cached_backward
 from nestling.checkpoint import (
     Checkpoints,
     NonFiniteGuard,
@@ -58,9 +58,10 @@ from nestling.losses import Terms, cosent, distillation
 from nestling.memory import free_memory, graph_bytes, sample_chunk, trained_bytes
 from nestling.model_card import DataLine, before_and_after, run_card, write_data_lines
 from nestling.optim import adamw, learning_rate_at
-from nestling.packing import token_budget
+from nestling.packing import TokenBatch, token_budget
 from nestling.parity import alone
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
+from nestling.rehearsal import rehearse
 from nestling.retrieval import evaluate_embedder
 from nestling.streaming import info_nce
 from nestling.tracking import Meter, Progress, Results, Tracker, evaluation_at, open_tracker, summary, table
@@ -69,8 +70,24 @@ from nestling.trainable import load_trainable
 # Ranks wait so long for rank 0, which converts data before the loop and exports after it.
 PATIENCE = timedelta(hours=12)
 
+# Batches among which a dry run takes the longest.
+REHEARSED = 16
+
+# How a step fits into memory.
+MEMORY = ("chunk_tokens", "graph_memory", "checkpoint_length")
+
 # A resumed run may differ in these: they touch neither data, weights nor schedule.
-MAY_DIFFER = ("output_dir", "resume", "wandb", "tensorboard", "workers", "log_steps", "keep_checkpoints", "cpu")
+MAY_DIFFER = (
+    "output_dir",
+    "resume",
+    "wandb",
+    "tensorboard",
+    "workers",
+    "log_steps",
+    "keep_checkpoints",
+    "cpu",
+    *MEMORY,
+)
 
 
 def main(config: EmbedConfig) -> None:
@@ -95,6 +112,10 @@ def main(config: EmbedConfig) -> None:
 
     # 2. The model, checked before the run folder is made.
     embedder = load_model(config)
+
+    if config.dry_run:
+        rehearse_step(config, accelerator, planner, embedder, dims)
+        return
 
     # 3. The run: sections 4 to 6 below.
     with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
@@ -163,6 +184,7 @@ class Run:
                 query_max_length=self.config.query_max_length,
                 document_max_length=self.config.document_max_length,
                 instruction=dev.instruction,
+                lockstep=self.backend.sharded,
                 progress=self.main_rank,
             )
             for dev, dev_set in zip(self.config.dev, self.dev_sets, strict=True)
@@ -209,10 +231,7 @@ def train(
 ) -> None:
     main_rank, device = accelerator.is_main_process, accelerator.device
     total = config.max_steps or math.ceil(config.epochs * planner.steps_per_epoch)
-    collator = build_collator(config, planner, embedder, accelerator)
-    optimizer = adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    share = config.batch_size // accelerator.num_processes
-    backend = prepare(accelerator, embedder, optimizer, share=share, max_norm=config.max_grad_norm)
+    collator, backend = equip(config, accelerator, planner, embedder)
 
     # 4. Where to start: at the newest complete checkpoint if the run is resumed.
     checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
@@ -247,13 +266,14 @@ def train(
             warmup=round(config.warmup * total),
             schedule=config.schedule,
         )
+        step = CachedStep(backend, budget, progress.say)
         meter, started = Meter(state.tokens), time.perf_counter()
         for batch in load_batches(config, planner, collator, state.step, state.step if run.stale else total):
             seed_step(config.seed, state.step, accelerator.process_index)
             embedder.train()
             batch = batch.to(device)
             share_of = partial(loss_share, batch=batch, loss=config.loss, dims=dims)
-            part = cached_backward(backend, batch.tokens, share_of, budget)
+            part = step(batch.tokens, share_of)
             loss, tokens, truncated, stopping = sum_over_ranks(
                 [part.item(), batch.tokens.tokens, batch.truncated, stop.received is not None], device
             )
@@ -278,6 +298,46 @@ def train(
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
     publish(run)
+
+
+def equip(
+    config: EmbedConfig, accelerator: Accelerator, planner: Planner, embedder: Embedder
+) -> tuple[Collator, Backend]:
+    """What makes batches, and what trains on them."""
+    optimizer = adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    share = config.batch_size // accelerator.num_processes
+    backend = prepare(accelerator, embedder, optimizer, share=share, max_norm=config.max_grad_norm)
+    return build_collator(config, planner, embedder, accelerator), backend
+
+
+def rehearse_step(
+    config: EmbedConfig, accelerator: Accelerator, planner: Planner, embedder: Embedder, dims: dict[int, float]
+) -> None:
+    """--dry_run: the longest of the first batches in chunks of several sizes; nothing is written."""
+    collator, backend = equip(config, accelerator, planner, embedder)
+    budget = graph_budget(config, backend, collator)
+    if accelerator.is_main_process:
+        print(
+            derivation(config, planner, collator, backend, budget, list(dims), planner.steps_per_epoch, 0), flush=True
+        )
+    # The same batch on every rank, and so the same steps.
+    longest = max((collator[plan] for plan in islice(planner.plans(), REHEARSED)), key=lambda each: each.tokens.tokens)
+    batch = longest.to(accelerator.device)
+    share_of = partial(loss_share, batch=batch, loss=config.loss, dims=dims)
+
+    def step(tokens: TokenBatch) -> None:
+        cached_backward(backend, tokens, share_of, budget)
+        backend.discard()
+
+    embedder.train()
+    size = collator.chunk_tokens
+    sizes = [size, *(each for each in (size // 4, size // 2, 2 * size, 4 * size) if each)]
+    found = list(rehearse(step, batch.tokens, sizes, collator.tokenizer.pad_id, accelerator.device))
+    if accelerator.is_main_process:
+        rows = [[each.chunk_tokens, each.tokens_per_second, each.padding, (each.peak or 0) / 1e9] for each in found]
+        print(table(["chunk_tokens", "tokens/s", "positions a token", "peak GB"], rows))
+        best = max(found, key=lambda each: each.tokens_per_second if each.peak else 0)
+        print(f"{batch.tokens.tokens:,} tokens a step; fastest here: --chunk_tokens {best.chunk_tokens}")
 
 
 def load_sources(config: EmbedConfig, main_rank: bool) -> list[Source]:
@@ -312,7 +372,8 @@ def load_model(config: EmbedConfig) -> Embedder:
     instructions = {data.instruction for data in config.train}
     embedder = load_trainable(
         config.model,
-        lora=asdict(config.lora) if config.tuning == "lora" else None,
+        lora=None if config.tuning == "full" else asdict(config.lora),
+        quantised=config.tuning == "qlora",
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         attention=config.attention,
         pooling=config.pooling,
@@ -321,8 +382,8 @@ def load_model(config: EmbedConfig) -> Embedder:
         cpu=config.cpu,
     )
     require_room(config, embedder, instructions)
-    if config.gradient_checkpointing:
-        embedder.enable_gradient_checkpointing()
+    if config.checkpoint_length is not None:
+        embedder.recompute_above(config.checkpoint_length)
     return embedder
 
 
@@ -363,6 +424,7 @@ def build_collator(config: EmbedConfig, planner: Planner, embedder: Embedder, ac
         document_max_length=config.document_max_length,
         chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
         teacher=config.loss.distillation > 0,
+        padding_free=embedder.padding_free,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
@@ -532,7 +594,7 @@ def publish(run: Run) -> None:
     best = state.best_step if run.config.export_best else None
     step = state.step if best is None else best
     checkpoint = run.checkpoints.verified(step)
-    if backend.sharded:  # nothing is whole here: a process of its own loads the checkpoint, which is
+    if backend.sharded or run.config.tuning == "qlora":  # no weight is whole here: a process of its own loads them
         on_rank_zero(lambda: export_checkpoint(checkpoint, run.folder.final))
     else:
         if step != state.step:

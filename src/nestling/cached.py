@@ -12,7 +12,7 @@ Chunks are differentiated in the same order whatever was kept, so that the gradi
 Letters: n texts of this rank, D dimensions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nestling.backends import Backend
-from nestling.packing import Chunk, TokenBatch
+from nestling.packing import AnyChunk, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class GraphBudget:
     def __str__(self) -> str:
         return f"{self.memory / 1e9:.2f} GB for graphs between the passes, {self.position / 1e3:.1f} kB a position"
 
-    def kept(self, chunks: list[Chunk]) -> int:
+    def kept(self, chunks: Sequence[AnyChunk]) -> int:
         """How many chunks, counted from the last, keep their graphs."""
         spent, kept = 0.0, 0
         for chunk in reversed(chunks):
@@ -82,7 +82,65 @@ def cached_backward(
     return loss.detach()
 
 
-def _encode(backend: Backend, chunks: list[Chunk], *, first: int = 0) -> tuple[list[Tensor], list["RandomState"]]:
+@dataclass
+class CachedStep:
+    """`cached_backward` that answers a full device with smaller chunks.
+
+    Args:
+        backend: As there.
+        budget: As there.
+        say: Takes a line for the log.
+        halvings: How often chunks have been halved; every later batch is halved as often.
+    """
+
+    backend: Backend
+    budget: GraphBudget
+    say: Callable[[str], None]
+    halvings: int = 0
+
+    def __call__(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """As `cached_backward`; with one process, a step that ran out of memory is repeated with halved chunks.
+
+        Raises:
+            ValueError: Memory ran out with several ranks, which could not repeat the step together, or with every text
+                in a chunk of its own.
+        """
+        state = RandomState.now(self.backend.embedder.device)
+        for _ in range(self.halvings):
+            batch = batch.halved()
+        loss = self._try(batch, loss_of)
+        while loss is None:
+            self.backend.discard()
+            state.set()
+            self.halvings += 1
+            batch = batch.halved()
+            most = max(chunk.positions for chunk in batch.chunks)
+            self.say(f"out of memory; the step is repeated in chunks of at most {most} positions")
+            loss = self._try(batch, loss_of)
+        return loss
+
+    def _try(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """The loss; None when memory ran out and half of the chunks may help."""
+        most = max(chunk.positions for chunk in batch.chunks)
+        try:
+            return cached_backward(self.backend, batch, loss_of, self.budget)
+        except torch.OutOfMemoryError as error:
+            if self.backend.ranks > 1:
+                raise ValueError(
+                    f"a rank ran out of memory with chunks of up to {most} positions; resume with --chunk_tokens "
+                    f"{max(1, most // 2)}, or with a lower graph_memory"
+                ) from error
+            if all(len(chunk.lengths) == 1 for chunk in batch.chunks):
+                raise ValueError(
+                    f"out of memory with a single text of {most} tokens; lower the maximum lengths, or set "
+                    "checkpoint_length below them"
+                ) from error
+            return None
+
+
+def _encode(
+    backend: Backend, chunks: Sequence[AnyChunk], *, first: int = 0
+) -> tuple[list[Tensor], list["RandomState"]]:
     """Embeddings of some chunks, and the random state before each; `first` is the number of the first one."""
     embeddings: list[Tensor] = []
     states: list[RandomState] = []
@@ -92,12 +150,12 @@ def _encode(backend: Backend, chunks: list[Chunk], *, first: int = 0) -> tuple[l
     return embeddings, states
 
 
-def _encode_again(backend: Backend, chunk: Chunk, state: "RandomState", *, last: bool) -> Tensor:
+def _encode_again(backend: Backend, chunk: AnyChunk, state: "RandomState", *, last: bool) -> Tensor:
     with state.restored():
         return backend.encode(chunk, last=last)
 
 
-def _by_chunk(leaves: Tensor, batch: TokenBatch, chunks: list[Chunk]) -> list[Tensor]:
+def _by_chunk(leaves: Tensor, batch: TokenBatch, chunks: Sequence[AnyChunk]) -> list[Tensor]:
     """The gradient [B, D] of each chunk's embeddings; zeros for the chunks beyond the batch's own."""
     assert leaves.grad is not None
     ordered = torch.empty_like(leaves.grad)

@@ -89,6 +89,7 @@ class Collator(Dataset[TrainBatch]):
         document_max_length: Tokens of a document.
         chunk_tokens: Token budget of a chunk.
         teacher: Whether teacher scores are wanted.
+        padding_free: Whether chunks are packed.
         rank: This process.
         world_size: W; divides the batch size.
     """
@@ -104,6 +105,7 @@ class Collator(Dataset[TrainBatch]):
         document_max_length: int,
         chunk_tokens: int,
         teacher: bool = False,
+        padding_free: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -115,6 +117,7 @@ class Collator(Dataset[TrainBatch]):
         self.document_max_length = document_max_length
         self.chunk_tokens = chunk_tokens
         self.teacher = teacher
+        self.padding_free = padding_free
         self.rank = rank
         self.world_size = world_size
 
@@ -168,7 +171,7 @@ class Collator(Dataset[TrainBatch]):
         first = self.tokenizer(list(distinct), self.query_max_length)
         others = {text: i for i, text in enumerate(dict.fromkeys(documents))}
         second = self.tokenizer(list(others), self.document_max_length)
-        packed = pack(first.ids + second.ids, self.chunk_tokens, self.tokenizer.pad_id)
+        packed = pack(first.ids + second.ids, self.chunk_tokens, self.tokenizer.pad_id, padding_free=self.padding_free)
         places = [distinct[text] for text in queries] + [len(distinct) + others[text] for text in documents]
         return packed, torch.tensor(places, dtype=torch.int64), first.truncated + second.truncated
 

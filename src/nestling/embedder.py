@@ -8,13 +8,21 @@ from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
-from nestling.attention import resolve_attention
+from nestling.attention import VARLEN, resolve_attention
 from nestling.encoding import encode_texts
-from nestling.packing import Chunk
-from nestling.pooling import POOL, Pooling
+from nestling.packing import AnyChunk, PackedChunk
+from nestling.pooling import POOL, Pooling, pool_packed
 from nestling.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
 from nestling.token_lookup import look_up_in_place
 
@@ -74,6 +82,8 @@ class Embedder(nn.Module):
         self.normalize = normalize
         self.precision = precision
         self.text_tokenizer = TextTokenizer(tokenizer, require_end=pooling == "last")
+        self._recomputable: list[GradientCheckpointingLayer] = []
+        self._recompute_above = 0
 
     @classmethod
     def from_pretrained(
@@ -87,6 +97,7 @@ class Embedder(nn.Module):
         dropout: float | None = 0.0,
         instruction: str | None = None,
         cpu: bool = False,
+        quantisation: BitsAndBytesConfig | None = None,
     ) -> Self:
         """Load a directory or hub id, with or without sentence-transformers files, whose settings are honoured.
 
@@ -99,6 +110,7 @@ class Embedder(nn.Module):
             dropout: Inside the model; None keeps the model's own.
             instruction: Default task of queries, in place of the model's own query prompt.
             cpu: The model stays on the CPU even if there is a GPU.
+            quantisation: How transformers is to quantise the weights; not at all by default.
 
         Raises:
             ValueError: A module, pooling or tokenizer that Nestling cannot reproduce exactly.
@@ -106,12 +118,20 @@ class Embedder(nn.Module):
         files = read_model_files(str(model))
         config = read_config(model, files.subfolder)
         decoder = is_decoder(config)
+        if attention == VARLEN and not decoder:
+            raise ValueError(f"{model}: attention: varlen is for causal models, and this one is not; use sdpa")
         chosen: Pooling = pooling or files.pooling or ("last" if decoder else "mean")
         prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
         if instruction is not None:
             prompts = Prompts(prompts.query(instruction), prompts.document)
         backbone = load_backbone(
-            model, config, files.subfolder, dtype, resolve_attention(attention, precision, cpu=cpu), dropout
+            model,
+            config,
+            files.subfolder,
+            dtype,
+            resolve_attention(attention, precision, cpu=cpu),
+            dropout,
+            quantisation,
         )
         tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
         if not tokenizer.is_fast:
@@ -142,44 +162,59 @@ class Embedder(nn.Module):
         return next(self.parameters()).device
 
     @property
+    def padding_free(self) -> bool:
+        """Whether it reads packed chunks: causal models with attention that knows where texts begin."""
+        return bool(self.config._attn_implementation == VARLEN)
+
+    @property
     def max_positions(self) -> int:
         """Tokens that the model can read."""
         return max_positions(self.config)
 
-    def forward(self, chunk: Chunk, *, in_place: bool = False) -> Tensor:
+    def forward(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
         """Raw embeddings, [B, D] float32, neither cut nor normalised.
 
         With `in_place` the backward pass adds to the gradient of the token embeddings row by row (`token_lookup`).
         """
+        for layer in self._recomputable:
+            layer.gradient_checkpointing = chunk.longest > self._recompute_above
         with self.computing():
             table = cast(Any, self.backbone).get_input_embeddings()
             tokens = look_up_in_place(table, chunk.input_ids) if in_place else table(chunk.input_ids)
             return self._embed(chunk, tokens)
 
-    def computing(self, *, cache: bool = True) -> torch.autocast:
+    def computing(self, *, cache: bool | None = None) -> torch.autocast:
         """Autocast in the model's precision; around several forwards it casts each weight once, unless `cache` is off.
 
+        None leaves that as an outer context has it, on without one.
         Casts that were made without gradients must not be around when gradients are wanted, nor after an update.
         """
         enabled = self.precision == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=cache)
 
-    def _embed(self, chunk: Chunk, tokens: Tensor) -> Tensor:
-        # A causal model reads nothing from the padding on the right, and without a mask attention takes its fast path.
-        mask, decoder = None, is_decoder(self.config)
-        if chunk.padded and not decoder:
+    def _embed(self, chunk: AnyChunk, tokens: Tensor) -> Tensor:
+        arguments: dict[str, Any] = {"inputs_embeds": tokens, "attention_mask": None}
+        if is_decoder(self.config):
+            arguments["use_cache"] = False  # with a cache, or a mask, positions of packed texts are not honoured
+        if isinstance(chunk, PackedChunk):
+            packed = {"position_ids": chunk.position_ids, "bounds": chunk.bounds, "longest": chunk.longest}
+            hidden = self.backbone(**arguments, **packed).last_hidden_state
+            return pool_packed(hidden, chunk.bounds, self.pooling).float()
+        # A causal model reads nothing from the padding on the right; without a mask attention takes its fast path.
+        if chunk.padded and not is_decoder(self.config):
             positions = torch.arange(chunk.input_ids.shape[1], device=chunk.input_ids.device)
-            mask = (positions < chunk.lengths[:, None]).long()
-        arguments: dict[str, Any] = {"use_cache": False} if decoder else {}
-        hidden = self.backbone(inputs_embeds=tokens, attention_mask=mask, **arguments).last_hidden_state
+            arguments["attention_mask"] = (positions < chunk.lengths[:, None]).long()
+        hidden = self.backbone(**arguments).last_hidden_state
         return POOL[self.pooling](hidden, chunk.lengths).float()
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
+    def recompute_above(self, length: int) -> None:
+        """Layers keep no activations of texts longer than `length` tokens: the backward pass computes them again."""
         model = cast(Any, self.backbone)
         # transformers 5.2x renamed it
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+        self._recomputable = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+        self._recompute_above = length
 
     def prefix(self, kind: Kind, instruction: str | None = None) -> str:
         """The prompt that stands before a text."""
@@ -239,17 +274,23 @@ def load_backbone(
     dtype: torch.dtype | str,
     attention: str,
     dropout: float | None,
+    quantisation: BitsAndBytesConfig | None = None,
 ) -> nn.Module:
     """The transformer without head, its dropout set, its unused pooler head frozen."""
     own = {name: value for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, float)}
     if dropout is not None:
         config.update(dict.fromkeys(own, dropout))
     backbone = AutoModel.from_pretrained(
-        model, config=config, subfolder=subfolder, dtype=dtype, attn_implementation=attention
+        model,
+        config=config,
+        subfolder=subfolder,
+        dtype=dtype,
+        attn_implementation=attention,
+        quantization_config=quantisation,
     )
     backbone.config.update(own)  # the exported config is the model's, not this run's
     for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_("pooler" not in name.split("."))
+        parameter.requires_grad_(parameter.is_floating_point() and "pooler" not in name.split("."))
     return cast(nn.Module, backbone)
 
 

@@ -8,7 +8,7 @@ Letters: b texts of one window, D dimensions.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from nestling.packing import Chunk, TokenBatch, pack, pad, token_budget
+from nestling.packing import AnyChunk, TokenBatch, pack, pad, token_budget
 from nestling.prompts import TextTokenizer
 
 # Texts that are sorted together: enough that padding is about 1 %, few enough to hold their tokens.
@@ -40,7 +40,9 @@ class Encoder(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def __call__(self, chunk: Chunk) -> Tensor: ...
+    def __call__(self, chunk: AnyChunk) -> Tensor: ...
+
+    def computing(self) -> AbstractContextManager[object]: ...
 
     def train(self, mode: bool) -> Any: ...
 
@@ -191,7 +193,7 @@ def _encode_window(model: Encoder, batch: TokenBatch, agree: Callable[[int], int
     """[b, D] in the order of the texts; runs as many chunks as the rank that has most."""
     found = [torch.empty(0, model.dim, device=model.device)]
     more = agree(len(batch.chunks)) - len(batch.chunks)
-    with torch.no_grad():
+    with torch.no_grad(), model.computing():
         for chunk in batch.chunks:
             found.append(normalize(model(chunk.to(model.device)), dim=-1))
             bar.update(len(chunk.lengths))

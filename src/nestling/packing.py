@@ -1,4 +1,7 @@
-"""Token batches without much padding: texts sorted by length, a token budget a chunk."""
+"""Token batches with little padding, texts sorted by length, or with none, texts one after the other.
+
+A chunk holds as many texts as a budget of positions allows. Letters: B texts, L tokens of the longest, T of all.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +35,60 @@ class Chunk:
         """Positions that run through the model, padding included."""
         return self.input_ids.numel()
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return self.input_ids.shape[1]
+
     def to(self, device: torch.device) -> "Chunk":
         return Chunk(self.input_ids.to(device), self.lengths.to(device), self.padded)
+
+    def halves(self) -> "list[Chunk]":
+        """The longer texts and the shorter ones, apart; itself if it is a single text."""
+        middle = len(self.lengths) // 2
+        parts = [(self.input_ids[:middle], self.lengths[:middle]), (self.input_ids[middle:], self.lengths[middle:])]
+        return [Chunk(ids[:, : int(lengths.max())], lengths, self.padded) for ids, lengths in parts if len(lengths)]
+
+
+@dataclass(frozen=True)
+class PackedChunk:
+    """Texts one after the other in one row, for causal models with attention that knows where each begins.
+
+    Args:
+        input_ids: [1, T] int64.
+        lengths: [B] int64, tokens of each text.
+        position_ids: [1, T] int64, from 0 in each text.
+        bounds: [B + 1] int32, where each text begins, and the end.
+        longest: Tokens of the longest text; kept, since asking a GPU would wait for it.
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    position_ids: Tensor
+    bounds: Tensor
+    longest: int
+
+    @property
+    def positions(self) -> int:
+        """Positions that run through the model."""
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device) -> "PackedChunk":
+        return PackedChunk(
+            self.input_ids.to(device),
+            self.lengths.to(device),
+            self.position_ids.to(device),
+            self.bounds.to(device),
+            self.longest,
+        )
+
+    def halves(self) -> "list[PackedChunk]":
+        texts = self.input_ids[0].split(self.lengths.tolist())
+        middle = len(texts) // 2
+        return [concatenate([text.tolist() for text in half]) for half in (texts[:middle], texts[middle:]) if half]
+
+
+AnyChunk = Chunk | PackedChunk
 
 
 @dataclass(frozen=True)
@@ -46,25 +101,61 @@ class TokenBatch:
         tokens: Tokens of all texts, without padding.
     """
 
-    chunks: list[Chunk]
+    chunks: Sequence[AnyChunk]
     position: Tensor
     tokens: int
 
     def to(self, device: torch.device) -> "TokenBatch":
         return TokenBatch([chunk.to(device) for chunk in self.chunks], self.position.to(device), self.tokens)
 
+    def halved(self) -> "TokenBatch":
+        """The same texts in chunks of half as many."""
+        return TokenBatch([half for chunk in self.chunks for half in chunk.halves()], self.position, self.tokens)
 
-def pack(ids: Sequence[Sequence[int]], chunk_tokens: int, pad_id: int) -> TokenBatch:
+
+def pack(ids: Sequence[Sequence[int]], chunk_tokens: int, pad_id: int, *, padding_free: bool = False) -> TokenBatch:
     """Sort texts by length and cut them into chunks of at most `chunk_tokens` positions, padding included.
 
     A text longer than the budget makes a chunk of its own. Sorting is stable, so that equal inputs give equal chunks.
+    With `padding_free` the chunks are packed.
     """
     lengths = torch.tensor([len(each) for each in ids], dtype=torch.int64)
     order = torch.argsort(lengths, descending=True, stable=True)
     position = torch.empty_like(order)
     position[order] = torch.arange(len(order))
-    chunks = [pad([ids[i] for i in rows], pad_id) for rows in by_budget(order.tolist(), lengths.tolist(), chunk_tokens)]
+    cut = by_tokens if padding_free else by_budget
+    rows = cut(order.tolist(), lengths.tolist(), chunk_tokens)
+    texts = ([ids[i] for i in each] for each in rows)
+    chunks = [concatenate(each) if padding_free else pad(each, pad_id) for each in texts]
     return TokenBatch(chunks, position, int(lengths.sum()))
+
+
+def by_tokens(order: list[int], lengths: list[int], budget: int) -> Iterator[list[int]]:
+    """Cut `order` so that the tokens of a part stay within `budget`."""
+    part: list[int] = []
+    tokens = 0
+    for i in order:
+        if part and tokens + lengths[i] > budget:
+            yield part
+            part, tokens = [], 0
+        part.append(i)
+        tokens += lengths[i]
+    if part:
+        yield part
+
+
+def concatenate(ids: Sequence[Sequence[int]]) -> PackedChunk:
+    """Texts one after the other."""
+    lengths = torch.tensor([len(each) for each in ids], dtype=torch.int64)
+    bounds = torch.zeros(len(ids) + 1, dtype=torch.int32)
+    bounds[1:] = lengths.cumsum(dim=0)
+    return PackedChunk(
+        input_ids=torch.tensor([token for each in ids for token in each], dtype=torch.int64)[None],
+        lengths=lengths,
+        position_ids=torch.cat([torch.arange(len(each)) for each in ids])[None],
+        bounds=bounds,
+        longest=int(lengths.max()),
+    )
 
 
 def by_budget(order: list[int], lengths: list[int], budget: int) -> Iterator[list[int]]:

@@ -30,4 +30,11 @@ def first_token(hidden: Tensor, lengths: Tensor) -> Tensor:
     return hidden[:, 0]
 
 
+def pool_packed(hidden: Tensor, bounds: Tensor, pooling: Pooling) -> Tensor:
+    """As the functions above, for texts one after the other: [1, T, D] and [B + 1] int32 -> [B, D]."""
+    if pooling == "mean":
+        return torch.segment_reduce(hidden[0].float(), "mean", lengths=bounds.diff().long())
+    return hidden[0, bounds[1:] - 1] if pooling == "last" else hidden[0, bounds[:-1]]
+
+
 POOL: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {"last": last_token, "mean": mean, "cls": first_token}

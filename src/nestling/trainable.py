@@ -1,9 +1,11 @@
 """The model with what is to be trained."""
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import BitsAndBytesConfig
 
 from nestling.adapters import attach_lora
 from nestling.embedder import Embedder
@@ -14,6 +16,7 @@ def load_trainable(
     model: str,
     *,
     lora: Mapping[str, Any] | None,
+    quantised: bool = False,
     precision: torch.dtype,
     attention: str = "auto",
     pooling: Pooling | None = None,
@@ -26,17 +29,23 @@ def load_trainable(
     Args:
         model: Directory or hub id.
         lora: Arguments of `attach_lora`; None trains all weights.
+        quantised: Hold the frozen base in 4 bits (QLoRA, https://arxiv.org/abs/2305.14314), which takes a GPU and
+            bitsandbytes.
         precision: Of the computation.
         attention: As in `Embedder.from_pretrained`, as are the rest.
         pooling: Overrides what the model's files say.
         dropout: Inside the model; None keeps the model's own.
         instruction: Default task of queries.
         cpu: The model stays on the CPU even if there is a GPU.
+
+    Raises:
+        ValueError: 4 bits are asked for without a GPU or bitsandbytes.
     """
     frozen = lora is not None and precision == torch.bfloat16
     embedder = Embedder.from_pretrained(
         model,
         dtype="auto" if frozen else torch.float32,
+        quantisation=four_bits(cpu) if quantised else None,
         precision=precision,
         attention=attention,
         pooling=pooling,
@@ -47,3 +56,17 @@ def load_trainable(
     if lora is not None:
         embedder.backbone = attach_lora(embedder.backbone, **lora)
     return embedder
+
+
+def four_bits(cpu: bool) -> BitsAndBytesConfig:
+    """Normal floats of 4 bits, their scales quantised too, computing in bfloat16; not yet seen to run here."""
+    if cpu or not torch.cuda.is_available():
+        raise ValueError("tuning: qlora holds the base in 4 bits, which takes a CUDA GPU, and there is none; use lora")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("tuning: qlora needs bitsandbytes, which is not installed; pip install bitsandbytes")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

@@ -1,12 +1,14 @@
 """What ranks of a sharded model agree on before a step: every forward is a collective there."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
-from nestling.packing import Chunk
+from nestling.packing import AnyChunk, Chunk
 
 
-def agree_on_chunks(chunks: list[Chunk], kept: int) -> tuple[list[Chunk], int]:
+def agree_on_chunks(chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
     """Equally many chunks on all ranks, and how many of the last ones keep their graphs on every rank; one collective.
 
     Ranks with fewer chunks get chunks of a single token at the end.
@@ -16,4 +18,4 @@ def agree_on_chunks(chunks: list[Chunk], kept: int) -> tuple[list[Chunk], int]:
     dist.all_reduce(ends, op=dist.ReduceOp.MAX)
     count, first = (int(each) for each in ends.tolist())
     filler = Chunk(chunks[0].input_ids[:1, :1], torch.ones_like(chunks[0].lengths[:1]), padded=False)
-    return chunks + [filler] * (count - len(chunks)), count - first
+    return [*chunks, *[filler] * (count - len(chunks))], count - first

@@ -3,7 +3,7 @@
 Every backend takes the mean over ranks of their gradients. Every method is for all ranks to call, in the same order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from nestling.embedder import Embedder
-from nestling.packing import Chunk
+from nestling.packing import AnyChunk
 
 
 class Backend(Protocol):
@@ -30,13 +30,13 @@ class Backend(Protocol):
     ranks: int
     sharded: bool
 
-    def agree(self, chunks: list[Chunk], kept: int) -> tuple[list[Chunk], int]:
+    def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         """The chunks to run and how many of them keep their graphs; the same numbers on all ranks if sharded."""
 
     def computing(self) -> AbstractContextManager[object]:
         """Around several forwards between two updates, for them to share what they can."""
 
-    def encode(self, chunk: Chunk, *, last: bool) -> Tensor:
+    def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
         """Raw embeddings [B, D] float32 of a chunk; `last` says that its backward pass will be the step's last."""
 
     def accumulation(self) -> AbstractContextManager[None]:
@@ -53,6 +53,9 @@ class Backend(Protocol):
             max_norm: The gradient is scaled down to this norm; 0 does not clip.
             accepts: Whether to update, the same on all ranks. A norm that is not finite is to be refused.
         """
+
+    def discard(self) -> None:
+        """Forget the gradients of an unfinished step."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Trained parameters and persistent buffers by name, whole, on rank 0; on other ranks anything."""

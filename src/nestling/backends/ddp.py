@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from nestling.backends.plain import Plain
 from nestling.distributed import rank_and_world
 from nestling.embedder import Embedder
-from nestling.packing import Chunk
+from nestling.packing import AnyChunk
 
 
 class Ddp(Plain):
@@ -30,7 +30,7 @@ class Ddp(Plain):
         self.model = self.wrapped = model
         self.ranks = rank_and_world()[1]
 
-    def encode(self, chunk: Chunk, *, last: bool) -> Tensor:
+    def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
         # A forward that were to synchronise would make the reducer count the backward passes that come before its own.
         with self.wrapped.no_sync():
             return super().encode(chunk, last=last)

@@ -1,5 +1,6 @@
 """FSDP2 (fully_shard): parameters, gradients and optimizer state in shards, parameters gathered layer by layer."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,7 @@ from nestling.backends.plain import Plain
 from nestling.checkpoint.state import OPTIMIZER, restore_tensors, save_optimizer, trainable_tensors
 from nestling.distributed import rank_and_world
 from nestling.embedder import Embedder
-from nestling.packing import Chunk
+from nestling.packing import AnyChunk
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 FROM_RANK_ZERO = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -42,13 +43,13 @@ class Fsdp(Plain):
         self.whole_gradients = whole_gradients
         self.ranks = rank_and_world()[1]
 
-    def agree(self, chunks: list[Chunk], kept: int) -> tuple[list[Chunk], int]:
+    def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         return agree_on_chunks(chunks, kept)
 
     def computing(self) -> AbstractContextManager[object]:
         return self.embedder.computing(cache=False)  # which would keep a whole copy of the sharded weights
 
-    def encode(self, chunk: Chunk, *, last: bool) -> Tensor:
+    def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
         encoded: Tensor = self.model(chunk)
         return encoded
 

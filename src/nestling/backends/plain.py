@@ -1,6 +1,6 @@
 """One process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from nestling.checkpoint.state import load_optimizer, restore_tensors, save_opti
 from nestling.distributed import rank_and_world
 from nestling.embedder import Embedder
 from nestling.optim import clip_gradients, set_learning_rate
-from nestling.packing import Chunk
+from nestling.packing import AnyChunk
 
 
 class Plain:
@@ -32,13 +32,13 @@ class Plain:
         self.model: nn.Module = embedder
         self.optimizer = optimizer
 
-    def agree(self, chunks: list[Chunk], kept: int) -> tuple[list[Chunk], int]:
+    def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         return chunks, kept
 
     def computing(self) -> AbstractContextManager[object]:
         return self.embedder.computing()
 
-    def encode(self, chunk: Chunk, *, last: bool) -> Tensor:
+    def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
         encoded: Tensor = self.model(chunk, in_place=not last)
         return encoded
 
@@ -54,8 +54,11 @@ class Plain:
         norm = clip_gradients(self.embedder.parameters(), max_norm)
         if accepts(norm):
             self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.discard()
         return norm
+
+    def discard(self) -> None:
+        self.optimizer.zero_grad()
 
     def tensors(self) -> dict[str, Tensor]:
         return trainable_tensors(self.embedder)

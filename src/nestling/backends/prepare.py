@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -78,6 +79,8 @@ def configure_fsdp(accelerator: Accelerator, embedder: Embedder) -> None:
     plugin = cast(Any, accelerator.state).fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError("this is FSDP version 1; set fsdp_version: 2 in accelerate's configuration")
+    if plugin.auto_wrap_policy is None:  # which would gather the whole model at once
+        plugin.auto_wrap_policy = transformer_auto_wrap_policy
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = layer_classes(embedder)
 

@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO: optimizer state (1), gradients too (2), or parameters as well (3) in shards."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from nestling.checkpoint.state import trainable_tensors
 from nestling.distributed import rank_and_world
 from nestling.embedder import Embedder
 from nestling.optim import set_learning_rate
-from nestling.packing import Chunk
+from nestling.packing import AnyChunk
 
 ENGINE = "engine"  # DeepSpeed's own folder inside a checkpoint
 
@@ -42,14 +42,17 @@ class Zero:
         self.sharded = self.stage == 3
         self._finite = torch.ones((), dtype=torch.bool, device=embedder.device)
 
-    def agree(self, chunks: list[Chunk], kept: int) -> tuple[list[Chunk], int]:
-        # With whole gradients stages 1 and 2 communicate once a step; else stage 2 does with each chunk.
-        return (chunks, kept) if self.whole_gradients and not self.sharded else agree_on_chunks(chunks, kept)
+    def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
+        if self.whole_gradients:
+            return agree_on_chunks(chunks, kept) if self.sharded else (chunks, kept)
+        # Stages 2 and 3 communicate with each chunk then; and stage 3 counts a backward pass as a new part of the
+        # gradient only if a forward came before it, so that no graphs can wait side by side.
+        return agree_on_chunks(chunks, 0 if self.sharded else kept)
 
     def computing(self) -> AbstractContextManager[object]:
-        return self.embedder.computing(cache=not self.sharded)
+        return self.embedder.computing(cache=False if self.sharded else None)
 
-    def encode(self, chunk: Chunk, *, last: bool) -> Tensor:
+    def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
         encoded: Tensor = self.engine(chunk)
         return encoded
 
@@ -76,7 +79,7 @@ class Zero:
         """
         if any_rank(not bool(self._finite), self._finite.device):
             accepts(math.nan)
-            self.engine.optimizer.zero_grad()
+            self.discard()
             return math.nan
         set_learning_rate(self.engine.optimizer, learning_rate)
         self.engine.set_gradient_accumulation_boundary(True)
@@ -88,6 +91,9 @@ class Zero:
                 "resume from the last checkpoint, or start again with a lower learning rate or precision fp32"
             )
         return norm
+
+    def discard(self) -> None:
+        self.engine.optimizer.zero_grad()
 
     def tensors(self) -> dict[str, Tensor]:
         if self.stage < 3:

@@ -127,13 +127,15 @@ class EmbedConfig:
         instruction: Task of the queries; the model's own query prompt by default.
         query_max_length: Tokens of a query, its prompt and end token included.
         document_max_length: Tokens of a document, likewise.
-        tuning: Train low-rank adapters, or all weights.
+        tuning: Train low-rank adapters, the same over a base in 4 bits (qlora, on a GPU), or all weights.
         lora: Adapter settings, with tuning lora.
         precision: Compute in bfloat16 over float32 master weights, or in float32.
-        attention: Attention implementation; auto takes flash attention where it is installed and a GPU present.
+        attention: Attention implementation; auto takes flash attention where it is installed and a GPU present, and
+            varlen packs the texts of causal models without padding.
         pooling: How token states become one embedding; what the model's files say by default.
         dropout: Dropout inside the model, whatever its files say; null keeps theirs.
-        gradient_checkpointing: Recompute activations in the backward pass.
+        checkpoint_length: Texts of more tokens recompute their activations in the backward pass (gradient
+            checkpointing), 0 for all; null for none.
         graph_memory: Gigabytes of each process for activations that are kept, so that their chunks run forward once; by
             default half of what is free.
         chunk_tokens: Positions that run through the model at once, sorted by length; by default what suits the device.
@@ -164,6 +166,7 @@ class EmbedConfig:
         resume: Continue the run in output_dir.
         max_bad_steps: Stop after so many steps in a row with a non-finite loss or gradient.
         cpu: Train on the CPU even if there is a GPU.
+        dry_run: Take the longest of the first batches forward and backward, print memory and speed, and train nothing.
     """
 
     model: str
@@ -173,13 +176,13 @@ class EmbedConfig:
     instruction: str | None = None
     query_max_length: int = 512
     document_max_length: int = 512
-    tuning: Literal["lora", "full"] = "lora"
+    tuning: Literal["lora", "qlora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()
     precision: Literal["bf16", "fp32"] = "bf16"
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "varlen"] = "auto"
     pooling: Literal["last", "mean", "cls"] | None = None
     dropout: float | None = 0.0
-    gradient_checkpointing: bool = False
+    checkpoint_length: int | None = 2048
     graph_memory: float | None = None
     chunk_tokens: int | None = None
     dims: list[int] = field(default_factory=list)
@@ -209,6 +212,7 @@ class EmbedConfig:
     resume: bool = False
     max_bad_steps: int = 5
     cpu: bool = False
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         require(bool(self.train), "train is empty; name at least one dataset, such as --train data/sample.jsonl")
@@ -239,6 +243,14 @@ class EmbedConfig:
             value = getattr(self, name)
             require(0 < value < math.inf, f"{name} is {value:g}, expected a finite number above 0")
         require(self.chunk_tokens is None or self.chunk_tokens > 0, f"chunk_tokens is {self.chunk_tokens}, not above 0")
+        require(
+            self.checkpoint_length is None or self.checkpoint_length >= 0,
+            f"checkpoint_length is {self.checkpoint_length}, expected 0 or more, or null",
+        )
+        require(
+            self.tuning != "qlora" or self.precision == "bf16",
+            "tuning: qlora computes in bfloat16; set precision: bf16",
+        )
         require(self.graph_memory is None or self.graph_memory >= 0, f"graph_memory is {self.graph_memory}, below 0")
         require(self.max_steps is None or self.max_steps > 0, f"max_steps is {self.max_steps}, expected at least 1")
         require(0 <= (self.dropout or 0.0) < 1, f"dropout is {self.dropout}, expected 0 <= dropout < 1")
@@ -252,7 +264,17 @@ class EmbedConfig:
 
     def published(self) -> dict[str, object]:
         """The settings that make the model what it is, for its card: no folders of anyone's machine."""
-        private = ("output_dir", "resume", "workers", "wandb", "tensorboard", "cpu", "log_steps", "keep_checkpoints")
+        private = (
+            "output_dir",
+            "resume",
+            "workers",
+            "wandb",
+            "tensorboard",
+            "cpu",
+            "log_steps",
+            "keep_checkpoints",
+            "dry_run",
+        )
         settings = {name: value for name, value in asdict(self).items() if name not in private}
         settings["model"] = Path(self.model).name if Path(self.model).is_dir() else self.model
         for key in ("train", "dev"):

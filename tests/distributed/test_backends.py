@@ -1,0 +1,214 @@
+"""Every backend, on real ranks, takes the steps of one process on the whole batch: nothing times or over W."""
+
+import importlib.util
+import json
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks
+from steps import Case, Weights, collate, plans, prepared, take_step, train_on_ranks, train_plainly, write_data
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from nestling.backends.zero import Zero
+from tiny import tiny_qwen3
+
+BACKENDS = ("ddp", "zero1", "zero2", "zero3", "fsdp")
+
+# Every value of each setting with every backend, and most pairs of values; the whole product is marked slow.
+PAIRWISE = [
+    Case("ddp", "none", "full", "contrastive", 0.5),
+    Case("ddp", "some", "lora", "distilled", 0.0),
+    Case("ddp", "all", "full", "graded", 0.0),
+    Case("zero1", "none", "lora", "contrastive", 0.0),
+    Case("zero1", "some", "full", "distilled", 0.5),
+    Case("zero1", "all", "full", "contrastive", 0.0, whole=False),
+    Case("zero2", "none", "full", "distilled", 0.0),
+    Case("zero2", "some", "full", "graded", 0.5),
+    Case("zero2", "all", "lora", "contrastive", 0.5),
+    Case("zero2", "some", "full", "contrastive", 0.0, whole=False),
+    Case("zero3", "none", "full", "contrastive", 0.5),
+    Case("zero3", "some", "lora", "distilled", 0.0),
+    Case("zero3", "all", "full", "graded", 0.0),
+    Case("zero3", "some", "full", "distilled", 0.0, whole=False),
+    Case("fsdp", "none", "lora", "distilled", 0.5),
+    Case("fsdp", "some", "full", "contrastive", 0.5),
+    Case("fsdp", "all", "full", "graded", 0.0),
+    Case("fsdp", "some", "lora", "contrastive", 0.0, whole=False),
+]
+PRODUCT = [
+    Case(backend, kept, tuning, kind, clip, whole)
+    for backend, kept, tuning, kind, clip, whole in product(
+        BACKENDS,
+        ("none", "some", "all"),
+        ("full", "lora"),
+        ("contrastive", "distilled", "graded"),
+        (0.0, 0.5),
+        (True, False),
+    )
+    if whole or backend != "ddp"
+]
+
+
+def usable(cases: Sequence[Case]) -> list[Case]:
+    """Those whose packages are installed."""
+    zero = importlib.util.find_spec("deepspeed") is not None
+    return [case for case in cases if zero or not case.backend.startswith("zero")]
+
+
+def require_deepspeed(case: Case) -> None:
+    if case.backend.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+
+
+def join(rank: int, world: int, port: int) -> None:
+    """What a launcher tells its processes."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    if importlib.util.find_spec("deepspeed") is not None:
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # an optional kernel that takes a build
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def on_a_rank(cases: Sequence[Case], world: int, port: int, rank: int, folder: Path) -> None:
+    join(rank, world, port)
+    for case in cases:
+        weights = train_on_ranks(folder, case, rank, world)
+        if rank == 0:
+            torch.save(weights, folder / f"{world}-{case}.pt")
+
+
+def prepare_folder(folder: Path) -> None:
+    (folder / "model").mkdir()
+    tiny_qwen3(folder / "model")
+    write_data(folder)
+
+
+def trained(folder: Path, cases: Sequence[Case], world: int) -> Path:
+    """A folder with the weights of all cases, trained on `world` ranks."""
+    prepare_folder(folder)
+    run_ranks(world, partial(on_a_rank, usable(cases), world, free_port()), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("two"), PAIRWISE, 2)
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("four"), PAIRWISE, 4)
+
+
+@pytest.fixture(scope="module")
+def whole_product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("product"), PRODUCT, 2)
+
+
+def assert_same_update(folder: Path, case: Case, world: int) -> None:
+    before, expected = train_plainly(folder, case)
+    found: Weights = torch.load(folder / f"{world}-{case}.pt")
+    assert expected.keys() <= found.keys()
+    update = flat({name: found[name] - before[name] for name in expected})
+    wanted = flat({name: expected[name] - before[name] for name in expected})
+    assert wanted.norm() > 1e-3
+    assert (update.norm() / wanted.norm()).item() == pytest.approx(1.0, rel=1e-5)
+    assert ((update - wanted).norm() / wanted.norm()).item() < 1e-5
+
+
+def flat(weights: Weights) -> Tensor:
+    return torch.cat([weights[name].double().flatten() for name in sorted(weights)])
+
+
+@pytest.mark.parametrize("case", PAIRWISE, ids=str)
+def test_two_ranks_take_the_steps_of_one(case: Case, two_ranks: Path) -> None:
+    require_deepspeed(case)
+    assert_same_update(two_ranks, case, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", PAIRWISE, ids=str)
+def test_four_ranks_take_the_steps_of_one(case: Case, four_ranks: Path) -> None:
+    require_deepspeed(case)
+    assert_same_update(four_ranks, case, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("case", PRODUCT, ids=str)
+def test_every_combination_takes_the_steps_of_one(case: Case, whole_product: Path) -> None:
+    require_deepspeed(case)
+    assert_same_update(whole_product, case, 2)
+
+
+def collectives(port: int, rank: int, folder: Path) -> None:
+    """Write how often each collective ran in a step, by torch's name."""
+    join(rank, 2, port)
+    for case in usable([Case("ddp", "some"), Case("zero1", "some"), Case("zero2", "some")]):
+        backend = prepared(folder, case, 2)
+        collator = collate(folder, case, backend.embedder, rank, 2)
+        for plan in plans():  # the last one is kept: DDP arranges its buckets during the first two
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                take_step(backend, case, collator, plan)
+        if rank == 0:
+            counts = {each.key: each.count for each in profiler.key_averages() if each.key.startswith("c10d::")}
+            (folder / f"{case.backend}.json").write_text(json.dumps(counts))
+
+
+def spoiled(port: int, rank: int, folder: Path) -> None:
+    """ZeRO-2 with `engine.backward` for every chunk and nothing more, as most code has it."""
+    join(rank, 2, port)
+    case = Case("zero2")
+    backend = prepared(folder, case, 2)
+    assert isinstance(backend, Zero)
+    backend.accumulation = nullcontext  # type: ignore[method-assign]
+    collator = collate(folder, case, backend.embedder, rank, 2)
+    for plan in plans():
+        take_step(backend, case, collator, plan)
+    if rank == 0:
+        torch.save(backend.tensors(), folder / f"2-{case}.pt")
+
+
+def test_a_step_gathers_scatters_and_reduces_once(tmp_path: Path) -> None:
+    """Whatever the chunks, columns and dims: embeddings, their gradients, and the gradients of the weights.
+
+    ZeRO gathers the updated weights besides, and sums the gradient's norm and whether it is finite.
+    """
+    prepare_folder(tmp_path)
+    run_ranks(2, partial(collectives, free_port()), tmp_path)
+    gather, scatter, reduce = "c10d::_allgather_base_", "c10d::_reduce_scatter_base_", "c10d::allreduce_"
+    zero = {gather: 2, scatter: 1, reduce: 3}
+    expected = {"ddp": {gather: 1, scatter: 1, reduce: 1}, "zero1": zero, "zero2": zero}
+    for case in usable([Case("ddp"), Case("zero1"), Case("zero2")]):
+        assert json.loads((tmp_path / f"{case.backend}.json").read_text()) == expected[case.backend]
+
+
+def test_zero_without_the_accumulation_is_wrong_in_silence(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    prepare_folder(tmp_path)
+    run_ranks(2, partial(spoiled, free_port()), tmp_path)
+    before, expected = train_plainly(tmp_path, Case("zero2"))
+    found: Weights = torch.load(tmp_path / "2-zero2-none-full-contrastive.pt")
+    update, wanted = (flat({name: each[name] - before[name] for name in expected}) for each in (found, expected))
+    assert ((update - wanted).norm() / wanted.norm()).item() > 0.5
