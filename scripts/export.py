@@ -115,13 +115,12 @@ def from_checkpoint(checkpoint: Path, base: str | None) -> Trained:
 
     problem = damage(checkpoint)
     require(problem is None, f"{checkpoint} cannot be loaded: {problem}")
-    instructions = {data.instruction for data in config.train}
     embedder = load_trainable(
         base or config.model,
         lora=None if config.tuning == "full" else asdict(config.lora),  # a base in 4 bits is exported whole
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         pooling=config.pooling,
-        instruction=config.instruction or (instructions.pop() if len(instructions) == 1 else None),
+        instruction=config.query_instruction,
         cpu=True,
     )
     restore_tensors(checkpoint, embedder)

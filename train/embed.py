@@ -57,7 +57,7 @@ from nestling.lengths import measure_lengths
 from nestling.losses import Terms, cosent, distillation
 from nestling.memory import free_memory, graph_bytes, sample_chunk, trained_bytes
 from nestling.model_card import DataLine, before_and_after, run_card, write_data_lines
-from nestling.optim import adamw, learning_rate_at
+from nestling.optim import adamw, learning_rate_at, whole_shape
 from nestling.packing import TokenBatch, token_budget
 from nestling.parity import alone
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
@@ -104,7 +104,7 @@ def main(config: EmbedConfig) -> None:
     # 1. Data, read and checked before any weights load.
     with accelerator.main_process_first():  # which fills the cache of Arrow files
         sources = load_sources(config, accelerator.is_main_process)
-        dev_sets = [load_dev(dev) for dev in config.dev]
+        dev_sets = [load_dev(dev, accelerator.is_main_process) for dev in config.dev]
     require_unique("train", [source.table.name for source in sources])
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     draw = Draw(config.positives, config.negatives, config.seed)
@@ -362,14 +362,15 @@ def load_sources(config: EmbedConfig, main_rank: bool) -> list[Source]:
     return sources
 
 
-def load_dev(dev: DevData) -> RetrievalSet:
+def load_dev(dev: DevData, main_rank: bool) -> RetrievalSet:
     retrieval_set = load_retrieval_set(dev.path, dev.split)
+    if main_rank:
+        print(retrieval_set.summary, flush=True)
     return replace(retrieval_set, name=dev.name) if dev.name else retrieval_set
 
 
 def load_model(config: EmbedConfig) -> Embedder:
     """The model with what is to be trained."""
-    instructions = {data.instruction for data in config.train}
     embedder = load_trainable(
         config.model,
         lora=None if config.tuning == "full" else asdict(config.lora),
@@ -378,10 +379,10 @@ def load_model(config: EmbedConfig) -> Embedder:
         attention=config.attention,
         pooling=config.pooling,
         dropout=config.dropout,
-        instruction=config.instruction or (next(iter(instructions)) if len(instructions) == 1 else None),
+        instruction=config.query_instruction,
         cpu=config.cpu,
     )
-    require_room(config, embedder, instructions)
+    require_room(config, embedder, {data.instruction for data in config.train})
     if config.checkpoint_length is not None:
         embedder.recompute_above(config.checkpoint_length)
     return embedder
@@ -468,8 +469,8 @@ def derivation(
 ) -> str:
     """What follows from the settings and the data, to read before step 1."""
     embedder, in_batch = backend.embedder, planner.batch_size - 1
-    trainable = sum(parameter.numel() for parameter in embedder.parameters() if parameter.requires_grad)
-    everything = sum(parameter.numel() for parameter in embedder.parameters())
+    trainable = sum(whole_shape(each).numel() for each in embedder.parameters() if each.requires_grad)
+    everything = sum(whole_shape(each).numel() for each in embedder.parameters())
     lengths = [measure_lengths(collator, i) for i in range(len(planner.sources))]
     items: dict[str, object] = {
         "model": f"{config.model} ({embedder.pooling} pooling, {embedder.dim} dimensions, {config.precision})",

@@ -40,7 +40,11 @@ def require_launch(world_size: int, backend: str) -> None:
         if launched_with(plugin) and backend != plugin:
             raise ValueError(
                 f"the launcher was asked for {plugin}, but Accelerate gives {backend}; "
-                + ("FSDP needs GPUs" if plugin == "FSDP" else "leave out --cpu true, which excludes DeepSpeed")
+                + (
+                    "FSDP needs GPUs"
+                    if plugin == "FSDP"
+                    else "ACCELERATE_USE_CPU=true excludes DeepSpeed, --cpu true does not"
+                )
             )
 
 

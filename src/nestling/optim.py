@@ -12,10 +12,16 @@ from torch.optim import AdamW
 def adamw(model: nn.Module, *, learning_rate: float, weight_decay: float) -> AdamW:
     """Fused AdamW over the trainable parameters; only matrices decay, not biases and gains."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
+    matrices = [parameter for parameter in trainable if len(whole_shape(parameter)) >= 2]
+    vectors = [parameter for parameter in trainable if len(whole_shape(parameter)) < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Shape of a parameter; one that ZeRO-3 has taken into shards is empty, and carries it."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def learning_rate_at(step: int, *, total: int, peak: float, warmup: int, schedule: str) -> float:

@@ -42,7 +42,7 @@ LAUNCHER_VARIABLES = (
 )
 
 
-class ExportError(RuntimeError):
+class ExportError(ValueError):
     """An exported directory does not reproduce the model that it was made from."""
 
 

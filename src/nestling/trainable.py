@@ -63,7 +63,7 @@ def four_bits(cpu: bool) -> BitsAndBytesConfig:
     if cpu or not torch.cuda.is_available():
         raise ValueError("tuning: qlora holds the base in 4 bits, which takes a CUDA GPU, and there is none; use lora")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError("tuning: qlora needs bitsandbytes, which is not installed; pip install bitsandbytes")
+        raise ValueError("tuning: qlora needs bitsandbytes, which is not installed; pip install 'nestling[qlora]'")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

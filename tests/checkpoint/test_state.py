@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from nestling.checkpoint import TrainingState, restore, trainable_tensors, write_training
+from nestling.checkpoint import (
+    TrainingState,
+    load_state,
+    restore_tensors,
+    save_optimizer,
+    trainable_tensors,
+    write_training,
+)
+from nestling.checkpoint.state import load_optimizer
 
 
 class Model(nn.Module):
@@ -53,9 +61,12 @@ def test_a_restored_run_goes_on_bit_by_bit(tmp_path: Path, options: dict[str, bo
     for step in range(3):
         train_step(model, optimizer, step)
     state = TrainingState(step=3, tokens=10**12, best_metric=0.1 + 0.2, best_step=2, skipped_steps=1)
-    write_training(tmp_path, trainable_tensors(model), optimizer.state_dict(), state)
+    write_training(tmp_path, trainable_tensors(model), state)
+    save_optimizer(tmp_path, optimizer.state_dict())
     again, optimizer_again = build(1)
-    assert restore(tmp_path, again, optimizer_again) == state
+    restore_tensors(tmp_path, again)
+    load_optimizer(tmp_path, optimizer_again)
+    assert load_state(tmp_path) == state
     assert exact(optimizer_again.state_dict()) == exact(optimizer.state_dict())
     for step in range(3, 6):
         assert train_step(again, optimizer_again, step) == train_step(model, optimizer, step)
@@ -86,8 +97,8 @@ def test_lora_checkpoints_hold_the_adapter_only(tmp_path: Path) -> None:
         "2.lora_A.default.weight": [2, 8],
         "2.lora_B.default.weight": [4, 2],
     }
-    write_training(tmp_path, tensors, {}, TrainingState())
-    restore(tmp_path, again)
+    write_training(tmp_path, tensors, TrainingState())
+    restore_tensors(tmp_path, again)
     assert exact(again.state_dict()) == exact(model.state_dict())
 
 
@@ -100,19 +111,19 @@ def test_lora_checkpoints_hold_the_adapter_only(tmp_path: Path) -> None:
     ],
 )
 def test_another_model_is_refused(tmp_path: Path, other: nn.Module, message: str) -> None:
-    write_training(tmp_path, trainable_tensors(nn.Linear(4, 4)), {}, TrainingState())
+    write_training(tmp_path, trainable_tensors(nn.Linear(4, 4)), TrainingState())
     with pytest.raises(ValueError, match=message):
-        restore(tmp_path, other)
+        restore_tensors(tmp_path, other)
 
 
 def test_another_optimizer_is_refused(tmp_path: Path) -> None:
     model = nn.Linear(4, 4)
-    write_training(
-        tmp_path, trainable_tensors(model), torch.optim.AdamW(model.parameters()).state_dict(), TrainingState()
-    )
+    save_optimizer(tmp_path, torch.optim.AdamW(model.parameters()).state_dict())
     others = torch.optim.SGD([model.weight], lr=0.1)
     with pytest.raises(ValueError, match=r"parameter groups of \[2\] tensors, this optimizer of \[1\]"):
-        restore(tmp_path, model, others)
+        load_optimizer(tmp_path, others)
+    with pytest.raises(ValueError, match="resume with the backend that the run started with"):
+        load_optimizer(tmp_path / "elsewhere", others)
 
 
 def test_an_evaluation_is_the_best_only_if_it_beats_the_best() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nestling.checkpoint import Checkpoints, TrainingState, write_training
+from nestling.checkpoint import Checkpoints, TrainingState, save_optimizer, write_training
 
 fork = multiprocessing.get_context("fork")
 # Python 3.12 and later warn of forks beside threads; the children here only touch files.
@@ -183,10 +183,15 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_and_keeps_older_checkpoints(small_disk: Path, full_file: str) -> None:
     small, large = {"weight": torch.zeros(64_000)}, {"weight": torch.zeros(500_000)}
     checkpoints = Checkpoints(small_disk / "checkpoints", keep=1)
-    checkpoints.save(1, lambda folder: write_training(folder, small, dict(small), TrainingState(step=1)))
+
+    def write(folder: Path, step: int, tensors: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor]) -> None:
+        write_training(folder, tensors, TrainingState(step=step))
+        save_optimizer(folder, dict(optimizer))
+
+    checkpoints.save(1, lambda folder: write(folder, 1, small, small))
     tensors, optimizer = (large, small) if full_file == "model" else (small, large)
     with pytest.raises(OSError, match=r"no space left on the disk while writing .*step-2") as caught:
-        checkpoints.save(2, lambda folder: write_training(folder, tensors, dict(optimizer), TrainingState(step=2)))
+        checkpoints.save(2, lambda folder: write(folder, 2, tensors, optimizer))
     assert caught.value.errno == errno.ENOSPC
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-1"]
     assert checkpoints.recover() == checkpoints.path(1)

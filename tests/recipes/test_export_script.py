@@ -56,7 +56,7 @@ def write_run(folder: Path, config: EmbedConfig, embedder: Embedder) -> Path:
     lines = [{"step": step, "eval": {"dev": {"64": {"nDCG@10": 0.5 + step / 100}}}} for step in (0, 7)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     tensors = trainable_tensors(embedder)
-    write_folder(checkpoint, lambda path: write_training(path, tensors, {}, TrainingState(step=7)))
+    write_folder(checkpoint, lambda path: write_training(path, tensors, TrainingState(step=7)))
     return checkpoint
 
 

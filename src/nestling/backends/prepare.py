@@ -1,5 +1,6 @@
 """From an Accelerator, which knows what the launcher was asked for, to the backend."""
 
+import warnings
 from typing import Any, cast
 
 import torch
@@ -37,6 +38,8 @@ def prepare(
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
         configure_zero(accelerator, share, max_norm)
+        # DeepSpeed calls collectives by names that torch 2.13 deprecates, and would say so at each of them.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if kind == DistributedType.FSDP:
         configure_fsdp(accelerator, embedder)
     model, prepared = accelerator.prepare(embedder, optimizer)

@@ -6,22 +6,20 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Self
 
-import torch
-
-from nestling.checkpoint.ranks import any_rank
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a flag, so that the loop can finish its step, save and leave.
+    """Turns SIGTERM and Ctrl-C into a flag, `received`, so that the loop can finish its step, save and leave.
+
+    With several ranks one may be told before the others: they agree with what else they sum up after a step.
 
     A second Ctrl-C raises KeyboardInterrupt at once. Use it in the main thread:
 
         with StopSignal() as stop:
             for batch in batches:
                 ...
-                if stop.requested(device):
+                if any_rank(stop.received is not None):
                     save(), break
     """
 
@@ -44,14 +42,6 @@ class StopSignal:
             raise KeyboardInterrupt
         self._interrupted = self._interrupted or number == signal.SIGINT
         self.received = signal.Signals(number)
-
-    def requested(self, device: torch.device | str = "cpu") -> bool:
-        """Whether any rank was told to stop, the same on all of them: every rank calls it once a step.
-
-        Args:
-            device: Where the backend reduces one integer; only used with several ranks.
-        """
-        return any_rank(self.received is not None, device)
 
 
 def ignore_stop_signals(worker_id: int) -> None:

@@ -262,6 +262,12 @@ class EmbedConfig:
             f"dim_weights has {len(self.dim_weights)} values and dims {len(self.dims)}; give one weight a dimension",
         )
 
+    @property
+    def query_instruction(self) -> str | None:
+        """The task of queries without one of their own: as set, or that of all datasets if they share one."""
+        of_datasets = {data.instruction for data in self.train}
+        return self.instruction or (of_datasets.pop() if len(of_datasets) == 1 else None)
+
     def published(self) -> dict[str, object]:
         """The settings that make the model what it is, for its card: no folders of anyone's machine."""
         private = (
