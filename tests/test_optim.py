@@ -22,6 +22,18 @@ def test_a_norm_that_is_not_finite_changes_nothing() -> None:
     assert parameter.grad.tolist() == [float("inf"), 1.0]
 
 
+def test_matrices_that_zero3_has_emptied_decay() -> None:
+    model = nn.Linear(2, 3)
+    for parameter in model.parameters():
+        parameter.ds_shape = parameter.shape
+        parameter.data = torch.empty(0)
+    groups = adamw(model, learning_rate=1e-3, weight_decay=0.1).param_groups
+    assert [(group["weight_decay"], group["params"][0] is model.weight) for group in groups] == [
+        (0.1, True),
+        (0.0, False),
+    ]
+
+
 def test_only_matrices_decay_and_frozen_parameters_stay_out() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     model[2].requires_grad_(False)

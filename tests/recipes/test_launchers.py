@@ -1,0 +1,217 @@
+"""train/embed.py as accelerate launches it: DDP and DeepSpeed on two ranks of a CPU, stopped, killed and resumed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from ranks import ROOT, environment, run_recipe
+from safetensors.torch import load_file
+
+from recipes.runs import arguments, kill_after_step, losses, write_data
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """DeepSpeed compiles a kernel on first use: ninja of this environment has to be found, and a place to build in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        if "TORCH_EXTENSIONS_DIR" not in os.environ:
+            patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("extensions")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def settings(model: Path, data: Path, run: Path, **more: object) -> list[str]:
+    """The recipe and its arguments; without dropout, which differs between ranks."""
+    changed = {"max_steps": STEPS, "save_steps": 2, "lora.dropout": 0.0, "learning_rate": 1e-3, **more}
+    return arguments(model, data, run, **changed)
+
+
+def launched(name: str, recipe: list[str], ranks: int = 2) -> list[str]:
+    """Arguments of Python that launch a recipe by a file of configs/accelerate."""
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml"]
+    return [*launcher, "--num_processes", str(ranks), *recipe]
+
+
+@pytest.fixture(scope="module")
+def alone(qwen3: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process that nobody interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "alone"
+    run_recipe(*settings(qwen3, data, run))
+    return run
+
+
+def assert_same_run(run: Path, alone: Path) -> None:
+    """Losses, gradient norms and final/ are those of one process."""
+    assert sorted(losses(run)) == list(range(1, STEPS + 1))
+    for step, expected in losses(alone).items():
+        assert losses(run)[step] == pytest.approx(expected, rel=1e-4), step
+    found, wanted = (load_file(each / "final" / "model.safetensors") for each in (run, alone))
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_deepspeed_resumed_after_a_kill(name: str, alone: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    result = run_recipe(*launched(name, settings(qwen3, data, whole)))
+    assert f"2 (DeepSpeed ZeRO-{name[-1]})" in result.stdout
+    assert_same_run(whole, alone)
+
+    step = random.randint(4, STEPS - 2)  # when there has been a checkpoint
+    kill_after_step(launched(name, settings(qwen3, data, run)), run, step, 1)
+    assert not (run / "checkpoints" / f"step-{STEPS}").exists()
+    refused = run_recipe(*launched(name, settings(qwen3, data, run), ranks=1), "--resume=true", check=False)
+    assert refused.returncode != 0
+    assert f"cannot be resumed with DeepSpeed ZeRO-{name[-1]} on 1 ranks" in refused.stderr
+    run_recipe(*launched(name, settings(qwen3, data, run)), "--resume=true")
+    assert losses(run) == losses(whole), f"killed after step {step}"
+    assert_same_run(run, alone)
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2-offload"])
+def test_deepspeed_trains_as_one_process(name: str, alone: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    run_recipe(*launched(name, settings(qwen3, data, tmp_path / "run")))
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_zero3_trains_all_weights_in_shards(qwen3: Path, data: Path, tmp_path: Path) -> None:
+    """Weights decay as in one process: ZeRO-3 leaves them without their shape when they load."""
+    pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    config = json.loads((ROOT / "configs" / "deepspeed" / "zero3.json").read_text())
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # else small weights stay whole
+    config["zero_optimization"]["reduce_bucket_size"] = 5000  # smaller than some of them
+    (tmp_path / "zero3.json").write_text(json.dumps(config))
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    more = {"tuning": "full", "weight_decay": 0.5}
+    first = run_recipe(*settings(qwen3, data, alone, **more))
+    flags = ["--use_deepspeed", "--deepspeed_config_file", str(tmp_path / "zero3.json"), "--main_process_port", "0"]
+    launcher = ["-m", "accelerate.commands.launch", *flags, "--num_processes", "2"]
+    result = run_recipe(*launcher, *settings(qwen3, data, run, **more))
+    (trained,) = (line for line in first.stdout.splitlines() if line.startswith("  trained "))
+    assert trained in result.stdout
+    assert_same_run(run, alone)
+
+
+def test_ddp_on_a_cpu_stopped_by_its_launcher(alone: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = launched("ddp-cpu", settings(qwen3, data, run, save_steps=STEPS))
+    launcher = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(run, 3, launcher)
+    launcher.send_signal(signal.SIGTERM)
+    output, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert "2 (DDP)" in output, output + errors
+    assert "stopped by SIGTERM; saved" in output + errors
+    assert len(list((run / "checkpoints").glob("step-*"))) == 1
+    run_recipe(*command, "--resume=true")
+    assert_same_run(run, alone)
+
+
+# Two machines of one process each, both at once; SLURM's own options are dropped.
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+ranks=()
+for node in 0 1; do
+    SLURM_NODEID=$node "$@" &
+    ranks+=($!)
+done
+worst=0
+for rank in "${ranks[@]}"; do
+    wait "$rank"
+    status=$?
+    [ $status -gt $worst ] && worst=$status
+done
+exit $worst
+"""
+
+
+def test_a_slurm_job_of_two_machines_preempted_and_queued_again(
+    alone: Path, qwen3: Path, data: Path, tmp_path: Path
+) -> None:
+    run, commands = tmp_path / "run", tmp_path / "commands"
+    commands.mkdir()
+    for name, text in {"srun": SRUN, "scontrol": f'#!/bin/bash\necho "$@" > {tmp_path}/scontrol\n'}.items():
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    variables = {
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_NNODES": "2",
+        "SLURM_GPUS_ON_NODE": "1",
+    }
+    recipe = settings(qwen3, data, run, save_steps=STEPS)[1:]
+    command = ["scripts/slurm/train.sbatch", "configs/accelerate/ddp.yaml", *recipe]
+    job = subprocess.Popen(command, cwd=ROOT, env=environment(**variables))
+    wait_for_step(run, 3, job)
+    batch = psutil.Process(job.pid)
+    (srun,) = batch.children()
+    for each in srun.children(recursive=True):
+        each.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=60) == 128 + signal.SIGTERM
+    assert (tmp_path / "scontrol").read_text().split() == ["requeue", str(os.getpid())]
+    assert len(list((run / "checkpoints").glob("step-*"))) == 1
+    subprocess.run(command, cwd=ROOT, env=environment(**variables), check=True, timeout=280)
+    assert_same_run(run, alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "message"),
+    [
+        ("fsdp2", {}, "the launcher was asked for FSDP, but Accelerate gives"),
+        ("zero2", {"ACCELERATE_USE_CPU": "true"}, "the launcher was asked for DEEPSPEED, but Accelerate gives"),
+    ],
+)
+def test_a_backend_that_accelerate_would_drop_is_refused(
+    name: str,
+    variables: dict[str, str],
+    message: str,
+    qwen3: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    result = run_recipe(*launched(name, settings(qwen3, data, tmp_path / "run")), check=False)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 200
+    file = run / "metrics.jsonl"
+    while not (file.exists() and len(file.read_text().splitlines()) >= step):
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
