@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -85,6 +86,13 @@ def test_the_same_run_again_is_the_same_to_the_bit(finished: Path, qwen3: Path, 
     assert_same_weights(weights(run, 8), weights(finished, 8))
 
 
+def test_a_dry_run_tries_chunks_of_several_sizes_and_writes_nothing(bert: Path, data: Path, tmp_path: Path) -> None:
+    result = run_recipe(*arguments(bert, data, tmp_path / "run", dry_run="true"))
+    assert re.search(r"tokens a step; fastest here: --chunk_tokens (16|32|64|128|256)$", result.stdout.strip())
+    assert "positions a token" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_or_foreign_folder_is_not_overwritten(finished: Path, qwen3: Path, data: Path) -> None:
     result = run_recipe(*arguments(qwen3, data, finished, max_steps=8), check=False)
     assert result.returncode == 2
@@ -128,13 +136,16 @@ def test_a_signal_saves_says_so_and_the_run_goes_on(
     assert sorted(losses(run)) == list(range(1, step + 1))
 
 
-def test_two_ranks_take_the_steps_of_one(qwen3: Path, data: Path, tmp_path: Path) -> None:
+def test_two_ranks_and_packed_chunks_take_the_steps_of_one(qwen3: Path, data: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     more: dict[str, object] = {"max_steps": 4, "lora.dropout": 0.0, "dev": data / "dev"}
     run_recipe(*arguments(qwen3, data, one, **more))
     run_recipe(*arguments(qwen3, data, two, **more), ranks=2)
+    packed = tmp_path / "packed"
+    run_recipe(*arguments(qwen3, data, packed, **more, attention="varlen", checkpoint_length=0, graph_memory=0))
     for step, (loss, norm) in losses(one).items():
         assert losses(two)[step] == pytest.approx((loss, norm), rel=2e-4), step
+        assert losses(packed)[step] == pytest.approx((loss, norm), rel=2e-4), step
     evaluations = [[line["eval"] for line in metrics(run) if "eval" in line] for run in (one, two)]
     assert evaluations[0][0] == evaluations[1][0]
 
