@@ -7,6 +7,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from nestling.optim import whole_shape
 from nestling.packing import Chunk
 
 
@@ -20,7 +21,7 @@ def free_memory(device: torch.device) -> float:
 def trained_bytes(model: nn.Module) -> int:
     """Bytes of the parameters that are trained, whole: those of a gradient, or of a moment of AdamW."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return sum(getattr(each, "ds_numel", each.numel()) * each.element_size() for each in trained)  # ds: DeepSpeed's
+    return sum(whole_shape(each).numel() * each.element_size() for each in trained)
 
 
 def graph_bytes(model: nn.Module, encode: Callable[[Chunk], Tensor], chunk: Chunk) -> int:
