@@ -23,11 +23,13 @@ from nestling.adapters import attach_lora
 from nestling.backends import Backend, prepare
 from nestling.batching import Draw, Plan, Source
 from nestling.cached import GraphBudget, cached_backward
+from nestling.checkpoint import Checkpoints, TrainingState, write_training
 from nestling.collation import Collator
 from nestling.config import LossConfig
 from nestling.distributed import gather_batch
 from nestling.embedder import Embedder
 from nestling.losses import cosent, distillation, info_nce
+from nestling.optim import adamw
 from nestling.records import load_records
 
 DIMS = {64: 1.0, 16: 0.5}
@@ -133,10 +135,13 @@ def start(case: Case) -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def prepared(folder: Path, case: Case, world: int) -> Backend:
+def prepared(folder: Path, case: Case, world: int, *, adam: bool = False) -> Backend:
     accelerator = start(case)  # before the model, as in the recipe: ZeRO-3 shards it while it loads
     embedder = load(folder, case)
-    optimizer = torch.optim.SGD([each for each in embedder.parameters() if each.requires_grad], lr=0.1)
+    if adam:
+        optimizer: torch.optim.Optimizer = adamw(embedder, learning_rate=1e-2, weight_decay=0.1)
+    else:
+        optimizer = torch.optim.SGD([each for each in embedder.parameters() if each.requires_grad], lr=0.1)
     backend = prepare(accelerator, embedder, optimizer, share=4 // world, max_norm=case.clip)
     expected = {"ddp": "DDP", "fsdp": "FSDP2"}.get(case.backend, f"DeepSpeed ZeRO-{case.backend[-1]}")
     assert backend.name == expected, backend.name  # accelerate falls back to DDP without a word
@@ -169,6 +174,18 @@ SHARE = recipe().loss_share
 def recipe_share(embeddings: Tensor, batch: Any, loss: LossConfig) -> Tensor:
     share: Tensor = SHARE(embeddings, batch, loss, DIMS)
     return share
+
+
+def save(backend: Backend, folder: Path, rank: int) -> None:
+    """A checkpoint, as the recipe writes it."""
+    tensors = backend.tensors()
+
+    def write(path: Path) -> None:
+        if rank == 0:
+            write_training(path, tensors, TrainingState())
+        backend.save_optimizer(path)
+
+    Checkpoints(folder).save(1, write)
 
 
 def train_on_ranks(folder: Path, case: Case, rank: int, world: int) -> Weights:

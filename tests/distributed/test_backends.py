@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import run_ranks
-from steps import Case, Weights, collate, plans, prepared, take_step, train_on_ranks, train_plainly, write_data
+from steps import Case, Weights, collate, plans, prepared, save, take_step, train_on_ranks, train_plainly, write_data
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -212,3 +212,33 @@ def test_zero_without_the_accumulation_is_wrong_in_silence(tmp_path: Path) -> No
     found: Weights = torch.load(tmp_path / "2-zero2-none-full-contrastive.pt")
     update, wanted = (flat({name: each[name] - before[name] for name in expected}) for each in (found, expected))
     assert ((update - wanted).norm() / wanted.norm()).item() > 0.5
+
+
+def resumed(port: int, rank: int, folder: Path) -> None:
+    """The weights after three steps, in one go and with a checkpoint after the second."""
+    join(rank, 2, port)
+    for case in usable([Case(name, "some", tuning) for name in BACKENDS for tuning in ("full", "lora")]):
+        backend = prepared(folder, case, 2, adam=True)
+        collator = collate(folder, case, backend.embedder, rank, 2)
+        *first, last = plans()
+        for plan in first:
+            take_step(backend, case, collator, plan)
+        save(backend, folder / str(case), rank)
+        take_step(backend, case, collator, last)
+        whole = {name: each.detach().clone() for name, each in backend.tensors().items()}
+        again = prepared(folder, case, 2, adam=True)
+        again.restore(folder / str(case) / "step-1")
+        take_step(again, case, collator, last)
+        found = again.tensors()
+        if rank == 0:
+            torch.save((whole, found), folder / f"{case}.pt")
+
+
+def test_a_checkpoint_goes_on_bit_by_bit_on_every_backend(tmp_path: Path) -> None:
+    prepare_folder(tmp_path)
+    run_ranks(2, partial(resumed, free_port()), tmp_path)
+    for case in usable([Case(name, "some", tuning) for name in BACKENDS for tuning in ("full", "lora")]):
+        whole, again = torch.load(tmp_path / f"{case}.pt")
+        assert whole.keys() == again.keys()
+        for name, each in whole.items():
+            assert torch.equal(again[name], each), (case, name)
