@@ -5,8 +5,8 @@ python scripts/bench/scale.py --rows 256,1024 --negatives 1 --repeats 1
 
 A small Qwen3 with random weights in float32, rows of random texts with lognormal lengths (8 to 512 tokens, median 70),
 the streaming loss with all its terms and masks, every chunk encoded twice (no graphs kept). Each size has a process of
-its own, and they take turns; times are medians. Memory is the peak over weights, gradients, optimizer state and the
-batch: of the loss, and of all else; resident memory on a CPU (Linux only), allocated memory on a GPU.
+its own, and they take turns; times are medians. Memory is the first step's peak over weights, gradients, optimizer
+state and the batch: of the loss, and of all else; resident memory on a CPU (Linux only), allocated memory on a GPU.
 """
 
 import ctypes
@@ -49,7 +49,7 @@ class ScaleBenchConfig:
         layers: Layers of the model.
         dims: Matryoshka dimensions.
         chunk_tokens: Positions of a chunk; by default what training takes on the device.
-        repeats: Timed steps of each size.
+        repeats: Steps of each size.
         device: cpu, cuda, or auto.
     """
 
@@ -59,7 +59,7 @@ class ScaleBenchConfig:
     layers: int = 2
     dims: list[int] = field(default_factory=lambda: [128, 64, 32])
     chunk_tokens: int | None = None
-    repeats: int = 3
+    repeats: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
@@ -105,10 +105,10 @@ def main() -> None:
 
 
 def line(config: ScaleBenchConfig, rows: int, steps: list[Step]) -> list[object]:
-    """A line of the table: memory of the first step, whose heap is fresh, and times of the others."""
+    """A line of the table."""
     texts = write_texts(rows, config)
-    seconds = statistics.median(step.seconds for step in steps[1:])
-    loss = statistics.median(step.loss_seconds for step in steps[1:])
+    seconds = statistics.median(step.seconds for step in steps)
+    loss = statistics.median(step.loss_seconds for step in steps)
     return [
         rows,
         len(texts),
@@ -123,7 +123,7 @@ def line(config: ScaleBenchConfig, rows: int, steps: list[Step]) -> list[object]
 
 
 def measure(config: ScaleBenchConfig) -> dict[int, list[Step]]:
-    """Steps of each size, one more than is timed."""
+    """Steps of each size."""
     context = get_context("spawn")
     pipes: dict[int, Connection[Any, Any]] = {}
     steps: dict[int, list[Step]] = {}
@@ -132,7 +132,7 @@ def measure(config: ScaleBenchConfig) -> dict[int, list[Step]]:
         context.Process(target=serve, args=(other, rows, config), daemon=True).start()
         other.close()
         steps[rows] = [answer(rows, pipes[rows])]
-    for _ in range(config.repeats):
+    for _ in range(config.repeats - 1):
         for rows, pipe in pipes.items():
             pipe.send("step")
             steps[rows].append(answer(rows, pipe))

@@ -72,7 +72,7 @@ class StepBenchConfig:
     rows: int = 1024
     single_rows: int = 256
     hidden: int = 128
-    layers: int = 4
+    layers: int = 2
     vocabulary: int = 8192
     dims: list[int] = field(default_factory=lambda: [128, 64, 32])
     mini_batch: int = 32
