@@ -1,6 +1,6 @@
 """What a model reads: prompts, byte for byte, and token budgets that never cut the end token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Encoding, Tokenizer
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
-# Texts beyond this many characters a token are cut before tokenisation: a 10 MB text costs no more than a long one.
+# Texts are read only so many characters a token at first: a 10 MB text costs no more than a long one.
 CHARACTERS_PER_TOKEN = 32
 # No fewer than these: half of them are more than the 100 that WordPiece reads of a word.
 LEAST_CHARACTERS = 512
@@ -56,10 +56,8 @@ class TextTokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, require_end: bool) -> None:
-        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self.backend.no_padding()
-        self.backend.no_truncation()
-        self.pad_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        self.backend = copy_backend(tokenizer)
+        self.pad_id = padding_id(tokenizer)
         self.end_id: int | None = None
         self.appended_end: str | None = None  # the token that the tokenizer had to be taught to append
         if require_end:
@@ -73,14 +71,14 @@ class TextTokenizer:
                 f"{max_length} tokens leave no room beside the {self.special_tokens} special ones of a text"
             )
         self.backend.enable_truncation(max_length)
-        limit = max(CHARACTERS_PER_TOKEN * max_length, LEAST_CHARACTERS)
-        encodings = self.backend.encode_batch([text[:limit] for text in texts])
-        for i, text in enumerate(texts):
-            # Tokens near the cut may be of half a word.
-            if len(text) > limit and (len(encodings[i].ids) < max_length or last_character(encodings[i]) > limit // 2):
-                encodings[i] = self.backend.encode(text)
+
+        def kept_until(encoding: Encoding) -> int | None:
+            return last_character(encoding) if len(encoding.ids) == max_length else None
+
+        encodings = encode_beginnings(self.backend, texts, max_length, kept_until)
         ids = [encoding.ids for encoding in encodings]
         self._check_end(ids, texts)
+        limit = first_characters(max_length)
         cut = sum(
             bool(encoding.overflowing) or len(text) > limit for encoding, text in zip(encodings, texts, strict=True)
         )
@@ -120,6 +118,54 @@ class TextTokenizer:
                     f"the tokens of {text[:60]!r} end in {each[-1:]}, not in the end token {self.end_id}; "
                     "the tokenizer must append it to every text"
                 )
+
+
+def copy_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy of the fast tokenizer's backend that neither pads nor truncates."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token; 0 for a tokenizer without one, since what stands at the padding is never read."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+
+def first_characters(max_length: int) -> int:
+    """How many characters of a text are read at first for `max_length` tokens."""
+    return max(CHARACTERS_PER_TOKEN * max_length, LEAST_CHARACTERS)
+
+
+def encode_beginnings(
+    backend: Tokenizer,
+    texts: Sequence[str],
+    max_length: int,
+    kept_until: Callable[[Encoding], int | None],
+    *,
+    head: str = "",
+    special_tokens: bool = True,
+) -> list[Encoding]:
+    """Encodings of head + text, each text read only as far as its kept tokens need.
+
+    Args:
+        backend: Encodes; its truncation is the caller's.
+        texts: The texts.
+        max_length: Tokens that are kept of a text.
+        kept_until: The character of head + text where the last kept token ends; None while there are fewer than wanted.
+        head: Stands before every text.
+        special_tokens: Whether the tokenizer adds its special tokens.
+    """
+    first = first_characters(max_length)
+    encodings = backend.encode_batch([head + text[:first] for text in texts], add_special_tokens=special_tokens)
+    for i, text in enumerate(texts):
+        read = first
+        # Tokens near the cut may be of half a word.
+        while read < len(text) and ((end := kept_until(encodings[i])) is None or end - len(head) > read // 2):
+            read *= 4
+            encodings[i] = backend.encode(head + text[:read], add_special_tokens=special_tokens)
+    return encodings
 
 
 def last_character(encoding: Encoding) -> int:
