@@ -51,7 +51,7 @@ from nestling.checkpoint import (
 from nestling.collation import Collator, TrainBatch
 from nestling.config import DevData, LossConfig, require, require_dims, require_unique
 from nestling.distributed import gather_batch, launched_with, require_launch, sum_over_ranks
-from nestling.embedder import Embedder, max_positions, read_config, read_model_files
+from nestling.embedder import Embedder, read_model_files
 from nestling.export import export_embedder
 from nestling.lengths import measure_lengths
 from nestling.losses import Terms, cosent, distillation
@@ -64,6 +64,7 @@ from nestling.records import RetrievalSet, load_records, load_retrieval_set
 from nestling.rehearsal import rehearse
 from nestling.retrieval import evaluate_embedder
 from nestling.streaming import info_nce
+from nestling.token_model import max_positions, read_config
 from nestling.tracking import Meter, Progress, Results, Tracker, evaluation_at, open_tracker, summary, table
 from nestling.trainable import load_trainable
 
@@ -157,6 +158,7 @@ class Run:
     planner: Planner
     dev_sets: list[RetrievalSet]
     dims: dict[int, float]
+    embedder: Embedder
     backend: Backend
     checkpoints: Checkpoints
     state: TrainingState
@@ -178,7 +180,7 @@ class Run:
     def evaluate(self) -> None:
         results = {
             dev_set.name: evaluate_embedder(
-                self.backend.embedder,
+                self.embedder,
                 dev_set,
                 list(self.dims),
                 query_max_length=self.config.query_max_length,
@@ -239,7 +241,9 @@ def train(
     state = start_state(backend, newest, planner.fingerprint(), folder)
     budget = graph_budget(config, backend, collator)
     if main_rank:
-        print(derivation(config, planner, collator, backend, budget, list(dims), total, state.step), flush=True)
+        print(
+            derivation(config, planner, embedder, collator, backend, budget, list(dims), total, state.step), flush=True
+        )
 
     # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
     with (
@@ -255,7 +259,20 @@ def train(
         StopSignal() as stop,
     ):
         guard = NonFiniteGuard(config.max_bad_steps, state.skipped_steps, state.skipped_in_a_row)
-        parts = (config, folder, planner, dev_sets, dims, backend, checkpoints, state, guard, tracker, progress)
+        parts = (
+            config,
+            folder,
+            planner,
+            dev_sets,
+            dims,
+            embedder,
+            backend,
+            checkpoints,
+            state,
+            guard,
+            tracker,
+            progress,
+        )
         run = Run(*parts, total, main_rank)
         if dev_sets and not newest:
             run.evaluate()
@@ -318,7 +335,8 @@ def rehearse_step(
     budget = graph_budget(config, backend, collator)
     if accelerator.is_main_process:
         print(
-            derivation(config, planner, collator, backend, budget, list(dims), planner.steps_per_epoch, 0), flush=True
+            derivation(config, planner, embedder, collator, backend, budget, list(dims), planner.steps_per_epoch, 0),
+            flush=True,
         )
     # The same batch on every rank, and so the same steps.
     longest = max((collator[plan] for plan in islice(planner.plans(), REHEARSED)), key=lambda each: each.tokens.tokens)
@@ -446,20 +464,21 @@ def start_state(backend: Backend, newest: Path | None, data: str, folder: RunFol
 
 def graph_budget(config: EmbedConfig, backend: Backend, collator: Collator) -> GraphBudget:
     """Room for graphs between the passes: as set, or half of what is free beside gradients and AdamW's moments."""
-    embedder = backend.embedder
+    model = backend.model
     length = min(max(config.query_max_length, config.document_max_length), collator.chunk_tokens)
-    chunk = sample_chunk(length, collator.chunk_tokens, embedder.config.vocab_size, embedder.device)
-    embedder.train()
+    chunk = sample_chunk(length, collator.chunk_tokens, model.config.vocab_size, model.device)
+    model.train()
     with backend.computing():
-        measured = graph_bytes(embedder, partial(backend.encode, last=True), chunk)
-    coming = 3 * trained_bytes(embedder) / (backend.ranks if backend.sharded else 1)
-    memory = (free_memory(embedder.device) - coming) / 2 if config.graph_memory is None else config.graph_memory * 1e9
+        measured = graph_bytes(model, partial(backend.encode, last=True), chunk)
+    coming = 3 * trained_bytes(model) / (backend.ranks if backend.sharded else 1)
+    memory = (free_memory(model.device) - coming) / 2 if config.graph_memory is None else config.graph_memory * 1e9
     return GraphBudget(memory, measured / chunk.positions)
 
 
 def derivation(
     config: EmbedConfig,
     planner: Planner,
+    embedder: Embedder,
     collator: Collator,
     backend: Backend,
     budget: GraphBudget,
@@ -468,7 +487,7 @@ def derivation(
     done: int,
 ) -> str:
     """What follows from the settings and the data, to read before step 1."""
-    embedder, in_batch = backend.embedder, planner.batch_size - 1
+    in_batch = planner.batch_size - 1
     trainable = sum(whole_shape(each).numel() for each in embedder.parameters() if each.requires_grad)
     everything = sum(whole_shape(each).numel() for each in embedder.parameters())
     lengths = [measure_lengths(collator, i) for i in range(len(planner.sources))]
@@ -599,7 +618,7 @@ def publish(run: Run) -> None:
         on_rank_zero(lambda: export_checkpoint(checkpoint, run.folder.final))
     else:
         if step != state.step:
-            restore_tensors(checkpoint, backend.embedder)
+            restore_tensors(checkpoint, run.embedder)
         on_rank_zero(lambda: export(run, step))
     if run.main_rank:
         scores = before_and_after(evaluation_at(run.folder.metrics, 0), evaluation_at(run.folder.metrics, step))
@@ -611,7 +630,7 @@ def publish(run: Run) -> None:
 def export(run: Run, step: int) -> None:
     config, sources = run.config, run.planner.sources
     report = export_embedder(
-        run.backend.embedder,
+        run.embedder,
         run.folder.final,
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,

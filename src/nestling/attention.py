@@ -1,7 +1,8 @@
 """The attention implementation that suits a machine."""
 
 import importlib.util
-from functools import partial
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import torch
@@ -56,35 +57,72 @@ def varlen_attention(
     scaling: float | None = None,
     bounds: Tensor | None = None,
     longest: int = 0,
+    keys: Tensor | None = None,
+    key_bounds: Tensor | None = None,
+    most_keys: int = 0,
+    beginnings: Sequence[int] = (),
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each text of a `PackedChunk`, [1, heads, T, d] -> [1, T, heads, d]; else SDPA.
+    """Causal attention within each text of a packed chunk, [1, heads, T, d] -> [1, T, heads, d]; else SDPA.
 
-    A GPU runs torch's `varlen_attn` (not yet seen to run here), a CPU one SDPA for each text.
+    The segments of a `nestling.groups.GroupChunk` attend to their beginnings too. A GPU runs torch's `varlen_attn`
+    (not yet seen to run here), a CPU one SDPA for each text.
     """
     if bounds is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
         return output, None
-    if sliding_window is not None and sliding_window < longest:
+    if sliding_window is not None and sliding_window < max(longest, most_keys):
         raise ValueError(
             f"attention: varlen has no sliding window, and the model's is {sliding_window} tokens; use sdpa"
         )
     if query.device.type == "cpu":
-        return _text_by_text(query, key, value, bounds, scaling), None
+        return _text_by_text(query, key, value, bounds, beginnings, scaling), None
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [T, heads, d]
-    causal = (-1, 0)
-    packed = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=causal, enable_gqa=True)
+    if keys is not None:
+        k, v = k[keys], v[keys]  # [K, heads, d]
+    causal = (-1, 0)  # aligned at the end of the keys
+    packed = varlen_attn(
+        q,
+        k,
+        v,
+        bounds,
+        bounds if key_bounds is None else key_bounds,
+        longest,
+        most_keys or longest,
+        scale=scaling,
+        window_size=causal,
+        enable_gqa=True,
+    )
     return cast(Tensor, packed)[None], None
 
 
-def _text_by_text(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scaling: float | None) -> Tensor:
+def _text_by_text(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, beginnings: Sequence[int], scaling: float | None
+) -> Tensor:
+    """[1, T, heads, d] in the type of `query`; computed in float32, as `sdpa_in_float32`."""
     lengths = bounds.diff().tolist()
-    texts = zip(*(each.split(lengths, dim=2) for each in (query, key, value)), strict=True)
-    attend = partial(nn.functional.scaled_dot_product_attention, is_causal=True, scale=scaling, enable_gqa=True)
-    return torch.cat([attend(q, k, v) for q, k, v in texts], dim=2).transpose(1, 2).contiguous()
+    wide = torch.promote_types(query.dtype, torch.float32)
+    queries, keys, values = (each.to(wide).split(lengths, dim=2) for each in (query, key, value))
+    attend = partial(nn.functional.scaled_dot_product_attention, scale=scaling, enable_gqa=True)
+    found = []
+    with torch.autocast("cpu", enabled=False):
+        for i, q in enumerate(queries):
+            before = beginnings[i] if beginnings else -1
+            if before < 0:
+                found.append(attend(q, keys[i], values[i], is_causal=True))
+            else:
+                k, v = (torch.cat([each[before], each[i]], dim=2) for each in (keys, values))
+                found.append(attend(q, k, v, attn_mask=continuing_mask(lengths[before], lengths[i])))
+    return torch.cat(found, dim=2).transpose(1, 2).contiguous().to(query.dtype)
+
+
+@lru_cache(maxsize=256)
+def continuing_mask(before: int, length: int) -> Tensor:
+    """[length, before + length] bool: causal, behind keys that all may see."""
+    return torch.ones(length, before + length, dtype=torch.bool).tril_(before)
 
 
 def no_mask(*arguments: Any, **settings: Any) -> None:

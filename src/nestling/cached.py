@@ -105,7 +105,7 @@ class CachedStep:
             ValueError: Memory ran out with several ranks, which could not repeat the step together, or with every text
                 in a chunk of its own.
         """
-        state = RandomState.now(self.backend.embedder.device)
+        state = RandomState.now(self.backend.model.device)
         for _ in range(self.halvings):
             batch = batch.halved()
         loss = self._try(batch, loss_of)

@@ -8,15 +8,7 @@ from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from nestling.attention import VARLEN, resolve_attention
@@ -24,7 +16,7 @@ from nestling.encoding import encode_texts
 from nestling.packing import AnyChunk, PackedChunk
 from nestling.pooling import POOL, Pooling, pool_packed
 from nestling.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
-from nestling.token_lookup import look_up_in_place
+from nestling.token_model import TokenModel, is_decoder, load_backbone, read_config, require_fast
 
 Kind = Literal["query", "document"]
 
@@ -49,7 +41,7 @@ class ModelFiles:
     subfolder: str = ""
 
 
-class Embedder(nn.Module):
+class Embedder(TokenModel):
     """Texts to embeddings.
 
     Args:
@@ -73,17 +65,11 @@ class Embedder(nn.Module):
         normalize: bool = True,
         precision: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.tokenizer = tokenizer
+        super().__init__(backbone, tokenizer, source=source, precision=precision)
         self.pooling: Pooling = pooling
         self.prompts = prompts
-        self.source = source
         self.normalize = normalize
-        self.precision = precision
         self.text_tokenizer = TextTokenizer(tokenizer, require_end=pooling == "last")
-        self._recomputable: list[GradientCheckpointingLayer] = []
-        self._recompute_above = 0
 
     @classmethod
     def from_pretrained(
@@ -125,19 +111,17 @@ class Embedder(nn.Module):
         if instruction is not None:
             prompts = Prompts(prompts.query(instruction), prompts.document)
         backbone = load_backbone(
+            AutoModel,
             model,
             config,
-            files.subfolder,
-            dtype,
-            resolve_attention(attention, precision, cpu=cpu),
-            dropout,
-            quantisation,
+            subfolder=files.subfolder,
+            dtype=dtype,
+            attention=resolve_attention(attention, precision, cpu=cpu),
+            dropout=dropout,
+            quantisation=quantisation,
         )
         tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
-        if not tokenizer.is_fast:
-            raise ValueError(
-                f"{model}: the tokenizer has no fast form (tokenizer.json); convert it with transformers first"
-            )
+        require_fast(tokenizer, model)
         return cls(
             backbone,
             tokenizer,
@@ -149,72 +133,20 @@ class Embedder(nn.Module):
         )
 
     @property
-    def config(self) -> PretrainedConfig:
-        return cast(PretrainedConfig, self.backbone.config)
-
-    @property
     def dim(self) -> int:
         """Width of an embedding."""
         return int(self.config.hidden_size)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def padding_free(self) -> bool:
-        """Whether it reads packed chunks: causal models with attention that knows where texts begin."""
-        return bool(self.config._attn_implementation == VARLEN)
-
-    @property
-    def max_positions(self) -> int:
-        """Tokens that the model can read."""
-        return max_positions(self.config)
 
     def forward(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
         """Raw embeddings, [B, D] float32, neither cut nor normalised.
 
         With `in_place` the backward pass adds to the gradient of the token embeddings row by row (`token_lookup`).
         """
-        for layer in self._recomputable:
-            layer.gradient_checkpointing = chunk.longest > self._recompute_above
         with self.computing():
-            table = cast(Any, self.backbone).get_input_embeddings()
-            tokens = look_up_in_place(table, chunk.input_ids) if in_place else table(chunk.input_ids)
-            return self._embed(chunk, tokens)
-
-    def computing(self, *, cache: bool | None = None) -> torch.autocast:
-        """Autocast in the model's precision; around several forwards it casts each weight once, unless `cache` is off.
-
-        None leaves that as an outer context has it, on without one.
-        Casts that were made without gradients must not be around when gradients are wanted, nor after an update.
-        """
-        enabled = self.precision == torch.bfloat16
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=cache)
-
-    def _embed(self, chunk: AnyChunk, tokens: Tensor) -> Tensor:
-        arguments: dict[str, Any] = {"inputs_embeds": tokens, "attention_mask": None}
-        if is_decoder(self.config):
-            arguments["use_cache"] = False  # with a cache, or a mask, positions of packed texts are not honoured
-        if isinstance(chunk, PackedChunk):
-            packed = {"position_ids": chunk.position_ids, "bounds": chunk.bounds, "longest": chunk.longest}
-            hidden = self.backbone(**arguments, **packed).last_hidden_state
-            return pool_packed(hidden, chunk.bounds, self.pooling).float()
-        # A causal model reads nothing from the padding on the right; without a mask attention takes its fast path.
-        if chunk.padded and not is_decoder(self.config):
-            positions = torch.arange(chunk.input_ids.shape[1], device=chunk.input_ids.device)
-            arguments["attention_mask"] = (positions < chunk.lengths[:, None]).long()
-        hidden = self.backbone(**arguments).last_hidden_state
-        return POOL[self.pooling](hidden, chunk.lengths).float()
-
-    def recompute_above(self, length: int) -> None:
-        """Layers keep no activations of texts longer than `length` tokens: the backward pass computes them again."""
-        model = cast(Any, self.backbone)
-        # transformers 5.2x renamed it
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-        self._recomputable = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
-        self._recompute_above = length
+            hidden = self.hidden_states(chunk, in_place=in_place)
+            if isinstance(chunk, PackedChunk):
+                return pool_packed(hidden, chunk.bounds, self.pooling).float()
+            return POOL[self.pooling](hidden, chunk.lengths).float()
 
     def prefix(self, kind: Kind, instruction: str | None = None) -> str:
         """The prompt that stands before a text."""
@@ -242,56 +174,6 @@ class Embedder(nn.Module):
         ):
             result[rows] = embeddings
         return result
-
-
-def read_config(model: str | Path, subfolder: str) -> PretrainedConfig:
-    """config.json of a directory or hub id; ValueError if there is none."""
-    try:
-        return cast(PretrainedConfig, AutoConfig.from_pretrained(model, subfolder=subfolder))
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"model {model}: not a directory with a config.json, and no id that the hub or its cache has: {reason}"
-        ) from error
-
-
-def max_positions(config: PretrainedConfig) -> int:
-    """Tokens that a model can read; RoBERTa's kin number positions from behind the padding token's."""
-    positions = int(getattr(config, "max_position_embeddings", 2**31))
-    return positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions
-
-
-def is_decoder(config: PretrainedConfig) -> bool:
-    """Whether the model attends causally, told by its architecture's name."""
-    names = config.architectures or []
-    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) or config.model_type.startswith("qwen")
-
-
-def load_backbone(
-    model: str | Path,
-    config: PretrainedConfig,
-    subfolder: str,
-    dtype: torch.dtype | str,
-    attention: str,
-    dropout: float | None,
-    quantisation: BitsAndBytesConfig | None = None,
-) -> nn.Module:
-    """The transformer without head, its dropout set, its unused pooler head frozen."""
-    own = {name: value for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, float)}
-    if dropout is not None:
-        config.update(dict.fromkeys(own, dropout))
-    backbone = AutoModel.from_pretrained(
-        model,
-        config=config,
-        subfolder=subfolder,
-        dtype=dtype,
-        attn_implementation=attention,
-        quantization_config=quantisation,
-    )
-    backbone.config.update(own)  # the exported config is the model's, not this run's
-    for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(parameter.is_floating_point() and "pooler" not in name.split("."))
-    return cast(nn.Module, backbone)
 
 
 def read_model_files(model: str) -> ModelFiles:

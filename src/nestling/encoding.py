@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from nestling.prompts import TextTokenizer
 WINDOW = 8192
 
 TokenIds = list[list[int]]
+
+Part = TypeVar("Part")
+Read = TypeVar("Read")
 
 
 class Encoder(Protocol):
@@ -126,8 +129,8 @@ def encode_texts(
     read = partial(_read, model.text_tokenizer, texts, prefix, max_length, budget, keep)
     more = repeat(Window.empty(), agree(len(parts)) - len(parts))
     start = 0
-    with _evaluating(model), _bar(len(rows), progress) as bar:
-        for window in chain(_ahead(read, parts), more):
+    with evaluating(model), progress_bar(len(rows), progress) as bar:
+        for window in chain(ahead(read, parts), more):
             embeddings = _encode_window(model, window.batch, agree, bar)
             bar.update(window.texts - len(embeddings))
             window.count(tally)
@@ -176,9 +179,9 @@ def _read(
     return Window(batch, len(rows), tokenized.truncated)
 
 
-def _ahead(read: Callable[[range], Window], parts: Iterable[range]) -> Iterator[Window]:
-    """The windows in order; a thread reads the next one while the caller works on the last."""
-    waiting: Future[Window] | None = None
+def ahead(read: Callable[[Part], Read], parts: Iterable[Part]) -> Iterator[Read]:
+    """What is read of each part, in order; a thread reads the next one while the caller works on the last."""
+    waiting: Future[Read] | None = None
     with ThreadPoolExecutor(1) as thread:
         for part in parts:
             following = thread.submit(read, part)
@@ -204,7 +207,8 @@ def _encode_window(model: Encoder, batch: TokenBatch, agree: Callable[[int], int
 
 
 @contextmanager
-def _evaluating(model: Encoder) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
+    """Inside, a module is in evaluation mode."""
     training = model.training
     model.train(False)
     try:
@@ -213,6 +217,7 @@ def _evaluating(model: Encoder) -> Iterator[None]:
         model.train(training)
 
 
-def _bar(total: int, label: str | None) -> "tqdm[Any]":
+def progress_bar(total: int, label: str | None, unit: str = "text") -> "tqdm[Any]":
+    """A bar on a terminal; hidden without label."""
     # The longest texts of a window come first, so only the mean rate says how long the rest takes.
-    return tqdm(total=total, desc=label, unit="text", smoothing=0, disable=None if label else True, leave=False)
+    return tqdm(total=total, desc=label, unit=unit, smoothing=0, disable=None if label else True, leave=False)

@@ -6,9 +6,12 @@ A chunk holds as many texts as a budget of positions allows. Letters: B texts, L
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from nestling.groups import GroupChunk
 
 
 def token_budget(device: torch.device) -> int:
@@ -73,6 +76,10 @@ class PackedChunk:
         """Positions that run through the model."""
         return self.input_ids.numel()
 
+    def attention_arguments(self) -> dict[str, Any]:
+        """What `nestling.attention.varlen_attention` and the model have to know."""
+        return {"position_ids": self.position_ids, "bounds": self.bounds, "longest": self.longest}
+
     def to(self, device: torch.device) -> "PackedChunk":
         return PackedChunk(
             self.input_ids.to(device),
@@ -88,7 +95,8 @@ class PackedChunk:
         return [concatenate([text.tolist() for text in half]) for half in (texts[:middle], texts[middle:]) if half]
 
 
-AnyChunk = Chunk | PackedChunk
+TextChunk = Chunk | PackedChunk
+AnyChunk = TextChunk | GroupChunk
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class TokenBatch:
         tokens: Tokens of all texts, without padding.
     """
 
-    chunks: Sequence[AnyChunk]
+    chunks: Sequence[TextChunk]
     position: Tensor
     tokens: int
 

@@ -14,12 +14,17 @@ def look_up_in_place(table: nn.Embedding, input_ids: Tensor) -> Tensor:
     whose rows are added in 10 ms. No hook of the weight runs, so that what synchronises gradients needs an ordinary
     lookup last.
     """
-    weight = table.weight
-    plain = type(table) is nn.Embedding  # subclasses scale what they find, or adapt it
-    if not (plain and weight.requires_grad and torch.is_grad_enabled()):
+    if type(table) is not nn.Embedding:  # subclasses scale what they find, or adapt it
         found: Tensor = table(input_ids)
         return found
-    looked_up: Tensor = _LookUp.apply(weight, input_ids, table.padding_idx)
+    return rows_in_place(table.weight, input_ids, table.padding_idx)
+
+
+def rows_in_place(weight: Tensor, ids: Tensor, padding: int | None = None) -> Tensor:
+    """`weight[ids]`, [V, D] -> [..., D], likewise; the row `padding` gets no gradient."""
+    if not (weight.requires_grad and torch.is_grad_enabled()):
+        return nn.functional.embedding(ids, weight)
+    looked_up: Tensor = _LookUp.apply(weight, ids, padding)
     return looked_up
 
 

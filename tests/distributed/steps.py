@@ -191,7 +191,7 @@ def save(backend: Backend, folder: Path, rank: int) -> None:
 def train_on_ranks(folder: Path, case: Case, rank: int, world: int) -> Weights:
     """Trained weights after three steps, whole, on rank 0."""
     backend = prepared(folder, case, world)
-    collator = collate(folder, case, backend.embedder, rank, world)
+    collator = collate(folder, case, backend.model, rank, world)
     for plan in plans():
         take_step(backend, case, collator, plan)
     return {name: each.detach().clone() for name, each in backend.tensors().items()}

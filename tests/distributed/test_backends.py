@@ -167,7 +167,7 @@ def collectives(port: int, rank: int, folder: Path) -> None:
     join(rank, 2, port)
     for case in usable([Case("ddp", "some"), Case("zero1", "some"), Case("zero2", "some")]):
         backend = prepared(folder, case, 2)
-        collator = collate(folder, case, backend.embedder, rank, 2)
+        collator = collate(folder, case, backend.model, rank, 2)
         for plan in plans():  # the last one is kept: DDP arranges its buckets during the first two
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
                 take_step(backend, case, collator, plan)
@@ -183,7 +183,7 @@ def spoiled(port: int, rank: int, folder: Path) -> None:
     backend = prepared(folder, case, 2)
     assert isinstance(backend, Zero)
     backend.accumulation = nullcontext  # type: ignore[method-assign]
-    collator = collate(folder, case, backend.embedder, rank, 2)
+    collator = collate(folder, case, backend.model, rank, 2)
     for plan in plans():
         take_step(backend, case, collator, plan)
     if rank == 0:
@@ -219,7 +219,7 @@ def resumed(port: int, rank: int, folder: Path) -> None:
     join(rank, 2, port)
     for case in usable([Case(name, "some", tuning) for name in BACKENDS for tuning in ("full", "lora")]):
         backend = prepared(folder, case, 2, adam=True)
-        collator = collate(folder, case, backend.embedder, rank, 2)
+        collator = collate(folder, case, backend.model, rank, 2)
         *first, last = plans()
         for plan in first:
             take_step(backend, case, collator, plan)

@@ -10,22 +10,22 @@ from typing import Protocol
 
 from torch import Tensor
 
-from nestling.embedder import Embedder
 from nestling.packing import AnyChunk
+from nestling.token_model import TokenModel
 
 
 class Backend(Protocol):
     """A model in training, and how its ranks synchronise.
 
     Attributes:
-        embedder: The model itself.
+        model: The model itself.
         name: What the run says it trains with.
         ranks: How many ranks there are.
         sharded: Whether its parameters are in shards between forwards; every forward is a collective then, and ranks
             must run equally many.
     """
 
-    embedder: Embedder
+    model: TokenModel
     name: str
     ranks: int
     sharded: bool

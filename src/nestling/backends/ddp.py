@@ -10,31 +10,31 @@ from torch.optim import Optimizer
 
 from nestling.backends.plain import Plain
 from nestling.distributed import rank_and_world
-from nestling.embedder import Embedder
 from nestling.packing import AnyChunk
+from nestling.token_model import TokenModel
 
 
 class Ddp(Plain):
     """As one process, but that `backward` of the last chunk reduces all gradients, in buckets, while it runs.
 
     Args:
-        embedder: The model.
+        model: The model.
         optimizer: Over its trained parameters.
-        model: The model in DDP.
+        wrapped: The model in DDP.
     """
 
     name = "DDP"
 
-    def __init__(self, embedder: Embedder, optimizer: Optimizer, model: DistributedDataParallel) -> None:
-        super().__init__(embedder, optimizer)
-        self.model = self.wrapped = model
+    def __init__(self, model: TokenModel, optimizer: Optimizer, wrapped: DistributedDataParallel) -> None:
+        super().__init__(model, optimizer)
+        self.wrapped = self.ddp = wrapped
         self.ranks = rank_and_world()[1]
 
     def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
         # A forward that were to synchronise would make the reducer count the backward passes that come before its own.
-        with self.wrapped.no_sync():
+        with self.ddp.no_sync():
             return super().encode(chunk, last=last)
 
     def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
-        with Accelerator.trigger_sync_in_backward(self.wrapped) if last else nullcontext():
+        with Accelerator.trigger_sync_in_backward(self.ddp) if last else nullcontext():
             torch.autograd.backward(encoded, gradient)

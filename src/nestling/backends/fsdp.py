@@ -19,8 +19,8 @@ from nestling.backends.agreement import agree_on_chunks
 from nestling.backends.plain import Plain
 from nestling.checkpoint.state import OPTIMIZER, restore_tensors, save_optimizer, trainable_tensors
 from nestling.distributed import rank_and_world
-from nestling.embedder import Embedder
 from nestling.packing import AnyChunk
+from nestling.token_model import TokenModel
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 FROM_RANK_ZERO = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -30,7 +30,7 @@ class Fsdp(Plain):
     """Gradients are reduced in the last backward pass of a step, or in each where whole ones do not fit.
 
     Args:
-        embedder: The model, sharded in place.
+        model: The model, sharded in place.
         optimizer: Over its shards.
         whole_gradients: Whether the gradients of all trained parameters fit in a rank's memory.
     """
@@ -38,8 +38,8 @@ class Fsdp(Plain):
     name = "FSDP2"
     sharded = True
 
-    def __init__(self, embedder: Embedder, optimizer: Optimizer, *, whole_gradients: bool) -> None:
-        super().__init__(embedder, optimizer)
+    def __init__(self, model: TokenModel, optimizer: Optimizer, *, whole_gradients: bool) -> None:
+        super().__init__(model, optimizer)
         self.whole_gradients = whole_gradients
         self.ranks = rank_and_world()[1]
 
@@ -47,36 +47,36 @@ class Fsdp(Plain):
         return agree_on_chunks(chunks, kept)
 
     def computing(self) -> AbstractContextManager[object]:
-        return self.embedder.computing(cache=False)  # which would keep a whole copy of the sharded weights
+        return self.model.computing(cache=False)  # which would keep a whole copy of the sharded weights
 
     def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
-        encoded: Tensor = self.model(chunk)
+        encoded: Tensor = self.wrapped(chunk)
         return encoded
 
     def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
-        model = cast(Any, self.model)
-        model.set_requires_gradient_sync(last or not self.whole_gradients)
-        model.set_is_last_backward(last)
+        sharded = cast(Any, self.wrapped)
+        sharded.set_requires_gradient_sync(last or not self.whole_gradients)
+        sharded.set_is_last_backward(last)
         torch.autograd.backward(encoded, gradient)
 
     def tensors(self) -> dict[str, Tensor]:
         keep = rank_and_world()[0] == 0
         whole: dict[str, Tensor] = {}
-        for name, tensor in trainable_tensors(self.embedder).items():
+        for name, tensor in trainable_tensors(self.model).items():
             gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if keep:
                 whole[name] = gathered.cpu()
         return whole
 
     def save_optimizer(self, folder: Path) -> None:
-        state = get_optimizer_state_dict(self.model, self.optimizer, options=WHOLE)
+        state = get_optimizer_state_dict(self.wrapped, self.optimizer, options=WHOLE)
         if rank_and_world()[0] == 0:
             save_optimizer(folder, cast(dict[str, object], state))
 
     def restore(self, folder: Path, *, optimizer: bool = True) -> None:
-        restore_tensors(folder, self.embedder)
+        restore_tensors(folder, self.model)
         if optimizer:
             rank = rank_and_world()[0]
             path = folder / OPTIMIZER
             state = torch.load(path, map_location="cpu", weights_only=True) if rank == 0 else {}
-            set_optimizer_state_dict(self.model, self.optimizer, state, options=FROM_RANK_ZERO)
+            set_optimizer_state_dict(self.wrapped, self.optimizer, state, options=FROM_RANK_ZERO)

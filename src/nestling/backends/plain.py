@@ -10,16 +10,16 @@ from torch.optim import Optimizer
 
 from nestling.checkpoint.state import load_optimizer, restore_tensors, save_optimizer, trainable_tensors
 from nestling.distributed import rank_and_world
-from nestling.embedder import Embedder
 from nestling.optim import clip_gradients, set_learning_rate
 from nestling.packing import AnyChunk
+from nestling.token_model import TokenModel
 
 
 class Plain:
     """Gradients add up in place, and nobody else has any.
 
     Args:
-        embedder: The model.
+        model: The model.
         optimizer: Over its trained parameters.
     """
 
@@ -27,19 +27,19 @@ class Plain:
     ranks = 1
     sharded = False
 
-    def __init__(self, embedder: Embedder, optimizer: Optimizer) -> None:
-        self.embedder = embedder
-        self.model: nn.Module = embedder
+    def __init__(self, model: TokenModel, optimizer: Optimizer) -> None:
+        self.model = model
+        self.wrapped: nn.Module = model
         self.optimizer = optimizer
 
     def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         return chunks, kept
 
     def computing(self) -> AbstractContextManager[object]:
-        return self.embedder.computing()
+        return self.model.computing()
 
     def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
-        encoded: Tensor = self.model(chunk, in_place=not last)
+        encoded: Tensor = self.wrapped(chunk, in_place=not last)
         return encoded
 
     @contextmanager
@@ -51,7 +51,7 @@ class Plain:
 
     def update(self, learning_rate: float, max_norm: float, accepts: Callable[[float], bool]) -> float:
         set_learning_rate(self.optimizer, learning_rate)
-        norm = clip_gradients(self.embedder.parameters(), max_norm)
+        norm = clip_gradients(self.model.parameters(), max_norm)
         if accepts(norm):
             self.optimizer.step()
         self.discard()
@@ -61,13 +61,13 @@ class Plain:
         self.optimizer.zero_grad()
 
     def tensors(self) -> dict[str, Tensor]:
-        return trainable_tensors(self.embedder)
+        return trainable_tensors(self.model)
 
     def save_optimizer(self, folder: Path) -> None:
         if rank_and_world()[0] == 0:
             save_optimizer(folder, self.optimizer.state_dict())
 
     def restore(self, folder: Path, *, optimizer: bool = True) -> None:
-        restore_tensors(folder, self.embedder)
+        restore_tensors(folder, self.model)
         if optimizer:
             load_optimizer(folder, self.optimizer)

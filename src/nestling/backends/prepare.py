@@ -16,18 +16,18 @@ from nestling.backends.ddp import Ddp
 from nestling.backends.fsdp import Fsdp
 from nestling.backends.plain import Plain
 from nestling.backends.zero import Zero
-from nestling.embedder import Embedder
 from nestling.memory import free_memory, trained_bytes
+from nestling.token_model import TokenModel
 
 
 def prepare(
-    accelerator: Accelerator, embedder: Embedder, optimizer: Optimizer, *, share: int, max_norm: float
+    accelerator: Accelerator, model: TokenModel, optimizer: Optimizer, *, share: int, max_norm: float
 ) -> Backend:
     """Put a model and its optimizer on their device and into their backend.
 
     Args:
         accelerator: The ranks.
-        embedder: The model; sharded in place by FSDP2 and ZeRO-3.
+        model: The model; sharded in place by FSDP2 and ZeRO-3.
         optimizer: Over its trained parameters.
         share: Queries of a rank in a step, for DeepSpeed's records.
         max_norm: What gradients are clipped to, which DeepSpeed has to know beforehand.
@@ -41,14 +41,14 @@ def prepare(
         # DeepSpeed calls collectives by names that torch 2.13 deprecates, and would say so at each of them.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if kind == DistributedType.FSDP:
-        configure_fsdp(accelerator, embedder)
-    model, prepared = accelerator.prepare(embedder, optimizer)
+        configure_fsdp(accelerator, model)
+    wrapped, prepared = accelerator.prepare(model, optimizer)
     if kind == DistributedType.DEEPSPEED:
-        return Zero(embedder, model, whole_gradients=gradients_fit(embedder, accelerator.device))
+        return Zero(model, wrapped, whole_gradients=gradients_fit(model, accelerator.device))
     inner = cast(Optimizer, prepared.optimizer)
     if kind == DistributedType.FSDP:
-        return Fsdp(embedder, inner, whole_gradients=gradients_fit(embedder, accelerator.device))
-    return Ddp(embedder, inner, model) if isinstance(model, DistributedDataParallel) else Plain(embedder, inner)
+        return Fsdp(model, inner, whole_gradients=gradients_fit(model, accelerator.device))
+    return Ddp(model, inner, wrapped) if isinstance(wrapped, DistributedDataParallel) else Plain(model, inner)
 
 
 def configure_zero(accelerator: Accelerator, share: int, max_norm: float) -> None:
@@ -77,7 +77,7 @@ def configure_zero(accelerator: Accelerator, share: int, max_norm: float) -> Non
     }
 
 
-def configure_fsdp(accelerator: Accelerator, embedder: Embedder) -> None:
+def configure_fsdp(accelerator: Accelerator, model: TokenModel) -> None:
     """Check that it is FSDP2, and shard the model layer by layer."""
     plugin = cast(Any, accelerator.state).fsdp_plugin
     if plugin.fsdp_version != 2:
@@ -85,16 +85,16 @@ def configure_fsdp(accelerator: Accelerator, embedder: Embedder) -> None:
     if plugin.auto_wrap_policy is None:  # which would gather the whole model at once
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
     if plugin.transformer_cls_names_to_wrap is None:
-        plugin.transformer_cls_names_to_wrap = layer_classes(embedder)
+        plugin.transformer_cls_names_to_wrap = layer_classes(model)
 
 
-def layer_classes(embedder: Embedder) -> list[str]:
+def layer_classes(model: TokenModel) -> list[str]:
     """Names of the classes of the model's repeated layers."""
-    lists = [each for each in embedder.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
+    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
     longest = max(lists, key=lambda each: sum(parameter.numel() for parameter in each.parameters()))
     return sorted({type(layer).__name__ for layer in longest})
 
 
-def gradients_fit(embedder: Embedder, device: torch.device) -> bool:
+def gradients_fit(model: TokenModel, device: torch.device) -> bool:
     """Whether whole gradients of all trained parameters take at most half of the memory that is free."""
-    return trained_bytes(embedder) <= free_memory(device) / 2
+    return trained_bytes(model) <= free_memory(device) / 2

@@ -13,9 +13,9 @@ from nestling.backends.agreement import agree_on_chunks
 from nestling.checkpoint.ranks import any_rank
 from nestling.checkpoint.state import trainable_tensors
 from nestling.distributed import rank_and_world
-from nestling.embedder import Embedder
 from nestling.optim import set_learning_rate
 from nestling.packing import AnyChunk
+from nestling.token_model import TokenModel
 
 ENGINE = "engine"  # DeepSpeed's own folder inside a checkpoint
 
@@ -27,20 +27,20 @@ class Zero:
     chunk as if they were all: an error of 80 % without a word.
 
     Args:
-        embedder: The model.
+        model: The model.
         engine: DeepSpeed's engine around it.
         whole_gradients: Whether the gradients of all trained parameters fit in a rank's memory.
     """
 
-    def __init__(self, embedder: Embedder, engine: Any, *, whole_gradients: bool) -> None:
-        self.embedder = embedder
+    def __init__(self, model: TokenModel, engine: Any, *, whole_gradients: bool) -> None:
+        self.model = model
         self.engine = engine
         self.whole_gradients = whole_gradients
         self.stage = int(engine.zero_optimization_stage())
         self.name = f"DeepSpeed ZeRO-{self.stage}"
         self.ranks = rank_and_world()[1]
         self.sharded = self.stage == 3
-        self._finite = torch.ones((), dtype=torch.bool, device=embedder.device)
+        self._finite = torch.ones((), dtype=torch.bool, device=model.device)
 
     def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         if self.whole_gradients:
@@ -50,7 +50,7 @@ class Zero:
         return agree_on_chunks(chunks, 0 if self.sharded else kept)
 
     def computing(self) -> AbstractContextManager[object]:
-        return self.embedder.computing(cache=False if self.sharded else None)
+        return self.model.computing(cache=False if self.sharded else None)
 
     def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
         encoded: Tensor = self.engine(chunk)
@@ -97,7 +97,7 @@ class Zero:
 
     def tensors(self) -> dict[str, Tensor]:
         if self.stage < 3:
-            return trainable_tensors(self.embedder)
+            return trainable_tensors(self.model)
         import deepspeed
 
         keep = rank_and_world()[0] == 0
@@ -110,8 +110,8 @@ class Zero:
 
     def _parameters(self) -> dict[str, Tensor]:
         """As `trainable_tensors`, but DeepSpeed's own parameters, which know their shards."""
-        live = {**dict(self.embedder.named_parameters()), **dict(self.embedder.named_buffers())}
-        return {name: live[name] for name in trainable_tensors(self.embedder)}
+        live = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return {name: live[name] for name in trainable_tensors(self.model)}
 
     def save_optimizer(self, folder: Path) -> None:
         self.engine.save_checkpoint(str(folder), tag=ENGINE, save_latest=False, exclude_frozen_parameters=True)
