@@ -168,16 +168,13 @@ def distillation(
     steps = prefixes(dims, dim_weights, queries.shape[1])
     dtype = loss_dtype(queries)
     padding = group < 0
-    lowest = torch.finfo(dtype).min  # not -inf: a query without documents must give 0, not NaN
-    wanted = (teacher.to(dtype) / teacher_temperature).masked_fill(padding, lowest).log_softmax(dim=1)  # [Q, G]
+    wanted = masked_log_softmax(teacher.to(dtype) / teacher_temperature, padding)  # [Q, G]
     loss = queries.new_zeros((), dtype=dtype)
     with torch.autocast(queries.device.type, enabled=False):
         for dim, dim_weight in steps:
             own = unit(documents, dim)[group.clamp_min(0)]  # [Q, G, dim]
             scores = torch.einsum("qd,qgd->qg", unit(queries, dim), own) / temperature
-            student = scores.masked_fill(padding, lowest).log_softmax(dim=1)
-            divergence = (wanted.exp() * (wanted - student)).masked_fill(padding, 0).sum(dim=1)  # [Q]
-            loss = loss + dim_weight * (weight * divergence).sum()
+            loss = loss + dim_weight * (weight * divergence(wanted, masked_log_softmax(scores, padding), padding)).sum()
     return loss
 
 
@@ -270,6 +267,17 @@ class Negatives:
             row, document = torch.nonzero(known & ~layout.is_negative, as_tuple=True)
             allowed[row, layout.owner[document]] = False  # two queries that share a positive must not repel each other
         return allowed
+
+
+def masked_log_softmax(logits: Tensor, absent: Tensor) -> Tensor:
+    """Log softmax over the present of each row, [Q, G]; what stands at the absent places is neither read nor to be."""
+    lowest = torch.finfo(logits.dtype).min  # not -inf: a row without any must give finite values and gradients
+    return logits.masked_fill(absent, lowest).log_softmax(dim=1)
+
+
+def divergence(wanted: Tensor, given: Tensor, absent: Tensor) -> Tensor:
+    """KL(wanted || given) of each row of masked log softmaxes: [Q, G] to [Q]; 0 for a row without any present."""
+    return (wanted.exp() * (wanted - given)).masked_fill(absent, 0).sum(dim=1)
 
 
 def prefixes(dims: Sequence[int], dim_weights: Sequence[float] | None, width: int) -> list[tuple[int, float]]:
