@@ -242,3 +242,55 @@ def test_a_checkpoint_goes_on_bit_by_bit_on_every_backend(tmp_path: Path) -> Non
         assert whole.keys() == again.keys()
         for name, each in whole.items():
             assert torch.equal(again[name], each), (case, name)
+
+
+ELASTIC = [Case("ddp", "some"), Case("fsdp", "some"), Case("fsdp", "some", "lora")]
+
+
+def last_step(folder: Path, case: Case, rank: int, world: int, checkpoint: Path | None) -> None:
+    """Write the weights before and after the third step, to which two steps lead, or another run's checkpoint."""
+    backend = prepared(folder, case, world, adam=True)
+    collator = collate(folder, case, backend.model, rank, world)
+    *first, last = plans()
+    if checkpoint is None:
+        for plan in first:
+            take_step(backend, case, collator, plan)
+        save(backend, folder / f"{case}-{world}", rank)
+    else:
+        backend.restore(checkpoint / "step-1")
+    before = {name: each.detach().clone() for name, each in backend.tensors().items()}
+    take_step(backend, case, collator, last)
+    after = backend.tensors()
+    if rank == 0:
+        torch.save((before, after), folder / f"{case}-{world}-{'whole' if checkpoint is None else 'resumed'}.pt")
+
+
+def go_on(data: Path, world: int, other: int | None, port: int, rank: int, _: Path) -> None:
+    """Runs of `world` ranks: from the checkpoints of `other` ranks, and, unless these exist, their own."""
+    join(rank, world, port)
+    for case in ELASTIC:
+        if not (data / f"{case}-{world}").exists():
+            last_step(data, case, rank, world, None)
+        if other is not None:
+            last_step(data, case, rank, world, data / f"{case}-{other}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+    """With whole optimizer states, two ranks go on as four and four as two; AdamW, whose moments would show."""
+    data = tmp_path / "data"
+    data.mkdir()
+    prepare_folder(data)
+    for turn, (world, other) in enumerate([(2, None), (4, 2), (2, 4)]):
+        meeting = tmp_path / str(turn)
+        meeting.mkdir()
+        run_ranks(world, partial(go_on, data, world, other, free_port()), meeting)
+    for case in ELASTIC:
+        for world, other in ((4, 2), (2, 4)):
+            before, expected = torch.load(data / f"{case}-{other}-whole.pt")
+            start, found = torch.load(data / f"{case}-{world}-resumed.pt")
+            assert all(torch.equal(start[name], each) for name, each in before.items())
+            update, wanted = (flat({name: each[name] - before[name] for name in before}) for each in (found, expected))
+            assert wanted.norm() > 1e-3
+            assert ((update - wanted).norm() / wanted.norm()).item() < 1e-5, (case, world)
