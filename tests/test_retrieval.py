@@ -15,7 +15,7 @@ from nestling.embedder import Embedder
 from nestling.encoding import Tally
 from nestling.metrics import Placements, means, per_query, place_run
 from nestling.prompts import Tokenized
-from nestling.records import RetrievalSet, load_retrieval_set
+from nestling.records import load_retrieval_set
 from nestling.retrieval import (
     EncodedSet,
     Precision,
@@ -29,10 +29,8 @@ from nestling.retrieval import (
 from nestling.retrieval.distinct import Seen, find_distinct
 from nestling.retrieval.first_stage import first_with_ties, tokenize
 from nestling.retrieval.search import Codec
+from sets import random_set, write_beir
 from tiny import tiny_bert
-
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
-Judged = dict[str, dict[str, int]]
 
 
 def make_encoded(queries: Tensor, documents: Tensor, relevant: list[list[int]], block: int) -> EncodedSet:
@@ -41,6 +39,7 @@ def make_encoded(queries: Tensor, documents: Tensor, relevant: list[list[int]], 
         queries=queries,
         documents=documents,
         copies=torch.ones(len(documents), dtype=torch.int64),
+        which=np.arange(len(documents)),
         first=0,
         block=block,
         offsets=torch.from_numpy(np.cumsum([0, *map(len, relevant)])),
@@ -133,24 +132,6 @@ def test_int8_codes_are_those_of_sentence_transformers() -> None:
     assert ours.numpy() == pytest.approx(decoded, abs=1e-6)
     scores = encoded.queries[:, :10].double() @ torch.from_numpy(decoded).T
     assert_same(place(encoded, 10, "int8"), place_scores(scores, relevant))
-
-
-def write_beir(folder: Path, documents: list[str], queries: list[str], qrels: Judged) -> RetrievalSet:
-    (folder / "qrels").mkdir(parents=True)
-    corpus = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(documents)]
-    asked = [{"_id": f"q{i}", "text": text} for i, text in enumerate(queries)]
-    for name, rows in (("corpus", corpus), ("queries", asked)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    judged = [f"{query}\t{document}\t{gain}" for query, each in qrels.items() for document, gain in each.items()]
-    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
-    return load_retrieval_set(folder, "test")
-
-
-def random_set(folder: Path, documents: int, queries: int) -> RetrievalSet:
-    rng = np.random.default_rng(documents)
-    texts = [" ".join(rng.choice(WORDS, size=rng.integers(2, 9))) for _ in range(documents + queries)]
-    qrels = {f"q{i}": {f"d{int(rng.integers(documents))}": int(rng.integers(1, 4))} for i in range(queries)}
-    return write_beir(folder, texts[:documents], [f"{text}?" for text in texts[documents:]], qrels)
 
 
 def test_texts_equal_to_the_model_are_encoded_once_and_tie(tmp_path: Path, bert: Path) -> None:

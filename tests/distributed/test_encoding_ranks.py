@@ -54,6 +54,7 @@ def small_set() -> RetrievalSet:
     documents = ["alpha beta", "gamma", "alpha  beta", "delta " * 9]
     return RetrievalSet(
         name="small",
+        split="test",
         document_ids=["d0", "d1", "d2", "d3"],
         documents=documents,
         query_ids=["q0"],

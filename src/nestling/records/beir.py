@@ -28,6 +28,7 @@ class RetrievalSet:
 
     Args:
         name: Folder and split.
+        split: Split of the judgements.
         document_ids: Ids of the N documents.
         documents: Their texts, title + ' ' + text, stripped; read from disk when asked for.
         query_ids: Ids of the Q queries that have a judgement in the split, in the order of queries.jsonl.
@@ -38,6 +39,7 @@ class RetrievalSet:
     """
 
     name: str
+    split: str
     document_ids: Sequence[str]
     documents: Sequence[str]
     query_ids: Sequence[str]
@@ -82,6 +84,7 @@ def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None
     )
     return RetrievalSet(
         name=f"{path.name}/{split}",
+        split=split,
         document_ids=corpus.ids(),
         documents=corpus.texts(),
         query_ids=queries.ids(judged),

@@ -1,17 +1,33 @@
-"""Retrieval: encode a collection, search it exactly, and measure; BM25 and run files for comparison."""
+"""Retrieval: encode a collection, search it exactly, and measure; first stages and candidate lists for rerankers."""
 
+from nestling.retrieval.candidates import (
+    Candidates,
+    evaluate_candidates,
+    open_candidates,
+    place_candidates,
+    read_candidates,
+)
 from nestling.retrieval.evaluation import encode_set, evaluate_embedder
 from nestling.retrieval.first_stage import Run, bm25_run, judgements, read_run
+from nestling.retrieval.nearest import search_top
+from nestling.retrieval.reranking import rerank
 from nestling.retrieval.search import EncodedSet, Precision, place
 
 __all__ = [
+    "Candidates",
     "EncodedSet",
     "Precision",
     "Run",
     "bm25_run",
     "encode_set",
+    "evaluate_candidates",
     "evaluate_embedder",
     "judgements",
+    "open_candidates",
     "place",
+    "place_candidates",
+    "read_candidates",
     "read_run",
+    "rerank",
+    "search_top",
 ]

@@ -94,6 +94,7 @@ def encode_set(
         queries=queries,
         documents=documents,
         copies=torch.from_numpy(distinct.copies[mine]),
+        which=distinct.which,
         first=int(mine.start),
         block=min(DOCUMENT_BLOCK, int(np.diff(distinct.bounds).max())),
         offsets=torch.from_numpy(offsets),

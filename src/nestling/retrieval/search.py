@@ -4,8 +4,9 @@ The collection is walked in blocks of fixed shape, so memory does not grow with 
 relevant document's own score comes from the very product that it is compared in, not from one of another shape, whose
 last bit may differ: documents with equal vectors tie exactly.
 
-Shape legend: Q queries, R relevant documents of all queries, n documents of this rank, b of one block, p relevant
-documents handled at once, D width of the embeddings, d <= D the dimension that is evaluated.
+Shape legend: Q queries, R relevant documents of all queries, N documents of the collection, n distinct ones of this
+rank, b of one block, p relevant documents handled at once, D width of the embeddings, d <= D the dimension that is
+evaluated.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from nestling.encoding import Tally
-from nestling.metrics import Floats, Placements
+from nestling.metrics import Floats, Integers, Placements
 from nestling.retrieval.ranks import reduce_max, reduce_sum
 
 Precision = Literal["float32", "int8", "binary"]
@@ -35,6 +36,7 @@ class EncodedSet:
         queries: [Q, D] float32, all of them on every rank.
         documents: [n, D] float32, the distinct documents that this rank encoded; n may be 0.
         copies: [n] int64, how often each of them occurs in the collection; 0 if an earlier rank has it too.
+        which: [N] int64, for each document of the collection its index among the documents of all ranks.
         first: Index of documents[0] among the documents of all ranks, in the order of the ranks.
         block: Documents scored at once, the same on every rank.
         offsets: [Q + 1] int64; the relevant documents of query i are relevant[offsets[i]:offsets[i + 1]].
@@ -48,6 +50,7 @@ class EncodedSet:
     queries: Tensor
     documents: Tensor
     copies: Tensor
+    which: Integers
     first: int
     block: int
     offsets: Tensor
@@ -155,24 +158,48 @@ class ScoreRows:
 
 
 def scores_by_block(encoded: EncodedSet, codec: Codec) -> Iterator[ScoreRows]:
-    """Score every query with every document of this rank, in blocks padded to one shape."""
-    queries = codec.queries(encoded.queries.to(encoded.device))
+    """The scores of `score_blocks` for the queries of the relevant documents, some of these at a time."""
     relevant = encoded.relevant.to(encoded.device)
     offsets = encoded.offsets.tolist()
     query_of = torch.repeat_interleave(encoded.offsets.diff()).to(encoded.device)
+    for block in score_blocks(encoded, codec):
+        for begin in range(offsets[block.first], offsets[block.last], PAIR_BLOCK):
+            pairs = slice(begin, min(begin + PAIR_BLOCK, offsets[block.last]))
+            column = relevant[pairs] - encoded.first - block.start
+            inside = (column >= 0) & (column < encoded.block)
+            yield ScoreRows(pairs, block.scores[query_of[pairs] - block.first], block.copies, inside, column)
+
+
+@dataclass(frozen=True)
+class ScoreBlock:
+    """Scores of some queries with one block of this rank's documents, both padded to shapes that never change.
+
+    Attributes:
+        start: The first of the n documents.
+        first: The first of the queries.
+        last: The one after the last query; rows of `scores` beyond it are padding.
+        scores: [query block, b] float32.
+        copies: [b] int64, how often each document occurs; 0 for padding.
+    """
+
+    start: int
+    first: int
+    last: int
+    scores: Tensor
+    copies: Tensor
+
+
+def score_blocks(encoded: EncodedSet, codec: Codec) -> Iterator[ScoreBlock]:
+    """Score every query with every document of this rank, all queries with one block of documents after another."""
+    queries = codec.queries(encoded.queries.to(encoded.device))
     query_block = min(QUERY_BLOCK, len(queries))
     for start in range(0, len(encoded.documents), encoded.block):
         part = slice(start, start + encoded.block)
         documents = pad_rows(codec.documents(encoded.documents[part].to(encoded.device)), encoded.block)
         copies = pad_rows(encoded.copies[part].to(encoded.device), encoded.block)
-        column = relevant - encoded.first - start
-        inside = (column >= 0) & (column < encoded.block)
         for first in range(0, len(queries), query_block):
             last = min(first + query_block, len(queries))
-            scores = pad_rows(queries[first:last], query_block) @ documents.T  # [query_block, b]
-            for begin in range(offsets[first], offsets[last], PAIR_BLOCK):
-                pairs = slice(begin, min(begin + PAIR_BLOCK, offsets[last]))
-                yield ScoreRows(pairs, scores[query_of[pairs] - first], copies, inside[pairs], column[pairs])
+            yield ScoreBlock(start, first, last, pad_rows(queries[first:last], query_block) @ documents.T, copies)
 
 
 def pad_rows(values: Tensor, count: int) -> Tensor:
