@@ -15,13 +15,15 @@ from tokenizers.processors import ByteLevel
 from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer, PreTrainedModel
 
-from nestling import parity
+from nestling import gate, parity
 from nestling.adapters import attach_lora
 from nestling.embedder import Embedder
-from nestling.export import expect, export_embedder, rope_keys
+from nestling.export import expect, export_embedder
+from nestling.gate import ExportError, gate_environment, require_passed
 from nestling.merged_weights import MergedWeights, computing_with
 from nestling.model_card import Card, DataLine, Score
-from nestling.parity import Expectation, ExportError, GateReport, check_directory, gate_environment, require_passed
+from nestling.parity import Expectation, GateReport, check_directory
+from nestling.serving_files import rope_keys
 from nestling.weights import StoredWeights, write_weights
 from tiny import tiny_bert, tiny_qwen3
 
@@ -300,8 +302,8 @@ def test_gate_compares_with_the_trainer(exported: tuple[Path, Expectation]) -> N
 
 def test_gate_process_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expectation = Expectation("last", "", "", 8, 8, 0, torch.zeros(1, 1), torch.zeros(1, 1), 0.999, "nowhere")
-    monkeypatch.setattr(parity, "gate_environment", lambda parent: {"PYTHONPATH": "/nonexistent"})
-    monkeypatch.setattr(parity.sys, "executable", "/bin/false")
+    monkeypatch.setattr(gate, "gate_environment", lambda parent: {"PYTHONPATH": "/nonexistent"})
+    monkeypatch.setattr(gate.sys, "executable", "/bin/false")
     with pytest.raises(ExportError, match="ended with status 1"):
         parity.verify_export(tmp_path, expectation)
 

@@ -1,16 +1,10 @@
-"""The parity gate: an exported directory, loaded as its users will, gives the embeddings of the model in memory.
-
-It runs in a process of its own, so that nothing of the trainer (its tokenizer, patched modules, distributed setting)
-can make a broken directory look sound.
-"""
+"""The parity gate: an exported directory, loaded as its users will, gives the embeddings of the model in memory."""
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +14,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-import nestling
+from nestling.gate import alone as alone
+from nestling.gate import compare_with_base, require_passed, run_checks, run_gate
 from nestling.pooling import Pooling
-from nestling.weights import StoredWeights
 
 MERGED_COSINE = 0.99999
 ROUNDED_COSINE = 0.999
-
-# Settings of a distributed launch, which would make the gate's process wait for ranks that never come.
-LAUNCHER_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_",
-    "GROUP_",
-    "ROLE_",
-    "MASTER_",
-    "TORCHELASTIC_",
-    "ACCELERATE_",
-    "FSDP_",
-    "PET_",
-)
-
-
-class ExportError(ValueError):
-    """An exported directory does not reproduce the model that it was made from."""
 
 
 @dataclass(frozen=True)
@@ -147,52 +123,9 @@ def verify_export(directory: Path, expectation: Expectation) -> GateReport:
     Raises:
         ExportError: A comparison failed; the message holds all figures.
     """
-    with tempfile.TemporaryDirectory(prefix="nestling-gate-") as name:
-        folder = Path(name)
-        expectation.save(folder)
-        code = "from nestling.parity import gate_process; gate_process()"
-        process = subprocess.run(
-            [sys.executable, "-c", code, str(directory), name],
-            env=gate_environment(os.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        result = folder / "report.json"
-        if process.returncode or not result.exists():
-            raise ExportError(
-                f"the parity gate's process ended with status {process.returncode} before it could compare anything"
-                f"{' (killed; out of memory?)' if process.returncode == -9 else ''}:\n{process.stderr[-3000:]}"
-            )
-        report = GateReport(**json.loads(result.read_text(encoding="utf-8")))
+    report = GateReport(**run_gate("nestling.parity", directory, expectation.save))
     require_passed(report, directory)
     return report
-
-
-def require_passed(report: GateReport, directory: Path) -> None:
-    """Raise ExportError if the gate found anything wrong."""
-    if report.failures:
-        found = "\n".join(f"- {line}" for line in report.failures)
-        figures = "\n".join(f"  {line}" for line in report.lines())
-        raise ExportError(
-            f"{directory} failed the parity gate:\n{found}\nall figures:\n{figures}\n"
-            "nothing is published; checkpoints are untouched, and scripts/export.py can export one again"
-        )
-
-
-def gate_environment(parent: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the gate's process: no distributed launch, no GPU, no hub."""
-    return alone(parent) | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-
-
-def alone(parent: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that belongs to no distributed launch."""
-    kept = {name: value for name, value in parent.items() if not name.startswith(LAUNCHER_VARIABLES)}
-    source = str(Path(nestling.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [source, kept.get("PYTHONPATH")]))
-    return kept | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
 
 
 def gate_process() -> None:
@@ -205,15 +138,12 @@ def gate_process() -> None:
 def check_directory(directory: Path, expectation: Expectation) -> GateReport:
     """Compare `directory` with `expectation`; nothing is raised, failures are listed in the report."""
     report = GateReport()
-    for name, check in (
-        ("transformers", check_transformers),
-        ("sentence-transformers", check_sentence_transformers),
-        ("base", check_base),
-    ):
-        try:
-            check(directory, expectation, report)
-        except Exception as error:  # whatever a broken directory makes a library raise is a finding
-            report.failures.append(f"{name}: {type(error).__name__}: {error}")
+    checks = {
+        "transformers": check_transformers,
+        "sentence-transformers": check_sentence_transformers,
+        "base": check_base,
+    }
+    run_checks({name: partial(check, directory, expectation, report) for name, check in checks.items()}, report)
     return report
 
 
@@ -274,26 +204,8 @@ def check_sentence_transformers(directory: Path, expectation: Expectation, repor
 
 
 def check_base(directory: Path, expectation: Expectation, report: GateReport) -> None:
-    """The weights are not those of the base, rounded alike: a merge that lost the training would pass all else."""
-    written, base = StoredWeights(str(directory)), StoredWeights(expectation.base, expectation.base_subfolder)
-    bare = {name.removeprefix(expectation.prefix): name for name in base}
-    for name in written:
-        before = bare.get(name.removeprefix(expectation.prefix))
-        if before is None:
-            continue
-        report.tensors += 1
-        now, then = written[name], base[before]
-        then = then.to(now.dtype)
-        if now.shape != then.shape or not torch.equal(now, then):
-            report.changed += 1
-            if now.shape == then.shape:
-                report.largest_change = max(report.largest_change, (now.float() - then.float()).abs().max().item())
-    if not report.tensors:
-        report.failures.append(f"base: no weight of {expectation.base} has the name of a written one")
-    elif not report.changed:
-        report.failures.append(
-            f"base: all {report.tensors} tensors equal those of {expectation.base}; nothing was learnt"
-        )
+    """The weights are not those of the base."""
+    compare_with_base(directory, expectation.base, expectation.base_subfolder, expectation.prefix, report)
 
 
 def _token_ids(tokenizer: Any, rows: Sequence[str], max_length: int) -> list[list[int]]:

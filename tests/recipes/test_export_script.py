@@ -15,7 +15,8 @@ from nestling.checkpoint import TrainingState, trainable_tensors, write_training
 from nestling.checkpoint.atomic import write_folder
 from nestling.config import EmbedConfig, LoraConfig, TrainData
 from nestling.embedder import Embedder
-from nestling.parity import Expectation, GateReport, check_directory, require_passed
+from nestling.gate import require_passed
+from nestling.parity import Expectation, GateReport, check_directory
 from scripts.export import main
 
 # peft 0.21 reads a name that transformers 5.2x deprecates.
