@@ -192,6 +192,31 @@ def test_nothing_of_queries_times_documents_is_ever_there(monkeypatch: pytest.Mo
     assert 0 < largest.elements < 64 * 128
 
 
+@pytest.mark.parametrize(("dims", "factor"), [([16], 1), ([16, 4], 4)])
+def test_buffers_hold_no_more_than_they_may(dims: list[int], factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "BUFFER_ELEMENTS", 64)
+    monkeypatch.setattr(streaming, "BUFFERS_TO_EMBEDDINGS", factor)
+    batch = pairs(torch.float64, size=256, dim=16)
+    expected = evaluate(losses.info_nce, batch, temperature=0.05, dims=dims)
+    embeddings, columns = 1024 * 16, 1024 + 768
+    row = (len(dims) + 2) * columns
+    assert 1 < streaming.chunk_rows(row, embeddings) < streaming.CHUNK_ROWS
+    with Largest() as largest:
+        actual = evaluate(streaming.info_nce, batch, temperature=0.05, dims=dims)
+    assert largest.elements <= factor * embeddings
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_chunks_have_fewer_rows_only_where_batches_are_large() -> None:
+    def rows(pairs: int, dim: int, prefixes: int) -> int:
+        return streaming.chunk_rows((prefixes + 2) * 3 * pairs, 2 * pairs * dim)
+
+    assert rows(8192, 128, 3) == rows(4096, 1024, 7) == streaming.CHUNK_ROWS
+    assert rows(2**14, 128, 3) == rows(2**20, 128, 3) == 68
+    assert rows(2**20, 1024, 7) == streaming.CHUNK_ROWS
+
+
 def test_a_non_finite_embedding_shows_in_the_loss() -> None:
     batch = random_batch(6)
     with torch.no_grad():
