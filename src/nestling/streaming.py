@@ -30,9 +30,9 @@ from nestling.losses import ALL_TERMS, NORM_FLOOR, Layout, Negatives, Terms, che
 
 # Fewer rows make thin products and many small operations, whose threads then wait for each other; more take memory.
 CHUNK_ROWS = 128
-# All buffers of a chunk may hold so many elements (64 MiB in float32: 128 rows of up to 8,000 pairs in three dimensions),
-# or four times the embeddings, which a step holds several times anyway. With embeddings of 128 dimensions, three of them
-# trained, that comes to 68 rows however large the batch: 64 take 5 % longer than 128, 32 take 20 % longer.
+# All buffers of a chunk may hold so many elements (64 MiB in float32: 128 rows of up to 8,000 pairs in 3 dims),
+# or four times the embeddings, which a step holds several times anyway. With three dimensions of 128 that comes to 68
+# rows however large the batch: 64 take 5 % longer than 128, 32 take 20 % longer.
 BUFFER_ELEMENTS = 2**24
 BUFFERS_TO_EMBEDDINGS = 4
 # The product of a masked pair: far below every score for texts of norm 1e-6 to 1e8, and finite (-inf times 0 is NaN).
