@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nestling.config import EmbedConfig, LoraConfig, TrainData, parse_config, require_dims
+from nestling.config import EmbedConfig, LoraConfig, RerankConfig, TrainData, parse_config, require_dims
 
 REQUIRED = ["--model", "m", "--output_dir", "o", "--train", "a.jsonl"]
 
@@ -109,9 +109,11 @@ def test_dims_above_the_width_of_the_model() -> None:
         require_dims([512, 64], 384)
 
 
-def test_every_setting_is_explained() -> None:
-    for each in fields(EmbedConfig):
-        assert f"    {each.name}: " in (EmbedConfig.__doc__ or ""), each.name
+@pytest.mark.parametrize("cls", [EmbedConfig, RerankConfig])
+def test_every_setting_is_explained(cls: type) -> None:
+    explained = "".join(each.__doc__ or "" for each in cls.__mro__[:2])
+    for each in fields(cls):
+        assert f"    {each.name}: " in explained, each.name
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"

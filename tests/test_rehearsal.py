@@ -2,33 +2,42 @@
 
 import torch
 
-from nestling.packing import TokenBatch, pack
-from nestling.rehearsal import PeakMemory, rehearse
+from nestling.packing import pack
+from nestling.rehearsal import PeakMemory, rehearsal_table, rehearse
 
 CPU = torch.device("cpu")
 TEXTS = [[5] * length for length in (7, 3, 9, 1)]
 
 
-def test_every_size_runs_on_the_same_texts() -> None:
-    batch = pack(TEXTS, 16, 0)
-    seen: list[TokenBatch] = []
-    found = list(rehearse(seen.append, batch, [16, 8, 64], 0, CPU))
+def test_every_size_runs() -> None:
+    seen: list[int] = []
+
+    def step(size: int) -> tuple[int, int]:
+        seen.append(size)
+        batch = pack(TEXTS, size, 0)
+        return batch.tokens, sum(chunk.positions for chunk in batch.chunks)
+
+    found = list(rehearse(step, [16, 8, 64], CPU))
     assert [each.chunk_tokens for each in found] == [16, 8, 64]
-    # The first size runs twice, to warm up.
-    assert [len(each.chunks) for each in seen] == [len(pack(TEXTS, size, 0).chunks) for size in (16, 16, 8, 64)]
-    assert all(each.tokens == 20 for each in seen)
+    assert seen == [16, 16, 8, 64]  # the first size runs twice, to warm up
     assert found[-1].padding == 36 / 20
     assert all(each.peak and each.seconds > 0 for each in found)
+    assert "20 tokens a step; fastest here: --chunk_tokens " in rehearsal_table(found, 20)
 
 
 def test_a_size_that_does_not_fit_ends_the_rehearsal() -> None:
-    def step(tokens: TokenBatch) -> None:
-        if max(chunk.positions for chunk in tokens.chunks) > 9:
+    def step(size: int) -> tuple[int, int]:
+        batch = pack(TEXTS, size, 0)
+        if max(chunk.positions for chunk in batch.chunks) > 9:
             raise torch.OutOfMemoryError
+        return batch.tokens, batch.tokens
 
-    batch = pack(TEXTS, 8, 0)
-    found = list(rehearse(step, batch, [8, 64, 128], 0, CPU))
+    found = list(rehearse(step, [8, 64, 128], CPU))
     assert [(each.chunk_tokens, each.peak is None) for each in found] == [(8, False), (64, True)]
+
+
+def test_ids_of_a_batch_are_its_texts() -> None:
+    assert pack(TEXTS, 16, 0).ids() == pack(TEXTS, 16, 0, padding_free=True).ids() == TEXTS
 
 
 def test_the_peak_is_what_was_in_use() -> None:

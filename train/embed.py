@@ -10,85 +10,57 @@ if __name__ == "__main__":
     CONFIG = parse_config(EmbedConfig, __doc__)  # before the slow imports, so that --help and bad keys answer at once
 
 import logging
-import math
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import fmean
-from typing import TypedDict, cast
+from typing import TypedDict
 
-import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
 
 from nestling.backends import Backend, prepare
-from nestling.batching import Draw, Plan, Planner, Source
+from nestling.batching import Draw, Planner, Source
 from nestling.cached import CachedStep, GraphBudget, cached_backward
-from nestling.checkpoint import (
-    Checkpoints,
-    NonFiniteGuard,
-    RunFolder,
-    StopSignal,
-    TrainingState,
-    check_run_folder,
-    ignore_stop_signals,
-    load_state,
-    on_rank_zero,
-    open_run_folder,
-    restore_tensors,
-    write_training,
-)
+from nestling.checkpoint import Checkpoints, NonFiniteGuard, RunFolder, StopSignal, check_run_folder, open_run_folder
 from nestling.collation import Collator, TrainBatch
 from nestling.config import DevData, LossConfig, require, require_dims, require_unique
-from nestling.distributed import gather_batch, launched_with, require_launch, sum_over_ranks
+from nestling.distributed import gather_batch, sum_over_ranks
 from nestling.embedder import Embedder, read_model_files
 from nestling.export import export_embedder
 from nestling.lengths import measure_lengths
 from nestling.losses import Terms, cosent, distillation
 from nestling.memory import free_memory, graph_bytes, sample_chunk, trained_bytes
-from nestling.model_card import DataLine, before_and_after, run_card, write_data_lines
-from nestling.optim import adamw, learning_rate_at, whole_shape
-from nestling.packing import TokenBatch, token_budget
-from nestling.parity import alone
+from nestling.model_card import run_card, write_data_lines
+from nestling.optim import adamw, whole_shape
+from nestling.packing import pack, token_budget
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
-from nestling.rehearsal import rehearse
+from nestling.rehearsal import rehearsal_table, rehearse, rehearsed_sizes
 from nestling.retrieval import evaluate_embedder
 from nestling.streaming import info_nce
 from nestling.token_model import max_positions, read_config
-from nestling.tracking import Meter, Progress, Results, Tracker, evaluation_at, open_tracker, summary, table
+from nestling.tracking import Meter, Progress, Results, open_tracker, summary
 from nestling.trainable import load_trainable
+from nestling.training import (
+    MAY_DIFFER,
+    Run,
+    course,
+    data_line,
+    load_batches,
+    seed_step,
+    start,
+    start_state,
+    total_steps,
+)
 
-# Ranks wait so long for rank 0, which converts data before the loop and exports after it.
-PATIENCE = timedelta(hours=12)
+EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
 
 # Batches among which a dry run takes the longest.
 REHEARSED = 16
-
-# How a step fits into memory.
-MEMORY = ("chunk_tokens", "graph_memory", "checkpoint_length")
-
-# A resumed run may differ in these: they touch neither data, weights nor schedule.
-MAY_DIFFER = (
-    "output_dir",
-    "resume",
-    "wandb",
-    "tensorboard",
-    "workers",
-    "log_steps",
-    "keep_checkpoints",
-    "cpu",
-    *MEMORY,
-)
 
 
 def main(config: EmbedConfig) -> None:
@@ -100,7 +72,7 @@ def main(config: EmbedConfig) -> None:
         print(f"{output} is complete: {output / 'final'} holds its model")
         return
     dims = nested_dims(config)
-    accelerator = start(config)
+    accelerator = start(cpu=config.cpu, batch_size=config.batch_size, seed=config.seed)
 
     # 1. Data, read and checked before any weights load.
     with accelerator.main_process_first():  # which fills the cache of Arrow files
@@ -126,102 +98,6 @@ def main(config: EmbedConfig) -> None:
     accelerator.end_training()
 
 
-def start(config: EmbedConfig) -> Accelerator:
-    """The process group; the embedder itself computes in the precision asked for."""
-    on_cpu = config.cpu or not torch.accelerator.is_available()
-    zero = launched_with("DEEPSPEED")  # which Accelerate would give up for DDP if it were told of a CPU
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    accelerator = Accelerator(
-        cpu=on_cpu and not zero,
-        mixed_precision="no",
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(backend="gloo" if on_cpu and several else None, timeout=PATIENCE),
-        ],
-    )
-    require_launch(accelerator.num_processes, accelerator.distributed_type)
-    require(
-        config.batch_size % accelerator.num_processes == 0,
-        f"batch_size {config.batch_size} is for all {accelerator.num_processes} processes together and must divide by "
-        "their number",
-    )
-    torch.manual_seed(config.seed)
-    return accelerator
-
-
-@dataclass
-class Run:
-    """A run in training: what it was made of, and where it stands."""
-
-    config: EmbedConfig
-    folder: RunFolder
-    planner: Planner
-    dev_sets: list[RetrievalSet]
-    dims: dict[int, float]
-    embedder: Embedder
-    backend: Backend
-    checkpoints: Checkpoints
-    state: TrainingState
-    guard: NonFiniteGuard
-    tracker: Tracker
-    progress: Progress
-    total: int
-    main_rank: bool
-
-    def due(self, every: int) -> bool:
-        """Whether something happens now: every so many steps, or after each epoch with 0; always at the end."""
-        return self.state.step % (every or self.planner.steps_per_epoch) == 0 or self.state.step == self.total
-
-    @property
-    def stale(self) -> bool:
-        """Whether it is time to stop for want of better results."""
-        return 0 < self.config.early_stopping <= self.state.evaluations_since_best
-
-    def evaluate(self) -> None:
-        results = {
-            dev_set.name: evaluate_embedder(
-                self.embedder,
-                dev_set,
-                list(self.dims),
-                query_max_length=self.config.query_max_length,
-                document_max_length=self.config.document_max_length,
-                instruction=dev.instruction,
-                lockstep=self.backend.sharded,
-                progress=self.main_rank,
-            )
-            for dev, dev_set in zip(self.config.dev, self.dev_sets, strict=True)
-        }
-        self.tracker.log_evaluation(self.state.step, results)
-        if self.state.step:  # the model as it came is there to compare with, not a checkpoint
-            full = max(self.dims)
-            self.state.judge(fmean(result[full]["nDCG@10"] for result in results.values()))
-        self.progress.say(f"step {self.state.step}\n{evaluation_table(results)}")
-
-    def report(self, learning_rate: float, figures: dict[str, float]) -> None:
-        """Write a line of metrics and move the progress bar."""
-        state = self.state
-        counts = {"tokens": state.tokens, "examples": state.examples, "truncated": state.truncated}
-        line = {"epoch": state.step / self.planner.steps_per_epoch, "learning_rate": learning_rate, **figures, **counts}
-        self.tracker.log(state.step, {**line, "skipped_steps": self.guard.skipped})
-        self.progress.update(
-            state.step,
-            loss=figures["loss"],
-            learning_rate=learning_rate,
-            tokens_per_second=figures["tokens_per_second"],
-        )
-
-    def save(self) -> None:
-        self.state.skipped_steps, self.state.skipped_in_a_row = self.guard.skipped, self.guard.in_a_row
-        tensors = self.backend.tensors()
-
-        def write(path: Path) -> None:
-            if self.main_rank:
-                write_training(path, tensors, self.state)
-            self.backend.save_optimizer(path)
-
-        self.checkpoints.save(self.state.step, write, best_step=self.state.best_step)
-
-
 def train(
     config: EmbedConfig,
     accelerator: Accelerator,
@@ -232,7 +108,7 @@ def train(
     dims: dict[int, float],
 ) -> None:
     main_rank, device = accelerator.is_main_process, accelerator.device
-    total = config.max_steps or math.ceil(config.epochs * planner.steps_per_epoch)
+    total = total_steps(planner, epochs=config.epochs, max_steps=config.max_steps)
     collator, backend = equip(config, accelerator, planner, embedder)
 
     # 4. Where to start: at the newest complete checkpoint if the run is resumed.
@@ -259,33 +135,16 @@ def train(
         StopSignal() as stop,
     ):
         guard = NonFiniteGuard(config.max_bad_steps, state.skipped_steps, state.skipped_in_a_row)
-        parts = (
-            config,
-            folder,
-            planner,
-            dev_sets,
-            dims,
-            embedder,
-            backend,
-            checkpoints,
-            state,
-            guard,
-            tracker,
-            progress,
-        )
-        run = Run(*parts, total, main_rank)
+        measure = partial(evaluate, config, embedder, dev_sets, list(dims), backend.sharded, main_rank)
+        parts = (folder, planner, backend, checkpoints, state, guard, tracker, progress)
+        run = Run(*parts, total, main_rank, measure, cut="dim")
         if dev_sets and not newest:
             run.evaluate()
-        rate_at = partial(
-            learning_rate_at,
-            total=total,
-            peak=config.learning_rate,
-            warmup=round(config.warmup * total),
-            schedule=config.schedule,
-        )
+        rate_at = course(total, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
         step = CachedStep(backend, budget, progress.say)
         meter, started = Meter(state.tokens), time.perf_counter()
-        for batch in load_batches(config, planner, collator, state.step, state.step if run.stale else total):
+        steps = range(state.step, state.step if state.stale(config.early_stopping) else total)
+        for batch in load_batches(collator, planner, steps, config.workers):
             seed_step(config.seed, state.step, accelerator.process_index)
             embedder.train()
             batch = batch.to(device)
@@ -303,18 +162,37 @@ def train(
                 run.report(rate, meter.read(state.tokens))
             if dev_sets and run.due(config.eval_steps):
                 run.evaluate()
-            new_best = state.best_step == state.step
-            if new_best or run.stale or stopping or run.due(config.save_steps):
+            stale = state.stale(config.early_stopping)
+            if state.best_step == state.step or stale or stopping or run.due(config.save_steps):
                 run.save()
             if stopping:
-                leave(stop, checkpoints.path(state.step), progress)
-            if run.stale:
+                run.leave(stop)
+            if stale:
                 progress.say(f"no better result in {config.early_stopping} evaluations: stopping at step {state.step}")
                 break
             started = time.perf_counter()
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
-    publish(run)
+    run.publish(partial(export, config, run, embedder), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
+
+
+def evaluate(
+    config: EmbedConfig, embedder: Embedder, dev_sets: list[RetrievalSet], dims: list[int], lockstep: bool, shown: bool
+) -> Results:
+    """Metrics of the model as it is now, on each dev set."""
+    return {
+        dev_set.name: evaluate_embedder(
+            embedder,
+            dev_set,
+            dims,
+            query_max_length=config.query_max_length,
+            document_max_length=config.document_max_length,
+            instruction=dev.instruction,
+            lockstep=lockstep,
+            progress=shown,
+        )
+        for dev, dev_set in zip(config.dev, dev_sets, strict=True)
+    }
 
 
 def equip(
@@ -340,22 +218,19 @@ def rehearse_step(
         )
     # The same batch on every rank, and so the same steps.
     longest = max((collator[plan] for plan in islice(planner.plans(), REHEARSED)), key=lambda each: each.tokens.tokens)
-    batch = longest.to(accelerator.device)
+    batch, ids = longest.to(accelerator.device), longest.tokens.ids()
     share_of = partial(loss_share, batch=batch, loss=config.loss, dims=dims)
 
-    def step(tokens: TokenBatch) -> None:
-        cached_backward(backend, tokens, share_of, budget)
+    def step(size: int) -> tuple[int, int]:
+        tokens = pack(ids, size, collator.tokenizer.pad_id, padding_free=collator.padding_free)
+        cached_backward(backend, tokens.to(accelerator.device), share_of, budget)
         backend.discard()
+        return tokens.tokens, sum(chunk.positions for chunk in tokens.chunks)
 
     embedder.train()
-    size = collator.chunk_tokens
-    sizes = [size, *(each for each in (size // 4, size // 2, 2 * size, 4 * size) if each)]
-    found = list(rehearse(step, batch.tokens, sizes, collator.tokenizer.pad_id, accelerator.device))
+    found = list(rehearse(step, rehearsed_sizes(collator.chunk_tokens), accelerator.device))
     if accelerator.is_main_process:
-        rows = [[each.chunk_tokens, each.tokens_per_second, each.padding, (each.peak or 0) / 1e9] for each in found]
-        print(table(["chunk_tokens", "tokens/s", "positions a token", "peak GB"], rows))
-        best = max(found, key=lambda each: each.tokens_per_second if each.peak else 0)
-        print(f"{batch.tokens.tokens:,} tokens a step; fastest here: --chunk_tokens {best.chunk_tokens}")
+        print(rehearsal_table(found, batch.tokens.tokens))
 
 
 def load_sources(config: EmbedConfig, main_rank: bool) -> list[Source]:
@@ -449,19 +324,6 @@ def build_collator(config: EmbedConfig, planner: Planner, embedder: Embedder, ac
     )
 
 
-def start_state(backend: Backend, newest: Path | None, data: str, folder: RunFolder) -> TrainingState:
-    """A new state, or that of the newest checkpoint, which is loaded."""
-    if newest is None:
-        return TrainingState(data=data)
-    state = load_state(newest)
-    require(
-        state.data == data,
-        f"the training data is not what the run in {folder.path} began with; start a new run for it",
-    )
-    backend.restore(newest)
-    return state
-
-
 def graph_budget(config: EmbedConfig, backend: Backend, collator: Collator) -> GraphBudget:
     """Room for graphs between the passes: as set, or half of what is free beside gradients and AdamW's moments."""
     model = backend.model
@@ -505,28 +367,6 @@ def derivation(
     for source, length in zip(planner.sources, lengths, strict=True):
         items[f"data {source.table.name}"] = str(length)
     return summary("training", items)
-
-
-def load_batches(
-    config: EmbedConfig, planner: Planner, collator: Collator, done: int, total: int
-) -> Iterator[TrainBatch]:
-    """Batches from step `done` on, tokenised in workers."""
-    plans = islice(planner.plans(skip=done), max(0, total - done))
-    return iter(
-        DataLoader(
-            collator,
-            sampler=cast(Sampler[Plan], plans),
-            batch_size=None,
-            num_workers=config.workers,
-            worker_init_fn=start_worker,
-            pin_memory=False,
-        )
-    )
-
-
-def start_worker(worker_id: int) -> None:
-    ignore_stop_signals(worker_id)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive the fork
 
 
 class Nested(TypedDict):
@@ -581,70 +421,19 @@ def terms_of(loss: LossConfig, in_batch: bool) -> Terms:
     )
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make dropout a function of (seed, step, rank), different on every rank."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
-
-
-def evaluation_table(results: Results) -> str:
-    rows = [[name, dim, *metrics.values()] for name, by_dim in results.items() for dim, metrics in by_dim.items()]
-    names = list(next(iter(next(iter(results.values())).values())))
-    return table(["dev set", "dim", *names], rows, digits=4)
-
-
-def leave(stop: StopSignal, checkpoint: Path, progress: Progress) -> None:
-    """Say where the run stands after SIGTERM or Ctrl-C, and end with the signal's status."""
-    name = stop.received.name if stop.received else "a signal to another process"
-    progress.say(f"stopped by {name}; saved {checkpoint}; go on with the same command and --resume true")
-    sys.exit(128 + (stop.received or signal.SIGTERM))
-
-
-def data_line(source: Source) -> DataLine:
-    """A dataset in one line of the model card."""
-    table = source.table
-    negatives = f", {table.summary.negatives:,} hard negatives" if table.summary.negatives else ""
-    instruction = f", instruction: {table.instruction}" if table.instruction else ""
-    text = f"{table.summary.positives:,} positives{negatives}{instruction}"
-    return DataLine(table.name, len(table), text)
-
-
-def publish(run: Run) -> None:
-    """Write final/ from the best checkpoint or the last, and print before and after."""
-    state, backend = run.state, run.backend
-    best = state.best_step if run.config.export_best else None
-    step = state.step if best is None else best
-    checkpoint = run.checkpoints.verified(step)
-    if backend.sharded or run.config.tuning == "qlora":  # no weight is whole here: a process of its own loads them
-        on_rank_zero(lambda: export_checkpoint(checkpoint, run.folder.final))
-    else:
-        if step != state.step:
-            restore_tensors(checkpoint, run.embedder)
-        on_rank_zero(lambda: export(run, step))
-    if run.main_rank:
-        scores = before_and_after(evaluation_at(run.folder.metrics, 0), evaluation_at(run.folder.metrics, step))
-        rows = [[each.dataset, each.dim, each.before, each.after] for each in scores if each.metric == "nDCG@10"]
-        print(table(["dev set", "dim", "nDCG@10 before", "after"], rows, digits=4) if rows else "")
-        print(f"{run.folder.final} holds the model of step {step}")
-
-
-def export(run: Run, step: int) -> None:
-    config, sources = run.config, run.planner.sources
+def export(config: EmbedConfig, run: Run, embedder: Embedder, step: int) -> None:
     report = export_embedder(
-        run.embedder,
+        embedder,
         run.folder.final,
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
         dims=config.dims,
-        instructions={each.table.name: each.table.instruction for each in sources if each.table.instruction},
+        instructions={
+            each.table.name: each.table.instruction for each in run.planner.sources if each.table.instruction
+        },
         card=run_card(run.folder.path, config.published(), step),
     )
     print("\n".join(["parity gate passed", *(f"  {line}" for line in report.lines())]), flush=True)
-
-
-def export_checkpoint(checkpoint: Path, output: Path) -> None:
-    script = Path(__file__).parents[1] / "scripts" / "export.py"
-    command = [sys.executable, str(script), "--checkpoint", str(checkpoint), "--output", str(output)]
-    subprocess.run(command, env=alone(os.environ), check=True)
 
 
 if __name__ == "__main__":

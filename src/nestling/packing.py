@@ -116,6 +116,19 @@ class TokenBatch:
     def to(self, device: torch.device) -> "TokenBatch":
         return TokenBatch([chunk.to(device) for chunk in self.chunks], self.position.to(device), self.tokens)
 
+    def ids(self) -> list[list[int]]:
+        """Token ids of the texts, in the caller's order."""
+        rows: list[list[int]] = []
+        for chunk in self.chunks:
+            lengths = chunk.lengths.tolist()
+            parts: Sequence[Tensor] = (
+                chunk.input_ids[0].split(lengths)
+                if isinstance(chunk, PackedChunk)
+                else [row[:length] for row, length in zip(chunk.input_ids, lengths, strict=True)]
+            )
+            rows += [part.tolist() for part in parts]
+        return [rows[place] for place in self.position.tolist()]
+
     def halved(self) -> "TokenBatch":
         """The same texts in chunks of half as many."""
         return TokenBatch([half for chunk in self.chunks for half in chunk.halves()], self.position, self.tokens)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import Tensor
 
-from nestling.packing import PackedChunk, TokenBatch, pack
+from nestling.tracking import table
 
 
 @dataclass(frozen=True)
@@ -31,39 +30,37 @@ class Rehearsal:
     peak: float | None
 
 
-def rehearse(
-    step: Callable[[TokenBatch], object], batch: TokenBatch, sizes: Sequence[int], pad_id: int, device: torch.device
-) -> Iterator[Rehearsal]:
-    """Run `step` on the texts of `batch` in chunks of each of `sizes`, the first of them once more to warm up."""
-    ids, packed = unpack(batch), isinstance(batch.chunks[0], PackedChunk)
+def rehearse(step: Callable[[int], tuple[int, int]], sizes: Sequence[int], device: torch.device) -> Iterator[Rehearsal]:
+    """Run `step` with chunks of each of `sizes`, the first of them once more to warm up; it gives tokens, positions."""
     for number, size in enumerate([sizes[0], *sizes]):
-        tokens = pack(ids, size, pad_id, padding_free=packed).to(device)
         peak = PeakMemory(device)
         started = time.perf_counter()
         try:
             with peak:
-                step(tokens)
+                tokens, positions = step(size)
                 seconds = time.perf_counter() - started
         except torch.OutOfMemoryError:
             yield Rehearsal(size, float("nan"), float("nan"), float("nan"), None)
             return
         if number:
-            positions = sum(chunk.positions for chunk in tokens.chunks)
-            yield Rehearsal(size, seconds, tokens.tokens / seconds, positions / tokens.tokens, peak.bytes)
+            yield Rehearsal(size, seconds, tokens / seconds, positions / tokens, peak.bytes)
 
 
-def unpack(batch: TokenBatch) -> list[list[int]]:
-    """Token ids of the texts, in the caller's order."""
-    rows: list[list[int]] = []
-    for chunk in batch.chunks:
-        lengths = chunk.lengths.tolist()
-        parts: Sequence[Tensor] = (
-            chunk.input_ids[0].split(lengths)
-            if isinstance(chunk, PackedChunk)
-            else [row[:length] for row, length in zip(chunk.input_ids, lengths, strict=True)]
-        )
-        rows += [part.tolist() for part in parts]
-    return [rows[place] for place in batch.position.tolist()]
+def rehearsed_sizes(size: int) -> list[int]:
+    """The size that is set, and smaller and larger ones."""
+    return [size, *(each for each in (size // 4, size // 2, 2 * size, 4 * size) if each)]
+
+
+def rehearsal_table(found: Sequence[Rehearsal], tokens: int) -> str:
+    """What each size took for the `tokens` of a step, and the fastest."""
+    rows = [[each.chunk_tokens, each.tokens_per_second, each.padding, (each.peak or 0) / 1e9] for each in found]
+    best = max(found, key=lambda each: each.tokens_per_second if each.peak else 0)
+    return "\n".join(
+        [
+            table(["chunk_tokens", "tokens/s", "positions a token", "peak GB"], rows),
+            f"{tokens:,} tokens a step; fastest here: --chunk_tokens {best.chunk_tokens}",
+        ]
+    )
 
 
 class PeakMemory:

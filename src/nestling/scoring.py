@@ -171,18 +171,15 @@ def _read(model: Scorer, budget: int, groups: Sequence[Group]) -> Window:
         tally.truncated_queries += found.truncated_query
         tally.truncated_documents += found.truncated_documents
         tally.tokens += sum(map(len, found.ids))
-    chunks = list(to_chunks(parts, budget, share=model.share_prefix, packed=model.padding_free))
+    share, packed = model.share_prefix, model.padding_free
+    chunks = [to_chunk(rows, share=share, packed=packed) for rows in cut_parts(parts, budget, share=share)]
     tally.positions = sum(chunk.positions for chunk in chunks)
     return Window(chunks, [len(group.documents) for group in groups], tally)
 
 
-def to_chunks(parts: Sequence[Part], budget: int, *, share: bool, packed: bool) -> Iterator[AnyChunk]:
-    """Parts of groups in order, in chunks of about `budget` positions; padded for attention that cannot read packed."""
-    for rows in cut_parts(parts, budget, share=share):
-        if packed:
-            yield join_groups(rows, share=share)
-        else:
-            yield pad([prompt for part in rows for prompt in part], 0)
+def to_chunk(groups: Sequence[Part], *, share: bool, packed: bool) -> AnyChunk:
+    """Prompts of some groups in one chunk, in order; padded for attention that cannot read packed ones."""
+    return join_groups(groups, share=share) if packed else pad([prompt for part in groups for prompt in part], 0)
 
 
 def _run(

@@ -10,6 +10,7 @@ from transformers import BitsAndBytesConfig
 from nestling.adapters import attach_lora
 from nestling.embedder import Embedder
 from nestling.pooling import Pooling
+from nestling.reranker import Reranker, RerankerSettings
 
 
 def load_trainable(
@@ -56,6 +57,36 @@ def load_trainable(
     if lora is not None:
         embedder.backbone = attach_lora(embedder.backbone, **lora)
     return embedder
+
+
+def load_trainable_reranker(
+    model: str,
+    *,
+    settings: RerankerSettings,
+    lora: Mapping[str, Any] | None,
+    quantised: bool = False,
+    precision: torch.dtype,
+    attention: str = "auto",
+    share_prefix: bool = True,
+    dropout: float | None = 0.0,
+    cpu: bool = False,
+) -> Reranker:
+    """As `load_trainable`, for a reranker; `settings`, `share_prefix` as in `Reranker.from_pretrained`."""
+    frozen = lora is not None and precision == torch.bfloat16
+    reranker = Reranker.from_pretrained(
+        model,
+        dtype="auto" if frozen else torch.float32,
+        quantisation=four_bits(cpu) if quantised else None,
+        precision=precision,
+        attention=attention,
+        settings=settings,
+        share_prefix=share_prefix,
+        dropout=dropout,
+        cpu=cpu,
+    )
+    if lora is not None:
+        reranker.backbone = attach_lora(reranker.backbone, **lora)
+    return reranker
 
 
 def four_bits(cpu: bool) -> BitsAndBytesConfig:

@@ -6,14 +6,20 @@ Nothing here imports torch, so that `--help` answers at once.
 
 from nestling.config.arguments import parse_config, run
 from nestling.config.checks import require, require_dims, require_unique
-from nestling.config.embed import DevData, EmbedConfig, LoraConfig, LossConfig, TrainData
+from nestling.config.embed import EmbedConfig, LossConfig
+from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
+from nestling.config.training import DevData, LoraConfig, TrainData, TrainingConfig
 
 __all__ = [
+    "CandidateData",
     "DevData",
     "EmbedConfig",
     "LoraConfig",
     "LossConfig",
+    "RerankConfig",
+    "RerankLossConfig",
     "TrainData",
+    "TrainingConfig",
     "parse_config",
     "require",
     "require_dims",
