@@ -101,6 +101,21 @@ def test_draws_rotate_through_all_negatives_before_any_returns(tmp_path: Path) -
     assert Draw(9, 9, 0)(rows_table, 0, 5) == ([0, 1, 2], list(range(6)))
 
 
+def test_rows_of_negatives_only_are_planned_as_others(tmp_path: Path) -> None:
+    file = tmp_path / "judged.jsonl"
+    rows = [
+        {"query": f"q{i}", "positives": [f"p{i}"] * (i % 2), "negatives": [f"n{i} {j}" for j in range(3)]}
+        for i in range(12)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = load_records(file, progress=False, allow_no_positives=True)
+    assert [DRAW(judged, row, 0)[0] for row in range(4)] == [[], [0], [], [0]]
+    drawn = [DRAW(judged, 0, passed)[1] for passed in range(3)]
+    assert sorted(i for negatives in drawn for i in negatives) == [0, 0, 1, 1, 2, 2]
+    plans = list(islice(Planner([Source(judged)], 4, DRAW, seed=0).plans(), 3))
+    assert sorted(row for plan in plans for row in plan.rows) == list(range(12))
+
+
 ROWS: list[dict[str, object]] = [
     {"query": "one", "positives": ["a", "b"], "negatives": ["x"], "positive_scores": [3, 2], "negative_scores": [1]},
     {"query": "two", "positives": ["b"], "negatives": ["y", "z"], "positive_scores": [5], "negative_scores": [0, 1]},

@@ -74,6 +74,10 @@ GOOD = b'{"query": "q", "positives": ["p"]}\n'
         (b"", "bad.jsonl:1: file: holds no rows; expected at least one"),
         (GOOD + b'{"query": "", "positives": ["p"]}', "bad.jsonl:2: query: the text is empty"),
         (GOOD + b'{"query": "q", "positives": ["p", " "]}', "bad.jsonl:2: positives[1]: the text is empty"),
+        (
+            GOOD + b'{"query": "q", "positives": [], "negatives": ["n"]}',
+            "bad.jsonl:2: positives: the list is empty; expected at least one; rows that have only negatives can train",
+        ),
         (GOOD + b'{"query": "q"}', "bad.jsonl:2: positives: missing, in a file of dialect nestling"),
         (GOOD + b'{"query": 7, "positives": ["p"]}', "bad.jsonl:2: query: expected a text, got int 7"),
         (GOOD + b'{"query": "q", "positives": ["p"', "bad.jsonl:2: line: broken JSON: Expecting ',' delimiter"),

@@ -60,6 +60,17 @@ def test_training_rows(tmp_path: Path) -> None:
     assert (table.name, table.summary.dialect, table.summary.rows_read) == ("set", "BEIR", 3)
 
 
+def test_training_rows_of_negatives_only(tmp_path: Path) -> None:
+    table = load_records(folder(tmp_path), split="test", cache_dir=tmp_path / "cache", allow_no_positives=True)
+    rows = [table[i] for i in range(len(table))]
+    assert rows == [
+        Record("one", ("Only a title", "Water boils"), ("freezes",)),
+        Record("three", (), ("Water boils", "sky")),
+    ]
+    assert not table.summary.drops
+    assert table.summary.rows_without_positives == 1
+
+
 def test_empty_documents_and_repeated_judgements_are_counted(tmp_path: Path) -> None:
     corpus = [{"_id": "e1", "title": "", "text": " "}, *CORPUS[:2], {"_id": "e2", "text": ""}, *CORPUS[2:]]
     path = folder(tmp_path, corpus=corpus, qrels=[*QRELS, "q1\td4\t2"])

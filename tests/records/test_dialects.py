@@ -152,6 +152,68 @@ def test_refused_with_line_field_and_reason(tmp_path: Path, row: Any, message: s
     assert refusal(tmp_path, GOOD, "", row).startswith(f"rows.jsonl:3: {message}")
 
 
+ONLY_NEGATIVES: dict[str, dict[str, Any]] = {
+    "nestling": {"query": "q", "positives": [], "negatives": ["n"], "positive_scores": [], "negative_scores": [0.5]},
+    "FlagEmbedding": {"query": "q", "pos": [], "neg": ["n"], "pos_scores": [], "neg_scores": [0.5]},
+    "ms-swift messages": {
+        "messages": [{"role": "user", "content": "q"}],
+        "positive_messages": [],
+        "negative_messages": [[{"role": "user", "content": "n"}]],
+    },
+    "Tevatron": {"query": "q", "positive_passages": [], "negative_passages": [{"text": "n"}]},
+}
+
+
+@pytest.mark.parametrize("dialect", ONLY_NEGATIVES)
+def test_rows_of_negatives_only_are_read_when_asked_for(tmp_path: Path, dialect: str) -> None:
+    row = ONLY_NEGATIVES[dialect]
+    field = next(key for key in row if key.startswith("pos"))
+    for absent, reason in (([], "the list is empty; expected at least one"), (None, "missing")):
+        given = {key: value for key, value in row.items() if key != "positive_scores" or absent is not None}
+        message = refusal(tmp_path, {**given, field: absent})
+        assert (
+            message
+            == f"rows.jsonl:1: {field}: {reason}; rows that have only negatives can train rerankers, not embedders"
+        )
+    table = load(tmp_path, {**row, field: None}, row, allow_no_positives=True)
+    scores = None if dialect in ("ms-swift messages", "Tevatron") else (0.5,)
+    assert (table[0].query, table[0].positives, table[0].negatives, table[0].negative_scores) == (
+        "q",
+        (),
+        ("n",),
+        scores,
+    )
+    assert (table.summary.dialect, table.summary.rows_without_positives) == (dialect, len(table))
+    assert table.has_scores == (scores is not None)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"query": "q", "positives": [], "negatives": []}, "positives: the list is empty; expected at least one"),
+        ({"query": "q", "positives": [], "negatives": None}, "positives: the list is empty; expected at least one"),
+        ({"query": "q", "positives": None}, "positives: missing"),
+        ({"query": "q", "negatives": ["n"]}, "positives: missing, in a file of dialect nestling"),
+        ({"query": "q", "positives": [], "negatives": ["n"], "score": 1}, "score: a graded pair has one positive"),
+        ({"query": "q", "positives": [], "negatives": [" "]}, "negatives[0]: the text is empty"),
+    ],
+)
+def test_rows_without_any_document_are_refused_whatever_is_asked_for(tmp_path: Path, row: Any, message: str) -> None:
+    assert refusal(tmp_path, GOOD, row, allow_no_positives=True).startswith(f"rows.jsonl:2: {message}")
+
+
+def test_rows_of_negatives_only_in_tables(tmp_path: Path) -> None:
+    rows = 'query,positives,negatives\nq,,"[""n""]"\nr,[],"[""n""]"\ns,"[""p""]",\n'
+    (tmp_path / "rows.csv").write_text(rows)
+    table = load_records(tmp_path / "rows.csv", cache_dir=tmp_path / "cache", allow_no_positives=True)
+    assert [table[i] for i in range(3)] == [Record("q", (), ("n",)), Record("r", (), ("n",)), Record("s", ("p",))]
+
+
+def test_an_answer_that_is_missing_is_refused_whatever_is_asked_for(tmp_path: Path) -> None:
+    row = {"query": "q", "response": None, "rejected_response": ["n"]}
+    assert refusal(tmp_path, row, allow_no_positives=True) == "rows.jsonl:1: response: missing"
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

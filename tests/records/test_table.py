@@ -18,10 +18,10 @@ from nestling.records import LoadSummary, Record, RecordTable, load_records, tex
 from nestling.records.summary import Drop
 
 
-def load(folder: Path, rows: list[dict[str, Any]]) -> RecordTable:
+def load(folder: Path, rows: list[dict[str, Any]], **options: Any) -> RecordTable:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_records(path, cache_dir=folder / "cache")
+    return load_records(path, cache_dir=folder / "cache", **options)
 
 
 def ids(*texts: str) -> list[int]:
@@ -93,6 +93,78 @@ def test_nothing_left_is_an_error_that_says_why(tmp_path: Path) -> None:
         load(tmp_path, [{"query": "q", "positives": ["q"]}, {"query": "r", "positives": ["r"]}])
 
 
+def test_rows_of_negatives_only(tmp_path: Path) -> None:
+    table = load(
+        tmp_path,
+        [
+            {"query": "q", "positives": [], "negatives": ["n", "p", "q"]},
+            {"query": "q", "positives": ["p"], "negatives": ["r"], "positive_scores": [1], "negative_scores": [0]},
+            {"query": "q", "positives": [], "negatives": ["p"]},
+            {"query": "s", "positives": ["s"], "negatives": ["p", "n"], "negative_scores": [2, 1]},
+            {"query": "t", "positives": ["t"], "negatives": ["t"]},
+        ],
+        allow_no_positives=True,
+    )
+    assert [table[i] for i in range(len(table))] == [
+        Record("q", (), ("n",)),
+        Record("q", ("p",), ("r",), (1.0,), (0.0,)),
+        Record("s", (), ("p", "n"), None, (2.0, 1.0)),
+    ]
+    place = f"{tmp_path}/rows.jsonl"
+    assert table.summary == LoadSummary(
+        source=place, dialect="nestling", rows_read=5, rows_kept=3, rows_scored=2, rows_without_positives=2,
+        positives=1, negatives=4, max_positives=1, max_negatives=2,
+        drops=(
+            Drop("document equal to its query", 4, f"{place}:1"),
+            Drop("row left without a document", 2, f"{place}:5"),
+            Drop("negative that is a positive of the same query in another row", 2, f"{place}:1"),
+        ),
+    )  # fmt: skip
+    assert "  only negatives in 2 of 3 rows\n" in str(table.summary)
+    assert [table.positive_ids(i).tolist() for i in range(3)] == [[], ids("p"), []]
+    assert [table.negative_ids(i).tolist() for i in range(3)] == [ids("n"), ids("r"), ids("p", "n")]
+    assert [table.known_positives(i).tolist() for i in range(3)] == [ids("p"), ids("p"), []]
+    assert table.positive_ids(0).dtype == table.known_positives(2).dtype == np.int64
+    assert not table.graded and not table.has_scores
+
+
+def test_a_table_without_any_positive(tmp_path: Path) -> None:
+    rows = [{"query": query, "positives": [], "negatives": ["n", "m"]} for query in ("q", "r", "q")]
+    table = load(tmp_path, rows, allow_no_positives=True)
+    assert [table[i] for i in range(len(table))] == [Record("q", (), ("n", "m")), Record("r", (), ("n", "m"))]
+    assert (table.max_positives, table.max_negatives, table.summary.rows_without_positives) == (0, 2, 2)
+    assert table.known_positives(1).tolist() == []
+    assert not table.has_scores
+
+
+def test_a_source_left_without_a_document_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no row can be kept(\n.*)+\n  dropped 1: row left without a document"):
+        load(tmp_path, [{"query": "q", "positives": ["q"], "negatives": ["q"]}], allow_no_positives=True)
+
+
+def test_what_is_asked_for_is_part_of_the_cache(tmp_path: Path) -> None:
+    rows = [{"query": "q", "positives": ["q"], "negatives": ["n"]}, {"query": "r", "positives": ["p"]}]
+    strict = load(tmp_path, rows)
+    path, cache = tmp_path / "rows.jsonl", tmp_path / "cache"
+    all_rows = load_records(path, cache_dir=cache, allow_no_positives=True)
+    again = load_records(path, cache_dir=cache)
+    assert strict.path == again.path != all_rows.path
+    assert [len(strict), len(all_rows), len(again)] == [1, 2, 1]
+    assert strict.identity == again.identity != all_rows.identity
+
+
+def test_identity_tells_which_row_has_a_document(tmp_path: Path) -> None:
+    identities = set()
+    for first, second in ((["p"], []), ([], ["p"]), (["p"], ["p"])):
+        rows = [
+            {"query": "q", "positives": first, "negatives": ["n"]},
+            {"query": "r", "positives": second, "negatives": ["n"]},
+        ]
+        (tmp_path / str(len(identities))).mkdir()
+        identities.add(load(tmp_path / str(len(identities)), rows, allow_no_positives=True).identity)
+    assert len(identities) == 3
+
+
 def test_graded_pairs_keep_equal_sentences(tmp_path: Path) -> None:
     pairs = [("a", "a", 5.0), ("a", "b", 1.0), ("a", "b", 1.0), ("a", "b", 2.0)]
     table = load(tmp_path, [{"sentence1": a, "sentence2": b, "score": score} for a, b, score in pairs])
@@ -123,28 +195,30 @@ texts = st.sampled_from("abcdef")
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.lists(st.tuples(texts, st.lists(texts, min_size=1, max_size=4), st.lists(texts, max_size=4)), min_size=1)
+    rows=st.lists(st.tuples(texts, st.lists(texts, max_size=4), st.lists(texts, max_size=4)), min_size=1),
+    rerank=st.booleans(),
 )
-def test_against_a_naive_reading(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
+def test_against_a_naive_reading(tmp_path_factory: pytest.TempPathFactory, rows: list[Any], rerank: bool) -> None:
     """Blocks of three rows, so that lists and drops cross the bounds of batches."""
-    expected, known = naive(rows)
+    rows = [row for row in rows if row[1] or (rerank and row[2])] or [("a", ["b"], [])]
+    expected, known = naive(rows, rerank)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nestling.records.convert.ROWS_PER_BATCH", 3)
         records = [{"query": q, "positives": p, "negatives": n} for q, p, n in rows]
         if not expected:
             with pytest.raises(ValueError, match="no row can be kept"):
-                load(tmp_path_factory.mktemp("naive"), records)
+                load(tmp_path_factory.mktemp("naive"), records, allow_no_positives=rerank)
             return
-        table = load(tmp_path_factory.mktemp("naive"), records)
+        table = load(tmp_path_factory.mktemp("naive"), records, allow_no_positives=rerank)
     assert [table[i] for i in range(len(table))] == expected
     for i, record in enumerate(expected):
         assert table.positive_ids(i).tolist() == ids(*record.positives)
         assert table.negative_ids(i).tolist() == ids(*record.negatives)
-        assert table.known_positives(i).tolist() == sorted(ids(*known[record.query]))
+        assert table.known_positives(i).tolist() == sorted(ids(*known.get(record.query, ())))
     assert table.max_negatives == max(len(record.negatives) for record in expected)
 
 
-def naive(rows: list[tuple[str, list[str], list[str]]]) -> tuple[list[Record], dict[str, set[str]]]:
+def naive(rows: list[tuple[str, list[str], list[str]]], rerank: bool) -> tuple[list[Record], dict[str, set[str]]]:
     known: dict[str, set[str]] = {}
     clean: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
     for query, positives, negatives in rows:
@@ -152,8 +226,10 @@ def naive(rows: list[tuple[str, list[str], list[str]]]) -> tuple[list[Record], d
         others = tuple(dict.fromkeys(text for text in negatives if text != query and text not in own))
         if own:
             known.setdefault(query, set()).update(own)
+        if own or (rerank and others):
             clean.append((query, own, others))
-    return [Record(q, p, tuple(x for x in n if x not in known[q])) for q, p, n in dict.fromkeys(clean)], known
+    records = [Record(q, p, tuple(x for x in n if x not in known.get(q, ()))) for q, p, n in dict.fromkeys(clean)]
+    return [record for record in records if record.positives or record.negatives], known
 
 
 def only_file(folder: Path) -> Path:

@@ -132,7 +132,7 @@ def _open(
 class BeirSource:
     """The judged queries of a split as training rows; a `RecordSource` whose lines are those of the qrels.
 
-    Documents with a grade above 0 are positives, those with 0 or less hard negatives.
+    Documents with a grade above 0 are positives, those with 0 or less hard negatives; a row may lack either.
     """
 
     dialect = "BEIR"
@@ -145,7 +145,7 @@ class BeirSource:
         self._corpus, self._queries, self._judgements, self.drops = _open(path, split, cache_dir, progress)
 
     @staticmethod
-    def identity(path: Path, split: str) -> Any:
+    def identity(path: Path, split: str) -> list[Any]:
         """What a cached conversion depends on. Raises ValueError for a missing file or split."""
         _require(path)
         files = (path / "corpus.jsonl", path / "queries.jsonl", _qrels_file(path, split))

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from nestling.records.clean import CleanRecord, clean
-from nestling.records.plan import Plan, make_plan
+from nestling.records.plan import NO_DOCUMENT, Plan, make_plan
 from nestling.records.record import Record, located
 from nestling.records.store import open_batches, scratch_file, write_batches
 from nestling.records.summary import DropCounter, LoadSummary
@@ -54,13 +54,14 @@ class RecordSource(Protocol):
         """Pairs of (line, record)."""
 
 
-def convert(source: RecordSource, path: Path) -> None:
+def convert(source: RecordSource, path: Path, *, allow_no_positives: bool) -> None:
     """Write a source's records to an Arrow file of schema `table.SCHEMA`, its `LoadSummary` as metadata.
 
+    Rows that cleaning leaves without a positive are dropped, or with `allow_no_positives` those without a document.
     Raises ValueError if the source holds no rows, or none that can be kept.
     """
     with scratch_file(path.parent) as scratch:
-        rows_read = _write_scratch(source, scratch)
+        rows_read = _write_scratch(source, scratch, allow_no_positives)
         if not rows_read:
             raise ValueError(f"{source.location}:1: file: holds no rows; expected at least one")
         batches, _ = open_batches(scratch)
@@ -73,7 +74,7 @@ def convert(source: RecordSource, path: Path) -> None:
                 writer.write_batch(batch)
 
 
-def _write_scratch(source: RecordSource, path: Path) -> int:
+def _write_scratch(source: RecordSource, path: Path, allow_no_positives: bool) -> int:
     """Write the cleaned records; returns how many rows were read."""
     rows_read = size = 0
     rows: list[tuple[Any, ...]] = []
@@ -83,8 +84,8 @@ def _write_scratch(source: RecordSource, path: Path) -> int:
             place = f"{source.location}:{line}"
             with located(source.location, line):
                 cleaned = clean(record, lambda reason: source.drops.add(reason, place))  # noqa: B023
-            if not cleaned.positive_ids:
-                source.drops.add(NO_POSITIVE, place)
+            if not cleaned.positive_ids and not (allow_no_positives and cleaned.negative_ids):
+                source.drops.add(NO_DOCUMENT if allow_no_positives else NO_POSITIVE, place)
                 continue
             rows.append(_columns(cleaned, line))
             size += len(record.query) + sum(map(len, record.positives)) + sum(map(len, record.negatives))
@@ -118,6 +119,7 @@ def _summarise(source: RecordSource, rows_read: int, plan: Plan) -> LoadSummary:
         rows_read=rows_read,
         rows_kept=len(positives),
         rows_scored=plan.rows_scored,
+        rows_without_positives=int((positives == 0).sum()),
         positives=int(positives.sum()),
         negatives=int(negatives.sum()),
         max_positives=int(np.max(positives, initial=0)),

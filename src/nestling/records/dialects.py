@@ -18,6 +18,7 @@ from nestling.records.record import FieldError, Record
 NUMBERED_NEGATIVE = re.compile(r"negative_(\d+)")
 # A key this close to a field's name (0..1) is taken for a typo of it; `negative_ids` beside `negatives` is not.
 TYPO = 0.88
+ONLY_NEGATIVES = "; rows that have only negatives can train rerankers, not embedders"
 
 
 @dataclass(frozen=True)
@@ -239,10 +240,12 @@ def _closeness(dialect: Dialect, keys: tuple[str, ...]) -> float:
 class DialectReader:
     """Converts the rows of one source, which must all be in the dialect of the first.
 
-    `ignored` counts the rows in which each field that the dialect does not know was present and not null.
+    `ignored` counts the rows in which each field that the dialect does not know was present and not null. With
+    `allow_no_positives` a row may have negatives only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, allow_no_positives: bool = False) -> None:
+        self._allow_no_positives = allow_no_positives
         self.dialect: Dialect | None = None
         self.ignored: Counter[str] = Counter()
         self._graded: bool | None = None
@@ -259,9 +262,10 @@ class DialectReader:
             self.ignored[key] += row[key] is not None
         assert self.dialect is not None
         record = self.dialect.convert(row)
-        if not record.positives:
+        if not record.positives and not (self._allow_no_positives and record.negatives):
             field = self.dialect.required[1]
-            raise FieldError(field, "missing" if row[field] is None else "the list is empty; expected at least one")
+            reason = "missing" if row[field] is None else "the list is empty; expected at least one"
+            raise FieldError(field, reason + (ONLY_NEGATIVES if record.negatives else ""))
         self._check_graded(record)
         return record
 

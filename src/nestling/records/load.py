@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def load_records(
     instruction: str | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
+    allow_no_positives: bool = False,
 ) -> RecordTable:
     """Load training rows in any dialect (see `data/README.md`).
 
@@ -40,18 +42,25 @@ def load_records(
         instruction: Instruction of the rows that have none of their own.
         cache_dir: Where to keep the file; by default $NESTLING_CACHE or ~/.cache/nestling.
         progress: Show a progress bar for conversions that take more than a second.
+        allow_no_positives: Keep rows that have negatives only, which can train rerankers; without it they are refused
+            (queries of a BEIR folder: dropped).
 
     Raises:
         ValueError: `file:line: field: reason` for rows that cannot be read; also for a missing file or split.
     """
     name = name or default_name(Path(source))
-    identity, build = _find(source, split, cache_dir, progress)
-    return RecordTable(cached(name, identity, cache_dir, lambda file: convert(build(), file)), name, instruction)
+    identity, open_source = _find(source, split, cache_dir, progress, allow_no_positives)
+
+    def build(file: Path) -> None:
+        convert(open_source(), file, allow_no_positives=allow_no_positives)
+
+    key = [*identity, "allow_no_positives"] if allow_no_positives else identity
+    return RecordTable(cached(name, key, cache_dir, build), name, instruction)
 
 
 def _find(
-    source: str | Path, split: str, cache_dir: Path | None, progress: bool
-) -> tuple[Any, Callable[[], RecordSource]]:
+    source: str | Path, split: str, cache_dir: Path | None, progress: bool, allow_no_positives: bool
+) -> tuple[list[Any], Callable[[], RecordSource]]:
     """What a conversion of the source depends on, and how to begin it."""
     path = Path(source)
     if not str(source).strip():
@@ -59,22 +68,23 @@ def _find(
     if path.is_file():
         if not file_suffix(path):
             raise ValueError(f"{path}: file: cannot tell its format; expected a name in {', '.join(SUFFIXES)}")
-        return ["file", file_state(path)], lambda: DialectSource(str(path), read_rows(path, progress))
+        rows = partial(read_rows, path, progress)
+        return ["file", file_state(path)], lambda: DialectSource(str(path), rows(), allow_no_positives)
     if is_beir(path):
         return BeirSource.identity(path, split), lambda: BeirSource(path, split, cache_dir, progress)
     dataset = _open_dataset(source, split)
     location = f"{source}[{split}]"
     identity = ["dataset", _dataset_state(dataset), split]
-    return identity, lambda: DialectSource(location, read_dataset(dataset, progress))
+    return identity, lambda: DialectSource(location, read_dataset(dataset, progress), allow_no_positives)
 
 
 class DialectSource:
     """Rows of a file or dataset, converted by the dialect of the first; a `RecordSource`."""
 
-    def __init__(self, location: str, rows: Rows) -> None:
+    def __init__(self, location: str, rows: Rows, allow_no_positives: bool) -> None:
         self.name = self.location = location
         self.drops = DropCounter()
-        self._rows, self._reader = rows, DialectReader()
+        self._rows, self._reader = rows, DialectReader(allow_no_positives=allow_no_positives)
 
     @property
     def dialect(self) -> str:

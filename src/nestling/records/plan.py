@@ -17,6 +17,7 @@ from nestling.records.table import SCHEMA
 
 REPEATED_ROW = "row repeated"
 KNOWN_POSITIVE = "negative that is a positive of the same query in another row"
+NO_DOCUMENT = "row left without a document"
 PAIR_SHIFT = 32
 
 
@@ -89,8 +90,13 @@ def make_plan(batches: list[Any], location: str, drops: DropCounter) -> Plan:
     false = _among(known, pairs, query[row_of], _flat(batches, "negative_ids"))
     _add(drops, KNOWN_POSITIVE, location, lines[row_of[false & keep_row[row_of]]])
     negative_counts = negative_counts - np.bincount(row_of[false], minlength=len(query))
+    left = positive_counts + negative_counts > 0
+    _add(drops, NO_DOCUMENT, location, lines[keep_row & ~left])
+    keep_row &= left
 
-    scored = _valid(batches, "positive_scores") & (_valid(batches, "negative_scores") | (negative_counts == 0))
+    scored = (_valid(batches, "positive_scores") | (positive_counts == 0)) & (
+        _valid(batches, "negative_scores") | (negative_counts == 0)
+    )
     first_of, inverse = np.unique(query[keep_row], return_index=True, return_inverse=True)[1:]
     return Plan(
         keep_row=keep_row,
@@ -107,8 +113,8 @@ def make_plan(batches: list[Any], location: str, drops: DropCounter) -> Plan:
 
 def _among(known: np.ndarray, pairs: np.ndarray, query: np.ndarray, negative_ids: np.ndarray) -> np.ndarray:
     """[M] bool: whether a negative is a known positive of its query."""
-    if not len(negative_ids):
-        return np.zeros(0, dtype=bool)
+    if not len(negative_ids) or not len(known):
+        return np.zeros(len(negative_ids), dtype=bool)
     at = np.minimum(np.searchsorted(known, negative_ids), len(known) - 1)
     pair = query << PAIR_SHIFT | at
     found = np.minimum(np.searchsorted(pairs, pair), len(pairs) - 1)

@@ -11,7 +11,7 @@ class Record:
 
     Args:
         query: The query's text, without prompt.
-        positives: Relevant documents, at least one.
+        positives: Relevant documents, at least one; in data for rerankers there may be none beside negatives.
         negatives: Hard negatives, any number of them.
         positive_scores: Teacher scores aligned with `positives`, or None.
         negative_scores: Teacher scores aligned with `negatives`, or None.

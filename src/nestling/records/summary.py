@@ -40,6 +40,7 @@ class LoadSummary:
         rows_read: Rows in the source (queries with a judgement, for a BEIR folder).
         rows_kept: Rows in the table.
         rows_scored: Kept rows that hold teacher scores for all their documents.
+        rows_without_positives: Kept rows that have negatives only.
         positives: Positives over all kept rows.
         negatives: Hard negatives over all kept rows.
         max_positives: Most positives in a row.
@@ -53,6 +54,7 @@ class LoadSummary:
     rows_read: int
     rows_kept: int
     rows_scored: int = 0
+    rows_without_positives: int = 0
     positives: int = 0
     negatives: int = 0
     max_positives: int = 0
@@ -68,6 +70,8 @@ class LoadSummary:
         )
         if self.rows_scored:
             lines.append(f"  teacher scores in {self.rows_scored:,} of {self.rows_kept:,} rows")
+        if self.rows_without_positives:
+            lines.append(f"  only negatives in {self.rows_without_positives:,} of {self.rows_kept:,} rows")
         lines += [f"  dropped {drop.count:,}: {drop.reason} (first at {drop.example})" for drop in self.drops]
         lines += [f"  ignored field {field!r} in {count:,} rows" for field, count in self.ignored]
         return "\n".join(lines)

@@ -41,7 +41,7 @@ class RecordTable:
         summary: What loading read, kept and dropped.
         graded: Every row is a graded pair.
         has_scores: Every row holds teacher scores for all its documents.
-        max_positives: Most positives in a row.
+        max_positives: Most positives in a row; 0 if every row has negatives only.
         max_negatives: Most hard negatives in a row.
     """
 
@@ -79,16 +79,17 @@ class RecordTable:
 
     @cached_property
     def identity(self) -> str:
-        """Fingerprint of all texts, teacher scores aside: of the identities of queries, positives and negatives."""
+        """Fingerprint of all texts and which row has them, teacher scores aside."""
         digest = xxhash.xxh3_128()
         for columns in self._columns:
-            for name in ("query_id", "positive_ids", "negative_ids"):
-                column = columns[name] if name == "query_id" else columns[name].flatten()
-                digest.update(column.to_numpy())
+            digest.update(columns["query_id"].to_numpy())
+            for name in ("positive_ids", "negative_ids"):
+                digest.update(columns[name].value_lengths().to_numpy())
+                digest.update(columns[name].flatten().to_numpy())
         return digest.hexdigest()
 
     def positive_ids(self, index: int) -> np.ndarray:
-        """[P] int64, the identities of a row's positives, aligned with them."""
+        """[P] int64, the identities of a row's positives, aligned with them; P is 0 in rows of negatives only."""
         columns, row = self._locate(index)
         return _ids(columns["positive_ids"][row])
 
