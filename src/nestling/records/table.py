@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from nestling.records.record import Record
@@ -87,6 +88,17 @@ class RecordTable:
                 digest.update(columns[name].value_lengths().to_numpy())
                 digest.update(columns[name].flatten().to_numpy())
         return digest.hexdigest()
+
+    def score_range(self) -> tuple[float, float]:
+        """Lowest and highest score of any pair or document; (0, 0) where there are none."""
+        found = [
+            pc.min_max(column.flatten() if name.endswith("scores") else column).as_py()
+            for columns in self._columns
+            for name, column in columns.items()
+            if name in ("score", "positive_scores", "negative_scores")
+        ]
+        values = [value for each in found for value in each.values() if value is not None]
+        return min(values, default=0.0), max(values, default=0.0)
 
     def positive_ids(self, index: int) -> np.ndarray:
         """[P] int64, the identities of a row's positives, aligned with them; P is 0 in rows of negatives only."""

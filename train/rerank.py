@@ -1,0 +1,409 @@
+"""Fine-tune a reranker that answers yes or no, on the same records as the embedder.
+
+python train/rerank.py --config configs/rerank/qwen3-0.6b-lora.yaml --train pairs.jsonl
+accelerate launch train/rerank.py --config configs/rerank/qwen3-0.6b-lora.yaml --output_dir runs/mine
+"""
+
+from nestling.config import RerankConfig, parse_config, run
+
+if __name__ == "__main__":
+    CONFIG = parse_config(RerankConfig, __doc__)  # before the slow imports, so that --help and bad keys answer at once
+
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from nestling.export_reranker import export_reranker
+from torch import Tensor
+
+from nestling.accumulated import accumulated_backward
+from nestling.backends import Backend, prepare
+from nestling.batching import Draw, Planner, Source
+from nestling.checkpoint import Checkpoints, NonFiniteGuard, RunFolder, StopSignal, check_run_folder, open_run_folder
+from nestling.config import CandidateData, RerankLossConfig, require, require_unique
+from nestling.distributed import sum_over_ranks
+from nestling.model_card import run_card, write_data_lines
+from nestling.optim import adamw, whole_shape
+from nestling.packing import token_budget
+from nestling.records import RetrievalSet, load_records, load_retrieval_set
+from nestling.rehearsal import rehearsal_table, rehearse, rehearsed_sizes
+from nestling.rerank_collation import Labels, RerankBatch, RerankCollator
+from nestling.rerank_losses import kl, listwise, pointwise, pointwise_vocabulary
+from nestling.reranker import Reranker, read_settings
+from nestling.retrieval import Candidates, evaluate_candidates, open_candidates, rerank
+from nestling.scoring import logit_of
+from nestling.token_model import max_positions, read_config
+from nestling.tracking import Meter, Progress, Results, open_tracker, summary
+from nestling.trainable import load_trainable_reranker
+from nestling.training import (
+    MAY_DIFFER,
+    Run,
+    course,
+    data_line,
+    load_batches,
+    seed_step,
+    start,
+    start_state,
+    total_steps,
+)
+
+EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
+
+# Batches among which a dry run takes the longest, and over which a run's lengths are told.
+REHEARSED = 16
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """A development set with its candidates."""
+
+    retrieval_set: RetrievalSet
+    candidates: Candidates
+    instruction: str | None
+
+    @property
+    def depth(self) -> int:
+        """Candidates of the query that has most."""
+        return max(len(rows) for rows in self.candidates.rows)
+
+
+def main(config: RerankConfig) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    output, settings = Path(config.output_dir), asdict(config)
+    check_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER)
+    if (output / "final").exists():
+        print(f"{output} is complete: {output / 'final'} holds its model")
+        return
+    published = read_config(config.model)
+    accelerator = start(cpu=config.cpu, batch_size=config.batch_size, seed=config.seed)
+
+    # 1. Data, read and checked before any weights load.
+    with accelerator.main_process_first():  # which fills the cache of Arrow files
+        sources = load_sources(config, accelerator.is_main_process)
+        dev_sets = [load_dev(dev, accelerator.is_main_process) for dev in config.dev]
+    require_unique("train", [source.table.name for source in sources])
+    require_unique("dev", [each.retrieval_set.name for each in dev_sets])
+    draw = Draw(config.positives, config.negatives, config.seed)
+    planner = Planner(sources, config.batch_size, draw, config.seed, config.mixing_temperature)
+
+    # 2. The model, checked before the run folder is made.
+    reranker = load_model(config)
+    require_room(config, reranker, max_positions(published))
+
+    if config.dry_run:
+        rehearse_step(config, accelerator, planner, reranker)
+        return
+
+    # 3. The run: sections 4 to 6 below.
+    with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
+        if accelerator.is_main_process:
+            write_data_lines(folder.path, [data_line(source) for source in sources])
+        train(config, accelerator, folder, planner, dev_sets, reranker)
+    accelerator.end_training()
+
+
+def train(
+    config: RerankConfig,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    planner: Planner,
+    dev_sets: list[DevSet],
+    reranker: Reranker,
+) -> None:
+    main_rank, device = accelerator.is_main_process, accelerator.device
+    total = total_steps(planner, epochs=config.epochs, max_steps=config.max_steps)
+    collator, backend = equip(config, accelerator, planner, reranker)
+
+    # 4. Where to start: at the newest complete checkpoint if the run is resumed.
+    checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
+    newest = checkpoints.recover() if folder.resumed else None
+    state = start_state(backend, newest, planner.fingerprint(), folder)
+    if main_rank:
+        print(derivation(config, planner, reranker, collator, backend, total, state.step), flush=True)
+
+    # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
+    with (
+        open_tracker(
+            folder.path,
+            main_rank=main_rank,
+            resumed_step=state.step if newest else None,
+            wandb_project=config.wandb,
+            tensorboard=config.tensorboard,
+            config=asdict(config),
+        ) as tracker,
+        Progress(total, done=state.step, shown=main_rank) as progress,
+        StopSignal() as stop,
+    ):
+        guard = NonFiniteGuard(config.max_bad_steps, state.skipped_steps, state.skipped_in_a_row)
+        measure = partial(evaluate, reranker, dev_sets, config.chunk_tokens, backend.sharded, main_rank)
+        parts = (folder, planner, backend, checkpoints, state, guard, tracker, progress)
+        run = Run(*parts, total, main_rank, measure, cut="depth")
+        if dev_sets and not newest:
+            run.evaluate()
+        rate_at = course(total, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
+        meter, started = Meter(state.tokens), time.perf_counter()
+        steps = range(state.step, state.step if state.stale(config.early_stopping) else total)
+        for batch in load_batches(collator, planner, steps, config.workers):
+            seed_step(config.seed, state.step, accelerator.process_index)
+            part = step(backend, batch.to(device), config.loss)
+            loss, tokens, truncated, stopping = sum_over_ranks(
+                [part.item(), batch.tokens, batch.truncated, stop.received is not None], device
+            )
+            rate = rate_at(state.step)
+            norm = backend.update(rate, config.max_grad_norm, partial(guard.accepts, state.step, loss))
+            state.advance(config.batch_size, int(tokens), int(truncated))
+
+            meter.add(loss, norm, time.perf_counter() - started)
+            if state.step % config.log_steps == 0 or state.step == total:
+                run.report(rate, meter.read(state.tokens))
+            if dev_sets and run.due(config.eval_steps):
+                run.evaluate()
+            stale = state.stale(config.early_stopping)
+            if state.best_step == state.step or stale or stopping or run.due(config.save_steps):
+                run.save()
+            if stopping:
+                run.leave(stop)
+            if stale:
+                progress.say(f"no better result in {config.early_stopping} evaluations: stopping at step {state.step}")
+                break
+            started = time.perf_counter()
+
+    # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gates.
+    run.publish(partial(export, config, run, reranker), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
+
+
+def step(backend: Backend, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:
+    """Add this rank's share of the gradient of the loss of the global batch; its share of the loss."""
+    backend.model.train()
+
+    def share_of(chunk: int, judged: Tensor) -> Tensor:
+        return loss_share(judged, batch.labels[chunk], loss, queries=batch.queries, pairs=batch.pairs)
+
+    return accumulated_backward(backend, batch.chunks, share_of)
+
+
+def loss_share(judged: Tensor, labels: Labels, loss: RerankLossConfig, *, queries: int, pairs: int) -> Tensor:
+    """What a chunk has in the loss of the global batch: the mean over its pairs, or over its queries.
+
+    `judged` is what the model gives for the n prompts of the chunk, [n, C].
+    """
+    if loss.objective == "pointwise":
+        whole = loss.label_space == "vocabulary"
+        weight = {"positive_weight": loss.positive_weight}
+        losses = (
+            pointwise_vocabulary(judged, labels.targets, **weight)
+            if whole
+            else pointwise(judged[:, 0], labels.targets, **weight)
+        )
+        return losses.sum() / pairs
+    present = labels.group >= 0  # [Q, G]
+    scores = logit_of(judged)[labels.group]
+    if loss.objective == "listwise":
+        positive = labels.targets[labels.group] > 0.5
+        return listwise(scores, positive, present, temperature=loss.temperature).sum() / queries
+    assert labels.teacher is not None
+    temperatures = {"temperature": loss.temperature, "teacher_temperature": loss.teacher_temperature}
+    return kl(scores, labels.teacher[labels.group], present, **temperatures).sum() / queries
+
+
+def evaluate(
+    reranker: Reranker, dev_sets: list[DevSet], chunk_tokens: int | None, lockstep: bool, shown: bool
+) -> Results:
+    """Metrics of the candidates as the model orders them now, on each dev set."""
+    return {
+        each.retrieval_set.name: {
+            each.depth: evaluate_candidates(
+                rerank(
+                    reranker,
+                    each.retrieval_set,
+                    each.candidates,
+                    instruction=each.instruction,
+                    tokens_per_batch=chunk_tokens,
+                    lockstep=lockstep,
+                    progress=shown,
+                ),
+                each.candidates,
+                each.retrieval_set,
+            )
+        }
+        for each in dev_sets
+    }
+
+
+def equip(
+    config: RerankConfig, accelerator: Accelerator, planner: Planner, reranker: Reranker
+) -> tuple[RerankCollator, Backend]:
+    """What makes batches, and what trains on them."""
+    optimizer = adamw(reranker, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    share = config.batch_size // accelerator.num_processes
+    backend = prepare(accelerator, reranker, optimizer, share=share, max_norm=config.max_grad_norm)
+    collator = RerankCollator(
+        planner.sources,
+        planner.draw,
+        reranker.pairs,
+        query_max_length=config.query_max_length,
+        document_max_length=config.document_max_length,
+        chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
+        share=reranker.share_prefix,
+        packed=reranker.padding_free,
+        whole_groups=config.loss.objective != "pointwise",
+        soft=config.loss.labels == "teacher",
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    return collator, backend
+
+
+def rehearse_step(config: RerankConfig, accelerator: Accelerator, planner: Planner, reranker: Reranker) -> None:
+    """--dry_run: the longest of the first batches in chunks of several sizes; nothing is written."""
+    collator, backend = equip(config, accelerator, planner, reranker)
+    if accelerator.is_main_process:
+        print(
+            derivation(config, planner, reranker, collator, backend, planner.steps_per_epoch, 0),
+            flush=True,
+        )
+    plan = max(islice(planner.plans(), REHEARSED), key=lambda each: collator[each].tokens)
+
+    def take(size: int) -> tuple[int, int]:
+        collator.chunk_tokens = size
+        batch = collator[plan]
+        step(backend, batch.to(accelerator.device), config.loss)
+        backend.discard()
+        return batch.tokens, batch.positions
+
+    found = list(rehearse(take, rehearsed_sizes(collator.chunk_tokens), accelerator.device))
+    if accelerator.is_main_process:
+        print(rehearsal_table(found, collator[plan].tokens))
+
+
+def load_sources(config: RerankConfig, main_rank: bool) -> list[Source]:
+    """Read the training sets and say what was read, kept and dropped."""
+    sources = []
+    for data in config.train:
+        table = load_records(
+            data.path,
+            split=data.split,
+            name=data.name,
+            instruction=data.instruction,
+            progress=main_rank,
+            allow_no_positives=True,
+        )
+        if main_rank:
+            print(table.summary, flush=True)
+        require(
+            table.graded or min(table.max_negatives, config.negatives) > 0,
+            f"{data.path}: a reranker learns from negatives, and it has or draws none; mine some first",
+        )
+        require(
+            not config.loss.needs_scores or table.has_scores or table.graded,
+            f"{data.path}: the loss needs scores, and not every row has them; write them with "
+            "scripts/mine.py --judge, or choose another objective",
+        )
+        if config.loss.labels == "teacher" or table.graded:
+            low, high = table.score_range()
+            require(
+                0 <= low <= high <= 1,
+                f"{data.path}: scores from {low:g} to {high:g} are no probabilities; scale them to 0..1",
+            )
+        sources.append(Source(table, data.weight))
+    return sources
+
+
+def load_dev(dev: CandidateData, main_rank: bool) -> DevSet:
+    retrieval_set = load_retrieval_set(dev.path, dev.split)
+    retrieval_set = replace(retrieval_set, name=dev.name) if dev.name else retrieval_set
+    candidates = open_candidates(dev.candidates, retrieval_set, dev.depth)
+    if main_rank:
+        print(f"{retrieval_set.summary}\n  {dev.candidates}: {candidates}", flush=True)
+        before = evaluate_candidates(candidates.before, candidates, retrieval_set)
+        print("  their order: " + ", ".join(f"{name} {value:.4f}" for name, value in before.items()), flush=True)
+    return DevSet(retrieval_set, candidates, dev.instruction)
+
+
+def load_model(config: RerankConfig) -> Reranker:
+    """The model with what is to be trained."""
+    own = read_settings(config.model)
+    given = {"prefix": config.prefix, "suffix": config.suffix, "yes": config.yes, "no": config.no}
+    given["instruction"] = config.query_instruction
+    reranker = load_trainable_reranker(
+        config.model,
+        settings=replace(
+            own,
+            **{name: value for name, value in given.items() if value is not None},
+            query_max_length=config.query_max_length,
+            document_max_length=config.document_max_length,
+        ),
+        lora=None if config.tuning == "full" else asdict(config.lora),
+        quantised=config.tuning == "qlora",
+        precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        attention=config.attention,
+        share_prefix=config.share_prefix,
+        dropout=config.dropout,
+        cpu=config.cpu,
+    )
+    reranker.whole_vocabulary = config.loss.label_space == "vocabulary"
+    if config.checkpoint_length is not None:
+        reranker.recompute_above(config.checkpoint_length)
+    return reranker
+
+
+def require_room(config: RerankConfig, reranker: Reranker, readable: int) -> None:
+    """Refuse length limits that make prompts longer than the model can read."""
+    overhead = max(reranker.pairs.overhead(data.instruction) for data in config.train)
+    longest = overhead + config.query_max_length + config.document_max_length
+    require(
+        longest <= readable,
+        f"query_max_length, document_max_length: with the {overhead} tokens of the prompt they make {longest}, more "
+        f"than the model's {readable}",
+    )
+
+
+def derivation(
+    config: RerankConfig,
+    planner: Planner,
+    reranker: Reranker,
+    collator: RerankCollator,
+    backend: Backend,
+    total: int,
+    done: int,
+) -> str:
+    """What follows from the settings and the data, to read before step 1."""
+    trainable = sum(whole_shape(each).numel() for each in reranker.parameters() if each.requires_grad)
+    everything = sum(whole_shape(each).numel() for each in reranker.parameters())
+    first = [collator[plan] for plan in islice(planner.plans(), min(REHEARSED, planner.steps_per_epoch))]
+    tokens, positions = sum(each.tokens for each in first), sum(each.positions for each in first)
+    loss = config.loss
+    items: dict[str, object] = {
+        "model": f"{config.model} ({config.precision})",
+        "prompt": repr(reranker.settings.prompt.body("{query}", "{document}")),
+        "answers": f"{reranker.settings.yes!r} and {reranker.settings.no!r}",
+        "trained": f"{trainable:,} of {everything:,} parameters ({config.tuning})",
+        "objective": f"{loss.objective}" + (f" over {loss.label_space}" if loss.objective == "pointwise" else ""),
+        "processes": f"{collator.world_size} ({backend.name})",
+        "global batch": f"{planner.batch_size} queries, {planner.batch_size // collator.world_size} on each process",
+        "documents a query": f"up to {config.positives} positives and {config.negatives} negatives",
+        "steps": f"{total:,} ({planner.steps_per_epoch:,} an epoch)" + (f", {done:,} done" if done else ""),
+        "prompts": f"{tokens / sum(each.pairs for each in first) * collator.world_size:.0f} tokens each, "
+        f"{positions / tokens:.3f} positions a token"
+        + (" (common beginnings run once)" if reranker.share_prefix else ""),
+        "truncated": f"{sum(each.truncated for each in first):,} queries and documents of the first "
+        f"{len(first)} batches",
+    }
+    return summary("training", items)
+
+
+def export(config: RerankConfig, run: Run, reranker: Reranker, step: int) -> None:
+    reranker.whole_vocabulary = False
+    report = export_reranker(reranker, run.folder.final, card=run_card(run.folder.path, config.published(), step))
+    print("\n".join(["parity gates passed", *(f"  {line}" for line in report.lines())]), flush=True)
+
+
+if __name__ == "__main__":
+    run(lambda: main(CONFIG))
