@@ -1,16 +1,18 @@
-"""Measure an embedding model, BM25 or a TREC run on retrieval sets in the BEIR layout.
+"""Measure an embedding model, BM25, a TREC run or a reranker of their results on retrieval sets in the BEIR layout.
 
     python scripts/evaluate.py --model runs/my-model/final --data data/my-set --split test --dims 384,128,64
     python scripts/evaluate.py --model runs/my-model/final --data data/my-set --precision float32,int8,binary
     python scripts/evaluate.py --first_stage bm25 --data data/my-set
+    python scripts/evaluate.py --first_stage bm25 --data data/my-set --reranker runs/my-reranker/final --depth 100
 
-Equal scores are averaged over every order, gain is linear, a document is its title and text.
+With a reranker the first stage's order is measured, the reranker's, and both fused by reciprocal ranks. Equal scores
+are averaged over every order, gain is linear, a document is its title and text.
 """
 
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +20,10 @@ from nestling import __version__
 from nestling.config import parse_config, require, require_dims, run
 
 if TYPE_CHECKING:
+    from nestling.embedder import Embedder
     from nestling.metrics import Placements
     from nestling.records import RetrievalSet
+    from nestling.retrieval import Candidates, EncodedSet
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,10 @@ class EvaluateConfig:
     Args:
         data: Folder with corpus.jsonl, queries.jsonl and qrels/; several with commas between.
         model: Directory or hub id of the embedding model.
-        first_stage: In place of a model: bm25, or a TREC run file (query Q0 document rank score tag).
+        first_stage: In place of a model: bm25, a TREC run file (query Q0 document rank score tag), or, with a reranker,
+            a .jsonl file of candidate lists (query-id, corpus-ids).
+        reranker: Directory or hub id of a reranker, which orders the first documents of each query anew.
+        depth: How many of a model's, BM25's or a run's it reads; a .jsonl file's lists are read whole.
         split: Which qrels file to use.
         dims: Dimensions to cut embeddings to; the full one and the model's matryoshka_dimensions by default.
         precision: How a vector store keeps the vectors. int8 keeps documents in 256 steps a dimension, binary keeps the
@@ -44,6 +51,8 @@ class EvaluateConfig:
     data: list[str]
     model: str | None = None
     first_stage: str | None = None
+    reranker: str | None = None
+    depth: int = 100
     split: str = "test"
     dims: list[int] = field(default_factory=list)
     precision: list[Literal["float32", "int8", "binary"]] = field(default_factory=lambda: ["float32"])
@@ -64,8 +73,19 @@ class EvaluateConfig:
         require(len(set(self.precision)) == len(self.precision), "precision: one is given twice")
         for name in ("query_max_length", "document_max_length"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        of_models = self.dims or self.precision != ["float32"] or self.instruction is not None
-        require(self.model is not None or not of_models, "dims, precision and instruction need a --model")
+        require(self.depth >= 1, f"depth is {self.depth}, expected at least 1")
+        lists = (self.first_stage or "").endswith(".jsonl")
+        require(self.reranker is not None or not lists, "candidate lists have no order to measure; give a --reranker")
+        require(
+            self.reranker is None or (len(self.dims) <= 1 and self.precision == ["float32"]),
+            "a reranker reads one first stage: give one of dims at most, and no precision",
+        )
+        of_models = self.dims or self.precision != ["float32"]
+        require(self.model is not None or not of_models, "dims and precision need a --model")
+        require(
+            self.instruction is None or self.model is not None or self.reranker is not None,
+            "instruction needs a --model or a --reranker",
+        )
 
 
 @dataclass(frozen=True)
@@ -80,12 +100,15 @@ class Row:
     metrics: dict[str, float]
     truncated_queries: int = 0
     truncated_documents: int = 0
+    order: str | None = None
 
 
 def main() -> None:
     config = parse_config(EvaluateConfig, __doc__)
     check_output(config.output)
     dims = choose_dims(config)
+    if config.reranker is not None:
+        check_model(config.reranker, "--reranker")
     first_stage = read_first_stage(config)
 
     from nestling.records import load_retrieval_set
@@ -93,7 +116,10 @@ def main() -> None:
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
     for drop in (drop for each in sets for drop in each.summary.drops):
         print(f"dropped {drop.count:,}: {drop.reason} (first at {drop.example})")
-    rows = list(measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets))
+    if config.reranker:
+        rows = list(measure_reranker(config, sets, dims))
+    else:
+        rows = list(measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets))
     print_table(rows)
     if config.output:
         write_json(Path(config.output), config, rows)
@@ -107,11 +133,11 @@ def check_output(output: str | None) -> None:
     require(Path(output).parent.is_dir(), f"--output {output}: the folder {Path(output).parent} does not exist")
 
 
-def check_model(model: str) -> None:
+def check_model(model: str, flag: str = "--model") -> None:
     """Refuse a mistyped path at once; to ask the hub for it would take half a minute of retries."""
     parts = Path(model).parts
     hub_id = len(parts) == 1 or (len(parts) == 2 and not Path(parts[0]).exists())
-    require(Path(model).is_dir() or hub_id, f"--model {model}: no such directory")
+    require(Path(model).is_dir() or hub_id, f"{flag} {model}: no such directory")
 
 
 def choose_dims(config: EvaluateConfig) -> list[int]:
@@ -145,6 +171,8 @@ def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | No
         return None
     path = Path(config.first_stage)
     require(path.is_file(), f"--first_stage {path}: no such file; expected bm25 or a TREC run file")
+    if config.reranker is not None:
+        return None  # the lists are opened for each set
     from nestling.retrieval import read_run
 
     return read_run(path)
@@ -152,24 +180,12 @@ def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | No
 
 def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> Iterator[Row]:
     """Encode each set once, then measure every dimension and precision."""
-    import torch
-
     from nestling.embedder import Embedder
-    from nestling.retrieval import encode_set, place
+    from nestling.retrieval import place
 
-    assert config.model is not None
-    compute = torch.bfloat16 if config.compute == "bf16" else torch.float32
-    embedder = Embedder.from_pretrained(config.model, precision=compute)
-    embedder.to("cuda" if torch.cuda.is_available() else "cpu")
+    embedder = load(Embedder, config.model, config.compute)
     for each in sets:
-        encoded = encode_set(
-            embedder,
-            each,
-            query_max_length=config.query_max_length,
-            document_max_length=config.document_max_length,
-            instruction=config.instruction,
-            progress=sys.stderr.isatty(),
-        )
+        encoded = encode(embedder, each, config)
         print(f"{each.name}: queries: {encoded.query_tally}", file=sys.stderr)
         print(f"{each.name}: documents: {encoded.document_tally}", file=sys.stderr)
         truncated = (encoded.query_tally.truncated, encoded.document_tally.truncated)
@@ -179,6 +195,65 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
         for dim in dims:
             for precision in config.precision:
                 yield make_row(each, place(encoded, dim, precision), dim, precision, truncated)
+
+
+def load(kind: Any, model: str | None, compute: str) -> Any:
+    """An embedder or reranker on the device."""
+    import torch
+
+    loaded = kind.from_pretrained(model, precision=torch.bfloat16 if compute == "bf16" else torch.float32)
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def encode(embedder: "Embedder", data: "RetrievalSet", config: EvaluateConfig) -> "EncodedSet":
+    from nestling.retrieval import encode_set
+
+    return encode_set(
+        embedder,
+        data,
+        query_max_length=config.query_max_length,
+        document_max_length=config.document_max_length,
+        instruction=config.instruction,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> Iterator[Row]:
+    """The first stage's order of the candidates, the reranker's, and both fused."""
+    from nestling.reranker import Reranker
+    from nestling.retrieval import fuse, place_candidates, rerank
+    from nestling.scoring import ScoreTally
+
+    assert config.reranker is not None
+    reranker = load(Reranker, config.reranker, config.compute)
+    for data, candidates in candidate_lists(config, sets, dims[0] if dims else None):
+        tally = ScoreTally()
+        shown = sys.stderr.isatty()
+        scores = rerank(reranker, data, candidates, instruction=config.instruction, progress=shown, tally=tally)
+        print(f"{data.name}:\n  {candidates}\n  {tally}")
+        orders = {"first stage": candidates.before, "reranked": scores}
+        if candidates.scores is not None:
+            orders["fused"] = fuse(candidates.scores, scores)
+        for order, values in orders.items():
+            row = make_row(data, place_candidates(values, candidates, data))
+            yield replace(row, order=order, truncated_documents=tally.truncated_documents)
+
+
+def candidate_lists(
+    config: EvaluateConfig, sets: "list[RetrievalSet]", dim: int | None
+) -> "Iterator[tuple[RetrievalSet, Candidates]]":
+    """Each set with the documents to rerank: a model's nearest, BM25's, or those of a file."""
+    from nestling.embedder import Embedder
+    from nestling.retrieval import Candidates, open_candidates, search_top
+
+    embedder = load(Embedder, config.model, config.compute) if config.model else None
+    for each in sets:
+        if embedder is None:
+            assert config.first_stage is not None
+            yield each, open_candidates(config.first_stage, each, config.depth)
+        else:
+            run = search_top(encode(embedder, each, config), each, config.depth, dim=dim)
+            yield each, Candidates.from_run(run, each, config.depth)
 
 
 def measure_first_stage(lists: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> Iterator[Row]:
@@ -218,13 +293,16 @@ def make_row(
 
 
 def print_table(rows: list[Row]) -> None:
-    """One row a set, dimension and precision."""
+    """One row a set and dimension and precision, or order."""
     metrics = list(rows[0].metrics)
     width = max(len(row.data) for row in rows)
-    print(f"\n{'':{width}}  {'dim':>5}  {'precision':9}  " + "  ".join(f"{name:>10}" for name in metrics))
+    reranked = rows[0].order is not None
+    heading = f"{'order':11}" if reranked else f"{'dim':>5}  {'precision':9}"
+    print(f"\n{'':{width}}  {heading}  " + "  ".join(f"{name:>10}" for name in metrics))
     for row in rows:
         values = "  ".join(f"{row.metrics[name]:10.4f}" for name in metrics)
-        print(f"{row.data:{width}}  {row.dim or '-':>5}  {row.precision or '-':9}  {values}")
+        what = f"{row.order:11}" if reranked else f"{row.dim or '-':>5}  {row.precision or '-':9}"
+        print(f"{row.data:{width}}  {what}  {values}")
 
 
 def write_json(path: Path, config: EvaluateConfig, rows: list[Row]) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from nestling.config import run
+from nestling.reranker import Reranker
 
+SHORT = ["--query_max_length", "64", "--document_max_length", "64"]
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 
 
@@ -183,3 +185,47 @@ def test_the_command_itself() -> None:
     assert "--first_stage" in shown.stdout
     refused = subprocess.run([sys.executable, SCRIPT, "--dims", "8,8"], capture_output=True, text=True, check=False)
     assert_refused(Finished(refused.returncode, refused.stdout, refused.stderr), "data")
+
+
+def test_a_reranker_orders_the_candidates_anew(evaluate: Evaluate, beir: Path, qwen3: Path, tmp_path: Path) -> None:
+    lists = tmp_path / "lists.jsonl"
+    rows = [{"query-id": f"q{i}", "corpus-ids": ["d0", "d1", "d2"]} for i in range(2)]
+    lists.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "results.json"
+    done = evaluate("--first_stage", lists, "--data", beir, "--reranker", qwen3, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert "6 candidates of 2 queries, 3 to 3 each" in done.stdout
+    by_order = {row["order"]: row["metrics"] for row in json.loads(output.read_text())["results"]}
+    assert list(by_order) == ["first stage", "reranked"]  # lists have no order to fuse with
+    assert by_order["first stage"]["MRR@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)  # that of a random one
+
+    ranker = Reranker.from_pretrained(qwen3)
+    texts = ["list files by size", ("boundary layer " * 20).strip(), "人工智慧"]
+    places = [[each.index for each in ranker.rank(query, texts)].index(i) for i, query in enumerate(["files", "layer"])]
+    assert by_order["reranked"]["MRR@10"] == pytest.approx(sum(1 / (place + 1) for place in places) / 2)
+
+
+def test_an_embedder_and_a_reranker_in_turn(evaluate: Evaluate, beir: Path, bert: Path, qwen3: Path) -> None:
+    done = evaluate("--model", bert, "--data", beir, "--reranker", qwen3, "--depth", "2", *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "4 candidates of 2 queries, 2 to 2 each" in done.stdout
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("small/test  ")] == [
+        "first",
+        "reranked",
+        "fused",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--first_stage", "lists.jsonl"], "candidate lists have no order to measure; give a --reranker"),
+        (["--model", "m", "--reranker", "r", "--dims", "48,16"], "a reranker reads one first stage"),
+        (["--first_stage", "bm25", "--reranker", "r", "--depth", "0"], "depth is 0, expected at least 1"),
+        (["--first_stage", "bm25", "--reranker", "a/b/c"], "--reranker a/b/c: no such directory"),
+    ],
+)
+def test_what_a_reranker_cannot_do(evaluate: Evaluate, beir: Path, options: list[str], message: str) -> None:
+    done = evaluate(*options, "--data", beir)
+    assert done.returncode == 2
+    assert message in done.stderr

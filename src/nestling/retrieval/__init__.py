@@ -3,6 +3,7 @@
 from nestling.retrieval.candidates import (
     Candidates,
     evaluate_candidates,
+    fuse,
     open_candidates,
     place_candidates,
     read_candidates,
@@ -22,6 +23,7 @@ __all__ = [
     "encode_set",
     "evaluate_candidates",
     "evaluate_embedder",
+    "fuse",
     "judgements",
     "open_candidates",
     "place",

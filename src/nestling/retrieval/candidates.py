@@ -162,6 +162,29 @@ def evaluate_candidates(
     return means(place_candidates(scores_per_query, candidates, retrieval_set))
 
 
+def fuse(first: Sequence[Floats], second: Sequence[Floats], *, constant: float = 60.0) -> list[Floats]:
+    """Reciprocal rank fusion (Cormack et al. 2009): 1 / (constant + rank) of both orders; ties take their mean rank.
+
+    Args:
+        first: Q arrays of scores.
+        second: Q arrays aligned with them.
+        constant: Evens out the first ranks.
+    """
+    return [
+        1 / (constant + mean_ranks(one)) + 1 / (constant + mean_ranks(other))
+        for one, other in zip(first, second, strict=True)
+    ]
+
+
+def mean_ranks(scores: Floats) -> Floats:
+    """Rank of each score from 1, the highest; equal ones share the mean of their ranks."""
+    ascending = np.sort(scores)
+    above = len(scores) - np.searchsorted(ascending, scores, side="right")
+    equal = len(scores) - above - np.searchsorted(ascending, scores, side="left")
+    ranks: Floats = above + (equal + 1) / 2
+    return ranks
+
+
 def positions(document_ids: Sequence[str], wanted: Iterable[str]) -> dict[str, int]:
     """Where the wanted ids are in the collection; no entry for those that are not. Memory is that of the wanted."""
     wanted = set(wanted)
