@@ -1,9 +1,21 @@
+import math
+import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nestling.config import EmbedConfig, LoraConfig, RerankConfig, TrainData, parse_config, require_dims
+from nestling.config import (
+    EmbedConfig,
+    LoraConfig,
+    RerankConfig,
+    RerankLossConfig,
+    TrainData,
+    TrainingConfig,
+    parse_config,
+    require_dims,
+)
 
 REQUIRED = ["--model", "m", "--output_dir", "o", "--train", "a.jsonl"]
 
@@ -119,7 +131,37 @@ def test_every_setting_is_explained(cls: type) -> None:
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-@pytest.mark.parametrize("file", sorted((CONFIGS / "embed").glob("*.yaml")), ids=lambda file: file.name)
-def test_every_yaml_loads(file: Path) -> None:
-    config = parse("--config", str(file), "--model", "m", "--output_dir", "o", "--train", "a")
-    assert config.model == "m"
+@pytest.mark.parametrize("cls", [EmbedConfig, RerankConfig])
+def test_every_yaml_loads(cls: type[TrainingConfig]) -> None:
+    files = sorted((CONFIGS / cls.__name__.removesuffix("Config").lower()).glob("*.yaml"))
+    assert files
+    for file in files:
+        arguments = ["--config", str(file), "--model", "m", "--output_dir", "o", "--train", "a"]
+        assert parse_config(cls, "test", arguments).model == "m"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention": "sdpa"}, "attention: sdpa cannot share prefixes; set attention: auto, or share_prefix: false"),
+        ({"train": [TrainData("a", in_batch_negatives=False)]}, "in_batch_negatives is the embedder's"),
+        ({"early_stopping": 2}, "early_stopping needs a dev set"),
+        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+    ],
+)
+def test_what_a_reranker_refuses(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RerankConfig(**{"model": "m", "output_dir": "o", "train": [TrainData("a")], **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "listwise", "label_space": "vocabulary"}, "are pointwise's, and the objective is listwise"),
+        ({"temperature": 0.5}, "pointwise has no temperature; set objective: listwise or distillation"),
+        ({"positive_weight": math.inf}, "loss.positive_weight is inf, expected a finite number above 0"),
+    ],
+)
+def test_objectives_that_contradict_themselves(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RerankLossConfig(**settings)
