@@ -1,3 +1,21 @@
 """Nestling: contrastive fine-tuning of text embedding models and rerankers."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nestling.embedder import Embedder
+    from nestling.reranker import Reranker
+
+__all__ = ["Embedder", "Reranker", "__version__"]
+
 __version__ = "0.1.0"
+
+# Imported when they are asked for: with them comes torch, which `--help` of a recipe must not wait for.
+MODELS = {"Embedder": "nestling.embedder", "Reranker": "nestling.reranker"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(MODELS[name]), name)
