@@ -26,30 +26,12 @@ from nestling.parity import Expectation, GateReport, check_directory
 from nestling.serving_files import rope_keys
 from nestling.weights import StoredWeights, write_weights
 from tiny import tiny_bert, tiny_qwen3
+from trained import with_lora, with_noise
 
 # peft 0.21 reads a name that transformers 5.2x deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 TEXTS = ["find files by size", "向量检索", "def f(x):\n    return x"]
-
-
-def with_lora(embedder: Embedder, *, scale: float = 0.05, seed: int = 3) -> Embedder:
-    """Adapters as after training: A and B random, neither zero."""
-    assert isinstance(embedder.backbone, PreTrainedModel)
-    embedder.backbone = attach_lora(embedder.backbone, r=4, alpha=8, dropout=0.1)
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in embedder.backbone.named_parameters():
-        if ".lora_" in name:
-            parameter.data = scale * torch.randn(parameter.shape, generator=generator)
-    return embedder
-
-
-def with_noise(embedder: Embedder, *, scale: float = 0.05) -> Embedder:
-    """Weights as after full fine-tuning."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in embedder.backbone.parameters():
-        parameter.data += scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-    return embedder
 
 
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:

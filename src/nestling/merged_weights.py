@@ -11,12 +11,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nestling.attention import VARLEN
+
 
 class MergedWeights(Mapping[str, Tensor]):
     """The weights of a backbone under the names that it has without adapters; each is computed when it is read.
 
     A LoRA layer gives W + scale B A in float32 (arXiv 2106.09685), every other tensor is the live one. The model is
-    not changed. Tied tensors appear once, under their first name.
+    not changed. Of tied tensors only the first name is listed; the others can be read as well.
 
     Raises:
         ValueError: The backbone has adapters other than plain LoRA on linear layers.
@@ -27,15 +29,20 @@ class MergedWeights(Mapping[str, Tensor]):
         adapted = [(name, each) for name, each in model.named_modules() if isinstance(each, BaseTunerLayer)]
         self._layers = {name: _plain_lora(name, each) for name, each in adapted}
         self._tensors: dict[str, Tensor] = {}
-        seen: set[tuple[int, torch.Size]] = set()
+        self._tied: dict[str, str] = {}
+        seen: dict[tuple[int, torch.Size], str] = {}
         for name, tensor in model.state_dict().items():
-            identity = (tensor.data_ptr(), tensor.shape)
-            if ".lora_" in name or (identity in seen and tensor.numel()):
+            if ".lora_" in name:
                 continue
-            seen.add(identity)
-            self._tensors[name.replace(".base_layer.", ".")] = tensor
+            bare, identity = name.replace(".base_layer.", "."), (tensor.data_ptr(), tensor.shape)
+            if identity in seen and tensor.numel():
+                self._tied[bare] = seen[identity]
+                continue
+            seen[identity] = bare
+            self._tensors[bare] = tensor
 
     def __getitem__(self, name: str) -> Tensor:
+        name = self._tied.get(name, name)
         tensor = self._tensors[name]
         layer = self._layers.get(name.removesuffix(".weight"))
         return tensor if layer is None or not name.endswith(".weight") else tensor.float() + lora_delta(layer)
@@ -132,10 +139,10 @@ def _adapters_off(backbone: nn.Module) -> Iterator[None]:
 @contextmanager
 def _float32_attention(model: PreTrainedModel) -> Iterator[None]:
     attention = model.config._attn_implementation
-    if attention != "flash_attention_2":
+    if attention not in ("flash_attention_2", VARLEN):
         yield
         return
-    model.set_attn_implementation("sdpa")  # flash attention computes in bfloat16 only
+    model.set_attn_implementation("sdpa")  # flash attention, which varlen is on a GPU, computes in bfloat16 only
     try:
         yield
     finally:

@@ -10,7 +10,8 @@ import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
 from nestling.files import replace_text
-from nestling.parity import POOL_BY_MASK, GateReport
+from nestling.gate import Report
+from nestling.parity import POOL_BY_MASK
 from nestling.pooling import Pooling
 from nestling.tracking import METRICS, evaluation_at
 from nestling.weights import model_file
@@ -38,7 +39,10 @@ class DataLine:
 
 @dataclass(frozen=True)
 class Score:
-    """A figure before and after training; None where it was not measured."""
+    """A figure before and after training; None where it was not measured.
+
+    An embedder's is of embeddings cut to `dim`, a reranker's of `dim` candidates a query.
+    """
 
     dataset: str
     dim: int
@@ -130,15 +134,15 @@ def base_license(source: str) -> str | None:
     return None if found is None else str(found)
 
 
-def render_card(facts: Facts, card: Card, report: GateReport) -> str:
+def render_card(facts: Facts, card: Card, report: Report) -> str:
     """README.md with its YAML front matter."""
     sections = [
         _introduction(facts),
-        _scores(card.scores),
+        scores_section(card.scores, "Dimensions"),
         _usage(facts),
-        _data(card.data),
-        _config(card.config),
-        _gate(report),
+        data_section(card.data),
+        config_section(card.config),
+        gate_section(report),
     ]
     return f"---\n{_front_matter(facts)}\n---\n\n" + "\n".join(section for section in sections if section)
 
@@ -186,7 +190,8 @@ Put the prompt before the text, byte for byte:
 """
 
 
-def _scores(scores: Sequence[Score]) -> str:
+def scores_section(scores: Sequence[Score], cut: str) -> str:
+    """A table of what was measured before and after training; `cut` is how the column of `Score.dim` is called."""
     if not scores:
         return ""
     metrics = list(dict.fromkeys(score.metric for score in scores))
@@ -202,7 +207,7 @@ def _scores(scores: Sequence[Score]) -> str:
             "",
             "Before → after training.",
             "",
-            f"| Data | Dimensions | {' | '.join(metrics)} |",
+            f"| Data | {cut} | {' | '.join(metrics)} |",
             f"| --- | ---: |{' ---: |' * len(metrics)}",
             *lines,
             "",
@@ -279,7 +284,8 @@ curl localhost:8080/embed -H 'Content-Type: application/json' \\
 """
 
 
-def _data(data: Sequence[DataLine]) -> str:
+def data_section(data: Sequence[DataLine]) -> str:
+    """A table of the training data."""
     if not data:
         return ""
     lines = [f"| {each.name} | {each.rows:,} | {_cell_text(each.summary)} |" for each in data]
@@ -290,14 +296,16 @@ def _cell_text(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _config(config: Mapping[str, object]) -> str:
+def config_section(config: Mapping[str, object]) -> str:
+    """The run's settings."""
     if not config:
         return ""
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     return f"## Training configuration\n\n```yaml\n{text}```\n"
 
 
-def _gate(report: GateReport) -> str:
+def gate_section(report: Report) -> str:
+    """What the gate measured."""
     return "\n".join(
         [
             "## Parity",

@@ -135,6 +135,8 @@ class Reranker(TokenModel):
         config = read_config(model)
         if not is_decoder(config):
             raise ValueError(f"{model}: a reranker is a causal language model, and this is {config.model_type}")
+        if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+            raise ValueError(f"{model} is a classifier, without the words that it answers; load the causal directory")
         packed = attention in ("auto", VARLEN)
         backbone = load_backbone(
             AutoModelForCausalLM,

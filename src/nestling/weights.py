@@ -1,7 +1,7 @@
 """Weights on their way to and from disk, one tensor at a time: a model is never held twice."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,17 +15,23 @@ SHARD_BYTES = 5 * 10**9
 
 
 def write_weights(
-    weights: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype, prefix: str = "", shard_bytes: int = SHARD_BYTES
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    prefix: str = "",
+    exact: Collection[str] = (),
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write safetensors into `folder`: one file, or shards of about `shard_bytes` with their index.
 
-    Floating-point tensors are cast to `dtype`. At most one shard is held in memory.
+    Floating-point tensors are cast to `dtype`, but for those named in `exact`. At most one shard is held in memory.
     """
     shards: list[list[str]] = []
     pending: dict[str, Tensor] = {}
     total = 0
     for name, tensor in weights.items():
-        cast_to = dtype if tensor.is_floating_point() else tensor.dtype
+        cast_to = dtype if tensor.is_floating_point() and name not in exact else tensor.dtype
         ready = tensor.detach().to("cpu", cast_to).contiguous()
         if pending and sum(each.nbytes for each in pending.values()) + ready.nbytes > shard_bytes:
             shards.append(_write_shard(pending, folder, len(shards)))
