@@ -1,26 +1,15 @@
-"""Three SGD steps of one training task: on the ranks of a backend, and by a plain reference in one process.
+"""Three SGD steps of one training task: on the ranks of a backend, and by a plain reference in one process."""
 
-SGD, because AdamW hides a gradient that is a constant factor off.
-"""
-
-import importlib.util
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
-from ranks import ROOT
+from launches import RATE, Weights, adapt, launch, plans, recipe, train_by_hand
 from torch import Tensor
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from nestling.adapters import attach_lora
-from nestling.backends import Backend, prepare
+from nestling.backends import Backend
 from nestling.batching import Draw, Plan, Source
 from nestling.cached import GraphBudget, cached_backward
 from nestling.checkpoint import Checkpoints, TrainingState, write_training
@@ -29,13 +18,10 @@ from nestling.config import LossConfig
 from nestling.distributed import gather_batch
 from nestling.embedder import Embedder
 from nestling.losses import cosent, distillation, info_nce
-from nestling.optim import adamw
 from nestling.records import load_records
 
 DIMS = {64: 1.0, 16: 0.5}
-STEPS = 3
 BUDGETS = {"none": GraphBudget(0.0, 1.0), "some": GraphBudget(45.0, 1.0), "all": GraphBudget(float("inf"), 1.0)}
-Weights = dict[str, Tensor]
 
 
 RANKED = [
@@ -80,11 +66,7 @@ def write_data(folder: Path) -> None:
 def load(folder: Path, case: Case) -> Embedder:
     embedder = Embedder.from_pretrained(folder / "model", dtype=torch.float32)
     if case.tuning == "lora":
-        torch.manual_seed(0)
-        embedder.backbone = attach_lora(embedder.backbone, r=4, alpha=8, dropout=0.0)
-        for name, parameter in embedder.named_parameters():
-            if "lora_B" in name:  # zeros at the start, under which A would have no gradient
-                torch.nn.init.normal_(parameter, std=0.1)
+        adapt(embedder)
     return embedder.train()
 
 
@@ -104,71 +86,23 @@ def collate(folder: Path, case: Case, embedder: Embedder, rank: int, world: int)
     )
 
 
-def plans() -> list[Plan]:
-    return [Plan(0, rows, [step] * 4) for step, rows in enumerate([[0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]])]
-
-
 def loss_config(case: Case) -> LossConfig:
     return LossConfig(temperature=0.2, distillation=0.7 if case.kind == "distilled" else 0.0)
 
 
-def start(case: Case) -> Accelerator:
-    """An Accelerator as the launchers configure it; accelerate wants GPUs for FSDP2, hence the detour there."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    unset_hf_deepspeed_config()  # with which transformers would go on to shard what it loads
-    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
-        os.environ.pop(name, None)
-    if case.backend.startswith("zero"):
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        settings: dict[str, Any] = {
-            "zero_optimization": {"stage": int(case.backend[-1]), "stage3_param_persistence_threshold": 0},
-            "train_micro_batch_size_per_gpu": "auto",
-            "gradient_clipping": "auto",
-        }
-        handlers = [InitProcessGroupKwargs(backend="gloo")]
-        return Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings), kwargs_handlers=handlers)
-    if case.backend == "fsdp":
-        PartialState(cpu=True)
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
-        return Accelerator(cpu=True, fsdp_plugin=plugin)
-    return Accelerator(cpu=True)
-
-
 def prepared(folder: Path, case: Case, world: int, *, adam: bool = False) -> Backend:
-    accelerator = start(case)  # before the model, as in the recipe: ZeRO-3 shards it while it loads
-    embedder = load(folder, case)
-    if adam:
-        optimizer: torch.optim.Optimizer = adamw(embedder, learning_rate=1e-2, weight_decay=0.1)
-    else:
-        optimizer = torch.optim.SGD([each for each in embedder.parameters() if each.requires_grad], lr=0.1)
-    backend = prepare(accelerator, embedder, optimizer, share=4 // world, max_norm=case.clip)
-    expected = {"ddp": "DDP", "fsdp": "FSDP2"}.get(case.backend, f"DeepSpeed ZeRO-{case.backend[-1]}")
-    assert backend.name == expected, backend.name  # accelerate falls back to DDP without a word
-    assert backend.ranks == world
-    if not case.whole:
-        backend.whole_gradients = False  # type: ignore[attr-defined]
-    return backend
+    return launch(case, world, lambda: load(folder, case), adam=adam)
 
 
 def take_step(backend: Backend, case: Case, collator: Collator, plan: Plan) -> tuple[float, float]:
     """This rank's share of the loss, and the norm of the gradient."""
     batch, loss = collator[plan], loss_config(case)
     part = cached_backward(backend, batch.tokens, lambda each: recipe_share(each, batch, loss), BUDGETS[case.kept])
-    norm = backend.update(0.1, case.clip, lambda norm: norm < float("inf"))
+    norm = backend.update(RATE, case.clip, lambda norm: norm < float("inf"))
     return float(part), norm
 
 
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("embed_recipe", ROOT / "train" / "embed.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-SHARE = recipe().loss_share
+SHARE = recipe("embed").loss_share
 
 
 def recipe_share(embeddings: Tensor, batch: Any, loss: LossConfig) -> Tensor:
@@ -198,23 +132,16 @@ def train_on_ranks(folder: Path, case: Case, rank: int, world: int) -> Weights:
 
 
 def train_plainly(folder: Path, case: Case) -> tuple[Weights, Weights]:
-    """Weights before and after the same steps: one process, one graph, the reference loss, gradients by hand."""
+    """Weights before and after the same steps: one process, one graph, the reference loss."""
     embedder = load(folder, case)
-    trained = {name: each for name, each in embedder.named_parameters() if each.requires_grad}
-    before = {name: each.detach().clone() for name, each in trained.items()}
     collator = collate(folder, case, embedder, 0, 1)
-    for plan in plans():
+
+    def loss_of(plan: Plan) -> Tensor:
         batch = collator[plan]
         embeddings = torch.cat([embedder(chunk) for chunk in batch.tokens.chunks])[batch.tokens.position]
-        plain_loss(embeddings, batch, loss_config(case)).backward()
-        gradients = [each.grad for each in trained.values() if each.grad is not None]
-        norm = torch.cat([each.flatten() for each in gradients]).norm()
-        scale = min(1.0, case.clip / norm.item()) if case.clip else 1.0
-        for each in trained.values():
-            if each.grad is not None:
-                each.data -= 0.1 * scale * each.grad
-                each.grad = None
-    return before, {name: each.detach().clone() for name, each in trained.items()}
+        return plain_loss(embeddings, batch, loss_config(case))
+
+    return train_by_hand(embedder, loss_of, plans(), case.clip)
 
 
 def plain_loss(embeddings: Tensor, batch: Any, loss: LossConfig) -> Tensor:

@@ -1,9 +1,6 @@
 """Every backend, on real ranks, takes the steps of one process on the whole batch: nothing times or over W."""
 
-import importlib.util
 import json
-import os
-import socket
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -12,15 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from launches import (
+    BACKENDS,
+    Weights,
+    assert_same_update,
+    flat,
+    free_port,
+    join,
+    plans,
+    require_deepspeed,
+    usable,
+)
 from ranks import run_ranks
-from steps import Case, Weights, collate, plans, prepared, save, take_step, train_on_ranks, train_plainly, write_data
-from torch import Tensor
+from steps import Case, collate, prepared, save, take_step, train_on_ranks, train_plainly, write_data
 from torch.profiler import ProfilerActivity, profile
 
 from nestling.backends.zero import Zero
 from tiny import tiny_qwen3
-
-BACKENDS = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 
 # Every value of each setting with every backend, and most pairs of values; the whole product is marked slow.
 PAIRWISE = [
@@ -55,39 +60,6 @@ PRODUCT = [
     )
     if whole or backend != "ddp"
 ]
-
-
-def usable(cases: Sequence[Case]) -> list[Case]:
-    """Those whose packages are installed."""
-    zero = importlib.util.find_spec("deepspeed") is not None
-    return [case for case in cases if zero or not case.backend.startswith("zero")]
-
-
-def require_deepspeed(case: Case) -> None:
-    if case.backend.startswith("zero"):
-        pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
-
-
-def join(rank: int, world: int, port: int) -> None:
-    """What a launcher tells its processes."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    if importlib.util.find_spec("deepspeed") is not None:
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # an optional kernel that takes a build
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def on_a_rank(cases: Sequence[Case], world: int, port: int, rank: int, folder: Path) -> None:
@@ -126,32 +98,22 @@ def whole_product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("product"), PRODUCT, 2)
 
 
-def assert_same_update(folder: Path, case: Case, world: int) -> None:
+def assert_trained_as_one(folder: Path, case: Case, world: int) -> None:
     before, expected = train_plainly(folder, case)
-    found: Weights = torch.load(folder / f"{world}-{case}.pt")
-    assert expected.keys() <= found.keys()
-    update = flat({name: found[name] - before[name] for name in expected})
-    wanted = flat({name: expected[name] - before[name] for name in expected})
-    assert wanted.norm() > 1e-3
-    assert (update.norm() / wanted.norm()).item() == pytest.approx(1.0, rel=1e-5)
-    assert ((update - wanted).norm() / wanted.norm()).item() < 1e-5
-
-
-def flat(weights: Weights) -> Tensor:
-    return torch.cat([weights[name].double().flatten() for name in sorted(weights)])
+    assert_same_update(before, expected, torch.load(folder / f"{world}-{case}.pt"))
 
 
 @pytest.mark.parametrize("case", PAIRWISE, ids=str)
 def test_two_ranks_take_the_steps_of_one(case: Case, two_ranks: Path) -> None:
     require_deepspeed(case)
-    assert_same_update(two_ranks, case, 2)
+    assert_trained_as_one(two_ranks, case, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", PAIRWISE, ids=str)
 def test_four_ranks_take_the_steps_of_one(case: Case, four_ranks: Path) -> None:
     require_deepspeed(case)
-    assert_same_update(four_ranks, case, 4)
+    assert_trained_as_one(four_ranks, case, 4)
 
 
 @pytest.mark.slow
@@ -159,7 +121,7 @@ def test_four_ranks_take_the_steps_of_one(case: Case, four_ranks: Path) -> None:
 @pytest.mark.parametrize("case", PRODUCT, ids=str)
 def test_every_combination_takes_the_steps_of_one(case: Case, whole_product: Path) -> None:
     require_deepspeed(case)
-    assert_same_update(whole_product, case, 2)
+    assert_trained_as_one(whole_product, case, 2)
 
 
 def collectives(port: int, rank: int, folder: Path) -> None:
