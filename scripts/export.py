@@ -2,20 +2,25 @@
 
     python scripts/export.py --checkpoint runs/mine/checkpoints/step-500 --output models/mine
     python scripts/export.py --adapter models/mine/adapter --base Qwen/Qwen3-Embedding-0.6B --output models/again
+    python scripts/export.py --model runs/my-reranker/final --shape classifier --output models/classifier
 
 The directory appears only after it has passed the parity gate: reloaded by transformers and by sentence-transformers,
-it gives the embeddings of the merged model in memory.
+it gives the embeddings, or a reranker's scores, of the merged model in memory.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nestling.config import EmbedConfig, parse_config, require, require_dims, run
+import yaml
+
+from nestling.config import EmbedConfig, RerankConfig, parse_config, require, require_dims, run
 
 if TYPE_CHECKING:
     from nestling.embedder import Embedder
+    from nestling.gate import Report
     from nestling.model_card import Card
+    from nestling.reranker import Reranker
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,11 @@ class ExportConfig:
     Args:
         output: Folder to write; must not exist.
         checkpoint: A step-N folder of a run, whose config.yaml says all else.
-        adapter: A folder that peft wrote.
+        adapter: A folder that peft wrote for an embedder.
         base: Directory or hub id of the model under the adapter; with a checkpoint, where it has moved to.
+        model: Directory or hub id of a reranker that is a causal language model, to be written in another shape.
+        shape: Of a reranker: the causal language model, which is a CrossEncoder as well, or a classifier of one label;
+            a checkpoint's is causal by default.
         dtype: Of the written weights; the base's own by default.
         dims: Matryoshka dimensions that the adapter was trained at.
         instruction: Task of the queries that the adapter was trained with; the base's own query prompt by default.
@@ -38,6 +46,8 @@ class ExportConfig:
     checkpoint: str | None = None
     adapter: str | None = None
     base: str | None = None
+    model: str | None = None
+    shape: Literal["causal", "classifier"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     dims: list[int] = field(default_factory=list)
     instruction: str | None = None
@@ -46,15 +56,22 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         require(
-            (self.checkpoint is None) != (self.adapter is None), "give either --checkpoint or --adapter with --base"
+            [self.checkpoint, self.adapter, self.model].count(None) == 2,
+            "give either --checkpoint, or --adapter with --base, or --model with --shape",
         )
         require(
             self.adapter is None or self.base is not None, "--adapter needs --base, the model that it was trained on"
         )
+        require(
+            self.model is None or (self.shape is not None and self.base is None),
+            "--model needs --shape, causal or classifier, and takes no --base",
+        )
+        require(self.adapter is None or self.shape is None, "shape is a reranker's, and adapters are embedders'")
         of_adapters = self.dims or self.instruction or (self.query_max_length, self.document_max_length) != (512, 512)
         require(
-            self.checkpoint is None or not of_adapters,
-            "dims, instruction and the lengths go with --adapter; those of a checkpoint are in the run's config.yaml",
+            self.adapter is not None or not of_adapters,
+            "dims, instruction and the lengths go with --adapter; those of a checkpoint are in the run's config.yaml, "
+            "and a model's in its own files",
         )
         require_dims(self.dims)
         for name in ("query_max_length", "document_max_length"):
@@ -63,7 +80,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model and what its directory is to say."""
+    """A trained embedder and what its directory is to say."""
 
     embedder: "Embedder"
     card: "Card"
@@ -78,15 +95,34 @@ def main() -> None:
     output = Path(config.output)
     require(not output.exists(), f"--output {output} exists already; name a new folder, or remove it first")
     require(output.parent.is_dir(), f"--output {output}: the folder {output.parent} does not exist; create it first")
+    report = export(config, output)
+    print("\n".join([f"{output} passed the parity gate", *(f"  {line}" for line in report.lines())]))
+
+
+def export(config: ExportConfig, output: Path) -> "Report":
+    """Write `output` from whatever is given."""
+    if config.model is not None:
+        from nestling.reranker import Reranker
+
+        return write_reranker(Reranker.from_pretrained(config.model, cpu=True), None, output, config)
     folder = Path(config.checkpoint or config.adapter or "")
     require(folder.is_dir(), f"{folder} is not a folder")
+    if config.checkpoint is None:
+        return write_embedder(from_adapter(folder, config), output, config)
+    settings = read_run(folder)
+    require_undamaged(folder)
+    if isinstance(settings, RerankConfig):
+        return write_reranker(*reranker_of(folder, settings, config.base), output, config)
+    require(config.shape is None, f"{folder} is of an embedder, and shape is a reranker's")
+    return write_embedder(embedder_of(folder, settings, config.base), output, config)
 
+
+def write_embedder(trained: Trained, output: Path, config: ExportConfig) -> "Report":
     import torch
 
     from nestling.export import export_embedder
 
-    trained = from_checkpoint(folder, config.base) if config.checkpoint else from_adapter(folder, config)
-    report = export_embedder(
+    return export_embedder(
         trained.embedder,
         output,
         query_max_length=trained.query_max_length,
@@ -96,25 +132,48 @@ def main() -> None:
         instructions=trained.instructions,
         card=trained.card,
     )
-    print("\n".join([f"{output} passed the parity gate", *(f"  {line}" for line in report.lines())]))
 
 
-def from_checkpoint(checkpoint: Path, base: str | None) -> Trained:
-    """The model of a checkpoint, as train/embed.py had it in memory."""
-    run_folder = checkpoint.resolve().parents[1]
-    require((run_folder / "config.yaml").is_file(), f"{run_folder} has no config.yaml; expected RUN/checkpoints/step-N")
-    config = parse_config(EmbedConfig, None, ["--config", str(run_folder / "config.yaml")])
-
+def write_reranker(reranker: "Reranker", card: "Card | None", output: Path, config: ExportConfig) -> "Report":
+    """`card` is None for a model that was not trained here."""
     import torch
 
-    from nestling.checkpoint import load_state, restore_tensors
+    from nestling.export_reranker import export_reranker
+
+    return export_reranker(
+        reranker,
+        output,
+        shape=config.shape or "causal",
+        dtype=getattr(torch, config.dtype) if config.dtype else None,
+        card=card,
+        trained=card is not None,
+    )
+
+
+def read_run(checkpoint: Path) -> EmbedConfig | RerankConfig:
+    """The settings of the run that a checkpoint belongs to."""
+    path = checkpoint.resolve().parents[1] / "config.yaml"
+    require(path.is_file(), f"{path.parent} has no config.yaml; expected RUN/checkpoints/step-N")
+    arguments = ["--config", str(path)]
+    if "share_prefix" in yaml.safe_load(path.read_text(encoding="utf-8")):
+        return parse_config(RerankConfig, None, arguments)
+    return parse_config(EmbedConfig, None, arguments)
+
+
+def require_undamaged(checkpoint: Path) -> None:
     from nestling.checkpoint.atomic import damage
-    from nestling.model_card import run_card
-    from nestling.records import default_name
-    from nestling.trainable import load_trainable
 
     problem = damage(checkpoint)
     require(problem is None, f"{checkpoint} cannot be loaded: {problem}")
+
+
+def embedder_of(checkpoint: Path, config: EmbedConfig, base: str | None) -> Trained:
+    """The model of a checkpoint, as train/embed.py had it in memory."""
+    import torch
+
+    from nestling.records import default_name
+    from nestling.trainable import load_trainable
+
     embedder = load_trainable(
         base or config.model,
         lora=None if config.tuning == "full" else asdict(config.lora),  # a base in 4 bits is exported whole
@@ -123,15 +182,40 @@ def from_checkpoint(checkpoint: Path, base: str | None) -> Trained:
         instruction=config.query_instruction,
         cpu=True,
     )
-    restore_tensors(checkpoint, embedder)
     return Trained(
         embedder,
-        run_card(run_folder, config.published(), load_state(checkpoint).step),
+        restore(checkpoint, embedder, config),
         config.query_max_length,
         config.document_max_length,
         config.dims,
         {data.name or default_name(Path(data.path)): data.instruction for data in config.train if data.instruction},
     )
+
+
+def reranker_of(checkpoint: Path, config: RerankConfig, base: str | None) -> "tuple[Reranker, Card]":
+    """The model of a checkpoint, as train/rerank.py had it in memory, and its card."""
+    import torch
+
+    from nestling.reranker import read_settings
+    from nestling.trainable import load_trainable_reranker
+
+    reranker = load_trainable_reranker(
+        base or config.model,
+        settings=replace(read_settings(base or config.model), **config.reading),
+        lora=None if config.tuning == "full" else asdict(config.lora),
+        precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        cpu=True,
+    )
+    return reranker, restore(checkpoint, reranker, config)
+
+
+def restore(checkpoint: Path, model: "Embedder | Reranker", config: EmbedConfig | RerankConfig) -> "Card":
+    """Load a checkpoint's tensors into the model; what its run knows for its card."""
+    from nestling.checkpoint import load_state, restore_tensors
+    from nestling.model_card import run_card
+
+    restore_tensors(checkpoint, model)
+    return run_card(checkpoint.resolve().parents[1], config.published(), load_state(checkpoint).step)
 
 
 def from_adapter(adapter: Path, config: ExportConfig) -> Trained:

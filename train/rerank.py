@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from nestling.export_reranker import export_reranker
 from torch import Tensor
 
 from nestling.accumulated import accumulated_backward
@@ -28,6 +27,7 @@ from nestling.batching import Draw, Planner, Source
 from nestling.checkpoint import Checkpoints, NonFiniteGuard, RunFolder, StopSignal, check_run_folder, open_run_folder
 from nestling.config import CandidateData, RerankLossConfig, require, require_unique
 from nestling.distributed import sum_over_ranks
+from nestling.export_reranker import export_reranker
 from nestling.model_card import run_card, write_data_lines
 from nestling.optim import adamw, whole_shape
 from nestling.packing import token_budget
@@ -329,17 +329,9 @@ def load_dev(dev: CandidateData, main_rank: bool) -> DevSet:
 
 def load_model(config: RerankConfig) -> Reranker:
     """The model with what is to be trained."""
-    own = read_settings(config.model)
-    given = {"prefix": config.prefix, "suffix": config.suffix, "yes": config.yes, "no": config.no}
-    given["instruction"] = config.query_instruction
     reranker = load_trainable_reranker(
         config.model,
-        settings=replace(
-            own,
-            **{name: value for name, value in given.items() if value is not None},
-            query_max_length=config.query_max_length,
-            document_max_length=config.document_max_length,
-        ),
+        settings=replace(read_settings(config.model), **config.reading),
         lora=None if config.tuning == "full" else asdict(config.lora),
         quantised=config.tuning == "qlora",
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,

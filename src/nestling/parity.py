@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from nestling.gate import alone as alone
 from nestling.gate import compare_with_base, require_passed, run_checks, run_gate
 from nestling.pooling import Pooling
 

@@ -35,9 +35,9 @@ from nestling.checkpoint import (
 )
 from nestling.config import require
 from nestling.distributed import launched_with, require_launch
+from nestling.gate import alone
 from nestling.model_card import DataLine, before_and_after
 from nestling.optim import learning_rate_at
-from nestling.parity import alone
 from nestling.tracking import Progress, Results, Tracker, evaluation_at, table
 
 Batch = TypeVar("Batch")

@@ -1,23 +1,29 @@
-"""scripts/export.py: from checkpoints and adapters to directories."""
+"""scripts/export.py: from checkpoints, adapters and directories to directories."""
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from sentence_transformers import CrossEncoder
 from transformers import PreTrainedModel
 
 from nestling.adapters import attach_lora
 from nestling.checkpoint import TrainingState, trainable_tensors, write_training
 from nestling.checkpoint.atomic import write_folder
-from nestling.config import EmbedConfig, LoraConfig, TrainData
+from nestling.config import EmbedConfig, LoraConfig, RerankConfig, TrainData
 from nestling.embedder import Embedder
 from nestling.gate import require_passed
 from nestling.parity import Expectation, GateReport, check_directory
+from nestling.rerank_parity import ScoreExpectation, ScoreReport, check_reranker
+from nestling.reranker import Reranker, RerankerSettings
+from nestling.token_model import TokenModel
+from nestling.trainable import load_trainable_reranker
 from scripts.export import main
+from tiny import tiny_qwen3
 
 # peft 0.21 reads a name that transformers 5.2x deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -30,7 +36,13 @@ def gate_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         require_passed(report, directory)
         return report
 
+    def verify_scores(directory: Path, expectation: ScoreExpectation) -> ScoreReport:
+        report = check_reranker(directory, expectation)
+        require_passed(report, directory)
+        return report
+
     monkeypatch.setattr("nestling.export.verify_export", verify)
+    monkeypatch.setattr("nestling.export_reranker.verify_reranker", verify_scores)
 
 
 def export(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
@@ -49,14 +61,14 @@ def trained(config: EmbedConfig) -> Embedder:
     return embedder
 
 
-def write_run(folder: Path, config: EmbedConfig, embedder: Embedder) -> Path:
-    """A run folder as train/embed.py leaves it, with one checkpoint."""
+def write_run(folder: Path, config: EmbedConfig | RerankConfig, model: TokenModel, cut: int) -> Path:
+    """A run folder as a recipe leaves it, with one checkpoint."""
     checkpoint = folder / "checkpoints" / "step-7"
     checkpoint.parent.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
-    lines = [{"step": step, "eval": {"dev": {"64": {"nDCG@10": 0.5 + step / 100}}}} for step in (0, 7)]
+    lines = [{"step": step, "eval": {"dev": {str(cut): {"nDCG@10": 0.5 + step / 100}}}} for step in (0, 7)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tensors = trainable_tensors(embedder)
+    tensors = trainable_tensors(model)
     write_folder(checkpoint, lambda path: write_training(path, tensors, TrainingState(step=7)))
     return checkpoint
 
@@ -77,7 +89,7 @@ def test_checkpoint_and_its_adapter(
         dims=[32, 16],
     )
     embedder = trained(config)
-    checkpoint = write_run(tmp_path / "run", config, embedder)
+    checkpoint = write_run(tmp_path / "run", config, embedder, 64)
     export(monkeypatch, "--checkpoint", str(checkpoint), "--output", str(tmp_path / "served"))
     assert "served passed the parity gate" in capsys.readouterr().out
     expected = embedder.encode(["list files"], kind="query", max_length=32)
@@ -96,12 +108,69 @@ def test_checkpoint_and_its_adapter(
         assert again.prompts == served.prompts
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_checkpoint_of_a_reranker_and_its_other_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str
+) -> None:
+    base = tiny_qwen3(tmp_path / "base", sentence_transformers=False)
+    config = RerankConfig(
+        model=str(base),
+        output_dir=str(tmp_path / "run"),
+        train=[TrainData("a.jsonl", name="shell", instruction="Find the command")],
+        query_max_length=32,
+        document_max_length=48,
+        tuning=tuning,
+        lora=LoraConfig(r=4, alpha=8),
+        precision="fp32",
+        suffix="<|im_end|>\n",
+    )
+    settings = replace(RerankerSettings(), **config.reading)
+    assert settings == RerankerSettings(
+        suffix="<|im_end|>\n", instruction="Find the command", query_max_length=32, document_max_length=48
+    )
+    reranker = load_trainable_reranker(
+        str(base),
+        settings=settings,
+        lora=asdict(config.lora) if tuning == "lora" else None,
+        precision=torch.float32,
+    )
+    for parameter in reranker.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+    checkpoint = write_run(tmp_path / "run", config, reranker, 100)
+    moved = base.rename(tmp_path / "moved")
+    export(monkeypatch, "--checkpoint", str(checkpoint), "--base", str(moved), "--output", str(tmp_path / "served"))
+    pairs = [("list files", "ls"), ("向量", "向量检索")]
+    expected = reranker.score(pairs)
+    served = Reranker.from_pretrained(tmp_path / "served")
+    assert served.settings == settings
+    torch.testing.assert_close(served.score(pairs), expected, rtol=0, atol=1e-6)
+    assert "| dev | 100 | 0.5000 → 0.5700 |" in (tmp_path / "served" / "README.md").read_text(encoding="utf-8")
+
+    classifier = ["--shape", "classifier", "--output", str(tmp_path / "classifier")]
+    export(monkeypatch, "--model", str(tmp_path / "served"), *classifier)
+    model = CrossEncoder(str(tmp_path / "classifier"), device="cpu")
+    torch.testing.assert_close(model.predict(pairs, convert_to_tensor=True), expected, rtol=0, atol=1e-6)
+
+
+def test_an_embedder_has_no_shape(tmp_path: Path, qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EmbedConfig(model=str(qwen3), output_dir=str(tmp_path / "run"), train=[TrainData("a.jsonl")])
+    checkpoint = write_run(tmp_path / "run", config, trained(config), 64)
+    with pytest.raises(ValueError, match="is of an embedder"):
+        export(
+            monkeypatch, "--checkpoint", str(checkpoint), "--shape", "classifier", "--output", str(tmp_path / "served")
+        )
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--output", "new"], "either --checkpoint or --adapter"),
+        (["--output", "new"], "either --checkpoint, or --adapter"),
         (["--output", "new", "--adapter", "a"], "--adapter needs --base"),
         (["--output", "new", "--checkpoint", "a", "--dims", "8"], "those of a checkpoint are in the run's config.yaml"),
+        (["--output", "new", "--model", "a"], "--model needs --shape"),
+        (["--output", "new", "--model", "a", "--shape", "classifier", "--checkpoint", "b"], "give either --checkpoint"),
+        (["--output", "new", "--adapter", "a", "--base", "b", "--shape", "causal"], "adapters are embedders'"),
     ],
 )
 def test_contradictions(

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from nestling.config.checks import require
 from nestling.config.training import DevData, TrainingConfig
@@ -110,3 +110,11 @@ class RerankConfig(TrainingConfig):
             all(data.in_batch_negatives for data in self.train),
             "train: in_batch_negatives is the embedder's; a reranker learns from each query's own documents",
         )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What it sets of `nestling.reranker.RerankerSettings`; the rest is as the model's files say."""
+        given = {"instruction": self.query_instruction}
+        given |= {name: getattr(self, name) for name in ("prefix", "suffix", "yes", "no")}
+        lengths = {name: getattr(self, name) for name in ("query_max_length", "document_max_length")}
+        return {name: value for name, value in given.items() if value is not None} | lengths
