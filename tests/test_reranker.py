@@ -349,7 +349,7 @@ def scaled(folder: Path, tokenizer: Path, kind: str) -> Path:
     if kind == "granite":
         GraniteForCausalLM(GraniteConfig(**size, logits_scaling=4.0)).save_pretrained(folder)
     else:
-        size |= {"attn_logit_softcapping": None, "final_logit_softcapping": 0.5}
+        size |= {"attn_logit_softcapping": None, "final_logit_softcapping": 30.0}
         Gemma2ForCausalLM(Gemma2Config(**size)).save_pretrained(folder)
     return folder
 

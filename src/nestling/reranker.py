@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from nestling.answer_head import AnswerHead
 from nestling.attention import VARLEN, resolve_attention
@@ -23,7 +24,9 @@ from nestling.weights import model_file
 # What our own directories say of a reranker beside the files that others read.
 SETTINGS = "reranker.json"
 
-# A model whose logits are more than its states times its output layer (scaled, capped) is refused.
+# A model whose logits are more than its states times its output layer (scaled, capped) is refused; told by a logit
+# that is large enough for any cap.
+PROBE = 256.0
 LOGIT_TOLERANCE = 1e-2
 
 
@@ -233,19 +236,48 @@ def read_settings(model: str | Path) -> RerankerSettings:
 
 
 def read_two_rows(causal: Any, pairs: PairTokenizer, source: str) -> None:
-    """Put an `AnswerHead` in the place of a model's output layer, once it is seen to give the model's own logits."""
+    """Put an `AnswerHead` in the place of a model's output layer, if its logits are states times that layer."""
     layer = causal.get_output_embeddings()
     if type(layer) is not nn.Linear:
         raise ValueError(f"{source}: the output layer is {type(layer).__name__}, expected a plain linear one")
-    head = AnswerHead(layer, no=pairs.no_id, yes=pairs.yes_id)
-    prompt = torch.tensor([[pairs.no_id, pairs.yes_id]], device=layer.weight.device)
-    with torch.no_grad():
-        logits = causal(input_ids=prompt, use_cache=False).logits[0, -1].float()
-        states = getattr(causal, causal.base_model_prefix)(input_ids=prompt, use_cache=False).last_hidden_state[:, -1]
-        expected, found = (logits[pairs.yes_id] - logits[pairs.no_id]).item(), head(states).item()
-    if abs(expected - found) > LOGIT_TOLERANCE * max(1.0, logits.abs().max().item()):
+    found = probed_logit(causal, layer)
+    if abs(found - PROBE) > LOGIT_TOLERANCE * PROBE:
         raise ValueError(
-            f"{source}: its logits are not its states times its output layer (yes - no is {expected:g}, and by the "
-            f"layer {found:g}); models that scale or cap logits are not supported"
+            f"{source}: its logits are not its states times its output layer ({PROBE:g} by the layer comes out as "
+            f"{found:g}); models that scale or cap logits are not supported"
         )
-    causal.set_output_embeddings(head)
+    causal.set_output_embeddings(AnswerHead(layer, no=pairs.no_id, yes=pairs.yes_id))
+
+
+def probed_logit(causal: Any, layer: nn.Linear) -> float:
+    """The logit that a model makes of a state whose product with the output layer, of a single word, is `PROBE`.
+
+    The model's own code makes it, but no weight of the model takes part: ZeRO-3 has them in shards.
+    """
+    device, dtype, width = layer.weight.device, layer.weight.dtype, layer.in_features
+    word = nn.Linear(width, 1, bias=False, device=device, dtype=dtype)
+    nn.init.constant_(word.weight, 1 / width)
+    name = causal.base_model_prefix
+    transformer = getattr(causal, name)
+    setattr(causal, name, GivenStates(torch.full((1, 1, width), PROBE, device=device, dtype=dtype)))
+    causal.set_output_embeddings(word)
+    tokens = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    with torch.no_grad():
+        logit = float(causal(input_ids=tokens, use_cache=False).logits)
+    setattr(causal, name, transformer)
+    return logit
+
+
+class GivenStates(nn.Module):
+    """Takes the place of a transformer, whatever it would read.
+
+    Args:
+        states: [B, L, D].
+    """
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+    def forward(self, **inputs: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=self.states)
