@@ -45,7 +45,7 @@ class AnswerHead(nn.Module):
             # One index for both: every separate one would make a gradient of the whole weight.
             rows = rows_in_place(self.weight, self.answers) if in_place else embedding(self.answers, self.weight)
             no, yes = rows.to(wide)
-            logit = states.to(wide) @ (yes - no)
+            logit = states.to(wide) @ (yes - no)[:, None]  # no view, of which FSDP2 warns
             if self.bias is not None:
                 logit = logit + (self.bias[self.answers[1]] - self.bias[self.answers[0]])
-            return cast(Tensor, logit[:, None])
+            return cast(Tensor, logit)
