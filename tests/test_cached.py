@@ -13,7 +13,6 @@ from nestling.embedder import Embedder
 from nestling.memory import graph_bytes, sample_chunk
 from nestling.optim import adamw
 from nestling.packing import Chunk, TokenBatch, pack
-from nestling.rehearsal import unpack
 from nestling.token_lookup import look_up_in_place
 
 EVERYTHING, NOTHING = GraphBudget(float("inf"), 1.0), GraphBudget(0.0, 1.0)
@@ -84,7 +83,7 @@ def test_the_gradient_is_that_of_one_graph(
 
 def test_each_text_alone_has_the_same_embedding(qwen3: Path) -> None:
     embedder, tokens = load(qwen3), batch()
-    alone = pack(unpack(tokens), 1, 0)
+    alone = pack(tokens.ids(), 1, 0)
     expected = torch.cat([embedder(chunk) for chunk in alone.chunks])[alone.position]
     torch.testing.assert_close(torch.cat([embedder(chunk) for chunk in tokens.chunks])[tokens.position], expected)
 
@@ -212,10 +211,29 @@ def test_out_of_memory_repeats_the_step_with_smaller_chunks(bert: Path, monkeypa
     assert (halvings, len(said)) == (step.halvings, halvings)
 
 
-def test_several_ranks_are_told_what_to_resume_with(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder = load(bert)
+def one_of_two(embedder: Embedder, *, independent: bool) -> Plain:
+    """A backend that believes in another rank."""
     backend = Plain(embedder, adamw(embedder, learning_rate=1e-3, weight_decay=0.0))
-    backend.ranks = 2
-    monkeypatch.setattr(embedder, "forward", Small(embedder, 9))
+    backend.ranks, backend.independent = 2, independent
+    return backend
+
+
+@pytest.mark.parametrize(("independent", "limit"), [(False, 9), (True, 0)], ids=["sharded", "nothing fits"])
+def test_ranks_that_cannot_end_the_step_are_told_what_to_resume_with(
+    independent: bool, limit: int, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = load(bert)
+    monkeypatch.setattr(embedder, "forward", Small(embedder, limit))
     with pytest.raises(ValueError, match="resume with --chunk_tokens 12"):
-        CachedStep(backend, NOTHING, print)(batch(), loss_of)
+        CachedStep(one_of_two(embedder, independent=independent), NOTHING, print)(batch(), loss_of)
+
+
+def test_independent_ranks_end_the_step(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = load(bert)
+    step = CachedStep(one_of_two(embedder, independent=True), NOTHING, print)
+    with monkeypatch.context() as small:
+        small.setattr(embedder, "forward", Small(embedder, 9))
+        assert step(batch(), loss_of).isfinite()
+        assert step.ran_out
+    step(batch(), loss_of)
+    assert not step.ran_out

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypedDict
+from typing import NoReturn, TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +34,7 @@ from nestling.embedder import Embedder, read_model_files
 from nestling.export import export_embedder
 from nestling.lengths import measure_lengths
 from nestling.losses import Terms, cosent, distillation
-from nestling.memory import free_memory, graph_bytes, sample_chunk, trained_bytes
+from nestling.memory import MemoryEstimate, estimate, free_memory, graph_bytes, sample_chunk, trained_bytes
 from nestling.model_card import run_card, write_data_lines
 from nestling.optim import adamw, whole_shape
 from nestling.packing import pack, token_budget
@@ -150,9 +150,11 @@ def train(
             batch = batch.to(device)
             share_of = partial(loss_share, batch=batch, loss=config.loss, dims=dims)
             part = step(batch.tokens, share_of)
-            loss, tokens, truncated, stopping = sum_over_ranks(
-                [part.item(), batch.tokens.tokens, batch.truncated, stop.received is not None], device
+            loss, tokens, truncated, stopping, ran_out = sum_over_ranks(
+                [part.item(), batch.tokens.tokens, batch.truncated, stop.received is not None, step.ran_out], device
             )
+            if ran_out:
+                give_up(run, collator.chunk_tokens)
             rate = rate_at(state.step)
             norm = backend.update(rate, config.max_grad_norm, partial(guard.accepts, state.step, loss))
             state.advance(config.batch_size, int(tokens), int(truncated))
@@ -174,6 +176,17 @@ def train(
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
     run.publish(partial(export, config, run, embedder), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
+
+
+def give_up(run: Run, chunk_tokens: int) -> NoReturn:
+    """Forget the unfinished step, save the ones before it, and end: memory ran out on one of several ranks."""
+    run.backend.discard()
+    run.save()
+    step = run.state.step
+    raise ValueError(
+        f"a rank ran out of memory in step {step + 1}; saved {run.checkpoints.path(step)}; go on with "
+        f"--resume true and --chunk_tokens {max(1, chunk_tokens // 2)}, or with a lower graph_memory"
+    )
 
 
 def evaluate(
@@ -337,6 +350,18 @@ def graph_budget(config: EmbedConfig, backend: Backend, collator: Collator) -> G
     return GraphBudget(memory, measured / chunk.positions)
 
 
+def memory(config: EmbedConfig, collator: Collator, backend: Backend, budget: GraphBudget) -> MemoryEstimate:
+    """What a rank needs; the graphs of a step as long as the limits allow, as far as they are kept."""
+    documents = (config.positives + config.negatives) * config.document_max_length
+    longest = config.batch_size // backend.ranks * (config.query_max_length + documents)
+    return estimate(
+        backend.model,
+        backend.shares,
+        chunk=budget.position * collator.chunk_tokens,
+        graphs=max(0.0, min(budget.memory, budget.position * longest)),
+    )
+
+
 def derivation(
     config: EmbedConfig,
     planner: Planner,
@@ -363,6 +388,7 @@ def derivation(
         "negatives a query": f"up to {config.negatives} of its own, and documents of {in_batch} other queries",
         "steps": f"{total:,} ({planner.steps_per_epoch:,} an epoch)" + (f", {done:,} done" if done else ""),
         "activations": str(budget),
+        **memory(config, collator, backend, budget).items(),
     }
     for source, length in zip(planner.sources, lengths, strict=True):
         items[f"data {source.table.name}"] = str(length)

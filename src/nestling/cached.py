@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestling.backends import Backend
+from nestling.backends import Backend, Passes, Survivor
 from nestling.packing import AnyChunk, TokenBatch
 
 
@@ -50,7 +50,7 @@ class GraphBudget:
 
 
 def cached_backward(
-    backend: Backend, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor], budget: GraphBudget
+    backend: Passes, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor], budget: GraphBudget
 ) -> Tensor:
     """Add the gradient of the loss to the parameters' gradients; the loss of this rank, detached.
 
@@ -84,27 +84,49 @@ def cached_backward(
 
 @dataclass
 class CachedStep:
-    """`cached_backward` that answers a full device with smaller chunks.
+    """`cached_backward` with an answer to a full device.
+
+    One process repeats the step with smaller chunks. Several cannot repeat it together, but where they are independent
+    they end it together, so that the run can save what it has learned before.
 
     Args:
         backend: As there.
         budget: As there.
         say: Takes a line for the log.
         halvings: How often chunks have been halved; every later batch is halved as often.
+        ran_out: Whether memory ended on this rank, one of several, in the last step: its gradients are to be discarded
+            on all ranks.
     """
 
     backend: Backend
     budget: GraphBudget
     say: Callable[[str], None]
     halvings: int = 0
+    ran_out: bool = False
 
     def __call__(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """As `cached_backward`; with one process, a step that ran out of memory is repeated with halved chunks.
+        """As `cached_backward`.
 
         Raises:
-            ValueError: Memory ran out with several ranks, which could not repeat the step together, or with every text
-                in a chunk of its own.
+            ValueError: Memory ran out where neither helps.
         """
+        return self._together(batch, loss_of) if self.backend.ranks > 1 else self._alone(batch, loss_of)
+
+    def _together(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+        survivor = Survivor(self.backend)
+        try:
+            passes = survivor if self.backend.independent else self.backend
+            loss = cached_backward(passes, batch, loss_of, self.budget)
+        except torch.OutOfMemoryError as error:
+            most = max(chunk.positions for chunk in batch.chunks)
+            raise ValueError(
+                f"a rank ran out of memory with chunks of up to {most} positions; resume with --chunk_tokens "
+                f"{max(1, most // 2)}, or with a lower graph_memory"
+            ) from error
+        self.ran_out = survivor.ran_out
+        return loss
+
+    def _alone(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
         state = RandomState.now(self.backend.model.device)
         for _ in range(self.halvings):
             batch = batch.halved()
@@ -121,16 +143,11 @@ class CachedStep:
 
     def _try(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The loss; None when memory ran out and half of the chunks may help."""
-        most = max(chunk.positions for chunk in batch.chunks)
         try:
             return cached_backward(self.backend, batch, loss_of, self.budget)
         except torch.OutOfMemoryError as error:
-            if self.backend.ranks > 1:
-                raise ValueError(
-                    f"a rank ran out of memory with chunks of up to {most} positions; resume with --chunk_tokens "
-                    f"{max(1, most // 2)}, or with a lower graph_memory"
-                ) from error
             if all(len(chunk.lengths) == 1 for chunk in batch.chunks):
+                most = max(chunk.positions for chunk in batch.chunks)
                 raise ValueError(
                     f"out of memory with a single text of {most} tokens; lower the maximum lengths, or set "
                     "checkpoint_length below them"
@@ -138,9 +155,7 @@ class CachedStep:
             return None
 
 
-def _encode(
-    backend: Backend, chunks: Sequence[AnyChunk], *, first: int = 0
-) -> tuple[list[Tensor], list["RandomState"]]:
+def _encode(backend: Passes, chunks: Sequence[AnyChunk], *, first: int = 0) -> tuple[list[Tensor], list["RandomState"]]:
     """Embeddings of some chunks, and the random state before each; `first` is the number of the first one."""
     embeddings: list[Tensor] = []
     states: list[RandomState] = []
@@ -150,7 +165,7 @@ def _encode(
     return embeddings, states
 
 
-def _encode_again(backend: Backend, chunk: AnyChunk, state: "RandomState", *, last: bool) -> Tensor:
+def _encode_again(backend: Passes, chunk: AnyChunk, state: "RandomState", *, last: bool) -> Tensor:
     with state.restored():
         return backend.encode(chunk, last=last)
 

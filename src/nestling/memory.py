@@ -1,7 +1,8 @@
 """What a step needs in memory, measured and estimated before the first one."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -9,6 +10,105 @@ from torch import Tensor, nn
 
 from nestling.optim import whole_shape
 from nestling.packing import Chunk
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a rank holds of a model in training.
+
+    Args:
+        weights: Of all parameters and buffers.
+        gradients: Of the trained parameters' size, at the most.
+        optimizer: Of the trained parameters' size: AdamW's two moments, and the weights that it updates where these are
+            a copy.
+    """
+
+    weights: float = 1.0
+    gradients: float = 1.0
+    optimizer: float = 2.0
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a rank needs at its peak, in bytes; embeddings, the loss and what libraries take for themselves come on top.
+
+    Args:
+        weights: Parameters and buffers.
+        gradients: Of the trained parameters.
+        optimizer: State, and copies of weights.
+        chunk: The graph of the largest chunk.
+        graphs: Those that stay between the passes, at the most.
+        room: What is free, and what of the above is there already.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    chunk: float
+    graphs: float
+    room: float
+
+    @property
+    def total(self) -> float:
+        return self._state + self.chunk + self.graphs
+
+    @property
+    def _state(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+    def items(self) -> dict[str, object]:
+        """Lines for a summary."""
+        lines: dict[str, object] = {
+            "memory": f"{gigabytes(self.total)} of {gigabytes(self.room)} on each process",
+            "- weights": gigabytes(self.weights),
+            "- gradients": gigabytes(self.gradients),
+            "- optimizer": gigabytes(self.optimizer),
+            "- largest chunk": gigabytes(self.chunk),
+            "- graphs": f"up to {gigabytes(self.graphs)}",
+        }
+        return lines if self.advice is None else {**lines, "WARNING": self.advice}
+
+    @property
+    def advice(self) -> str | None:
+        """What does not fit, and what to lower; None if all fits."""
+        if self.total <= self.room:
+            return None
+        if self._state > self.room:
+            return (
+                "weights, gradients and optimizer do not fit; use tuning lora, or shard them over more processes with "
+                "ZeRO-3 or FSDP2"
+            )
+        if self._state + self.chunk > self.room:
+            return "the largest chunk does not fit; lower chunk_tokens, or set checkpoint_length"
+        return "the graphs between the passes may not fit; lower graph_memory"
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def estimate(model: nn.Module, shares: Shares, *, chunk: float, graphs: float) -> MemoryEstimate:
+    """What a rank needs for a model that is on its device, before the first step.
+
+    On a CPU the room lacks the optimizer's state where that has been loaded already: it is not known whose it is.
+
+    Args:
+        model: With all its parameters, trained or not.
+        shares: What the rank holds of it.
+        chunk: Bytes of the largest chunk's graph.
+        graphs: Bytes of those that stay.
+    """
+    weights = shares.weights * whole_bytes([*model.parameters(), *model.buffers()])
+    trained, device = trained_bytes(model), next(model.parameters()).device
+    there = weights if device.type == "cpu" else float(torch.get_device_module(device).memory_reserved(device))
+    return MemoryEstimate(
+        weights=weights,
+        gradients=shares.gradients * trained,
+        optimizer=shares.optimizer * trained,
+        chunk=chunk,
+        graphs=graphs,
+        room=free_memory(device) + there,
+    )
 
 
 def free_memory(device: torch.device) -> float:
@@ -20,8 +120,12 @@ def free_memory(device: torch.device) -> float:
 
 def trained_bytes(model: nn.Module) -> int:
     """Bytes of the parameters that are trained, whole: those of a gradient, or of a moment of AdamW."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return sum(whole_shape(each).numel() * each.element_size() for each in trained)
+    return whole_bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+def whole_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, of those in shards as a whole."""
+    return sum(whole_shape(each).numel() * each.element_size() for each in tensors)
 
 
 def graph_bytes(model: nn.Module, encode: Callable[[Chunk], Tensor], chunk: Chunk) -> int:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
@@ -18,7 +18,7 @@ def adamw(model: nn.Module, *, learning_rate: float, weight_decay: float) -> Ada
     return AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
 
 
-def whole_shape(parameter: nn.Parameter) -> torch.Size:
+def whole_shape(parameter: Tensor) -> torch.Size:
     """Shape of a parameter; one that ZeRO-3 has taken into shards is empty, and carries it."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape

@@ -17,5 +17,9 @@ def agree_on_chunks(chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[Any
     ends = torch.tensor([len(chunks), len(chunks) - kept], device=device)  # how many, and the first that is kept
     dist.all_reduce(ends, op=dist.ReduceOp.MAX)
     count, first = (int(each) for each in ends.tolist())
-    filler = Chunk(chunks[0].input_ids[:1, :1], torch.ones_like(chunks[0].lengths[:1]), padded=False)
-    return [*chunks, *[filler] * (count - len(chunks))], count - first
+    return [*chunks, *[one_token(chunks[0])] * (count - len(chunks))], count - first
+
+
+def one_token(chunk: AnyChunk) -> Chunk:
+    """The least that a model can run: a text of a single token."""
+    return Chunk(chunk.input_ids[:1, :1], torch.ones_like(chunk.lengths[:1]), padded=False)

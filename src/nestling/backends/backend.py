@@ -10,25 +10,19 @@ from typing import Protocol
 
 from torch import Tensor
 
+from nestling.memory import Shares
 from nestling.packing import AnyChunk
 from nestling.token_model import TokenModel
 
 
-class Backend(Protocol):
-    """A model in training, and how its ranks synchronise.
+class Passes(Protocol):
+    """The forward and backward passes of a step.
 
     Attributes:
-        model: The model itself.
-        name: What the run says it trains with.
         ranks: How many ranks there are.
-        sharded: Whether its parameters are in shards between forwards; every forward is a collective then, and ranks
-            must run equally many.
     """
 
-    model: TokenModel
-    name: str
     ranks: int
-    sharded: bool
 
     def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         """The chunks to run and how many of them keep their graphs; the same numbers on all ranks if sharded."""
@@ -44,6 +38,29 @@ class Backend(Protocol):
 
     def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
         """Add to the parameters' gradients, given that of a chunk's embeddings; synchronise them with the last."""
+
+
+class Backend(Passes, Protocol):
+    """A model in training, and how its ranks synchronise.
+
+    Attributes:
+        model: The model itself.
+        name: What the run says it trains with.
+        sharded: Whether its parameters are in shards between forwards; every forward is a collective then, and ranks
+            must run equally many.
+    """
+
+    model: TokenModel
+    name: str
+    sharded: bool
+
+    @property
+    def independent(self) -> bool:
+        """Whether ranks communicate in no forward, and in no backward pass but the step's last."""
+
+    @property
+    def shares(self) -> Shares:
+        """What a rank holds of the model's state."""
 
     def update(self, learning_rate: float, max_norm: float, accepts: Callable[[float], bool]) -> float:
         """End a step: clip, ask `accepts` with the gradient's L2 norm before clipping, update or not; that norm.

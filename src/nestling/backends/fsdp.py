@@ -19,6 +19,7 @@ from nestling.backends.agreement import agree_on_chunks
 from nestling.backends.plain import Plain
 from nestling.checkpoint.state import OPTIMIZER, restore_tensors, save_optimizer, trainable_tensors
 from nestling.distributed import rank_and_world
+from nestling.memory import Shares
 from nestling.packing import AnyChunk
 from nestling.token_model import TokenModel
 
@@ -37,11 +38,17 @@ class Fsdp(Plain):
 
     name = "FSDP2"
     sharded = True
+    independent = False
 
     def __init__(self, model: TokenModel, optimizer: Optimizer, *, whole_gradients: bool) -> None:
         super().__init__(model, optimizer)
         self.whole_gradients = whole_gradients
         self.ranks = rank_and_world()[1]
+
+    @property
+    def shares(self) -> Shares:
+        part = 1 / self.ranks
+        return Shares(part, part + self.whole_gradients, 2 * part)
 
     def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         return agree_on_chunks(chunks, kept)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from nestling.checkpoint.state import load_optimizer, restore_tensors, save_optimizer, trainable_tensors
 from nestling.distributed import rank_and_world
+from nestling.memory import Shares
 from nestling.optim import clip_gradients, set_learning_rate
 from nestling.packing import AnyChunk
 from nestling.token_model import TokenModel
@@ -26,11 +27,16 @@ class Plain:
     name = "one process"
     ranks = 1
     sharded = False
+    independent = True
 
     def __init__(self, model: TokenModel, optimizer: Optimizer) -> None:
         self.model = model
         self.wrapped: nn.Module = model
         self.optimizer = optimizer
+
+    @property
+    def shares(self) -> Shares:
+        return Shares()
 
     def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         return chunks, kept

@@ -13,6 +13,7 @@ from nestling.backends.agreement import agree_on_chunks
 from nestling.checkpoint.ranks import any_rank
 from nestling.checkpoint.state import trainable_tensors
 from nestling.distributed import rank_and_world
+from nestling.memory import Shares
 from nestling.optim import set_learning_rate
 from nestling.packing import AnyChunk
 from nestling.token_model import TokenModel
@@ -41,6 +42,19 @@ class Zero:
         self.ranks = rank_and_world()[1]
         self.sharded = self.stage == 3
         self._finite = torch.ones((), dtype=torch.bool, device=model.device)
+
+    @property
+    def independent(self) -> bool:
+        return self.whole_gradients and not self.sharded
+
+    @property
+    def shares(self) -> Shares:
+        part, offloaded = 1 / self.ranks, self.engine.zero_cpu_offload()
+        return Shares(
+            weights=part if self.sharded else 1.0,
+            gradients=part + self.whole_gradients,
+            optimizer=0.0 if offloaded else 3 * part,
+        )
 
     def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         if self.whole_gradients:

@@ -1,0 +1,32 @@
+"""train/embed.py on ranks of which the second runs out of memory in the fourth step. Arguments as there."""
+
+import torch
+from launches import recipe
+from torch import Tensor
+
+from nestling.config import EmbedConfig, parse_config, run
+from nestling.embedder import Embedder
+from nestling.packing import AnyChunk
+
+RECIPE = recipe("embed")
+SEED_STEP, FORWARD = RECIPE.seed_step, Embedder.forward
+full = False
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    global full
+    full = (step, rank) == (3, 1)
+    SEED_STEP(seed, step, rank)
+
+
+def forward(self: Embedder, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
+    if full and torch.is_grad_enabled() and chunk.positions > 1:
+        raise torch.OutOfMemoryError("a full device")
+    return FORWARD(self, chunk, in_place=in_place)
+
+
+if __name__ == "__main__":
+    RECIPE.seed_step = seed_step  # type: ignore[attr-defined]
+    Embedder.forward = forward  # type: ignore[method-assign]
+    config = parse_config(EmbedConfig, __doc__)
+    run(lambda: RECIPE.main(config))
