@@ -33,7 +33,8 @@ class Ddp(Plain):
     def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
         # A forward that were to synchronise would make the reducer count the backward passes that come before its own.
         with self.ddp.no_sync():
-            return super().encode(chunk, last=last)
+            encoded: Tensor = self.wrapped(chunk, in_place=not last)
+            return encoded
 
     def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
         with Accelerator.trigger_sync_in_backward(self.ddp) if last else nullcontext():

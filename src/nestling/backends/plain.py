@@ -45,7 +45,7 @@ class Plain:
         return self.model.computing()
 
     def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
-        encoded: Tensor = self.wrapped(chunk, in_place=not last)
+        encoded: Tensor = self.model(chunk, in_place=True)
         return encoded
 
     @contextmanager
