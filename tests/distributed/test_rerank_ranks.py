@@ -1,0 +1,313 @@
+"""Every backend, on real ranks, trains a reranker as one process does on the whole batch, and ranks with it alike."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launches import (
+    BACKENDS,
+    RATE,
+    Weights,
+    adapt,
+    assert_same_update,
+    free_port,
+    join,
+    launch,
+    plans,
+    recipe,
+    require_deepspeed,
+    train_by_hand,
+    usable,
+)
+from ranks import run_ranks
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+
+from nestling.accumulated import accumulated_backward
+from nestling.backends import Backend
+from nestling.batching import Draw, Plan, Source
+from nestling.config import RerankLossConfig
+from nestling.packing import pad
+from nestling.records import Record, RecordTable, RetrievalSet, load_records
+from nestling.records.summary import LoadSummary
+from nestling.rerank_collation import Labels, RerankBatch, RerankCollator, drawn_record
+from nestling.reranker import Reranker, RerankerSettings
+from nestling.retrieval import Candidates, rerank
+from tiny import tiny_qwen3
+
+RECIPE = recipe("rerank")
+DRAW = Draw(positives=2, negatives=3, seed=0)
+LENGTH = 32
+CHUNK, WHOLE_CHUNK = 50, 100  # positions: queries fill several chunks, or two one; the ranks have unequal numbers
+TEMPERATURES = {"temperature": 0.7, "teacher_temperature": 0.4}
+
+ROWS = [
+    {
+        "query": "one",
+        "positives": ["list the files", "ls"],
+        "negatives": ["remove"],
+        "positive_scores": [0.9, 0.6],
+        "negative_scores": [0.25],
+    },
+    {
+        "query": "two",
+        "positives": ["count the lines of every file " * 3],
+        "negatives": ["sort", "print a line", "wc -c", "find . -name a"],
+        "positive_scores": [0.8],
+        "negative_scores": [0.0, 0.5, 0.1, 0.3],
+    },
+    {
+        "query": "three",
+        "positives": [],
+        "negatives": ["who", "jobs", "df"],
+        "positive_scores": [],
+        "negative_scores": [0.1, 0.4, 0.0],
+    },
+    {
+        "query": "four",
+        "positives": ["d"],
+        "negatives": [],
+        "positive_scores": [0.7],
+        "negative_scores": [],
+    },
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to train.
+
+    Args:
+        backend: As in `launches.Launch`, as are `clip` and `whole`.
+        kind: The objective: answers, vocabulary, soft, listwise or distillation.
+        tuning: full or lora.
+    """
+
+    backend: str
+    kind: str
+    tuning: str = "full"
+    clip: float = 0.0
+    whole: bool = True
+
+    def __str__(self) -> str:
+        clip, whole = "-clip" if self.clip else "", "" if self.whole else "-parts"
+        return f"{self.backend}-{self.kind}-{self.tuning}{clip}{whole}"
+
+    @property
+    def loss(self) -> RerankLossConfig:
+        if self.kind in ("listwise", "distillation"):
+            return RerankLossConfig(objective=self.kind, **TEMPERATURES)  # type: ignore[arg-type]
+        return RerankLossConfig(
+            label_space="vocabulary" if self.kind == "vocabulary" else "answers",
+            labels="teacher" if self.kind == "soft" else "hard",
+            positive_weight=1.5,
+        )
+
+
+# Every value of each setting with every backend, and most pairs of values; the whole product is marked slow.
+PAIRWISE = [
+    Case("ddp", "answers", "full", 0.5),
+    Case("ddp", "vocabulary", "full"),
+    Case("ddp", "listwise", "lora", 0.5),
+    Case("ddp", "distillation", "full"),
+    Case("zero1", "answers", "lora"),
+    Case("zero1", "listwise", "full", 0.5),
+    Case("zero1", "vocabulary", "full", whole=False),
+    Case("zero2", "vocabulary", "full", 0.5),
+    Case("zero2", "distillation", "lora"),
+    Case("zero2", "soft", "full", whole=False),
+    Case("zero3", "answers", "full"),
+    Case("zero3", "vocabulary", "lora", 0.5),
+    Case("zero3", "listwise", "full", whole=False),
+    Case("fsdp", "answers", "full", 0.5),
+    Case("fsdp", "vocabulary", "full", whole=False),
+    Case("fsdp", "soft", "lora"),
+    Case("fsdp", "distillation", "full"),
+]
+PRODUCT = [
+    Case(backend, kind, tuning, clip, whole)
+    for backend, kind, tuning, clip, whole in product(
+        BACKENDS,
+        ("answers", "vocabulary", "soft", "listwise", "distillation"),
+        ("full", "lora"),
+        (0.0, 0.5),
+        (True, False),
+    )
+    if whole or backend != "ddp"
+]
+
+
+def load(folder: Path, case: Case) -> Reranker:
+    settings = RerankerSettings(prefix="", suffix="\nanswer:", instruction="judge")
+    reranker = Reranker.from_pretrained(folder / "model", settings=settings)
+    reranker.whole_vocabulary = case.kind == "vocabulary"
+    if case.tuning == "lora":
+        adapt(reranker)
+    return reranker.train()
+
+
+def table(folder: Path) -> RecordTable:
+    return load_records(folder / "rows.jsonl", progress=False, allow_no_positives=True)
+
+
+def collate(folder: Path, case: Case, reranker: Reranker, rank: int, world: int) -> RerankCollator:
+    whole = case.loss.objective != "pointwise"
+    return RerankCollator(
+        [Source(table(folder))],
+        DRAW,
+        reranker.pairs,
+        query_max_length=LENGTH,
+        document_max_length=LENGTH,
+        chunk_tokens=WHOLE_CHUNK if whole else CHUNK,
+        share=True,
+        packed=True,
+        whole_groups=whole,
+        soft=case.kind == "soft",
+        rank=rank,
+        world_size=world,
+    )
+
+
+def take_step(backend: Backend, case: Case, batch: RerankBatch) -> float:
+    """This rank's share of the loss."""
+
+    def share_of(chunk: int, judged: Tensor) -> Tensor:
+        labels: Labels = batch.labels[chunk]
+        share: Tensor = RECIPE.loss_share(judged, labels, case.loss, queries=batch.queries, pairs=batch.pairs)
+        return share
+
+    part = accumulated_backward(backend, batch.chunks, share_of)
+    backend.update(RATE, case.clip, lambda norm: norm < float("inf"))
+    return float(part)
+
+
+def small_set() -> RetrievalSet:
+    documents = ["list the files", "remove a folder", "count " * 20, "d", "print"]
+    return RetrievalSet(
+        name="small",
+        split="test",
+        document_ids=[f"d{i}" for i in range(5)],
+        documents=documents,
+        query_ids=["q0", "q1", "q2"],
+        queries=["one", "two", "three"],
+        relevant=[np.array([1])] * 3,
+        gains=[np.array([1.0])] * 3,
+        summary=LoadSummary("small", "BEIR", 3, 3),
+    )
+
+
+def scores(reranker: Reranker, *, lockstep: bool) -> Tensor:
+    """Logits of lists of unequal length, one of them empty, the last one in several chunks."""
+    rows = [np.array([4, 1]), np.array([], dtype=np.int64), np.array([0, 3, 2, 1, 4])]
+    found = rerank(reranker, small_set(), Candidates(rows), tokens_per_batch=CHUNK, lockstep=lockstep)
+    assert [len(each) for each in found] == [2, 0, 5]
+    return torch.from_numpy(np.concatenate(found))
+
+
+def on_a_rank(cases: Sequence[Case], port: int, rank: int, folder: Path) -> None:
+    join(rank, 2, port)
+    for case in cases:
+        backend = launch(case, 2, partial(load, folder, case))
+        reranker = backend.model
+        assert isinstance(reranker, Reranker)
+        collator = collate(folder, case, reranker, rank, 2)
+        batches = [collator[plan] for plan in plans()]
+        losses = [take_step(backend, case, batch) for batch in batches]
+        weights = {name: each.detach().clone() for name, each in backend.tensors().items()}
+        logits = scores(reranker, lockstep=backend.sharded)
+        torch.save((weights, logits, losses, [len(each.chunks) for each in batches]), folder / f"{rank}-{case}.pt")
+
+
+def prepare_folder(folder: Path) -> Path:
+    tiny_qwen3(folder / "model", sentence_transformers=False)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = prepare_folder(tmp_path_factory.mktemp("two"))
+    run_ranks(2, partial(on_a_rank, usable(PAIRWISE), free_port()), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = prepare_folder(tmp_path_factory.mktemp("product"))
+    run_ranks(2, partial(on_a_rank, usable(PRODUCT), free_port()), folder)
+    return folder
+
+
+def plain_loss(reranker: Reranker, records: Sequence[Record], case: Case) -> Tensor:
+    """The mean over the pairs, or the queries, of a global batch, each prompt in a row, as the formulas have it."""
+    losses: list[Tensor] = []
+    for record in records:
+        documents = [*record.positives, *record.negatives]
+        limits = {"query_max_length": LENGTH, "document_max_length": LENGTH}
+        judged = reranker(pad(reranker.pairs(record.query, documents, **limits).ids, 0))
+        positives = len(record.positives)
+        assert record.positive_scores is not None and record.negative_scores is not None
+        teacher = torch.tensor([*record.positive_scores, *record.negative_scores])
+        if case.loss.objective == "pointwise":
+            hard = torch.tensor([1.0] * positives + [0.0] * len(record.negatives))
+            t = teacher if case.kind == "soft" else hard
+            z = judged[:, 0]
+            no, yes = judged.T if case.kind == "vocabulary" else ((1 - z.sigmoid()).log(), z.sigmoid().log())
+            losses += list(-(1.5 * t * yes + (1 - t) * no))
+            continue
+        z = judged[:, 0] / TEMPERATURES["temperature"]
+        if case.loss.objective == "distillation":
+            wanted = (teacher / TEMPERATURES["teacher_temperature"]).softmax(0)
+            losses.append(kl_div(log_softmax(z, 0), wanted, reduction="sum"))
+        elif positives and len(documents) > positives:
+            lists = [torch.cat([z[i : i + 1], z[positives:]]) for i in range(positives)]
+            losses.append(torch.stack([-log_softmax(each, 0)[0] for each in lists]).mean())
+        else:
+            losses.append(torch.zeros(()))
+    return torch.stack(losses).mean()
+
+
+def assert_trained_as_one(folder: Path, case: Case) -> None:
+    reranker, rows, expected_losses = load(folder, case), table(folder), []
+
+    def loss_of(plan: Plan) -> Tensor:
+        visits = zip(plan.rows, plan.passes, strict=True)
+        loss = plain_loss(reranker, [drawn_record(rows, DRAW, *visit) for visit in visits], case)
+        expected_losses.append(loss.item())
+        return loss
+
+    before, expected = train_by_hand(reranker, loss_of, plans(), case.clip)
+    found = [torch.load(folder / f"{rank}-{case}.pt") for rank in range(2)]
+    weights: Weights = found[0][0]
+    assert_same_update(before, expected, weights)
+    shares = [sum(parts) for parts in zip(*(losses for _, _, losses, _ in found), strict=True)]
+    assert shares == pytest.approx(expected_losses, rel=1e-5)
+    for _, logits, _, _ in found:
+        torch.testing.assert_close(logits, scores(reranker, lockstep=False), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", PAIRWISE, ids=str)
+def test_two_ranks_take_the_steps_of_one(case: Case, two_ranks: Path) -> None:
+    require_deepspeed(case)
+    assert_trained_as_one(two_ranks, case)
+
+
+def test_ranks_have_unequal_numbers_of_chunks(two_ranks: Path) -> None:
+    """Or else the tests above would not show that sharded models agree on them."""
+    for case in usable(PAIRWISE):
+        first, second = (torch.load(two_ranks / f"{rank}-{case}.pt")[3] for rank in range(2))
+        assert all(one != other for one, other in zip(first, second, strict=True)), case
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("case", PRODUCT, ids=str)
+def test_every_combination_takes_the_steps_of_one(case: Case, whole_product: Path) -> None:
+    require_deepspeed(case)
+    assert_trained_as_one(whole_product, case)
