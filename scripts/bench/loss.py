@@ -11,7 +11,6 @@ need, each in a process of its own (Linux only).
 """
 
 import multiprocessing
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from measure import status
 
 from nestling.config import parse_config, require, require_dims, run
 from nestling.tracking import table
@@ -138,13 +139,6 @@ def peak(method: str, case: Case) -> float:
     before = status("VmRSS")
     step()
     return (status("VmHWM") - before) / 1024
-
-
-def status(key: str) -> int:
-    """KiB of a line of /proc/self/status."""
-    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    assert match is not None, key
-    return int(match[1])
 
 
 def prepare(method: str, case: Case) -> Callable[[], float]:

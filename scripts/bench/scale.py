@@ -9,23 +9,21 @@ its own, and they take turns; times are medians. Memory is the first step's peak
 state and the batch: of the loss, and of all else; resident memory on a CPU (Linux only), allocated memory on a GPU.
 """
 
-import ctypes
 import random
-import re
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from math import exp, log
-from multiprocessing import get_context
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from measure import Peak, Turns, machine, pick_device, random_qwen3, synchronize
 
 from nestling.config import parse_config, require, require_dims, run
 from nestling.tracking import table
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
     import torch
     from torch import Tensor
 
@@ -90,18 +88,14 @@ class Step:
 
 def main() -> None:
     config = parse_config(ScaleBenchConfig, __doc__)
-    import torch
-
-    device = pick_device(config)
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
-        f"torch {torch.__version__}, {device.type}, {hardware}, {config.repeats} runs each; hidden {config.hidden}, "
+        f"{machine(pick_device(config.device))}, {config.repeats} runs each; hidden {config.hidden}, "
         f"{config.layers} layers, dims {config.dims}, {config.negatives} hard negatives",
         flush=True,
     )
-    steps = measure(config)
+    found = measure(config)
     headings = ["rows", "texts", "tokens", "seconds", "ms a row", "ms of loss", "MiB", "MiB of loss", "embeddings MiB"]
-    print(table(headings, [line(config, rows, each) for rows, each in steps.items()], digits=2, markdown=True))
+    print(table(headings, [line(config, rows, each) for rows, each in found.items()], digits=2, markdown=True))
 
 
 def line(config: ScaleBenchConfig, rows: int, steps: list[Step]) -> list[object]:
@@ -124,41 +118,20 @@ def line(config: ScaleBenchConfig, rows: int, steps: list[Step]) -> list[object]
 
 def measure(config: ScaleBenchConfig) -> dict[int, list[Step]]:
     """Steps of each size."""
-    context = get_context("spawn")
-    pipes: dict[int, Connection[Any, Any]] = {}
-    steps: dict[int, list[Step]] = {}
-    for rows in config.rows:
-        pipes[rows], other = context.Pipe()
-        context.Process(target=serve, args=(other, rows, config), daemon=True).start()
-        other.close()
-        steps[rows] = [answer(rows, pipes[rows])]
-    for _ in range(config.repeats - 1):
-        for rows, pipe in pipes.items():
-            pipe.send("step")
-            steps[rows].append(answer(rows, pipe))
-    return steps
+    with Turns({rows: partial(steps, rows, config) for rows in config.rows}) as turns:
+        found: dict[int, list[Step]] = {rows: [step] for rows, step in turns.first.items()}
+        for _ in range(config.repeats - 1):
+            for rows, step in turns.take():
+                found[rows].append(step)
+    return found
 
 
-def answer(rows: int, pipe: "Connection[Any, Any]") -> Step:
-    try:
-        step: Step = pipe.recv()
-    except EOFError as error:
-        raise ValueError(
-            f"the process of {rows} rows ended; its error is above, or it was killed for memory"
-        ) from error
-    return step
-
-
-def serve(pipe: "Connection[Any, Any]", rows: int, config: ScaleBenchConfig) -> None:
-    """In a process of its own: a step at once, then one for each message."""
+def steps(rows: int, config: ScaleBenchConfig) -> Iterator[Step]:
+    """In a process of its own: steps without end."""
     stepper = Stepper(config)
     stepper.step(WARM_UP)
     while True:
-        pipe.send(stepper.step(rows))
-        try:
-            pipe.recv()
-        except EOFError:
-            return
+        yield stepper.step(rows)
 
 
 class Stepper:
@@ -170,7 +143,7 @@ class Stepper:
         from nestling.packing import token_budget
 
         self.config = config
-        self.device = pick_device(config)
+        self.device = pick_device(config.device)
         self.embedder = random_model(config).to(self.device).train()
         self.optimizer = adamw(self.embedder, learning_rate=0.0, weight_decay=0.0)
         self.backend = Plain(self.embedder, self.optimizer)
@@ -203,84 +176,26 @@ class Stepper:
         return Step(self._now() - start, loss_seconds, of_loss, max(before_loss, memory.read()))
 
     def _now(self) -> float:
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         return time.perf_counter()
-
-
-class Peak:
-    """The most memory in use since the last reading, in MiB over what was in use at the start."""
-
-    def __init__(self, device: "torch.device") -> None:
-        import torch
-
-        self.device = device
-        if device.type == "cuda":
-            self.start = torch.cuda.memory_allocated(device) / 2**20
-        else:
-            ctypes.CDLL(None).malloc_trim(0)  # what the warm-up has freed must not hide what the step takes
-            self.start = status("VmRSS") / 1024
-        self._reset()
-
-    def read(self) -> float:
-        import torch
-
-        of_gpu = self.device.type == "cuda"
-        most = torch.cuda.max_memory_allocated(self.device) / 2**20 if of_gpu else status("VmHWM") / 1024
-        self._reset()
-        return most - self.start
-
-    def _reset(self) -> None:
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts at VmRSS again
-
-
-def status(key: str) -> int:
-    """KiB of a line of /proc/self/status."""
-    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    assert match is not None, key
-    return int(match[1])
-
-
-def pick_device(config: ScaleBenchConfig) -> "torch.device":
-    import torch
-
-    require(config.device != "cuda" or torch.cuda.is_available(), "device is cuda, and torch sees no GPU")
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(automatic if config.device == "auto" else config.device)
 
 
 def random_model(config: ScaleBenchConfig) -> "Embedder":
     """A Qwen3 whose tokenizer is not used."""
-    import torch
     from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+    from transformers import PreTrainedTokenizerFast, Qwen3Model
 
     from nestling.embedder import Embedder
     from nestling.prompts import Prompts
 
-    torch.manual_seed(0)
-    backbone = Qwen3Model(
-        Qwen3Config(
-            vocab_size=VOCABULARY,
-            hidden_size=config.hidden,
-            intermediate_size=3 * config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.hidden // 32,
-            num_key_value_heads=config.hidden // 64,
-            head_dim=32,
-            max_position_embeddings=LONGEST,
-        )
+    backbone = random_qwen3(
+        Qwen3Model,
+        hidden=config.hidden,
+        layers=config.layers,
+        head=32,
+        vocabulary=VOCABULARY,
+        longest=LONGEST,
     )
-    for parameter in backbone.parameters():
-        if parameter.ndim == 2:  # larger than by default, under which random models give all texts one embedding
-            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     end = "<|endoftext|>"
     words = Tokenizer(models.WordLevel({end: 0}, unk_token=end))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=end, pad_token=end)

@@ -15,27 +15,21 @@ weights, gradients and optimizer state: resident memory on a CPU (Linux only), a
 recomputes activations inside the model. The learning rate is 0, so that every step computes the same.
 """
 
-import ctypes
 import random
-import re
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from math import exp, log
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from measure import Result, Turns, machine, measured_steps, pick_device, random_qwen3
 
 from nestling.config import parse_config, require, require_dims, run
 from nestling.tracking import table
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-    import numpy as np
     import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -116,36 +110,6 @@ class Side:
     load: Callable[[list[list[str]]], Callable[[], "Tensor"]]
 
 
-@dataclass
-class Result:
-    """What a side's process found.
-
-    Args:
-        loss: Of the whole batch.
-        gradient: [parameters] float32, its gradient.
-        mebibytes: Peak of activations.
-        padding: Positions that ran through the model with a graph, over real tokens.
-        seconds: Of the timed steps.
-    """
-
-    loss: float
-    gradient: "np.ndarray"
-    mebibytes: float
-    padding: float
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    def difference(self, expected: "Result") -> tuple[float, float]:
-        """Relative differences of the loss, and of the gradient in the L2 norm."""
-        import numpy as np
-
-        loss = abs(self.loss - expected.loss) / abs(expected.loss)
-        return loss, float(np.linalg.norm(self.gradient - expected.gradient) / np.linalg.norm(expected.gradient))
-
-
 def main() -> None:
     config = parse_config(StepBenchConfig, __doc__)
     with TemporaryDirectory() as name:
@@ -159,13 +123,9 @@ def main() -> None:
 
 
 def describe(config: StepBenchConfig, parameters: int) -> str:
-    import torch
-
-    device = pick_device(config)
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     lengths = sorted(count_tokens(text) for column in write_columns(config.rows, config) for text in column)
     return (
-        f"torch {torch.__version__}, {device.type}, {hardware}, {config.repeats} runs each\n"
+        f"{machine(pick_device(config.device))}, {config.repeats} runs each\n"
         f"{parameters / 1e6:.1f} M parameters: hidden {config.hidden}, {config.layers} layers; dims {config.dims}; "
         f"{len(lengths)} texts of {lengths[0]} to {lengths[-1]} tokens, median {lengths[len(lengths) // 2]}, "
         f"{sum(lengths):,} in all"
@@ -174,26 +134,17 @@ def describe(config: StepBenchConfig, parameters: int) -> str:
 
 def write_model(config: StepBenchConfig, folder: Path) -> int:
     """A Qwen3 with a tokenizer of whole words; the number of its parameters."""
-    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+    from transformers import PreTrainedTokenizerFast, Qwen3Model
 
-    torch.manual_seed(0)
-    model = Qwen3Model(
-        Qwen3Config(
-            vocab_size=config.vocabulary,
-            hidden_size=config.hidden,
-            intermediate_size=3 * config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.hidden // 32,
-            num_key_value_heads=config.hidden // 64,
-            head_dim=32,
-            max_position_embeddings=LONGEST,
-        )
+    model = random_qwen3(
+        Qwen3Model,
+        hidden=config.hidden,
+        layers=config.layers,
+        head=32,
+        vocabulary=config.vocabulary,
+        longest=LONGEST,
     )
-    for parameter in model.parameters():
-        if parameter.ndim == 2:  # larger than by default, under which random models give all texts one embedding
-            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     model.save_pretrained(folder)
     words = {END: 0, **{word: i for i, word in enumerate(vocabulary(config), start=1)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=END))
@@ -228,113 +179,30 @@ def count_tokens(text: str) -> int:
     return len(text.split()) + 1
 
 
-def pick_device(config: StepBenchConfig) -> "torch.device":
-    import torch
-
-    require(config.device != "cuda" or torch.cuda.is_available(), "device is cuda, and torch sees no GPU")
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(automatic if config.device == "auto" else config.device)
-
-
 def compare(sides: list[str], rows: int, folder: Path, config: StepBenchConfig) -> dict[str, Result]:
     """Results of several sides, whose timed steps take turns."""
-    context = get_context("spawn")  # neither library finds the other's modules or settings
-    pipes: dict[str, Connection[Any, Any]] = {}
-    results: dict[str, Result] = {}
-    for side in sides:
-        pipes[side], other = context.Pipe()
-        context.Process(target=serve, args=(other, Case(side, rows, folder, config)), daemon=True).start()
-        other.close()
-        results[side] = answer(side, pipes[side])
-    for _ in range(config.repeats):
-        for side, pipe in pipes.items():
-            pipe.send("step")
-            results[side].seconds.append(answer(side, pipe))
-    for pipe in pipes.values():
-        pipe.close()
+    with Turns({side: partial(steps, Case(side, rows, folder, config)) for side in sides}) as turns:
+        results: dict[str, Result] = turns.first
+        for _ in range(config.repeats):
+            for side, took in turns.take():
+                results[side].add(took)
     return results
 
 
-def answer(side: str, pipe: "Connection[Any, Any]") -> Any:
-    try:
-        return pipe.recv()
-    except EOFError as error:
-        raise ValueError(f"the process of {side!r} ended; its error is above, or it was killed for memory") from error
-
-
-def serve(pipe: "Connection[Any, Any]", case: Case) -> None:
-    """In a process of its own: the untimed step's result, then seconds of a step for each message."""
-    device = pick_device(case.config)
+def steps(case: Case) -> Iterator[Result | tuple[float, float]]:
+    """In a process of its own: the untimed step's result, then what each step took."""
+    device = pick_device(case.config.device)
     side = SIDES[case.side](case, device)
     side.model.train()
     columns = write_columns(case.rows, case.config)
-    take_step(side, side.load([column[:WARM_UP] for column in columns]))
-    backward = side.load(columns)
-    pipe.send(first_step(side, backward, sum(count_tokens(text) for column in columns for text in column), device))
-    while True:
-        try:
-            pipe.recv()
-        except EOFError:
-            return
-        synchronize(device)
-        start = time.perf_counter()
-        take_step(side, backward)
-        synchronize(device)
-        pipe.send(time.perf_counter() - start)
-
-
-def take_step(side: Side, backward: Callable[[], "Tensor"]) -> "Tensor":
-    side.optimizer.zero_grad(set_to_none=False)  # gradients stay allocated, and do not count as activations
-    loss = backward()
-    side.optimizer.step()
-    return loss
-
-
-def first_step(side: Side, backward: Callable[[], "Tensor"], tokens: int, device: "torch.device") -> Result:
-    import torch
-
-    positions = 0
-
-    def count(module: object, arguments: tuple["Tensor"]) -> None:
-        nonlocal positions
-        if torch.is_grad_enabled():  # once for each text, however often it is encoded
-            positions += arguments[0].shape[:-1].numel()
-
-    hook = side.model.get_submodule("norm").register_forward_pre_hook(count)
-    loss, mebibytes = peak(partial(take_step, side, backward), device)
-    hook.remove()
-    gradient = torch.cat([each.grad.flatten() for each in side.model.parameters() if each.grad is not None])
-    return Result(float(loss), gradient.cpu().numpy(), mebibytes, positions / tokens)
-
-
-def peak(step: Callable[[], "Tensor"], device: "torch.device") -> tuple["Tensor", float]:
-    """What the step returns, and MiB that it needs at most beside what is there before it."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        allocated = torch.cuda.memory_allocated(device)
-        result = step()
-        return result, (torch.cuda.max_memory_allocated(device) - allocated) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # what the warm-up has freed must not hide what the step takes
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # from here on VmHWM is the peak of what follows
-    resident = status("VmRSS")
-    result = step()
-    return result, (status("VmHWM") - resident) / 1024
-
-
-def status(key: str) -> int:
-    """KiB of a line of /proc/self/status."""
-    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    assert match is not None, key
-    return int(match[1])
-
-
-def synchronize(device: "torch.device") -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return measured_steps(
+        side.model,
+        side.optimizer,
+        side.load(columns),
+        warm_up=side.load([column[:WARM_UP] for column in columns]),
+        tokens=sum(count_tokens(text) for column in columns for text in column),
+        device=device,
+    )
 
 
 def peer(case: Case, device: "torch.device", *, padding: str) -> Side:

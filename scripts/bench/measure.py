@@ -1,0 +1,277 @@
+"""What the comparisons of whole steps share: processes that take turns, the memory of a step, a model to step.
+
+A side is one way to take a step. It has a process of its own, so that no library finds another's modules or settings.
+"""
+
+import ctypes
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from nestling.config import require
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel
+
+K = TypeVar("K")
+
+
+@dataclass
+class Result:
+    """What a side's process found.
+
+    Args:
+        loss: Of the whole batch.
+        gradient: [parameters] float32, its gradient.
+        mebibytes: Peak of activations.
+        padding: Positions that ran through the model with a graph, over real tokens.
+        seconds: Of the timed steps.
+        cpu_seconds: Processor time of these, of all threads, which other work on the machine changes less.
+    """
+
+    loss: float
+    gradient: "np.ndarray"
+    mebibytes: float
+    padding: float
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def cpu_median(self) -> float:
+        return statistics.median(self.cpu_seconds)
+
+    def add(self, took: tuple[float, float]) -> None:
+        """A timed step, as `measured_steps` gives it."""
+        self.seconds.append(took[0])
+        self.cpu_seconds.append(took[1])
+
+    def difference(self, expected: "Result") -> tuple[float, float]:
+        """Relative differences of the loss, and of the gradient in the L2 norm."""
+        import numpy as np
+
+        loss = abs(self.loss - expected.loss) / abs(expected.loss)
+        return loss, float(np.linalg.norm(self.gradient - expected.gradient) / np.linalg.norm(expected.gradient))
+
+
+class Turns(Generic[K]):
+    """A process for each side, which computes the next item of an iterator when it is its turn.
+
+    Args:
+        sides: What makes the iterator, in the side's own process.
+
+    Attributes:
+        first: Each side's first item, made before the next side's process starts.
+    """
+
+    def __init__(self, sides: Mapping[K, Callable[[], Iterator[Any]]]) -> None:
+        context = get_context("spawn")
+        self.pipes: dict[K, Connection[Any, Any]] = {}
+        self.first: dict[K, Any] = {}
+        for side, make in sides.items():
+            self.pipes[side], other = context.Pipe()
+            context.Process(target=serve, args=(other, make), daemon=True).start()
+            other.close()
+            self.first[side] = self._answer(side)
+
+    def __enter__(self) -> "Turns[K]":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for pipe in self.pipes.values():
+            pipe.close()
+
+    def take(self) -> Iterator[tuple[K, Any]]:
+        """The next item of each side, one side after the other."""
+        for side, pipe in self.pipes.items():
+            pipe.send("next")
+            yield side, self._answer(side)
+
+    def _answer(self, side: K) -> Any:
+        try:
+            return self.pipes[side].recv()
+        except EOFError as error:
+            raise ValueError(
+                f"the process of {side!r} ended; its error is above, or it was killed for memory"
+            ) from error
+
+
+def serve(pipe: "Connection[Any, Any]", make: Callable[[], Iterator[Any]]) -> None:
+    """In a process of its own: an item at once, then one for each message."""
+    for item in make():
+        pipe.send(item)
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+
+
+def measured_steps(
+    model: "nn.Module",
+    optimizer: "Optimizer",
+    backward: Callable[[], "Tensor"],
+    *,
+    warm_up: Callable[[], "Tensor"],
+    tokens: int,
+    device: "torch.device",
+) -> Iterator[Result | tuple[float, float]]:
+    """The untimed first step's `Result`, then seconds and processor seconds of steps without end.
+
+    Args:
+        model: Whose gradients are compared, and the calls of whose last norm are counted.
+        optimizer: Over its parameters.
+        backward: Adds the gradient of the loss, which it returns.
+        warm_up: The same on little, after which gradients and optimizer state exist and kernels are loaded.
+        tokens: Of the batch.
+        device: Where the model is.
+    """
+    take_step(optimizer, warm_up)
+    yield first_step(model, partial(take_step, optimizer, backward), tokens, device)
+    while True:
+        synchronize(device)
+        start, cpu_start = time.perf_counter(), time.process_time()
+        take_step(optimizer, backward)
+        synchronize(device)
+        yield time.perf_counter() - start, time.process_time() - cpu_start
+
+
+def take_step(optimizer: "Optimizer", backward: Callable[[], "Tensor"]) -> "Tensor":
+    optimizer.zero_grad(set_to_none=False)  # gradients stay allocated, and do not count as activations
+    loss = backward()
+    optimizer.step()
+    return loss
+
+
+def first_step(model: "nn.Module", step: Callable[[], "Tensor"], tokens: int, device: "torch.device") -> Result:
+    import torch
+
+    positions = 0
+
+    def count(module: object, arguments: tuple["Tensor"]) -> None:
+        nonlocal positions
+        if torch.is_grad_enabled():  # once for each text, however often it is encoded
+            positions += arguments[0].shape[:-1].numel()
+
+    hook = model.get_submodule("norm").register_forward_pre_hook(count)
+    loss, mebibytes = peak(step, device)
+    hook.remove()
+    gradient = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+    return Result(float(loss), gradient.cpu().numpy(), mebibytes, positions / tokens)
+
+
+def peak(step: Callable[[], "Tensor"], device: "torch.device") -> tuple["Tensor", float]:
+    """What the step returns, and MiB that it needs at most beside what is there before it."""
+    memory = Peak(device)
+    result = step()
+    return result, memory.read()
+
+
+class Peak:
+    """The most memory in use since the last reading, in MiB over what was in use at the start."""
+
+    def __init__(self, device: "torch.device") -> None:
+        import torch
+
+        self.device = device
+        if device.type == "cuda":
+            self.start = torch.cuda.memory_allocated(device) / 2**20
+        else:
+            ctypes.CDLL(None).malloc_trim(0)  # what the warm-up has freed must not hide what the step takes
+            self.start = status("VmRSS") / 1024
+        self._reset()
+
+    def read(self) -> float:
+        import torch
+
+        of_gpu = self.device.type == "cuda"
+        most = torch.cuda.max_memory_allocated(self.device) / 2**20 if of_gpu else status("VmHWM") / 1024
+        self._reset()
+        return most - self.start
+
+    def _reset(self) -> None:
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts at VmRSS again
+
+
+def status(key: str) -> int:
+    """KiB of a line of /proc/self/status."""
+    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    assert match is not None, key
+    return int(match[1])
+
+
+def pick_device(name: str) -> "torch.device":
+    """Of a setting: cpu, cuda, or auto."""
+    import torch
+
+    require(name != "cuda" or torch.cuda.is_available(), "device is cuda, and torch sees no GPU")
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if name == "auto" else name)
+
+
+def synchronize(device: "torch.device") -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(device: "torch.device") -> str:
+    """What a table's numbers were measured with."""
+    import torch
+
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"torch {torch.__version__}, {device.type}, {hardware}"
+
+
+def random_qwen3(
+    kind: Callable[[Any], "PreTrainedModel"],
+    *,
+    hidden: int,
+    layers: int,
+    head: int,
+    vocabulary: int,
+    longest: int,
+    tied: bool = False,
+) -> "PreTrainedModel":
+    """A Qwen3 of a class of transformers, a key-value head for two query heads, weights from a fixed seed."""
+    import torch
+    from transformers import Qwen3Config
+
+    torch.manual_seed(0)
+    model = kind(
+        Qwen3Config(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=3 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // head,
+            num_key_value_heads=max(1, hidden // (2 * head)),
+            head_dim=head,
+            max_position_embeddings=longest,
+            tie_word_embeddings=tied,
+        )
+    )
+    for parameter in model.parameters():
+        if parameter.ndim == 2:  # larger than by default, under which random models give all texts one embedding
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    return model

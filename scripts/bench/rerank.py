@@ -1,0 +1,400 @@
+"""One optimizer step of a reranker beside sentence-transformers' CrossEncoder: time, and memory of activations.
+
+python scripts/bench/rerank.py
+python scripts/bench/rerank.py --hidden 64 --layers 2 --groups 2 --vocabulary 1000 --repeats 1
+
+A small Qwen3 with random weights in float32 and tied embeddings, at the vocabulary of the real one; groups of a
+positive and seven negatives, whose prompts begin with about 90 tokens in common. The peer is BinaryCrossEntropyLoss
+over a causal model and LogitScore, fed as its trainer does: shuffled pairs, padded on the left, the mean over
+accumulated micro-batches. Ours has the pointwise loss and as many pairs in a micro-batch, hence the same loss and
+gradients, which are compared before anything is timed.
+
+Each side has a process of its own, and they take turns; times are medians, and so are processor times, which other work
+on the machine changes less. A step goes from texts to updated weights, on both sides. Memory is the peak of the untimed
+first step over weights, gradients and optimizer state: resident memory on a CPU (Linux only), allocated memory on a
+GPU. The learning rate is 0, so that every step computes the same.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from math import exp, log
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from measure import Result, Turns, machine, measured_steps, pick_device, random_qwen3
+
+from nestling.config import parse_config, require, run
+from nestling.tracking import table
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from nestling.groups import GroupChunk
+    from nestling.reranker import Reranker, RerankerSettings
+
+T = TypeVar("T")
+DOCUMENTS = 8  # of a group: a positive and its negatives
+PREFIX, INSTRUCTION, SUFFIX = 30, 10, 6  # words of the prompt
+QUERY, DOCUMENT = 45, 145  # mean lengths
+QUERY_SPREAD = 0.3  # of the logarithm
+SHORTEST, LONGEST, POSITIONS = 8, 512, 2048
+SPECIAL = ["<|endoftext|>", "no", "yes", "<Instruct>:", "<Query>:", "<Document>:"]
+TOLERANCE = 1e-5  # relative, of the loss and of the gradient
+
+PEER, SHARED, SEPARATE, ENCODER = "sentence-transformers", "shared beginnings", "separate rows", "encoder alone"
+
+
+@dataclass(frozen=True)
+class RerankBenchConfig:
+    """Settings of scripts/bench/rerank.py.
+
+    Args:
+        groups: Queries of the batch, each with a positive and seven negatives.
+        micro_batch: Groups of a micro-batch; the peer's has as many pairs. Divides `groups`.
+        spread: Of the logarithm of documents' lengths.
+        hidden: Hidden size; heads have 64 dimensions, and a key-value head serves two query heads.
+        layers: Layers of the model.
+        vocabulary: Tokens of the vocabulary.
+        repeats: Timed steps of each side.
+        device: cpu, cuda, or auto.
+    """
+
+    groups: int = 8
+    micro_batch: int = 1
+    spread: float = 0.75
+    hidden: int = 256
+    layers: int = 4
+    vocabulary: int = 151_669
+    repeats: int = 5
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        least = min(self.groups, self.micro_batch, self.layers, self.repeats)
+        require(least > 0, "groups, micro_batch, layers and repeats have to be above 0")
+        require(self.groups % self.micro_batch == 0, f"micro_batch: {self.micro_batch} does not divide {self.groups}")
+        require(self.spread >= 0, f"spread is {self.spread}; expected a number from 0")
+        require(self.hidden > 0 and self.hidden % 64 == 0, f"hidden is {self.hidden}; expected a multiple of 64")
+        require(self.vocabulary >= 1000, f"vocabulary is {self.vocabulary}; expected at least 1000 tokens")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A query and its documents, the first of which is relevant."""
+
+    query: str
+    documents: list[str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a process is to do: one side's step, with the model that lies in `folder`."""
+
+    side: str
+    folder: Path
+    config: RerankBenchConfig
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a step needs.
+
+    Args:
+        model: The transformer without head, whose gradients are compared, and whose calls are counted.
+        optimizer: Over its parameters.
+        load: From groups to a function that adds the gradient of their loss and returns the loss.
+    """
+
+    model: "nn.Module"
+    optimizer: "Optimizer"
+    load: Callable[[list[Group]], Callable[[], "Tensor"]]
+
+
+def main() -> None:
+    config = parse_config(RerankBenchConfig, __doc__)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        parameters = write_model(config, folder)
+        ratio = token_ratio(config, folder)
+        print(describe(config, parameters, ratio), flush=True)
+        results = compare(folder, config)
+    print(f"\n{comparison(results)}\n\n{targets(results, ratio)}")
+
+
+def write_model(config: RerankBenchConfig, folder: Path) -> int:
+    """A Qwen3 with a tokenizer of whole words, whose chat template is our prompt; the number of its parameters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+    model = random_qwen3(
+        Qwen3ForCausalLM,
+        hidden=config.hidden,
+        layers=config.layers,
+        head=64,
+        vocabulary=config.vocabulary,
+        longest=POSITIONS,
+        tied=True,
+    )
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words(config))}, unk_token=SPECIAL[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=SPECIAL[0],
+        pad_token=SPECIAL[0],
+        unk_token=SPECIAL[0],
+        chat_template=chat_template(settings(config)),
+    )
+    fast.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def words(config: RerankBenchConfig) -> list[str]:
+    return [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), config.vocabulary))]
+
+
+def settings(config: RerankBenchConfig) -> "RerankerSettings":
+    """A prompt of random words."""
+    from nestling.reranker import RerankerSettings
+
+    source, known = random.Random(1), words(config)[len(SPECIAL) :]
+    prefix, instruction, suffix = (" ".join(source.choices(known, k=k)) for k in (PREFIX, INSTRUCTION, SUFFIX))
+    return RerankerSettings(
+        f"{prefix}\n",
+        f"\n{suffix}",
+        instruction,
+        query_max_length=LONGEST,
+        document_max_length=LONGEST,
+    )
+
+
+def chat_template(chosen: "RerankerSettings") -> str:
+    """The same prompt for the peer, whose pairs are messages with the roles query and document."""
+    query, document = (
+        f"{{{{ messages | selectattr('role', 'eq', '{role}') | map(attribute='content') | first }}}}"
+        for role in ("query", "document")
+    )
+    return chosen.prefix + chosen.prompt.body(query, document) + chosen.suffix
+
+
+def write_groups(config: RerankBenchConfig) -> list[Group]:
+    """Random words, so that every text is different."""
+    source, known = random.Random(0), words(config)[len(SPECIAL) :]
+
+    def text(mean: int, spread: float) -> str:
+        length = round(exp(source.gauss(log(mean) - spread**2 / 2, spread)))
+        return " ".join(source.choices(known, k=min(max(length, SHORTEST), LONGEST)))
+
+    return [
+        Group(text(QUERY, QUERY_SPREAD), [text(DOCUMENT, config.spread) for _ in range(DOCUMENTS)])
+        for _ in range(config.groups)
+    ]
+
+
+def token_ratio(config: RerankBenchConfig, folder: Path) -> float:
+    """Tokens of all prompts over the positions that are left with beginnings shared: G (P + l) / (P + G l)."""
+    reranker = load_reranker(Case(SHARED, folder, config))
+    chunks = [to_chunk(reranker, [group]) for group in write_groups(config)]
+    return sum(int(chunk.lengths.sum()) for chunk in chunks) / sum(chunk.positions for chunk in chunks)
+
+
+def describe(config: RerankBenchConfig, parameters: int, ratio: float) -> str:
+    lengths = [len(document.split()) + SUFFIX for group in write_groups(config) for document in group.documents]
+    return (
+        f"{machine(pick_device(config.device))}, {config.repeats} runs each\n"
+        f"{parameters / 1e6:.1f} M parameters: hidden {config.hidden}, {config.layers} layers, {config.vocabulary:,} "
+        f"tokens; {config.groups} groups of {DOCUMENTS}, {config.micro_batch} in a micro-batch, documents of "
+        f"{min(lengths)} to {max(lengths)} tokens, mean {sum(lengths) / len(lengths):.0f}; "
+        f"{ratio:.3f} tokens a position"
+    )
+
+
+def compare(folder: Path, config: RerankBenchConfig) -> dict[str, Result]:
+    """Results of all sides, whose timed steps take turns once they are seen to compute the same."""
+    with Turns({side: partial(steps, Case(side, folder, config)) for side in SIDES}) as turns:
+        results: dict[str, Result] = turns.first
+        for side in (SHARED, SEPARATE):
+            off = max(results[side].difference(results[PEER]))
+            require(off < TOLERANCE, f"{side}: loss or gradient is off by {off:g} of the peer's")
+        for _ in range(config.repeats):
+            for side, took in turns.take():
+                results[side].add(took)
+    return results
+
+
+def steps(case: Case) -> Iterator[Result | tuple[float, float]]:
+    """In a process of its own: the untimed step's result, then what each step took."""
+    device = pick_device(case.config.device)
+    side, groups = SIDES[case.side](case, device), write_groups(case.config)
+    return measured_steps(
+        side.model,
+        side.optimizer,
+        side.load(groups),
+        warm_up=side.load(groups[: case.config.micro_batch]),
+        tokens=sum(
+            PREFIX + INSTRUCTION + len(SPECIAL[3:]) + len(group.query.split()) + len(document.split()) + SUFFIX
+            for group in groups
+            for document in group.documents
+        ),
+        device=device,
+    )
+
+
+def peer(case: Case, device: "torch.device") -> Side:
+    import torch
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+
+    from nestling.optim import adamw
+
+    model = CrossEncoder(str(case.folder), device=str(device))  # takes LogitScore of yes and no for a causal model
+    model.train()
+    loss = BinaryCrossEntropyLoss(model)
+
+    def load(groups: list[Group]) -> Callable[[], "Tensor"]:
+        pairs = [
+            (group.query, document, float(i == 0)) for group in groups for i, document in enumerate(group.documents)
+        ]
+        random.Random(2).shuffle(pairs)  # as its trainer's sampler does
+        batches = cut(pairs, case.config.micro_batch * DOCUMENTS)
+
+        def backward() -> "Tensor":
+            total = torch.zeros((), device=device)
+            for batch in batches:
+                queries, documents, labels = (list(column) for column in zip(*batch, strict=True))
+                value = loss([queries, documents], torch.tensor(labels, device=device)) / len(batches)
+                value.backward()
+                total += value.detach()
+            return total
+
+        return backward
+
+    return Side(model[0].model.model, adamw(model, learning_rate=0.0, weight_decay=0.0), load)
+
+
+def ours(case: Case, device: "torch.device") -> Side:
+    import torch
+
+    from nestling.accumulated import accumulated_backward
+    from nestling.backends.plain import Plain
+    from nestling.optim import adamw
+    from nestling.rerank_losses import pointwise
+
+    reranker = load_reranker(case).to(device).train()
+    optimizer = adamw(reranker, learning_rate=0.0, weight_decay=0.0)
+    backend = Plain(reranker, optimizer)
+    targets = torch.zeros(case.config.micro_batch, DOCUMENTS, device=device)
+    targets[:, 0] = 1
+
+    def load(groups: list[Group]) -> Callable[[], "Tensor"]:
+        def share_of(chunk: int, judged: "Tensor") -> "Tensor":
+            losses = pointwise(judged[:, 0], targets.flatten(), positive_weight=1.0)
+            return losses.sum() / (len(groups) * DOCUMENTS)
+
+        def backward() -> "Tensor":
+            chunks = [to_chunk(reranker, part).to(device) for part in cut(groups, case.config.micro_batch)]
+            return accumulated_backward(backend, chunks, share_of)
+
+        return backward
+
+    return Side(reranker.transformer, optimizer, load)
+
+
+def encoder(case: Case, device: "torch.device") -> Side:
+    """The same but for the head: the gradient of the last states is given."""
+    import torch
+
+    from nestling.optim import adamw
+
+    reranker = load_reranker(case).to(device).train()
+
+    def load(groups: list[Group]) -> Callable[[], "Tensor"]:
+        def backward() -> "Tensor":
+            chunks = [to_chunk(reranker, part).to(device) for part in cut(groups, case.config.micro_batch)]
+            for chunk in chunks:
+                states = reranker.hidden_states(chunk, in_place=True)[0, chunk.ends]
+                states.backward(torch.full_like(states, 1 / len(states)))
+            return torch.zeros(())
+
+        return backward
+
+    return Side(reranker.transformer, adamw(reranker, learning_rate=0.0, weight_decay=0.0), load)
+
+
+def cut(items: list[T], size: int) -> list[list[T]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def load_reranker(case: Case) -> "Reranker":
+    from nestling.reranker import Reranker
+
+    return Reranker.from_pretrained(
+        case.folder,
+        settings=settings(case.config),
+        share_prefix=case.side != SEPARATE,
+        cpu=pick_device(case.config.device).type == "cpu",
+    )
+
+
+def to_chunk(reranker: "Reranker", groups: list[Group]) -> "GroupChunk":
+    """Prompts of some groups, tokenised and packed."""
+    from nestling.groups import join_groups
+
+    read = partial(reranker.pairs, query_max_length=LONGEST, document_max_length=LONGEST)
+    parts = [read(group.query, group.documents).ids for group in groups]
+    return join_groups(parts, share=reranker.share_prefix)
+
+
+def comparison(results: dict[str, Result]) -> str:
+    """A line for each side, ratios over the peer."""
+    reference = results[PEER]
+    lines = [
+        [
+            side,
+            result.median,
+            result.median / reference.median,
+            result.cpu_median,
+            result.cpu_median / reference.cpu_median,
+            round(result.mebibytes),
+            result.mebibytes / reference.mebibytes,
+            result.padding,
+            *((1e6 * each for each in result.difference(reference)) if side != ENCODER else ("", "")),
+        ]
+        for side, result in results.items()
+    ]
+    measures = [heading for name in ("seconds", "CPU seconds", "MiB") for heading in (name, "ratio")]
+    headings = ["", *measures, "positions / tokens", "loss off, 1e-6", "gradient off, 1e-6"]
+    return table(headings, lines, markdown=True)
+
+
+def targets(results: dict[str, Result], ratio: float) -> str:
+    """Which of the project's targets were met; the gain over separate rows is to be 0.9 of what tokens it saves."""
+    shared = results[SHARED]
+
+    def over(side: str) -> tuple[float, float]:
+        return shared.median / results[side].median, shared.cpu_median / results[side].cpu_median
+
+    memory = shared.mebibytes / results[PEER].mebibytes
+    found = [
+        ("time over the peer's", *over(PEER), 0.4),
+        ("memory over the peer's", memory, "", 0.25),
+        ("time over the encoder's alone", *over(ENCODER), 1.15),
+        ("time over that of separate rows", *over(SEPARATE), 1 / (0.9 * ratio)),
+    ]
+    lines = [[name, value, cpu, limit, "yes" if value <= limit else "no"] for name, value, cpu, limit in found]
+    return table(["target", "found", "by CPU time", "at most", "met"], lines, markdown=True)
+
+
+SIDES: dict[str, Callable[[Case, "torch.device"], Side]] = {
+    PEER: peer,
+    SHARED: ours,
+    SEPARATE: ours,
+    ENCODER: encoder,
+}
+
+if __name__ == "__main__":
+    run(main)
