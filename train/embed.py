@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn, TypedDict
+from typing import TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -154,7 +154,7 @@ def train(
                 [part.item(), batch.tokens.tokens, batch.truncated, stop.received is not None, step.ran_out], device
             )
             if ran_out:
-                give_up(run, collator.chunk_tokens)
+                run.give_up(collator.chunk_tokens)
             rate = rate_at(state.step)
             norm = backend.update(rate, config.max_grad_norm, partial(guard.accepts, state.step, loss))
             state.advance(config.batch_size, int(tokens), int(truncated))
@@ -176,17 +176,6 @@ def train(
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
     run.publish(partial(export, config, run, embedder), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
-
-
-def give_up(run: Run, chunk_tokens: int) -> NoReturn:
-    """Forget the unfinished step, save the ones before it, and end: memory ran out on one of several ranks."""
-    run.backend.discard()
-    run.save()
-    step = run.state.step
-    raise ValueError(
-        f"a rank ran out of memory in step {step + 1}; saved {run.checkpoints.path(step)}; go on with "
-        f"--resume true and --chunk_tokens {max(1, chunk_tokens // 2)}, or with a lower graph_memory"
-    )
 
 
 def evaluate(

@@ -28,6 +28,7 @@ from nestling.checkpoint import Checkpoints, NonFiniteGuard, RunFolder, StopSign
 from nestling.config import CandidateData, RerankLossConfig, require, require_unique
 from nestling.distributed import sum_over_ranks
 from nestling.export_reranker import export_reranker
+from nestling.memory import MemoryEstimate, estimate, graph_bytes, sample_chunk
 from nestling.model_card import run_card, write_data_lines
 from nestling.optim import adamw, whole_shape
 from nestling.packing import token_budget
@@ -35,6 +36,7 @@ from nestling.records import RetrievalSet, load_records, load_retrieval_set
 from nestling.rehearsal import rehearsal_table, rehearse, rehearsed_sizes
 from nestling.rerank_collation import Labels, RerankBatch, RerankCollator
 from nestling.rerank_losses import kl, listwise, pointwise, pointwise_vocabulary
+from nestling.rerank_step import RerankStep
 from nestling.reranker import Reranker, read_settings
 from nestling.retrieval import Candidates, evaluate_candidates, open_candidates, rerank
 from nestling.scoring import logit_of
@@ -125,8 +127,9 @@ def train(
     checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
     newest = checkpoints.recover() if folder.resumed else None
     state = start_state(backend, newest, planner.fingerprint(), folder)
+    needed = memory(reranker, collator, backend)
     if main_rank:
-        print(derivation(config, planner, reranker, collator, backend, total, state.step), flush=True)
+        print(derivation(config, planner, reranker, collator, backend, needed, total, state.step), flush=True)
 
     # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
     with (
@@ -148,14 +151,17 @@ def train(
         if dev_sets and not newest:
             run.evaluate()
         rate_at = course(total, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
+        step = RerankStep(backend, collator, partial(loss_share, loss=config.loss), progress.say)
         meter, started = Meter(state.tokens), time.perf_counter()
         steps = range(state.step, state.step if state.stale(config.early_stopping) else total)
         for batch in load_batches(collator, planner, steps, config.workers):
             seed_step(config.seed, state.step, accelerator.process_index)
-            part = step(backend, batch.to(device), config.loss)
-            loss, tokens, truncated, stopping = sum_over_ranks(
-                [part.item(), batch.tokens, batch.truncated, stop.received is not None], device
+            part = step(batch.to(device))
+            loss, tokens, truncated, stopping, ran_out = sum_over_ranks(
+                [part.item(), batch.tokens, batch.truncated, stop.received is not None, step.ran_out], device
             )
+            if ran_out:
+                run.give_up(collator.chunk_tokens)
             rate = rate_at(state.step)
             norm = backend.update(rate, config.max_grad_norm, partial(guard.accepts, state.step, loss))
             state.advance(config.batch_size, int(tokens), int(truncated))
@@ -179,17 +185,7 @@ def train(
     run.publish(partial(export, config, run, reranker), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
 
 
-def step(backend: Backend, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:
-    """Add this rank's share of the gradient of the loss of the global batch; its share of the loss."""
-    backend.model.train()
-
-    def share_of(chunk: int, judged: Tensor) -> Tensor:
-        return loss_share(judged, batch.labels[chunk], loss, queries=batch.queries, pairs=batch.pairs)
-
-    return accumulated_backward(backend, batch.chunks, share_of)
-
-
-def loss_share(judged: Tensor, labels: Labels, loss: RerankLossConfig, *, queries: int, pairs: int) -> Tensor:
+def loss_share(judged: Tensor, labels: Labels, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:
     """What a chunk has in the loss of the global batch: the mean over its pairs, or over its queries.
 
     `judged` is what the model gives for the n prompts of the chunk, [n, C].
@@ -202,15 +198,15 @@ def loss_share(judged: Tensor, labels: Labels, loss: RerankLossConfig, *, querie
             if whole
             else pointwise(judged[:, 0], labels.targets, **weight)
         )
-        return losses.sum() / pairs
+        return losses.sum() / batch.pairs
     present = labels.group >= 0  # [Q, G]
     scores = logit_of(judged)[labels.group]
     if loss.objective == "listwise":
         positive = labels.targets[labels.group] > 0.5
-        return listwise(scores, positive, present, temperature=loss.temperature).sum() / queries
+        return listwise(scores, positive, present, temperature=loss.temperature).sum() / batch.queries
     assert labels.teacher is not None
     temperatures = {"temperature": loss.temperature, "teacher_temperature": loss.teacher_temperature}
-    return kl(scores, labels.teacher[labels.group], present, **temperatures).sum() / queries
+    return kl(scores, labels.teacher[labels.group], present, **temperatures).sum() / batch.queries
 
 
 def evaluate(
@@ -264,23 +260,28 @@ def equip(
 def rehearse_step(config: RerankConfig, accelerator: Accelerator, planner: Planner, reranker: Reranker) -> None:
     """--dry_run: the longest of the first batches in chunks of several sizes; nothing is written."""
     collator, backend = equip(config, accelerator, planner, reranker)
+    needed = memory(reranker, collator, backend)
     if accelerator.is_main_process:
         print(
-            derivation(config, planner, reranker, collator, backend, planner.steps_per_epoch, 0),
+            derivation(config, planner, reranker, collator, backend, needed, planner.steps_per_epoch, 0),
             flush=True,
         )
     plan = max(islice(planner.plans(), REHEARSED), key=lambda each: collator[each].tokens)
 
-    def take(size: int) -> tuple[int, int]:
-        collator.chunk_tokens = size
-        batch = collator[plan]
-        step(backend, batch.to(accelerator.device), config.loss)
-        backend.discard()
-        return batch.tokens, batch.positions
+    batch = collator[plan].to(accelerator.device)
 
+    def take(size: int) -> tuple[int, int]:
+        again = collator.again(batch, size)
+        accumulated_backward(
+            backend, again.chunks, lambda i, judged: loss_share(judged, again.labels[i], again, config.loss)
+        )
+        backend.discard()
+        return again.tokens, again.positions
+
+    reranker.train()
     found = list(rehearse(take, rehearsed_sizes(collator.chunk_tokens), accelerator.device))
     if accelerator.is_main_process:
-        print(rehearsal_table(found, collator[plan].tokens))
+        print(rehearsal_table(found, batch.tokens))
 
 
 def load_sources(config: RerankConfig, main_rank: bool) -> list[Source]:
@@ -357,12 +358,23 @@ def require_room(config: RerankConfig, reranker: Reranker, readable: int) -> Non
     )
 
 
+def memory(reranker: Reranker, collator: RerankCollator, backend: Backend) -> MemoryEstimate:
+    """What a rank needs; graphs do not outlive their chunk."""
+    length = min(collator.query_max_length + collator.document_max_length, collator.chunk_tokens)
+    chunk = sample_chunk(length, collator.chunk_tokens, reranker.config.vocab_size, reranker.device)
+    reranker.train()
+    with backend.computing():
+        bytes_held = graph_bytes(reranker, partial(backend.encode, last=True), chunk)
+    return estimate(reranker, backend.shares, chunk=bytes_held / chunk.positions * collator.chunk_tokens, graphs=0.0)
+
+
 def derivation(
     config: RerankConfig,
     planner: Planner,
     reranker: Reranker,
     collator: RerankCollator,
     backend: Backend,
+    needed: MemoryEstimate,
     total: int,
     done: int,
 ) -> str:
@@ -385,6 +397,7 @@ def derivation(
         "prompts": f"{tokens / sum(each.pairs for each in first) * collator.world_size:.0f} tokens each, "
         f"{positions / tokens:.3f} positions a token"
         + (" (common beginnings run once)" if reranker.share_prefix else ""),
+        **needed.items(),
         "truncated": f"{sum(each.truncated for each in first):,} queries and documents of the first "
         f"{len(first)} batches",
     }

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nestling.backends import Backend
+from nestling.backends import Passes
 from nestling.packing import AnyChunk
 
 
 def accumulated_backward(
-    backend: Backend, chunks: Sequence[AnyChunk], loss_of: Callable[[int, Tensor], Tensor]
+    backend: Passes, chunks: Sequence[AnyChunk], loss_of: Callable[[int, Tensor], Tensor]
 ) -> Tensor:
     """Add the gradient of the loss to the parameters' gradients; the loss of this rank, a detached scalar.
 
@@ -21,7 +21,7 @@ def accumulated_backward(
             global batch. The shares of all chunks of all ranks sum to the loss.
     """
     everything, _ = backend.agree(chunks, 0)
-    total = torch.zeros((), device=backend.model.device)
+    total = torch.zeros((), device=chunks[0].input_ids.device)
     with backend.computing(), backend.accumulation():
         for i, chunk in enumerate(everything):
             last = i + 1 == len(everything)

@@ -135,7 +135,7 @@ class Embedder(TokenModel):
     @property
     def dim(self) -> int:
         """Width of an embedding."""
-        return int(self.config.hidden_size)
+        return self.width
 
     def forward(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
         """Raw embeddings, [B, D] float32, neither cut nor normalised.

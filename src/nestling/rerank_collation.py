@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nestling.batching import Draw, Plan, Source
-from nestling.groups import Part, cut_parts, positions_of, split_group
+from nestling.groups import GroupChunk, Part, cut_parts, positions_of, split_group
 from nestling.packing import AnyChunk
 from nestling.records import Record, RecordTable
 from nestling.rerank_prompts import PairTokenizer
@@ -31,6 +31,10 @@ class Labels:
     targets: Tensor
     teacher: Tensor | None
     group: Tensor
+
+    def lists(self) -> tuple[list[float], list[float] | None]:
+        """Targets and teacher scores."""
+        return self.targets.tolist(), None if self.teacher is None else self.teacher.tolist()
 
     def to(self, device: torch.device) -> "Labels":
         teacher = None if self.teacher is None else self.teacher.to(device)
@@ -61,6 +65,19 @@ class RerankBatch:
     def positions(self) -> int:
         """Positions of this rank that run through the model; beginnings that are shared count once."""
         return sum(chunk.positions for chunk in self.chunks)
+
+    def groups(self) -> "list[Labelled]":
+        """The prompts of each query, or of its part in a chunk, with their labels."""
+        return [
+            Labelled(
+                [prompts[i] for i in rows],
+                [targets[i] for i in rows],
+                None if teacher is None else [teacher[i] for i in rows],
+            )
+            for chunk, labels in zip(self.chunks, self.labels, strict=True)
+            for prompts, targets, teacher in [(prompts_of(chunk), *labels.lists())]
+            for rows in ([i for i in row if i >= 0] for row in labels.group.tolist())
+        ]
 
     def to(self, device: torch.device) -> "RerankBatch":
         moved = [chunk.to(device) for chunk in self.chunks]
@@ -145,17 +162,20 @@ class RerankCollator(Dataset[RerankBatch]):
         drawn = [drawn_record(table, self.draw, *visit) for visit in zip(plan.rows, plan.passes, strict=True)]
         mine = deal([characters(each) for each in drawn], self.world_size)[self.rank]
         groups, truncated = self._tokenize([drawn[i] for i in mine])
-        return self.batch(
-            groups,
-            self.chunk_tokens,
+        return RerankBatch(
+            *self.chunks(groups, self.chunk_tokens),
             queries=len(drawn),
             pairs=sum(len(each.positives) + len(each.negatives) for each in drawn),
+            tokens=sum(len(prompt) for group in groups for prompt in group.prompts),
             truncated=truncated,
         )
 
-    def batch(
-        self, groups: Sequence[Labelled], chunk_tokens: int, *, queries: int, pairs: int, truncated: int
-    ) -> RerankBatch:
+    def again(self, batch: RerankBatch, chunk_tokens: int) -> RerankBatch:
+        """The same prompts in chunks of another size."""
+        chunks, labels = self.chunks(batch.groups(), chunk_tokens)
+        return replace(batch, chunks=chunks, labels=labels).to(batch.chunks[0].input_ids.device)
+
+    def chunks(self, groups: Sequence[Labelled], chunk_tokens: int) -> tuple[list[AnyChunk], list[Labels]]:
         """Groups in chunks of at most `chunk_tokens` positions, or of one group that has more and must stay whole."""
         parts = [
             part
@@ -169,8 +189,7 @@ class RerankCollator(Dataset[RerankBatch]):
             own, parts = parts[: len(rows)], parts[len(rows) :]
             chunks.append(to_chunk(rows, share=self.share, packed=self.packed))
             labels.append(join_labels(own))
-        tokens = sum(len(prompt) for group in groups for prompt in group.prompts)
-        return RerankBatch(chunks, labels, queries=queries, pairs=pairs, tokens=tokens, truncated=truncated)
+        return chunks, labels
 
     def _tokenize(self, records: Sequence[Record]) -> tuple[list[Labelled], int]:
         """The records' prompts and labels, and how many queries and documents were cut."""
@@ -186,6 +205,14 @@ class RerankCollator(Dataset[RerankBatch]):
             groups.append(Labelled(found.ids, *label(record, soft=self.soft)))
             truncated += found.truncated_query + found.truncated_documents
         return groups, truncated
+
+
+def prompts_of(chunk: AnyChunk) -> list[list[int]]:
+    """Token ids of a chunk's prompts, in order."""
+    if isinstance(chunk, GroupChunk):
+        return [prompt for group in chunk.prompts() for prompt in group]
+    rows = zip(chunk.input_ids.tolist(), chunk.lengths.tolist(), strict=True)
+    return [row[:length] for row, length in rows]
 
 
 def drawn_record(table: RecordTable, draw: Draw, row: int, passed: int) -> Record:

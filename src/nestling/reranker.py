@@ -171,6 +171,10 @@ class Reranker(TokenModel):
         return getattr(causal, causal.base_model_prefix)
 
     @property
+    def width(self) -> int:
+        return 2 if self.whole_vocabulary else 1
+
+    @property
     def head(self) -> AnswerHead:
         return cast(AnswerHead, without_adapters(self.backbone).get_output_embeddings())
 

@@ -53,6 +53,11 @@ class TokenModel(nn.Module):
         return max_positions(self.config)
 
     @property
+    def width(self) -> int:
+        """Columns of what forward gives."""
+        return int(self.config.hidden_size)
+
+    @property
     def transformer(self) -> Any:
         """The model without head, to be called."""
         return self.backbone

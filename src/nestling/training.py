@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import torch
@@ -63,7 +63,19 @@ MAY_DIFFER = (
 
 
 def start(*, cpu: bool, batch_size: int, seed: int) -> Accelerator:
-    """The process group; the model itself computes in the precision asked for."""
+    """The process group of a recipe; the model itself computes in the precision asked for."""
+    accelerator = start_ranks(cpu=cpu)
+    require(
+        batch_size % accelerator.num_processes == 0,
+        f"batch_size {batch_size} is for all {accelerator.num_processes} processes together and must divide by their "
+        "number",
+    )
+    torch.manual_seed(seed)
+    return accelerator
+
+
+def start_ranks(*, cpu: bool = False) -> Accelerator:
+    """The process group that the launcher asked for; over gloo on a CPU."""
     on_cpu = cpu or not torch.accelerator.is_available()
     zero = launched_with("DEEPSPEED")  # which Accelerate would give up for DDP if it were told of a CPU
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -76,12 +88,6 @@ def start(*, cpu: bool, batch_size: int, seed: int) -> Accelerator:
         ],
     )
     require_launch(accelerator.num_processes, accelerator.distributed_type)
-    require(
-        batch_size % accelerator.num_processes == 0,
-        f"batch_size {batch_size} is for all {accelerator.num_processes} processes together and must divide by their "
-        "number",
-    )
-    torch.manual_seed(seed)
     return accelerator
 
 
@@ -160,6 +166,16 @@ class Run:
         saved = self.checkpoints.path(self.state.step)
         self.progress.say(f"stopped by {name}; saved {saved}; go on with the same command and --resume true")
         sys.exit(128 + (stop.received or signal.SIGTERM))
+
+    def give_up(self, chunk_tokens: int) -> NoReturn:
+        """Forget the unfinished step, save the ones before it, and end: memory ran out on one of several ranks."""
+        self.backend.discard()
+        self.save()
+        step = self.state.step
+        raise ValueError(
+            f"a rank ran out of memory in step {step + 1}; saved {self.checkpoints.path(step)}; go on with "
+            f"--resume true and --chunk_tokens {max(1, chunk_tokens // 2)}"
+        )
 
     def publish(self, export: Callable[[int], object], script: Path, *, best: bool, whole: bool) -> None:
         """Write final/ from the best checkpoint or the last, and print before and after.

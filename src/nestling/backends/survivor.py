@@ -46,7 +46,7 @@ class Survivor:
             except torch.OutOfMemoryError:
                 self.ran_out = True
         model = self.backend.model
-        return torch.zeros(len(chunk.lengths), model.config.hidden_size, device=model.device)
+        return torch.zeros(len(chunk.lengths), model.width, device=model.device)
 
     def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
         if self.ran_out:
