@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nestling.adapters import attach_lora
 from nestling.backends.plain import Plain
-from nestling.cached import CachedStep, GraphBudget, RandomState, cached_backward
+from nestling.cached import CachedStep, GraphBudget, RandomState, RandomStates, cached_backward
 from nestling.embedder import Embedder
 from nestling.memory import graph_bytes, sample_chunk
 from nestling.optim import adamw
@@ -172,6 +172,16 @@ def test_a_random_state_comes_back() -> None:
     with state.restored():
         assert torch.equal(torch.rand(2), first)
     torch.testing.assert_close(torch.rand(2) != second, torch.tensor([True, True]))
+
+
+def test_states_that_are_kept_together_come_back_each() -> None:
+    states, drawn = RandomStates(3), []
+    for i in range(3):
+        states.keep(i, RandomState.now(torch.device("cpu")))
+        drawn.append(torch.rand(2))
+    for i in (2, 0, 1):
+        with states[i].restored():
+            assert torch.equal(torch.rand(2), drawn[i])
 
 
 class Small:

@@ -64,12 +64,12 @@ def cached_backward(
     chunks, kept = backend.agree(batch.chunks, budget.kept(batch.chunks))
     first_kept = len(chunks) - kept
     with torch.no_grad(), backend.computing():
-        encoded, states = _encode(backend, chunks[:first_kept])
+        encoded, states = _encode_without_graphs(backend, chunks[:first_kept])
     # A context of its own: casts that were made without gradients stay behind.
     with backend.computing():
-        graphs, _ = _encode(backend, chunks[first_kept:], first=first_kept)
-        embeddings = [*encoded, *(each.detach() for each in graphs)]
-        leaves = torch.cat(embeddings[: len(batch.chunks)])[batch.position].requires_grad_()
+        graphs = [backend.encode(chunks[i], last=i == 0) for i in range(first_kept, len(chunks))]
+        # Rows of chunks beyond the batch's own come last, and no position points there.
+        leaves = torch.cat([*encoded, *(each.detach() for each in graphs)])[batch.position].requires_grad_()
         loss = loss_of(leaves)
         # Backends take the mean of the ranks' gradients, and the gradient is the sum of the shares'.
         (loss * backend.ranks).backward()
@@ -155,14 +155,24 @@ class CachedStep:
             return None
 
 
-def _encode(backend: Passes, chunks: Sequence[AnyChunk], *, first: int = 0) -> tuple[list[Tensor], list["RandomState"]]:
-    """Embeddings of some chunks, and the random state before each; `first` is the number of the first one."""
-    embeddings: list[Tensor] = []
-    states: list[RandomState] = []
-    for i, chunk in enumerate(chunks, start=first):
-        states.append(RandomState.now(chunk.input_ids.device))
-        embeddings.append(backend.encode(chunk, last=i == 0))
-    return embeddings, states
+def _encode_without_graphs(backend: Passes, chunks: Sequence[AnyChunk]) -> tuple[list[Tensor], "RandomStates"]:
+    """Embeddings of some chunks in one tensor, if there are any, and the random state before each chunk.
+
+    Each is copied to where there is room for all: thousands of small tensors, made between the large ones of the
+    forwards and kept, would leave the allocator with gaps that the next forward's do not fit into.
+    """
+    states = RandomStates(len(chunks))
+    rows, everything = sum(len(chunk.lengths) for chunk in chunks), None
+    start = 0
+    for i, chunk in enumerate(chunks):
+        states.keep(i, RandomState.now(chunk.input_ids.device))
+        encoded = backend.encode(chunk, last=i == 0)
+        if everything is None:
+            everything = encoded.new_empty(rows, encoded.shape[1])
+        everything[start : start + len(encoded)] = encoded
+        start += len(encoded)
+        del encoded
+    return [] if everything is None else [everything], states
 
 
 def _encode_again(backend: Passes, chunk: AnyChunk, state: "RandomState", *, last: bool) -> Tensor:
@@ -212,3 +222,28 @@ class RandomState:
             yield
         finally:
             present.set()
+
+
+class RandomStates:
+    """Several states, in one tensor for each generator.
+
+    Args:
+        count: How many there will be.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.rooms: list[Tensor] = []
+
+    def keep(self, i: int, state: RandomState) -> None:
+        own = [state.cpu] if state.own is None else [state.cpu, state.own]
+        if not self.rooms:
+            self.device = state.device
+            self.rooms = [each.new_empty(self.count, len(each)) for each in own]
+        for room, each in zip(self.rooms, own, strict=True):
+            room[i] = each
+
+    def __getitem__(self, i: int) -> RandomState:
+        # Copies: torch reads a state from where its storage begins.
+        cpu, *own = (room[i].clone() for room in self.rooms)
+        return RandomState(self.device, cpu, own[0] if own else None)
