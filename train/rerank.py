@@ -303,6 +303,11 @@ def load_sources(config: RerankConfig, main_rank: bool) -> list[Source]:
             f"{data.path}: a reranker learns from negatives, and it has or draws none; mine some first",
         )
         require(
+            not table.graded or config.loss.objective == "pointwise",
+            f"{data.path}: graded pairs have one document a query, and the {config.loss.objective} objective compares "
+            "several; choose pointwise",
+        )
+        require(
             not config.loss.needs_scores or table.has_scores or table.graded,
             f"{data.path}: the loss needs scores, and not every row has them; write them with "
             "scripts/mine.py --judge, or choose another objective",

@@ -1,0 +1,158 @@
+"""What train/rerank.py refuses: one line that says what is wrong, status 2, nothing written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from launches import recipe as load_recipe
+
+from nestling.config import RerankConfig, parse_config, run
+from recipes.runs import write_dev, write_pairs
+from tiny import tiny_qwen3
+
+SCORES = {"positive_scores": [0.9], "negative_scores": [0.1]}
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    return load_recipe("rerank")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_qwen3(tmp_path_factory.mktemp("model"), sentence_transformers=False)
+
+
+@pytest.fixture(scope="module")
+def unloadable(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that can be asked for its settings, and whose weights fail to load in a way of their own."""
+    folder = tmp_path_factory.mktemp("models") / "unloadable"
+    shutil.copytree(model, folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    return folder
+
+
+@pytest.fixture
+def refuse(
+    recipe: ModuleType,
+    unloadable: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """Start the recipe in this process, before the model loads unless it is given; returns its line of errors."""
+    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def started(**more: object) -> str:
+        settings = {"model": unloadable, "output_dir": "run", "query_max_length": 48, "document_max_length": 24}
+        settings |= {"batch_size": 4, "cpu": "true", **more}
+        flags = [f"--{name}={value}" for name, value in settings.items()]
+        with pytest.raises(SystemExit) as ended:
+            run(lambda: recipe.main(parse_config(RerankConfig, None, flags)))
+        assert ended.value.code == 2
+        assert not Path("run").exists()
+        (line,) = (each for each in capsys.readouterr().err.splitlines() if each.startswith("error: "))
+        return line.removeprefix("error: ")
+
+    return started
+
+
+def write(rows: list[dict[str, object]]) -> None:
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rows(**more: object) -> list[dict[str, object]]:
+    return [{"query": f"q {i}", "positives": [f"p {i}"], "negatives": [f"n {i}"], **more} for i in range(8)]
+
+
+NO_NEGATIVES = "rows.jsonl: a reranker learns from negatives, and it has or draws none; mine some first"
+NO_SCORES = "rows.jsonl: the loss needs scores, and not every row has them; write them with"
+NO_PROBABILITIES = "rows.jsonl: scores from 0.1 to 2 are no probabilities; scale them to 0..1"
+SOFT = {"loss.labels": "teacher"}
+DISTILLED = {"loss.objective": "distillation"}
+GRADED: list[dict[str, object]] = [
+    {"sentence1": f"left {i}", "sentence2": f"right {i}", "score": 0.1 if i else 2} for i in range(8)
+]
+SOME_SCORES: list[dict[str, object]] = [*rows(**SCORES)[:-1], rows()[-1]]
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        (rows(negatives=[]), {}, NO_NEGATIVES),
+        (rows(), {"negatives": 0}, NO_NEGATIVES),
+        (rows(), DISTILLED, NO_SCORES),
+        (rows(), SOFT, NO_SCORES),
+        (SOME_SCORES, DISTILLED, NO_SCORES),
+        (rows(**{**SCORES, "positive_scores": [2]}), SOFT, NO_PROBABILITIES),
+        (GRADED, {}, NO_PROBABILITIES),
+        (rows(positives=[], negatives=[]), {}, "rows.jsonl:1: "),
+        (rows()[:3], {}, "rows has 3 rows, fewer than the batch_size of 4"),
+    ],
+)
+def test_training_data(
+    content: list[dict[str, object]], settings: dict[str, object], message: str, refuse: Callable[..., str]
+) -> None:
+    write(content)
+    assert refuse(train="rows.jsonl", **settings).startswith(message)
+
+
+@pytest.mark.parametrize("objective", ["listwise", "distillation"])
+def test_graded_pairs_have_nothing_to_compare(objective: str, refuse: Callable[..., str]) -> None:
+    write([{**row, "score": 0.5} for row in GRADED])
+    message = f"rows.jsonl: graded pairs have one document a query, and the {objective} objective compares several"
+    assert refuse(train="rows.jsonl", **{"loss.objective": objective}).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention": "sdpa"}, "attention: sdpa cannot share prefixes; set attention: auto, or share_prefix: false"),
+        (
+            {"attention": "flash_attention_2", "share_prefix": "false", "precision": "fp32"},
+            "attention: flash_attention_2 computes in bfloat16 only; set precision: bf16",
+        ),
+        ({"loss.temperature": 2}, "loss: pointwise has no temperature; set objective: listwise or distillation"),
+        (
+            {"loss.objective": "listwise", "loss.label_space": "vocabulary"},
+            "loss: label_space, labels and positive_weight are pointwise's, and the objective is listwise",
+        ),
+        ({"loss.positive_weight": 0}, "loss.positive_weight is 0, expected a finite number above 0"),
+        ({"loss.label_spce": "answers"}, "unknown key 'loss.label_spce'; did you mean 'loss.label_space'?"),
+        ({"dims": "64"}, "unknown key 'dims'; "),
+        ({"early_stopping": 1}, "early_stopping needs a dev set; give one with --dev FOLDER"),
+        ({"train": '[{"path": "pairs.jsonl", "in_batch_negatives": false}]'}, "train: in_batch_negatives is the embed"),
+        ({"dev": '[{"path": "dev", "depth": 0}]'}, "dev: depth is 0, expected at least 1"),
+        ({"dev": '[{"path": "dev", "candidates": "gone.run"}]'}, "gone.run"),
+        ({"train": "nowhere.jsonl"}, "nowhere.jsonl: file: there is no such file or folder"),
+    ],
+)
+def test_settings(settings: dict[str, object], message: str, refuse: Callable[..., str]) -> None:
+    write_pairs(Path("pairs.jsonl"), 16, "some")
+    write_dev(Path("dev"))
+    assert refuse(**{"train": "pairs.jsonl", **settings}).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"yes": "relevant document"}, "of the answer 'relevant document'; expected one token, choose another word"),
+        ({"no": "yes"}, "'yes' and 'yes' are the same token"),
+        ({"document_max_length": 480}, "query_max_length, document_max_length: with the "),
+    ],
+)
+def test_what_the_model_cannot_read(
+    settings: dict[str, object], message: str, model: Path, refuse: Callable[..., str]
+) -> None:
+    write(rows())
+    assert message in refuse(model=model, train="rows.jsonl", **settings)
+
+
+def test_encoders(bert: Path, refuse: Callable[..., str]) -> None:
+    write(rows())
+    assert "a reranker is a causal language model, and this is bert" in refuse(model=bert, train="rows.jsonl")
