@@ -1,0 +1,265 @@
+"""train/rerank.py as users start it: real commands, real ranks, real kills."""
+
+import importlib.util
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import ROOT, environment, python, run_recipe
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from nestling.reranker import Reranker
+from recipes.runs import assert_same_weights, kill_after_step, losses, metrics, weights, write_data
+from tiny import tiny_qwen3
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen3 base model."""
+    return tiny_qwen3(tmp_path_factory.mktemp("model"), sentence_transformers=False)
+
+
+def arguments(model: Path, data: Path, output: Path, /, **more: object) -> list[str]:
+    settings: dict[str, object] = {
+        "model": model,
+        "output_dir": output,
+        "train": f"{data}/first.jsonl,{data}/second.jsonl",
+        "dev": data / "dev",
+        "instruction": "Judge the command",
+        "suffix": "?",
+        "prefix": "",
+        "query_max_length": 48,
+        "document_max_length": 24,
+        "lora.r": 4,
+        "precision": "fp32",
+        "batch_size": 8,
+        "negatives": 2,
+        "learning_rate": 3e-3,
+        "chunk_tokens": 128,
+        "max_steps": STEPS,
+        "eval_steps": 5,
+        "save_steps": 2,
+        "cpu": "true",
+        **more,
+    }
+    return ["train/rerank.py", *(f"--{name}={value}" for name, value in settings.items())]
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run with evaluation, that nobody interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    result = run_recipe(*arguments(model, data, run))
+    (run / "stdout.txt").write_text(result.stdout)
+    return run
+
+
+def test_a_run_says_what_it_will_do_and_did(finished: Path) -> None:
+    said = (finished / "stdout.txt").read_text()
+    for expected in (
+        "48 rows read, 48 kept",
+        "bm25: ",
+        "their order: nDCG@10",
+        "'<Instruct>: Judge the command\\n<Query>: {query}\\n<Document>: {document}'",
+        "'yes' and 'no'",
+        "pointwise over answers",
+        "8 queries, 8 on each process",
+        "up to 4 positives and 2 negatives",
+        "10 (11 an epoch)",
+        "(lora)",
+        "(common beginnings run once)",
+        "parity gates passed",
+        "nDCG@10 before",
+    ):
+        assert expected in said, expected
+    (shared,) = re.findall(r"tokens each, (0\.\d+) positions a token", said)
+    assert float(shared) < 0.8
+
+
+def test_metrics_have_a_line_a_step_and_the_evaluations(finished: Path) -> None:
+    lines = metrics(finished)
+    assert sorted(losses(finished)) == list(range(1, STEPS + 1))
+    keys = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "examples"}
+    assert keys <= lines[1].keys()
+    evaluations = {line["step"]: line["eval"] for line in lines if "eval" in line}
+    assert list(evaluations) == [0, 5, 10]
+    result = evaluations[10]
+    assert isinstance(result, dict)
+    assert set(result["dev/dev"]["8"]) >= {"nDCG@10", "MRR@10"}
+    assert losses(finished)[STEPS][0] < losses(finished)[1][0]
+
+
+def test_the_result_loads_and_is_what_was_trained(finished: Path, model: Path) -> None:
+    final = finished / "final"
+    trained, base = Reranker.from_pretrained(final), Reranker.from_pretrained(model, settings=None)
+    assert (trained.settings.suffix, trained.settings.instruction) == ("?", "Judge the command")
+    assert (trained.settings.query_max_length, trained.settings.document_max_length) == (48, 24)
+    pairs = [("list files", "how to list the files"), ("list files", "count users")]
+    found, before = trained.score(pairs), base.score(pairs)
+    assert not torch.allclose(found, before, atol=1e-3)
+    plain = AutoModelForCausalLM.from_pretrained(final)
+    (ids,) = trained.pairs("list files", ["count users"], query_max_length=48, document_max_length=24).ids
+    with torch.no_grad():
+        logits = plain(input_ids=torch.tensor([ids])).logits[0, -1]
+    score = logits[[trained.pairs.no_id, trained.pairs.yes_id]].softmax(0)[1]
+    torch.testing.assert_close(found[1], score, rtol=1e-4, atol=1e-5)
+    assert "nDCG@10" in (final / "README.md").read_text()
+    assert {path.name for path in finished.iterdir()} >= {"config.yaml", "run.json", "metrics.jsonl", "checkpoints"}
+
+
+def stop_after_step(command: Sequence[str], run: Path, step: int) -> str:
+    """Send SIGTERM once `step` is in the metrics; what the run said."""
+    process = subprocess.Popen(
+        python(*command), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > step):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    return said
+
+
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
+def test_stopped_killed_and_resumed_equals_uninterrupted(
+    dropout: float, finished: Path, model: Path, data: Path, tmp_path: Path
+) -> None:
+    whole, run = finished, tmp_path / "run"
+    command = arguments(model, data, run, **{"lora.dropout": dropout})
+    if dropout:
+        whole = tmp_path / "whole"
+        run_recipe(*arguments(model, data, whole, **{"lora.dropout": dropout}))
+    said = stop_after_step(command, run, random.randint(1, 3))
+    assert "stopped by SIGTERM; saved " in said
+    assert "go on with the same command and --resume true" in said
+    kill_after_step([*command, "--resume=true"], run, random.randint(6, 9), 1)  # among which is an evaluation or two
+    assert not (run / "final").exists()
+    run_recipe(*command, "--resume=true", "--workers=1", "--chunk_tokens=128")
+    assert losses(run) == losses(whole)
+    assert [line["eval"] for line in metrics(run) if "eval" in line] == [
+        line["eval"] for line in metrics(whole) if "eval" in line
+    ]
+    assert_same_weights(weights(run, STEPS), weights(whole, STEPS))
+    assert_same_weights(*(load_file(each / "final" / "model.safetensors") for each in (run, whole)))
+
+
+@pytest.mark.slow  # tests/distributed/test_rerank_ranks.py has two ranks in every run
+def test_two_ranks_take_the_steps_of_one(finished: Path, model: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = run_recipe(*arguments(model, data, run), ranks=2)
+    assert "2 (DDP)" in result.stdout
+    assert "8 queries, 4 on each process" in result.stdout
+    assert_same_run(run, finished)
+
+
+def assert_same_run(run: Path, finished: Path) -> None:
+    for step, expected in losses(finished).items():
+        assert losses(run)[step] == pytest.approx(expected, rel=2e-4), step
+    found, wanted = (load_file(each / "final" / "model.safetensors") for each in (run, finished))
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_deepspeed_takes_the_steps_of_one(
+    name: str,
+    finished: Path,
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("the deepspeed extra is not installed")
+    # DeepSpeed compiles a kernel on first use: ninja of this environment has to be found, and a place to build in.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if "TORCH_EXTENSIONS_DIR" not in os.environ:
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.getbasetemp() / "extensions"))
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml"]
+    result = run_recipe(*launcher, "--num_processes", "2", *arguments(model, data, tmp_path / "run"))
+    assert f"2 (DeepSpeed ZeRO-{name[-1]})" in result.stdout
+    assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"loss.label_space": "vocabulary", "tuning": "full", "learning_rate": 1e-3},
+        {"loss.objective": "listwise", "attention": "sdpa", "share_prefix": "false"},
+        {"precision": "bf16", "checkpoint_length": 0},
+    ],
+    ids=["vocabulary", "listwise", "bf16"],
+)
+def test_other_settings_train(more: dict[str, object], model: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = run_recipe(*arguments(model, data, run, **more))
+    assert "parity gates passed" in result.stdout
+    assert losses(run)[STEPS][0] < losses(run)[1][0]
+
+
+@pytest.fixture(scope="module")
+def unusual(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Graded pairs, and rows that have only negatives."""
+    folder = tmp_path_factory.mktemp("unusual")
+    graded = [{"sentence1": f"left {i}", "sentence2": f"right {i}", "score": i / 16} for i in range(16)]
+    negatives = [{"query": f"q {i}", "positives": [], "negatives": [f"n {i}", f"m {i}"]} for i in range(16)]
+    files = {"graded.jsonl": graded, "negatives.jsonl": negatives}
+    for name, rows in files.items():
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ",".join(str(folder / name) for name in files)
+
+
+@pytest.mark.slow
+def test_graded_pairs_and_rows_of_negatives_train(model: Path, data: Path, unusual: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = run_recipe(*arguments(model, data, run, train=unusual, dev="[]", max_steps=4))
+    assert "parity gates passed" in result.stdout
+    assert sorted(losses(run)) == [1, 2, 3, 4]
+    assert all(loss > 0 and norm > 0 for loss, norm in losses(run).values())
+
+
+def test_a_dry_run_tries_chunks_of_several_sizes_and_writes_nothing(
+    model: Path, data: Path, unusual: str, tmp_path: Path
+) -> None:
+    """On graded pairs and rows of negatives, which it takes forward and backward."""
+    result = run_recipe(*arguments(model, data, tmp_path / "run", train=unusual, dev="[]", dry_run="true"))
+    assert re.search(r"tokens a step; fastest here: --chunk_tokens (32|64|128|256|512)$", result.stdout.strip())
+    assert "positions a token" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_is_quick() -> None:
+    probe = """
+import runpy, sys
+sys.argv = ["rerank.py", "--help"]
+try:
+    runpy.run_path("train/rerank.py", run_name="__main__")
+except SystemExit:
+    print("torch" in sys.modules)
+"""
+    said = run_recipe("-c", probe).stdout
+    assert "--loss.label_space" in said
+    assert said.strip().endswith("False")
