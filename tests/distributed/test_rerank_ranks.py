@@ -179,7 +179,7 @@ def take_step(backend: Backend, case: Case, batch: RerankBatch) -> float:
 
     def share_of(chunk: int, judged: Tensor) -> Tensor:
         labels: Labels = batch.labels[chunk]
-        share: Tensor = RECIPE.loss_share(judged, labels, case.loss, queries=batch.queries, pairs=batch.pairs)
+        share: Tensor = RECIPE.loss_share(judged, labels, batch, case.loss)
         return share
 
     part = accumulated_backward(backend, batch.chunks, share_of)
