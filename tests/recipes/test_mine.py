@@ -1,16 +1,28 @@
 """scripts/mine.py as it is run."""
 
+import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from ranks import run_recipe
 
+from mining.small import random_rows, write_corpus, write_rows
+from nestling.config import run
+from nestling.embedder import Embedder
+from nestling.mining.pool import near_identity
 from nestling.records import load_records
 from nestling.reranker import Reranker
+from sets import WORDS, write_beir
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "mine.py"
+SHORT = ["--query_max_length", "24", "--document_max_length", "24"]
 ROWS = [
     {"query": "how do I list files?", "positives": ["ls"], "negatives": ["rm -rf", "mkdir new"]},
     {"query": "show a manual", "positives": ["man ls", "info ls"], "instruction": "Find the command"},
@@ -18,26 +30,63 @@ ROWS = [
 ]
 
 
-def mine(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Mine = Callable[..., Finished]
+
+
+@pytest.fixture
+def mine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Mine:
+    """Runs the script's main with the given arguments in this process, where torch is loaded already."""
+    spec = importlib.util.spec_from_file_location("mine_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "mine_script", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
+
+    def finish(*arguments: str | Path) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["mine.py", *map(str, arguments)])
+        code = 0
+        try:
+            run(module.main)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Finished(code, captured.out, captured.err)
+
+    return finish
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
+    return write_rows(tmp_path / "rows.jsonl", ROWS)
 
 
-def test_scores_are_those_of_the_reranker(rows: Path, qwen3: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "pairs.jsonl", random_rows(40))
+
+
+def test_a_judge_alone_writes_its_scores(mine: Mine, rows: Path, qwen3: Path, tmp_path: Path) -> None:
     output = tmp_path / "judged.jsonl"
     done = mine("--judge", qwen3, "--data", rows, "--output", output, "--scores", "probability")
     assert done.returncode == 0, done.stderr
     assert "3 queries, 0 truncated; 6 documents, 0 truncated" in done.stdout
-    judged = [json.loads(line) for line in output.read_text().splitlines()]
     reranker = Reranker.from_pretrained(qwen3)
-    for row, given in zip(judged, ROWS, strict=True):
+    for row, given in zip(read(output), ROWS, strict=True):
         assert {name: row[name] for name in given} == given
         documents = [*given["positives"], *given.get("negatives", [])]
         scores = reranker.score([(given["query"], each) for each in documents], instruction=given.get("instruction"))
@@ -46,8 +95,262 @@ def test_scores_are_those_of_the_reranker(rows: Path, qwen3: Path, tmp_path: Pat
 
 
 def test_nothing_is_overwritten(rows: Path, tmp_path: Path) -> None:
-    done = mine("--judge", "r", "--data", rows, "--output", rows)
+    command = [sys.executable, SCRIPT, "--judge", "r", "--data", rows, "--output"]
+    done = subprocess.run([*command, rows], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (2, f"error: --output {rows} exists; choose another name or remove it\n")
-    done = mine("--judge", "r", "--data", rows, "--output", tmp_path / "none" / "judged.jsonl")
+
+
+def expected_negatives(pairs: Path, model: Path, *, percent: float, wanted: int) -> list[list[tuple[str, float]]]:
+    """The negatives of each row by loops in float64 over the rounded embeddings, and their scores."""
+    table = load_records(pairs, progress=False)
+    records = [table[i] for i in range(len(table))]
+    texts = list(dict.fromkeys([t for r in records for t in r.positives] + [t for r in records for t in r.negatives]))
+    embedder = Embedder.from_pretrained(model)
+    documents = embedder.encode(texts, kind="document", max_length=24).half().double().numpy()
+    found = []
+    for record in records:
+        query = embedder.encode([record.query], kind="query", max_length=24, instruction=record.instruction)
+        scores = dict(zip(texts, (documents @ query.half().double().numpy()[0]).tolist(), strict=True))
+        positives = {text for other in records if other.query == record.query for text in other.positives}
+        lowest = min(scores[text] for text in positives)
+        taken = {near_identity(text) for text in (*positives, record.query)}
+        own: list[tuple[str, float]] = []
+        for text in sorted(texts, key=lambda text: -scores[text]):
+            if near_identity(text) not in taken:
+                taken.add(near_identity(text))
+                if scores[text] < lowest - abs(lowest) * (1 - percent):
+                    own.append((text, scores[text]))
+        found.append(own[:wanted])
+    return found
+
+
+def test_negatives_are_those_of_a_loop(mine: Mine, pairs: Path, qwen3: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mined.jsonl"
+    options = ["--negatives", "3", "--percent", "0.9", "--explain", "true", "--depth", "500", *SHORT]
+    done = mine("--data", pairs, "--retrievers", qwen3, "--output", output, *options)
+    assert done.returncode == 0, done.stderr
+    expected = expected_negatives(pairs, qwen3, percent=0.9, wanted=3)
+    mined = read(output)
+    assert len(mined) == len(expected) == 40
+    for row, own in zip(mined, expected, strict=True):
+        assert row["negatives"] == [text for text, _ in own]
+        assert row["negative_scores"] == pytest.approx([score for _, score in own], abs=2e-4)
+        facts = row["mined"]["negatives"]
+        assert [each["scores"][qwen3.name] for each in facts] == pytest.approx(row["negative_scores"], abs=1e-6)
+        ranks = [each["ranks"][qwen3.name] for each in facts]
+        assert ranks == sorted(ranks)
+    assert any(len(own) < 3 for own in expected)
+    assert "fewer than 3 negatives: " in done.stdout
+    assert " negatives that rows have are replaced; name the retriever given to judge them anew" in done.stdout
+    again = load_records(output, progress=False)
+    assert again.has_scores
+    assert again.summary.ignored == (("mined", 40),)
+    assert again.summary.drops == ()
+
+
+@pytest.mark.parametrize("dialect", ["sentence-transformers", "flagembedding"])
+def test_other_dialects_hold_the_same(mine: Mine, pairs: Path, bert: Path, tmp_path: Path, dialect: str) -> None:
+    common = ["--data", pairs, "--retrievers", f"bm25,{bert}", "--negatives", "2", *SHORT]
+    ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
+    assert mine(*common, "--output", ours).returncode == 0
+    done = mine(*common, "--output", theirs, "--format", dialect)
+    assert done.returncode == 0, done.stderr
+    one, other = (load_records(path, progress=False) for path in (ours, theirs))
+    if dialect == "flagembedding":
+        assert [one[i] for i in range(len(one))] == [other[i] for i in range(len(other))]
+        return
+    flat = [(row.query, text, row.negatives) for row in map(one.__getitem__, range(len(one))) for text in row.positives]
+    assert flat == [(row.query, row.positives[0], row.negatives) for row in map(other.__getitem__, range(len(other)))]
+
+
+def test_a_run_and_bm25_over_a_beir_folder(mine: Mine, tmp_path: Path) -> None:
+    texts = [f"{WORDS[i % 12]} {WORDS[i % 5]} {i}" for i in range(30)]
+    write_beir(tmp_path / "set", texts, ["alpha", "beta gamma"], {"q0": {"d0": 1}, "q1": {"d1": 1, "d2": 2}})
+    (tmp_path / "run.trec").write_text(
+        "q0 Q0 d5 1 0.5 tag\nq0 Q0 d0 2 0.75 tag\nq0 Q0 d7 3 0.7 tag\nq1 Q0 d9 1 1 tag\n"
+    )
+    output = tmp_path / "mined.jsonl"
+    options = ["--split", "test", "--negatives", "20", "--explain", "true", "--percent", "0.9"]
+    done = mine("--data", tmp_path / "set", "--retrievers", f"{tmp_path}/run.trec,bm25", "--output", output, *options)
+    assert done.returncode == 0, done.stderr
+    first, second = read(output)
+    # d7 is too near the positive's 0.75; what only BM25 found has no score of the run, which ranks it lower.
+    assert first["negatives"][0] == texts[5]
+    assert texts[7] not in first["negatives"]
+    facts = first["mined"]["negatives"]
+    assert facts[0]["id"] == "d5"
+    assert (facts[0]["ranks"]["run.trec"], facts[0]["scores"]["run.trec"]) == (3, 0.5)
+    assert len(facts) > 1
+    assert {tuple(each["ranks"]) for each in facts[1:]} == {("bm25",)}
+    assert second["negatives"] == []  # the run knows neither positive's score
+    assert "no score of a positive to compare with" in done.stdout
+
+
+def test_a_judge_drops_or_relabels(mine: Mine, pairs: Path, bert: Path, qwen3: Path, tmp_path: Path) -> None:
+    common = [
+        "--data",
+        pairs,
+        "--retrievers",
+        bert,
+        "--judge",
+        qwen3,
+        "--percent",
+        "null",
+        "--judge_depth",
+        "6",
+        *SHORT,
+    ]
+    reranker = Reranker.from_pretrained(qwen3)
+    plain, relabelled = tmp_path / "plain.jsonl", tmp_path / "relabelled.jsonl"
+    done = mine(*common, "--output", plain)
+    assert done.returncode == 0, done.stderr
+    assert mine(*common, "--relabel", "true", "--scores", "probability", "--output", relabelled).returncode == 0
+    added = 0
+    for row, other in zip(read(plain), read(relabelled), strict=True):
+        documents = [*row["positives"], *row["negatives"]]
+        scores = reranker.score([(row["query"], each) for each in documents], instruction=row.get("instruction"))
+        assert np.all(scores.numpy()[len(row["positives"]) :] <= 0.5 + 1e-5)
+        logits = np.array(row["positive_scores"] + row["negative_scores"])
+        np.testing.assert_allclose(1 / (1 + np.exp(-logits)), scores.numpy(), atol=1e-5)
+        assert other["negatives"] == row["negatives"]
+        more = other["positives"][len(row["positives"]) :]
+        assert other["positives"][: len(row["positives"])] == row["positives"]
+        assert all(score > 0.5 for score in other["positive_scores"][len(row["positives"]) :])
+        assert len(row["negatives"]) + len(more) <= 6
+        added += len(more)
+    assert added > 0
+
+
+def test_given_negatives_are_judged_anew(mine: Mine, pairs: Path, bert: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mined.jsonl"
+    done = mine("--data", pairs, "--retrievers", "given", "--scorer", bert, "--output", output, *SHORT)
+    assert done.returncode == 0, done.stderr
+    before = load_records(pairs, progress=False)
+    for i, row in enumerate(read(output)):
+        same = [before[j] for j in range(len(before)) if before[j].query == before[i].query]
+        assert set(row["negatives"]) <= {text for each in same for text in each.negatives}
+    assert done.returncode == mine("--data", pairs, "--retrievers", "given", "--output", tmp_path / "x").returncode - 2
+
+
+def test_a_consistency_filter(mine: Mine, bert: Path, tmp_path: Path) -> None:
+    rows = random_rows(30)
+    data, output = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "mined.jsonl"
+    done = mine("--data", data, "--retrievers", bert, "--consistent", "5", "--output", output, *SHORT)
+    assert done.returncode == 0, done.stderr
+    kept = read(output)
+    positives = sum(len(row["positives"]) for row in kept)
+    table = load_records(data, progress=False)
+    assert 0 < len(kept) < len(table)
+    assert (
+        f"{table.summary.positives - positives} positives not consistent, which left {len(table) - len(kept)} rows"
+        in (done.stdout)
+    )
+    doubted = {text for row in table_rows(table) for text in row.positives} - {
+        t for row in kept for t in row["positives"]
+    }
+    by_query = {row["query"]: row for row in kept}
+    for record in table_rows(table):
+        if record.query in by_query:
+            assert not set(by_query[record.query]["negatives"]) & set(record.positives)  # doubted ones are no negatives
+    assert doubted
+
+
+def table_rows(table: Any) -> list[Any]:
+    return [table[i] for i in range(len(table))]
+
+
+def test_a_sweep_measures_false_negatives(mine: Mine, bert: Path, tmp_path: Path) -> None:
+    texts = [f"{WORDS[i % 12]} {WORDS[i % 5]} {i}" for i in range(40)]
+    everything = {f"q{i}": {f"d{j}": int(j % 12 == i) for j in range(0, 40, 2)} for i in range(0, 12, 2)}
+    write_beir(tmp_path / "judged", texts, WORDS, everything)
+    rows = [{"query": WORDS[i], "positives": [texts[i]]} for i in range(12)]
+    data, corpus = write_rows(tmp_path / "rows.jsonl", rows), write_corpus(tmp_path / "corpus.jsonl", texts)
+    options = ["--judgements", tmp_path / "judged", "--split", "test", "--negatives", "4", *SHORT]
+    done = mine("--data", data, "--corpus", corpus, "--retrievers", f"bm25,{bert}", *options, "--sweep", "true")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout[done.stdout.index("naive") :].splitlines()
+    naive = lines[0].split()
+    output = tmp_path / "naive.jsonl"
+    done = mine(
+        "--data",
+        data,
+        "--corpus",
+        corpus,
+        "--retrievers",
+        f"bm25,{bert}",
+        *options,
+        "--percent",
+        "null",
+        "--output",
+        output,
+    )
+    mined = read(output)
+    pairs = [(WORDS.index(row["query"]), texts.index(text)) for row in mined for text in row["negatives"]]
+    false = sum(everything.get(f"q{i}", {}).get(f"d{j}", 0) for i, j in pairs)
+    judged = sum(f"d{j}" in everything.get(f"q{i}", {}) for i, j in pairs)
+    assert false > 0
+    assert naive[2] == str(len(pairs))
+    assert naive[6:] == [str(false), f"{false / len(pairs):.2%}", f"{false / judged:.2%}"]
+    assert f"{false} of {len(pairs)} negatives are relevant" in done.stdout
+    names = [line[:14].strip() for line in lines]
+    assert {"rank from 2", "margin 0.1", "percent 0.95"} <= set(names)
+
+
+def test_two_ranks_write_what_one_writes(
+    pairs: Path, bert: Path, qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ranks in (1, 2):
+        monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / f"cache-{ranks}"))
+        arguments = ["--data", pairs, "--retrievers", f"bm25,{bert}", "--judge", qwen3, "--sampling", "random", *SHORT]
+        run_recipe(str(SCRIPT), *map(str, arguments), "--output", str(tmp_path / f"{ranks}.jsonl"), ranks=ranks)
+    assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --retrievers to mine with, or a --judge"),
+        (["--retrievers", "bm25"], "give either an --output or --sweep"),
+        (["--retrievers", "bm25,bm25", "--sweep", "true"], "retrievers: one is given twice"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a", "--percent", "1.5"], "percent is 1.5, expected a share"),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a", "--rank_to", "200"],
+            "rank_to is 200, expected from rank_from",
+        ),
+        (["--retrievers", "bm25", "--output", "{tmp}/a", "--relabel", "true"], "relabel needs a --judge"),
+        (["--retrievers", "bm25,{tmp}/nowhere", "--output", "{tmp}/a"], "nowhere: no such file or directory"),
+        (["--retrievers", "bm25", "--output", "{tmp}/no/a"], "the folder {tmp}/no does not exist"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a", "--ceiling", "0.9"], "ceiling needs an embedder"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a", "--marjin", "1"], "did you mean 'margin'"),
+    ],
+)
+def test_settings_that_cannot_work(mine: Mine, pairs: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = mine("--data", pairs, *(each.format(tmp=tmp_path) for each in arguments))
     assert done.returncode == 2
-    assert "does not exist" in done.stderr
+    assert done.stdout == ""
+    assert message.format(tmp=tmp_path) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "file: holds no rows"),
+        ([{"query": "a", "positives": [], "negatives": ["b"]}], "positives: the list is empty"),
+        ([{"sentence1": "a", "sentence2": "b", "score": 1.0}], "graded pairs have their scores"),
+    ],
+)
+def test_data_that_cannot_be_mined_for(mine: Mine, tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    done = mine("--data", data, "--retrievers", "bm25", "--output", tmp_path / "out.jsonl")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_disk_that_fills_leaves_nothing(mine: Mine, pairs: Path, small_disk: Path) -> None:
+    (small_disk / "filler").write_bytes(bytes(2 * 2**20 - 4096))
+    done = mine("--data", pairs, "--retrievers", "bm25", "--output", small_disk / "out.jsonl")
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "out.jsonl" in done.stderr
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]

@@ -41,7 +41,7 @@ def cached(name: str, identity: Any, cache_dir: Path | None, build: Callable[[Pa
     key = hashlib.blake2b(json.dumps([READER_VERSION, identity]).encode(), digest_size=10).hexdigest()
     path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[:60]}-{key}.arrow"
     if not is_sound(path):
-        with _writable(folder), scratch_file(folder) as scratch:
+        with writable(folder), scratch_file(folder) as scratch:
             build(scratch)
             sync(scratch)
             os.replace(scratch, path)
@@ -65,7 +65,7 @@ class CacheError(OSError):
 
 
 @contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def writable(folder: Path) -> Iterator[None]:
     """Make the folder, and say what to do if it, or a file in it, cannot be written."""
     made = False
     try:

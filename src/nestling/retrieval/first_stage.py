@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import bm25s
 import numpy as np
 import snowballstemmer
 from bm25s.stopwords import STOPWORDS_EN
+from numpy.typing import NDArray
 
 from nestling.records import RetrievalSet
 from nestling.records.sources import read_lines
@@ -31,18 +33,29 @@ def bm25_run(retrieval_set: RetrievalSet, *, depth: int = 100, k1: float = 0.9, 
     A query lists its first `depth` documents and every document that ties with the last of them, so that metrics at up
     to `depth` are exact; documents that share no token with the query are not listed.
     """
-    terms = [tokenize(text) for text in retrieval_set.documents]
-    if not any(terms):
-        return {query_id: {} for query_id in retrieval_set.query_ids}
-    index = bm25s.BM25(k1=k1, b=b)
-    index.index(terms, show_progress=False)
+    index = bm25_index(retrieval_set.documents, k1=k1, b=b)
     document_ids = np.array(list(retrieval_set.document_ids), dtype=object)
     run: Run = {}
     for query_id, query in zip(retrieval_set.query_ids, retrieval_set.queries, strict=True):
-        scores = index.get_scores_from_ids(index.get_tokens_ids(tokenize(query)))  # [N] float32
+        scores = bm25_scores(index, query)
         listed = first_with_ties(scores, depth)
         run[query_id] = dict(zip(document_ids[listed].tolist(), scores[listed].tolist(), strict=True))
     return run
+
+
+def bm25_index(documents: Sequence[str], *, k1: float = 0.9, b: float = 0.4) -> bm25s.BM25:
+    """BM25 (Lucene's variant) over N documents."""
+    terms = [tokenize(text) for text in documents]
+    index = bm25s.BM25(k1=k1, b=b)
+    # bm25s cannot index a collection without any term; one that no query has stands for it.
+    index.index(terms if any(terms) else [[""], *terms[1:]], show_progress=False)
+    return index
+
+
+def bm25_scores(index: bm25s.BM25, query: str) -> NDArray[np.float32]:
+    """[N] float32, of every document for a query; 0 where it shares no term with it."""
+    scores: NDArray[np.float32] = index.get_scores_from_ids(index.get_tokens_ids(tokenize(query)))
+    return scores
 
 
 def first_with_ties(scores: np.ndarray, depth: int) -> np.ndarray:

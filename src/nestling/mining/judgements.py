@@ -1,0 +1,82 @@
+"""How many negatives are false, by judgements that mining did not see."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nestling.metrics import Integers
+from nestling.mining.asked import Asked
+from nestling.mining.candidates import Candidates
+from nestling.mining.lists import Lists
+from nestling.mining.pool import Pool, flat_values
+from nestling.records import RecordTable, load_records
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Some negatives against judgements.
+
+    Attributes:
+        negatives: How many there are.
+        judged: How many of them were judged.
+        false: How many of these are relevant.
+    """
+
+    negatives: int
+    judged: int
+    false: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.false:,} of {self.negatives:,} negatives are relevant ({self.false / max(self.negatives, 1):.2%}), "
+            f"of {self.judged:,} that were judged ({self.false / max(self.judged, 1):.2%})"
+        )
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What a BEIR folder says of queries and documents, which are known by their texts.
+
+    Attributes:
+        relevant: For each query the documents of the pool with a grade above 0.
+        irrelevant: Those with 0 or less.
+        queries: How many of the queries were judged.
+    """
+
+    relevant: Lists
+    irrelevant: Lists
+    queries: int
+
+    @classmethod
+    def read(cls, folder: str | Path, split: str, asked: Asked, pool: Pool) -> "Judgements":
+        """Raises ValueError if none of the queries was judged, or as `load_records` does."""
+        table = load_records(folder, split=split, allow_no_positives=True, progress=False)
+        order = np.argsort(table.query_ids, kind="stable")
+        at = np.minimum(np.searchsorted(table.query_ids, asked.identities, sorter=order), len(table) - 1)
+        rows = np.where(table.query_ids[order[at]] == asked.identities, order[at], -1)
+        if not (rows >= 0).any():
+            raise ValueError(
+                f"--judgements {folder}: split {split!r} judges none of the {len(asked):,} queries, for instance "
+                f"{asked.texts[0][:60]!r}"
+            )
+        return cls(
+            lists_of(table, "positive_ids", rows, pool),
+            lists_of(table, "negative_ids", rows, pool),
+            int((rows >= 0).sum()),
+        )
+
+    def measure(self, candidates: Candidates, chosen: Integers) -> Measured:
+        """Of some candidates, given as positions, how many were judged and how many of them are relevant."""
+        queries, rows = candidates.queries[chosen], candidates.rows[chosen]
+        false = int(self.relevant.holds(queries, rows).sum())
+        return Measured(len(chosen), false + int(self.irrelevant.holds(queries, rows).sum()), false)
+
+
+def lists_of(table: RecordTable, name: str, rows: Integers, pool: Pool) -> Lists:
+    """For each query, in row `rows` of the table or none (-1), the documents of a column that the pool has."""
+    lengths = table.positive_ids if name == "positive_ids" else table.negative_ids
+    offsets = np.cumsum([0, *(len(lengths(row)) for row in range(len(table)))])
+    documents = pool.find(flat_values(table, name))
+    spans = [documents[offsets[row] : offsets[row + 1]] if row >= 0 else documents[:0] for row in rows.tolist()]
+    return Lists.of([span[span >= 0] for span in spans])

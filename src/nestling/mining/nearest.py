@@ -1,0 +1,95 @@
+"""The nearest documents of many queries, exact: blocks of queries against shards of documents, bounded in memory.
+
+A score and a document's place make one int64 that orders both (`nestling.retrieval.nearest.pack`), so shards and ranks
+merge by taking the largest, and equal scores go to the document that comes first. Most of a block of scores is never
+sorted: only groups of documents whose best reaches the worst that is kept are looked into.
+
+Shape legend: Q queries, q of one block, b documents of one shard, k kept, g groups of a shard, D dimensions.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nestling.metrics import Floats, Integers
+from nestling.mining.found import Found
+from nestling.mining.vectors import Vectors
+from nestling.retrieval.nearest import NOTHING, over_ranks, pack, unpack
+from nestling.retrieval.ranks import share
+from nestling.retrieval.search import pad_rows
+
+QUERY_BLOCK = 1024
+GROUP = 32
+
+
+def nearest(queries: Vectors, documents: Vectors, size: int, depth: int, device: torch.device) -> Found:
+    """The `depth` of the first `size` documents that are nearest to each query, best first, the same on every rank.
+
+    Args:
+        queries: Q embeddings.
+        documents: At least `size`.
+        size: Documents that can be found.
+        depth: Documents of a query; fewer are found if there are fewer.
+        device: Where scores are computed, in float32, and where ranks communicate.
+    """
+    found = Found.nothing(len(queries), depth)
+    mine = share(-(-size // documents.height))
+    width = min(documents.height, size)  # of every product: the last bit of a score depends on its shape
+    for first in range(0, len(queries), QUERY_BLOCK):
+        last = min(first + QUERY_BLOCK, len(queries))
+        block = queries.span(first, last, device)
+        best = torch.full((last - first, min(depth, size)), NOTHING, device=device)
+        for shard in mine:
+            start = shard * documents.height
+            part = documents.span(start, min(start + width, size), device)
+            scores = block @ pad_rows(part, width).T
+            scores[:, len(part) :] = -torch.inf
+            best = merge(best, scores, start)
+        keys = over_ranks(best, device).cpu().numpy()
+        found.rows[first:last, : keys.shape[1]], found.scores[first:last, : keys.shape[1]] = read_keys(keys)
+    return found
+
+
+def merge(best: Tensor, scores: Tensor, start: int) -> Tensor:
+    """The largest keys of those kept and of a shard's documents: [q, k] and [q, b] to [q, k].
+
+    1. The best of each group of documents, which are `groups` apart.
+    2. A threshold that k documents reach: the worst that is kept, or the k-th best group if less is kept.
+    3. Those of the groups at the threshold that reach it become keys, beside the kept ones.
+    """
+    kept, (count, width) = best.shape[1], scores.shape
+    groups = -(-width // GROUP)
+    if groups * GROUP > width:
+        scores = pad(scores, [0, groups * GROUP - width], value=-torch.inf)
+    grouped = scores.view(count, GROUP, groups)
+    tops = grouped.amax(dim=1)  # [q, g]
+    threshold = lowest_score(best)
+    if kept <= groups:
+        threshold = torch.maximum(threshold, tops.topk(kept).values[:, -1])
+    query, group = (tops >= threshold[:, None]).nonzero(as_tuple=True)
+    values = grouped[query, :, group]  # [groups looked into, GROUP]
+    which, member = ((values >= threshold[query, None]) & (values > -torch.inf)).nonzero(as_tuple=True)
+    keys = pack(values[which, member], start + member * groups + group[which])
+    return torch.cat([best, in_rows(keys, query[which], count)], dim=1).topk(kept).values
+
+
+def lowest_score(best: Tensor) -> Tensor:
+    """[q] float32, the score of the worst of k keys; -inf where there are fewer."""
+    scores, _ = unpack(best[:, -1].cpu().numpy())
+    full = (best[:, -1] != NOTHING).cpu().numpy()
+    return torch.from_numpy(np.where(full, scores, -np.inf).astype(np.float32)).to(best.device)
+
+
+def in_rows(keys: Tensor, query: Tensor, count: int) -> Tensor:
+    """[q, as many as the fullest has]: keys in the rows that they belong to, which ascend; NOTHING in the gaps."""
+    sizes = torch.bincount(query, minlength=count)
+    table = torch.full((count, int(sizes.max())), NOTHING, device=keys.device)
+    table[query, torch.arange(len(keys), device=keys.device) - (sizes.cumsum(0) - sizes)[query]] = keys
+    return table
+
+
+def read_keys(keys: Integers) -> tuple[Integers, Floats]:
+    """Rows and scores of keys; -1 and NaN for NOTHING."""
+    scores, rows = unpack(keys)
+    return np.where(keys == NOTHING, -1, rows), np.where(keys == NOTHING, np.nan, scores)

@@ -1,0 +1,83 @@
+"""Exact search against a float64 reference, whatever the blocks; ties; ranks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+
+import nestling.mining.nearest
+from nestling.mining.found import Found
+from nestling.mining.nearest import nearest
+from nestling.mining.vectors import Vectors
+
+CPU = torch.device("cpu")
+
+
+def make_vectors(values: np.ndarray, height: int) -> Vectors:
+    halves = values.astype(np.float16)
+    return Vectors([halves[start : start + height] for start in range(0, len(halves), height)], height)
+
+
+def coarse(rng: np.random.Generator, count: int, dim: int = 6) -> np.ndarray:
+    """Values whose products are exact in float32, many of them equal."""
+    return rng.integers(-8, 9, (count, dim)) / 16
+
+
+def reference(queries: np.ndarray, documents: np.ndarray, depth: int) -> Found:
+    """All scores in float64, sorted."""
+    scores = queries.astype(np.float64) @ documents.astype(np.float64).T
+    order = np.lexsort((np.broadcast_to(np.arange(scores.shape[1]), scores.shape), -scores), axis=1)[:, :depth]
+    found = Found.nothing(len(queries), depth)
+    found.rows[:, : order.shape[1]] = order
+    found.scores[:, : order.shape[1]] = np.take_along_axis(scores, order, axis=1)
+    return found
+
+
+@pytest.mark.parametrize(("height", "group"), [(7, 32), (64, 4), (100, 32), (300, 8), (1000, 32)])
+@pytest.mark.parametrize("depth", [1, 5, 40, 400])
+def test_neighbours_and_scores_equal_enumeration(
+    monkeypatch: pytest.MonkeyPatch, height: int, group: int, depth: int
+) -> None:
+    monkeypatch.setattr(nestling.mining.nearest, "QUERY_BLOCK", 11)
+    monkeypatch.setattr(nestling.mining.nearest, "GROUP", group)
+    rng = np.random.default_rng(depth)
+    queries, documents = coarse(rng, 30), coarse(rng, 300)
+    found = nearest(make_vectors(queries, 8), make_vectors(documents, height), 250, depth, CPU)
+    expected = reference(queries, documents[:250], depth)
+    assert found.rows.tolist() == expected.rows.tolist()
+    assert np.array_equal(found.scores, expected.scores, equal_nan=True)
+    assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
+
+
+def unit(rng: np.random.Generator, count: int, dim: int = 384) -> np.ndarray:
+    values = rng.standard_normal((count, dim)).astype(np.float32)
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
+
+
+@pytest.mark.parametrize("depth", [3, 30])
+def test_equal_vectors_tie_wherever_they_stand(depth: int) -> None:
+    rng = np.random.default_rng(0)
+    documents = np.repeat(unit(rng, 4), 25, axis=0)[rng.permutation(100)]
+    queries = unit(rng, 5)
+    found = nearest(make_vectors(queries, 8), make_vectors(documents, 13), 100, depth, CPU)
+    expected = reference(queries, documents, depth)
+    assert found.rows.tolist() == expected.rows.tolist()
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6, rtol=0)
+
+
+def search_as_rank(rank: int, folder: Path) -> None:
+    rng = np.random.default_rng(7)
+    queries, documents = unit(rng, 20), unit(rng, 90)
+    found = nearest(make_vectors(queries, 8), make_vectors(documents, 25), 90, 12, CPU)
+    (folder / f"{rank}.json").write_text(json.dumps([found.rows.tolist(), found.scores.tolist()]))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_find_what_one_finds(tmp_path: Path, world: int) -> None:
+    search_as_rank(world, tmp_path)
+    run_ranks(world, search_as_rank, tmp_path)
+    alone = json.loads((tmp_path / f"{world}.json").read_text())
+    assert all(json.loads((tmp_path / f"{rank}.json").read_text()) == alone for rank in range(world))

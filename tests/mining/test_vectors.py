@@ -1,0 +1,152 @@
+"""Encoded texts in the cache: what makes them anew, what goes on after a kill, what ranks share."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from safetensors.torch import load_file, save_file
+
+import nestling.encoding
+import nestling.mining.vectors
+from nestling.embedder import Embedder
+from nestling.encoding import Tally
+from nestling.mining.arrays import ArrayCache
+from nestling.mining.fingerprints import of_embedder
+from nestling.mining.vectors import Vectors, encode_cached
+from nestling.records import text_id
+from nestling.records.store import CacheError, default_cache
+from tiny import tiny_bert
+
+TEXTS = [f"{word} files number {i}" for i in range(11) for word in ("list", "count")]  # 22
+
+
+@pytest.fixture(autouse=True)
+def short_shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shorten(8)
+    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
+    yield
+    shorten(8192)
+
+
+def shorten(texts: int) -> None:
+    nestling.encoding.WINDOW = nestling.mining.vectors.SHARD = texts
+
+
+def encode(
+    embedder: Embedder, texts: list[str] = TEXTS, prefix: str = "", max_length: int = 16
+) -> tuple[Vectors, Tally]:
+    identities = np.array([text_id(text) for text in texts])
+    return encode_cached(
+        embedder, texts, identities, fingerprint=of_embedder(embedder), prefix=prefix, max_length=max_length
+    )
+
+
+@pytest.fixture
+def embedder(bert: Path) -> Embedder:
+    return Embedder.from_pretrained(bert)
+
+
+def test_they_are_the_embedders_and_made_once(embedder: Embedder) -> None:
+    expected = embedder.encode(TEXTS, kind="document", max_length=16)
+    vectors, tally = encode(embedder)
+    assert (len(vectors), [len(shard) for shard in vectors.shards], tally.encoded) == (22, [8, 8, 6], 22)
+    everything = vectors.span(0, 22, torch.device("cpu"))
+    torch.testing.assert_close(everything, expected, atol=5e-4, rtol=0)
+    assert torch.equal(vectors.span(5, 18, torch.device("cpu")), everything[5:18])
+    rows = np.array([21, 0, 7, 8, 21])
+    assert torch.equal(vectors.take(rows), everything[rows])
+    again, tally = encode(embedder)
+    assert tally.texts == 0
+    assert all(np.array_equal(one, other) for one, other in zip(again.shards, vectors.shards, strict=True))
+
+
+def test_a_changed_text_costs_its_shard(embedder: Embedder) -> None:
+    encode(embedder)
+    texts = [*TEXTS[:9], "another one", *TEXTS[10:], "one more"]
+    vectors, tally = encode(embedder, texts)
+    assert tally.texts == 8 + 7
+    expected = embedder.encode(texts, kind="document", max_length=16)
+    torch.testing.assert_close(vectors.span(0, 23, torch.device("cpu")), expected, atol=5e-4, rtol=0)
+
+
+def test_prompt_length_and_model_have_their_own(embedder: Embedder, bert: Path, tmp_path: Path) -> None:
+    encode(embedder)
+    assert encode(embedder, prefix="query: ")[1].texts == 22
+    assert encode(embedder, max_length=5)[1].texts == 22
+    other = shutil.copytree(bert, tmp_path / bert.name)
+    assert encode(Embedder.from_pretrained(other))[1].texts == 22  # under its own name
+    weights = load_file(other / "model.safetensors")
+    weights["embeddings.LayerNorm.bias"][3] += 1e-6
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert encode(Embedder.from_pretrained(other))[1].texts == 22
+    assert encode(embedder)[1].texts == 0
+
+
+def test_a_damaged_or_missing_shard_is_made_again(embedder: Embedder) -> None:
+    first, _ = encode(embedder)
+    kept = [np.array(shard) for shard in first.shards]
+    files = sorted((default_cache() / "arrays").rglob("*.npy"))
+    content = bytearray(files[0].read_bytes())
+    content[140] ^= 1
+    files[0].write_bytes(content)
+    files[1].write_bytes(files[1].read_bytes()[:-40])
+    again, tally = encode(embedder)
+    assert tally.texts in (16, 14)
+    assert all(np.array_equal(one, other) for one, other in zip(again.shards, kept, strict=True))
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_goes_on_behind_the_last_whole_shard(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = ArrayCache.write
+    written: list[str] = []
+
+    def write_once(self: ArrayCache, key: str, array: np.ndarray) -> None:
+        if written:
+            raise Killed
+        written.append(key)
+        write(self, key, array)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrayCache, "write", write_once)
+        with pytest.raises(Killed):
+            encode(embedder)
+    assert encode(embedder)[1].texts == 14
+    assert [path.name for path in (default_cache() / "arrays").rglob(".building*")] == []
+
+
+def test_a_full_disk_is_named(embedder: Embedder, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (small_disk / "filler").write_bytes(bytes(2 * 2**20 - 3 * 4096))
+    monkeypatch.setenv("NESTLING_CACHE", str(small_disk / "cache"))
+    with pytest.raises(CacheError, match=r"cannot write the cache folder .*: No space left on device; free space"):
+        encode(embedder, [f"{text} {i}" for text in TEXTS for i in range(20)])
+
+
+def test_embeddings_that_are_not_finite_are_refused(embedder: Embedder) -> None:
+    with torch.no_grad():
+        next(embedder.parameters())[:] = torch.nan
+    with pytest.raises(ValueError, match=r"gave NaN or infinity for 8 of 8 texts; its weights may have diverged"):
+        encode(embedder)
+
+
+def encode_as_rank(rank: int, folder: Path) -> None:
+    shorten(8)
+    vectors, tally = encode(Embedder.from_pretrained(folder / "bert"))
+    (folder / f"{rank}.json").write_text(json.dumps([[shard.tolist() for shard in vectors.shards], tally.texts]))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_encode_what_one_encodes(tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_bert(tmp_path / "bert")
+    run_ranks(world, encode_as_rank, tmp_path)
+    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "alone"))
+    encode_as_rank(world, tmp_path)
+    alone = json.loads((tmp_path / f"{world}.json").read_text())
+    assert alone[1] == 22
+    assert all(json.loads((tmp_path / f"{rank}.json").read_text()) == alone for rank in range(world))
