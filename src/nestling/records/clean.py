@@ -38,9 +38,9 @@ def clean(record: Record, drop: Callable[[str], None]) -> CleanRecord:
 
     Graded pairs stay as they are: two equal sentences are as good a pair as any. Raises FieldError.
     """
-    query_id = _identity("query", record.query)
+    query_id = identity("query", record.query)
     if record.score is not None:
-        return CleanRecord(record, query_id, [_identity("positive", record.positives[0])], [])
+        return CleanRecord(record, query_id, [identity("positive", record.positives[0])], [])
     reasons = {query_id: EQUALS_QUERY}
     kept, positive_ids = _keep("positives", record.positives, reasons, REPEATED_POSITIVE, drop)
     positives, positive_scores = _select(record.positives, kept), _select_scores(record.positive_scores, kept)
@@ -59,13 +59,13 @@ def _keep(
     """Positions and identities of the texts whose identity is not among `reasons`, which grows by them."""
     kept, ids = [], []
     for position, text in enumerate(texts):
-        identity = _identity(f"{field}[{position}]", text)
-        if identity in reasons:
-            drop(reasons[identity])
+        own = identity(f"{field}[{position}]", text)
+        if own in reasons:
+            drop(reasons[own])
         else:
             kept.append(position)
-            ids.append(identity)
-            reasons[identity] = repeated
+            ids.append(own)
+            reasons[own] = repeated
     return kept, ids
 
 
@@ -77,7 +77,8 @@ def _select_scores(scores: tuple[float, ...] | None, kept: list[int]) -> tuple[f
     return None if scores is None else _select(scores, kept)
 
 
-def _identity(field: str, text: str) -> int:
+def identity(field: str, text: str) -> int:
+    """`text_id` of a text; FieldError with the field's name for a lone surrogate."""
     try:
         return text_id(text)
     except UnicodeEncodeError as error:

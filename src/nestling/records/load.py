@@ -49,7 +49,7 @@ def load_records(
         ValueError: `file:line: field: reason` for rows that cannot be read; also for a missing file or split.
     """
     name = name or default_name(Path(source))
-    identity, open_source = _find(source, split, cache_dir, progress, allow_no_positives)
+    identity, open_source = find_source(source, split, cache_dir, progress, allow_no_positives)
 
     def build(file: Path) -> None:
         convert(open_source(), file, allow_no_positives=allow_no_positives)
@@ -58,10 +58,10 @@ def load_records(
     return RecordTable(cached(name, key, cache_dir, build), name, instruction)
 
 
-def _find(
+def find_source(
     source: str | Path, split: str, cache_dir: Path | None, progress: bool, allow_no_positives: bool
 ) -> tuple[list[Any], Callable[[], RecordSource]]:
-    """What a conversion of the source depends on, and how to begin it."""
+    """What a conversion of the source depends on, and how to begin it; the arguments are those of `load_records`."""
     path = Path(source)
     if not str(source).strip():
         raise ValueError("a dataset has an empty name; expected a file, folder or dataset id (is a comma too many?)")

@@ -13,20 +13,21 @@ TEXTS_PER_BLOCK = 1024
 
 
 class Texts(Sequence[str]):
-    """One text column of an Arrow file, or some of its rows.
+    """One column of an Arrow file, of texts or lists of texts (then one after the other), or some of its texts.
 
     An int gives a text; a slice, or a list or array of positions, gives the list of those texts.
     Iterating reads a block at a time. Pickles as a path and rows.
 
     Args:
         path: The Arrow file.
-        column: Name of a text column.
-        rows: [n] int64, the rows of the file that are the texts, in order; None for all.
+        column: Name of the column.
+        rows: [n] int64, the rows of the file (texts of the lists) that are the texts, in order; None for all.
     """
 
     def __init__(self, path: Path, column: str, rows: np.ndarray | None = None) -> None:
         self._path, self._column, self._rows = path, column, rows
-        self._chunks = [batch.column(column) for batch in open_batches(path)[0]]
+        columns = [batch.column(column) for batch in open_batches(path)[0]]
+        self._chunks = [each.flatten() if pa.types.is_list(each.type) else each for each in columns]
         self._starts = np.cumsum([0, *map(len, self._chunks)])  # [chunks + 1]
 
     def __len__(self) -> int:

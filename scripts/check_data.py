@@ -1,0 +1,167 @@
+"""Look for what is wrong with training data, and write a copy without it.
+
+    python scripts/check_data.py --data pairs.jsonl
+    python scripts/check_data.py --data pairs.jsonl --eval data/my-set --report report.html
+    python scripts/check_data.py --data pairs.jsonl --model Qwen/Qwen3-Embedding-0.6B --document_max_length 256
+    python scripts/check_data.py --data pairs.jsonl --eval data/my-set --output cleaned.jsonl
+
+Duplicates and near duplicates, texts of evaluation sets, contradicting labels, short texts, lengths, scripts and
+languages. The data themselves are never changed; docs/checking-data.md explains each finding.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nestling import __version__
+from nestling.config import parse_config, require, run
+from nestling.hygiene.rules import DEFAULT_RULES, Rule
+
+if TYPE_CHECKING:
+    from nestling.hygiene.cleaning import Dropped
+    from nestling.hygiene.findings import Finding
+    from nestling.hygiene.report import Section
+    from nestling.hygiene.rows import SourceRows
+    from nestling.hygiene.statistics import StatisticsByKind
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Settings of scripts/check_data.py.
+
+    Args:
+        data: Training records: any file, folder or dataset id that the recipes read.
+        split: The split of a BEIR folder or of a dataset id.
+        eval: Evaluation sets in the BEIR layout, whose queries and relevant documents are looked for in the data.
+        eval_split: Which qrels file of these.
+        threshold: Texts that share this much of their shingles (Jaccard) are nearly equal.
+        shingle: Words in a shingle. 1 ignores the order of words; more take longer texts to differ more.
+        min_characters: Texts with fewer are short.
+        model: Directory or hub id of an embedding model, to count tokens with; its weights are not read.
+        query_max_length: A limit of tokens to try on queries, besides 64, 128, 256, ...
+        document_max_length: Likewise on documents.
+        sample: Texts, at random, that languages and tokens are counted of; queries and documents each.
+        examples: How many of each finding are shown.
+        output: JSONL file for a cleaned copy; must not exist.
+        drop: What the copy leaves out.
+        report: Report with all figures: a .json file, or a page as .html; must not exist.
+    """
+
+    data: str
+    split: str = "train"
+    eval: list[str] = field(default_factory=list)
+    eval_split: str = "test"
+    threshold: float = 0.8
+    shingle: int = 2
+    min_characters: int = 3
+    model: str | None = None
+    query_max_length: int | None = None
+    document_max_length: int | None = None
+    sample: int = 100_000
+    examples: int = 5
+    output: str | None = None
+    drop: list[Rule] = field(default_factory=lambda: list(DEFAULT_RULES))
+    report: str | None = None
+
+    def __post_init__(self) -> None:
+        require(0 < self.threshold <= 1, f"threshold is {self.threshold}, expected above 0 and at most 1")
+        for name in ("shingle", "sample", "query_max_length", "document_max_length"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} is {value}, expected at least 1")
+        for name in ("min_characters", "examples"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected at least 0")
+        require(len(set(self.eval)) == len(self.eval), "eval: a folder is given twice")
+        limited = self.query_max_length is not None or self.document_max_length is not None
+        require(self.model is not None or not limited, "query_max_length and document_max_length need a --model")
+
+
+def main() -> None:
+    config = parse_config(CheckConfig, __doc__)
+    check_files(config)
+
+    from nestling.hygiene.checks import check
+    from nestling.hygiene.cleaning import clean, write_copy
+    from nestling.hygiene.findings import find
+    from nestling.hygiene.near import Nearness
+    from nestling.hygiene.report import as_text, copy_section, sections
+    from nestling.hygiene.rows import open_rows
+    from nestling.hygiene.statistics import statistics
+    from nestling.hygiene.tokens import TokenCounter
+    from nestling.records import load_retrieval_set
+
+    shown = sys.stderr.isatty()
+    counter = TokenCounter.from_pretrained(config.model) if config.model else None
+    sets = [load_retrieval_set(folder, config.eval_split) for folder in config.eval]
+    rows = open_rows(config.data, split=config.split, progress=shown)
+    nearness = Nearness(config.threshold, config.shingle)
+    checks = check(rows, nearness, sets, min_characters=config.min_characters, progress=shown)
+    findings = find(rows, checks, examples=config.examples)
+    figures = statistics(
+        rows,
+        checks,
+        counter,
+        {"query": config.query_max_length, "document": config.document_max_length},
+        sample=config.sample,
+    )
+    parts = list(sections(findings, figures, config.drop, nearness, copied=config.output is not None))
+    copy, dropped = clean(rows, checks, config.drop)
+    if config.output is not None:
+        parts.append(copy_section(copy, dropped))
+    print(f"{rows.summary}\n\n{as_text(parts)}")
+    if config.output is not None:
+        require(bool(copy.keep_row.any()), f"no row is left to write to {config.output}; see which rule dropped them")
+        write_copy(copy, Path(config.output))
+        print(f"\n{config.output} holds {int(copy.keep_row.sum()):,} rows; {config.data} is as it was")
+    if config.report is not None:
+        write_report(Path(config.report), config, rows, findings, figures, dropped, parts)
+
+
+def check_files(config: CheckConfig) -> None:
+    """Refuse what could not be written, or not be read, before the data are read."""
+    for flag, path in (("output", config.output), ("report", config.report)):
+        if path is not None:
+            require(not Path(path).exists(), f"--{flag} {path} exists; choose another name or remove it")
+            require(Path(path).parent.is_dir(), f"--{flag} {path}: the folder {Path(path).parent} does not exist")
+    require(config.output is None or config.output.endswith(".jsonl"), "--output: expected a name in .jsonl")
+    suffix = None if config.report is None else Path(config.report).suffix
+    require(suffix in (None, ".json", ".html"), f"--report {config.report}: expected a name in .json or .html")
+    missing = [name for name in ("rensa", "py3langid", "regex") if find_spec(name) is None]
+    require(not missing, f"{', '.join(missing)} is not installed; pip install 'nestling[hygiene]'")
+    model = config.model
+    if model is not None:
+        parts = Path(model).parts
+        hub_id = len(parts) == 1 or (len(parts) == 2 and not Path(parts[0]).exists())
+        require(Path(model).is_dir() or hub_id, f"--model {model}: no such directory")
+
+
+def write_report(
+    path: Path,
+    config: CheckConfig,
+    rows: "SourceRows",
+    findings: "list[Finding]",
+    figures: "StatisticsByKind",
+    dropped: "list[Dropped]",
+    parts: "list[Section]",
+) -> None:
+    from nestling.files import replace_text
+    from nestling.hygiene.report import as_html
+
+    if path.suffix == ".html":
+        replace_text(path, as_html(f"Training data: {config.data}", str(rows.summary), parts))
+        return
+    content = {
+        "nestling": __version__,
+        "config": asdict(config),
+        "source": asdict(rows.summary),
+        "findings": [asdict(each) for each in findings],
+        "statistics": {kind: asdict(each) for kind, each in figures.items()},
+        "copy": [asdict(each) for each in dropped] if config.output else None,
+    }
+    replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,253 @@
+"""The rows of a dataset as its source has them: nothing dropped, a line for every row, an identity for every text.
+
+Letters: n rows, D documents over all rows, row by row and in each its positives first; U distinct texts of a kind,
+numbered in the order in which they first occur.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nestling.records import LoadSummary, Record, default_name
+from nestling.records.clean import CleanRecord, identity
+from nestling.records.convert import ROWS_PER_BATCH, TEXT_PER_BATCH, RecordSource
+from nestling.records.load import find_source
+from nestling.records.record import located
+from nestling.records.store import cached, open_batches, scratch_file, write_batches
+from nestling.records.texts import Texts
+
+_SCORES = pa.list_(pa.float64())
+SCHEMA = pa.schema(
+    [
+        ("query", pa.string()),
+        ("documents", pa.list_(pa.string())),
+        ("positives", pa.int64()),
+        ("positive_scores", _SCORES),
+        ("negative_scores", _SCORES),
+        ("instruction", pa.string()),
+        ("score", pa.float64()),
+        ("line", pa.int64()),
+        ("row_id", pa.int64()),
+        ("query_id", pa.int64()),
+        ("document_ids", pa.list_(pa.int64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The distinct ones among N texts.
+
+    Args:
+        which: [N] int64, for each text its number among the distinct ones.
+        first: [U] int64, where each distinct text occurs first, ascending.
+        texts: The U distinct texts; read from disk when asked for.
+    """
+
+    which: np.ndarray
+    first: np.ndarray
+    texts: Texts
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """[U] int64, how often each occurs."""
+        return np.bincount(self.which, minlength=len(self))
+
+
+class SourceRows:
+    """Rows as they are in their source. Texts stay in the file; in memory are integers a row and a document.
+
+    Args:
+        path: Arrow file of schema `SCHEMA`, with its `LoadSummary` as metadata.
+        location: The file that lines are of.
+
+    Attributes:
+        summary: What the reader read.
+        positives: [n] int64, how many of each row's documents are positives.
+        starts: [n + 1] int64, where each row's documents begin.
+        row_of: [D] int64, the row of each document.
+        is_positive: [D] bool.
+    """
+
+    def __init__(self, path: Path, location: str) -> None:
+        self.path, self.location = path, location
+        self._batches, meta = open_batches(path)
+        self.summary = LoadSummary.from_json(meta)
+        self.positives = self._column("positives")
+        lists = [batch.column("document_ids").value_lengths().to_numpy() for batch in self._batches]
+        self.starts = np.concatenate([[0], np.cumsum(np.concatenate(lists), dtype=np.int64)])
+        self.row_of = np.repeat(np.arange(len(self)), np.diff(self.starts))
+        self.is_positive = np.arange(len(self.row_of)) - self.starts[self.row_of] < self.positives[self.row_of]
+
+    def __len__(self) -> int:
+        return len(self.positives)
+
+    @cached_property
+    def graded(self) -> bool:
+        """Whether the rows are graded pairs."""
+        return bool(self._batches[0].column("score")[0].is_valid)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """[n] float64, the scores of graded pairs."""
+        return self._column("score")
+
+    @cached_property
+    def row_ids(self) -> np.ndarray:
+        """[n] int64, the same for rows that are equal in everything."""
+        return self._column("row_id")
+
+    @cached_property
+    def query_ids(self) -> np.ndarray:
+        """[n] int64, identities of the queries."""
+        return self._column("query_id")
+
+    @cached_property
+    def document_ids(self) -> np.ndarray:
+        """[D] int64, identities of the documents."""
+        return np.concatenate([batch.column("document_ids").flatten().to_numpy() for batch in self._batches])
+
+    @cached_property
+    def queries(self) -> Distinct:
+        return self._distinct("query", self.query_ids)
+
+    @cached_property
+    def documents(self) -> Distinct:
+        return self._distinct("documents", self.document_ids)
+
+    def place(self, row: int) -> str:
+        """`file:line` of a row."""
+        return f"{self.location}:{self._lines[row]}"
+
+    def records(self, keep_row: np.ndarray, keep_document: np.ndarray) -> Iterator[Record]:
+        """The rows that are kept, each with the documents that are, and their scores.
+
+        Args:
+            keep_row: [n] bool.
+            keep_document: [D] bool.
+        """
+        row = 0
+        for batch in self._batches:
+            for values in batch.to_pylist():
+                if keep_row[row]:
+                    yield _record(values, keep_document[self.starts[row] : self.starts[row + 1]])
+                row += 1
+
+    @cached_property
+    def _lines(self) -> np.ndarray:
+        return self._column("line")
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.concatenate([batch.column(name).to_numpy(zero_copy_only=False) for batch in self._batches])
+
+    def _distinct(self, column: str, ids: np.ndarray) -> Distinct:
+        _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        number = np.empty_like(order)
+        number[order] = np.arange(len(order))
+        return Distinct(number[inverse], first[order], Texts(self.path, column, first[order]))
+
+
+def open_rows(
+    source: str | Path, *, split: str = "train", cache_dir: Path | None = None, progress: bool = True
+) -> SourceRows:
+    """Read any source that `load_records` reads, through the same cache; rows that have only negatives are read too.
+
+    Raises ValueError as `load_records` does: `file:line: field: reason`.
+    """
+    key, open_source = find_source(source, split, cache_dir, progress, allow_no_positives=True)
+    name = f"{default_name(Path(source))}-as-it-is"
+    path = cached(name, [*key, "as it is"], cache_dir, lambda file: _build(open_source(), file))
+    beir = Path(source) / "qrels" / f"{split}.tsv"
+    is_file = Path(source).is_file()
+    return SourceRows(path, str(source) if is_file else str(beir) if beir.is_file() else f"{source}[{split}]")
+
+
+def _build(source: RecordSource, path: Path) -> None:
+    with scratch_file(path.parent) as scratch:
+        summary = _write(source, scratch)
+        if not summary.rows_read:
+            raise ValueError(f"{source.location}:1: file: holds no rows; expected at least one")
+        # What was ignored is known at the end, and metadata stands at the beginning.
+        with write_batches(path, SCHEMA, summary.to_json()) as writer:
+            for batch in open_batches(scratch)[0]:
+                writer.write_batch(batch)
+
+
+def _write(source: RecordSource, path: Path) -> LoadSummary:
+    rows: list[dict[str, Any]] = []
+    size = read = positives = negatives = most_positives = most_negatives = 0
+    with write_batches(path, SCHEMA) as writer:
+        for line, record in source.records():
+            with located(source.location, line):
+                rows.append(_columns(record, line))
+            counts = len(record.positives), len(record.negatives)
+            read, positives, negatives = read + 1, positives + counts[0], negatives + counts[1]
+            most_positives, most_negatives = max(most_positives, counts[0]), max(most_negatives, counts[1])
+            size += len(record.query) + sum(map(len, record.positives)) + sum(map(len, record.negatives))
+            if len(rows) == ROWS_PER_BATCH or size >= TEXT_PER_BATCH:
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
+                rows, size = [], 0
+        if rows:
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
+    return LoadSummary(
+        source=source.name,
+        dialect=source.dialect if read else "",
+        rows_read=read,
+        rows_kept=read,
+        positives=positives,
+        negatives=negatives,
+        max_positives=most_positives,
+        max_negatives=most_negatives,
+        drops=source.drops.drops(),
+        ignored=tuple(sorted(item for item in source.ignored.items() if item[1])),
+    )
+
+
+def _columns(record: Record, line: int) -> dict[str, Any]:
+    positive_ids = [identity(f"positives[{i}]", text) for i, text in enumerate(record.positives)]
+    negative_ids = [identity(f"negatives[{i}]", text) for i, text in enumerate(record.negatives)]
+    own = CleanRecord(record, identity("query", record.query), positive_ids, negative_ids)
+    return {
+        "query": record.query,
+        "documents": record.positives + record.negatives,
+        "positives": len(record.positives),
+        "positive_scores": record.positive_scores,
+        "negative_scores": record.negative_scores,
+        "instruction": record.instruction,
+        "score": record.score,
+        "line": line,
+        "row_id": own.row_id,
+        "query_id": own.query_id,
+        "document_ids": positive_ids + negative_ids,
+    }
+
+
+def _record(values: dict[str, Any], keep: np.ndarray) -> Record:
+    first, kept = values["positives"], keep.tolist()
+    documents = values["documents"]
+    record = Record(
+        query=values["query"],
+        positives=_select(documents[:first], kept[:first]),
+        negatives=_select(documents[first:], kept[first:]),
+        instruction=values["instruction"],
+        score=values["score"],
+    )
+    positive_scores, negative_scores = values["positive_scores"], values["negative_scores"]
+    return replace(
+        record,
+        positive_scores=None if positive_scores is None else _select(positive_scores, kept[:first]),
+        negative_scores=None if negative_scores is None else _select(negative_scores, kept[first:]),
+    )
+
+
+def _select(values: list[Any], kept: list[bool]) -> tuple[Any, ...]:
+    return tuple(value for value, keep in zip(values, kept, strict=True) if keep)

@@ -1,0 +1,216 @@
+"""scripts/check_data.py as it is run: what it finds, the copy, the reports, and one line for what cannot work."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nestling.config import run
+from sets import write_beir
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check_data.py"
+LONG = "a text that is long enough to be compared with another one of the same length"
+ROWS = [
+    {"query": "how do I list files?", "positives": ["ls"], "negatives": ["rm -rf x", "mkdir new"]},
+    {"query": "how do I list files?", "positives": ["ls -l", "ls -l"], "negatives": ["ls", "cat file"]},
+    {"query": "echo", "positives": ["echo", "print a line"]},
+    {"query": "how do I list files?", "positives": ["ls"], "negatives": ["rm -rf x", "mkdir new"]},
+    {"query": LONG, "positives": ["ls"]},
+    {"query": f"{LONG.upper()}!", "positives": ["高雄市"]},
+    {"query": "what is in the test set", "positives": ["mkdir new"]},
+    {"query": "What is in — the test set?", "positives": ["rm -rf x"]},
+]
+Check = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> Path:
+    qrels = {"q0": {"d0": 1}}
+    write_beir(tmp_path / "set", ["touch file", "unjudged"], ["What is in the test set?"], qrels)
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Runs the script's main in this process, where torch is loaded already; gives status, stdout and stderr."""
+    spec = importlib.util.spec_from_file_location("check_data_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "check_data_script", module)
+    spec.loader.exec_module(module)
+
+    def finish(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["check_data.py", *map(str, arguments)])
+        code = 0
+        try:
+            run(module.main)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return finish
+
+
+def test_everything_is_found_and_nothing_changed(check: Check, data: Path, held_out: Path, tmp_path: Path) -> None:
+    before = data.read_bytes()
+    report = tmp_path / "report.json"
+    code, out, err = check("--data", data, "--eval", held_out, "--report", report)
+    assert code == 0, err
+    assert data.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "report.json", "set"]
+    content = json.loads(report.read_text())
+    counts = {each["name"]: each["count"] for each in content["findings"]}
+    assert counts == {
+        "repeated_rows": 1,
+        "repeated_queries": 1,
+        "repeated_documents": 1,
+        "query_as_document": 1,
+        "contradictions": 1,
+        "near_in_row": 0,
+        "shared_positives": 1,
+        "short_queries": 0,
+        "short_documents": 1,
+        "near_queries": 2,
+        "near_documents": 0,
+        "query_in_evaluation_queries": 2,
+        "document_in_evaluation_queries": 0,
+        "query_in_evaluation_documents": 0,
+        "document_in_evaluation_documents": 0,
+        "eval_queries": 2,
+        "eval_documents": 0,
+    }
+    examples = {each["name"]: each["examples"] for each in content["findings"]}
+    assert examples["repeated_rows"][0]["place"] == f"{data}:4"
+    assert examples["repeated_rows"][0]["other_place"] == f"{data}:1"
+    (contradiction,) = examples["contradictions"]
+    assert (contradiction["place"], contradiction["text"]) == (f"{data}:2", "ls")
+    assert contradiction["other_place"] == f"{data}:1"
+    assert examples["shared_positives"][0]["note"] == "positive of 3 rows"
+    assert examples["query_in_evaluation_queries"][1]["other_place"] == "set/test: q0"
+    assert content["statistics"]["document"]["scripts"] == {"Latin": 7, "Han": 1}
+    assert content["copy"] is None
+    assert f"{data}:4" in out
+    assert "training queries that are evaluation queries (2 equal, 0 nearly)" in out
+
+
+def test_the_copy_lacks_what_the_rules_name(check: Check, data: Path, held_out: Path, tmp_path: Path) -> None:
+    output = tmp_path / "cleaned.jsonl"
+    report = tmp_path / "report.html"
+    code, out, err = check("--data", data, "--eval", held_out, "--output", output, "--report", report)
+    assert code == 0, err
+    kept = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert kept == [
+        ROWS[0],
+        {"query": "how do I list files?", "positives": ["ls -l"], "negatives": ["cat file"]},
+        {"query": "echo", "positives": ["print a line"], "negatives": []},
+        {**ROWS[4], "negatives": []},
+        {**ROWS[5], "negatives": []},
+    ]
+    assert "5 of 8 rows stay, with 8 of 16 documents" in out
+    assert f"{output} holds 5 rows; {data} is as it was" in out
+    assert json.dumps("高雄市") not in output.read_text(encoding="utf-8")  # as people write it
+    page = report.read_text(encoding="utf-8")
+    assert "the cleaned copy" in page
+    assert "<td>repeated_rows" in page
+    assert "src=" not in page
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_rules_can_be_chosen(check: Check, data: Path, tmp_path: Path) -> None:
+    for rules, rows in (("[]", 8), ("near_queries", 6), ("short,repeated_rows", 5)):
+        output = tmp_path / f"{rows}.jsonl"
+        code, out, err = check("--data", data, "--output", output, "--drop", rules)
+        assert code == 0, err
+        assert len(output.read_text().splitlines()) == rows
+        assert "No evaluation set was given" in out
+    code, _, err = check("--data", data, "--drop", "near_querys")
+    assert code == 2
+    assert "near_querys" in err
+    assert err.count("\n") == 1
+
+
+def test_tokens_and_limits(check: Check, data: Path, bert: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    limits = ["--query_max_length", "5", "--document_max_length", "7"]
+    code, out, err = check("--data", data, "--model", bert, *limits, "--report", report)
+    assert code == 0, err
+    assert "what a limit cuts of 6 distinct queries" in out
+    tokens = json.loads(report.read_text())["statistics"]["query"]["tokens"]
+    assert tokens["cuts"][0]["limit"] == 5
+    assert tokens["cuts"][0]["texts"] > 0
+    assert tokens["cuts"][-1]["texts"] == 0
+
+
+def test_a_beir_folder_and_graded_pairs(check: Check, held_out: Path, tmp_path: Path) -> None:
+    code, out, err = check("--data", held_out, "--split", "test", "--eval", held_out)
+    assert code == 0, err
+    assert f"{held_out}/qrels/test.tsv:2" in out
+    pairs = tmp_path / "graded.csv"
+    pairs.write_text("sentence1,sentence2,score\na dog,a cat,1\na dog,a cat,2\n")
+    code, out, err = check("--data", pairs, "--output", tmp_path / "cleaned.jsonl", "--drop", "repeated_documents")
+    assert code == 0, err
+    assert "graded pairs that an earlier row has with another score" in out
+    kept = [json.loads(line) for line in (tmp_path / "cleaned.jsonl").read_text().splitlines()]
+    assert [row["score"] for row in kept] == [1.0, 2.0]
+
+
+def test_what_cannot_work_is_said_in_a_line(check: Check, data: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"query": "a", "positives": ["b"]}\n{"query": "", "positives": ["b"]}\n')
+    copies = tmp_path / "copies.jsonl"
+    copies.write_text('{"query": "a b c", "positives": ["a b c"]}\n')
+    none = tmp_path / "none"
+    for arguments, message in (
+        (["--data", data, "--output", data], f"--output {data} exists; choose another name or remove it"),
+        (["--data", data, "--report", data], f"--report {data} exists; choose another name or remove it"),
+        (["--data", data, "--output", none / "x.jsonl"], f"--output {none}/x.jsonl: the folder {none} does not exist"),
+        (["--data", data, "--output", tmp_path / "x.csv"], "--output: expected a name in .jsonl"),
+        (["--data", data, "--report", tmp_path / "x.txt"], f"--report {tmp_path}/x.txt: expected a name in .json or"),
+        (["--data", data, "--eval", none], f"{none}: folder: there is no such folder; expected one in the BEIR layout"),
+        (["--data", data, "--model", none], f"--model {none}: no such directory"),
+        (["--data", data, "--query_max_length", "9"], "query_max_length and document_max_length need a --model"),
+        (["--data", data, "--threshold", "0"], "threshold is 0.0, expected above 0 and at most 1"),
+        (["--data", none / "x.jsonl"], f"{none}/x.jsonl: file: there is no such file or folder"),
+        (["--data", broken], f"{broken}:2: query: the text is empty"),
+        (["--data", copies, "--output", tmp_path / "x.jsonl"], f"no row is left to write to {tmp_path}/x.jsonl"),
+    ):
+        code, _, err = check(*arguments)
+        assert code == 2
+        assert message in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "x.jsonl").exists()
+    assert len(data.read_text().splitlines()) == len(ROWS)
+
+
+def test_a_full_disk_leaves_no_half_copy(check: Check, tmp_path: Path, small_disk: Path) -> None:
+    data = tmp_path / "many.jsonl"
+    rows = ({"query": f"query {i}", "positives": [f"text {i} " * 200]} for i in range(2500))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = check("--data", data, "--output", small_disk / "copy.jsonl", "--sample", "10")
+    assert code == 2
+    assert "No space left on device" in err
+    assert "copy.jsonl" in err
+    assert list(small_disk.iterdir()) == []
+
+
+def test_as_a_command(data: Path) -> None:
+    environment = {**os.environ, "PYTHONWARNINGS": "error::UserWarning"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--data", str(data)], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rows equal to an earlier row" in done.stdout
