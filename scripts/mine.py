@@ -13,7 +13,7 @@ little. docs/mining.md explains the settings.
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -377,6 +377,8 @@ def sweep(
 
 def report(config: MineConfig, task: Task, mined: "Mined", judgements: "Judgements | None") -> None:
     """Write the rows and the page; say what happened."""
+    from nestling.files import replace_text
+    from nestling.mining.audit import audit_page
     from nestling.mining.judging import probabilities
     from nestling.mining.mined import summary_lines
     from nestling.mining.rows import MinedRows, write_jsonl
@@ -388,10 +390,16 @@ def report(config: MineConfig, task: Task, mined: "Mined", judgements: "Judgemen
         scores = [probabilities(each) for each in scores]
     rows = MinedRows(task.table, mined, *scores)
     write_jsonl(Path(config.output), mined_lines(config, rows))
-    task.say(*summary_lines(mined, config.negatives))
+    lines = list(summary_lines(mined, config.negatives))
     if judgements is not None:
-        task.say(f"  {judgements.measure(mined.candidates, mined.negatives.values)}")
-    task.say(f"{config.output}: {rows.written}, with scores of {written}")
+        lines.append(f"  {judgements.measure(mined.candidates, mined.negatives.values)}")
+    lines.append(f"{config.output}: {rows.written}, with scores of {written}")
+    task.say(*lines)
+    if config.audit is not None:
+        settings = {name: value for name, value in asdict(config).items() if value not in (None, False)}
+        title = f"Negatives for {task.table.name}"
+        replace_text(Path(config.audit), audit_page(mined, scorer=written, title=title, settings=settings, lines=lines))
+        task.say(f"{config.audit} shows the most suspicious negatives")
 
 
 def mined_lines(config: MineConfig, rows: "MinedRows") -> "Iterator[dict[str, Any]]":

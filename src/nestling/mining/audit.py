@@ -1,0 +1,198 @@
+"""A page to judge mined negatives by in two minutes: scores, what each rule dropped, the most suspicious ones in full.
+
+One HTML file without scripts, that loads nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+import numpy as np
+from jinja2 import Environment
+
+from nestling.metrics import Floats, Integers
+from nestling.mining.found import Scores
+from nestling.mining.mined import Mined
+
+BINS = 48
+SUSPICIOUS = 25
+ORDINARY = 10
+# Characters of a text that are shown.
+LONGEST = 1200
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a histogram, in percent of the chart's width and height.
+
+    Args:
+        left: Where it begins.
+        width: How wide it is.
+        height: Share of its series, in terms of the highest bar.
+        text: What it stands for.
+    """
+
+    left: float
+    width: float
+    height: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """A histogram of some scores.
+
+    Args:
+        name: What they are.
+        count: How many are known.
+        mean: Their mean.
+        bars: The histogram, over the same range as that of the others in a chart.
+    """
+
+    name: str
+    count: int
+    mean: float
+    bars: Sequence[Bar]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as it is shown.
+
+    Args:
+        text: Its text, cut if it is long.
+        scores: By every scorer that knows it.
+        doubt: How far it scores above the lowest positive, for negatives.
+    """
+
+    text: str
+    scores: str
+    doubt: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A query with what is held relevant and what is not."""
+
+    query: str
+    positives: Sequence[Document]
+    negatives: Sequence[Document]
+
+
+def audit_page(mined: Mined, *, scorer: str, title: str, settings: dict[str, object], lines: Sequence[str]) -> str:
+    """The page, as HTML.
+
+    Args:
+        mined: What was mined.
+        scorer: Whose scores say what is suspicious.
+        title: Of the page.
+        settings: Shown as they are.
+        lines: The summary.
+    """
+    doubts = doubts_of(mined, scorer)
+    chosen = mined.negatives.values
+    counts = mined.verdicts.counts()
+    template = Environment(autoescape=True).from_string(
+        files("nestling.mining").joinpath("audit.html").read_text(encoding="utf-8")
+    )
+    return template.render(
+        title=title,
+        scorer=scorer,
+        settings=settings,
+        lines=lines,
+        scores=histograms(
+            {
+                "positives": mined.positives.scores[scorer][mined.positives.trusted],
+                "negatives": mined.candidates.scores[scorer][chosen],
+            }
+        ),
+        gaps=histograms({"negative's score - lowest positive's": doubts[chosen]}),
+        rules=[(name, count, count / max(len(mined.candidates), 1)) for name, count in counts.items()],
+        left=int(mined.verdicts.left.sum()),
+        drawn=len(chosen),
+        suspicious=[show(mined, query, doubts) for query in most_doubtful(mined, doubts, SUSPICIOUS)],
+        ordinary=[show(mined, query, doubts) for query in any_of(mined, ORDINARY)],
+    )
+
+
+def doubts_of(mined: Mined, scorer: str) -> Scores:
+    """[C] float32: how far each candidate scores above the lowest positive of its query; NaN where it is not known."""
+    doubts: Scores = mined.candidates.scores[scorer] - mined.positives.lowest(scorer)[mined.candidates.queries]
+    return doubts
+
+
+def most_doubtful(mined: Mined, doubts: Scores, count: int) -> list[int]:
+    """The queries with the negatives that are most to be doubted, the worst first."""
+    chosen = mined.negatives.values
+    known = chosen[~np.isnan(doubts[chosen])]
+    queries = mined.candidates.queries[known[np.argsort(-doubts[known], kind="stable")]]
+    worst: list[int] = queries[np.sort(np.unique(queries, return_index=True)[1])][:count].tolist()
+    return worst
+
+
+def any_of(mined: Mined, count: int) -> list[int]:
+    """Some queries that have negatives, always the same for the same queries: those with the smallest identities."""
+    filled = np.flatnonzero(mined.negatives.counts > 0)
+    chosen: list[int] = filled[np.argsort(mined.asked.identities[filled], kind="stable")][:count].tolist()
+    return chosen
+
+
+def show(mined: Mined, query: int, doubts: Scores) -> Case:
+    """A query with its texts; its negatives in the order of doubt."""
+    span = slice(mined.positives.lists.offsets[query], mined.positives.lists.offsets[query + 1])
+    places = np.arange(span.start, span.stop)[mined.positives.trusted[span]]
+    negatives = mined.negatives[query]
+    negatives = negatives[np.argsort(-np.nan_to_num(doubts[negatives], nan=-np.inf), kind="stable")]
+    return Case(
+        query=shorten(mined.asked.texts[query]),
+        positives=[
+            Document(text, scores)
+            for text, scores in zip(
+                texts_of(mined, mined.positives.lists.values[places]),
+                [describe(mined.positives.scores, place) for place in places.tolist()],
+                strict=True,
+            )
+        ],
+        negatives=[
+            Document(text, describe(mined.candidates.scores, at), None if np.isnan(doubts[at]) else float(doubts[at]))
+            for text, at in zip(texts_of(mined, mined.candidates.rows[negatives]), negatives.tolist(), strict=True)
+        ],
+    )
+
+
+def texts_of(mined: Mined, rows: Integers) -> list[str]:
+    return [shorten(mined.pool.texts[row]) for row in rows.tolist()]
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+
+
+def describe(scores: Mapping[str, Scores], index: int) -> str:
+    """The known scores at an index, for people."""
+    return ", ".join(f"{name} {each[index]:.3f}" for name, each in scores.items() if not np.isnan(each[index]))
+
+
+def histograms(series: dict[str, Scores]) -> list[Series]:
+    """Histograms of some scores over their common range; NaN is left out."""
+    known = {name: values[~np.isnan(values)].astype(np.float64) for name, values in series.items()}
+    everything = np.concatenate(list(known.values()))
+    edges = np.histogram_bin_edges(everything if len(everything) else np.zeros(1), BINS)
+    shares = {name: np.histogram(values, edges)[0] / max(len(values), 1) for name, values in known.items()}
+    highest = max(float(share.max()) for share in shares.values()) or 1.0
+    return [
+        Series(
+            name, len(values), float(values.mean()) if len(values) else float("nan"), bars(shares[name], edges, highest)
+        )
+        for name, values in known.items()
+    ]
+
+
+def bars(shares: Floats, edges: Floats, highest: float) -> list[Bar]:
+    width = 100 / len(shares)
+    return [
+        Bar(i * width, width, 100 * share / highest, f"{low:.3f} to {high:.3f}: {share:.1%}")
+        for i, (share, low, high) in enumerate(
+            zip(shares.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+        )
+    ]

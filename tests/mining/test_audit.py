@@ -1,0 +1,79 @@
+"""The audit page: figures, texts in full, nothing from elsewhere."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+
+from mining.small import opened, write_rows
+from nestling.mining.audit import audit_page, histograms
+from nestling.mining.candidates import unite
+from nestling.mining.found import Found
+from nestling.mining.lists import Lists
+from nestling.mining.mined import Mined, Positives, known_rows
+from nestling.mining.selection import Verdicts
+
+
+class Page(HTMLParser):
+    """The texts of a page, and whether its elements close."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "img", "iframe")
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def make_mined(tmp_path: Path) -> Mined:
+    """Two queries; the second one's negative scores above its positive."""
+    rows = [
+        {"query": "is 1 < 2 & 3?", "positives": ["<b>yes</b>"], "negatives": ["no & no"]},
+        {"query": "second", "positives": ["right"], "negatives": ["wrong", "x" * 5000]},
+    ]
+    _, asked, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
+    texts = list(pool.texts)
+    wanted = [[texts.index("no & no"), -1], [texts.index("wrong"), texts.index("x" * 5000)]]
+    candidates = unite({"m": Found(np.array(wanted), np.array([[0.2, np.nan], [0.7, 0.1]], np.float32))})
+    verdicts = Verdicts(3)
+    verdicts.drop("some rule", np.array([False, False, False]))
+    lists = known_rows(asked, pool)
+    positives = Positives(lists, {"m": np.array([0.9, 0.5], np.float32)}, np.ones(2, dtype=bool))
+    negatives = Lists.grouped(candidates.queries, np.arange(3), 2)
+    return Mined(asked, pool, positives, candidates, verdicts, "m", negatives, Lists.of([np.zeros(0, np.int64)] * 2))
+
+
+def test_it_shows_what_there_is(tmp_path: Path) -> None:
+    html = audit_page(make_mined(tmp_path), scorer="m", title="a <title>", settings={"margin": 0.1}, lines=["3 < 4"])
+    page = Page(html)
+    assert page.open == []
+    assert not re.search(r"https?://|url\(|@import|src=", html)
+    assert "<b>yes</b>" in page.text
+    assert "a <title>" in page.text
+    assert "is 1 < 2 & 3?" in page.text
+    assert "x" * 1200 + " …" in page.text
+    assert "x" * 1201 not in page.text
+    assert page.text.index("second") < page.text.index("is 1 < 2 & 3?")  # the most suspicious first
+    assert "+0.200 from the lowest positive" in page.text
+    assert "-0.700 from the lowest positive" in page.text
+
+
+def test_histograms_share_their_range_and_leave_out_what_is_not_known() -> None:
+    one, other = histograms({"a": np.array([0, 0, 1, np.nan], np.float32), "b": np.array([0.5], np.float32)})
+    assert (one.count, other.count, round(one.mean, 6)) == (3, 1, 0.333333)
+    assert [bar.height for bar in other.bars if bar.height] == [100.0]
+    heights = [bar.height for bar in one.bars]
+    np.testing.assert_allclose([heights[0], heights[-1], sum(heights)], [200 / 3, 100 / 3, 100])
+    (nothing,) = histograms({"a": np.array([np.nan], np.float32)})
+    assert (nothing.count, sum(bar.height for bar in nothing.bars)) == (0, 0)
