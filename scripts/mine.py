@@ -335,7 +335,7 @@ def read_judgements(config: MineConfig, task: Task) -> "Judgements | None":
     if config.judgements is None:
         return None
     judgements = Judgements.read(config.judgements, config.split, task.asked, task.pool)
-    task.say(f"{config.judgements} judges {judgements.queries:,} of the queries")
+    task.say(f"{config.judgements} judges {judgements.queries.sum():,} of the queries")
     return judgements
 
 

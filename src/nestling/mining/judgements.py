@@ -8,7 +8,7 @@ import numpy as np
 from nestling.metrics import Integers
 from nestling.mining.asked import Asked
 from nestling.mining.candidates import Candidates
-from nestling.mining.lists import Lists
+from nestling.mining.lists import Lists, Mask
 from nestling.mining.pool import Pool, flat_values
 from nestling.records import RecordTable, load_records
 
@@ -18,20 +18,32 @@ class Measured:
     """Some negatives against judgements.
 
     Attributes:
-        negatives: How many there are.
-        judged: How many of them were judged.
+        total: How many there are.
+        negatives: How many of them are of queries that were judged.
+        judged: How many of these were judged themselves.
         false: How many of these are relevant.
     """
 
-    negatives: int
-    judged: int
-    false: int
+    total: int
+    negatives: int = 0
+    judged: int = 0
+    false: int = 0
 
     def __str__(self) -> str:
         return (
-            f"{self.false:,} of {self.negatives:,} negatives are relevant ({self.false / max(self.negatives, 1):.2%}), "
-            f"of {self.judged:,} that were judged ({self.false / max(self.judged, 1):.2%})"
+            f"{self.false:,} of the {self.negatives:,} negatives of judged queries are relevant ({self.share:.2%}), "
+            f"of {self.judged:,} that were judged themselves ({self.share_of_judged:.2%})"
         )
+
+    @property
+    def share(self) -> float:
+        """Of the negatives of judged queries, how many are known to be relevant: a lower bound."""
+        return self.false / max(self.negatives, 1)
+
+    @property
+    def share_of_judged(self) -> float:
+        """Of the negatives that were judged, how many are relevant."""
+        return self.false / max(self.judged, 1)
 
 
 @dataclass(frozen=True)
@@ -41,12 +53,12 @@ class Judgements:
     Attributes:
         relevant: For each query the documents of the pool with a grade above 0.
         irrelevant: Those with 0 or less.
-        queries: How many of the queries were judged.
+        queries: [Q] bool, which queries were judged.
     """
 
     relevant: Lists
     irrelevant: Lists
-    queries: int
+    queries: Mask
 
     @classmethod
     def read(cls, folder: str | Path, split: str, asked: Asked, pool: Pool) -> "Judgements":
@@ -63,14 +75,19 @@ class Judgements:
         return cls(
             lists_of(table, "positive_ids", rows, pool),
             lists_of(table, "negative_ids", rows, pool),
-            int((rows >= 0).sum()),
+            rows >= 0,
         )
 
     def measure(self, candidates: Candidates, chosen: Integers) -> Measured:
         """Of some candidates, given as positions, how many were judged and how many of them are relevant."""
         queries, rows = candidates.queries[chosen], candidates.rows[chosen]
         false = int(self.relevant.holds(queries, rows).sum())
-        return Measured(len(chosen), false + int(self.irrelevant.holds(queries, rows).sum()), false)
+        return Measured(
+            total=len(chosen),
+            negatives=int(self.queries[queries].sum()),
+            judged=false + int(self.irrelevant.holds(queries, rows).sum()),
+            false=false,
+        )
 
 
 def lists_of(table: RecordTable, name: str, rows: Integers, pool: Pool) -> Lists:

@@ -100,7 +100,7 @@ class Dense:
             progress=f"{name}: documents" if progress else None,
         )
         notes = [
-            f"{what}: {len(vectors) - tally.texts:,} in the cache; {tally}"
+            f"{what}: {len(vectors) - tally.texts:,} in the cache" + (f"; {tally}" if tally.texts else "")
             for what, vectors, tally in (("queries", queries, query_tally), ("documents", documents, document_tally))
         ]
         return cls(name, queries, documents, pool.size, embedder.device, notes)

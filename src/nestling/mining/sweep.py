@@ -120,19 +120,15 @@ def try_settings(
 
 
 def measure(judgements: Judgements | None, candidates: Candidates, chosen: Integers) -> Measured:
-    return Measured(len(chosen), 0, 0) if judgements is None else judgements.measure(candidates, chosen)
+    return Measured(len(chosen)) if judgements is None else judgements.measure(candidates, chosen)
 
 
 def table_lines(outcomes: Sequence[Outcome], *, judged: bool) -> Iterator[str]:
-    """The outcomes for people."""
+    """The outcomes for people; shares of false negatives are of those of judged queries, and of those judged."""
     heading = f"{'':14} {'left':>11} {'negatives':>11} {'short':>8} {'score':>8} {'gap':>8}"
     yield heading + (f" {'false':>8} {'% of all':>9} {'% judged':>9}" if judged else "")
     for each in outcomes:
         found = each.measured
-        line = (
-            f"{each.setting:14} {each.left:11,} {found.negatives:11,} {each.short:8,} {each.score:8.4f} {each.gap:8.4f}"
-        )
-        shares = (
-            f" {found.false:8,} {found.false / max(found.negatives, 1):9.2%} {found.false / max(found.judged, 1):9.2%}"
-        )
+        line = f"{each.setting:14} {each.left:11,} {found.total:11,} {each.short:8,} {each.score:8.4f} {each.gap:8.4f}"
+        shares = f" {found.false:8,} {found.share:9.2%} {found.share_of_judged:9.2%}"
         yield line + (shares if judged else "")
