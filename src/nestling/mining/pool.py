@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 
 from nestling.metrics import Integers
 from nestling.records import RecordTable, text_id
 from nestling.records.beir import is_beir
 from nestling.records.collection import Collection, open_collection
-from nestling.records.store import cached, open_batches, write_batches
+from nestling.records.store import open_batches
 from nestling.records.texts import TEXTS_PER_BLOCK, Texts
 from nestling.retrieval.candidates import positions
 
-TEXT_SCHEMA = pa.schema([("text", pa.string())])
 NOT_WORDS = re.compile(r"[\W_]+")
 
 
@@ -131,30 +129,19 @@ def open_corpus(path: Path, progress: bool) -> Collection:
 
 def distinct_documents(table: RecordTable, known: Integers, wanted: Integers | None) -> tuple[Sequence[str], Integers]:
     """Texts and identities of the documents of records that are not among `known`, and among `wanted` if given."""
-    flat = {name: flat_values(table, f"{name[:-1]}_ids") for name in ("positives", "negatives")}
-    identities = np.concatenate(list(flat.values()))
+    positives, negatives = flat_values(table, "positive_ids"), flat_values(table, "negative_ids")
+    identities = np.concatenate([positives, negatives])
     take = np.zeros(len(identities), dtype=bool)
     take[np.unique(identities, return_index=True)[1]] = True
     take &= ~np.isin(identities, known)
     if wanted is not None:
         take &= np.isin(identities, wanted)
-    if not take.any():
-        return [], np.zeros(0, np.int64)
-    key = ["documents", table.identity, xxhash.xxh3_64_hexdigest(identities[take].tobytes())]
-    path = cached(f"{table.name}-documents", key, None, lambda file: write_documents(file, table, take))
-    return Texts(path, "text"), identities[take]
-
-
-def write_documents(file: Path, table: RecordTable, take: np.ndarray) -> None:
-    """Write some of the positives and negatives, in this order, to an Arrow file of texts."""
-    start = 0
-    with write_batches(file, TEXT_SCHEMA) as writer:
-        for name in ("positives", "negatives"):
-            for batch in open_batches(table.path)[0]:
-                texts = batch.column(name).flatten()
-                kept = texts.filter(pa.array(take[start : start + len(texts)]))
-                writer.write_batch(pa.record_batch([kept], schema=TEXT_SCHEMA))
-                start += len(texts)
+    of_positives, of_negatives = np.split(take, [len(positives)])
+    texts = [
+        Texts(table.path, "positives", np.flatnonzero(of_positives)),
+        Texts(table.path, "negatives", np.flatnonzero(of_negatives)),
+    ]
+    return Joined(texts), identities[take]
 
 
 def flat_values(table: RecordTable, name: str) -> Integers:
