@@ -67,7 +67,8 @@ def varlen_attention(
     """Causal attention within each text of a packed chunk, [1, heads, T, d] -> [1, T, heads, d]; else SDPA.
 
     The segments of a `nestling.groups.GroupChunk` attend to their beginnings too. A GPU runs torch's `varlen_attn`
-    (not yet seen to run here), a CPU one SDPA for each text.
+    (not yet seen to run here), which computes in half precision only; in any other, and on a CPU, it is one SDPA for
+    each text.
     """
     if bounds is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
@@ -76,27 +77,37 @@ def varlen_attention(
         raise ValueError(
             f"attention: varlen has no sliding window, and the model's is {sliding_window} tokens; use sdpa"
         )
-    if query.device.type == "cpu":
+    dtype = computing_type(query)
+    if query.device.type == "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return _text_by_text(query, key, value, bounds, beginnings, scaling), None
-    from torch.nn.attention.varlen import varlen_attn
-
-    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [T, heads, d]
+    q, k, v = (each[0].transpose(0, 1).to(dtype) for each in (query, key, value))  # [T, heads, d]
     if keys is not None:
         k, v = k[keys], v[keys]  # [K, heads, d]
+    key_bounds, most_keys = (bounds, longest) if key_bounds is None else (key_bounds, most_keys)
+    return _packed(q, k, v, (bounds, key_bounds), (longest, most_keys), scaling)[None], None
+
+
+def computing_type(tensor: Tensor) -> torch.dtype:
+    """What an operation that autocast knows would compute in; queries and keys can leave a norm of float32 weights
+    wider than values."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+def _packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    most: tuple[int, int],
+    scaling: float | None,
+) -> Tensor:
+    """[T, heads, d]; `bounds` of queries and keys, and the `most` of one text."""
+    from torch.nn.attention.varlen import varlen_attn
+
     causal = (-1, 0)  # aligned at the end of the keys
-    packed = varlen_attn(
-        q,
-        k,
-        v,
-        bounds,
-        bounds if key_bounds is None else key_bounds,
-        longest,
-        most_keys or longest,
-        scale=scaling,
-        window_size=causal,
-        enable_gqa=True,
-    )
-    return cast(Tensor, packed)[None], None
+    packed = varlen_attn(query, key, value, *bounds, *most, scale=scaling, window_size=causal, enable_gqa=True)
+    return cast(Tensor, packed)
 
 
 def _text_by_text(
@@ -108,21 +119,21 @@ def _text_by_text(
     queries, keys, values = (each.to(wide).split(lengths, dim=2) for each in (query, key, value))
     attend = partial(nn.functional.scaled_dot_product_attention, scale=scaling, enable_gqa=True)
     found = []
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(query.device.type, enabled=False):
         for i, q in enumerate(queries):
             before = beginnings[i] if beginnings else -1
             if before < 0:
                 found.append(attend(q, keys[i], values[i], is_causal=True))
             else:
                 k, v = (torch.cat([each[before], each[i]], dim=2) for each in (keys, values))
-                found.append(attend(q, k, v, attn_mask=continuing_mask(lengths[before], lengths[i])))
+                found.append(attend(q, k, v, attn_mask=continuing_mask(lengths[before], lengths[i], query.device)))
     return torch.cat(found, dim=2).transpose(1, 2).contiguous().to(query.dtype)
 
 
 @lru_cache(maxsize=256)
-def continuing_mask(before: int, length: int) -> Tensor:
+def continuing_mask(before: int, length: int, device: torch.device) -> Tensor:
     """[length, before + length] bool: causal, behind keys that all may see."""
-    return torch.ones(length, before + length, dtype=torch.bool).tril_(before)
+    return torch.ones(length, before + length, dtype=torch.bool, device=device).tril_(before)
 
 
 def no_mask(*arguments: Any, **settings: Any) -> None:
