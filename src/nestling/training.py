@@ -1,7 +1,9 @@
 """What both training recipes do alike around their loop: processes, batches, checkpoints, reports, the result."""
 
+import io
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nestling.backends import Backend
@@ -228,16 +231,26 @@ def course(total: int, *, peak: float, warmup: float, schedule: str) -> Callable
 def load_batches(collator: Dataset[Batch], planner: Planner, steps: range, workers: int) -> Iterator[Batch]:
     """Batches of some steps, tokenised in workers."""
     plans = islice(planner.plans(skip=steps.start), len(steps))
-    return iter(
-        DataLoader(
-            collator,
-            sampler=cast(Sampler[Plan], plans),
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=start_worker,
-            pin_memory=False,
-        )
+    loader: DataLoader[bytes] = DataLoader(
+        cast(Dataset[bytes], collator),
+        sampler=cast(Sampler[Plan], plans),
+        batch_size=None,
+        collate_fn=to_bytes,
+        num_workers=workers,
+        worker_init_fn=start_worker,
+        pin_memory=False,
     )
+    return map(pickle.loads, loader)
+
+
+def to_bytes(batch: object) -> bytes:
+    """A pickle that holds the tensors themselves: torch would share each through a file of its own, and the hundreds of
+    a batch in small chunks are more than a process may open, upon which the run would wait for ever."""
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = {Tensor: lambda tensor: (torch.from_numpy, (tensor.numpy(),))}
+    pickler.dump(batch)
+    return stream.getvalue()
 
 
 def start_worker(worker_id: int) -> None:
