@@ -57,15 +57,17 @@ def unit(rng: np.random.Generator, count: int, dim: int = 384) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
 
 
-@pytest.mark.parametrize("depth", [3, 30])
-def test_equal_vectors_tie_wherever_they_stand(depth: int) -> None:
+def test_scores_are_those_of_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nestling.mining.nearest, "QUERY_BLOCK", 16)
     rng = np.random.default_rng(0)
-    documents = np.repeat(unit(rng, 4), 25, axis=0)[rng.permutation(100)]
-    queries = unit(rng, 5)
-    found = nearest(make_vectors(queries, 8), make_vectors(documents, 13), 100, depth, CPU)
-    expected = reference(queries, documents, depth)
-    assert found.rows.tolist() == expected.rows.tolist()
+    queries, documents = unit(rng, 40), unit(rng, 500)
+    found = nearest(make_vectors(queries, 32), make_vectors(documents, 64), 500, 20, CPU)
+    expected = reference(queries, documents, 20)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6, rtol=0)
+    far_apart = np.diff(expected.scores, axis=1, append=-1) < -1e-6
+    far_apart[:, 1:] &= far_apart[:, :-1]
+    assert far_apart.mean() > 0.9
+    assert np.array_equal(found.rows[far_apart], expected.rows[far_apart])
 
 
 def search_as_rank(rank: int, folder: Path) -> None:

@@ -43,7 +43,7 @@ def nearest(queries: Vectors, documents: Vectors, size: int, depth: int, device:
         for shard in mine:
             start = shard * documents.height
             part = documents.span(start, min(start + width, size), device)
-            scores = block @ pad_rows(part, width).T
+            scores = block @ (part if len(part) == width else pad_rows(part, width)).T
             scores[:, len(part) :] = -torch.inf
             best = merge(best, scores, start)
         keys = over_ranks(best, device).cpu().numpy()
@@ -65,7 +65,7 @@ def merge(best: Tensor, scores: Tensor, start: int) -> Tensor:
     grouped = scores.view(count, GROUP, groups)
     tops = grouped.amax(dim=1)  # [q, g]
     threshold = lowest_score(best)
-    if kept <= groups:
+    if kept <= groups and not bool(threshold.isfinite().all()):
         threshold = torch.maximum(threshold, tops.topk(kept).values[:, -1])
     query, group = (tops >= threshold[:, None]).nonzero(as_tuple=True)
     values = grouped[query, :, group]  # [groups looked into, GROUP]

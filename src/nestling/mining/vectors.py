@@ -54,7 +54,8 @@ class Vectors:
             for first, shard in zip(range(0, len(self), self.height), self.shards, strict=True)
             if first < stop and start < first + len(shard)
         ]
-        return torch.cat([torch.from_numpy(part).to(device).float() for part in parts])
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return torch.from_numpy(whole).to(device).float()
 
     def take(self, rows: Integers) -> Tensor:
         """Those at some rows, [m, D] float32 on the CPU."""
