@@ -73,8 +73,8 @@ class RerankStep:
             if len(cut.chunks) > len(batch.chunks):
                 return cut
         raise ValueError(
-            f"out of memory with a chunk of {max(chunk.positions for chunk in batch.chunks)} positions, which cannot be "
-            "cut; lower the maximum lengths or negatives, or set checkpoint_length below the lengths"
+            f"out of memory with a chunk of {max(chunk.positions for chunk in batch.chunks)} positions, which cannot "
+            "be cut; lower the maximum lengths or negatives, or set checkpoint_length below the lengths"
         )
 
     def _together(self, batch: RerankBatch) -> Tensor:
