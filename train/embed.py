@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TypedDict
 
@@ -51,6 +50,7 @@ from nestling.training import (
     course,
     data_line,
     load_batches,
+    longest_plan,
     seed_step,
     start,
     start_state,
@@ -58,9 +58,6 @@ from nestling.training import (
 )
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
-
-# Batches among which a dry run takes the longest.
-REHEARSED = 16
 
 
 def main(config: EmbedConfig) -> None:
@@ -218,8 +215,7 @@ def rehearse_step(
             derivation(config, planner, embedder, collator, backend, budget, list(dims), planner.steps_per_epoch, 0),
             flush=True,
         )
-    # The same batch on every rank, and so the same steps.
-    longest = max((collator[plan] for plan in islice(planner.plans(), REHEARSED)), key=lambda each: each.tokens.tokens)
+    longest = collator[longest_plan(planner, lambda plan: collator[plan].tokens.tokens, accelerator.device)]
     batch, ids = longest.to(accelerator.device), longest.tokens.ids()
     share_of = partial(loss_share, batch=batch, loss=config.loss, dims=dims)
 

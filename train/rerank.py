@@ -45,10 +45,12 @@ from nestling.tracking import Meter, Progress, Results, open_tracker, summary
 from nestling.trainable import load_trainable_reranker
 from nestling.training import (
     MAY_DIFFER,
+    REHEARSED,
     Run,
     course,
     data_line,
     load_batches,
+    longest_plan,
     seed_step,
     start,
     start_state,
@@ -56,9 +58,6 @@ from nestling.training import (
 )
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
-
-# Batches among which a dry run takes the longest, and over which a run's lengths are told.
-REHEARSED = 16
 
 
 @dataclass(frozen=True)
@@ -266,8 +265,7 @@ def rehearse_step(config: RerankConfig, accelerator: Accelerator, planner: Plann
             derivation(config, planner, reranker, collator, backend, needed, planner.steps_per_epoch, 0),
             flush=True,
         )
-    plan = max(islice(planner.plans(), REHEARSED), key=lambda each: collator[each].tokens)
-
+    plan = longest_plan(planner, lambda each: collator[each].tokens, accelerator.device)
     batch = collator[plan].to(accelerator.device)
 
     def take(size: int) -> tuple[int, int]:
@@ -404,7 +402,7 @@ def derivation(
         + (" (common beginnings run once)" if reranker.share_prefix else ""),
         **needed.items(),
         "truncated": f"{sum(each.truncated for each in first):,} queries and documents of the first "
-        f"{len(first)} batches",
+        f"{len(first)} batches" + (", in this process" if collator.world_size > 1 else ""),
     }
     return summary("training", items)
 

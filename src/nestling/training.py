@@ -37,13 +37,16 @@ from nestling.checkpoint import (
     write_training,
 )
 from nestling.config import require
-from nestling.distributed import launched_with, require_launch
+from nestling.distributed import launched_with, require_launch, sum_over_ranks
 from nestling.gate import alone
 from nestling.model_card import DataLine, before_and_after
 from nestling.optim import learning_rate_at
 from nestling.tracking import Progress, Results, Tracker, evaluation_at, table
 
 Batch = TypeVar("Batch")
+
+# Batches among which a dry run takes the longest.
+REHEARSED = 16
 
 # Ranks wait so long for rank 0, which converts data before the loop and exports after it.
 PATIENCE = timedelta(hours=12)
@@ -251,6 +254,13 @@ def to_bytes(batch: object) -> bytes:
     pickler.dispatch_table = {Tensor: lambda tensor: (torch.from_numpy, (tensor.numpy(),))}
     pickler.dump(batch)
     return stream.getvalue()
+
+
+def longest_plan(planner: Planner, tokens_of: Callable[[Plan], int], device: torch.device) -> Plan:
+    """The one of the first batches that is longest over all ranks, which so agree on it; `tokens_of` is a rank's."""
+    plans = list(islice(planner.plans(), REHEARSED))
+    tokens = sum_over_ranks([tokens_of(plan) for plan in plans], device)
+    return plans[tokens.index(max(tokens))]
 
 
 def start_worker(worker_id: int) -> None:

@@ -93,6 +93,22 @@ def test_a_dry_run_tries_chunks_of_several_sizes_and_writes_nothing(bert: Path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_ranks_of_a_dry_run_agree_on_the_batch(bert: Path, tmp_path: Path) -> None:
+    """Their shares are longest in batches of their own, whose documents would not fit together."""
+    generator, file = random.Random(0), tmp_path / "ragged.jsonl"
+    rows = [
+        {
+            "query": f"q {i}",
+            "positives": [f"d {i} " + "w " * generator.randint(1, 20)],
+            "negatives": [f"n {i} {j} " + "w " * generator.randint(1, 20) for j in range(generator.randint(1, 6))],
+        }
+        for i in range(120)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = arguments(bert, tmp_path, tmp_path / "run", train=file, negatives=6, dry_run="true")
+    assert "fastest here" in run_recipe(*command, ranks=2).stdout
+
+
 def test_a_finished_or_foreign_folder_is_not_overwritten(finished: Path, qwen3: Path, data: Path) -> None:
     result = run_recipe(*arguments(qwen3, data, finished, max_steps=8), check=False)
     assert result.returncode == 2
