@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from nestling.batching import Draw, Planner, Source
+from nestling.config import CandidateData, RerankConfig, TrainData
 from nestling.records import load_records
 from nestling.rerank_collation import RerankCollator
 from nestling.rerank_prompts import PairTokenizer, RerankPrompt
@@ -46,3 +47,11 @@ def test_batches_come_from_workers_unchanged_and_keep_no_file_open(workers: int,
                     assert not own.is_shared()
                 else:
                     assert own == value
+
+
+def test_a_card_names_no_folders_of_a_machine() -> None:
+    dev = CandidateData("/home/me/sets/mine", candidates="/home/me/runs/first.trec")
+    config = RerankConfig(model="m", output_dir="/home/me/o", train=[TrainData("/home/me/a.jsonl")], dev=[dev])
+    published = config.published()
+    assert "/home" not in str(published)
+    assert "'candidates': 'first.trec'" in str(published)

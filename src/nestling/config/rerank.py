@@ -1,7 +1,8 @@
 """Settings of train/rerank.py."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from nestling.config.checks import require
@@ -110,6 +111,14 @@ class RerankConfig(TrainingConfig):
             all(data.in_batch_negatives for data in self.train),
             "train: in_batch_negatives is the embedder's; a reranker learns from each query's own documents",
         )
+
+    def published(self) -> dict[str, object]:
+        settings = super().published()
+        dev = [
+            {**asdict(each), "path": Path(each.path).name, "candidates": Path(each.candidates).name}
+            for each in self.dev
+        ]
+        return {**settings, "dev": dev}
 
     @property
     def reading(self) -> dict[str, Any]:
