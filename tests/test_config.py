@@ -9,6 +9,7 @@ import pytest
 from nestling.config import (
     EmbedConfig,
     LoraConfig,
+    MineConfig,
     RerankConfig,
     RerankLossConfig,
     TrainData,
@@ -121,7 +122,7 @@ def test_dims_above_the_width_of_the_model() -> None:
         require_dims([512, 64], 384)
 
 
-@pytest.mark.parametrize("cls", [EmbedConfig, RerankConfig])
+@pytest.mark.parametrize("cls", [EmbedConfig, MineConfig, RerankConfig])
 def test_every_setting_is_explained(cls: type) -> None:
     explained = "".join(each.__doc__ or "" for each in cls.__mro__[:2])
     for each in fields(cls):
@@ -138,6 +139,13 @@ def test_every_yaml_loads(cls: type[TrainingConfig]) -> None:
     for file in files:
         arguments = ["--config", str(file), "--model", "m", "--output_dir", "o", "--train", "a"]
         assert parse_config(cls, "test", arguments).model == "m"
+
+
+def test_every_yaml_of_mining_loads() -> None:
+    files = sorted((CONFIGS / "mine").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert parse_config(MineConfig, "test", ["--config", str(file), "--output", "o"]).retrievers
 
 
 @pytest.mark.parametrize(
