@@ -184,3 +184,15 @@ def test_splitting_loses_nothing_and_stays_within_the_budget(budget: int, share:
             assert len(part) >= 1
         if positions_of(group, share=share) <= budget:
             assert parts == [group]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_of_padded_prompts_count_their_padding(seed: int) -> None:
+    groups, budget = random_groups(seed), 40
+    parts = list(cut_parts(groups, budget, share=False, packed=False))
+    assert [group for part in parts for group in part] == groups
+    sizes = [(sum(map(len, part)), max(len(prompt) for group in part for prompt in group)) for part in parts]
+    assert all(rows * longest <= budget or len(part) == 1 for (rows, longest), part in zip(sizes, parts, strict=True))
+    for (rows, longest), following in zip(sizes[:-1], parts[1:], strict=True):
+        first = following[0]
+        assert (rows + len(first)) * max(longest, *map(len, first)) > budget

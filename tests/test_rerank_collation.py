@@ -273,3 +273,13 @@ def test_workers_get_copies_that_make_the_same(rows: RecordTable, pairs: PairTok
     original = collator(rows, pairs)
     copy = pickle.loads(pickle.dumps(original))
     assert prompts(copy[PLAN]) == prompts(original[PLAN])
+
+
+def test_padded_chunks_keep_within_the_budget_with_their_padding(rows: RecordTable, pairs: PairTokenizer) -> None:
+    """Prompts of one length lie together, whichever query they are of, since they share nothing."""
+    budget = 120
+    batch = collator(rows, pairs, share=False, packed=False, chunk_tokens=budget)[PLAN]
+    assert sum(len(chunk.lengths) for chunk in batch.chunks) == batch.pairs
+    assert any(isinstance(chunk, Chunk) and chunk.padded for chunk in batch.chunks)
+    assert all(chunk.positions <= budget or len(chunk.lengths) == 1 for chunk in batch.chunks)
+    assert batch.positions < 1.2 * batch.tokens

@@ -143,8 +143,11 @@ def positions_of(group: Part, *, share: bool) -> int:
     return sum(map(len, group)) - common * (len(group) - 1)
 
 
-def cut_parts(groups: Sequence[Part], budget: int, *, share: bool) -> Iterator[Sequence[Part]]:
-    """Groups in order, together as many as stay within `budget` positions, at least one."""
+def cut_parts(groups: Sequence[Part], budget: int, *, share: bool, packed: bool = True) -> Iterator[Sequence[Part]]:
+    """Groups in order, together as many as stay within `budget` positions, padding included, at least one."""
+    if not packed:
+        yield from cut_padded(groups, budget)
+        return
     start, spent = 0, 0
     for i, group in enumerate(groups):
         size = positions_of(group, share=share)
@@ -152,6 +155,18 @@ def cut_parts(groups: Sequence[Part], budget: int, *, share: bool) -> Iterator[S
             yield groups[start:i]
             start, spent = i, 0
         spent += size
+    if start < len(groups):
+        yield groups[start:]
+
+
+def cut_padded(groups: Sequence[Part], budget: int) -> Iterator[Sequence[Part]]:
+    """As `cut_parts`, of prompts that are padded to the longest of their chunk."""
+    start, rows, longest = 0, 0, 0
+    for i, group in enumerate(groups):
+        rows, longest = rows + len(group), max(longest, *map(len, group))
+        if i > start and rows * longest > budget:
+            yield groups[start:i]
+            start, rows, longest = i, len(group), max(map(len, group))
     if start < len(groups):
         yield groups[start:]
 

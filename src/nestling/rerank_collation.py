@@ -177,15 +177,18 @@ class RerankCollator(Dataset[RerankBatch]):
 
     def chunks(self, groups: Sequence[Labelled], chunk_tokens: int) -> tuple[list[AnyChunk], list[Labels]]:
         """Groups in chunks of at most `chunk_tokens` positions, or of one group that has more and must stay whole."""
+        # Padded prompts share nothing, and lie best beside prompts of their length.
+        budget = chunk_tokens if self.packed else 1
         parts = [
             part
             for group in groups
-            for part in ([group] if self.whole_groups else group.split(chunk_tokens, share=self.share))
+            for part in ([group] if self.whole_groups else group.split(budget, share=self.share))
         ]
         parts.sort(key=lambda part: positions_of(part.prompts, share=self.share), reverse=True)
         chunks: list[AnyChunk] = []
         labels: list[Labels] = []
-        for rows in cut_parts([part.prompts for part in parts], chunk_tokens, share=self.share):
+        prompts = [part.prompts for part in parts]
+        for rows in cut_parts(prompts, chunk_tokens, share=self.share, packed=self.packed):
             own, parts = parts[: len(rows)], parts[len(rows) :]
             chunks.append(to_chunk(rows, share=self.share, packed=self.packed))
             labels.append(join_labels(own))

@@ -155,7 +155,7 @@ def windows(groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
 
 
 def _read(model: Scorer, budget: int, groups: Sequence[Group]) -> Window:
-    limits = model.settings
+    limits, share, packed = model.settings, model.share_prefix, model.padding_free
     parts: list[Part] = []
     tally = ScoreTally(queries=len(groups))
     for group in groups:
@@ -166,13 +166,13 @@ def _read(model: Scorer, budget: int, groups: Sequence[Group]) -> Window:
             query_max_length=limits.query_max_length,
             document_max_length=limits.document_max_length,
         )
-        parts += split_group(found.ids, budget, share=model.share_prefix)
+        parts += split_group(found.ids, budget, share=share) if packed else [[ids] for ids in found.ids]
         tally.documents += len(found.ids)
         tally.truncated_queries += found.truncated_query
         tally.truncated_documents += found.truncated_documents
         tally.tokens += sum(map(len, found.ids))
-    share, packed = model.share_prefix, model.padding_free
-    chunks = [to_chunk(rows, share=share, packed=packed) for rows in cut_parts(parts, budget, share=share)]
+    cut = cut_parts(parts, budget, share=share, packed=packed)
+    chunks = [to_chunk(rows, share=share, packed=packed) for rows in cut]
     tally.positions = sum(chunk.positions for chunk in chunks)
     return Window(chunks, [len(group.documents) for group in groups], tally)
 
