@@ -306,6 +306,10 @@ def load_sources(config: RerankConfig, main_rank: bool) -> list[Source]:
             "several; choose pointwise",
         )
         require(
+            config.loss.objective != "listwise" or table.max_positives > 0,
+            f"{data.path}: no row has a positive, and listwise compares positives with negatives; choose pointwise",
+        )
+        require(
             not config.loss.needs_scores or table.has_scores or table.graded,
             f"{data.path}: the loss needs scores, and not every row has them; write them with "
             "scripts/mine.py --judge, or choose another objective",

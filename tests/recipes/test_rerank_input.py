@@ -92,6 +92,11 @@ SOME_SCORES: list[dict[str, object]] = [*rows(**SCORES)[:-1], rows()[-1]]
         (rows(**{**SCORES, "positive_scores": [2]}), SOFT, NO_PROBABILITIES),
         (GRADED, {}, NO_PROBABILITIES),
         (rows(positives=[], negatives=[]), {}, "rows.jsonl:1: "),
+        (
+            rows(positives=[]),
+            {"loss.objective": "listwise"},
+            "rows.jsonl: no row has a positive, and listwise compares",
+        ),
         (rows()[:3], {}, "rows has 3 rows, fewer than the batch_size of 4"),
     ],
 )
