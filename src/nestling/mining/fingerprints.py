@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import xxhash
 from tokenizers import Tokenizer
+from torch import nn
 
 from nestling.embedder import Embedder
 from nestling.reranker import Reranker
@@ -20,10 +21,15 @@ def fingerprint(model: TokenModel, about: list[Any], backend: Tokenizer) -> str:
     settings.pop("transformers_version", None)
     digest = xxhash.xxh3_128()
     digest.update(json.dumps([settings, str(model.precision), tokenizer, *about], sort_keys=True, default=str).encode())
+    add_weights(digest, model)
+    return digest.hexdigest()
+
+
+def add_weights(digest: xxhash.xxh3_128, model: nn.Module) -> None:
+    """Add every weight, with its name, type and shape."""
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def of_embedder(embedder: Embedder) -> str:

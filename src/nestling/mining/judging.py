@@ -16,7 +16,7 @@ from nestling.distributed import rank_and_world
 from nestling.encoding import progress_bar
 from nestling.mining.arrays import ArrayCache
 from nestling.mining.asked import Asked
-from nestling.mining.fingerprints import of_reranker
+from nestling.mining.fingerprints import add_weights, of_reranker
 from nestling.mining.found import Scores
 from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
@@ -25,9 +25,12 @@ from nestling.reranker import Reranker
 from nestling.retrieval.reranking import Chosen
 from nestling.scoring import Group, ScoreTally
 from nestling.token_model import is_decoder, read_config
+from nestling.weights import model_file
 
 # Queries whose scores are written at once: a killed run goes on behind them.
 BLOCK = 256
+# What says how a CrossEncoder reads a pair.
+CROSS_ENCODER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json")
 # Rows whose scores are held at a time.
 ROWS_PER_BLOCK = 1024
 
@@ -71,10 +74,9 @@ class CrossEncoderJudge:
         self._model = CrossEncoder(model, device=str(device))
         if self._model.num_labels != 1:
             raise ValueError(f"--judge {model}: it gives {self._model.num_labels} scores a pair, expected one")
-        digest = xxhash.xxh3_128(repr(self._model.max_length).encode())
-        for name, tensor in self._model.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        settings = [model_file(model, name) for name in CROSS_ENCODER_FILES]
+        digest = xxhash.xxh3_128(repr([None if path is None else path.read_bytes() for path in settings]).encode())
+        add_weights(digest, self._model)
         self.fingerprint = digest.hexdigest()
 
     def logits(self, groups: Sequence[Group]) -> list[Tensor]:

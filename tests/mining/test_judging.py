@@ -1,0 +1,107 @@
+"""Judges: their scores, what is kept of them, and a CrossEncoder in the place of a reranker."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification
+
+import nestling.mining.judging
+from mining.small import opened, random_rows, write_rows
+from nestling.mining.asked import Asked
+from nestling.mining.judging import Judge, judge_lists, open_judge, probabilities
+from nestling.mining.lists import Lists
+from nestling.mining.pool import Pool
+from nestling.reranker import Reranker
+from nestling.scoring import Group
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Asked, Pool, Lists]:
+    """Queries, documents, and some of these to judge for each; one query has none."""
+    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(nestling.mining.judging, "BLOCK", 4)
+    _, asked, pool = opened(write_rows(tmp_path / "rows.jsonl", random_rows(12)))
+    rng = np.random.default_rng(0)
+    return asked, pool, Lists.of([rng.choice(len(pool), i % 4, replace=False) for i in range(len(asked))])
+
+
+def cross_encoder(bert: Path, folder: Path, outputs: int) -> Path:
+    shutil.copytree(bert, folder, ignore=shutil.ignore_patterns("*.safetensors", "modules.json", "*sentence*", "1_*"))
+    config = BertConfig.from_pretrained(bert, num_labels=outputs)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_rerankers_logits(task: tuple[Asked, Pool, Lists], qwen3: Path) -> None:
+    asked, pool, lists = task
+    logits = judge_lists(open_judge(str(qwen3), precision=torch.float32, device=CPU), *task)
+    reranker = Reranker.from_pretrained(qwen3)
+    for query in range(len(asked)):
+        span = slice(lists.offsets[query], lists.offsets[query + 1])
+        pairs = [(asked.texts[query], pool.texts[row]) for row in lists[query].tolist()]
+        if pairs:
+            expected = reranker.score(pairs, instruction=asked.instructions[query])
+            np.testing.assert_allclose(probabilities(logits[span]), expected.numpy(), atol=1e-6)
+    assert logits.dtype == np.float32
+
+
+class Counting:
+    """A judge that counts what it reads, and may be killed."""
+
+    source, fingerprint = "counting", "0"
+
+    def __init__(self, last: int = 10**9) -> None:
+        self.last, self.read = last, 0
+
+    def logits(self, groups: Sequence[Group]) -> list[Tensor]:
+        if self.read >= self.last:
+            raise KeyboardInterrupt
+        self.read += sum(len(group.documents) for group in groups)
+        return [torch.tensor([float(len(text)) for text in group.documents]) for group in groups]
+
+
+def judge(counting: Counting, task: tuple[Asked, Pool, Lists]) -> np.ndarray:
+    as_judge: Judge = counting
+    return judge_lists(as_judge, *task)
+
+
+def test_a_killed_judge_goes_on_and_reads_nothing_twice(task: tuple[Asked, Pool, Lists]) -> None:
+    _, pool, lists = task
+    with pytest.raises(KeyboardInterrupt):
+        judge(killed := Counting(last=1), task)
+    again = Counting()
+    expected = [len(pool.texts[row]) for row in lists.values.tolist()]
+    assert judge(again, task).tolist() == expected
+    assert killed.read > 0
+    assert killed.read + again.read == len(expected)
+    third = Counting()
+    assert judge(third, task).tolist() == expected
+    assert third.read == 0
+
+
+def test_a_cross_encoder(task: tuple[Asked, Pool, Lists], bert: Path, tmp_path: Path) -> None:
+    asked, pool, lists = task
+    model = cross_encoder(bert, tmp_path / "cross", outputs=1)
+    logits = judge_lists(open_judge(str(model), precision=torch.float32, device=CPU), *task)
+    pairs = [(asked.texts[query], pool.texts[row]) for query, row in zip(lists.owners, lists.values, strict=True)]
+    expected = CrossEncoder(str(model), device="cpu").predict(pairs, show_progress_bar=False)  # through a sigmoid
+    np.testing.assert_allclose(probabilities(logits), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="it gives 3 scores a pair, expected one"):
+        open_judge(str(cross_encoder(bert, tmp_path / "three", outputs=3)), precision=torch.float32, device=CPU)
+
+
+def test_a_judge_that_diverged(task: tuple[Asked, Pool, Lists]) -> None:
+    class Diverged(Counting):
+        def logits(self, groups: Sequence[Group]) -> list[Tensor]:
+            return [each * torch.nan for each in super().logits(groups)]
+
+    with pytest.raises(ValueError, match="counting gave NaN or infinity"):
+        judge(Diverged(), task)
