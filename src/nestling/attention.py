@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -130,7 +130,6 @@ def _text_by_text(
     return torch.cat(found, dim=2).transpose(1, 2).contiguous().to(query.dtype)
 
 
-@lru_cache(maxsize=256)
 def continuing_mask(before: int, length: int, device: torch.device) -> Tensor:
     """[length, before + length] bool: causal, behind keys that all may see."""
     return torch.ones(length, before + length, dtype=torch.bool, device=device).tril_(before)
