@@ -41,7 +41,7 @@ class EvaluateConfig:
         dims: Dimensions to cut embeddings to; the full one and the model's matryoshka_dimensions by default.
         precision: How a vector store keeps the vectors. int8 keeps documents in 256 steps a dimension, binary keeps the
             signs of documents and queries.
-        query_max_length: Tokens of a query, its prompt and end token included.
+        query_max_length: Of a model: tokens of a query, its prompt and end token included. A reranker has its own.
         document_max_length: Tokens of a document, likewise.
         instruction: Task of the queries; the model's own query prompt by default.
         compute: Precision of the model itself; bf16 is quicker where the hardware has it and changes the third digit.

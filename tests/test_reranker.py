@@ -325,8 +325,11 @@ def test_settings_come_from_the_directory(tied: Path, tmp_path: Path) -> None:
     assert reranker.head.answers.tolist() == [reranker.pairs.no_id, reranker.pairs.yes_id]
     assert reranker.tokenizer.convert_ids_to_tokens(reranker.head.answers.tolist()) == ["b", "a"]
     cut, whole = reranker.score([("files", SENTENCES[2]), ("files", SENTENCES[2] + " more")]).tolist()
-    assert cut == whole
+    assert cut == pytest.approx(whole, abs=1e-6)
     assert Reranker.from_pretrained(tied).settings == RerankerSettings()
+    (folder / SETTINGS).write_text('{"prompt": "x"}')
+    with pytest.raises(ValueError, match=r"reranker.json: prompt: not known"):
+        Reranker.from_pretrained(folder)
 
 
 def scaled(folder: Path, tokenizer: Path, kind: str) -> Path:

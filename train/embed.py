@@ -226,7 +226,7 @@ def rehearse_step(
         return tokens.tokens, sum(chunk.positions for chunk in tokens.chunks)
 
     embedder.train()
-    found = list(rehearse(step, rehearsed_sizes(collator.chunk_tokens), accelerator.device))
+    found = list(rehearse(step, rehearsed_sizes(collator.chunk_tokens, backend.ranks), accelerator.device))
     if accelerator.is_main_process:
         print(rehearsal_table(found, batch.tokens.tokens))
 

@@ -277,7 +277,7 @@ def rehearse_step(config: RerankConfig, accelerator: Accelerator, planner: Plann
         return again.tokens, again.positions
 
     reranker.train()
-    found = list(rehearse(take, rehearsed_sizes(collator.chunk_tokens), accelerator.device))
+    found = list(rehearse(take, rehearsed_sizes(collator.chunk_tokens, backend.ranks), accelerator.device))
     if accelerator.is_main_process:
         print(rehearsal_table(found, batch.tokens))
 
@@ -356,7 +356,8 @@ def load_model(config: RerankConfig) -> Reranker:
 
 def require_room(config: RerankConfig, reranker: Reranker, readable: int) -> None:
     """Refuse length limits that make prompts longer than the model can read."""
-    overhead = max(reranker.pairs.overhead(data.instruction) for data in config.train)
+    tasks = [*(data.instruction for data in config.train), *(data.instruction for data in config.dev)]
+    overhead = max(map(reranker.pairs.overhead, tasks))
     longest = overhead + config.query_max_length + config.document_max_length
     require(
         longest <= readable,

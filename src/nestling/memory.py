@@ -64,8 +64,9 @@ class MemoryEstimate:
             "- gradients": gigabytes(self.gradients),
             "- optimizer": gigabytes(self.optimizer),
             "- largest chunk": gigabytes(self.chunk),
-            "- graphs": f"up to {gigabytes(self.graphs)}",
         }
+        if self.graphs:
+            lines["- graphs"] = f"up to {gigabytes(self.graphs)}"
         return lines if self.advice is None else {**lines, "WARNING": self.advice}
 
     @property

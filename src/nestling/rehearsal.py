@@ -46,9 +46,11 @@ def rehearse(step: Callable[[int], tuple[int, int]], sizes: Sequence[int], devic
             yield Rehearsal(size, seconds, tokens / seconds, positions / tokens, peak.bytes)
 
 
-def rehearsed_sizes(size: int) -> list[int]:
-    """The size that is set, and smaller and larger ones."""
-    return [size, *(each for each in (size // 4, size // 2, 2 * size, 4 * size) if each)]
+def rehearsed_sizes(size: int, ranks: int) -> list[int]:
+    """The size that is set, smaller ones, and, in one process, larger ones: of several ranks one that runs out of
+    memory would leave the others waiting."""
+    larger = [2 * size, 4 * size] if ranks == 1 else []
+    return [size, *(each for each in (size // 4, size // 2) if each), *larger]
 
 
 def rehearsal_table(found: Sequence[Rehearsal], tokens: int) -> str:

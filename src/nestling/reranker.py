@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -236,7 +236,11 @@ def read_settings(model: str | Path) -> RerankerSettings:
     path = model_file(str(model), SETTINGS)
     if path is None:
         return RerankerSettings()
-    return RerankerSettings(**json.loads(path.read_text(encoding="utf-8")))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    unknown = sorted(found.keys() - {each.name for each in fields(RerankerSettings)})
+    if unknown:
+        raise ValueError(f"{path}: {', '.join(unknown)}: not known; a newer Nestling may have written it")
+    return RerankerSettings(**found)
 
 
 def read_two_rows(causal: Any, pairs: PairTokenizer, source: str) -> None:
