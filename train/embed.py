@@ -151,7 +151,7 @@ def train(
                 [part.item(), batch.tokens.tokens, batch.truncated, stop.received is not None, step.ran_out], device
             )
             if ran_out:
-                run.give_up(collator.chunk_tokens)
+                run.give_up(collator.chunk_tokens, ", or with a lower graph_memory")
             rate = rate_at(state.step)
             norm = backend.update(rate, config.max_grad_norm, partial(guard.accepts, state.step, loss))
             state.advance(config.batch_size, int(tokens), int(truncated))

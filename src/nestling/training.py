@@ -173,14 +173,14 @@ class Run:
         self.progress.say(f"stopped by {name}; saved {saved}; go on with the same command and --resume true")
         sys.exit(128 + (stop.received or signal.SIGTERM))
 
-    def give_up(self, chunk_tokens: int) -> NoReturn:
+    def give_up(self, chunk_tokens: int, otherwise: str = "") -> NoReturn:
         """Forget the unfinished step, save the ones before it, and end: memory ran out on one of several ranks."""
         self.backend.discard()
         self.save()
         step = self.state.step
         raise ValueError(
             f"a rank ran out of memory in step {step + 1}; saved {self.checkpoints.path(step)}; go on with "
-            f"--resume true and --chunk_tokens {max(1, chunk_tokens // 2)}"
+            f"--resume true and --chunk_tokens {max(1, chunk_tokens // 2)}{otherwise}"
         )
 
     def publish(self, export: Callable[[int], object], script: Path, *, best: bool, whole: bool) -> None:
