@@ -171,10 +171,12 @@ def embedder_of(checkpoint: Path, config: EmbedConfig, base: str | None) -> Trai
     """The model of a checkpoint, as train/embed.py had it in memory."""
     import torch
 
+    from nestling.embedder import Embedder
     from nestling.records import default_name
     from nestling.trainable import load_trainable
 
     embedder = load_trainable(
+        Embedder,
         base or config.model,
         lora=None if config.tuning == "full" else asdict(config.lora),  # a base in 4 bits is exported whole
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
@@ -196,10 +198,11 @@ def reranker_of(checkpoint: Path, config: RerankConfig, base: str | None) -> "tu
     """The model of a checkpoint, as train/rerank.py had it in memory, and its card."""
     import torch
 
-    from nestling.reranker import read_settings
-    from nestling.trainable import load_trainable_reranker
+    from nestling.reranker import Reranker, read_settings
+    from nestling.trainable import load_trainable
 
-    reranker = load_trainable_reranker(
+    reranker = load_trainable(
+        Reranker,
         base or config.model,
         settings=replace(read_settings(base or config.model), **config.reading),
         lora=None if config.tuning == "full" else asdict(config.lora),

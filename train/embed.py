@@ -11,7 +11,6 @@ if __name__ == "__main__":
 
 import logging
 import os
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,7 +24,7 @@ from torch import Tensor
 from nestling.backends import Backend, prepare
 from nestling.batching import Draw, Planner, Source
 from nestling.cached import CachedStep, GraphBudget, cached_backward
-from nestling.checkpoint import Checkpoints, NonFiniteGuard, RunFolder, StopSignal, check_run_folder, open_run_folder
+from nestling.checkpoint import RunFolder, check_run_folder, open_run_folder
 from nestling.collation import Collator, TrainBatch
 from nestling.config import DevData, LossConfig, require, require_dims, require_unique
 from nestling.distributed import gather_batch, sum_over_ranks
@@ -40,20 +39,19 @@ from nestling.packing import pack, token_budget
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
 from nestling.rehearsal import rehearsal_table, rehearse, rehearsed_sizes
 from nestling.retrieval import evaluate_embedder
+from nestling.run import Cadence, Run, open_run
 from nestling.streaming import info_nce
 from nestling.token_model import max_positions, read_config
-from nestling.tracking import Meter, Progress, Results, open_tracker, summary
+from nestling.tracking import Results, summary
 from nestling.trainable import load_trainable
 from nestling.training import (
     MAY_DIFFER,
-    Run,
     course,
     data_line,
     load_batches,
     longest_plan,
     seed_step,
     start,
-    start_state,
     total_steps,
 )
 
@@ -107,69 +105,45 @@ def train(
     main_rank, device = accelerator.is_main_process, accelerator.device
     total = total_steps(planner, epochs=config.epochs, max_steps=config.max_steps)
     collator, backend = equip(config, accelerator, planner, embedder)
-
-    # 4. Where to start: at the newest complete checkpoint if the run is resumed.
-    checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
-    newest = checkpoints.recover() if folder.resumed else None
-    state = start_state(backend, newest, planner.fingerprint(), folder)
     budget = graph_budget(config, backend, collator)
-    if main_rank:
-        print(
-            derivation(config, planner, embedder, collator, backend, budget, list(dims), total, state.step), flush=True
-        )
+    measure = partial(evaluate, config, embedder, dev_sets, list(dims), backend.sharded, main_rank)
+    introduce = partial(derivation, config, planner, embedder, collator, backend, budget, list(dims), total)
 
-    # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
-    with (
-        open_tracker(
-            folder.path,
-            main_rank=main_rank,
-            resumed_step=state.step if newest else None,
-            wandb_project=config.wandb,
-            tensorboard=config.tensorboard,
-            config=asdict(config),
-        ) as tracker,
-        Progress(total, done=state.step, shown=main_rank) as progress,
-        StopSignal() as stop,
-    ):
-        guard = NonFiniteGuard(config.max_bad_steps, state.skipped_steps, state.skipped_in_a_row)
-        measure = partial(evaluate, config, embedder, dev_sets, list(dims), backend.sharded, main_rank)
-        parts = (folder, planner, backend, checkpoints, state, guard, tracker, progress)
-        run = Run(*parts, total, main_rank, measure, cut="dim")
-        if dev_sets and not newest:
-            run.evaluate()
+    # 4. The run: at its newest complete checkpoint if it is resumed.
+    with open_run(
+        folder,
+        planner,
+        backend,
+        keep_checkpoints=config.keep_checkpoints,
+        cadence=Cadence(config.log_steps, config.eval_steps, config.save_steps, config.early_stopping),
+        total=total,
+        measure=measure if dev_sets else None,
+        cut="dim",
+        main_rank=main_rank,
+        max_bad_steps=config.max_bad_steps,
+        settings=asdict(config),
+        introduce=introduce,
+    ) as run:
+        # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
+        state = run.state
         rate_at = course(total, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
-        step = CachedStep(backend, budget, progress.say)
-        meter, started = Meter(state.tokens), time.perf_counter()
-        steps = range(state.step, state.step if state.stale(config.early_stopping) else total)
-        for batch in load_batches(collator, planner, steps, config.workers):
+        step = CachedStep(backend, budget, run.progress.say)
+        for batch in load_batches(collator, planner, run.steps, config.workers):
             seed_step(config.seed, state.step, accelerator.process_index)
             embedder.train()
             batch = batch.to(device)
             share_of = partial(loss_share, batch=batch, loss=config.loss, dims=dims)
             part = step(batch.tokens, share_of)
             loss, tokens, truncated, stopping, ran_out = sum_over_ranks(
-                [part.item(), batch.tokens.tokens, batch.truncated, stop.received is not None, step.ran_out], device
+                [part.item(), batch.tokens.tokens, batch.truncated, run.told_to_stop, step.ran_out], device
             )
             if ran_out:
                 run.give_up(collator.chunk_tokens, ", or with a lower graph_memory")
             rate = rate_at(state.step)
-            norm = backend.update(rate, config.max_grad_norm, partial(guard.accepts, state.step, loss))
+            norm = backend.update(rate, config.max_grad_norm, partial(run.guard.accepts, state.step, loss))
             state.advance(config.batch_size, int(tokens), int(truncated))
-
-            meter.add(loss, norm, time.perf_counter() - started)
-            if state.step % config.log_steps == 0 or state.step == total:
-                run.report(rate, meter.read(state.tokens))
-            if dev_sets and run.due(config.eval_steps):
-                run.evaluate()
-            stale = state.stale(config.early_stopping)
-            if state.best_step == state.step or stale or stopping or run.due(config.save_steps):
-                run.save()
-            if stopping:
-                run.leave(stop)
-            if stale:
-                progress.say(f"no better result in {config.early_stopping} evaluations: stopping at step {state.step}")
+            if not run.close_step(rate, loss, norm, stopping=stopping > 0):
                 break
-            started = time.perf_counter()
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
     run.publish(partial(export, config, run, embedder), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
@@ -263,6 +237,7 @@ def load_dev(dev: DevData, main_rank: bool) -> RetrievalSet:
 def load_model(config: EmbedConfig) -> Embedder:
     """The model with what is to be trained."""
     embedder = load_trainable(
+        Embedder,
         config.model,
         lora=None if config.tuning == "full" else asdict(config.lora),
         quantised=config.tuning == "qlora",

@@ -11,7 +11,6 @@ if __name__ == "__main__":
 
 import logging
 import os
-import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -24,7 +23,7 @@ from torch import Tensor
 from nestling.accumulated import accumulated_backward
 from nestling.backends import Backend, prepare
 from nestling.batching import Draw, Planner, Source
-from nestling.checkpoint import Checkpoints, NonFiniteGuard, RunFolder, StopSignal, check_run_folder, open_run_folder
+from nestling.checkpoint import RunFolder, check_run_folder, open_run_folder
 from nestling.config import CandidateData, RerankLossConfig, require, require_unique
 from nestling.distributed import sum_over_ranks
 from nestling.export_reranker import export_reranker
@@ -39,21 +38,20 @@ from nestling.rerank_losses import kl, listwise, pointwise, pointwise_vocabulary
 from nestling.rerank_step import RerankStep
 from nestling.reranker import Reranker, read_settings
 from nestling.retrieval import Candidates, evaluate_candidates, open_candidates, rerank
+from nestling.run import Cadence, Run, open_run
 from nestling.scoring import logit_of
 from nestling.token_model import max_positions, read_config
-from nestling.tracking import Meter, Progress, Results, open_tracker, summary
-from nestling.trainable import load_trainable_reranker
+from nestling.tracking import Results, summary
+from nestling.trainable import load_trainable
 from nestling.training import (
     MAY_DIFFER,
     REHEARSED,
-    Run,
     course,
     data_line,
     load_batches,
     longest_plan,
     seed_step,
     start,
-    start_state,
     total_steps,
 )
 
@@ -121,64 +119,43 @@ def train(
     main_rank, device = accelerator.is_main_process, accelerator.device
     total = total_steps(planner, epochs=config.epochs, max_steps=config.max_steps)
     collator, backend = equip(config, accelerator, planner, reranker)
-
-    # 4. Where to start: at the newest complete checkpoint if the run is resumed.
-    checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
-    newest = checkpoints.recover() if folder.resumed else None
-    state = start_state(backend, newest, planner.fingerprint(), folder)
     needed = memory(reranker, collator, backend)
-    if main_rank:
-        print(derivation(config, planner, reranker, collator, backend, needed, total, state.step), flush=True)
+    measure = partial(evaluate, reranker, dev_sets, config.chunk_tokens, backend.sharded, main_rank)
+    introduce = partial(derivation, config, planner, reranker, collator, backend, needed, total)
 
-    # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
-    with (
-        open_tracker(
-            folder.path,
-            main_rank=main_rank,
-            resumed_step=state.step if newest else None,
-            wandb_project=config.wandb,
-            tensorboard=config.tensorboard,
-            config=asdict(config),
-        ) as tracker,
-        Progress(total, done=state.step, shown=main_rank) as progress,
-        StopSignal() as stop,
-    ):
-        guard = NonFiniteGuard(config.max_bad_steps, state.skipped_steps, state.skipped_in_a_row)
-        measure = partial(evaluate, reranker, dev_sets, config.chunk_tokens, backend.sharded, main_rank)
-        parts = (folder, planner, backend, checkpoints, state, guard, tracker, progress)
-        run = Run(*parts, total, main_rank, measure, cut="depth")
-        if dev_sets and not newest:
-            run.evaluate()
+    # 4. The run: at its newest complete checkpoint if it is resumed.
+    with open_run(
+        folder,
+        planner,
+        backend,
+        keep_checkpoints=config.keep_checkpoints,
+        cadence=Cadence(config.log_steps, config.eval_steps, config.save_steps, config.early_stopping),
+        total=total,
+        measure=measure if dev_sets else None,
+        cut="depth",
+        main_rank=main_rank,
+        max_bad_steps=config.max_bad_steps,
+        settings=asdict(config),
+        introduce=introduce,
+    ) as run:
+        # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
+        state = run.state
         rate_at = course(total, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
-        step = RerankStep(backend, collator, partial(loss_share, loss=config.loss), progress.say)
-        meter, started = Meter(state.tokens), time.perf_counter()
-        steps = range(state.step, state.step if state.stale(config.early_stopping) else total)
-        for batch in load_batches(collator, planner, steps, config.workers):
+        step = RerankStep(backend, collator, partial(loss_share, loss=config.loss), run.progress.say)
+        for batch in load_batches(collator, planner, run.steps, config.workers):
             seed_step(config.seed, state.step, accelerator.process_index)
+            reranker.train()
             part = step(batch.to(device))
             loss, tokens, truncated, stopping, ran_out = sum_over_ranks(
-                [part.item(), batch.tokens, batch.truncated, stop.received is not None, step.ran_out], device
+                [part.item(), batch.tokens, batch.truncated, run.told_to_stop, step.ran_out], device
             )
             if ran_out:
                 run.give_up(collator.chunk_tokens)
             rate = rate_at(state.step)
-            norm = backend.update(rate, config.max_grad_norm, partial(guard.accepts, state.step, loss))
+            norm = backend.update(rate, config.max_grad_norm, partial(run.guard.accepts, state.step, loss))
             state.advance(config.batch_size, int(tokens), int(truncated))
-
-            meter.add(loss, norm, time.perf_counter() - started)
-            if state.step % config.log_steps == 0 or state.step == total:
-                run.report(rate, meter.read(state.tokens))
-            if dev_sets and run.due(config.eval_steps):
-                run.evaluate()
-            stale = state.stale(config.early_stopping)
-            if state.best_step == state.step or stale or stopping or run.due(config.save_steps):
-                run.save()
-            if stopping:
-                run.leave(stop)
-            if stale:
-                progress.say(f"no better result in {config.early_stopping} evaluations: stopping at step {state.step}")
+            if not run.close_step(rate, loss, norm, stopping=stopping > 0):
                 break
-            started = time.perf_counter()
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gates.
     run.publish(partial(export, config, run, reranker), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
@@ -337,7 +314,8 @@ def load_dev(dev: CandidateData, main_rank: bool) -> DevSet:
 
 def load_model(config: RerankConfig) -> Reranker:
     """The model with what is to be trained."""
-    reranker = load_trainable_reranker(
+    reranker = load_trainable(
+        Reranker,
         config.model,
         settings=replace(read_settings(config.model), **config.reading),
         lora=None if config.tuning == "full" else asdict(config.lora),

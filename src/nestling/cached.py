@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestling.backends import Backend, Passes, Survivor
+from nestling.backends import Backend, Passes, survive
 from nestling.packing import AnyChunk, TokenBatch
 
 
@@ -113,17 +113,10 @@ class CachedStep:
         return self._together(batch, loss_of) if self.backend.ranks > 1 else self._alone(batch, loss_of)
 
     def _together(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
-        survivor = Survivor(self.backend)
-        try:
-            passes = survivor if self.backend.independent else self.backend
-            loss = cached_backward(passes, batch, loss_of, self.budget)
-        except torch.OutOfMemoryError as error:
-            most = max(chunk.positions for chunk in batch.chunks)
-            raise ValueError(
-                f"a rank ran out of memory with chunks of up to {most} positions; resume with --chunk_tokens "
-                f"{max(1, most // 2)}, or with a lower graph_memory"
-            ) from error
-        self.ran_out = survivor.ran_out
+        def run(passes: Passes) -> Tensor:
+            return cached_backward(passes, batch, loss_of, self.budget)
+
+        loss, self.ran_out = survive(self.backend, run, batch.chunks, ", or with a lower graph_memory")
         return loss
 
     def _alone(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor:

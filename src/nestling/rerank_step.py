@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nestling.accumulated import accumulated_backward
-from nestling.backends import Backend, Passes, Survivor
+from nestling.backends import Backend, Passes, survive
 from nestling.cached import RandomState
 from nestling.rerank_collation import Labels, RerankBatch, RerankCollator
 
@@ -42,18 +42,18 @@ class RerankStep:
         Raises:
             ValueError: Memory ran out where neither helps.
         """
-        self.backend.model.train()
         if self.backend.ranks > 1:
-            return self._together(batch)
+            loss, self.ran_out = survive(self.backend, lambda passes: self._run(passes, batch), batch.chunks)
+            return loss
         state = RandomState.now(self.backend.model.device)
         if self.halvings:
             batch = self.collator.again(batch, self._size())
-        while (loss := self._try(batch)) is None:
+        while (found := self._try(batch)) is None:
             self.backend.discard()
             state.set()
             batch = self._smaller(batch)
             self.say(f"out of memory; the step is repeated in chunks of at most {self._size()} positions")
-        return loss
+        return found
 
     def _size(self) -> int:
         return self.collator.chunk_tokens >> self.halvings
@@ -76,19 +76,6 @@ class RerankStep:
             f"out of memory with a chunk of {max(chunk.positions for chunk in batch.chunks)} positions, which cannot "
             "be cut; lower the maximum lengths or negatives, or set checkpoint_length below the lengths"
         )
-
-    def _together(self, batch: RerankBatch) -> Tensor:
-        survivor = Survivor(self.backend)
-        try:
-            loss = self._run(survivor if self.backend.independent else self.backend, batch)
-        except torch.OutOfMemoryError as error:
-            most = max(chunk.positions for chunk in batch.chunks)
-            raise ValueError(
-                f"a rank ran out of memory with chunks of up to {most} positions; resume with --chunk_tokens "
-                f"{max(1, most // 2)}"
-            ) from error
-        self.ran_out = survivor.ran_out
-        return loss
 
     def _run(self, passes: Passes, batch: RerankBatch) -> Tensor:
         def loss_of(chunk: int, judged: Tensor) -> Tensor:

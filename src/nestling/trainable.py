@@ -2,91 +2,55 @@
 
 import importlib.util
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import BitsAndBytesConfig
 
 from nestling.adapters import attach_lora
 from nestling.embedder import Embedder
-from nestling.pooling import Pooling
-from nestling.reranker import Reranker, RerankerSettings
+from nestling.reranker import Reranker
+
+Model = TypeVar("Model", Embedder, Reranker)
 
 
 def load_trainable(
+    kind: type[Model],
     model: str,
     *,
     lora: Mapping[str, Any] | None,
     quantised: bool = False,
     precision: torch.dtype,
-    attention: str = "auto",
-    pooling: Pooling | None = None,
-    dropout: float | None = 0.0,
-    instruction: str | None = None,
     cpu: bool = False,
-) -> Embedder:
+    **settings: Any,
+) -> Model:
     """Load a model for training. Master weights are float32, and frozen ones stay as they are published.
 
     Args:
+        kind: `Embedder` or `Reranker`.
         model: Directory or hub id.
         lora: Arguments of `attach_lora`; None trains all weights.
         quantised: Hold the frozen base in 4 bits (QLoRA, https://arxiv.org/abs/2305.14314), which takes a GPU and
             bitsandbytes.
         precision: Of the computation.
-        attention: As in `Embedder.from_pretrained`, as are the rest.
-        pooling: Overrides what the model's files say.
-        dropout: Inside the model; None keeps the model's own.
-        instruction: Default task of queries.
         cpu: The model stays on the CPU even if there is a GPU.
+        settings: More arguments of the kind's `from_pretrained`.
 
     Raises:
         ValueError: 4 bits are asked for without a GPU or bitsandbytes.
     """
     frozen = lora is not None and precision == torch.bfloat16
-    embedder = Embedder.from_pretrained(
+    loaded = kind.from_pretrained(
         model,
         dtype="auto" if frozen else torch.float32,
         quantisation=four_bits(cpu) if quantised else None,
         precision=precision,
-        attention=attention,
-        pooling=pooling,
-        dropout=dropout,
-        instruction=instruction,
         cpu=cpu,
+        **settings,
     )
     if lora is not None:
-        embedder.backbone = attach_lora(embedder.backbone, **lora)
-    return embedder
-
-
-def load_trainable_reranker(
-    model: str,
-    *,
-    settings: RerankerSettings,
-    lora: Mapping[str, Any] | None,
-    quantised: bool = False,
-    precision: torch.dtype,
-    attention: str = "auto",
-    share_prefix: bool = True,
-    dropout: float | None = 0.0,
-    cpu: bool = False,
-) -> Reranker:
-    """As `load_trainable`, for a reranker; `settings`, `share_prefix` as in `Reranker.from_pretrained`."""
-    frozen = lora is not None and precision == torch.bfloat16
-    reranker = Reranker.from_pretrained(
-        model,
-        dtype="auto" if frozen else torch.float32,
-        quantisation=four_bits(cpu) if quantised else None,
-        precision=precision,
-        attention=attention,
-        settings=settings,
-        share_prefix=share_prefix,
-        dropout=dropout,
-        cpu=cpu,
-    )
-    if lora is not None:
-        reranker.backbone = attach_lora(reranker.backbone, **lora)
-    return reranker
+        loaded.backbone = attach_lora(loaded.backbone, **lora)
+    return loaded
 
 
 def four_bits(cpu: bool) -> BitsAndBytesConfig:

@@ -21,7 +21,7 @@ from nestling.parity import Expectation, GateReport, check_directory
 from nestling.rerank_parity import ScoreExpectation, ScoreReport, check_reranker
 from nestling.reranker import Reranker, RerankerSettings
 from nestling.token_model import TokenModel
-from nestling.trainable import load_trainable_reranker
+from nestling.trainable import load_trainable
 from scripts.export import main
 from tiny import tiny_qwen3
 
@@ -128,7 +128,8 @@ def test_checkpoint_of_a_reranker_and_its_other_shape(
     assert settings == RerankerSettings(
         suffix="<|im_end|>\n", instruction="Find the command", query_max_length=32, document_max_length=48
     )
-    reranker = load_trainable_reranker(
+    reranker = load_trainable(
+        Reranker,
         str(base),
         settings=settings,
         lora=asdict(config.lora) if tuning == "lora" else None,

@@ -2,6 +2,6 @@
 
 from nestling.backends.backend import Backend, Passes
 from nestling.backends.prepare import prepare
-from nestling.backends.survivor import Survivor
+from nestling.backends.survivor import survive
 
-__all__ = ["Backend", "Passes", "Survivor", "prepare"]
+__all__ = ["Backend", "Passes", "prepare", "survive"]

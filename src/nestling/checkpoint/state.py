@@ -62,10 +62,6 @@ class TrainingState:
         else:
             self.evaluations_since_best += 1
 
-    def stale(self, patience: int) -> bool:
-        """Whether so many evaluations brought no better result that it is time to stop; never with 0."""
-        return 0 < patience <= self.evaluations_since_best
-
 
 def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters that require a gradient and buffers that belong to the state_dict, by name, shared ones once."""
