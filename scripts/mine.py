@@ -11,6 +11,7 @@ Embeddings and a judge's scores stay in the cache ($NESTLING_CACHE), so other th
 little. docs/mining.md explains the settings.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -377,11 +378,11 @@ def sweep(
 
 def report(config: MineConfig, task: Task, mined: "Mined", judgements: "Judgements | None") -> None:
     """Write the rows and the page; say what happened."""
-    from nestling.files import replace_text
+    from nestling.files import replace_text, write_jsonl
     from nestling.mining.audit import audit_page
     from nestling.mining.judging import probabilities
     from nestling.mining.mined import summary_lines
-    from nestling.mining.rows import MinedRows, write_jsonl
+    from nestling.mining.rows import MinedRows
 
     assert config.output is not None
     written = "judge" if config.judge is not None else mined.scorer
@@ -412,6 +413,10 @@ def mined_lines(config: MineConfig, rows: "MinedRows") -> "Iterator[dict[str, An
 
 def judge_records(config: MineConfig) -> None:
     """Write the judge's scores beside the documents of the records."""
+    require(
+        int(os.environ.get("WORLD_SIZE", "1")) == 1,
+        "--judge without --retrievers runs in one process; start it with python rather than a launcher",
+    )
     from nestling.records import load_records
 
     table = load_records(
@@ -422,8 +427,9 @@ def judge_records(config: MineConfig) -> None:
 
     import torch
 
+    from nestling.files import write_jsonl
     from nestling.mining.judging import judged_records
-    from nestling.mining.rows import in_dialect, write_jsonl
+    from nestling.mining.rows import in_dialect
     from nestling.reranker import Reranker
     from nestling.scoring import ScoreTally
 

@@ -1,9 +1,11 @@
 """Files that survive a kill: a reader sees the old content or the new, never a part."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 
 def sync(path: Path) -> None:
@@ -25,15 +27,30 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes `text` (UTF-8) to `path` in one step: aside, forced onto the disk, renamed."""
+@contextmanager
+def writing(path: Path) -> Iterator[TextIO]:
+    """A file to write UTF-8 text to that becomes `path` in one step at the end, forced onto the disk, or never."""
     partial = path.with_name(f".{path.name}.partial")
     try:
+        with named(path), partial.open("w", encoding="utf-8") as stream:
+            yield stream
         with named(path):
-            partial.write_text(text, encoding="utf-8")
             sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes `text` to `path` as `writing` does."""
+    with writing(path) as stream:
+        stream.write(text)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line to `path` as `writing` does."""
+    with writing(path) as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -3,7 +3,6 @@
 Letters: n rows, D documents over all rows (`SourceRows`).
 """
 
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from nestling.embedder import Kind
-from nestling.files import named, sync
+from nestling.files import write_jsonl
 from nestling.hygiene import labels
 from nestling.hygiene.checks import Checks
 from nestling.hygiene.near import later
 from nestling.hygiene.rows import SourceRows
 from nestling.hygiene.rules import Rule
+from nestling.records import without_none
 
 NO_POSITIVE, NO_DOCUMENT = "no_positive_left", "no_document_left"
 
@@ -131,15 +131,5 @@ def _emptied(copy: Copy) -> Iterator[Dropped]:
 
 def write_copy(copy: Copy, path: Path) -> None:
     """Write what stays as JSONL in the dialect of data/README.md: whole and on the disk, or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with named(path), partial.open("w", encoding="utf-8") as stream:
-            for record in copy.rows.records(copy.keep_row, copy.keep_document):
-                row = {name: value for name, value in asdict(record).items() if value is not None}
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        sync(partial)
-        partial.rename(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+    records = copy.rows.records(copy.keep_row, copy.keep_document)
+    write_jsonl(path, (without_none(asdict(record)) for record in records))

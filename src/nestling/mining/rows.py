@@ -1,19 +1,16 @@
 """Mined records as rows of JSONL, in our own dialect or in others'."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from nestling.files import named, sync
 from nestling.metrics import Integers
 from nestling.mining.found import Scores
 from nestling.mining.mined import Mined
 from nestling.mining.pool import flat_values
-from nestling.records import Record, RecordTable
+from nestling.records import Record, RecordTable, without_none
 
 Dialect = Literal["nestling", "sentence-transformers", "flagembedding"]
 
@@ -161,22 +158,3 @@ def in_dialect(record: Record, dialect: Dialect) -> Iterator[dict[str, Any]]:
     yield without_none(
         {"query": record.query} | {their: getattr(record, ours) for ours, their in zip(names, theirs, strict=True)}
     )
-
-
-def without_none(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None}
-
-
-def write_jsonl(output: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSONL in one step: aside, forced onto the disk, renamed. OSError names the file."""
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        with named(partial), partial.open("w", encoding="utf-8") as stream:
-            for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        sync(partial)
-        partial.rename(output)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync(output.parent)

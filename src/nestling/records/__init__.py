@@ -2,7 +2,7 @@
 
 from nestling.records.beir import RetrievalSet, load_retrieval_set
 from nestling.records.load import default_name, load_records
-from nestling.records.record import Record, text_id
+from nestling.records.record import Record, text_id, without_none
 from nestling.records.summary import LoadSummary
 from nestling.records.table import RecordTable
 
@@ -15,4 +15,5 @@ __all__ = [
     "load_records",
     "load_retrieval_set",
     "text_id",
+    "without_none",
 ]

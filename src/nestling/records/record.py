@@ -1,6 +1,7 @@
 """One training row, the identity of a text, and the errors that point into a file."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import xxhash
 
@@ -26,6 +27,11 @@ class Record:
     negative_scores: tuple[float, ...] | None = None
     instruction: str | None = None
     score: float | None = None
+
+
+def without_none(row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a row that hold something, as a line of JSON has them."""
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def text_id(text: str) -> int:
