@@ -1,17 +1,24 @@
-"""What tests of train/embed.py share: small data, a command, and what a run leaves behind."""
+"""What tests of recipes and scripts share: small data, a command, and what a run leaves behind."""
 
+import io
 import json
 import random
+import shutil
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
-from ranks import ROOT, environment, python
+from ranks import ROOT, environment, python, run_recipe
 from safetensors.torch import load_file
+
+from nestling import config
 
 SUBJECTS = ["files", "folders", "users", "lines", "words", "ports", "jobs", "disks"]
 ACTIONS = ["list", "count", "sort", "remove", "find", "print"]
@@ -73,6 +80,52 @@ def arguments(model: Path, data: Path, output: Path, /, **more: object) -> list[
     return ["train/embed.py", *(f"--{name}={value}" for name, value in settings.items())]
 
 
+def run_main(main: Callable[[], None], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a script's `main` in this process, where torch is loaded already, as its command would."""
+    command, output, errors, status = ["script", *map(str, arguments)], io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+        patch.setattr(sys, "argv", command)
+        try:
+            config.run(main)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    return subprocess.CompletedProcess(command, status, output.getvalue(), errors.getvalue())
+
+
+def unloadable(model: Path, folder: Path) -> Path:
+    """A copy of a model that can be asked for its settings, and whose weights fail to load in a way of their own."""
+    shutil.copytree(model, folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    return folder
+
+
+def refusal(main: Callable[[], None], *arguments: str, folder: Path) -> str:
+    """What `main` refuses with, without the `folder` in it, where nothing is left but sources that were sound."""
+    before = set(folder.rglob("*"))
+    done = run_main(main, *arguments)
+    assert done.returncode == 2
+    new = [path for path in sorted(folder.rglob("*")) if path not in before]
+    assert [path for path in new if path.suffix != ".arrow"] == [], "only sources that were sound are in the cache"
+    assert not [path for path in new if path.name.startswith(".")]
+    lines = done.stderr.replace(f"{folder}/", "").splitlines()
+    first, *more = [line for line in lines if line and not line.startswith("Loading weights")]  # transformers' bar
+    assert first.startswith("error: ")
+    assert all(line.startswith("  ") or "rows read" in line for line in more), "a summary may follow"
+    return first.removeprefix("error: ")
+
+
+def run_and_record(command: list[str], run: Path) -> Path:
+    """Run a recipe to its end; what it printed is in stdout.txt of its folder, which is returned."""
+    (run / "stdout.txt").write_text(run_recipe(*command).stdout)
+    return run
+
+
+def assert_said(run: Path, *parts: str) -> None:
+    said = (run / "stdout.txt").read_text()
+    for part in parts:
+        assert part in said, part
+
+
 def metrics(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -86,8 +139,29 @@ def weights(run: Path, step: int) -> Mapping[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"step-{step}" / "model.safetensors")
 
 
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    """Wait until the metrics of a run have `step` lines."""
+    deadline, file = time.monotonic() + 200, run / "metrics.jsonl"
+    while not (file.exists() and file.read_text().count("\n") >= step):
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def stop_after_step(command: list[str], run: Path, step: int, number: signal.Signals) -> str:
+    """Send a signal to a run of one process once its metrics have `step` lines; what it said."""
+    process = subprocess.Popen(
+        python(*command), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(run, step, process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, said
+    return said
+
+
 def kill_after_step(command: list[str], run: Path, step: int, ranks: int) -> None:
-    """Start a run and kill it, launcher, ranks and workers, once `step` is in its metrics."""
+    """Start a run and kill it, launcher, ranks and workers, once its metrics have `step` lines."""
     process = subprocess.Popen(
         python(*command, ranks=ranks),
         cwd=ROOT,
@@ -95,11 +169,7 @@ def kill_after_step(command: list[str], run: Path, step: int, ranks: int) -> Non
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 200
-    while not ((run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for_step(run, step, process)
     # torchrun gives its ranks sessions of their own, so killing the group would leave them running.
     for each in [*psutil.Process(process.pid).children(recursive=True), process]:
         with suppress(psutil.NoSuchProcess):
@@ -111,3 +181,20 @@ def assert_same_weights(found: Mapping[str, torch.Tensor], expected: Mapping[str
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+def assert_same_run(run: Path, expected: Path, *, loss: float, weight: float) -> None:
+    """Losses and gradient norms differ by less than `loss` of themselves, weights of final/ by less than `weight`."""
+    assert losses(run).keys() == losses(expected).keys()
+    for step, wanted in losses(expected).items():
+        assert losses(run)[step] == pytest.approx(wanted, rel=loss), step
+    found, finals = (load_file(each / "final" / "model.safetensors") for each in (run, expected))
+    assert found.keys() == finals.keys()
+    for name, tensor in finals.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=weight, msg=name)
+
+
+def launched(name: str, recipe: list[str], ranks: int = 2) -> list[str]:
+    """Arguments of Python that launch a recipe by a file of configs/accelerate."""
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml"]
+    return [*launcher, "--num_processes", str(ranks), *recipe]

@@ -1,16 +1,16 @@
 """scripts/check_data.py as it is run: what it finds, the copy, the reports, and one line for what cannot work."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from nestling.config import run
+from recipes.runs import run_main
+from scripts.check_data import main
 from sets import write_beir
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_data.py"
@@ -25,7 +25,8 @@ ROWS = [
     {"query": "what is in the test set", "positives": ["mkdir new"]},
     {"query": "What is in — the test set?", "positives": ["rm -rf x"]},
 ]
-Check = Callable[..., tuple[int, str, str]]
+
+check = partial(run_main, main)
 
 
 @pytest.fixture
@@ -42,34 +43,11 @@ def held_out(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-@pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
-    """Runs the script's main in this process, where torch is loaded already; gives status, stdout and stderr."""
-    spec = importlib.util.spec_from_file_location("check_data_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "check_data_script", module)
-    spec.loader.exec_module(module)
-
-    def finish(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["check_data.py", *map(str, arguments)])
-        code = 0
-        try:
-            run(module.main)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return finish
-
-
-def test_everything_is_found_and_nothing_changed(check: Check, data: Path, held_out: Path, tmp_path: Path) -> None:
+def test_everything_is_found_and_nothing_changed(data: Path, held_out: Path, tmp_path: Path) -> None:
     before = data.read_bytes()
     report = tmp_path / "report.json"
-    code, out, err = check("--data", data, "--eval", held_out, "--report", report)
-    assert code == 0, err
+    done = check("--data", data, "--eval", held_out, "--report", report)
+    assert done.returncode == 0, done.stderr
     assert data.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "report.json", "set"]
     content = json.loads(report.read_text())
@@ -103,15 +81,15 @@ def test_everything_is_found_and_nothing_changed(check: Check, data: Path, held_
     assert examples["query_in_evaluation_queries"][1]["other_place"] == "set/test: q0"
     assert content["statistics"]["document"]["scripts"] == {"Latin": 7, "Han": 1}
     assert content["copy"] is None
-    assert f"{data}:4" in out
-    assert "training queries that are evaluation queries (2 equal, 0 nearly)" in out
+    assert f"{data}:4" in done.stdout
+    assert "training queries that are evaluation queries (2 equal, 0 nearly)" in done.stdout
 
 
-def test_the_copy_lacks_what_the_rules_name(check: Check, data: Path, held_out: Path, tmp_path: Path) -> None:
+def test_the_copy_lacks_what_the_rules_name(data: Path, held_out: Path, tmp_path: Path) -> None:
     output = tmp_path / "cleaned.jsonl"
     report = tmp_path / "report.html"
-    code, out, err = check("--data", data, "--eval", held_out, "--output", output, "--report", report)
-    assert code == 0, err
+    done = check("--data", data, "--eval", held_out, "--output", output, "--report", report)
+    assert done.returncode == 0, done.stderr
     kept = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert kept == [
         ROWS[0],
@@ -120,8 +98,8 @@ def test_the_copy_lacks_what_the_rules_name(check: Check, data: Path, held_out: 
         {**ROWS[4], "negatives": []},
         {**ROWS[5], "negatives": []},
     ]
-    assert "5 of 8 rows stay, with 8 of 16 documents" in out
-    assert f"{output} holds 5 rows; {data} is as it was" in out
+    assert "5 of 8 rows stay, with 8 of 16 documents" in done.stdout
+    assert f"{output} holds 5 rows; {data} is as it was" in done.stdout
     assert json.dumps("高雄市") not in output.read_text(encoding="utf-8")  # as people write it
     page = report.read_text(encoding="utf-8")
     assert "the cleaned copy" in page
@@ -130,45 +108,45 @@ def test_the_copy_lacks_what_the_rules_name(check: Check, data: Path, held_out: 
     assert not list(tmp_path.glob(".*partial"))
 
 
-def test_rules_can_be_chosen(check: Check, data: Path, tmp_path: Path) -> None:
+def test_rules_can_be_chosen(data: Path, tmp_path: Path) -> None:
     for rules, rows in (("[]", 8), ("near_queries", 6), ("short,repeated_rows", 5)):
         output = tmp_path / f"{rows}.jsonl"
-        code, out, err = check("--data", data, "--output", output, "--drop", rules)
-        assert code == 0, err
+        done = check("--data", data, "--output", output, "--drop", rules)
+        assert done.returncode == 0, done.stderr
         assert len(output.read_text().splitlines()) == rows
-        assert "No evaluation set was given" in out
-    code, _, err = check("--data", data, "--drop", "near_querys")
-    assert code == 2
-    assert "near_querys" in err
-    assert err.count("\n") == 1
+        assert "No evaluation set was given" in done.stdout
+    done = check("--data", data, "--drop", "near_querys")
+    assert done.returncode == 2
+    assert "near_querys" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
-def test_tokens_and_limits(check: Check, data: Path, bert: Path, tmp_path: Path) -> None:
+def test_tokens_and_limits(data: Path, bert: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     limits = ["--query_max_length", "5", "--document_max_length", "7"]
-    code, out, err = check("--data", data, "--model", bert, *limits, "--report", report)
-    assert code == 0, err
-    assert "what a limit cuts of 6 distinct queries" in out
+    done = check("--data", data, "--model", bert, *limits, "--report", report)
+    assert done.returncode == 0, done.stderr
+    assert "what a limit cuts of 6 distinct queries" in done.stdout
     tokens = json.loads(report.read_text())["statistics"]["query"]["tokens"]
     assert tokens["cuts"][0]["limit"] == 5
     assert tokens["cuts"][0]["texts"] > 0
     assert tokens["cuts"][-1]["texts"] == 0
 
 
-def test_a_beir_folder_and_graded_pairs(check: Check, held_out: Path, tmp_path: Path) -> None:
-    code, out, err = check("--data", held_out, "--split", "test", "--eval", held_out)
-    assert code == 0, err
-    assert f"{held_out}/qrels/test.tsv:2" in out
+def test_a_beir_folder_and_graded_pairs(held_out: Path, tmp_path: Path) -> None:
+    done = check("--data", held_out, "--split", "test", "--eval", held_out)
+    assert done.returncode == 0, done.stderr
+    assert f"{held_out}/qrels/test.tsv:2" in done.stdout
     pairs = tmp_path / "graded.csv"
     pairs.write_text("sentence1,sentence2,score\na dog,a cat,1\na dog,a cat,2\n")
-    code, out, err = check("--data", pairs, "--output", tmp_path / "cleaned.jsonl", "--drop", "repeated_documents")
-    assert code == 0, err
-    assert "graded pairs that an earlier row has with another score" in out
+    done = check("--data", pairs, "--output", tmp_path / "cleaned.jsonl", "--drop", "repeated_documents")
+    assert done.returncode == 0, done.stderr
+    assert "graded pairs that an earlier row has with another score" in done.stdout
     kept = [json.loads(line) for line in (tmp_path / "cleaned.jsonl").read_text().splitlines()]
     assert [row["score"] for row in kept] == [1.0, 2.0]
 
 
-def test_what_cannot_work_is_said_in_a_line(check: Check, data: Path, tmp_path: Path) -> None:
+def test_what_cannot_work_is_said_in_a_line(data: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"query": "a", "positives": ["b"]}\n{"query": "", "positives": ["b"]}\n')
     copies = tmp_path / "copies.jsonl"
@@ -188,22 +166,22 @@ def test_what_cannot_work_is_said_in_a_line(check: Check, data: Path, tmp_path: 
         (["--data", broken], f"{broken}:2: query: the text is empty"),
         (["--data", copies, "--output", tmp_path / "x.jsonl"], f"no row is left to write to {tmp_path}/x.jsonl"),
     ):
-        code, _, err = check(*arguments)
-        assert code == 2
-        assert message in err
-        assert err.count("\n") == 1
+        done = check(*arguments)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
     assert not (tmp_path / "x.jsonl").exists()
     assert len(data.read_text().splitlines()) == len(ROWS)
 
 
-def test_a_full_disk_leaves_no_half_copy(check: Check, tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_leaves_no_half_copy(tmp_path: Path, small_disk: Path) -> None:
     data = tmp_path / "many.jsonl"
     rows = ({"query": f"query {i}", "positives": [f"text {i} " * 200]} for i in range(2500))
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, _, err = check("--data", data, "--output", small_disk / "copy.jsonl", "--sample", "10")
-    assert code == 2
-    assert "No space left on device" in err
-    assert "copy.jsonl" in err
+    done = check("--data", data, "--output", small_disk / "copy.jsonl", "--sample", "10")
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "copy.jsonl" in done.stderr
     assert list(small_disk.iterdir()) == []
 
 

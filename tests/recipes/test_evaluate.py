@@ -1,22 +1,23 @@
 """scripts/evaluate.py as it is run: results, files, and one line with status 2 for everything that cannot work."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from nestling.config import run
 from nestling.reranker import Reranker
+from recipes.runs import run_main
+from scripts.evaluate import main
 
 SHORT = ["--query_max_length", "64", "--document_max_length", "64"]
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+
+evaluate = partial(run_main, main)
 
 
 @pytest.fixture(scope="module")
@@ -35,44 +36,7 @@ def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What a command left behind."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Evaluate = Callable[..., Finished]
-
-
-@pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Evaluate:
-    """Runs the script's main with the given arguments in this process, where torch is loaded already."""
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "evaluate_script", module)
-    spec.loader.exec_module(module)
-
-    def finish(*arguments: str | Path) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        code = 0
-        try:
-            run(module.main)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return Finished(code, captured.out, captured.err)
-
-    return finish
-
-
-def test_a_model_is_measured_at_every_dimension_and_precision(
-    evaluate: Evaluate, beir: Path, bert: Path, tmp_path: Path
-) -> None:
+def test_a_model_is_measured_at_every_dimension_and_precision(beir: Path, bert: Path, tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     options = ["--dims", "48,16", "--precision", "float32,binary", "--output", output, "--document_max_length", "16"]
     done = evaluate("--model", bert, "--data", beir, "--query_max_length", "16", *options)
@@ -95,7 +59,7 @@ def test_a_model_is_measured_at_every_dimension_and_precision(
         assert f"{row['metrics']['nDCG@10']:.4f}" in done.stdout
 
 
-def test_dimensions_default_to_those_of_the_model(evaluate: Evaluate, beir: Path, bert: Path, tmp_path: Path) -> None:
+def test_dimensions_default_to_those_of_the_model(beir: Path, bert: Path, tmp_path: Path) -> None:
     model = shutil.copytree(bert, tmp_path / "model")
     settings = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**settings, "matryoshka_dimensions": [8, 48, 24]}))
@@ -106,7 +70,7 @@ def test_dimensions_default_to_those_of_the_model(evaluate: Evaluate, beir: Path
     assert [row["dim"] for row in json.loads(output.read_text())["results"]] == [48, 24, 8]
 
 
-def test_bm25_and_a_run_file(evaluate: Evaluate, beir: Path, tmp_path: Path) -> None:
+def test_bm25_and_a_run_file(beir: Path, tmp_path: Path) -> None:
     done = evaluate("--first_stage", "bm25", "--data", beir, "--output", tmp_path / "bm25.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "bm25.json").read_text())["results"][0]["metrics"]["nDCG@10"] == 1.0
@@ -119,7 +83,7 @@ def test_bm25_and_a_run_file(evaluate: Evaluate, beir: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "run.json").read_text())["results"][0]["metrics"]["MRR@10"] == 0.25
 
 
-def assert_refused(done: Finished, message: str) -> None:
+def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
@@ -144,9 +108,7 @@ def assert_refused(done: Finished, message: str) -> None:
         (["--data", "{beir}", "--first_stage", "bm25", "--output", "{beir}/corpus.jsonl"], "exists"),
     ],
 )
-def test_settings_that_cannot_work(
-    evaluate: Evaluate, arguments: list[str], message: str, beir: Path, bert: Path, tmp_path: Path
-) -> None:
+def test_settings_that_cannot_work(arguments: list[str], message: str, beir: Path, bert: Path, tmp_path: Path) -> None:
     assert_refused(evaluate(*(each.format(beir=beir, model=bert, tmp=tmp_path) for each in arguments)), message)
 
 
@@ -160,7 +122,7 @@ def test_settings_that_cannot_work(
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_weights_are_read(
-    evaluate: Evaluate, arguments: list[str], message: str, beir: Path, bert: Path, tmp_path: Path
+    arguments: list[str], message: str, beir: Path, bert: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
     model.mkdir()
@@ -170,7 +132,7 @@ def test_what_does_not_fit_is_refused_before_the_weights_are_read(
     assert_refused(evaluate("--model", model, "--data", beir, *lengths, *given), message)
 
 
-def test_a_run_of_other_queries_is_refused(evaluate: Evaluate, beir: Path, tmp_path: Path) -> None:
+def test_a_run_of_other_queries_is_refused(beir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.trec"
     run.write_text("other Q0 d0 1 3 tag\n")
     done = evaluate("--first_stage", run, "--data", beir)
@@ -184,10 +146,10 @@ def test_the_command_itself() -> None:
     assert time.monotonic() - start < 5
     assert "--first_stage" in shown.stdout
     refused = subprocess.run([sys.executable, SCRIPT, "--dims", "8,8"], capture_output=True, text=True, check=False)
-    assert_refused(Finished(refused.returncode, refused.stdout, refused.stderr), "data")
+    assert_refused(refused, "data")
 
 
-def test_a_reranker_orders_the_candidates_anew(evaluate: Evaluate, beir: Path, qwen3: Path, tmp_path: Path) -> None:
+def test_a_reranker_orders_the_candidates_anew(beir: Path, qwen3: Path, tmp_path: Path) -> None:
     lists = tmp_path / "lists.jsonl"
     rows = [{"query-id": f"q{i}", "corpus-ids": ["d0", "d1", "d2"]} for i in range(2)]
     lists.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -205,7 +167,7 @@ def test_a_reranker_orders_the_candidates_anew(evaluate: Evaluate, beir: Path, q
     assert by_order["reranked"]["MRR@10"] == pytest.approx(sum(1 / (place + 1) for place in places) / 2)
 
 
-def test_an_embedder_and_a_reranker_in_turn(evaluate: Evaluate, beir: Path, bert: Path, qwen3: Path) -> None:
+def test_an_embedder_and_a_reranker_in_turn(beir: Path, bert: Path, qwen3: Path) -> None:
     done = evaluate("--model", bert, "--data", beir, "--reranker", qwen3, "--depth", "2", *SHORT)
     assert done.returncode == 0, done.stderr
     assert "4 candidates of 2 queries, 2 to 2 each" in done.stdout
@@ -225,7 +187,7 @@ def test_an_embedder_and_a_reranker_in_turn(evaluate: Evaluate, beir: Path, bert
         (["--first_stage", "bm25", "--reranker", "a/b/c"], "--reranker a/b/c: no such directory"),
     ],
 )
-def test_what_a_reranker_cannot_do(evaluate: Evaluate, beir: Path, options: list[str], message: str) -> None:
+def test_what_a_reranker_cannot_do(beir: Path, options: list[str], message: str) -> None:
     done = evaluate(*options, "--data", beir)
     assert done.returncode == 2
     assert message in done.stderr

@@ -1,11 +1,9 @@
 """scripts/mine.py as it is run."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,12 @@ import pytest
 from ranks import run_recipe
 
 from mining.small import random_rows, write_corpus, write_rows
-from nestling.config import run
 from nestling.embedder import Embedder
 from nestling.mining.pool import near_identity
 from nestling.records import load_records
 from nestling.reranker import Reranker
+from recipes.runs import run_main
+from scripts.mine import main
 from sets import WORDS, write_beir
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "mine.py"
@@ -29,41 +28,9 @@ ROWS = [
     {"query": "only wrong ones", "positives": [], "negatives": ["cat"]},
 ]
 
+pytestmark = pytest.mark.usefixtures("workplace")
 
-@dataclass(frozen=True)
-class Finished:
-    """What a command left behind."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Mine = Callable[..., Finished]
-
-
-@pytest.fixture
-def mine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Mine:
-    """Runs the script's main with the given arguments in this process, where torch is loaded already."""
-    spec = importlib.util.spec_from_file_location("mine_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "mine_script", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
-
-    def finish(*arguments: str | Path) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["mine.py", *map(str, arguments)])
-        code = 0
-        try:
-            run(module.main)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return Finished(code, captured.out, captured.err)
-
-    return finish
+mine = partial(run_main, main)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -80,7 +47,7 @@ def pairs(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "pairs.jsonl", random_rows(40))
 
 
-def test_a_judge_alone_writes_its_scores(mine: Mine, rows: Path, qwen3: Path, tmp_path: Path) -> None:
+def test_a_judge_alone_writes_its_scores(rows: Path, qwen3: Path, tmp_path: Path) -> None:
     output = tmp_path / "judged.jsonl"
     done = mine("--judge", qwen3, "--data", rows, "--output", output, "--scores", "probability")
     assert done.returncode == 0, done.stderr
@@ -124,7 +91,7 @@ def expected_negatives(pairs: Path, model: Path, *, percent: float, wanted: int)
     return found
 
 
-def test_negatives_are_those_of_a_loop(mine: Mine, pairs: Path, qwen3: Path, tmp_path: Path) -> None:
+def test_negatives_are_those_of_a_loop(pairs: Path, qwen3: Path, tmp_path: Path) -> None:
     output = tmp_path / "mined.jsonl"
     options = ["--negatives", "3", "--percent", "0.9", "--explain", "true", "--depth", "500", *SHORT]
     done = mine("--data", pairs, "--retrievers", qwen3, "--output", output, *options)
@@ -149,7 +116,7 @@ def test_negatives_are_those_of_a_loop(mine: Mine, pairs: Path, qwen3: Path, tmp
 
 
 @pytest.mark.parametrize("dialect", ["sentence-transformers", "flagembedding"])
-def test_other_dialects_hold_the_same(mine: Mine, pairs: Path, bert: Path, tmp_path: Path, dialect: str) -> None:
+def test_other_dialects_hold_the_same(pairs: Path, bert: Path, tmp_path: Path, dialect: str) -> None:
     common = ["--data", pairs, "--retrievers", f"bm25,{bert}", "--negatives", "2", *SHORT]
     ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
     assert mine(*common, "--output", ours).returncode == 0
@@ -163,7 +130,7 @@ def test_other_dialects_hold_the_same(mine: Mine, pairs: Path, bert: Path, tmp_p
     assert flat == [(row.query, row.positives[0], row.negatives) for row in map(other.__getitem__, range(len(other)))]
 
 
-def test_a_run_and_bm25_over_a_beir_folder(mine: Mine, tmp_path: Path) -> None:
+def test_a_run_and_bm25_over_a_beir_folder(tmp_path: Path) -> None:
     texts = [f"{WORDS[i % 12]} {WORDS[i % 5]} {i}" for i in range(30)]
     write_beir(tmp_path / "set", texts, ["alpha", "beta gamma"], {"q0": {"d0": 1}, "q1": {"d1": 1, "d2": 2}})
     (tmp_path / "run.trec").write_text(
@@ -186,7 +153,7 @@ def test_a_run_and_bm25_over_a_beir_folder(mine: Mine, tmp_path: Path) -> None:
     assert "no score of a positive to compare with" in done.stdout
 
 
-def test_a_judge_drops_or_relabels(mine: Mine, pairs: Path, bert: Path, qwen3: Path, tmp_path: Path) -> None:
+def test_a_judge_drops_or_relabels(pairs: Path, bert: Path, qwen3: Path, tmp_path: Path) -> None:
     common = [
         "--data",
         pairs,
@@ -221,7 +188,7 @@ def test_a_judge_drops_or_relabels(mine: Mine, pairs: Path, bert: Path, qwen3: P
     assert added > 0
 
 
-def test_given_negatives_are_judged_anew(mine: Mine, pairs: Path, bert: Path, tmp_path: Path) -> None:
+def test_given_negatives_are_judged_anew(pairs: Path, bert: Path, tmp_path: Path) -> None:
     output = tmp_path / "mined.jsonl"
     done = mine("--data", pairs, "--retrievers", "given", "--scorer", bert, "--output", output, *SHORT)
     assert done.returncode == 0, done.stderr
@@ -232,7 +199,7 @@ def test_given_negatives_are_judged_anew(mine: Mine, pairs: Path, bert: Path, tm
     assert done.returncode == mine("--data", pairs, "--retrievers", "given", "--output", tmp_path / "x").returncode - 2
 
 
-def test_a_consistency_filter(mine: Mine, bert: Path, tmp_path: Path) -> None:
+def test_a_consistency_filter(bert: Path, tmp_path: Path) -> None:
     rows = random_rows(30)
     data, output = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "mined.jsonl"
     done = mine("--data", data, "--retrievers", bert, "--consistent", "5", "--output", output, *SHORT)
@@ -259,7 +226,7 @@ def table_rows(table: Any) -> list[Any]:
     return [table[i] for i in range(len(table))]
 
 
-def test_a_sweep_measures_false_negatives(mine: Mine, bert: Path, tmp_path: Path) -> None:
+def test_a_sweep_measures_false_negatives(bert: Path, tmp_path: Path) -> None:
     texts = [f"{WORDS[i % 12]} {WORDS[i % 5]} {i}" for i in range(40)]
     everything = {f"q{i}": {f"d{j}": int(j % 12 == i) for j in range(0, 40, 2)} for i in range(0, 12, 2)}
     write_beir(tmp_path / "judged", texts, WORDS, everything)
@@ -325,7 +292,7 @@ def test_two_ranks_write_what_one_writes(
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--marjin", "1"], "did you mean 'margin'"),
     ],
 )
-def test_settings_that_cannot_work(mine: Mine, pairs: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_settings_that_cannot_work(pairs: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     done = mine("--data", pairs, *(each.format(tmp=tmp_path) for each in arguments))
     assert done.returncode == 2
     assert done.stdout == ""
@@ -340,7 +307,7 @@ def test_settings_that_cannot_work(mine: Mine, pairs: Path, tmp_path: Path, argu
         ([{"sentence1": "a", "sentence2": "b", "score": 1.0}], "graded pairs have their scores"),
     ],
 )
-def test_data_that_cannot_be_mined_for(mine: Mine, tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+def test_data_that_cannot_be_mined_for(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
     data = write_rows(tmp_path / "rows.jsonl", rows)
     done = mine("--data", data, "--retrievers", "bm25", "--output", tmp_path / "out.jsonl")
     assert done.returncode == 2
@@ -348,7 +315,7 @@ def test_data_that_cannot_be_mined_for(mine: Mine, tmp_path: Path, rows: list[di
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_disk_that_fills_leaves_nothing(mine: Mine, pairs: Path, small_disk: Path) -> None:
+def test_a_disk_that_fills_leaves_nothing(pairs: Path, small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(bytes(2 * 2**20 - 4096))
     done = mine("--data", pairs, "--retrievers", "bm25", "--output", small_disk / "out.jsonl")
     assert done.returncode == 2
