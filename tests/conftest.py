@@ -34,6 +34,12 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen3_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny Qwen3 base model, a causal language model."""
+    return tiny_qwen3(tmp_path_factory.mktemp("qwen3-base"), sentence_transformers=False)
+
+
+@pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a tiny BERT with mean pooling."""
     return tiny_bert(tmp_path_factory.mktemp("bert"))

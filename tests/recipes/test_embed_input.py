@@ -1,66 +1,32 @@
 """What train/embed.py refuses: one line that says what is wrong, status 2, before the model loads, nothing written."""
 
 import errno
-import importlib.util
 import os
 import resource
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from ranks import ROOT
+from launches import recipe
 
-from nestling.config import EmbedConfig, parse_config, run
-from recipes.runs import arguments, write_dev, write_pairs
+from nestling.config import EmbedConfig, parse_config
+from recipes.runs import arguments, refusal, unloadable, write_dev, write_pairs
 
-
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("embed_recipe", ROOT / "train" / "embed.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+RECIPE = recipe("embed")
 
 
 @pytest.fixture(scope="module")
-def unloadable(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that can be asked for its settings, and whose weights fail to load in a way of their own."""
-    folder = tmp_path_factory.mktemp("models") / "unloadable"
-    shutil.copytree(bert, folder)
-    (folder / "model.safetensors").write_bytes(b"no weights")
-    return folder
+def model(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unloadable(bert, tmp_path_factory.mktemp("models") / "unloadable")
 
 
 @pytest.fixture
-def refuse(
-    recipe: ModuleType,
-    unloadable: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Callable[..., str]:
+def refuse(model: Path, workplace: Path) -> Callable[..., str]:
     """Start the recipe in this process; returns its only line of errors, without the folder of the test."""
-    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
 
-    def started(**settings: object) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        output = settings.pop("output_dir", tmp_path / "run")
-        _, *flags = arguments(unloadable, tmp_path, Path(str(output)), **{"dims": "24", **settings})
-        with pytest.raises(SystemExit) as ended:
-            run(lambda: recipe.main(parse_config(EmbedConfig, None, flags)))
-        assert ended.value.code == 2
-        new = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
-        assert [path for path in new if path.suffix != ".arrow"] == [], "only sources that were sound are in the cache"
-        assert not [path for path in new if path.name.startswith(".")]
-        first, *more = capsys.readouterr().err.replace(f"{tmp_path}/", "").splitlines()
-        assert first.startswith("error: ")
-        assert all(line.startswith("  ") or "rows read" in line for line in more), "a summary may follow"
-        return first.removeprefix("error: ")
+    def started(output_dir: str = "run", **settings: object) -> str:
+        _, *flags = arguments(model, workplace, Path(output_dir), **{"dims": "24", **settings})
+        return refusal(lambda: RECIPE.main(parse_config(EmbedConfig, None)), *flags, folder=workplace)
 
     return started
 
@@ -137,14 +103,7 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
         ({"output_dir": "pairs.jsonl/run"}, "pairs.jsonl is a file, so that pairs.jsonl/run cannot be a folder"),
     ],
 )
-def test_settings(
-    settings: dict[str, object],
-    message: str,
-    refuse: Callable[..., str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_settings(settings: dict[str, object], message: str, refuse: Callable[..., str], tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs.jsonl", 16, "some")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
@@ -164,8 +123,8 @@ def test_a_cache_that_does_not_fit_on_the_disk(refuse: Callable[..., str], tmp_p
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_dimensions_may_come_in_any_order_and_keep_their_weights(recipe: ModuleType, bert: Path) -> None:
+def test_dimensions_may_come_in_any_order_and_keep_their_weights(bert: Path) -> None:
     flags = ["--model", str(bert), "--output_dir", "o", "--train", "a", "--dims", "16,48,24"]
     lengths = ["--query_max_length", "64", "--document_max_length", "64"]
     config = parse_config(EmbedConfig, None, [*flags, *lengths, "--dim_weights", "1,2,3"])
-    assert list(recipe.nested_dims(config).items()) == [(48, 2.0), (24, 3.0), (16, 1.0)]
+    assert list(RECIPE.nested_dims(config).items()) == [(48, 2.0), (24, 3.0), (16, 1.0)]

@@ -1,63 +1,33 @@
 """What train/rerank.py refuses: one line that says what is wrong, status 2, nothing written."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from launches import recipe as load_recipe
+from launches import recipe
 
-from nestling.config import RerankConfig, parse_config, run
-from recipes.runs import write_dev, write_pairs
-from tiny import tiny_qwen3
+from nestling.config import RerankConfig, parse_config
+from recipes.runs import refusal, unloadable, write_dev, write_pairs
 
+RECIPE = recipe("rerank")
 SCORES = {"positive_scores": [0.9], "negative_scores": [0.1]}
 
 
 @pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    return load_recipe("rerank")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen3(tmp_path_factory.mktemp("model"), sentence_transformers=False)
-
-
-@pytest.fixture(scope="module")
-def unloadable(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that can be asked for its settings, and whose weights fail to load in a way of their own."""
-    folder = tmp_path_factory.mktemp("models") / "unloadable"
-    shutil.copytree(model, folder)
-    (folder / "model.safetensors").write_bytes(b"no weights")
-    return folder
+def weightless(qwen3_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unloadable(qwen3_base, tmp_path_factory.mktemp("models") / "unloadable")
 
 
 @pytest.fixture
-def refuse(
-    recipe: ModuleType,
-    unloadable: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Callable[..., str]:
+def refuse(weightless: Path, workplace: Path) -> Callable[..., str]:
     """Start the recipe in this process, before the model loads unless it is given; returns its line of errors."""
-    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
-    monkeypatch.chdir(tmp_path)
 
     def started(**more: object) -> str:
-        settings = {"model": unloadable, "output_dir": "run", "query_max_length": 48, "document_max_length": 24}
+        settings = {"model": weightless, "output_dir": "run", "query_max_length": 48, "document_max_length": 24}
         settings |= {"batch_size": 4, "cpu": "true", **more}
         flags = [f"--{name}={value}" for name, value in settings.items()]
-        with pytest.raises(SystemExit) as ended:
-            run(lambda: recipe.main(parse_config(RerankConfig, None, flags)))
-        assert ended.value.code == 2
-        assert not Path("run").exists()
-        (line,) = (each for each in capsys.readouterr().err.splitlines() if each.startswith("error: "))
-        return line.removeprefix("error: ")
+        return refusal(lambda: RECIPE.main(parse_config(RerankConfig, None)), *flags, folder=workplace)
 
     return started
 
@@ -152,10 +122,10 @@ def test_settings(settings: dict[str, object], message: str, refuse: Callable[..
     ],
 )
 def test_what_the_model_cannot_read(
-    settings: dict[str, object], message: str, model: Path, refuse: Callable[..., str]
+    settings: dict[str, object], message: str, qwen3_base: Path, refuse: Callable[..., str]
 ) -> None:
     write(rows())
-    assert message in refuse(model=model, train="rows.jsonl", **settings)
+    assert message in refuse(model=qwen3_base, train="rows.jsonl", **settings)
 
 
 def test_encoders(bert: Path, refuse: Callable[..., str]) -> None:
