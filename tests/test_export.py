@@ -15,6 +15,7 @@ from tokenizers.processors import ByteLevel
 from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer, PreTrainedModel
 
+from gates import run_in_process
 from nestling import gate, parity
 from nestling.adapters import attach_lora
 from nestling.embedder import Embedder
@@ -22,7 +23,7 @@ from nestling.export import expect, export_embedder
 from nestling.gate import ExportError, gate_environment, require_passed
 from nestling.merged_weights import MergedWeights, computing_with
 from nestling.model_card import Card, DataLine, Score
-from nestling.parity import Expectation, GateReport, check_directory
+from nestling.parity import Expectation, check_directory
 from nestling.serving_files import rope_keys
 from nestling.weights import StoredWeights, write_weights
 from tiny import tiny_bert, tiny_qwen3
@@ -32,17 +33,6 @@ from trained import with_lora, with_noise
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 TEXTS = ["find files by size", "向量检索", "def f(x):\n    return x"]
-
-
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same gate without its process, which costs seconds to start; one test below runs the real one."""
-
-    def verify(directory: Path, expectation: Expectation) -> GateReport:
-        report = check_directory(directory, expectation)
-        require_passed(report, directory)
-        return report
-
-    monkeypatch.setattr("nestling.export.verify_export", verify)
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
@@ -147,7 +137,7 @@ def test_export_of_a_lora_decoder_passes_the_gate_in_its_own_process(
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("lora", [True, False])
 def test_export_of_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pooling: str, lora: bool) -> None:
-    in_process(monkeypatch)
+    run_in_process(monkeypatch)
     prompts = {"query": "query: ", "passage": "passage: ", "clustering": "cluster: "}
     base = tiny_bert(tmp_path / "base", pooling, prompts=prompts, normalize=lora)
     embedder = (with_lora if lora else with_noise)(Embedder.from_pretrained(base))
@@ -174,7 +164,7 @@ def test_export_of_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
 def test_export_of_a_bare_decoder_keeps_its_names_and_teaches_its_tokenizer_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_process(monkeypatch)
+    run_in_process(monkeypatch)
     base = tiny_qwen3(tmp_path / "base", sentence_transformers=False)
     embedder = with_noise(Embedder.from_pretrained(base))
     (tmp_path / ".final.partial" / "adapter").mkdir(parents=True)  # of an export that was killed
@@ -233,7 +223,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Expectatio
     root = tmp_path_factory.mktemp("exported")
     embedder = with_noise(Embedder.from_pretrained(tiny_qwen3(root / "base")))
     with pytest.MonkeyPatch.context() as patch:
-        in_process(patch)
+        run_in_process(patch)
         export_embedder(embedder, root / "final", query_max_length=32, document_max_length=32)
     return root, expect(embedder, MergedWeights(embedder.backbone), torch.float32, 32)
 
@@ -263,7 +253,7 @@ def test_gate_finds_a_planted_fault(
 
 
 def test_gate_refuses_an_adapter_that_has_learnt_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_process(monkeypatch)
+    run_in_process(monkeypatch)
     embedder = Embedder.from_pretrained(tiny_qwen3(tmp_path / "base"))
     assert isinstance(embedder.backbone, PreTrainedModel)
     embedder.backbone = attach_lora(embedder.backbone, r=4, alpha=8, dropout=0.0)  # B is zero

@@ -18,6 +18,7 @@ from sentence_transformers import CrossEncoder
 from torch import Tensor
 from transformers import AutoTokenizer, Ernie4_5Config, Ernie4_5ForCausalLM, PhiConfig, PhiForCausalLM
 
+from gates import run_in_process
 from nestling.adapters import load_lora
 from nestling.export_reranker import chat_template, export_reranker
 from nestling.gate import ExportError, require_passed
@@ -42,14 +43,7 @@ SETTINGS = RerankerSettings(instruction="Find the command", query_max_length=40,
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same gate without its process, which costs seconds to start; one test below runs the real one."""
-
-    def verify(directory: Path, expectation: ScoreExpectation) -> ScoreReport:
-        report = check_reranker(directory, expectation)
-        require_passed(report, directory)
-        return report
-
-    monkeypatch.setattr("nestling.export_reranker.verify_reranker", verify)
+    run_in_process(monkeypatch)
 
 
 def base_model(folder: Path, **settings: Any) -> Path:

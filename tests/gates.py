@@ -1,0 +1,26 @@
+"""The gates of exports without their processes, which cost seconds to start; other tests run the real ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nestling.gate import require_passed
+from nestling.parity import check_directory
+from nestling.rerank_parity import check_reranker
+
+
+def run_in_process(patch: pytest.MonkeyPatch) -> None:
+    """Let exports of embedders and rerankers verify their folders here."""
+    patch.setattr("nestling.export.verify_export", verifying(check_directory))
+    patch.setattr("nestling.export_reranker.verify_reranker", verifying(check_reranker))
+
+
+def verifying(check: Callable[[Path, Any], Any]) -> Callable[[Path, Any], Any]:
+    def verify(directory: Path, expectation: Any) -> Any:
+        report = check(directory, expectation)
+        require_passed(report, directory)
+        return report
+
+    return verify
