@@ -16,14 +16,8 @@ from nestling.rerank_collation import Labels, RerankBatch, RerankCollator
 from nestling.rerank_losses import listwise, pointwise
 from nestling.rerank_step import RerankStep
 from nestling.reranker import Reranker
-from tiny import tiny_qwen3
 
 BUDGET = 400
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen3(tmp_path_factory.mktemp("model"), sentence_transformers=False)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +72,10 @@ def gradients(reranker: Reranker) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("loss", [alone, compared])
 def test_a_full_device_gets_smaller_chunks(
-    loss: object, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    loss: object, qwen3_base: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert callable(loss)
-    reranker = Reranker.from_pretrained(model)
+    reranker = Reranker.from_pretrained(qwen3_base)
     collator = collator_of(reranker, data, whole_groups=loss is compared)
     batch = collator[Plan(0, [0, 1, 2, 3], [0] * 4)]
     backend = Plain(reranker, adamw(reranker, learning_rate=1e-3, weight_decay=0.0))
@@ -101,8 +95,8 @@ def test_a_full_device_gets_smaller_chunks(
     assert len(said) == 1
 
 
-def test_what_cannot_be_cut_is_told(model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reranker = Reranker.from_pretrained(model)
+def test_what_cannot_be_cut_is_told(qwen3_base: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker = Reranker.from_pretrained(qwen3_base)
     collator = collator_of(reranker, data, whole_groups=True)
     batch = collator[Plan(0, [0, 3], [0, 0])]
     monkeypatch.setattr(reranker, "forward", Small(reranker, 20))
@@ -113,9 +107,9 @@ def test_what_cannot_be_cut_is_told(model: Path, data: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("independent", [True, False])
 def test_ranks_end_the_step_together_where_they_can(
-    independent: bool, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    independent: bool, qwen3_base: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reranker = Reranker.from_pretrained(model)
+    reranker = Reranker.from_pretrained(qwen3_base)
     collator = collator_of(reranker, data, whole_groups=False)
     batch = collator[Plan(0, [0, 1, 2, 3], [0] * 4)]
     backend = Plain(reranker, adamw(reranker, learning_rate=1e-3, weight_decay=0.0))

@@ -14,7 +14,7 @@ from nestling.groups import GroupChunk
 from nestling.packing import AnyChunk, Chunk
 from nestling.reranker import Reranker, RerankerSettings
 from nestling.scoring import Group, Scorer, ScoreTally, logit_of, score_groups, to_chunk, windows
-from tiny import SENTENCES, tiny_qwen3
+from tiny import SENTENCES
 
 GROUPS = [
     Group("list files", [SENTENCES[0], "ls", SENTENCES[3]]),
@@ -33,11 +33,6 @@ class Counting(Reranker):
         assert not self.training and not torch.is_grad_enabled()
         self.forwards.append(chunk)
         return super().forward(chunk, in_place=in_place)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen3(tmp_path_factory.mktemp("model"), sentence_transformers=False)
 
 
 def load(folder: Path, attention: str = "auto", *, share: bool = True) -> Counting:
@@ -62,10 +57,10 @@ def one_by_one(model: Counting, groups: Sequence[Group]) -> list[Tensor]:
 @pytest.mark.parametrize("budget", [1, 100, 4096])
 @pytest.mark.parametrize("window", [1, 3, 2048])
 def test_scores_are_those_of_each_pair_alone(
-    window: int, budget: int, attention: str, share: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+    window: int, budget: int, attention: str, share: bool, qwen3_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nestling.scoring, "WINDOW", window)
-    model = load(folder, attention, share=share)
+    model = load(qwen3_base, attention, share=share)
     expected = one_by_one(model, GROUPS)
     found = list(score_groups(model, GROUPS, tokens_per_batch=budget))
     assert [each.shape for each in found] == [(3,), (5,), (1,), (2,)]
@@ -80,8 +75,8 @@ def test_scores_are_those_of_each_pair_alone(
         assert len(model.forwards) == {1: 4, 3: 3, 2048: 1}[window]
 
 
-def test_chunks_stay_within_the_budget(folder: Path) -> None:
-    model = load(folder)
+def test_chunks_stay_within_the_budget(qwen3_base: Path) -> None:
+    model = load(qwen3_base)
     list(score_groups(model, GROUPS, tokens_per_batch=200))
     assert len(model.forwards) > 1
     for chunk in model.forwards:
@@ -96,8 +91,8 @@ def test_windows_are_of_about_so_many_documents(monkeypatch: pytest.MonkeyPatch)
     assert list(windows([])) == []
 
 
-def test_what_was_read_is_counted(folder: Path) -> None:
-    model, tally = load(folder), ScoreTally(queries=1)
+def test_what_was_read_is_counted(qwen3_base: Path) -> None:
+    model, tally = load(qwen3_base), ScoreTally(queries=1)
     list(score_groups(model, GROUPS, tally=tally, tokens_per_batch=4096))
     assert (tally.queries, tally.documents) == (5, 11)
     limits = {"query_max_length": 24, "document_max_length": 32}
@@ -116,8 +111,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_is_shown_in_documents(folder: Path) -> None:
-    model = load(folder)
+def test_progress_is_shown_in_documents(qwen3_base: Path) -> None:
+    model = load(qwen3_base)
     with redirect_stderr(Terminal()) as shown:
         list(score_groups(model, GROUPS, progress="candidates"))
     assert "candidates:" in shown.getvalue()
@@ -138,9 +133,9 @@ class Others:
         return max(number, self.answers.pop(0))
 
 
-def test_ranks_run_as_many_chunks_as_the_one_that_has_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_run_as_many_chunks_as_the_one_that_has_most(qwen3_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nestling.scoring, "WINDOW", 4)
-    model = load(folder)
+    model = load(qwen3_base)
     expected = one_by_one(model, GROUPS)
     others = Others([5, 1, 9, 2, 3, 0])  # windows; chunks of each of five windows, of which this rank has three
     found = list(score_groups(model, GROUPS, tokens_per_batch=4096, agree=others))
@@ -151,8 +146,8 @@ def test_ranks_run_as_many_chunks_as_the_one_that_has_most(folder: Path, monkeyp
         torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_rank_without_queries_runs_along(folder: Path) -> None:
-    model = load(folder)
+def test_a_rank_without_queries_runs_along(qwen3_base: Path) -> None:
+    model = load(qwen3_base)
     assert list(score_groups(model, [], agree=Others([2, 1, 2]))) == []
     assert [chunk.positions for chunk in model.forwards] == [1, 1, 1]
 
@@ -167,18 +162,18 @@ class Broken(Sequence[str]):
         raise OSError("the disk went away")
 
 
-def test_errors_of_the_reading_thread_reach_the_caller(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_reading_thread_reach_the_caller(qwen3_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nestling.scoring, "WINDOW", 3)
-    model = load(folder)
+    model = load(qwen3_base)
     scores = score_groups(model, [GROUPS[0], Group("q", Broken())])
     with pytest.raises(OSError, match="the disk went away"):
         list(scores)
     assert model.training
 
 
-def test_closing_early_leaves_the_model_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_early_leaves_the_model_as_it_was(qwen3_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nestling.scoring, "WINDOW", 1)
-    model: Scorer = load(folder)
+    model: Scorer = load(qwen3_base)
     scores = score_groups(model, GROUPS)
     next(scores)
     assert not model.training
