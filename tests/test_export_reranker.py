@@ -180,10 +180,16 @@ def test_the_usage_of_the_card_runs(tmp_path: Path, shape: Shape) -> None:
 
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("shape", ["causal", "classifier"])
-def test_a_tokenizer_that_appends_special_tokens_stops_doing_so(tmp_path: Path, shape: Shape) -> None:
+@pytest.mark.parametrize("words", ["its own", "of BERT"])
+def test_a_tokenizer_that_adds_special_tokens_stops_doing_so(
+    tmp_path: Path, bert: Path, shape: Shape, words: str
+) -> None:
     base = tiny_qwen3(tmp_path / "base")  # an embedder: its weights have no prefix either
+    if words == "of BERT":
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(bert / name, base / name)
     reranker = with_noise(Reranker.from_pretrained(base))
-    assert len(reranker.tokenizer("a")["input_ids"]) == 2
+    assert len(reranker.tokenizer("a")["input_ids"]) > 1
     report = export_reranker(reranker, tmp_path / "final", shape=shape)
     assert report.changed == report.tensors == 24
     assert len(AutoTokenizer.from_pretrained(tmp_path / "final")("a")["input_ids"]) == 1

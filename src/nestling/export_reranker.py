@@ -189,15 +189,15 @@ def padding_token(reranker: Reranker) -> str:
 def write_reranker_tokenizer(reranker: Reranker, folder: Path) -> None:
     """The base's tokenizer files, byte for byte, but for what would break a reader or add special tokens."""
     base, tokenizer = BaseFiles(reranker.source), reranker.tokenizer
-    original = base.path("tokenizer.json")
+    original, config = base.path("tokenizer.json"), tokenizer_config(base)
     if original is None or tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
         backend = copy_backend(tokenizer)
         backend.post_processor = None
         backend.save(str(folder / "tokenizer.json"))
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # BertTokenizer and others would put them back
     else:
         shutil.copyfile(original, folder / "tokenizer.json")
     copy_tokenizer_files(base, folder)
-    config = tokenizer_config(base)
     if tokenizer.pad_token is None:
         config["pad_token"] = padding_token(reranker)
     write_json(folder / "tokenizer_config.json", config)

@@ -1,5 +1,6 @@
 """Checkpoints under kills, damage and full disks."""
 
+import ctypes
 import errno
 import itertools
 import multiprocessing
@@ -8,7 +9,6 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterable
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import pytest
@@ -94,7 +94,7 @@ def kill_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, deadly(getattr(module, name)))
 
 
-def save_steps(checkpoints: Checkpoints, steps: Iterable[int], done: "Synchronized[int]", size: int = 8) -> None:
+def save_steps(checkpoints: Checkpoints, steps: Iterable[int], done: ctypes.c_int, size: int = 8) -> None:
     for step in steps:
         checkpoints.save(step, writer(step, size), best_step=1)
         done.value = step
@@ -103,12 +103,12 @@ def save_steps(checkpoints: Checkpoints, steps: Iterable[int], done: "Synchroniz
 def test_a_kill_before_any_disk_operation_leaves_the_last_complete_checkpoint(tmp_path: Path) -> None:
     """Steps 1, 2, 2 again and 3, with the rotation, killed at every operation in turn."""
 
-    def save_until_killed(call: int, checkpoints: Checkpoints, done: "Synchronized[int]") -> None:
+    def save_until_killed(call: int, checkpoints: Checkpoints, done: ctypes.c_int) -> None:
         kill_at(call, pytest.MonkeyPatch())
         save_steps(checkpoints, (1, 2, 2, 3), done)
 
     for call in itertools.count():
-        checkpoints, done = Checkpoints(tmp_path / str(call), keep=1), fork.Value("i", 0)
+        checkpoints, done = Checkpoints(tmp_path / str(call), keep=1), fork.Value("i", 0, lock=False)
         process = fork.Process(target=save_until_killed, args=(call, checkpoints, done))
         process.start()
         process.join()
@@ -126,7 +126,7 @@ def test_a_kill_before_any_disk_operation_leaves_the_last_complete_checkpoint(tm
 def test_kills_at_random_moments_leave_the_last_complete_checkpoint(tmp_path: Path) -> None:
     checkpoints, latest = Checkpoints(tmp_path, keep=2), 0
     for delay in random.Random(0).choices([0.005, 0.01, 0.02, 0.03, 0.05, 0.08], k=15):
-        done = fork.Value("i", latest)
+        done = fork.Value("i", latest, lock=False)  # the lock would stay with a process killed in it
         process = fork.Process(target=save_steps, args=(checkpoints, itertools.count(latest + 1), done, 1 << 20))
         process.start()
         time.sleep(delay)

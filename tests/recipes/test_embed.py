@@ -5,44 +5,39 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from ranks import ROOT, environment, python, run_recipe
+from ranks import run_recipe
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from recipes.runs import (
     arguments,
+    assert_said,
     assert_same_weights,
     kill_after_step,
     losses,
     metrics,
+    run_and_record,
+    stop_after_step,
     weights,
-    write_data,
     write_pairs,
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def finished(qwen3: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run with evaluation, on the path of Qwen3-Embedding with LoRA."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    result = run_recipe(*arguments(qwen3, data, run, dev=data / "dev", max_steps=8, eval_steps=4, tensorboard="true"))
-    (run / "stdout.txt").write_text(result.stdout)
-    return run
+    more = {"max_steps": 8, "eval_steps": 4, "tensorboard": "true"}
+    return run_and_record(arguments(qwen3, data, run, dev=data / "dev", **more), run)
 
 
 def test_a_run_says_what_it_will_do_and_did(finished: Path) -> None:
-    said = (finished / "stdout.txt").read_text()
-    for expected in (
+    assert_said(
+        finished,
         "48 rows read, 48 kept",
         "global batch",
         "8 queries, 8 on each process",
@@ -51,8 +46,7 @@ def test_a_run_says_what_it_will_do_and_did(finished: Path) -> None:
         "truncated",
         "parity gate passed",
         "nDCG@10 before",
-    ):
-        assert expected in said, expected
+    )
 
 
 def test_metrics_have_a_line_a_step_and_the_evaluations(finished: Path) -> None:
@@ -137,15 +131,7 @@ def test_a_signal_saves_says_so_and_the_run_goes_on(
 ) -> None:
     run = tmp_path / "run"
     command = arguments(bert, data, run, max_steps=400)
-    process = subprocess.Popen(
-        python(*command), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 3):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, said
+    said = stop_after_step(command, run, 3, number)
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert f"stopped by {number.name}; saved {checkpoint}; go on with the same command and --resume true" in said
     step = int(checkpoint.name.removeprefix("step-"))

@@ -6,14 +6,9 @@ from pathlib import Path
 import pytest
 from ranks import run_recipe
 
-from recipes.runs import arguments, kill_after_step, losses, metrics, write_data
+from recipes.runs import arguments, kill_after_step, losses, metrics
 
 STEPS = 10
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def command(model: Path, data: Path, run: Path, **more: object) -> list[str]:

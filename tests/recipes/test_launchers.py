@@ -6,48 +6,23 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from ranks import ROOT, environment, run_recipe
-from safetensors.torch import load_file
 
-from recipes.runs import arguments, kill_after_step, losses, write_data
+from recipes.runs import arguments, assert_same_run, kill_after_step, launched, losses, wait_for_step
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.usefixtures("builds")]
 
 STEPS = 10
-
-
-@pytest.fixture(scope="module", autouse=True)
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """DeepSpeed compiles a kernel on first use: ninja of this environment has to be found, and a place to build in."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        if "TORCH_EXTENSIONS_DIR" not in os.environ:
-            patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("extensions")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def settings(model: Path, data: Path, run: Path, **more: object) -> list[str]:
     """The recipe and its arguments; without dropout, which differs between ranks."""
     changed = {"max_steps": STEPS, "save_steps": 2, "lora.dropout": 0.0, "learning_rate": 1e-3, **more}
     return arguments(model, data, run, **changed)
-
-
-def launched(name: str, recipe: list[str], ranks: int = 2) -> list[str]:
-    """Arguments of Python that launch a recipe by a file of configs/accelerate."""
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml"]
-    return [*launcher, "--num_processes", str(ranks), *recipe]
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +33,10 @@ def alone(qwen3: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return run
 
 
-def assert_same_run(run: Path, alone: Path) -> None:
+def assert_same(run: Path, alone: Path) -> None:
     """Losses, gradient norms and final/ are those of one process."""
     assert sorted(losses(run)) == list(range(1, STEPS + 1))
-    for step, expected in losses(alone).items():
-        assert losses(run)[step] == pytest.approx(expected, rel=1e-4), step
-    found, wanted = (load_file(each / "final" / "model.safetensors") for each in (run, alone))
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
+    assert_same_run(run, alone, loss=1e-4, weight=1e-5)
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
@@ -75,7 +45,7 @@ def test_deepspeed_resumed_after_a_kill(name: str, alone: Path, qwen3: Path, dat
     whole, run = tmp_path / "whole", tmp_path / "run"
     result = run_recipe(*launched(name, settings(qwen3, data, whole)))
     assert f"2 (DeepSpeed ZeRO-{name[-1]})" in result.stdout
-    assert_same_run(whole, alone)
+    assert_same(whole, alone)
 
     step = random.randint(4, STEPS - 2)  # when there has been a checkpoint
     kill_after_step(launched(name, settings(qwen3, data, run)), run, step, 1)
@@ -85,14 +55,14 @@ def test_deepspeed_resumed_after_a_kill(name: str, alone: Path, qwen3: Path, dat
     assert f"cannot be resumed with DeepSpeed ZeRO-{name[-1]} on 1 ranks" in refused.stderr
     run_recipe(*launched(name, settings(qwen3, data, run)), "--resume=true")
     assert losses(run) == losses(whole), f"killed after step {step}"
-    assert_same_run(run, alone)
+    assert_same(run, alone)
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2-offload"])
 def test_deepspeed_trains_as_one_process(name: str, alone: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
     run_recipe(*launched(name, settings(qwen3, data, tmp_path / "run")))
-    assert_same_run(tmp_path / "run", alone)
+    assert_same(tmp_path / "run", alone)
 
 
 def test_zero3_trains_all_weights_in_shards(qwen3: Path, data: Path, tmp_path: Path) -> None:
@@ -110,7 +80,7 @@ def test_zero3_trains_all_weights_in_shards(qwen3: Path, data: Path, tmp_path: P
     result = run_recipe(*launcher, *settings(qwen3, data, run, **more))
     (trained,) = (line for line in first.stdout.splitlines() if line.startswith("  trained "))
     assert trained in result.stdout
-    assert_same_run(run, alone)
+    assert_same(run, alone)
 
 
 def test_ddp_on_a_cpu_stopped_by_its_launcher(alone: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
@@ -132,7 +102,7 @@ def test_ddp_on_a_cpu_stopped_by_its_launcher(alone: Path, qwen3: Path, data: Pa
     assert "stopped by SIGTERM; saved" in output + errors
     assert len(list((run / "checkpoints").glob("step-*"))) == 1
     run_recipe(*command, "--resume=true")
-    assert_same_run(run, alone)
+    assert_same(run, alone)
 
 
 # Two machines of one process each, both at once; SLURM's own options are dropped.
@@ -179,7 +149,7 @@ def test_a_slurm_job_of_two_machines_preempted_and_queued_again(
     assert (tmp_path / "scontrol").read_text().split() == ["requeue", str(os.getpid())]
     assert len(list((run / "checkpoints").glob("step-*"))) == 1
     subprocess.run(command, cwd=ROOT, env=environment(**variables), check=True, timeout=280)
-    assert_same_run(run, alone)
+    assert_same(run, alone)
 
 
 @pytest.mark.parametrize(
@@ -206,12 +176,3 @@ def test_a_backend_that_accelerate_would_drop_is_refused(
     assert result.returncode != 0
     assert message in result.stderr
     assert not (tmp_path / "run").exists()
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 200
-    file = run / "metrics.jsonl"
-    while not (file.exists() and len(file.read_text().splitlines()) >= step):
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)

@@ -1,39 +1,32 @@
 """train/rerank.py as users start it: real commands, real ranks, real kills."""
 
-import importlib.util
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from ranks import ROOT, environment, python, run_recipe
+from ranks import run_recipe
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from nestling.reranker import Reranker
-from recipes.runs import assert_same_weights, kill_after_step, losses, metrics, weights, write_data
-from tiny import tiny_qwen3
+from recipes.runs import (
+    assert_said,
+    assert_same_run,
+    assert_same_weights,
+    kill_after_step,
+    launched,
+    losses,
+    metrics,
+    run_and_record,
+    stop_after_step,
+    weights,
+)
 
 STEPS = 10
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen3 base model."""
-    return tiny_qwen3(tmp_path_factory.mktemp("model"), sentence_transformers=False)
 
 
 def arguments(model: Path, data: Path, output: Path, /, **more: object) -> list[str]:
@@ -63,17 +56,15 @@ def arguments(model: Path, data: Path, output: Path, /, **more: object) -> list[
 
 
 @pytest.fixture(scope="module")
-def finished(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(qwen3_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run with evaluation, that nobody interrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    result = run_recipe(*arguments(model, data, run))
-    (run / "stdout.txt").write_text(result.stdout)
-    return run
+    return run_and_record(arguments(qwen3_base, data, run), run)
 
 
 def test_a_run_says_what_it_will_do_and_did(finished: Path) -> None:
-    said = (finished / "stdout.txt").read_text()
-    for expected in (
+    assert_said(
+        finished,
         "48 rows read, 48 kept",
         "bm25: ",
         "their order: nDCG@10",
@@ -87,9 +78,8 @@ def test_a_run_says_what_it_will_do_and_did(finished: Path) -> None:
         "(common beginnings run once)",
         "parity gates passed",
         "nDCG@10 before",
-    ):
-        assert expected in said, expected
-    (shared,) = re.findall(r"tokens each, (0\.\d+) positions a token", said)
+    )
+    (shared,) = re.findall(r"tokens each, (0\.\d+) positions a token", (finished / "stdout.txt").read_text())
     assert float(shared) < 0.8
 
 
@@ -106,9 +96,9 @@ def test_metrics_have_a_line_a_step_and_the_evaluations(finished: Path) -> None:
     assert losses(finished)[STEPS][0] < losses(finished)[1][0]
 
 
-def test_the_result_loads_and_is_what_was_trained(finished: Path, model: Path) -> None:
+def test_the_result_loads_and_is_what_was_trained(finished: Path, qwen3_base: Path) -> None:
     final = finished / "final"
-    trained, base = Reranker.from_pretrained(final), Reranker.from_pretrained(model, settings=None)
+    trained, base = Reranker.from_pretrained(final), Reranker.from_pretrained(qwen3_base, settings=None)
     assert (trained.settings.suffix, trained.settings.instruction) == ("?", "Judge the command")
     assert (trained.settings.query_max_length, trained.settings.document_max_length) == (48, 24)
     pairs = [("list files", "how to list the files"), ("list files", "count users")]
@@ -124,30 +114,16 @@ def test_the_result_loads_and_is_what_was_trained(finished: Path, model: Path) -
     assert {path.name for path in finished.iterdir()} >= {"config.yaml", "run.json", "metrics.jsonl", "checkpoints"}
 
 
-def stop_after_step(command: Sequence[str], run: Path, step: int) -> str:
-    """Send SIGTERM once `step` is in the metrics; what the run said."""
-    process = subprocess.Popen(
-        python(*command), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > step):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, said
-    return said
-
-
 @pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_stopped_killed_and_resumed_equals_uninterrupted(
-    dropout: float, finished: Path, model: Path, data: Path, tmp_path: Path
+    dropout: float, finished: Path, qwen3_base: Path, data: Path, tmp_path: Path
 ) -> None:
     whole, run = finished, tmp_path / "run"
-    command = arguments(model, data, run, **{"lora.dropout": dropout})
+    command = arguments(qwen3_base, data, run, **{"lora.dropout": dropout})
     if dropout:
         whole = tmp_path / "whole"
-        run_recipe(*arguments(model, data, whole, **{"lora.dropout": dropout}))
-    said = stop_after_step(command, run, random.randint(1, 3))
+        run_recipe(*arguments(qwen3_base, data, whole, **{"lora.dropout": dropout}))
+    said = stop_after_step(command, run, random.randint(2, 4), signal.SIGTERM)  # the first is of the evaluation
     assert "stopped by SIGTERM; saved " in said
     assert "go on with the same command and --resume true" in said
     kill_after_step([*command, "--resume=true"], run, random.randint(6, 9), 1)  # among which is an evaluation or two
@@ -162,45 +138,25 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(
 
 
 @pytest.mark.slow  # tests/distributed/test_rerank_ranks.py has two ranks in every run
-def test_two_ranks_take_the_steps_of_one(finished: Path, model: Path, data: Path, tmp_path: Path) -> None:
+def test_two_ranks_take_the_steps_of_one(finished: Path, qwen3_base: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = run_recipe(*arguments(model, data, run), ranks=2)
+    result = run_recipe(*arguments(qwen3_base, data, run), ranks=2)
     assert "2 (DDP)" in result.stdout
     assert "8 queries, 4 on each process" in result.stdout
-    assert_same_run(run, finished)
-
-
-def assert_same_run(run: Path, finished: Path) -> None:
-    for step, expected in losses(finished).items():
-        assert losses(run)[step] == pytest.approx(expected, rel=2e-4), step
-    found, wanted = (load_file(each / "final" / "model.safetensors") for each in (run, finished))
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4, msg=name)
+    assert_same_run(run, finished, loss=2e-4, weight=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("builds")
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_deepspeed_takes_the_steps_of_one(
-    name: str,
-    finished: Path,
-    model: Path,
-    data: Path,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, finished: Path, qwen3_base: Path, data: Path, tmp_path: Path
 ) -> None:
-    if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("the deepspeed extra is not installed")
-    # DeepSpeed compiles a kernel on first use: ninja of this environment has to be found, and a place to build in.
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if "TORCH_EXTENSIONS_DIR" not in os.environ:
-        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.getbasetemp() / "extensions"))
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml"]
-    result = run_recipe(*launcher, "--num_processes", "2", *arguments(model, data, tmp_path / "run"))
+    pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    result = run_recipe(*launched(name, arguments(qwen3_base, data, tmp_path / "run")))
     assert f"2 (DeepSpeed ZeRO-{name[-1]})" in result.stdout
-    assert_same_run(tmp_path / "run", finished)
+    assert_same_run(tmp_path / "run", finished, loss=2e-4, weight=1e-4)
 
 
 @pytest.mark.slow
@@ -213,9 +169,9 @@ def test_deepspeed_takes_the_steps_of_one(
     ],
     ids=["vocabulary", "listwise", "bf16"],
 )
-def test_other_settings_train(more: dict[str, object], model: Path, data: Path, tmp_path: Path) -> None:
+def test_other_settings_train(more: dict[str, object], qwen3_base: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = run_recipe(*arguments(model, data, run, **more))
+    result = run_recipe(*arguments(qwen3_base, data, run, **more))
     assert "parity gates passed" in result.stdout
     assert losses(run)[STEPS][0] < losses(run)[1][0]
 
@@ -233,19 +189,19 @@ def unusual(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-def test_graded_pairs_and_rows_of_negatives_train(model: Path, data: Path, unusual: str, tmp_path: Path) -> None:
+def test_graded_pairs_and_rows_of_negatives_train(qwen3_base: Path, data: Path, unusual: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = run_recipe(*arguments(model, data, run, train=unusual, dev="[]", max_steps=4))
+    result = run_recipe(*arguments(qwen3_base, data, run, train=unusual, dev="[]", max_steps=4))
     assert "parity gates passed" in result.stdout
     assert sorted(losses(run)) == [1, 2, 3, 4]
     assert all(loss > 0 and norm > 0 for loss, norm in losses(run).values())
 
 
 def test_a_dry_run_tries_chunks_of_several_sizes_and_writes_nothing(
-    model: Path, data: Path, unusual: str, tmp_path: Path
+    qwen3_base: Path, data: Path, unusual: str, tmp_path: Path
 ) -> None:
     """On graded pairs and rows of negatives, which it takes forward and backward."""
-    result = run_recipe(*arguments(model, data, tmp_path / "run", train=unusual, dev="[]", dry_run="true"))
+    result = run_recipe(*arguments(qwen3_base, data, tmp_path / "run", train=unusual, dev="[]", dry_run="true"))
     assert re.search(r"tokens a step; fastest here: --chunk_tokens (32|64|128|256|512)$", result.stdout.strip())
     assert "positions a token" in result.stdout
     assert not (tmp_path / "run").exists()
