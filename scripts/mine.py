@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from nestling.mining.asked import Asked
     from nestling.mining.candidates import Candidates
+    from nestling.mining.found import Found
     from nestling.mining.judgements import Judgements
     from nestling.mining.judging import Judge
     from nestling.mining.lists import Lists
@@ -67,6 +69,8 @@ def main() -> None:
     for model in [*embedders, *models_of([config.judge])]:
         check_model(model)
     require(config.ceiling is None or bool(embedders), "ceiling needs an embedder, whose cosines it bounds")
+    if config.index is not None:
+        check_index(config.index, config.index_search, models_of([*config.retrievers]))
     if not config.retrievers:
         judge_records(config)
         return
@@ -146,6 +150,17 @@ def check_model(model: str) -> None:
     require(Path(model).is_dir() or hub_id, f"{model}: no such file or directory; expected bm25, a model or a run file")
 
 
+def check_index(factory: str, search: str | None, models: list[str]) -> None:
+    """Refuse what FAISS cannot build for the models that search, before any is loaded."""
+    require(bool(models), "index needs an embedder among the retrievers, whose candidates are found in it")
+    require(find_spec("faiss") is not None, "index needs FAISS, which is not installed; pip install 'nestling[faiss]'")
+    from nestling.embedder import read_width
+    from nestling.mining.approximate import Index
+
+    for model in models:
+        Index(factory, search).empty(read_width(model))
+
+
 def open_task(config: MineConfig) -> Task:
     """Start the ranks and read the data."""
     import numpy as np
@@ -211,7 +226,11 @@ def open_retriever(config: MineConfig, task: Task, spec: str, name: str) -> "Ret
         progress=task.main and sys.stderr.isatty(),
     )
     task.say(*(f"{name}: {note}" for note in dense.notes))
-    return dense
+    if config.index is None:
+        return dense
+    from nestling.mining.approximate import Index
+
+    return replace(dense, neighbours=Index(config.index, config.index_search))
 
 
 def precision_of(config: MineConfig) -> "torch.dtype":
@@ -252,6 +271,8 @@ def find_candidates(
 
     searching = list(retrievers)[: len(config.retrievers)]
     found = {name: retrievers[name].search(config.depth) for name in searching}
+    if config.index is not None:
+        say_recall(task, dense_ones({name: retrievers[name] for name in searching}), found)
     candidates, lists = unite(found), known_rows(task.asked, task.pool)
     trusted = np.ones(len(lists.values), dtype=bool)
     if scorer == "judge":
@@ -265,6 +286,16 @@ def find_candidates(
     if config.least_score is not None:
         trusted &= scores >= config.least_score
     return candidates, Positives(lists, {scorer: scores}, trusted)
+
+
+def say_recall(task: Task, searching: "dict[str, Dense]", found: "dict[str, Found]") -> None:
+    """Say what an index missed."""
+    from nestling.mining.approximate import RECALL_QUERIES, recall
+
+    for name, dense in searching.items():
+        share = recall(found[name], dense.queries, dense.documents, dense.size, dense.device)
+        depth, queries = min(found[name].rows.shape[1], dense.size), min(RECALL_QUERIES, len(task.asked))
+        task.say(f"{name}: the index found {share:.1%} of the {depth:,} nearest documents of each of {queries} queries")
 
 
 def fill(candidates: "Candidates", scorer: "Retriever") -> "Candidates":

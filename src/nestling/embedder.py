@@ -196,6 +196,11 @@ def read_model_files(model: str) -> ModelFiles:
     )
 
 
+def read_width(model: str | Path) -> int:
+    """Width of the embeddings of a directory or hub id, without its weights; ValueError if there is no config.json."""
+    return int(read_config(model, read_model_files(str(model)).subfolder).hidden_size)
+
+
 def read_pooling(config: dict[str, Any], model: str) -> Pooling:
     """The pooling of a sentence-transformers file, in the older schema (booleans) or the newer (one name)."""
     flags = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True]

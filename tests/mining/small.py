@@ -1,4 +1,4 @@
-"""Small records and pools for tests of mining."""
+"""Small records, pools and embeddings for tests of mining."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from nestling.mining.asked import Asked
+from nestling.mining.found import Found
 from nestling.mining.pool import Pool, flat_values, open_pool
+from nestling.mining.vectors import Vectors
 from nestling.records import RecordTable, load_records
 from sets import WORDS
 
@@ -44,3 +46,28 @@ def opened(rows: Path, corpus: Path | None = None) -> tuple[RecordTable, Asked, 
     asked = Asked.of(table)
     needed = np.concatenate([asked.known.values, flat_values(table, "negative_ids")])
     return table, asked, open_pool(table, corpus, needed, progress=False)
+
+
+def make_vectors(values: np.ndarray, height: int) -> Vectors:
+    halves = values.astype(np.float16)
+    return Vectors([halves[start : start + height] for start in range(0, len(halves), height)], height)
+
+
+def coarse(rng: np.random.Generator, count: int, dim: int = 6) -> np.ndarray:
+    """Values whose products are exact in float32, many of them equal."""
+    return rng.integers(-8, 9, (count, dim)) / 16
+
+
+def reference(queries: np.ndarray, documents: np.ndarray, depth: int) -> Found:
+    """All scores in float64, sorted."""
+    scores = queries.astype(np.float64) @ documents.astype(np.float64).T
+    order = np.lexsort((np.broadcast_to(np.arange(scores.shape[1]), scores.shape), -scores), axis=1)[:, :depth]
+    found = Found.nothing(len(queries), depth)
+    found.rows[:, : order.shape[1]] = order
+    found.scores[:, : order.shape[1]] = np.take_along_axis(scores, order, axis=1)
+    return found
+
+
+def unit(rng: np.random.Generator, count: int, dim: int = 384) -> np.ndarray:
+    values = rng.standard_normal((count, dim)).astype(np.float32)
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)

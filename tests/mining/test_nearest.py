@@ -9,31 +9,10 @@ import torch
 from ranks import run_ranks
 
 import nestling.mining.nearest
-from nestling.mining.found import Found
+from mining.small import coarse, make_vectors, reference, unit
 from nestling.mining.nearest import nearest
-from nestling.mining.vectors import Vectors
 
 CPU = torch.device("cpu")
-
-
-def make_vectors(values: np.ndarray, height: int) -> Vectors:
-    halves = values.astype(np.float16)
-    return Vectors([halves[start : start + height] for start in range(0, len(halves), height)], height)
-
-
-def coarse(rng: np.random.Generator, count: int, dim: int = 6) -> np.ndarray:
-    """Values whose products are exact in float32, many of them equal."""
-    return rng.integers(-8, 9, (count, dim)) / 16
-
-
-def reference(queries: np.ndarray, documents: np.ndarray, depth: int) -> Found:
-    """All scores in float64, sorted."""
-    scores = queries.astype(np.float64) @ documents.astype(np.float64).T
-    order = np.lexsort((np.broadcast_to(np.arange(scores.shape[1]), scores.shape), -scores), axis=1)[:, :depth]
-    found = Found.nothing(len(queries), depth)
-    found.rows[:, : order.shape[1]] = order
-    found.scores[:, : order.shape[1]] = np.take_along_axis(scores, order, axis=1)
-    return found
 
 
 @pytest.mark.parametrize(("height", "group"), [(7, 32), (64, 4), (100, 32), (300, 8), (1000, 32)])
@@ -50,11 +29,6 @@ def test_neighbours_and_scores_equal_enumeration(
     assert found.rows.tolist() == expected.rows.tolist()
     assert np.array_equal(found.scores, expected.scores, equal_nan=True)
     assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
-
-
-def unit(rng: np.random.Generator, count: int, dim: int = 384) -> np.ndarray:
-    values = rng.standard_normal((count, dim)).astype(np.float32)
-    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
 
 
 def test_scores_are_those_of_float64(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ranks import run_recipe
 
+import scripts.mine
 from mining.small import random_rows, write_corpus, write_rows
 from nestling.embedder import Embedder
 from nestling.mining.pool import near_identity
@@ -274,6 +275,43 @@ def test_two_ranks_write_what_one_writes(
     assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
 
 
+@pytest.mark.parametrize("index", ["Flat", "IVF4,Flat --index_search nprobe=4"])
+def test_an_index_that_looks_at_everything_changes_nothing(pairs: Path, bert: Path, tmp_path: Path, index: str) -> None:
+    pytest.importorskip("faiss", reason="the faiss extra is not installed")
+    common = ["--data", pairs, "--retrievers", f"bm25,{bert}", "--depth", "20", *SHORT]
+    assert mine(*common, "--output", tmp_path / "exact.jsonl").returncode == 0
+    done = mine(*common, "--output", tmp_path / "indexed.jsonl", "--index", *index.split())
+    assert done.returncode == 0, done.stderr
+    asked = len({(row["query"], row.get("instruction")) for row in read(pairs)})
+    assert f"{bert.name}: the index found 100.0% of the 20 nearest documents of each of {asked} queries" in done.stdout
+    for row, exact in zip(read(tmp_path / "indexed.jsonl"), read(tmp_path / "exact.jsonl"), strict=True):
+        for name in ("positive_scores", "negative_scores"):
+            assert row.pop(name) == pytest.approx(exact.pop(name), abs=1e-6)
+        assert row == exact
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("IVF4;Flat", "index: FAISS refuses IVF4;Flat: could not parse index string"),
+        ("PQ7", "(d) should be a multiple of the number of subquantizers (M)"),
+        ("IVF4,Flat --index_search nprob=4", "refuses IVF4,Flat with nprob=4: "),
+    ],
+)
+def test_an_index_that_cannot_be_built(pairs: Path, bert: Path, tmp_path: Path, index: str, message: str) -> None:
+    pytest.importorskip("faiss", reason="the faiss extra is not installed")
+    done = mine("--data", pairs, "--retrievers", bert, "--output", tmp_path / "a", "--index", *index.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts.mine, "find_spec", lambda name: None)
+    done = mine("--data", pairs, "--retrievers", bert, "--output", tmp_path / "a", "--index", "Flat")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "index needs FAISS, which is not installed; pip install 'nestling[faiss]'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -289,6 +327,8 @@ def test_two_ranks_write_what_one_writes(
         (["--retrievers", "bm25,{tmp}/nowhere", "--output", "{tmp}/a"], "nowhere: no such file or directory"),
         (["--retrievers", "bm25", "--output", "{tmp}/no/a"], "the folder {tmp}/no does not exist"),
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--ceiling", "0.9"], "ceiling needs an embedder"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a", "--index", "Flat"], "index needs an embedder"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a", "--index_search", "a=1"], "index_search is for an index"),
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--marjin", "1"], "did you mean 'margin'"),
     ],
 )

@@ -20,6 +20,10 @@ class MineConfig:
         retrievers: bm25, directories or hub ids of embedders, TREC run files, and given, the negatives of the records;
             with commas between.
         depth: Candidates of a query that each retriever finds.
+        index: FAISS index in which embedders find candidates, as a string for its factory, such as IVF4096,PQ64x4fs;
+            by default they are found exactly.
+        index_search: FAISS's settings of a search in it, such as nprobe=64; by default IVF looks into the root of its
+            lists' number.
         query_max_length: Tokens of a query, its prompt and end token included.
         document_max_length: Tokens of a document, likewise.
         compute: Precision of the models; bf16 is quicker where the hardware has it.
@@ -56,6 +60,8 @@ class MineConfig:
     corpus: str | None = None
     retrievers: list[str] = field(default_factory=list)
     depth: int = 100
+    index: str | None = None
+    index_search: str | None = None
     query_max_length: int = 512
     document_max_length: int = 512
     compute: Literal["fp32", "bf16"] = "fp32"
@@ -93,6 +99,7 @@ class MineConfig:
             bool(self.retrievers or self.judge), "give --retrievers to mine with, or a --judge that scores the rows"
         )
         require(len(set(self.retrievers)) == len(self.retrievers), "retrievers: one is given twice")
+        require(self.index is not None or self.index_search is None, "index_search is for an index, and none is given")
         require(self.sweep != (self.output is not None), "give either an --output or --sweep, which writes none")
         require(bool(self.retrievers) or not self.sweep, "a sweep needs --retrievers")
         require(self.seed >= 0, f"seed is {self.seed}, expected 0 or more")

@@ -3,7 +3,7 @@
 Letters: Q queries, P given pairs of a query and a document.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +27,9 @@ from nestling.retrieval.ranks import reduce_sum, share
 
 # Pairs whose embeddings are in memory at a time.
 PAIR_BLOCK = 8192
+
+# Queries, documents, how many of these, how many of a query, and the device, as of `nearest`.
+Neighbours = Callable[[Vectors, Vectors, int, int, torch.device], Found]
 
 
 class Retriever(Protocol):
@@ -57,6 +60,7 @@ class Dense:
         size: How many of these can be found.
         device: Where scores are computed.
         notes: What encoding took.
+        neighbours: How documents are found: `nearest`, or an `approximate.Index`.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Dense:
     size: int
     device: torch.device
     notes: Sequence[str] = ()
+    neighbours: Neighbours = nearest
 
     @classmethod
     def encode(
@@ -106,7 +111,7 @@ class Dense:
         return cls(name, queries, documents, pool.size, embedder.device, notes)
 
     def search(self, depth: int) -> Found:
-        return nearest(self.queries, self.documents, self.size, depth, self.device)
+        return self.neighbours(self.queries, self.documents, self.size, depth, self.device)
 
     def score(self, queries: Integers, rows: Integers) -> Scores:
         return products(self.queries, queries, self.documents, rows)

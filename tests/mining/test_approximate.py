@@ -1,0 +1,129 @@
+"""An index that looks at everything is exact search; one that does not has exact scores, and says what it missed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+
+from mining.small import coarse, make_vectors, reference, unit
+from nestling.mining.found import Found
+from nestling.mining.nearest import nearest
+
+faiss = pytest.importorskip("faiss", reason="the faiss extra is not installed")
+
+import nestling.mining.approximate  # noqa: E402 - needs faiss
+from nestling.mining.approximate import Index, recall, sample_rows  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "index", [Index("Flat"), Index("IVF8,Flat", "nprobe=8"), Index("IVF8_HNSW8,Flat", "nprobe=8")], ids=str
+)
+@pytest.mark.parametrize("height", [7, 100, 1000])
+@pytest.mark.parametrize("depth", [1, 5, 40, 400])
+def test_one_that_looks_at_everything_is_exact(
+    monkeypatch: pytest.MonkeyPatch, index: Index, height: int, depth: int
+) -> None:
+    """Ties included."""
+    monkeypatch.setattr(nestling.mining.approximate, "QUERY_BLOCK", 11)
+    rng = np.random.default_rng(depth)
+    queries, documents = coarse(rng, 30), coarse(rng, 300)
+    found = index(make_vectors(queries, 8), make_vectors(documents, height), 250, depth, CPU)
+    expected = reference(queries, documents[:250], depth)
+    assert found.rows.tolist() == expected.rows.tolist()
+    assert np.array_equal(found.scores, expected.scores, equal_nan=True)
+    assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "HNSW8", "IVF4,SQ4", "OPQ4_16,IVF4,PQ4x4", "PCA8,SQ8"])
+def test_what_is_found_has_the_scores_and_order_of_its_embeddings(factory: str) -> None:
+    rng = np.random.default_rng(0)
+    queries, documents = unit(rng, 40, 32), unit(rng, 900, 32)
+    pair = make_vectors(queries, 32), make_vectors(documents, 64)
+    found = Index(factory)(*pair, 850, 20, CPU)
+    scores = queries.astype(np.float64) @ documents.astype(np.float64).T
+    here = found.rows >= 0
+    assert found.rows.max() < 850
+    assert np.array_equal(np.isnan(found.scores), ~here)
+    np.testing.assert_allclose(found.scores[here], np.take_along_axis(scores, found.rows, 1)[here], atol=1e-6, rtol=0)
+    for rows, own in zip(found.rows, found.scores, strict=True):
+        assert len(set(rows[rows >= 0].tolist())) == (rows >= 0).sum()
+        assert np.all(np.diff(own[rows >= 0]) <= 0)
+    share = recall(found, *pair, 850, CPU)
+    exact = reference(queries, documents[:850], 20).rows
+    assert share == sum(len({*one} & {*other}) for one, other in zip(exact, found.rows, strict=True)) / exact.size
+    assert 0.2 < share < 1
+
+
+def test_recall_counts_what_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    queries, documents = make_vectors(unit(rng, 50, 16), 8), make_vectors(unit(rng, 6, 16), 8)
+    found = nearest(queries, documents, 6, 9, CPU)
+    assert recall(found, queries, documents, 6, CPU) == 1  # the places of documents that do not exist count nowhere
+    missing = Found(np.where(found.rows < 2, -1, found.rows), found.scores)
+    assert recall(missing, queries, documents, 6, CPU) == pytest.approx(4 / 6)
+    monkeypatch.setattr(nestling.mining.approximate, "RECALL_QUERIES", 7)
+    assert recall(missing, queries, documents, 6, CPU) == pytest.approx(4 / 6)
+
+
+def test_the_sample_that_trains_an_index_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nestling.mining.approximate, "SAMPLE", 10)
+    monkeypatch.setattr(nestling.mining.approximate, "SAMPLE_PER_LIST", 5)
+    for factory, size, expected in [("PQ4", 1000, 10), ("IVF4,Flat", 1000, 20), ("OPQ4,IVF4,PQ4", 13, 13)]:
+        rows = sample_rows(Index(factory).empty(16), size)
+        assert rows.tolist() == sorted(set(rows.tolist()))
+        assert (len(rows), rows[0] >= 0, rows[-1] < size) == (expected, True, True)
+
+
+def test_lists_that_are_looked_into() -> None:
+    lists = faiss.extract_index_ivf
+    assert lists(Index("OPQ4,IVF100,PQ4").empty(16)).nprobe == 10
+    assert lists(Index("OPQ4,IVF100,PQ4", "nprobe=3").empty(16)).nprobe == 3
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (Index("IVF4;Flat"), r"FAISS refuses IVF4;Flat: could not parse index string"),
+        (Index("PQ5"), r"refuses PQ5: .* \(d\) should be a multiple of the number of subquantizers"),
+        (Index("Flat", "nprobe=3"), r"refuses Flat with nprobe=3: .*could not set parameter nprobe"),
+        (Index("IVF64,Flat"), r"Number of training points \(50\) should be at least as large as number of clusters"),
+        (Index("IDMap,Flat"), r"add does not make sense with IndexIDMap"),
+    ],
+    ids=str,
+)
+def test_what_faiss_refuses_is_named(index: Index, message: str) -> None:
+    vectors = make_vectors(unit(np.random.default_rng(0), 50, 16), 20)
+    with pytest.raises(ValueError, match=rf"^index: .*{message}"):
+        index(vectors, vectors, 50, 3, CPU)
+
+
+# Heights of shards, of which some ranks may have none, and indexes: those with the embeddings themselves, and others.
+EXACT_CODES = [(25, "Flat"), (60, "IVF9,Flat"), (25, "IVF9,Flat")]
+OTHERS = [(60, "HNSW8"), (60, "IVF4,SQ4"), (60, "PQ4x4")]
+
+
+def search_as_rank(rank: int, folder: Path) -> None:
+    rng = np.random.default_rng(7)
+    queries, documents = unit(rng, 20, 32), unit(rng, 110, 32)
+    found = [
+        Index(factory)(make_vectors(queries, 8), make_vectors(documents, height), 90, 12, CPU)
+        for height, factory in [*EXACT_CODES, *OTHERS]
+    ]
+    (folder / f"{rank}.json").write_text(json.dumps([[each.rows.tolist(), str(each.scores)] for each in found]))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_find_what_one_finds(tmp_path: Path, world: int) -> None:
+    """With other codes, or graphs of their own, they may find more, but all of them the same."""
+    search_as_rank(world, tmp_path)
+    run_ranks(world, search_as_rank, tmp_path)
+    alone = json.loads((tmp_path / f"{world}.json").read_text())
+    together = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world)]
+    assert all(each == together[0] for each in together)
+    exact = len(EXACT_CODES)
+    assert together[0][:exact] == alone[:exact]
