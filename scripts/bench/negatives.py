@@ -116,7 +116,7 @@ def train(config: NegativesConfig, setting: str, seed: int) -> None:
     for split in config.splits:
         output = result_file(config, setting, seed, split)
         if not output.exists():
-            lengths = {name: config.max_length for name in ("query_max_length", "document_max_length")}
+            lengths = dict.fromkeys(("query_max_length", "document_max_length"), config.max_length)
             about = {"model": folder / "final", "data": config.data, "split": split, "output": output}
             start("scripts/evaluate.py", {**about, **lengths}, [])
 
