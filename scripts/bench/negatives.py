@@ -56,10 +56,10 @@ class NegativesConfig:
     negatives: int = 2
     max_length: int = 64
     mining: str = "--depth=100 --negatives=4"
-    filter: str = "--percent=0.95"
+    filter: str = "--percent=0.95 --sampling=random --among=10"
     training: str = "--batch_size=64 --learning_rate=1e-4 --precision=bf16 --chunk_tokens=512 --workers=1"
     distillation: str = "--loss.distillation=1"
-    splits: list[str] = field(default_factory=lambda: ["dev", "test"])
+    splits: list[str] = field(default_factory=lambda: ["test"])
 
     def __post_init__(self) -> None:
         unknown = set(self.settings) - FILES.keys()
@@ -118,7 +118,7 @@ def train(config: NegativesConfig, setting: str, seed: int) -> None:
         if not output.exists():
             lengths = dict.fromkeys(("query_max_length", "document_max_length"), config.max_length)
             about = {"model": folder / "final", "data": config.data, "split": split, "output": output}
-            start("scripts/evaluate.py", {**about, **lengths}, [])
+            start("scripts/evaluate.py", {**about, **lengths, "compute": "bf16"}, [])
 
 
 def start(script: str, settings: dict[str, object], more: list[str]) -> None:
