@@ -69,6 +69,8 @@ def main() -> None:
     for model in [*embedders, *models_of([config.judge])]:
         check_model(model)
     require(config.ceiling is None or bool(embedders), "ceiling needs an embedder, whose cosines it bounds")
+    run_files = [each for each in config.retrievers if Path(each).is_file()]
+    require(config.scores != "ensemble" or not run_files, "scores: ensemble: a run file does not score every document")
     if config.index is not None:
         check_index(config.index, config.index_search, models_of([*config.retrievers]))
     if not config.retrievers:
@@ -267,7 +269,7 @@ def find_candidates(
 
     from nestling.mining.candidates import unite
     from nestling.mining.consistency import among_first
-    from nestling.mining.mined import Positives, known_rows
+    from nestling.mining.mined import Positives, known_rows, with_ensemble
 
     searching = list(retrievers)[: len(config.retrievers)]
     found = {name: retrievers[name].search(config.depth) for name in searching}
@@ -275,17 +277,23 @@ def find_candidates(
         say_recall(task, dense_ones({name: retrievers[name] for name in searching}), found)
     candidates, lists = unite(found), known_rows(task.asked, task.pool)
     trusted = np.ones(len(lists.values), dtype=bool)
+    members = searching if config.scores == "ensemble" else []
+    of_positives = {}
+    for name in [each for each in retrievers if each in (scorer, *members)]:
+        candidates = fill(candidates, retrievers[name])
+        of_positives[name] = retrievers[name].score(lists.owners, lists.values)
+    positives = Positives(lists, of_positives, trusted)
+    if members:
+        candidates, positives = with_ensemble(candidates, positives, members)
     if scorer == "judge":
-        return candidates, Positives(lists, {}, trusted)
-    by = retrievers[scorer]
-    candidates = fill(candidates, by)
-    scores = by.score(lists.owners, lists.values)
+        return candidates, positives
+    scores = of_positives[scorer]
     if config.consistent is not None:
-        own = found[scorer] if scorer in found else by.search(config.depth)
+        own = found[scorer] if scorer in found else retrievers[scorer].search(config.depth)
         trusted &= among_first(own, lists, scores, config.consistent)
     if config.least_score is not None:
         trusted &= scores >= config.least_score
-    return candidates, Positives(lists, {scorer: scores}, trusted)
+    return candidates, replace(positives, trusted=trusted)
 
 
 def say_recall(task: Task, searching: "dict[str, Dense]", found: "dict[str, Found]") -> None:
@@ -417,6 +425,7 @@ def report(config: MineConfig, task: Task, mined: "Mined", judgements: "Judgemen
 
     assert config.output is not None
     written = "judge" if config.judge is not None else mined.scorer
+    written = "ensemble" if config.scores == "ensemble" else written
     scores = [mined.positives.scores[written], mined.candidates.scores[written]]
     if written == "judge" and config.scores == "probability":
         scores = [probabilities(each) for each in scores]

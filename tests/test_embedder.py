@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer
 
 from nestling.adapters import attach_lora
-from nestling.embedder import Embedder
+from nestling.embedder import Embedder, read_width
 from nestling.packing import pack
 from nestling.pooling import POOL
 from nestling.prompts import TextTokenizer, instruct
@@ -172,3 +173,8 @@ def test_gradient_checkpointing_changes_nothing(folder: str, request: pytest.Fix
         results.append([each.grad for each in embedder.parameters() if each.grad is not None])
     for plain, recomputed in zip(*results, strict=True):
         torch.testing.assert_close(plain, recomputed)
+
+
+def test_the_width_is_known_without_the_weights(qwen3: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(qwen3, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert read_width(copy) == Embedder.from_pretrained(qwen3).dim

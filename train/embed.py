@@ -11,7 +11,7 @@ if __name__ == "__main__":
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,12 @@ from nestling.export import export_embedder
 from nestling.lengths import measure_lengths
 from nestling.losses import Terms, cosent, distillation
 from nestling.memory import MemoryEstimate, estimate, free_memory, graph_bytes, sample_chunk, trained_bytes
+from nestling.mining.renewal import Minable
 from nestling.model_card import run_card, write_data_lines
 from nestling.optim import adamw, whole_shape
 from nestling.packing import pack, token_budget
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
+from nestling.refresh import Refresher
 from nestling.rehearsal import rehearsal_table, rehearse, rehearsed_sizes
 from nestling.retrieval import evaluate_embedder
 from nestling.run import Cadence, Run, open_run
@@ -77,6 +79,7 @@ def main(config: EmbedConfig) -> None:
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     draw = Draw(config.positives, config.negatives, config.seed)
     planner = Planner(sources, config.batch_size, draw, config.seed, config.mixing_temperature)
+    minables = open_minables(config, accelerator, sources)
 
     # 2. The model, checked before the run folder is made.
     embedder = load_model(config)
@@ -89,7 +92,7 @@ def main(config: EmbedConfig) -> None:
     with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
         if accelerator.is_main_process:
             write_data_lines(folder.path, [data_line(source) for source in sources])
-        train(config, accelerator, folder, planner, dev_sets, embedder, dims)
+        train(config, accelerator, folder, planner, minables, dev_sets, embedder, dims)
     accelerator.end_training()
 
 
@@ -98,6 +101,7 @@ def train(
     accelerator: Accelerator,
     folder: RunFolder,
     planner: Planner,
+    minables: list[Minable | None],
     dev_sets: list[RetrievalSet],
     embedder: Embedder,
     dims: dict[int, float],
@@ -128,7 +132,7 @@ def train(
         state = run.state
         rate_at = course(total, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
         step = CachedStep(backend, budget, run.progress.say)
-        for batch in load_batches(collator, planner, run.steps, config.workers):
+        for batch in open_batches(config, run, collator, minables, embedder):
             seed_step(config.seed, state.step, accelerator.process_index)
             embedder.train()
             batch = batch.to(device)
@@ -147,6 +151,27 @@ def train(
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
     run.publish(partial(export, config, run, embedder), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
+
+
+def open_batches(
+    config: EmbedConfig, run: Run, collator: Collator, minables: list[Minable | None], embedder: Embedder
+) -> Iterator[TrainBatch]:
+    """The batches of the steps that are left; hard negatives are mined anew between them if that is set."""
+    if config.refresh.steps is None:
+        return load_batches(collator, run.planner, run.steps, config.workers)
+    refresher = Refresher(
+        run.folder.path / "refresh",
+        config.refresh,
+        run.planner,
+        collator,
+        minables,
+        embedder,
+        lockstep=run.backend.sharded,
+        progress=run.main_rank,
+        say=run.progress.say,
+        log=run.tracker.log,
+    )
+    return refresher.batches(run.steps, config.workers)
 
 
 def evaluate(
@@ -213,7 +238,10 @@ def load_sources(config: EmbedConfig, main_rank: bool) -> list[Source]:
             data.path, split=data.split, name=data.name, instruction=data.instruction, progress=main_rank
         )
         require(
-            data.in_batch_negatives or table.graded or min(table.max_negatives, config.negatives) > 0,
+            data.in_batch_negatives
+            or table.graded
+            or config.refresh.steps is not None
+            or min(table.max_negatives, config.negatives) > 0,
             f"{data.path}: without in_batch_negatives its rows need hard negatives, and it has or draws none",
         )
         sources.append(Source(table, data.weight, data.in_batch_negatives))
@@ -225,6 +253,21 @@ def load_sources(config: EmbedConfig, main_rank: bool) -> list[Source]:
         "loss.distillation needs teacher scores, and no dataset has them in every row; set it to 0 without them",
     )
     return sources
+
+
+def open_minables(config: EmbedConfig, accelerator: Accelerator, sources: list[Source]) -> list[Minable | None]:
+    """The queries and documents of each dataset, if negatives are mined anew."""
+    if config.refresh.steps is None:
+        return []
+    shown = accelerator.is_main_process
+    with accelerator.main_process_first():  # which fills the cache of Arrow files
+        minables = [
+            Minable.open(source.table, data.path, config.refresh.corpus, progress=shown)
+            for data, source in zip(config.train, sources, strict=True)
+        ]
+    if shown:
+        print(*(f"negatives from {each.pool}" for each in minables if each is not None), sep="\n", flush=True)
+    return minables
 
 
 def load_dev(dev: DevData, main_rank: bool) -> RetrievalSet:
@@ -346,6 +389,7 @@ def derivation(
         "processes": f"{collator.world_size} ({backend.name})",
         "global batch": f"{planner.batch_size} queries, {planner.batch_size // collator.world_size} on each process",
         "negatives a query": f"up to {config.negatives} of its own, and documents of {in_batch} other queries",
+        **mined_anew(config, planner),
         "steps": f"{total:,} ({planner.steps_per_epoch:,} an epoch)" + (f", {done:,} done" if done else ""),
         "activations": str(budget),
         **memory(config, collator, backend, budget).items(),
@@ -353,6 +397,12 @@ def derivation(
     for source, length in zip(planner.sources, lengths, strict=True):
         items[f"data {source.table.name}"] = str(length)
     return summary("training", items)
+
+
+def mined_anew(config: EmbedConfig, planner: Planner) -> dict[str, object]:
+    if config.refresh.steps is None:
+        return {}
+    return {"hard negatives": f"mined anew every {config.refresh.steps or planner.steps_per_epoch:,} steps"}
 
 
 class Nested(TypedDict):

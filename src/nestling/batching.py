@@ -108,6 +108,7 @@ class Planner:
         self.draw = draw
         self.seed = seed
         self.batches = [math.ceil(rows / batch_size) for rows in epoch_rows(sources, mixing_temperature)]
+        self._tables = {0: [source.table for source in sources]}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -120,20 +121,34 @@ class Planner:
             digest.update(source.table.identity.encode())
         return digest.hexdigest()
 
+    def exchange(self, step: int, tables: Sequence[RecordTable]) -> None:
+        """From the plan numbered `step` on, the datasets are these: the same rows, with other negatives."""
+        assert [len(table) for table in tables] == [len(source.table) for source in self.sources]
+        self._tables[step] = list(tables)
+
     def plans(self, skip: int = 0) -> Iterator[Plan]:
         """Plans without end, epoch after epoch, from the one numbered `skip`."""
         return islice(self._all_plans(), skip, None)
 
     def _all_plans(self) -> Iterator[Plan]:
-        streams = [self._stream(i) for i in range(len(self.sources))]
+        tables: list[RecordTable] = []
+        streams = [self._stream(i, tables) for i in range(len(self.sources))]
+        for number, i in enumerate(self._turns()):
+            tables[:] = self._tables.get(number, tables)
+            yield next(streams[i])
+
+    def _turns(self) -> Iterator[int]:
+        """Which dataset each batch is of."""
         for epoch in range(2**31):
             turns = [i for i, batches in enumerate(self.batches) for _ in range(batches)]
             random.Random(f"{self.seed} epoch {epoch}").shuffle(turns)
-            for i in turns:
-                yield next(streams[i])
+            yield from turns
 
-    def _stream(self, source: int) -> Iterator[Plan]:
-        """Batches of one dataset: rows in random order, those that clash with the batch put off to a later one."""
+    def _stream(self, source: int, tables: Sequence[RecordTable]) -> Iterator[Plan]:
+        """Batches of one dataset: rows in random order, those that clash with the batch put off to a later one.
+
+        `tables` are all datasets as they are at the time.
+        """
         rows = self._visits(source)
         waiting: list[Visit] = []
         while True:
@@ -141,7 +156,7 @@ class Planner:
             batch: list[Visit] = []
             put_off: list[Visit] = []
             for visit in chain(waiting, islice(rows, max(0, LOOKAHEAD * self.batch_size - len(waiting)))):
-                fits = len(batch) < self.batch_size and texts.add(*self._texts(source, *visit))
+                fits = len(batch) < self.batch_size and texts.add(*self._texts(tables[source], *visit))
                 (batch if fits else put_off).append(visit)
             missing = self.batch_size - len(batch)
             waiting = put_off[missing:]
@@ -154,9 +169,8 @@ class Planner:
             order = np.random.default_rng([self.seed, source, passed]).permutation(count)
             yield from ((int(row), passed) for row in order)
 
-    def _texts(self, source: int, row: int, passed: int) -> tuple[int, list[int], list[int]]:
+    def _texts(self, table: RecordTable, row: int, passed: int) -> tuple[int, list[int], list[int]]:
         """Identities of the query, positives and negatives that a row brings."""
-        table = self.sources[source].table
         positives, negatives = self.draw(table, row, passed)
         return (
             int(table.query_ids[row]),

@@ -59,6 +59,14 @@ def test_what_is_found_has_the_scores_and_order_of_its_embeddings(factory: str) 
     assert 0.2 < share < 1
 
 
+def test_codes_are_asked_for_more_than_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    pair = make_vectors(unit(rng, 40, 32), 32), make_vectors(unit(rng, 900, 32), 64)
+    more = recall(Index("PQ8x4")(*pair, 900, 20, CPU), *pair, 900, CPU)
+    monkeypatch.setattr(nestling.mining.approximate, "SURPLUS", 1)
+    assert more > recall(Index("PQ8x4")(*pair, 900, 20, CPU), *pair, 900, CPU) + 0.1
+
+
 def test_recall_counts_what_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     queries, documents = make_vectors(unit(rng, 50, 16), 8), make_vectors(unit(rng, 6, 16), 8)

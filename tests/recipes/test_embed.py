@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from recipes.runs import (
     arguments,
     assert_said,
+    assert_same_run,
     assert_same_weights,
     kill_after_step,
     losses,
@@ -123,6 +124,43 @@ def test_killed_and_resumed_equals_uninterrupted(ranks: int, qwen3: Path, data: 
     assert_same_weights(
         load_file(killed / "final" / "model.safetensors"), load_file(whole / "final" / "model.safetensors")
     )
+
+
+@pytest.fixture(scope="module")
+def bare(data: Path) -> Path:
+    """Pairs without hard negatives."""
+    rows = [json.loads(line) for line in write_pairs(data / "bare.jsonl", 32, "bare").read_text().splitlines()]
+    (data / "bare.jsonl").write_text("".join(json.dumps({**row, "negatives": []}) + "\n" for row in rows))
+    return data / "bare.jsonl"
+
+
+def refreshing(model: Path, data: Path, bare: Path, run: Path, **more: object) -> list[str]:
+    rules = {"refresh.steps": 4, "refresh.among": 4, "max_steps": 12, "save_steps": 3}
+    return arguments(model, data, run, train=f"{data}/first.jsonl,{bare}", **rules, **more)
+
+
+def test_hard_negatives_mined_anew_in_a_run_that_is_killed(qwen3: Path, data: Path, bare: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = run_recipe(*refreshing(qwen3, data, bare, whole))
+    assert re.search(r"hard negatives +mined anew every 4 steps", result.stdout)
+    refreshed = {(line["step"], *line["refresh"]) for line in metrics(whole) if "refresh" in line}
+    assert refreshed == {(0, "bare"), *((step, name) for step in (4, 8) for name in ("first", "bare"))}
+    command = refreshing(qwen3, data, bare, killed)
+    kill_after_step(command, killed, random.randint(3, 13), 1)  # lines of metrics, among them those of refreshes
+    run_recipe(*command, "--resume=true", "--workers=1")
+    assert losses(killed) == losses(whole)
+    assert_same_weights(weights(killed, 12), weights(whole, 12))
+    for path in (whole / "refresh").rglob("*.arrow"):
+        assert (killed / path.relative_to(whole)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow  # tests/test_refresh.py has two ranks that mine
+def test_two_ranks_mine_and_train_as_one(qwen3: Path, data: Path, bare: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = {"lora.dropout": 0.0}
+    run_recipe(*refreshing(qwen3, data, bare, one, **more))
+    run_recipe(*refreshing(qwen3, data, bare, two, **more), ranks=2)
+    assert_same_run(two, one, loss=2e-4, weight=1e-4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

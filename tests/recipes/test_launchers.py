@@ -83,6 +83,17 @@ def test_zero3_trains_all_weights_in_shards(qwen3: Path, data: Path, tmp_path: P
     assert_same(run, alone)
 
 
+def test_zero3_mines_anew_as_one_process(qwen3: Path, data: Path, tmp_path: Path) -> None:
+    """The forward of every rank waits for the others' there, and the ranks have unequal shares of the texts."""
+    pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    more = {"refresh.steps": 4, "refresh.among": 3}
+    one, run = tmp_path / "one", tmp_path / "run"
+    run_recipe(*settings(qwen3, data, one, **more))
+    run_recipe(*launched("zero3", settings(qwen3, data, run, **more)))
+    assert len(list((run / "refresh").rglob("*.arrow"))) == 4
+    assert_same(run, one)
+
+
 def test_ddp_on_a_cpu_stopped_by_its_launcher(alone: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = launched("ddp-cpu", settings(qwen3, data, run, save_steps=STEPS))

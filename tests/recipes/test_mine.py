@@ -116,6 +116,30 @@ def test_negatives_are_those_of_a_loop(pairs: Path, qwen3: Path, tmp_path: Path)
     assert again.summary.drops == ()
 
 
+def test_an_ensemble_scores_every_document_by_all_retrievers(pairs: Path, bert: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mined.jsonl"
+    options = ["--scores", "ensemble", "--negatives", "500", "--percent", "null", "--depth", "500", "--explain", "true"]
+    done = mine("--data", pairs, "--retrievers", f"bm25,{bert}", "--output", output, *options, *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "with scores of ensemble" in done.stdout
+    rows = read(output)
+    assert len(rows) == 40
+    for row in rows:
+        facts = row["mined"]["positives"] + row["mined"]["negatives"]
+        written = np.array(row["positive_scores"] + row["negative_scores"])
+        assert all({"bm25", bert.name, "ensemble"} <= each["scores"].keys() for each in facts)
+        # A mean of standard scores is a weighted sum of the members' scores, with the same weights everywhere.
+        members = np.array([[each["scores"]["bm25"], each["scores"][bert.name], 1] for each in facts])
+        row["sums"] = (members, written)
+    members, written = (np.concatenate(each) for each in zip(*(row["sums"] for row in rows), strict=True))
+    weights, *_ = np.linalg.lstsq(members, written, rcond=None)
+    np.testing.assert_allclose(members @ weights, written, atol=1e-4)
+    assert weights[0] > 0
+    assert weights[1] > 0
+    refused = mine("--data", pairs, "--retrievers", str(bert), "--output", tmp_path / "x", "--scores", "ensemble")
+    assert "scores: ensemble needs two or more retrievers" in refused.stderr
+
+
 @pytest.mark.parametrize("dialect", ["sentence-transformers", "flagembedding"])
 def test_other_dialects_hold_the_same(pairs: Path, bert: Path, tmp_path: Path, dialect: str) -> None:
     common = ["--data", pairs, "--retrievers", f"bm25,{bert}", "--negatives", "2", *SHORT]

@@ -6,7 +6,7 @@ Nothing here imports torch, so that `--help` answers at once.
 
 from nestling.config.arguments import parse_config, run
 from nestling.config.checks import require, require_dims, require_unique
-from nestling.config.embed import EmbedConfig, LossConfig
+from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
 from nestling.config.mine import MineConfig
 from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
 from nestling.config.training import DevData, LoraConfig, TrainData, TrainingConfig
@@ -18,6 +18,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "MineConfig",
+    "RefreshConfig",
     "RerankConfig",
     "RerankLossConfig",
     "TrainData",

@@ -52,6 +52,38 @@ class LossConfig:
         require(any(terms), "loss: every term is switched off; switch on at least one, query_document for instance")
 
 
+@dataclass(frozen=True)
+class RefreshConfig:
+    """Hard negatives mined anew during training by the model as it is (docs/mining.md).
+
+    Args:
+        steps: Mine every so many steps; 0 mines after each epoch; null never.
+        corpus: Where negatives of datasets that are no BEIR folders come from: a BEIR folder or a corpus.jsonl; all
+            documents of the dataset by default.
+        depth: Candidates of a query.
+        margin: Keep one only if it scores lower than the lowest positive by more than this.
+        percent: Keep one only if it scores below this share of the lowest positive's score; null for no such rule.
+        among: Draw among so many that score highest.
+    """
+
+    steps: int | None = None
+    corpus: str | None = None
+    depth: int = 100
+    margin: float | None = None
+    percent: float | None = 0.95
+    among: int = 10
+
+    def __post_init__(self) -> None:
+        require(self.steps is None or self.steps >= 0, f"refresh.steps is {self.steps}, expected 0 or more, or null")
+        require(self.depth >= 1, f"refresh.depth is {self.depth}, expected at least 1")
+        require(self.among >= 1, f"refresh.among is {self.among}, expected at least 1")
+        require(self.margin is None or self.margin >= 0, f"refresh.margin is {self.margin}, expected 0 or more")
+        require(
+            self.percent is None or 0 < self.percent <= 1,
+            f"refresh.percent is {self.percent}, expected a share: 0 < p <= 1",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(TrainingConfig):
     """Fine-tune an embedding model.
@@ -66,6 +98,7 @@ class EmbedConfig(TrainingConfig):
         dims: Matryoshka dimensions; the full one is always trained.
         dim_weights: Weight of each of dims in the loss; all 1 by default.
         loss: The objective.
+        refresh: Hard negatives mined anew during training.
     """
 
     dev: list[DevData] = field(default_factory=list)
@@ -75,6 +108,7 @@ class EmbedConfig(TrainingConfig):
     dims: list[int] = field(default_factory=list)
     dim_weights: list[float] = field(default_factory=list)
     loss: LossConfig = LossConfig()
+    refresh: RefreshConfig = RefreshConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,6 +120,16 @@ class EmbedConfig(TrainingConfig):
             "attention: flash_attention_2 computes in bfloat16 only; set precision: bf16",
         )
         require(self.graph_memory is None or self.graph_memory >= 0, f"graph_memory is {self.graph_memory}, below 0")
+        if self.refresh.steps is not None:
+            require(
+                1 <= self.negatives <= self.refresh.among,
+                f"negatives is {self.negatives}, and refresh.among {self.refresh.among}: a refresh draws negatives "
+                "among so many; expected 1 to that number",
+            )
+            require(
+                self.loss.distillation == 0,
+                "refresh.steps: mined negatives have no teacher scores; set loss.distillation to 0",
+            )
         require(not self.early_stopping or bool(self.dev), "early_stopping needs a dev set; give one with --dev FOLDER")
         require_dims(self.dims)
         require(

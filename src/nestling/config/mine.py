@@ -43,7 +43,8 @@ class MineConfig:
         judge_depth: Candidates of a query that it reads, those that score highest.
         relevant: Candidates to which it gives a higher probability are no negatives.
         relabel: Make them positives.
-        scores: What to write of a judge: logits, which a softmax over documents takes, or probabilities.
+        scores: What to write of a judge: logits, which a softmax over documents takes, or probabilities; or ensemble,
+            the mean of the standard scores of all retrievers.
         consistent: Keep a positive only if it is among so many first documents of its query, by the scorer.
         least_score: Keep a positive only if it has at least this score, by the scorer.
         judgements: BEIR folder whose judgements of the split measure how many negatives are false.
@@ -80,7 +81,7 @@ class MineConfig:
     judge_depth: int = 30
     relevant: float = 0.5
     relabel: bool = False
-    scores: Literal["logit", "probability"] = "logit"
+    scores: Literal["logit", "probability", "ensemble"] = "logit"
     consistent: int | None = None
     least_score: float | None = None
     judgements: str | None = None
@@ -119,5 +120,13 @@ class MineConfig:
             f"among is {self.among}, fewer than the {self.negatives} negatives to draw",
         )
         require(self.judge is not None or self.scorer != "judge", "scorer: judge needs a --judge")
+        require(
+            self.scores != "ensemble" or (len(self.retrievers) > 1 and "given" not in self.retrievers),
+            "scores: ensemble needs two or more retrievers that score every document, embedders and bm25",
+        )
+        require(
+            self.scorer != "judge" or (self.consistent is None and self.least_score is None),
+            "consistent and least_score go by a retriever's scores; name another scorer than judge",
+        )
         require(self.judge is not None or not self.relabel, "relabel needs a --judge, which says what is relevant")
         require(not self.explain or self.format == "nestling", f"explain: {self.format} has no field for it")

@@ -15,16 +15,21 @@ DIGEST_BYTES = 16
 READ_BYTES = 1 << 24
 
 
-class ArrayCache:
-    """A folder of arrays, each under a key that says what it was made of.
+def cache_folder(name: str, key: str) -> Path:
+    """Where arrays stay for later runs.
 
     Args:
-        name: What the arrays are, for people.
+        name: What they are, for people.
         key: What all of them were made with.
     """
+    return default_cache() / "arrays" / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[:60]}-{key}"
 
-    def __init__(self, name: str, key: str) -> None:
-        self.folder = default_cache() / "arrays" / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[:60]}-{key}"
+
+class ArrayCache:
+    """Arrays in a folder, each under a key that says what it was made of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def open(self, key: str) -> "np.ndarray[Any, Any] | None":
         """The array, memory-mapped; None if there is none, or none that is whole."""

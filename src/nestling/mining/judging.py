@@ -14,7 +14,7 @@ from torch import Tensor
 from nestling.checkpoint.ranks import on_every_rank, on_rank_zero
 from nestling.distributed import rank_and_world
 from nestling.encoding import progress_bar
-from nestling.mining.arrays import ArrayCache
+from nestling.mining.arrays import ArrayCache, cache_folder
 from nestling.mining.asked import Asked
 from nestling.mining.fingerprints import add_weights, of_reranker
 from nestling.mining.found import Scores
@@ -104,7 +104,7 @@ def judge_lists(judge: Judge, asked: Asked, pool: Pool, lists: Lists, *, progres
         ValueError: The judge gave logits that are not finite, or the ranks do not share the cache folder.
         CacheError: The cache cannot be written.
     """
-    cache = ArrayCache(f"judged-{Path(judge.source).name}", judge.fingerprint)
+    cache = ArrayCache(cache_folder(f"judged-{Path(judge.source).name}", judge.fingerprint))
     filled = np.flatnonzero(lists.counts > 0)
     blocks = [filled[start : start + BLOCK].tolist() for start in range(0, len(filled), BLOCK)]
     keys = [block_key(asked, pool, lists, block) for block in blocks]

@@ -4,7 +4,7 @@ Letters: Q queries, C candidates and n positives of all queries together.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,6 +81,22 @@ def known_rows(asked: Asked, pool: Pool) -> Lists:
     rows = pool.find(asked.known.values)
     assert (rows >= 0).all()
     return Lists(asked.known.offsets, rows)
+
+
+def with_ensemble(candidates: Candidates, positives: Positives, members: Sequence[str]) -> tuple[Candidates, Positives]:
+    """The same with scores of an "ensemble": the mean of its members' standard scores, in float32.
+
+    A member's standard scores have mean 0 and standard deviation 1 over all candidates and positives.
+    """
+    both = [np.concatenate([candidates.scores[each], positives.scores[each]]).astype(np.float64) for each in members]
+    spread = [max(float(each.std()), np.finfo(np.float32).eps) for each in both]
+    standard = [(each - each.mean()) / deviation for each, deviation in zip(both, spread, strict=True)]
+    scores = np.mean(standard, axis=0).astype(np.float32)
+    own, of_positives = np.split(scores, [len(candidates)])
+    return (
+        candidates.with_scores("ensemble", own),
+        replace(positives, scores={**positives.scores, "ensemble": of_positives}),
+    )
 
 
 def drop_copies(verdicts: Verdicts, asked: Asked, pool: Pool, positives: Lists, candidates: Candidates) -> None:

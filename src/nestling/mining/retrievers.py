@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from nestling.embedder import Embedder
+from nestling.encoding import alone
 from nestling.metrics import Integers
 from nestling.mining.asked import Asked
 from nestling.mining.fingerprints import of_embedder
@@ -81,10 +82,15 @@ class Dense:
         *,
         query_max_length: int,
         document_max_length: int,
+        folder: Path | None = None,
+        agree: Callable[[int], int] = alone,
         progress: bool = False,
     ) -> "Dense":
-        """Encode what the cache does not have; errors as in `encode_cached`."""
-        fingerprint = of_embedder(embedder)
+        """Encode what the cache does not have; errors as in `encode_cached`.
+
+        A model in training will not be the same again: its embeddings go into a `folder` that can be removed.
+        """
+        fingerprint = of_embedder(embedder) if folder is None else ""
         prefixes = [embedder.prefix("query", each) for each in asked.instructions]
         different = np.array([text_id(each) for each in prefixes])
         queries, query_tally = encode_cached(
@@ -93,6 +99,8 @@ class Dense:
             np.stack([asked.identities, different], axis=1),
             fingerprint=fingerprint,
             max_length=query_max_length,
+            folder=folder,
+            agree=agree,
             progress=f"{name}: queries" if progress else None,
         )
         documents, document_tally = encode_cached(
@@ -102,6 +110,8 @@ class Dense:
             fingerprint=fingerprint,
             prefix=embedder.prefix("document"),
             max_length=document_max_length,
+            folder=folder,
+            agree=agree,
             progress=f"{name}: documents" if progress else None,
         )
         notes = [

@@ -8,8 +8,10 @@ Letters: n texts, D dimensions.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,9 @@ from torch import Tensor
 from nestling.checkpoint.ranks import on_every_rank, on_rank_zero
 from nestling.distributed import rank_and_world
 from nestling.embedder import Embedder
-from nestling.encoding import WINDOW, Tally, encode_texts
+from nestling.encoding import WINDOW, Tally, alone, encode_texts
 from nestling.metrics import Integers
-from nestling.mining.arrays import ArrayCache
+from nestling.mining.arrays import ArrayCache, cache_folder
 from nestling.retrieval.evaluation import sum_tally
 
 # Texts of a shard: what the encoder sorts by length together.
@@ -75,6 +77,8 @@ def encode_cached(
     fingerprint: str,
     max_length: int,
     prefix: str = "",
+    folder: Path | None = None,
+    agree: Callable[[int], int] = alone,
     progress: str | None = None,
 ) -> tuple[Vectors, Tally]:
     """Embeddings of texts, those that the cache has not yet encoded, by all ranks together, which must all call it.
@@ -86,6 +90,8 @@ def encode_cached(
         fingerprint: Of the model (`fingerprints.of_embedder`).
         max_length: Tokens of a text, prompt and special tokens included.
         prefix: The prompt before each text.
+        folder: Where the shards are kept, if not in the cache.
+        agree: As in `encode_texts`.
         progress: Label of a bar.
 
     Returns:
@@ -97,7 +103,8 @@ def encode_cached(
     """
     started, tally = time.perf_counter(), Tally()
     key = xxhash.xxh3_64_hexdigest(json.dumps([fingerprint, prefix, max_length, SHARD]).encode())
-    cache = ArrayCache(embedder.source.rstrip("/").replace("/", "-"), key)
+    kept = cache_folder(embedder.source.rstrip("/").replace("/", "-"), key) if folder is None else folder / key
+    cache = ArrayCache(kept)
     keys = [shard_key(identities[start : start + SHARD]) for start in range(0, len(texts), SHARD)]
     # Asked of one rank, since the others' answers would depend on what is being written.
     missing = on_rank_zero(lambda: [i for i, each in enumerate(keys) if cache.open(each) is None])
@@ -105,11 +112,27 @@ def encode_cached(
 
     def encode() -> None:
         own = missing[rank::world]
-        shards = Shards(texts, own)
-        blocks = encode_texts(embedder, shards, prefix=prefix, max_length=max_length, progress=progress, tally=tally)
-        for i, (_, block) in zip(own, blocks, strict=True):
-            require_finite(block, embedder.source)
-            cache.write(keys[i], block.numpy().astype(np.float16))
+        blocks = encode_texts(
+            embedder,
+            Shards(texts, own),
+            prefix=prefix,
+            max_length=max_length,
+            agree=agree,
+            progress=progress,
+            tally=tally,
+        )
+        failure: Exception | None = None
+        for i, (_, block) in zip(chain(own, repeat(None)), blocks, strict=False):  # empty ones after this rank's
+            try:
+                if i is not None and failure is None:
+                    require_finite(block, embedder.source)
+                    cache.write(keys[i], block.numpy().astype(np.float16))
+            except (OSError, ValueError) as error:
+                if agree is alone:
+                    raise
+                failure = error  # the others wait for this rank's part in their forwards
+        if failure is not None:
+            raise failure
 
     on_every_rank(encode)
     total = sum_tally(tally, embedder.device)

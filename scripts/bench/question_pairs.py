@@ -1,0 +1,76 @@
+"""Questions with intents as retrieval of questions by questions: relevant is what has the same intent.
+
+python scripts/bench/question_pairs.py --data ../shared/data/banking77 --output question-pairs
+
+Writes two folders in the BEIR layout with the same texts. In pairs/ each question of the split has one question of the
+train split as its positive, as mined data has it; in judged/ it has all of its intent, which says what is false.
+"""
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from nestling.config import parse_config, require, run
+
+
+@dataclass(frozen=True)
+class QuestionPairsConfig:
+    """Settings of scripts/bench/question_pairs.py.
+
+    Args:
+        data: BEIR folder whose queries have one relevant document each, the intent.
+        output: A folder; must not exist.
+        split: Whose questions ask; those of train answer.
+        seed: Of the draw of positives.
+    """
+
+    data: str
+    output: str
+    split: str = "dev"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.split != "train", "split: questions of train answer; name another")
+
+
+def main() -> None:
+    config = parse_config(QuestionPairsConfig, __doc__)
+    require(not Path(config.output).exists(), f"--output {config.output} exists; choose another name or remove it")
+
+    asked, answering = questions(config.data, config.split), questions(config.data, "train")
+    of_intent: dict[str, list[int]] = defaultdict(list)
+    for i, (_, intent) in enumerate(answering):
+        of_intent[intent].append(i)
+    source = random.Random(config.seed)
+    judged = [of_intent[intent] for _, intent in asked]
+    write(Path(config.output) / "judged", asked, answering, judged)
+    write(Path(config.output) / "pairs", asked, answering, [[source.choice(each)] for each in judged])
+    print(f"{config.output}: {len(asked):,} questions, {len(answering):,} to find, {len(of_intent)} intents")
+
+
+def questions(data: str, split: str) -> list[tuple[str, str]]:
+    """Each question with its intent."""
+    from nestling.records import load_records
+
+    records = load_records(data, split=split, progress=False)
+    return [(record.query, record.positives[0]) for record in (records[i] for i in range(len(records)))]
+
+
+def write(
+    folder: Path, asked: list[tuple[str, str]], answering: list[tuple[str, str]], relevant: list[list[int]]
+) -> None:
+    """Write a folder whose split is named train, since it is mined for."""
+    from nestling.files import replace_text, write_jsonl
+
+    (folder / "qrels").mkdir(parents=True)
+    write_jsonl(
+        folder / "corpus.jsonl", ({"_id": f"d{i}", "title": "", "text": text} for i, (text, _) in enumerate(answering))
+    )
+    write_jsonl(folder / "queries.jsonl", ({"_id": f"q{i}", "text": text} for i, (text, _) in enumerate(asked)))
+    lines = [f"q{i}\td{row}\t1\n" for i, rows in enumerate(relevant) for row in rows]
+    replace_text(folder / "qrels" / "train.tsv", "".join(["query-id\tcorpus-id\tscore\n", *lines]))
+
+
+if __name__ == "__main__":
+    run(main)
