@@ -3,7 +3,6 @@
 A side is one way to take a step. It has a process of its own, so that no library finds another's modules or settings.
 """
 
-import ctypes
 import re
 import statistics
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nestling.config import require
+from nestling.heap import trim_heap
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -191,7 +191,7 @@ class Peak:
         if device.type == "cuda":
             self.start = torch.cuda.memory_allocated(device) / 2**20
         else:
-            ctypes.CDLL(None).malloc_trim(0)  # what the warm-up has freed must not hide what the step takes
+            trim_heap()  # what the warm-up has freed must not hide what the step takes
             self.start = status("VmRSS") / 1024
         self._reset()
 

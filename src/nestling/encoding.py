@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from nestling.heap import trimming
 from nestling.packing import AnyChunk, TokenBatch, pack, pad, token_budget
 from nestling.prompts import TextTokenizer
 
@@ -197,7 +198,7 @@ def _encode_window(model: Encoder, batch: TokenBatch, agree: Callable[[int], int
     found = [torch.empty(0, model.dim, device=model.device)]
     more = agree(len(batch.chunks)) - len(batch.chunks)
     with torch.no_grad(), model.computing():
-        for chunk in batch.chunks:
+        for chunk in trimming(batch.chunks):
             found.append(normalize(model(chunk.to(model.device)), dim=-1))
             bar.update(len(chunk.lengths))
         for _ in range(more):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nestling.encoding import ahead, alone, evaluating, progress_bar
 from nestling.groups import Part, cut_parts, join_groups, split_group
+from nestling.heap import trimming
 from nestling.packing import AnyChunk, pad, token_budget
 from nestling.rerank_prompts import PairTokenizer
 
@@ -189,7 +190,7 @@ def _run(
     found = [torch.empty(0, device=model.device)]
     more = agree(len(chunks)) - len(chunks)
     with torch.no_grad(), model.computing():
-        for chunk in chunks:
+        for chunk in trimming(chunks):
             found.append(logit_of(model(chunk.to(model.device))))
             update(len(chunk.lengths))
         for _ in range(more):

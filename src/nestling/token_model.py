@@ -9,6 +9,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTr
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nestling.attention import VARLEN
+from nestling.heap import trim_heap
 from nestling.packing import AnyChunk, Chunk
 from nestling.token_lookup import look_up_in_place
 
@@ -149,6 +150,7 @@ def load_backbone(
         attn_implementation=attention,
         quantization_config=quantisation,
     )
+    trim_heap()  # of what reading has freed, more than a small model's weights
     backbone.config.update(own)  # the exported config is the model's, not this run's
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(parameter.is_floating_point() and "pooler" not in name.split("."))

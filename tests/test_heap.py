@@ -1,0 +1,36 @@
+"""The heap gives back what is free."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+import nestling.heap
+from nestling.heap import CHUNKS, trimming
+
+PINNED = """
+import psutil
+from nestling.heap import trim_heap
+blocks = [b"x" * 100_000 + bytes([i % 7]) for i in range(2000)]
+del blocks[:-1]  # the last one lies at the top of the heap
+before = psutil.Process().memory_info().rss
+trim_heap()
+print((before - psutil.Process().memory_info().rss) / 1e6)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_what_is_free_goes_back_though_something_lies_above_it() -> None:
+    done = subprocess.run([sys.executable, "-c", PINNED], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 150
+
+
+def test_items_pass_through_and_the_heap_is_trimmed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr(nestling.heap, "trim_heap", lambda: trims.append(len(seen)))
+    seen: list[int] = []
+    for item in trimming(range(2 * CHUNKS + 3)):
+        seen.append(item)
+    assert seen == list(range(2 * CHUNKS + 3))
+    assert trims == [CHUNKS, 2 * CHUNKS]
