@@ -222,8 +222,9 @@ print(json.dumps({"before": before, "most": most}))
 
 @pytest.mark.parametrize(("method", "count"), [("slerp", 2), ("karcher", 8), ("ties", 2)])
 def test_memory_does_not_grow_with_the_models(tmp_path: Path, method: str, count: int) -> None:
-    """Models of 150 MB each, whose largest tensor is 100 MB."""
-    shapes = {"embed": (50_000, 1024), "a": (4096, 4096), "b": (2048, 4096)}
+    """Models of 300 MB together; one's largest tensor is two thirds of it."""
+    rows = 100_000 // count
+    shapes = {"embed": (rows, 1024), "a": (rows // 4, 1024), "b": (rows // 4, 1024)}
     for i in range(count):
         torch.manual_seed(i)
         drawn = {name: torch.randint(14_000, 16_000, shape, dtype=torch.int16) for name, shape in shapes.items()}
@@ -234,5 +235,5 @@ def test_memory_does_not_grow_with_the_models(tmp_path: Path, method: str, count
     command = [sys.executable, "-c", PEAK, *arguments]
     done = subprocess.run(command, env=alone({"PATH": "", "OMP_NUM_THREADS": "1"}), capture_output=True, check=True)
     memory = json.loads(done.stdout)
-    assert memory["most"] - memory["before"] < 120e6
-    assert sum(path.stat().st_size for path in (tmp_path / "merged").iterdir()) > 150e6
+    assert memory["most"] - memory["before"] < 120e6  # 35, 95 and 75 MB here; most of it of the library for matrices
+    assert sum(path.stat().st_size for path in (tmp_path / "merged").iterdir()) > 300e6 / count

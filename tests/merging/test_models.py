@@ -209,6 +209,8 @@ def test_damaged_and_misplaced_checkpoints_are_refused(tmp_path: Path, qwen3: Pa
         open_model(folder)
     with pytest.raises(ValueError, match=r"is whole, neither an adapter nor a checkpoint"):
         open_model(str(qwen3), str(qwen3))
+    with pytest.raises(ValueError, match=r"nothing: not a directory, and no hub id"):
+        open_model(str(tmp_path / "nothing"))
 
 
 def test_what_nestling_exports_can_be_merged(tmp_path: Path, qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,3 +231,15 @@ def test_a_reranker_directory_that_is_a_cross_encoder_as_well(tmp_path: Path, qw
     assert "LogitScore" in (folder / "modules.json").read_text()
     inputs = Inputs.of([open_model(str(folder))], open_model(str(qwen3_base)))
     assert len(inputs.specs) == len(open_model(str(qwen3_base)).specs)
+
+
+def test_the_example_of_the_docs(
+    tmp_path: Path, qwen3: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        shutil.copytree(qwen3, tmp_path / "runs" / name / "final")
+    page = (Path(__file__).parents[2] / "docs" / "merging.md").read_text(encoding="utf-8")
+    exec(page.split("```python")[1].split("```")[0], {})
+    assert "24 of 24 tensors are near parallel" in capsys.readouterr().out
+    assert open_model("merged").specs == open_model(str(qwen3)).specs

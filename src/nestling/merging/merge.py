@@ -61,9 +61,16 @@ def write_merged(
     Raises:
         ValueError: The recipe is not for these models, or numbers are not finite.
     """
+    require_fit(inputs, recipe)
     specs = {name: written(spec, dtype) for name, spec in inputs.specs.items()}
     with TensorFiles(folder, specs, shard_bytes) as files:
         return merge(inputs, recipe, files.write, list(specs), progress=progress, threads=threads, piece=piece)
+
+
+def require_fit(inputs: Inputs, recipe: Recipe) -> None:
+    """Raise ValueError unless the recipe is for such models, and all its patterns are of tensors that they have."""
+    recipe.require_models(len(inputs.models), base=inputs.base is not None)
+    recipe.weights.require_found(list(inputs.specs))
 
 
 def written(spec: Spec, dtype: torch.dtype | None) -> Spec:
@@ -134,8 +141,7 @@ def merge(
     piece: int = PIECE,
 ) -> MergeReport:
     """Give every piece of the merged tensors to `sink`, in float64; tensors of integers as they are."""
-    recipe.require_models(len(inputs.models), base=inputs.base is not None)
-    recipe.weights.require_found(list(inputs.specs))
+    require_fit(inputs, recipe)
     buffers = set(inputs.buffers)
     floating = [name for name in names if name not in buffers]
     size = sum(inputs.specs[name].nbytes() for name in names)

@@ -39,8 +39,15 @@ def open_model(model: str, base: str | None = None) -> Source:
 
 
 def model_files(model: str) -> ModelFiles:
-    """As `read_model_files`; a reranker that is a CrossEncoder as well has neither pooling nor prompts."""
-    modules = read_json(model, "modules.json") or []
+    """As `read_model_files`; a reranker that is a CrossEncoder as well has neither pooling nor prompts.
+
+    Raises:
+        ValueError: There is no such directory, and it cannot be a hub id; or a module that Nestling does not have.
+    """
+    try:
+        modules = read_json(model, "modules.json") or []
+    except OSError as error:
+        raise ValueError(f"{model}: not a directory, and no hub id: {str(error).splitlines()[0]}") from error
     if any(each["type"].endswith(".LogitScore") for each in modules):
         return ModelFiles()
     return read_model_files(model)

@@ -47,7 +47,7 @@ def combined(models: Sequence[Source], name: str, factors: Sequence[float], star
 
 
 def _moved(inputs: Inputs, name: str, factors: Sequence[float], start: int, stop: int) -> Tensor:
-    """b + sum(c d); what no model has changed stays the base's bit for bit."""
+    """b + sum(c d); what no model has changed stays as it is."""
     assert inputs.base is not None
     base = inputs.base.read(name, start, stop).double()
     found = base.clone()

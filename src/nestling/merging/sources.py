@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nestling.merging.workers import PIECE
 from nestling.weights import model_file, weight_files
 
 # The names that safetensors has for them.
@@ -28,9 +29,6 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-# Elements that are compared at a time.
-PIECE = 2**18
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,9 @@ class TensorFiles:
         with self._open as undo:
             for path, names in zip(self.paths, self.shards, strict=True):
                 self._begin(path, names)
+            if len(self.shards) > 1:
+                self._write_index()
             self._open = undo.pop_all()
-        if len(self.shards) > 1:
-            self._write_index()
         return self
 
     def __exit__(self, *raised: object) -> None:
