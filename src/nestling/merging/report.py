@@ -1,0 +1,138 @@
+"""What a merge found out about its inputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from nestling.merging.inputs import Inputs, of_models
+from nestling.merging.methods import PARALLEL, cosines, near_parallel
+from nestling.merging.recipe import Method, Recipe
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike two models point.
+
+    Args:
+        models: Which two.
+        cosine: Of all their tensors as one vector.
+        median: Over the tensors.
+        least: Over the tensors.
+        where: The tensor with the least.
+    """
+
+    models: tuple[str, str]
+    cosine: float
+    median: float
+    least: float
+    where: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.models[0]} and {self.models[1]}: cosine {self.cosine:.6f}, of a tensor {self.median:.6f} in the "
+            f"median and at least {self.least:.6f} ({self.where})"
+        )
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was merged, and how alike it was.
+
+    Args:
+        method: How.
+        models: Of what.
+        base: The base of changes.
+        tensors: Tensors that were merged.
+        parameters: Numbers in them.
+        copied: Tensors of integers, the same in all models.
+        parallel: Tensors whose inputs are all parallel up to |cos| > 0.9995: slerp takes the straight line there, and
+            karcher comes to the same within about 1e-4.
+        norms: Of each model, all its tensors as one vector.
+        likeness: Of each two models.
+        change_norms: Of each model's difference from the base, in units of the base's norm; empty without a base.
+        change_likeness: Of these differences.
+    """
+
+    method: Method
+    models: list[str]
+    base: str | None
+    tensors: int
+    parameters: int
+    copied: int
+    parallel: int
+    norms: list[float]
+    likeness: list[Likeness]
+    change_norms: list[float]
+    change_likeness: list[Likeness]
+
+    def lines(self) -> list[str]:
+        """For people to read."""
+        found = [
+            f"{self.method} of {len(self.models)} models: {self.tensors} tensors, {self.parameters:,} parameters, "
+            f"{self.copied} tensors of integers copied"
+        ]
+        found += [f"{model}: norm {norm:.6g}" for model, norm in zip(self.models, self.norms, strict=True)]
+        found += [str(each) for each in self.likeness]
+        found += [
+            f"{model}: changed from {self.base} by {norm:.3g} of its norm"
+            for model, norm in zip(self.models, self.change_norms, strict=False)
+        ]
+        found += [f"changes of {each}" for each in self.change_likeness]
+        if self.method in ("slerp", "karcher"):
+            found.append(
+                f"{self.parallel} of {self.tensors} tensors are near parallel (|cos| > {PARALLEL}): "
+                + ("merged along the straight line" if self.method == "slerp" else "as good as the linear mean")
+            )
+        return found
+
+
+def describe(inputs: Inputs, recipe: Recipe, names: Sequence[str]) -> MergeReport:
+    """A report of the tensors whose grams have been measured."""
+    measured = {name: inputs.grams[name] for name in names}
+    of_x = measured if inputs.base is None else {name: of_models(gram) for name, gram in measured.items()}
+    total = _total(of_x)
+    changes = {} if inputs.base is None else {name: gram[:-1, :-1] for name, gram in measured.items()}
+    base_norm = 1.0 if inputs.base is None else _total(measured)[-1, -1].sqrt().item()
+    change_norms = [] if inputs.base is None else (_total(changes).diagonal().sqrt() / base_norm).tolist()
+    return MergeReport(
+        method=recipe.method,
+        models=inputs.labels,
+        base=inputs.base.label if inputs.base else None,
+        tensors=len(measured),
+        parameters=sum(inputs.specs[name].numel for name in measured),
+        copied=len(inputs.buffers),
+        parallel=sum(near_parallel(gram) for gram in of_x.values()),
+        norms=total.diagonal().sqrt().tolist(),
+        likeness=likenesses(inputs.labels, of_x),
+        change_norms=change_norms,
+        change_likeness=likenesses(inputs.labels, changes),
+    )
+
+
+def likenesses(labels: Sequence[str], grams: dict[str, Tensor]) -> list[Likeness]:
+    """Of each two models; tensors that are 0 in one of them do not count."""
+    if not grams:
+        return []
+    names, overall = list(grams), cosines(_total(grams))
+    of_tensors = torch.stack([cosines(gram) for gram in grams.values()])  # [tensors, k, k]
+    found = []
+    for i, j in combinations(range(len(labels)), 2):
+        each = of_tensors[:, i, j]
+        least = int(each.nan_to_num(2).argmin())
+        found.append(
+            Likeness(
+                (labels[i], labels[j]),
+                float(overall[i, j]),
+                float(each.nanmedian()),
+                float(each[least]),
+                names[least],
+            )
+        )
+    return found
+
+
+def _total(grams: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(grams.values())).sum(dim=0)
