@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import yaml
-
-from nestling.config import EmbedConfig, RerankConfig, parse_config, require, require_dims, run
+from nestling.config import EmbedConfig, RerankConfig, parse_config, read_run, require, require_dims, run
 
 if TYPE_CHECKING:
     from nestling.embedder import Embedder
@@ -109,7 +107,7 @@ def export(config: ExportConfig, output: Path) -> "Report":
     require(folder.is_dir(), f"{folder} is not a folder")
     if config.checkpoint is None:
         return write_embedder(from_adapter(folder, config), output, config)
-    settings = read_run(folder)
+    settings = read_run(folder.resolve().parents[1])
     require_undamaged(folder)
     if isinstance(settings, RerankConfig):
         return write_reranker(*reranker_of(folder, settings, config.base), output, config)
@@ -148,16 +146,6 @@ def write_reranker(reranker: "Reranker", card: "Card | None", output: Path, conf
         card=card,
         trained=card is not None,
     )
-
-
-def read_run(checkpoint: Path) -> EmbedConfig | RerankConfig:
-    """The settings of the run that a checkpoint belongs to."""
-    path = checkpoint.resolve().parents[1] / "config.yaml"
-    require(path.is_file(), f"{path.parent} has no config.yaml; expected RUN/checkpoints/step-N")
-    arguments = ["--config", str(path)]
-    if "share_prefix" in yaml.safe_load(path.read_text(encoding="utf-8")):
-        return parse_config(RerankConfig, None, arguments)
-    return parse_config(EmbedConfig, None, arguments)
 
 
 def require_undamaged(checkpoint: Path) -> None:

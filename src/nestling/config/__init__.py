@@ -7,16 +7,20 @@ Nothing here imports torch, so that `--help` answers at once.
 from nestling.config.arguments import parse_config, run
 from nestling.config.checks import require, require_dims, require_unique
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
+from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
 from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
+from nestling.config.runs import read_run
 from nestling.config.training import DevData, LoraConfig, TrainData, TrainingConfig
 
 __all__ = [
     "CandidateData",
     "DevData",
     "EmbedConfig",
+    "LayerWeights",
     "LoraConfig",
     "LossConfig",
+    "MergeConfig",
     "MineConfig",
     "RefreshConfig",
     "RerankConfig",
@@ -24,6 +28,7 @@ __all__ = [
     "TrainData",
     "TrainingConfig",
     "parse_config",
+    "read_run",
     "require",
     "require_dims",
     "require_unique",

@@ -1,0 +1,112 @@
+"""Settings of scripts/merge.py."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from nestling.config.checks import require, require_unique
+from nestling.config.rerank import CandidateData
+from nestling.merging.recipe import WITH_BASE, Method, Recipe, Weights, default_method, equal_weights
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Weights of some tensors.
+
+    Args:
+        pattern: Regular expression, found anywhere in a tensor's name; the first that is found counts.
+        weights: One a model.
+    """
+
+    pattern: str
+    weights: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Merge models, adapters or checkpoints of a run into one model, or look for the best way to.
+
+    Args:
+        output: Folder of the merged model; must not exist. With alphas none is written.
+        models: Directories or hub ids of models, folders of peft adapters, step-N folders; with commas between.
+        run: The folder of a run, whose checkpoints are merged.
+        last: So many of its newest checkpoints; all by default.
+        steps: These of its checkpoints.
+        base: The model that all were trained from: methods with a base need it, a search tries it too; that of the run
+            by default. For adapters and checkpoints, where the base that they name has moved to.
+        method: How; by default slerp of two models and karcher of more.
+        weights: One a model; the same for all by default.
+        layers: Weights of tensors whose names have a pattern.
+        scale: Of the change to the base, for task arithmetic, TIES and DARE.
+        density: Share of each model's changes that TIES and DARE keep.
+        seed: Of DARE's masks.
+        dtype: Of the written weights; the base's own by default.
+        search: Try so many weights at the most on dev, the models themselves among them, and write the best.
+        alphas: Shares of the merge beside the base to try, from 0, the base, to 1, the merge.
+        dev: Retrieval sets that decide a search, by nDCG@10; paths with commas between do as well. Rerankers order the
+            candidates.
+        test: Retrieval sets that the result is reported on.
+        other: Retrieval sets of another domain, which show what is forgotten; they decide nothing.
+        compute: Precision of the models for these; bf16 is quicker where the hardware has it.
+        results: JSON file for everything that was measured; must not exist.
+        plot: Picture (png, svg or pdf) of alphas; must not exist.
+    """
+
+    output: str | None = None
+    models: list[str] = field(default_factory=list)
+    run: str | None = None
+    last: int | None = None
+    steps: list[int] = field(default_factory=list)
+    base: str | None = None
+    method: Method | None = None
+    weights: list[float] = field(default_factory=list)
+    layers: list[LayerWeights] = field(default_factory=list)
+    scale: float = 1.0
+    density: float = 1.0
+    seed: int = 42
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    search: int | None = None
+    alphas: list[float] = field(default_factory=list)
+    dev: list[CandidateData] = field(default_factory=list)
+    test: list[CandidateData] = field(default_factory=list)
+    other: list[CandidateData] = field(default_factory=list)
+    compute: Literal["fp32", "bf16"] = "fp32"
+    results: str | None = None
+    plot: str | None = None
+
+    def __post_init__(self) -> None:
+        require(bool(self.models) != (self.run is not None), "give either --models or --run, a run's folder")
+        require(len(set(self.models)) == len(self.models), "models: one is given twice")
+        require(self.run is not None or not (self.last or self.steps), "last and steps are of a --run's checkpoints")
+        require(self.last is None or not self.steps, "give --last or --steps, not both")
+        require(self.last is None or self.last >= 1, f"last is {self.last}, expected at least 1")
+        require((self.output is None) == bool(self.alphas), "give an --output; --alphas writes no model and takes none")
+        require(self.search is None or bool(self.dev), "search needs --dev, which decides")
+        require(
+            self.search is None or not (self.weights or self.layers or self.alphas),
+            "search finds the weights; leave weights, layers and alphas away",
+        )
+        require(self.search is None or self.method not in WITH_BASE, f"search takes a mean, and {self.method} is none")
+        require(bool(self.dev) or not self.alphas, "alphas needs --dev, to try them on")
+        require(not self.alphas or self.method is None, "alphas moves along the changes to the base; it has no method")
+        require(all(0 <= each <= 1.5 for each in self.alphas), f"alphas: {self.alphas}, expected shares from 0 to 1")
+        require(self.plot is None or bool(self.alphas), "plot is of --alphas")
+        for name in ("output", "results", "plot"):
+            value = getattr(self, name)
+            require(value is None or not Path(value).exists(), f"{name}: {value} exists; choose another name")
+            folder = Path(value or ".").parent
+            require(folder.is_dir(), f"{name}: the folder {folder} does not exist")
+        for name in ("dev", "test", "other"):
+            require_unique(name, [each.name or each.path for each in getattr(self, name)])
+
+    def recipe(self, models: int, weights: tuple[float, ...] | None = None) -> Recipe:
+        """How so many models are merged; with weights of a search in place of those that are set.
+
+        Raises:
+            ValueError: The settings are not for so many.
+        """
+        chosen = Weights(
+            weights or tuple(self.weights) or equal_weights(models).models,
+            tuple((each.pattern, tuple(each.weights)) for each in self.layers),
+        )
+        return Recipe(self.method or default_method(models), chosen, self.scale, self.density, self.seed)

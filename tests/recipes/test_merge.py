@@ -1,0 +1,143 @@
+"""scripts/merge.py as it is run."""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_recipe
+from safetensors.torch import load_file
+
+from nestling.embedder import Embedder
+from nestling.export_reranker import export_reranker
+from nestling.reranker import Reranker
+from recipes.runs import arguments, run_main
+from scripts.merge import main
+
+merge = partial(run_main, main)
+
+
+@pytest.fixture(scope="module")
+def run(qwen3: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with LoRA and four checkpoints."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    more = {"max_steps": 8, "save_steps": 2, "keep_checkpoints": 4, "lora.dropout": 0.0, "dev": data / "dev"}
+    run_recipe(*arguments(qwen3, data, folder, **more))
+    return folder
+
+
+def merged_by_hand(run: Path, steps: list[int], base: Path) -> dict[str, torch.Tensor]:
+    """The mean of the adapted layers in float64."""
+    weights = {name: tensor.double() for name, tensor in load_file(base / "model.safetensors").items()}
+    for step in steps:
+        stored = load_file(run / "checkpoints" / f"step-{step}" / "model.safetensors")
+        for name in [each for each in stored if ".lora_A." in each]:
+            layer = name.removeprefix("backbone.base_model.model.").split(".lora_A.")[0]
+            change = stored[name.replace(".lora_A.", ".lora_B.")].double() @ stored[name].double()
+            weights[f"{layer}.weight"] += change * (64 / 4) / len(steps)
+    return weights
+
+
+def test_checkpoints_of_a_run_become_one_model(run: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
+    output, results = tmp_path / "merged", tmp_path / "results.json"
+    done = merge("--run", run, "--last", 2, "--method", "linear", "--output", output, "--dev", data / "dev",
+                 "--results", results)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "linear of 2 models" in done.stdout
+    assert "cosine 0.9" in done.stdout
+    assert "passed the parity gate" in done.stdout
+    found, expected = load_file(output / "model.safetensors"), merged_by_hand(run, [6, 8], qwen3)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(found[name].double().numpy(), tensor.numpy(), atol=1e-6, err_msg=name)
+    record = json.loads(results.read_text())
+    assert (record["method"], record["weights"]) == ("linear", [1.0, 1.0])
+    assert record["models"] == ["step-6", "step-8"]
+    assert record["results"].keys() == record["base"].keys() == {"dev/dev"}
+    card = (output / "README.md").read_text()
+    assert "- step-6\n" in card
+    assert str(run) not in card
+    assert Embedder.from_pretrained(output).prefix("query") == Embedder.from_pretrained(qwen3).prefix("query")
+    again = merge("--run", run, "--last", 2, "--output", output)
+    assert again.stderr.startswith("error: output:")
+
+
+def test_weights_are_looked_for_and_the_best_is_written(run: Path, data: Path, tmp_path: Path) -> None:
+    output, results = tmp_path / "merged", tmp_path / "results.json"
+    done = merge("--run", run, "--steps", "2,6,8", "--search", 9, "--dev", data / "dev", "--test", data / "dev",
+                 "--output", output, "--results", results)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    trials = json.loads(results.read_text())["search"]
+    assert trials[0]["tried"].startswith("the base, ")
+    assert [trial["tried"] for trial in trials[1:4]] == ["1, 0, 0", "0, 1, 0", "0, 0, 1"]
+    assert len(trials) == 10
+    best = max(trials, key=lambda trial: trial["nDCG@10"])
+    written = json.loads(results.read_text())
+    assert ", ".join(f"{weight:g}" for weight in written["weights"]) == best["tried"]
+    assert written["results"]["dev/dev"] == best["dev"]["dev/dev"]
+    assert "the base, " in done.stdout
+    assert "greedy soup" in done.stdout
+
+
+def test_alphas_go_from_the_base_to_the_merge(run: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
+    results, plot = tmp_path / "results.json", tmp_path / "alphas.png"
+    done = merge("--models", run / "final", "--base", qwen3, "--alphas", "0,0.5,1", "--dev", data / "dev",
+                 "--other", data / "dev", "--results", results, "--plot", plot)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(results.read_text())["alphas"]
+    assert [each["alpha"] for each in found] == [0, 0.5, 1]
+    evaluations = {
+        line["step"]: line["eval"]
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if "eval" in line
+    }
+    assert found[0]["dev"] == pytest.approx(evaluations[0]["dev/dev"]["64"]["nDCG@10"], abs=1e-6)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rerankers_are_merged_and_measured_on_candidates(qwen3_base: Path, data: Path, tmp_path: Path) -> None:
+    models = []
+    for seed in range(2):
+        reranker = Reranker.from_pretrained(qwen3_base)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in reranker.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        models.append(tmp_path / f"model-{seed}")
+        export_reranker(reranker, models[-1])
+    output = tmp_path / "merged"
+    done = merge("--models", f"{models[0]},{models[1]}", "--weights", "0.25,0.75", "--method", "linear",
+                 "--dev", data / "dev", "--output", output)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, other, found = (load_file(each / "model.safetensors") for each in (*models, output))
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, 0.25 * one[name] + 0.75 * other[name], atol=1e-6, rtol=0)
+    assert Reranker.from_pretrained(output).settings == Reranker.from_pretrained(models[0]).settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give either --models or --run"),
+        ({"models": "a"}, "one model, a, is no merge"),
+        ({"models": "a,a"}, "models: one is given twice"),
+        ({"run": "RUN", "last": 9}, "last is 9, and .* has 4 checkpoints; --keep_checkpoints keeps more"),
+        ({"run": "RUN", "steps": "2,3"}, "has no step 3; it has 2, 4, 6, 8"),
+        ({"run": "RUN", "method": "slerp"}, "slerp of 4 models, expected 2"),
+        ({"run": "RUN", "weights": "1,2"}, "weights: 2 numbers for 4 models"),
+        ({"run": "RUN", "search": 5}, "search needs --dev"),
+        ({"models": "a,b", "method": "ties"}, "ties needs a base, the model that all were trained from"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_at_once(
+    arguments: dict[str, Any], message: str, run: Path, tmp_path: Path
+) -> None:
+    flags = [f"--{name}={run if value == 'RUN' else value}" for name, value in arguments.items()]
+    done = merge(*flags, "--output", tmp_path / "merged")
+    assert done.returncode == 2
+    assert re.search(message, done.stderr), done.stderr
+    assert not (tmp_path / "merged").exists()
