@@ -1,10 +1,10 @@
-"""The nearest documents of many queries, exact: blocks of queries against shards of documents, bounded in memory.
+"""The nearest documents of many queries, exact: blocks of queries against blocks of documents, bounded in memory.
 
-A score and a document's place make one int64 that orders both (`nestling.retrieval.nearest.pack`), so shards and ranks
+A score and a document's place make one int64 that orders both (`nestling.retrieval.nearest.pack`), so blocks and ranks
 merge by taking the largest, and equal scores go to the document that comes first. Most of a block of scores is never
 sorted: only groups of documents whose best reaches the worst that is kept are looked into.
 
-Shape legend: Q queries, q of one block, b documents of one shard, k kept, g groups of a shard, D dimensions.
+Shape legend: Q queries, q of one block, b documents of a block, k kept, g groups of a block, D dimensions.
 """
 
 import numpy as np
@@ -21,6 +21,7 @@ from nestling.retrieval.search import pad_rows
 
 QUERY_BLOCK = 1024
 GROUP = 32
+EVEN = 8 * GROUP
 
 
 def nearest(queries: Vectors, documents: Vectors, size: int, depth: int, device: torch.device) -> Found:
@@ -34,14 +35,16 @@ def nearest(queries: Vectors, documents: Vectors, size: int, depth: int, device:
         device: Where scores are computed, in float32, and where ranks communicate.
     """
     found = Found.nothing(len(queries), depth)
-    mine = share(-(-size // documents.height))
-    width = min(documents.height, size)  # of every product: the last bit of a score depends on its shape
+    count = -(-size // documents.height)
+    mine = share(count)
+    # Of every product, since the last bit of a score depends on its shape; nearly even, and whole groups.
+    width = min(-(-size // (count * EVEN)) * EVEN, documents.height)
     for first in range(0, len(queries), QUERY_BLOCK):
         last = min(first + QUERY_BLOCK, len(queries))
         block = queries.span(first, last, device)
         best = torch.full((last - first, min(depth, size)), NOTHING, device=device)
-        for shard in mine:
-            start = shard * documents.height
+        for number in mine:
+            start = number * width
             part = documents.span(start, min(start + width, size), device)
             scores = block @ (part if len(part) == width else pad_rows(part, width)).T
             scores[:, len(part) :] = -torch.inf
@@ -52,7 +55,7 @@ def nearest(queries: Vectors, documents: Vectors, size: int, depth: int, device:
 
 
 def merge(best: Tensor, scores: Tensor, start: int) -> Tensor:
-    """The largest keys of those kept and of a shard's documents: [q, k] and [q, b] to [q, k].
+    """The largest keys of those kept and of a block's documents: [q, k] and [q, b] to [q, k].
 
     1. The best of each group of documents, which are `groups` apart.
     2. A threshold that k documents reach: the worst that is kept, or the k-th best group if less is kept.
