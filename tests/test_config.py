@@ -9,7 +9,9 @@ import pytest
 from nestling.config import (
     EmbedConfig,
     LoraConfig,
+    MergeConfig,
     MineConfig,
+    RefreshConfig,
     RerankConfig,
     RerankLossConfig,
     TrainData,
@@ -122,7 +124,7 @@ def test_dims_above_the_width_of_the_model() -> None:
         require_dims([512, 64], 384)
 
 
-@pytest.mark.parametrize("cls", [EmbedConfig, MineConfig, RerankConfig])
+@pytest.mark.parametrize("cls", [EmbedConfig, MergeConfig, MineConfig, RefreshConfig, RerankConfig])
 def test_every_setting_is_explained(cls: type) -> None:
     explained = "".join(each.__doc__ or "" for each in cls.__mro__[:2])
     for each in fields(cls):
@@ -146,6 +148,14 @@ def test_every_yaml_of_mining_loads() -> None:
     assert files
     for file in files:
         assert parse_config(MineConfig, "test", ["--config", str(file), "--output", "o"]).retrievers
+
+
+def test_every_yaml_of_merging_loads() -> None:
+    files = sorted((CONFIGS / "merge").glob("*.yaml"))
+    assert files
+    for file in files:
+        more = ["--output", "o"] if "alphas" not in file.read_text(encoding="utf-8") else []
+        assert parse_config(MergeConfig, "test", ["--config", str(file), *more]).dev
 
 
 @pytest.mark.parametrize(
