@@ -11,7 +11,6 @@ shows what is gained in the domain and lost outside it. docs/merging.md has the 
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,8 +70,13 @@ def main() -> None:
     base = config.base or (read_run(Path(config.run)).model if config.run is not None else None)
     require(len(models) > 1 or bool(config.alphas), f"one model, {models[0]}, is no merge; give two, or --alphas")
     require(base is not None or not config.alphas, "alphas needs the --base that the models were trained from")
-    if config.search is None and not config.alphas:
-        config.recipe(len(models)).require_models(len(models), base=base is not None and needs_base(config))
+    recipe = config.recipe(len(models))
+    if not config.alphas:
+        recipe.require_models(len(models), base=base is not None and needs_base(config))
+    require(
+        config.search is None or config.search >= len(models),
+        f"search is {config.search}, fewer than the {len(models)} models, each of which is tried alone",
+    )
     if config.plot is not None:
         from nestling.merging.forgetting import require_plots
 
@@ -83,7 +87,7 @@ def main() -> None:
     elif config.search is not None:
         search(config, bench, base)
     else:
-        publish(config, bench, config.recipe(len(models)), base, {})
+        publish(config, bench, recipe, base, {})
 
 
 def needs_base(config: MergeConfig) -> bool:
@@ -113,7 +117,7 @@ def open_bench(config: MergeConfig, models: list[str], base: str | None) -> Benc
     from nestling.merging.alike import require_alike
     from nestling.merging.inputs import Inputs
     from nestling.merging.models import open_model
-    from nestling.merging.subject import files_of, open_subject
+    from nestling.merging.subject import files_of, named_set, open_subject
 
     files = {model: files_of(model, config.base) for model in models}
     require_alike(list(dict.fromkeys(files.values())), base)
@@ -122,16 +126,12 @@ def open_bench(config: MergeConfig, models: list[str], base: str | None) -> Benc
         open_model(base) if base is not None and needs_base(config) else None,
     )
     print("to be merged:", *inputs.labels, sep="\n  ", flush=True)
-    precision = torch.bfloat16 if config.compute == "bf16" else torch.float32
-    subject = open_subject(models[0], config.base, precision)
-    sets = {kind: [open_set(subject, each) for each in getattr(config, kind)] for kind in ("dev", "test", "other")}
+    given: dict[str, list[CandidateData]] = {kind: getattr(config, kind) for kind in ("dev", "test", "other")}
+    read = {kind: [named_set(each) for each in data] for kind, data in given.items()}
+    print(*(each.summary for sets in read.values() for each in sets), sep="\n", flush=True)
+    subject = open_subject(models[0], config.base, torch.bfloat16 if config.compute == "bf16" else torch.float32)
+    sets = {kind: list(map(subject.open, given[kind], read[kind])) for kind in given}
     return Bench(subject, inputs, sets)
-
-
-def open_set(subject: "Subject", data: CandidateData) -> "EvaluationSet":
-    opened = subject.open(data)
-    print(opened.retrieval_set.summary, flush=True)
-    return opened
 
 
 def search(config: MergeConfig, bench: Bench, base: str | None) -> None:
@@ -142,27 +142,28 @@ def search(config: MergeConfig, bench: Bench, base: str | None) -> None:
     count, labels = len(bench.inputs.models), bench.inputs.labels
     trials: list[dict[str, Any]] = []
 
-    def measured(what: str, measure: Callable[[], "dict[str, Metrics]"]) -> float:
-        found = measure()
+    def measured(what: str) -> float:
+        found = bench.measure("dev")
         trials.append({"tried": what, "nDCG@10": quality(found), "dev": found})
         print(f"{len(trials)}. {what}: nDCG@10 {trials[-1]['nDCG@10']:.4f}", flush=True)
         return float(trials[-1]["nDCG@10"])
 
     def try_weights(weights: tuple[float, ...]) -> float:
         bench.merge(config.recipe(count, weights))
-        return measured(", ".join(f"{weight:g}" for weight in weights), lambda: bench.measure("dev"))
+        return measured(", ".join(f"{weight:g}" for weight in weights))
 
     of_base = None
     if base is not None:
         bench.take(base)
-        of_base = measured(f"the base, {base}", lambda: bench.measure("dev"))
+        of_base = measured(f"the base, {base}")
     found = Search(count, try_weights, config.search or 0)
     best = found.run(STEP)
     print(f"weights of {', '.join(labels)}:\n{trial_table(found)}")
-    require(
-        of_base is None or best.score > of_base,
-        f"the base is best, with nDCG@10 {of_base or 0:.4f} on dev, which no merge exceeds; none is written",
-    )
+    if of_base is not None and best.score <= of_base:
+        write_results(config, {"models": labels, "search": trials})
+        raise ValueError(
+            f"the base is best, with nDCG@10 {of_base:.4f} on dev, which no merge exceeds; none is written"
+        )
     publish(config, bench, config.recipe(count, best.weights), base, {"search": trials, "stage": best.stage})
 
 
@@ -181,14 +182,12 @@ def forgetting(config: MergeConfig, bench: Bench) -> None:
     from nestling.merging.forgetting import plot_alphas
     from nestling.merging.subject import quality
 
-    count = len(bench.inputs.models)
-    weights = config.weights or [1.0] * count
-    share = tuple(weight / sum(weights) for weight in weights)
-    layers = config.recipe(count, tuple(weights)).weights.patterns
+    means = config.recipe(len(bench.inputs.models)).weights
+    shares = Weights(share(means.models), tuple((pattern, share(own)) for pattern, own in means.patterns))
     kinds = [kind for kind, sets in bench.sets.items() if sets]
     found: list[dict[str, Any]] = []
     for alpha in config.alphas:
-        report = bench.merge(Recipe("task_arithmetic", Weights(share, layers), scale=alpha))
+        report = bench.merge(Recipe("task_arithmetic", shares, scale=alpha))
         results = {kind: bench.measure(kind) for kind in kinds}
         found.append({"alpha": alpha, **{kind: quality(each) for kind, each in results.items()}, "results": results})
         print(", ".join(f"{name} {found[-1][name]:.4f}" for name in ("alpha", *kinds)), flush=True)
@@ -198,6 +197,11 @@ def forgetting(config: MergeConfig, bench: Bench) -> None:
     if config.plot is not None:
         plot_alphas(Path(config.plot), found, kinds)
         print(f"{config.plot} shows nDCG@10 by alpha")
+
+
+def share(weights: tuple[float, ...]) -> tuple[float, ...]:
+    """Of each in their sum."""
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 def publish(config: MergeConfig, bench: Bench, recipe: Recipe, base: str | None, more: dict[str, Any]) -> None:

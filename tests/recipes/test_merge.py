@@ -130,6 +130,8 @@ def test_rerankers_are_merged_and_measured_on_candidates(qwen3_base: Path, data:
         ({"run": "RUN", "method": "slerp"}, "slerp of 4 models, expected 2"),
         ({"run": "RUN", "weights": "1,2"}, "weights: 2 numbers for 4 models"),
         ({"run": "RUN", "search": 5}, "search needs --dev"),
+        ({"run": "RUN", "search": 3, "dev": "x"}, "search is 3, fewer than the 4 models"),
+        ({"run": "RUN", "dev": "not-there"}, "not-there"),
         ({"models": "a,b", "method": "ties"}, "ties needs a base, the model that all were trained from"),
     ],
 )

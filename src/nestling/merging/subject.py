@@ -60,8 +60,8 @@ class Subject(Protocol):
     def cut(self) -> str:
         """What its metrics are at: "dim" or "depth"."""
 
-    def open(self, data: CandidateData) -> EvaluationSet:
-        """Read an evaluation set."""
+    def open(self, data: CandidateData, retrieval_set: RetrievalSet) -> EvaluationSet:
+        """What a retrieval set is measured with, as its settings say."""
 
     def measure(self, data: EvaluationSet) -> Metrics:
         """Metrics of the weights as they are now, by cut."""
@@ -93,12 +93,12 @@ class EmbedderSubject:
     def backbone(self) -> nn.Module:
         return without_adapters(self.embedder.backbone)
 
-    def open(self, data: CandidateData) -> EvaluationSet:
+    def open(self, data: CandidateData, retrieval_set: RetrievalSet) -> EvaluationSet:
         require(
             (data.candidates, data.depth) == ("bm25", 100),
             f"{data.path}: candidates are a reranker's, and an embedder searches all documents",
         )
-        return EvaluationSet(named_set(data), data.instruction, None)
+        return EvaluationSet(retrieval_set, data.instruction, None)
 
     def measure(self, data: EvaluationSet) -> Metrics:
         return evaluate_embedder(
@@ -135,9 +135,9 @@ class RerankerSubject:
     def backbone(self) -> nn.Module:
         return without_adapters(self.reranker.backbone)
 
-    def open(self, data: CandidateData) -> EvaluationSet:
-        found = named_set(data)
-        return EvaluationSet(found, data.instruction, open_candidates(data.candidates, found, data.depth))
+    def open(self, data: CandidateData, retrieval_set: RetrievalSet) -> EvaluationSet:
+        candidates = open_candidates(data.candidates, retrieval_set, data.depth)
+        return EvaluationSet(retrieval_set, data.instruction, candidates)
 
     def measure(self, data: EvaluationSet) -> Metrics:
         assert data.candidates is not None
@@ -152,6 +152,7 @@ class RerankerSubject:
 
 
 def named_set(data: CandidateData) -> RetrievalSet:
+    """A retrieval set under the name that its settings give it, if they do."""
     retrieval_set = load_retrieval_set(data.path, data.split)
     return replace(retrieval_set, name=data.name) if data.name else retrieval_set
 
