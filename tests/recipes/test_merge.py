@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,18 @@ def test_weights_are_looked_for_and_the_best_is_written(run: Path, data: Path, t
     assert written["results"]["dev/dev"] == best["dev"]["dev/dev"]
     assert "the base, " in done.stdout
     assert "greedy soup" in done.stdout
+
+
+def test_a_search_writes_no_merge_that_is_not_better_than_the_base(
+    run: Path, qwen3: Path, data: Path, tmp_path: Path
+) -> None:
+    copy, results = shutil.copytree(qwen3, tmp_path / "copy"), tmp_path / "results.json"
+    done = merge("--models", f"{qwen3},{copy}", "--base", run / "final", "--search", 3, "--dev", data / "dev",
+                 "--output", tmp_path / "merged", "--results", results)  # fmt: skip
+    assert done.returncode == 2
+    assert "error: the base is best, with nDCG@10 0." in done.stderr
+    assert not (tmp_path / "merged").exists()
+    assert len(json.loads(results.read_text())["search"]) == 4
 
 
 def test_alphas_go_from_the_base_to_the_merge(run: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
