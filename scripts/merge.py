@@ -78,9 +78,9 @@ def main() -> None:
         f"search is {config.search}, fewer than the {len(models)} models, each of which is tried alone",
     )
     if config.plot is not None:
-        from nestling.merging.forgetting import require_plots
+        from nestling.merging.forgetting import require_picture
 
-        require_plots(Path(config.plot))
+        require_picture(Path(config.plot))
     bench = open_bench(config, models, base)
     if config.alphas:
         forgetting(config, bench)

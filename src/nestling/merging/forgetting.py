@@ -1,7 +1,6 @@
 """A picture of what a model gains in a domain and loses outside it, from its base to itself."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ from nestling.config import require
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def require_plots(path: Path) -> None:
-    """Raise ValueError without matplotlib, or for a file that it does not write."""
-    require(find_spec("matplotlib") is not None, "plot needs matplotlib; pip install 'nestling[plots]'")
+def require_picture(path: Path) -> None:
+    """Raise ValueError for a file that matplotlib does not write."""
     require(path.suffix in FORMATS, f"plot: {path}: expected a name in {', '.join(FORMATS)}")
 
 
