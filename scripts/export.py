@@ -1,8 +1,8 @@
 """Turn a checkpoint of a run, or a LoRA adapter and its base, into a directory to serve.
 
-    python scripts/export.py --checkpoint runs/mine/checkpoints/step-500 --output models/mine
-    python scripts/export.py --adapter models/mine/adapter --base Qwen/Qwen3-Embedding-0.6B --output models/again
-    python scripts/export.py --model runs/my-reranker/final --shape classifier --output models/classifier
+    python scripts/export.py --checkpoint runs/mine/checkpoints/step-500 --output runs/served
+    python scripts/export.py --adapter runs/served/adapter --base Qwen/Qwen3-Embedding-0.6B --output runs/again
+    python scripts/export.py --model runs/my-reranker/final --shape classifier --output runs/classifier
 
 The directory appears only after it has passed the parity gate: reloaded by transformers and by sentence-transformers,
 it gives the embeddings, or a reranker's scores, of the merged model in memory.

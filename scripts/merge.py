@@ -1,8 +1,8 @@
 """Merge models, adapters or checkpoints of a run into one model, or look for the best way to.
 
-    python scripts/merge.py --run runs/mine --last 5 --output models/merged
-    python scripts/merge.py --models runs/a/final,runs/b/final --weights 0.7,0.3 --output models/merged
-    python scripts/merge.py --run runs/mine --search 40 --dev my-beir --test my-beir-test --output models/merged
+    python scripts/merge.py --run runs/mine --last 5 --output runs/merged
+    python scripts/merge.py --models runs/a/final,runs/b/final --weights 0.7,0.3 --output runs/merged
+    python scripts/merge.py --run runs/mine --search 40 --dev my-beir --test my-beir-test --output runs/merged
     python scripts/merge.py --models runs/mine/final --base BASE --alphas 0,0.25,0.5,0.75,1 --dev my-beir \
         --other another-beir --plot forgetting.png
 

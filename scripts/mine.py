@@ -3,7 +3,7 @@
     python scripts/mine.py --data pairs.jsonl --retrievers MODEL_DIR --output mined.jsonl
     python scripts/mine.py --data my-beir --retrievers bm25,MODEL_DIR,run.trec --percent 0.95 --output mined.jsonl
     accelerate launch scripts/mine.py --data my-beir --retrievers MODEL_DIR --judge RERANKER_DIR --output mined.jsonl
-    python scripts/mine.py --data my-beir --retrievers MODEL_DIR --sweep
+    python scripts/mine.py --data my-beir --retrievers MODEL_DIR --sweep true
     python scripts/mine.py --judge RERANKER_DIR --data mined.jsonl --output judged.jsonl
 
 The last form drops and moves nothing: it writes a reranker's scores beside the positives and negatives of records.

@@ -205,17 +205,3 @@ def test_a_dry_run_tries_chunks_of_several_sizes_and_writes_nothing(
     assert re.search(r"tokens a step; fastest here: --chunk_tokens (32|64|128|256|512)$", result.stdout.strip())
     assert "positions a token" in result.stdout
     assert not (tmp_path / "run").exists()
-
-
-def test_help_is_quick() -> None:
-    probe = """
-import runpy, sys
-sys.argv = ["rerank.py", "--help"]
-try:
-    runpy.run_path("train/rerank.py", run_name="__main__")
-except SystemExit:
-    print("torch" in sys.modules)
-"""
-    said = run_recipe("-c", probe).stdout
-    assert "--loss.label_space" in said
-    assert said.strip().endswith("False")

@@ -9,14 +9,16 @@ import pytest
 
 from nestling.records import Record, RecordTable, load_records
 
-README = Path(__file__).parents[2] / "data" / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "data.md"
 BOILS, FREEZES = "At 3,000 metres water boils at 90 degrees.", "Water freezes at 0 degrees."
 SUMMIT, TASK = "boiling point on a summit", "Retrieve the passage that answers the question"
 
 
-def readme_row(dialect: str) -> str:
-    """The literal row that follows a dialect's name in data/README.md."""
-    found = re.search(rf"^\*\*{re.escape(dialect)}\*\*.*?```json\n(.*?)\n```", README.read_text(), re.M | re.S)
+def row_of_the_page(dialect: str) -> str:
+    """The literal row that follows a dialect's name in docs/data.md."""
+    page = PAGE.read_text(encoding="utf-8")
+    found = re.search(rf"^\*\*{re.escape(dialect)}\*\*.*?```json\n(.*?)\n```", page, re.M | re.S)
     assert found is not None, dialect
     return found[1]
 
@@ -49,8 +51,8 @@ def refusal(folder: Path, *rows: Any, **options: Any) -> str:
         ("Tevatron", Record(SUMMIT, ("Water At 3,000 metres it boils at 90 degrees.",), ("Ice " + FREEZES,))),
     ],
 )
-def test_readme_rows_load(tmp_path: Path, dialect: str, expected: Record) -> None:
-    table = load(tmp_path, readme_row(dialect))
+def test_rows_of_the_page_load(tmp_path: Path, dialect: str, expected: Record) -> None:
+    table = load(tmp_path, row_of_the_page(dialect))
     assert [table[0]] == [expected]
     assert table.summary.dialect.lower() == dialect.lower()
     assert table.graded == (expected.score is not None)
@@ -293,6 +295,6 @@ def test_instruction_of_row_beats_the_datasets(tmp_path: Path) -> None:
 
 
 def test_committed_sample_loads(tmp_path: Path) -> None:
-    table = load_records(README.parent / "sample.jsonl", cache_dir=tmp_path)
+    table = load_records(ROOT / "data" / "sample.jsonl", cache_dir=tmp_path)
     assert (len(table), table.name, table.summary.dialect, table.summary.rows_scored) == (20, "sample", "nestling", 3)
     assert not table.summary.drops and not table.summary.ignored and not table.has_scores

@@ -130,6 +130,6 @@ def _emptied(copy: Copy) -> Iterator[Dropped]:
 
 
 def write_copy(copy: Copy, path: Path) -> None:
-    """Write what stays as JSONL in the dialect of data/README.md: whole and on the disk, or not at all."""
+    """Write what stays as JSONL in the dialect of docs/data.md: whole and on the disk, or not at all."""
     records = copy.rows.records(copy.keep_row, copy.keep_document)
     write_jsonl(path, (without_none(asdict(record)) for record in records))

@@ -144,7 +144,7 @@ def as_floats(scores: Scores) -> tuple[float, ...]:
 
 
 def in_dialect(record: Record, dialect: Dialect) -> Iterator[dict[str, Any]]:
-    """A record as rows of a dialect that data/README.md shows; sentence-transformers' have one positive each."""
+    """A record as rows of a dialect that docs/data.md shows; sentence-transformers' have one positive each."""
     if dialect == "sentence-transformers":
         for i, positive in enumerate(record.positives):
             row: dict[str, Any] = {"anchor": record.query, "positive": positive}

@@ -1,6 +1,6 @@
 """The dialects of training rows: how each is recognised by its keys and becomes a `Record`.
 
-`data/README.md` shows a literal row of each.
+`docs/data.md` shows a literal row of each.
 """
 
 import re

@@ -29,7 +29,7 @@ def load_records(
     progress: bool = True,
     allow_no_positives: bool = False,
 ) -> RecordTable:
-    """Load training rows in any dialect (see `data/README.md`).
+    """Load training rows in any dialect (see `docs/data.md`).
 
     The first load converts the source into a memory-mapped Arrow file in the cache; later ones open that file as
     long as path, size and time of the source are the same.
