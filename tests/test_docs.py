@@ -115,7 +115,8 @@ def check_accelerate(command: Command) -> None:
     assert command.words[1] == "launch"
     with parser_that_does_not_exit():
         launch = launch_command_parser().parse_args(command.words[2:])
-    _validate_launch_command(launch)  # asks for the number of processes where nothing says it
+    if not command.partial:
+        _validate_launch_command(launch)  # asks for the number of processes where nothing says it
     check_script(launch.training_script, *launch.training_script_args, partial=command.partial)
 
 

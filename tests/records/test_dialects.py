@@ -83,6 +83,9 @@ def test_rows_of_the_page_load(tmp_path: Path, dialect: str, expected: Record) -
             Record("q", ("p",), ("n",), None, None, "s"),
         ),
         ({"query": "q", "response": "p", "label": 0}, Record("q", ("p",), score=0.0)),
+        ({"query": "q", "answer": "p", "label": 0}, Record("q", ("p",), score=0.0)),
+        ({"question": "q", "passage": "p", "score": 0.3}, Record("q", ("p",), score=0.3)),
+        ({"anchor": "q", "positive": "p", "label": 1, "score": None}, Record("q", ("p",), score=1.0)),
         (
             {
                 "messages": [{"role": "user", "content": "q"}],

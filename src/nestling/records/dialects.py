@@ -60,7 +60,13 @@ def _triplet(row: Row, query: str) -> Record:
         positive_scores=scores and scores[:1],
         negative_scores=scores and scores[1:],
         instruction=fields.optional_text(row, "instruction"),
+        score=_grade(row),
     )
+
+
+def _grade(row: Row) -> float | None:
+    """What sentence-transformers takes as a pair's label; taken for an unknown field, a 0 would read as relevant."""
+    return fields.number(row, "label" if row.get("score") is None else "score")
 
 
 def _graded(row: Row) -> Record:
@@ -73,7 +79,7 @@ def _graded(row: Row) -> Record:
 
 def _pair(row: Row, query: str, document: str) -> Record:
     instruction = fields.optional_text(row, "instruction")
-    return Record(fields.text(row, query), (fields.text(row, document),), instruction=instruction)
+    return Record(fields.text(row, query), (fields.text(row, document),), instruction=instruction, score=_grade(row))
 
 
 def _flag_embedding(row: Row) -> Record:
@@ -194,7 +200,7 @@ DIALECTS = (
         Dialect(
             "sentence-transformers",
             (query, "positive"),
-            ("negative", "scores", "instruction"),
+            ("negative", "scores", "instruction", "label", "score"),
             partial(_triplet, query=query),
         )
         for query in ("anchor", "query")
@@ -207,7 +213,9 @@ DIALECTS = (
 )
 # Tried only when none of the above fits, since an answer can be a column beside any of them.
 PAIRS = tuple(
-    Dialect("pairs", (query, document), ("instruction",), partial(_pair, query=query, document=document))
+    Dialect(
+        "pairs", (query, document), ("instruction", "label", "score"), partial(_pair, query=query, document=document)
+    )
     for query in ("query", "question")
     for document in ("answer", "document", "passage")
 )

@@ -16,7 +16,7 @@ import pyarrow as pa
 from nestling.files import sync
 
 # Raise it whenever a reader, a rule for drops or a schema changes, so that older files are not used.
-READER_VERSION = 1
+READER_VERSION = 2
 META = b"nestling"
 
 
