@@ -145,13 +145,18 @@ def test_rerankers_are_merged_and_measured_on_candidates(qwen3_base: Path, data:
         ({"run": "RUN", "search": 5}, "search needs --dev"),
         ({"run": "RUN", "search": 3, "dev": "x"}, "search is 3, fewer than the 4 models"),
         ({"run": "RUN", "dev": "not-there"}, "not-there"),
+        (
+            {"run": "RUN", "dev": "DATA/dev", "test": "DATA/dev"},
+            "dev, test and other: two datasets are called 'dev/dev'",
+        ),
         ({"models": "a,b", "method": "ties"}, "ties needs a base, the model that all were trained from"),
     ],
 )
 def test_what_cannot_be_merged_is_refused_at_once(
-    arguments: dict[str, Any], message: str, run: Path, tmp_path: Path
+    arguments: dict[str, Any], message: str, run: Path, data: Path, tmp_path: Path
 ) -> None:
-    flags = [f"--{name}={run if value == 'RUN' else value}" for name, value in arguments.items()]
+    places = {name: str(value).replace("RUN", str(run)).replace("DATA", str(data)) for name, value in arguments.items()}
+    flags = [f"--{name}={value}" for name, value in places.items()]
     done = merge(*flags, "--output", tmp_path / "merged")
     assert done.returncode == 2
     assert re.search(message, done.stderr), done.stderr
