@@ -10,14 +10,13 @@ import importlib
 import io
 import json
 import re
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import get_type_hints
 
 import pytest
@@ -43,6 +42,7 @@ OTHER_PROGRAMS = {
     "vllm": "a server",
 }
 PEERS = ("deepspeed", "swift")  # other trainers, which only docs/coming-from.md shows
+EVERYWHERE = {"config", "help", "print_config"}
 SBATCH = {"--nodes", "--gpus-per-node"}
 RECIPE = ("train/embed.py", "--config", "configs/embed/quickstart.yaml")  # what docs/distributed.md writes RECIPE for
 SCRIPTS = [path for path in MODULES if "parse_config(" in path.read_text(encoding="utf-8")]
@@ -60,27 +60,46 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+class ReachedError(BaseException):
+    """Ends a script where it reads its command line."""
+
+    def __init__(self, found: object) -> None:
+        self.found = found
+
+
+def run_until_parsed(script: str, parse: Callable[..., object], *arguments: str) -> object:
+    """What `parse` gives in place of `nestling.config.parse_config`, where the script calls it."""
+
+    def parse_and_stop(cls: type, description: str | None, argv: list[str] | None = None) -> None:
+        raise ReachedError(parse(cls, description, argv))
+
+    assert (ROOT / script).is_file(), f"there is no {script}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "parse_config", parse_and_stop)
+        patch.setattr(sys, "argv", [script, *arguments])
+        patch.syspath_prepend((ROOT / script).parent)  # scripts of the benches import what stands beside them
+        with pytest.raises(ReachedError) as reached:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    return reached.value.found
+
+
 @cache
 def config_class(script: str) -> type:
-    """The dataclass that a script gives to `parse_config`."""
-    path = ROOT / script
-    assert path.is_file(), f"there is no {script}"
-    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    (name,) = {ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "parse_config"}
-    found = getattr(config, name, None) or getattr(load(path), name)
+    """The dataclass that a script fills in."""
+    found = run_until_parsed(script, lambda cls, *_: cls)
     assert isinstance(found, type)
     return found
 
 
-def load(path: Path) -> ModuleType:
-    spec = spec_from_file_location(f"documented_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)  # scripts of the benches import what stands beside them
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-    return module
+def knows(cls: type, flag: str) -> bool:
+    """Whether it is a setting, or one of a section that another script reads."""
+    keys, groups = set(known_keys(cls)), set(sections(cls))
+    section = flag.partition(".")[0]
+    return flag in {*keys, *EVERYWHERE} or (section in keys and section not in groups)
+
+
+def sections(cls: type) -> Iterator[str]:
+    return (each.name for each in fields(cls) if is_dataclass(get_type_hints(cls)[each.name]))
 
 
 @contextlib.contextmanager
@@ -94,14 +113,14 @@ def parser_that_does_not_exit() -> Iterator[None]:
 
 
 def check_script(script: str, *arguments: str, partial: bool) -> None:
-    """Its own parser takes all arguments; of a part of a command it knows each flag."""
-    cls = config_class(script)
-    known = {*known_keys(cls), "config", "help", "print_config"}
-    flags = [word.partition("=")[0].removeprefix("--") for word in arguments if re.match(r"--[a-z]", word)]
-    assert [flag for flag in flags if flag not in known] == [], f"not settings of {script}"
-    if not partial and "--help" not in arguments:
+    """It reads the command line without complaint; of a part of one it knows each flag."""
+    if partial or "--help" in arguments:
+        cls = config_class(script)
+        flags = [word.partition("=")[0].removeprefix("--") for word in arguments if re.match(r"--[a-z]", word)]
+        assert [flag for flag in flags if not knows(cls, flag)] == [], f"not settings of {script}"
+    else:
         with parser_that_does_not_exit():
-            config.parse_config(cls, None, list(arguments))
+            run_until_parsed(script, config.parse_config, *arguments)
 
 
 def check_python(command: Command) -> None:
@@ -201,22 +220,18 @@ def test_commands_are_found_where_they_stand() -> None:
     }
 
 
-def sections(cls: type) -> Iterator[str]:
-    return (each.name for each in fields(cls) if is_dataclass(get_type_hints(cls)[each.name]))
-
-
 def test_flags_and_settings_within_lines_exist() -> None:
     """`--negatives`, `loss.temperature`: of any script, or of a launcher."""
     classes = [config_class(path.relative_to(ROOT).as_posix()) for path in SCRIPTS]
-    known = {key for cls in classes for key in known_keys(cls)} | {"config", "help", "print_config"}
     launchers = (launch_command_parser(), get_args_parser())
-    launch = {option for parser in launchers for option in parser._option_string_actions}
-    groups = {name for cls in classes for name in sections(cls)}
+    others = {option for parser in launchers for option in parser._option_string_actions} | {"--fresh"}
+    groups = "|".join({name for cls in classes for name in sections(cls)})
     for snippet in INLINE:
         flags = re.findall(r"(?<!\S)--([a-z][\w.-]*)", snippet.text) if snippet.text.startswith("--") else []
-        keys = re.fullmatch(rf"(?:{'|'.join(groups)})\.\w+", snippet.text)
-        for name in [*flags, *([keys[0]] if keys else [])]:
-            assert name in known or f"--{name}" in {*launch, "--fresh"}, f"{snippet.place}: no setting {name}"
+        key = re.fullmatch(rf"(?:{groups})\.\w+", snippet.text)
+        for name in [*flags, *([key[0]] if key else [])]:
+            known = f"--{name}" in others or any(knows(cls, name) for cls in classes)
+            assert known, f"{snippet.place}: no setting {name}"
 
 
 def test_files_and_names_within_lines_exist() -> None:
