@@ -191,12 +191,18 @@ def ask(config: MakeQueriesConfig, task: "Task", journal: "Journal", prices: "Pr
             raise
     taken = time.perf_counter() - started
     print(f"{journal.replies - before:,} answers to {writer.requests:,} requests in {taken:,.0f} s")
-    documents = map(task.document, pending)
-    left = sum(not journal.knows(each) and each not in journal.unanswered for each in documents)
+    if config.budget is not None:
+        check_budget(config.budget, task, journal, pending)
+
+
+def check_budget(budget: float, task: "Task", journal: "Journal", pending: list[int]) -> None:
+    """Raise ValueError if documents are left; they are the last of those to be asked about."""
+    unfinished = (number for number in pending if task.outcome(number, journal) is None)
+    left = [number for number in unfinished if task.document(number) not in journal.unanswered]
     require(
-        left == 0,
-        f"the budget of {config.budget} is spent, {left:,} of {len(task):,} documents are left; go on with a higher "
-        f"--budget, or take what there is with --limit {len(task) - left}",
+        not left,
+        f"the budget of {budget} is spent, {len(left):,} of {len(task):,} documents are left; go on with a higher "
+        f"--budget, or take what there is with --limit {min(left, default=0)}",
     )
 
 

@@ -21,6 +21,7 @@ from nestling.synthesis.personas import read_personas
 from recipes.runs import run_main
 from scripts.make_queries import PERSONAS, main
 from synthesis.served import Answer, Request, Served, serving, well
+from tiny import tiny_qwen3
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_queries.py"
 TEXTS = [f"subject{i} and theme{i} are what this passage tells about, in the {i}th place of all" for i in range(30)]
@@ -38,7 +39,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def command(corpus: Path, server: Served, output: Path, *more: str) -> list[str]:
     settings = ["--data", str(corpus), "--model", "m", "--endpoint.url", server.url, "--output", str(output)]
-    return [*settings, "--endpoint.timeout", "0.5", "--endpoint.retries", "1", *more]
+    return [*settings, "--endpoint.timeout", "1.5", "--endpoint.retries", "1", *more]
 
 
 def read(path: Path) -> list[dict[str, object]]:
@@ -105,7 +106,7 @@ def test_mining_takes_away_queries_that_find_another_document(corpus: Path, tmp_
 
 
 FAULTS = {
-    0: Answer("late", delay=1),
+    0: Answer("late", delay=2),
     1: Answer(status=429, headers={"Retry-After": "0.1"}),
     2: Answer(status=500, headers={"Retry-After": "0.1"}),
     3: Answer('{"character": 1, "question'),
@@ -236,6 +237,8 @@ def test_a_budget_ends_with_what_a_limit_gives(corpus: Path, tmp_path: Path) -> 
         assert found is not None and int(found[1]) + int(found[2]) == 30
         assert 10 <= int(found[2]) <= 11, "0.04 a document, and one more under way"
         asked = len(server.requests)
+        again = make_queries(*command(corpus, server, output, *prices, "--budget", "0.4"))
+        assert again.stderr == done.stderr and len(server.requests) == asked
         done = make_queries(*command(corpus, server, output, *prices, "--limit", found[2]))
         assert done.returncode == 0 and len(server.requests) == asked
     assert len(read(output)) == int(found[2])
@@ -288,6 +291,19 @@ def test_a_model_that_never_answers_well_writes_nothing(corpus: Path, tmp_path: 
     assert done.returncode == 2 and len(server.requests) == 60
     assert "error: no query was made; 30 no JSON object; " in done.stderr
     assert names(tmp_path) == ["corpus.jsonl", "pairs.journal.jsonl"]
+
+
+def test_a_model_without_an_endpoint_answers_here(corpus: Path, tmp_path: Path) -> None:
+    """A random one, whose nonsense is kept and counted."""
+    model, output = tiny_qwen3(tmp_path / "model", sentence_transformers=False), tmp_path / "pairs.jsonl"
+    (model / "chat_template.jinja").write_text("{% for each in messages %}{{ each.content }}{% endfor %}")
+    settings = ["--limit", "5", "--attempts", "2", "--max_tokens", "4", "--batch_size", "3"]
+    done = make_queries("--data", corpus, "--model", model, "--output", output, *settings)
+    assert done.returncode == 2 and not output.exists()
+    assert "error: no query was made; 5 " in done.stderr and "10 answers to 10 requests" in done.stdout
+    answers = journal_of(output)
+    assert len(answers) == 10 and len({each["text"] for each in answers}) > 5
+    assert {each["tokens_out"] for each in answers} <= {1, 2, 3, 4}
 
 
 def test_a_dry_run_asks_nothing(corpus: Path, tmp_path: Path) -> None:
