@@ -8,7 +8,9 @@ import pytest
 
 from nestling.config import (
     EmbedConfig,
+    EndpointConfig,
     LoraConfig,
+    MakeQueriesConfig,
     MergeConfig,
     MineConfig,
     RefreshConfig,
@@ -124,7 +126,9 @@ def test_dims_above_the_width_of_the_model() -> None:
         require_dims([512, 64], 384)
 
 
-@pytest.mark.parametrize("cls", [EmbedConfig, MergeConfig, MineConfig, RefreshConfig, RerankConfig])
+@pytest.mark.parametrize(
+    "cls", [EmbedConfig, EndpointConfig, MakeQueriesConfig, MergeConfig, MineConfig, RefreshConfig, RerankConfig]
+)
 def test_every_setting_is_explained(cls: type) -> None:
     explained = "".join(each.__doc__ or "" for each in cls.__mro__[:2])
     for each in fields(cls):
@@ -148,6 +152,14 @@ def test_every_yaml_of_mining_loads() -> None:
     assert files
     for file in files:
         assert parse_config(MineConfig, "test", ["--config", str(file), "--output", "o"]).retrievers
+
+
+def test_every_yaml_of_making_queries_loads() -> None:
+    files = sorted((CONFIGS / "queries").glob("*.yaml"))
+    assert files
+    for file in files:
+        arguments = ["--config", str(file), "--output", "pairs.jsonl"]
+        assert parse_config(MakeQueriesConfig, "test", arguments).endpoint.url
 
 
 def test_every_yaml_of_merging_loads() -> None:

@@ -9,6 +9,7 @@ from nestling.config.checks import require, require_dims, require_unique
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
 from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
+from nestling.config.queries import EndpointConfig, MakeQueriesConfig
 from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
 from nestling.config.runs import read_run
 from nestling.config.training import DevData, LoraConfig, TrainData, TrainingConfig
@@ -17,9 +18,11 @@ __all__ = [
     "CandidateData",
     "DevData",
     "EmbedConfig",
+    "EndpointConfig",
     "LayerWeights",
     "LoraConfig",
     "LossConfig",
+    "MakeQueriesConfig",
     "MergeConfig",
     "MineConfig",
     "RefreshConfig",

@@ -162,8 +162,12 @@ def near_identities(pool: Pool, rows: Integers) -> Integers:
 
 def near_identity(text: str) -> int:
     """Identity of a text without case, width, punctuation and white space (NFKC); of the text itself if that is all."""
-    folded = NOT_WORDS.sub("", unicodedata.normalize("NFKC", text).casefold())
-    return xxhash.xxh3_64_intdigest((folded or text).encode()) >> 1
+    return xxhash.xxh3_64_intdigest((letters(text) or text).encode()) >> 1
+
+
+def letters(text: str) -> str:
+    """What is left of a text without case, width, punctuation and white space (NFKC)."""
+    return NOT_WORDS.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 
 class Joined(Sequence[str]):

@@ -1,0 +1,193 @@
+"""The endpoint's client against a real server on this machine, which does everything wrong."""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+
+from nestling.synthesis.conversation import NoAnswer, Question, Reply
+from nestling.synthesis.writers.endpoint import Endpoint
+from synthesis.served import Answer, Request, Served, serving
+
+PROMPT = 'Answer.\n<passage>\n{}\n</passage>\n"difficulty": how'
+GOOD = Answer("fine")
+
+
+class Heard:
+    """What came back, by passage: the replies, or why there is none."""
+
+    def __init__(self) -> None:
+        self.replies: dict[str, Reply] = {}
+        self.silence: dict[str, str] = {}
+        self.done = 0
+
+    def talk(self, passage: str, seed: int = 5) -> Generator[Question, Reply, None]:
+        try:
+            self.replies[passage] = yield Question([{"role": "user", "content": PROMPT.format(passage)}], seed)
+        except NoAnswer as error:
+            self.silence[passage] = str(error)
+
+    def count(self) -> None:
+        self.done += 1
+
+
+def endpoint(server: Served, **settings: Any) -> Endpoint:
+    defaults: dict[str, Any] = {
+        "concurrency": 4,
+        "requests_per_minute": None,
+        "timeout": 5,
+        "retries": 1,
+        "body": {"temperature": 0.5},
+    }
+    return Endpoint(server.url, "model-7", settings.pop("key", None), **{**defaults, **settings})
+
+
+def hold(writer: Endpoint, passages: list[str]) -> Heard:
+    heard = Heard()
+    writer.hold(map(heard.talk, passages), heard.count)
+    return heard
+
+
+def once(fault: Answer) -> Callable[[Request], Answer]:
+    """A fault at first, and a good answer when the same is asked again."""
+    return lambda request: fault if request.number == 0 else GOOD
+
+
+def test_a_request_is_what_the_server_needs() -> None:
+    with serving(lambda request: GOOD) as server:
+        writer = endpoint(server, key="secret", body={"temperature": 0.5, "seed": None, "top_p": 0.9})
+        heard = hold(writer, ["a"])
+        hold(endpoint(server), ["b"])
+    assert heard.replies == {"a": Reply("fine", "stop", 100, 10)} and heard.done == 1
+    first, second = server.requests
+    messages = [{"role": "user", "content": PROMPT.format("a")}]
+    assert first.body == {"model": "model-7", "messages": messages, "temperature": 0.5, "top_p": 0.9}
+    assert first.key == "Bearer secret"
+    assert second.body["seed"] == 5 and "secret" not in second.key
+    assert "secret" not in repr(writer)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Answer(status=500),
+        Answer(status=503, headers={"Retry-After": "0.1"}),
+        Answer("half of it", missing=30),
+        Answer("late", delay=1),
+    ],
+    ids=["500", "503", "half a body", "timeout"],
+)
+def test_faults_of_the_moment_are_asked_again(fault: Answer) -> None:
+    with serving(once(fault)) as server:
+        writer = endpoint(server, timeout=0.4)
+        heard = hold(writer, ["a", "b"])
+    assert {passage: reply.text for passage, reply in heard.replies.items()} == {"a": "fine", "b": "fine"}
+    assert len(server.requests) == writer.requests == 4
+    assert not heard.silence
+
+
+def test_retry_after_is_waited_for() -> None:
+    with serving(once(Answer(status=429, headers={"Retry-After": "1.2"}))) as server:
+        assert hold(endpoint(server), ["a"]).replies["a"].text == "fine"
+    first, second = server.requests
+    assert 1.15 < second.time - first.time < 2.5, "half a second is what the client waits otherwise"
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (Answer(status=429, headers={"Retry-After": "0.05"}), "status 429"),
+        (Answer(status=500, headers={"Retry-After": "0.05"}), "status 500"),
+        (Answer(status=400), "status 400"),
+        (Answer(status=429, headers={"Retry-After": "3600"}), "status 429"),
+        (Answer("half", missing=30), "no connection"),
+        (Answer("late", delay=0.6), "timeout"),
+    ],
+)
+def test_a_question_without_an_answer_says_why_and_others_go_on(fault: Answer, why: str) -> None:
+    with serving(lambda request: fault if request.passage == "bad" else GOOD) as server:
+        heard = hold(endpoint(server, timeout=0.3), ["a", "bad", "b", "c"])
+    assert heard.silence == {"bad": why}
+    assert heard.replies.keys() == {"a", "b", "c"} and heard.done == 4
+    repeated = not (fault.status == 400 or fault.headers.get("Retry-After") == "3600")
+    assert Counter(each.passage for each in server.requests)["bad"] == 1 + repeated
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "<html>busy</html>",
+        '{"choices": [{"message": {"content": "half',
+        '{"error": "overloaded"}',
+        '{"choices": []}',
+        '{"choices": [{"message": null}]}',
+        "[]",
+        "null",
+    ],
+)
+def test_a_response_that_is_no_completion_is_an_empty_reply(raw: str) -> None:
+    with serving(lambda request: Answer(raw=raw)) as server:
+        assert hold(endpoint(server), ["a"]).replies == {"a": Reply("")}
+
+
+def test_a_completion_may_lack_what_is_optional() -> None:
+    raw = '{"choices": [{"message": {"content": null, "refusal": "no"}, "finish_reason": "stop"}]}'
+    with serving(lambda request: Answer(raw=raw)) as server:
+        assert hold(endpoint(server), ["a"]).replies == {"a": Reply("", "stop", None, None)}
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"), [(401, "check the key"), (403, "check the key"), (404, "check endpoint.url")]
+)
+def test_what_no_retry_helps_against_ends_at_once(status: int, advice: str) -> None:
+    with serving(lambda request: Answer(status=status)) as server:
+        with pytest.raises(ValueError, match=advice) as error:
+            hold(endpoint(server, key="secret", concurrency=2), [str(i) for i in range(50)])
+        assert len(server.requests) <= 2
+    assert str(error.value).startswith(f"{server.url}: Error code: {status}")
+    assert "secret" not in str(error.value) and "key Bearer ***" in str(error.value)
+
+
+def test_a_server_that_is_gone_ends_it() -> None:
+    def behaviour(request: Request) -> Answer:
+        return GOOD if int(request.passage) < 10 else Answer(status=500, headers={"Retry-After": "0.01"})
+
+    with serving(behaviour) as server:
+        with pytest.raises(
+            ValueError, match="5 questions in a row got no answer, the last for this reason: status 500"
+        ):
+            hold(endpoint(server, concurrency=2), [str(i) for i in range(50)])
+        assert {int(each.passage) for each in server.requests} <= set(range(10 + 6))
+
+
+def test_nobody_listens() -> None:
+    with serving() as server:
+        pass
+    with pytest.raises(ValueError, match=re.escape(f"{server.url}: 5 questions in a row got no answer")):
+        hold(endpoint(server, retries=0), [str(i) for i in range(50)])
+
+
+def test_no_more_requests_at_a_time_than_asked_for() -> None:
+    def behaviour(request: Request) -> Answer:
+        fault = request.number == 0 and int(request.passage) % 7 == 0
+        return Answer(status=503, headers={"Retry-After": "0.02"}) if fault else Answer("fine", delay=0.02)
+
+    with serving(behaviour) as server:
+        heard = hold(endpoint(server, concurrency=3), [str(i) for i in range(40)])
+    assert len(heard.replies) == heard.done == 40
+    assert server.most_at_once == 3
+
+
+def test_the_rate_holds_for_repeated_requests_as_well() -> None:
+    with serving(once(Answer(status=429, headers={"Retry-After": "0.01"}))) as server:
+        started = time.monotonic()
+        heard = hold(endpoint(server, concurrency=8, requests_per_minute=1200), [str(i) for i in range(15)])
+        taken = time.monotonic() - started
+    assert len(heard.replies) == 15
+    times = [each.time for each in server.requests]
+    assert len(times) == 30 and taken > 29 * 0.05 * 0.98
+    for first, last in zip(times, times[10:], strict=False):
+        assert last - first > 10 * 0.05 * 0.8, "11 requests in less time than 10 intervals"
