@@ -11,6 +11,7 @@ from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
 from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
 from nestling.config.runs import read_run
+from nestling.config.serve_check import ServeCheckConfig
 from nestling.config.training import DevData, LoraConfig, TrainData, TrainingConfig
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "RefreshConfig",
     "RerankConfig",
     "RerankLossConfig",
+    "ServeCheckConfig",
     "TrainData",
     "TrainingConfig",
     "parse_config",
