@@ -7,6 +7,7 @@ Nothing here imports torch, so that `--help` answers at once.
 from nestling.config.arguments import parse_config, run
 from nestling.config.checks import require, require_dims, require_unique
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
+from nestling.config.evaluate import EvaluateConfig
 from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
 from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
@@ -18,6 +19,7 @@ __all__ = [
     "CandidateData",
     "DevData",
     "EmbedConfig",
+    "EvaluateConfig",
     "LayerWeights",
     "LoraConfig",
     "LossConfig",
