@@ -4,12 +4,15 @@
     python scripts/evaluate.py --model runs/my-model/final --data data/my-set --precision float32,int8,binary
     python scripts/evaluate.py --first_stage bm25 --data data/my-set
     python scripts/evaluate.py --first_stage bm25 --data data/my-set --reranker runs/my-reranker/final --depth 100
+    python scripts/evaluate.py --model runs/my-model/final --mteb SciFact,data/my-set
 
 With a reranker the first stage's order is measured, the reranker's, and both fused by reciprocal ranks. Equal scores
 are averaged over every order, gain is linear, a document is its title and text.
 """
 
+import importlib.util
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +23,9 @@ from nestling import __version__
 from nestling.config import EvaluateConfig, parse_config, require, require_dims, run
 
 if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+    from nestling.benchmarks.measure import Measured
     from nestling.embedder import Embedder
     from nestling.metrics import Placements
     from nestling.records import RetrievalSet
@@ -43,7 +49,7 @@ class Row:
 
 def main() -> None:
     config = parse_config(EvaluateConfig, __doc__)
-    check_output(config.output)
+    check_output(config)
     dims = choose_dims(config)
     if config.reranker is not None:
         check_model(config.reranker, "--reranker")
@@ -51,24 +57,37 @@ def main() -> None:
 
     from nestling.records import load_retrieval_set
 
+    tasks = open_tasks(config)
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
     for drop in (drop for each in sets for drop in each.summary.drops):
         print(f"dropped {drop.count:,}: {drop.reason} (first at {drop.example})")
-    if config.reranker:
-        rows = list(measure_reranker(config, sets, dims))
-    else:
-        rows = list(measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets))
+    rows: list[Row] = []
+    if sets and config.reranker:
+        rows += measure_reranker(config, sets, dims)
+    elif sets:
+        rows += measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets)
+    measured = list(measure_tasks(config, tasks, dims)) if tasks else []
+    rows += [row for each in measured for row in task_rows(each)]
     print_table(rows)
     if config.output:
         write_json(Path(config.output), config, rows)
+        for each in measured:
+            each.save(mteb_folder(Path(config.output)))
 
 
-def check_output(output: str | None) -> None:
+def check_output(config: EvaluateConfig) -> None:
     """Refuse a file that exists, and one that could not be written, before anything is computed."""
-    if output is None:
+    if config.output is None:
         return
-    require(not Path(output).exists(), f"--output {output} exists; choose another name or remove it")
-    require(Path(output).parent.is_dir(), f"--output {output}: the folder {Path(output).parent} does not exist")
+    output = Path(config.output)
+    for path in [output, *([mteb_folder(output)] if config.mteb else [])]:
+        require(not path.exists(), f"--output {path} exists; choose another name or remove it")
+    require(output.parent.is_dir(), f"--output {output}: the folder {output.parent} does not exist")
+
+
+def mteb_folder(output: Path) -> Path:
+    """Where results in mteb's own form come, beside ours."""
+    return output.with_suffix(".mteb")
 
 
 def check_model(model: str, flag: str = "--model") -> None:
@@ -218,6 +237,47 @@ def report_fit(lists: dict[str, dict[str, float]], data: "RetrievalSet") -> None
         print(f"  {len(foreign):,} documents of the run are not in the collection and count as not relevant")
 
 
+def open_tasks(config: EvaluateConfig) -> "list[AbsTask]":
+    """What mteb is to measure; the data of the first is loaded, to say before a model is what cannot be had."""
+    if not config.mteb:
+        return []
+    found = importlib.util.find_spec("mteb") is not None
+    require(found, "--mteb needs the extra: pip install -c constraints.txt -e '.[mteb]'")
+    from nestling.benchmarks.tasks import load_task, open_task
+
+    tasks = [open_task(name, config.split) for name in config.mteb]
+    load_task(tasks[0])
+    return tasks
+
+
+def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int]) -> "Iterator[Measured]":
+    """Run a model through mteb at every dimension, or a reranker over candidates."""
+    from nestling.benchmarks.measure import measure_embedder, measure_reranker
+    from nestling.benchmarks.models import MtebEmbedder, MtebReranker
+    from nestling.embedder import Embedder
+    from nestling.reranker import Reranker
+
+    told: dict[str, Any] = {"instruction": config.instruction, "progress": sys.stderr.isatty()}
+    embedder = None
+    if config.model:
+        lengths = {name: getattr(config, name) for name in ("query_max_length", "document_max_length")}
+        embedder = MtebEmbedder(load(Embedder, config.model, config.compute), dim=dims[0], **lengths, **told)
+    if config.reranker:
+        reranker = MtebReranker(load(Reranker, config.reranker, config.compute), **told)
+        return measure_reranker(reranker, tasks, embedder=embedder, first_stage=config.first_stage, depth=config.depth)
+    assert embedder is not None
+    return measure_embedder(embedder, tasks, dims)
+
+
+def task_rows(measured: "Measured") -> list[Row]:
+    """The lines that show what mteb found."""
+    precision, order = (None, "reranked") if measured.dim is None else ("float32", None)
+    return [
+        Row(f"{each.name} (mteb)", each.queries, each.documents, measured.dim, precision, each.metrics, order=order)
+        for each in measured.figures
+    ]
+
+
 def make_row(
     data: "RetrievalSet",
     placements: "Placements",
@@ -232,13 +292,13 @@ def make_row(
 
 def print_table(rows: list[Row]) -> None:
     """One row a set and dimension and precision, or order."""
-    metrics = list(rows[0].metrics)
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     width = max(len(row.data) for row in rows)
     reranked = rows[0].order is not None
     heading = f"{'order':11}" if reranked else f"{'dim':>5}  {'precision':9}"
     print(f"\n{'':{width}}  {heading}  " + "  ".join(f"{name:>10}" for name in metrics))
     for row in rows:
-        values = "  ".join(f"{row.metrics[name]:10.4f}" for name in metrics)
+        values = "  ".join(f"{row.metrics.get(name, math.nan):10.4f}" for name in metrics)
         what = f"{row.order:11}" if reranked else f"{row.dim or '-':>5}  {row.precision or '-':9}"
         print(f"{row.data:{width}}  {what}  {values}")
 

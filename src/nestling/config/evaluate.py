@@ -12,6 +12,8 @@ class EvaluateConfig:
 
     Args:
         data: Folder with corpus.jsonl, queries.jsonl and qrels/; several with commas between.
+        mteb: What mteb is to measure: names of its tasks, whose data is on the hub, and folders as above; with commas
+            between. Needs the extra mteb.
         model: Directory or hub id of the embedding model.
         first_stage: In place of a model: bm25, a TREC run file (query Q0 document rank score tag), or, with a reranker,
             a .jsonl file of candidate lists (query-id, corpus-ids).
@@ -28,7 +30,8 @@ class EvaluateConfig:
         output: JSON file for the results; must not exist.
     """
 
-    data: list[str]
+    data: list[str] = field(default_factory=list)
+    mteb: list[str] = field(default_factory=list)
     model: str | None = None
     first_stage: str | None = None
     reranker: str | None = None
@@ -44,10 +47,18 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(
+            bool(self.data or self.mteb),
+            "give --data, folders in the BEIR layout, or --mteb, such folders or names of mteb's tasks",
+        )
+        require(
             (self.model is None) != (self.first_stage is None), "give either --model or --first_stage bm25|RUN_FILE"
         )
-        require(bool(self.data), "data is empty; give a folder in the BEIR layout")
         require(len(set(self.data)) == len(self.data), "data: a folder is given twice")
+        require(len(set(self.mteb)) == len(self.mteb), "mteb: a task is given twice")
+        require(
+            not self.mteb or self.model is not None or self.reranker is not None,
+            "mteb measures models: give a --model, or a --first_stage and a --reranker",
+        )
         require_dims(self.dims)
         require(bool(self.precision), "precision is empty; expected float32, int8 or binary")
         require(len(set(self.precision)) == len(self.precision), "precision: one is given twice")
