@@ -59,20 +59,28 @@ def main() -> None:
 
     tasks = open_tasks(config)
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
-    for drop in (drop for each in sets for drop in each.summary.drops):
-        print(f"dropped {drop.count:,}: {drop.reason} (first at {drop.example})")
+    for each in sets:
+        report_drops(each)
     rows: list[Row] = []
     if sets and config.reranker:
         rows += measure_reranker(config, sets, dims)
     elif sets:
         rows += measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets)
     measured = list(measure_tasks(config, tasks, dims)) if tasks else []
-    rows += [row for each in measured for row in task_rows(each)]
+    for result in measured:
+        queries, documents = result.truncated
+        print(f"{result.result.task_name} (mteb): {queries:,} queries and {documents:,} documents cut")
+        rows += task_rows(result)
     print_table(rows)
     if config.output:
         write_json(Path(config.output), config, rows)
-        for each in measured:
-            each.save(mteb_folder(Path(config.output)))
+        for result in measured:
+            result.save(mteb_folder(Path(config.output)))
+
+
+def report_drops(data: "RetrievalSet") -> None:
+    for drop in data.summary.drops:
+        print(f"dropped {drop.count:,}: {drop.reason} (first at {drop.example})")
 
 
 def check_output(config: EvaluateConfig) -> None:
@@ -243,9 +251,12 @@ def open_tasks(config: EvaluateConfig) -> "list[AbsTask]":
         return []
     found = importlib.util.find_spec("mteb") is not None
     require(found, "--mteb needs the extra: pip install -c constraints.txt -e '.[mteb]'")
-    from nestling.benchmarks.tasks import load_task, open_task
+    from nestling.benchmarks.tasks import BeirTask, load_task, open_task
 
     tasks = [open_task(name, config.split) for name in config.mteb]
+    for task in tasks:
+        if isinstance(task, BeirTask):
+            report_drops(task.data)
     load_task(tasks[0])
     return tasks
 
@@ -273,7 +284,16 @@ def task_rows(measured: "Measured") -> list[Row]:
     """The lines that show what mteb found."""
     precision, order = (None, "reranked") if measured.dim is None else ("float32", None)
     return [
-        Row(f"{each.name} (mteb)", each.queries, each.documents, measured.dim, precision, each.metrics, order=order)
+        Row(
+            f"{each.name} (mteb)",
+            each.queries,
+            each.documents,
+            measured.dim,
+            precision,
+            each.metrics,
+            *measured.truncated,
+            order,
+        )
         for each in measured.figures
     ]
 

@@ -47,11 +47,13 @@ class Measured:
         dim: Of the embeddings; None for a reranker.
         result: In mteb's own form.
         figures: What of it is shown.
+        truncated: Queries and documents of the task that were cut, of equal ones one.
     """
 
     dim: int | None
     result: TaskResult
     figures: list[Figures]
+    truncated: tuple[int, int]
 
     def save(self, folder: Path) -> None:
         """Write the result as mteb does, to TASK.json or TASK.DIM.json in a folder, which is made."""
@@ -72,7 +74,7 @@ def measure_embedder(model: MtebEmbedder, tasks: Sequence[AbsTask], dims: Sequen
         for dim in dims:
             model.dim = dim
             result = run(model, task)
-            yield Measured(dim, result, list(figures(result, task)))
+            yield Measured(dim, result, list(figures(result, task)), model.truncated)
         model.forget()
         task.unload_data()
 
@@ -103,7 +105,8 @@ def measure_reranker(
             raise ValueError(f"--mteb {task.metadata.name}: it has nothing that a reranker could order")
         rank_first(task, embedder, first_stage, depth)
         result = run(reranker, task)
-        yield Measured(None, result, list(figures(result, task)))
+        yield Measured(None, result, list(figures(result, task)), reranker.truncated)
+        reranker.forget()
         task.unload_data()
 
 

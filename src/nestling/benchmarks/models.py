@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nestling.embedder import Embedder
-from nestling.encoding import encode_texts
+from nestling.encoding import Tally, encode_texts
 from nestling.reranker import Reranker
-from nestling.scoring import Group
+from nestling.scoring import Group, ScoreTally
 
 # How a query prompt begins that an instruction may be put into.
 INSTRUCTED = "Instruct: "
@@ -58,7 +58,12 @@ class MtebEmbedder(AbsEncoder):
         self.dim = dim or embedder.dim
         self.remember = False
         self.mteb_model_meta = model_meta(embedder.source)
-        self._known: dict[str, Tensor] = {}
+        self.forget()
+
+    @property
+    def truncated(self) -> tuple[int, int]:
+        """Queries and documents of this task that were cut; queries are all texts of tasks that know none."""
+        return self._tallies["query"].truncated, self._tallies["document"].truncated
 
     def encode(
         self, inputs: Any, *, task_metadata: TaskMetadata, prompt_type: PromptType | None = None, **_: Any
@@ -85,8 +90,9 @@ class MtebEmbedder(AbsEncoder):
         return prompts.query(query_instruction(task) if self.instruction is None else self.instruction)
 
     def forget(self) -> None:
-        """Drop the embeddings of the last task."""
-        self._known.clear()
+        """Drop what is kept of the last task."""
+        self._known: dict[str, Tensor] = {}
+        self._tallies = {"query": Tally(), "document": Tally()}
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """[n, m] float32; embeddings are normalised already."""
@@ -100,7 +106,14 @@ class MtebEmbedder(AbsEncoder):
         """[n, D] float32 at the full width; equal texts run once, so that they tie."""
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         embeddings = torch.empty(len(place), self.embedder.dim)
-        found = encode_texts(self.embedder, list(place), prefix="", max_length=self.lengths[kind], progress=label)
+        found = encode_texts(
+            self.embedder,
+            list(place),
+            prefix="",
+            max_length=self.lengths[kind],
+            progress=label,
+            tally=self._tallies[kind],
+        )
         for rows, block in found:
             embeddings[rows] = block
         return embeddings[torch.tensor([place[text] for text in texts])]
@@ -120,6 +133,16 @@ class MtebReranker:
         self.instruction = instruction
         self.progress = progress
         self.mteb_model_meta = model_meta(reranker.source)
+        self.forget()
+
+    @property
+    def truncated(self) -> tuple[int, int]:
+        """Queries and documents of this task that were cut."""
+        return self._tally.truncated_queries, self._tally.truncated_documents
+
+    def forget(self) -> None:
+        """Count anew, for another task."""
+        self._tally = ScoreTally()
 
     def predict(self, inputs1: Any, inputs2: Any, *, task_metadata: TaskMetadata, **_: Any) -> Tensor:
         """[n] float32: logits of yes of the queries of one data loader and the documents of another."""
@@ -131,7 +154,7 @@ class MtebReranker:
             for (query, instruction), rows in groupby(pairs, key=lambda pair: pair[0])
         ]
         label = f"{task_metadata.name}: candidates" if self.progress else None
-        logits = self.reranker.logits(groups, progress=label)
+        logits = self.reranker.logits(groups, progress=label, tally=self._tally)
         return torch.cat(logits) if logits else torch.empty(0)
 
     def _asked(self, inputs: Any, default: str | None) -> Iterator[tuple[str, str | None]]:
