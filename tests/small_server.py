@@ -220,8 +220,11 @@ def serve(models: dict[str, Embeddings | Scores]) -> None:
             elif fault == "slow":
                 time.sleep(2)
             else:
-                with lock:
-                    found = models[name].post(path, "healthy" if fault == "key" else fault, sent)
+                try:
+                    with lock:
+                        found = models[name].post(path, "healthy" if fault == "key" else fault, sent)
+                except RuntimeError as error:
+                    found = 500, {"error": {"message": str(error)}}
                 self.answer(*found)
 
         def answer(self, status: int, content: Any) -> None:

@@ -5,7 +5,7 @@ FIXES = {
     for name, text in {
         "EOS": """
             The end token comes from the post-processor of tokenizer.json: serve the directory's own tokenizer files.
-            llama.cpp: convert with a convert_hf_to_gguf.py of July 2025 or later, which reads it from there.
+            llama.cpp: convert with a convert_hf_to_gguf.py of August 2025 or later, which reads it from there.
             """,
         "prompt": """
             The client puts prompts before texts, the server none. TEI: leave out --default-prompt and
