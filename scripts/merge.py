@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.config import CandidateData, MergeConfig, parse_config, read_run, require, run
+from nestling.config import CandidateData, MergeConfig, parse_config, read_run, require, require_unique, run
 from nestling.merging.recipe import WITH_BASE, Recipe, Weights
 from nestling.tracking import table
 
@@ -128,6 +128,7 @@ def open_bench(config: MergeConfig, models: list[str], base: str | None) -> Benc
     print("to be merged:", *inputs.labels, sep="\n  ", flush=True)
     given: dict[str, list[CandidateData]] = {kind: getattr(config, kind) for kind in ("dev", "test", "other")}
     read = {kind: [named_set(each) for each in data] for kind, data in given.items()}
+    require_unique("dev, test and other", [each.name for sets in read.values() for each in sets])
     print(*(each.summary for sets in read.values() for each in sets), sep="\n", flush=True)
     subject = open_subject(models[0], config.base, torch.bfloat16 if config.compute == "bf16" else torch.float32)
     sets = {kind: list(map(subject.open, given[kind], read[kind])) for kind in given}

@@ -171,7 +171,7 @@ def test_what_a_merge_reports() -> None:
         assert likeness.least == pytest.approx(min(each.values()), rel=1e-12)
         assert each[likeness.where] == min(each.values())
         assert likeness.median == pytest.approx(median(each.values()), rel=1e-12)
-    assert "a and b: cosine 0." in "\n".join(report.lines())
+    assert "\n1 and 2: cosine 0." in "\n".join(report.lines())
 
     parallel = merge_into(Inputs.of(models), recipe("karcher", 1, 1, 1), Nothing(), threads=1)
     assert parallel.parallel == 3  # the two, and the single number of the norm

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from merging.held import Held, equal_recipe, family, merged, random_tensors, recipe
 from nestling.merging.inputs import Inputs
-from nestling.merging.methods import PARALLEL, coefficients, karcher, slerp
+from nestling.merging.methods import PARALLEL, coefficients, karcher, opposed, slerp
 from nestling.merging.recipe import Recipe
 
 Formula = Callable[[list[Tensor], Sequence[float]], Tensor]
@@ -208,6 +208,8 @@ def test_model_stock_of_opposing_changes_is_the_base() -> None:
     models = [Held(str(s), {n: b + s * 0.1 for n, b in base.tensors.items()}) for s in (-1, 1)]
     found = merged(Inputs.of(models, base), equal_recipe("model_stock", 2))
     assert all(torch.equal(found[name].float(), base.tensors[name]) for name in found)
+    assert opposed(torch.tensor([[1.0, -0.1], [-0.1, 1.0]], dtype=torch.float64))
+    assert not opposed(torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,11 @@ def run(qwen3: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def named(path: Path, name: str) -> str:
+    """A dataset under a name."""
+    return json.dumps([{"path": str(path), "name": name}])
+
+
 def merged_by_hand(run: Path, steps: list[int], base: Path) -> dict[str, torch.Tensor]:
     """The mean of the adapted layers in float64."""
     weights = {name: tensor.double() for name, tensor in load_file(base / "model.safetensors").items()}
@@ -69,8 +74,8 @@ def test_checkpoints_of_a_run_become_one_model(run: Path, qwen3: Path, data: Pat
 
 def test_weights_are_looked_for_and_the_best_is_written(run: Path, data: Path, tmp_path: Path) -> None:
     output, results = tmp_path / "merged", tmp_path / "results.json"
-    done = merge("--run", run, "--steps", "2,6,8", "--search", 9, "--dev", data / "dev", "--test", data / "dev",
-                 "--output", output, "--results", results)  # fmt: skip
+    done = merge("--run", run, "--steps", "2,6,8", "--search", 9, "--dev", data / "dev",
+                 "--test", named(data / "dev", "test"), "--output", output, "--results", results)  # fmt: skip
     assert done.returncode == 0, done.stderr
     trials = json.loads(results.read_text())["search"]
     assert trials[0]["tried"].startswith("the base, ")
@@ -79,7 +84,7 @@ def test_weights_are_looked_for_and_the_best_is_written(run: Path, data: Path, t
     best = max(trials, key=lambda trial: trial["nDCG@10"])
     written = json.loads(results.read_text())
     assert ", ".join(f"{weight:g}" for weight in written["weights"]) == best["tried"]
-    assert written["results"]["dev/dev"] == best["dev"]["dev/dev"]
+    assert written["results"]["test"] == written["results"]["dev/dev"] == best["dev"]["dev/dev"]
     assert "the base, " in done.stdout
     assert "greedy soup" in done.stdout
 
@@ -99,7 +104,7 @@ def test_a_search_writes_no_merge_that_is_not_better_than_the_base(
 def test_alphas_go_from_the_base_to_the_merge(run: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
     results, plot = tmp_path / "results.json", tmp_path / "alphas.png"
     done = merge("--models", run / "final", "--base", qwen3, "--alphas", "0,0.5,1", "--dev", data / "dev",
-                 "--other", data / "dev", "--results", results, "--plot", plot)  # fmt: skip
+                 "--other", named(data / "dev", "elsewhere"), "--results", results, "--plot", plot)  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(results.read_text())["alphas"]
     assert [each["alpha"] for each in found] == [0, 0.5, 1]
@@ -145,13 +150,18 @@ def test_rerankers_are_merged_and_measured_on_candidates(qwen3_base: Path, data:
         ({"run": "RUN", "search": 5}, "search needs --dev"),
         ({"run": "RUN", "search": 3, "dev": "x"}, "search is 3, fewer than the 4 models"),
         ({"run": "RUN", "dev": "not-there"}, "not-there"),
+        (
+            {"run": "RUN", "dev": "DATA/dev", "test": "DATA/dev"},
+            "dev, test and other: two datasets are called 'dev/dev'",
+        ),
         ({"models": "a,b", "method": "ties"}, "ties needs a base, the model that all were trained from"),
     ],
 )
 def test_what_cannot_be_merged_is_refused_at_once(
-    arguments: dict[str, Any], message: str, run: Path, tmp_path: Path
+    arguments: dict[str, Any], message: str, run: Path, data: Path, tmp_path: Path
 ) -> None:
-    flags = [f"--{name}={run if value == 'RUN' else value}" for name, value in arguments.items()]
+    places = {name: str(value).replace("RUN", str(run)).replace("DATA", str(data)) for name, value in arguments.items()}
+    flags = [f"--{name}={value}" for name, value in places.items()]
     done = merge(*flags, "--output", tmp_path / "merged")
     assert done.returncode == 2
     assert re.search(message, done.stderr), done.stderr

@@ -111,10 +111,20 @@ def model_stock(gram: Tensor) -> Tensor:
     formula is not meant. https://arxiv.org/abs/2403.19522
     """
     count = len(gram)
-    cosine = cosines(gram).nan_to_num(0)
-    mean = torch.stack([cosine[i, j] for i, j in combinations(range(count), 2)]).mean().clamp_min(0)
+    mean = mean_cosine(gram).clamp_min(0)
     t = count * mean / (1 + (count - 1) * mean)
     return t.repeat(count) / count
+
+
+def mean_cosine(gram: Tensor) -> Tensor:
+    """Over each two vectors; 0 for a vector that has no direction."""
+    cosine = cosines(gram).nan_to_num(0)
+    return torch.stack([cosine[i, j] for i, j in combinations(range(len(gram)), 2)]).mean()
+
+
+def opposed(gram: Tensor) -> bool:
+    """Whether vectors oppose each other on the whole."""
+    return len(gram) > 1 and bool(mean_cosine(gram) < 0)
 
 
 def cosines(gram: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nestling.merging.inputs import Inputs, of_models
-from nestling.merging.methods import PARALLEL, cosines, near_parallel
+from nestling.merging.methods import PARALLEL, cosines, near_parallel, opposed
 from nestling.merging.recipe import Method, Recipe
 
 
@@ -32,8 +32,8 @@ class Likeness:
 
     def __str__(self) -> str:
         return (
-            f"{self.models[0]} and {self.models[1]}: cosine {self.cosine:.6f}, of a tensor {self.median:.6f} in the "
-            f"median and at least {self.least:.6f} ({self.where})"
+            f"cosine {self.cosine:.6f}, of a tensor {self.median:.6f} in the median and at least {self.least:.6f} "
+            f"({self.where})"
         )
 
 
@@ -54,6 +54,7 @@ class MergeReport:
         likeness: Of each two models.
         change_norms: Of each model's difference from the base, in units of the base's norm; empty without a base.
         change_likeness: Of these differences.
+        opposed: Tensors whose changes oppose each other on the whole: model stock leaves the base.
     """
 
     method: Method
@@ -67,20 +68,30 @@ class MergeReport:
     likeness: list[Likeness]
     change_norms: list[float]
     change_likeness: list[Likeness]
+    opposed: int
 
     def lines(self) -> list[str]:
-        """For people to read."""
+        """For people to read; models bear numbers, since paths are long."""
+        numbers = {model: number for number, model in enumerate(self.models, start=1)}
+
+        def between(each: Likeness) -> str:
+            return f"{numbers[each.models[0]]} and {numbers[each.models[1]]}: {each}"
+
         found = [
             f"{self.method} of {len(self.models)} models: {self.tensors} tensors, {self.parameters:,} parameters, "
             f"{self.copied} tensors of integers copied"
         ]
-        found += [f"{model}: norm {norm:.6g}" for model, norm in zip(self.models, self.norms, strict=True)]
-        found += [str(each) for each in self.likeness]
         found += [
-            f"{model}: changed from {self.base} by {norm:.3g} of its norm"
-            for model, norm in zip(self.models, self.change_norms, strict=False)
+            f"{numbers[model]}. {model}: norm {norm:.6g}" for model, norm in zip(numbers, self.norms, strict=True)
         ]
-        found += [f"changes of {each}" for each in self.change_likeness]
+        found += [between(each) for each in self.likeness]
+        found += [
+            f"{number}: changed from {self.base} by {norm:.3g} of its norm"
+            for number, norm in enumerate(self.change_norms, start=1)
+        ]
+        found += [f"changes of {between(each)}" for each in self.change_likeness]
+        if self.method == "model_stock":
+            found.append(f"{self.opposed} of {self.tensors} tensors were changed in opposite ways: the base's are left")
         if self.method in ("slerp", "karcher"):
             found.append(
                 f"{self.parallel} of {self.tensors} tensors are near parallel (|cos| > {PARALLEL}): "
@@ -109,6 +120,7 @@ def describe(inputs: Inputs, recipe: Recipe, names: Sequence[str]) -> MergeRepor
         likeness=likenesses(inputs.labels, of_x),
         change_norms=change_norms,
         change_likeness=likenesses(inputs.labels, changes),
+        opposed=sum(opposed(gram) for gram in changes.values()),
     )
 
 
