@@ -6,6 +6,7 @@ do wrongly, as in http://127.0.0.1:1234/qwen3/no-eos/v1/embeddings; `healthy` go
 
 import base64
 import json
+import math
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,6 +61,8 @@ class Embeddings:
         ids = [self.tokens(text, fault) for text in texts]
         hidden, mask = self.run(ids, fault)
         vectors = pool(hidden, mask, fault, self.pooling)
+        if fault == "nan":
+            vectors[-1] = torch.nan
         if fault == "short":
             vectors = vectors[:, :16]
         if fault == "noisy":
@@ -152,6 +155,8 @@ class Scores:
 
     def score(self, query: str, documents: list[str], fault: str) -> list[float]:
         logits = self.logits(query, documents, fault)
+        if fault == "nan":
+            return [math.nan] * len(documents)
         if fault == "logits":
             return logits.tolist()
         if fault == "two-sigmoids":

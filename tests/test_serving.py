@@ -16,7 +16,7 @@ from gates import run_in_process
 from nestling.export_reranker import export_reranker
 from nestling.reranker import Reranker, RerankerSettings
 from nestling.serving.client import split_url
-from nestling.serving.findings import Check
+from nestling.serving.findings import Check, simplest
 from nestling.serving.prompts import Judge
 from nestling.serving.rerankers import check_reranker
 from nestling.serving.variants import Reference
@@ -117,6 +117,7 @@ FAULTS = {
     "ignores-dimensions": ("dimension", "dimensions: 32 gives 64 numbers"),
     "cuts-only": ("dimension", "dimensions: 32 cuts and does not normalise again"),
     "big-endian": ("encoding", "base64 gives other numbers"),
+    "nan": ("NaN", "8 of 8 answers hold NaN"),
     "noisy": ("precision", "the least cosine is 0.99"),
 }
 
@@ -179,6 +180,7 @@ RERANKER_FAULTS = {
     "no-instruction": ("instruction", "prompts have no instruction"),
     "swapped": ("sides", "the document as the query"),
     "eos": ("EOS", "<|endoftext|> at the end"),
+    "nan": ("NaN", "7 of 7 answers hold NaN"),
     "right-last": ("padding", "scores change when documents are sent together"),
 }
 
@@ -278,6 +280,19 @@ def test_the_key_comes_from_the_environment(url: str, models: dict[str, Path], m
     done = serve_check(f"{url}/qwen3/key", "--model", models["qwen3"], "--key_env", "NESTLING_TEST_KEY")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("faults", "distances", "expected"),
+    [
+        ([0, 1, 2], [0.3, 0.2, 0.15], 0),  # none much nearer
+        ([0, 1, 2], [0.3, 0.05, 0.04], 1),
+        ([0, 1, 1], [0.3, 0.05, 0.04], 2),
+        ([0, 1, 2], [5e-7, 1e-9, 0.0], 0),  # all the same but for noise
+    ],
+)
+def test_the_simplest_explanation_is_taken(faults: list[int], distances: list[float], expected: int) -> None:
+    assert simplest(faults, distances, 1e-6) == expected
 
 
 @pytest.mark.parametrize(

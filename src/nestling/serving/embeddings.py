@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.metrics import Floats
-from nestling.parity import probe_texts
+from nestling.parity import MERGED_COSINE, probe_texts
 from nestling.serving.client import RefusedError, Server
-from nestling.serving.findings import Check, Finding, simplest
+from nestling.serving.findings import Check, Finding, find_nan, simplest
 from nestling.serving.fixes import FIXES
 from nestling.serving.padding import padded_variants
 from nestling.serving.variants import AS_IT_IS, Reference, Variant, cosines, normalised
@@ -56,14 +56,15 @@ def check_embeddings(server: Server, reference: Reference, *, dims: Sequence[int
     probes, served = ask_one_by_one(server, make_probes(reference), check)
     texts = [probe.text for probe in probes]
     expected = reference.published(texts)
-    check.findings += find_width(served, expected)
-    if served.shape[1] > expected.shape[1]:
+    check.findings += [*find_nan(served), *find_width(served, expected)]
+    if not np.isfinite(served).all() or served.shape[1] > expected.shape[1]:
         return check
     cut = expected[:, : served.shape[1]]
     own = cut if served.shape == expected.shape or not embedder.normalize else normalised(cut)
     for probe, mine, theirs in zip(probes, own, served, strict=True):
         check.rows.append([probe.name, len(reference.tokens(probe.text)), *compare(theirs[None], mine[None])])
-    check.findings += find_reading(reference, texts, served, least_cosine)
+    if cosines(served, own).min() < max(least_cosine, MERGED_COSINE):
+        check.findings += find_reading(reference, texts, served, least_cosine)
     check.findings += find_norms(served, own)
     check_batch(server, reference, texts, served, least_cosine, check)
     check_limit(server, reference, least_cosine, check)

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from nestling.metrics import Floats
+from nestling.serving.fixes import FIXES
 from nestling.tracking import table
 
 # A way with more faults is believed if it is so many times nearer to what is served.
@@ -64,3 +68,9 @@ def simplest(faults: Sequence[int], distances: Sequence[float], noise: float) ->
     bound = NEARER * min(distances) + noise
     near = [i for i, distance in enumerate(distances) if distance <= bound]
     return min(near, key=lambda i: (faults[i], distances[i]))
+
+
+def find_nan(served: Floats) -> list[Finding]:
+    """Whether all that is served are numbers."""
+    wrong = int((~np.isfinite(served)).any(axis=-1).sum())
+    return [Finding("NaN", f"{wrong} of {len(served)} answers hold NaN or nothing", FIXES["nan"])] if wrong else []

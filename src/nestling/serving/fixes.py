@@ -3,6 +3,9 @@
 FIXES = {
     name: " ".join(text.split())
     for name, text in {
+        "nan": """
+            Compute in float32. TEI on Turing cards: the image turing-1.9, or USE_FLASH_ATTENTION=False.
+            """,
         "EOS": """
             The end token comes from the post-processor of tokenizer.json: serve the directory's own tokenizer files.
             llama.cpp: convert with a convert_hf_to_gguf.py of August 2025 or later, which reads it from there.

@@ -10,13 +10,15 @@ from nestling.metrics import Floats
 from nestling.parity import probe_texts
 from nestling.rerank_parity import ROUNDED_LOGIT, Pair
 from nestling.serving.client import Server
-from nestling.serving.findings import Check, Finding, simplest
+from nestling.serving.findings import Check, Finding, find_nan, simplest
 from nestling.serving.fixes import FIXES
 from nestling.serving.prompts import SCALES, Judge, Reading
 
 # Half of what bfloat16 leaves out of a number, for servers that answer in it.
 HALF_ROUNDING = 0.002
 MISFIT_NOISE = 0.001
+# What differs by less than this share of what a shorter type may change needs no explanation.
+SAME_MISFIT = 0.01
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,14 @@ def probe_groups() -> dict[str, list[str]]:
 
 def diagnose(judge: Judge, pairs: Sequence[Pair], served: Floats) -> tuple[Hypothesis, Hypothesis, list[Finding]]:
     """What the directory gives, what the server seems to do, and what of that is wrong."""
-    found = [(reading, judge.read(reading, pairs)) for reading in judge.readings()]
-    all_ways = [Hypothesis(reading, scale, logits) for (reading, logits), scale in product(found, SCALES)]
-    distances = [float(way.misfit(served).mean()) for way in all_ways]
-    right, best = all_ways[0], all_ways[simplest([len(describe(way)) for way in all_ways], distances, MISFIT_NOISE)]
+    first, *others = judge.readings()
+    right = Hypothesis(first, next(iter(SCALES)), judge.read(first, pairs))
+    if not np.isfinite(served).all() or right.misfit(served).max() < SAME_MISFIT:
+        return right, right, find_nan(served[:, None])
+    found = [(first, right.logits), *((reading, judge.read(reading, pairs)) for reading in others)]
+    ways = [Hypothesis(reading, scale, logits) for (reading, logits), scale in product(found, SCALES)]
+    distances = [float(way.misfit(served).mean()) for way in ways]
+    best = ways[simplest([len(describe(way)) for way in ways], distances, MISFIT_NOISE)]
     if fits(best, served):
         return right, best, describe(best)
     nearest = f"prompts with {best.reading.what}" if best.reading.aspect else "the directory's own prompts"
