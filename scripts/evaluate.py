@@ -4,88 +4,32 @@
     python scripts/evaluate.py --model runs/my-model/final --data data/my-set --precision float32,int8,binary
     python scripts/evaluate.py --first_stage bm25 --data data/my-set
     python scripts/evaluate.py --first_stage bm25 --data data/my-set --reranker runs/my-reranker/final --depth 100
+    python scripts/evaluate.py --model runs/my-model/final --mteb SciFact,data/my-set
 
 With a reranker the first stage's order is measured, the reranker's, and both fused by reciprocal ranks. Equal scores
 are averaged over every order, gain is linear, a document is its title and text.
 """
 
+import importlib.util
 import json
+import math
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nestling import __version__
-from nestling.config import parse_config, require, require_dims, run
+from nestling.config import EvaluateConfig, parse_config, require, require_dims, run
 
 if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+    from nestling.benchmarks.measure import Measured
     from nestling.embedder import Embedder
     from nestling.metrics import Placements
     from nestling.records import RetrievalSet
     from nestling.retrieval import Candidates, EncodedSet
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Settings of scripts/evaluate.py.
-
-    Args:
-        data: Folder with corpus.jsonl, queries.jsonl and qrels/; several with commas between.
-        model: Directory or hub id of the embedding model.
-        first_stage: In place of a model: bm25, a TREC run file (query Q0 document rank score tag), or, with a reranker,
-            a .jsonl file of candidate lists (query-id, corpus-ids).
-        reranker: Directory or hub id of a reranker, which orders the first documents of each query anew.
-        depth: How many of a model's, BM25's or a run's it reads; a .jsonl file's lists are read whole.
-        split: Which qrels file to use.
-        dims: Dimensions to cut embeddings to; the full one and the model's matryoshka_dimensions by default.
-        precision: How a vector store keeps the vectors. int8 keeps documents in 256 steps a dimension, binary keeps the
-            signs of documents and queries.
-        query_max_length: Of a model: tokens of a query, its prompt and end token included. A reranker has its own.
-        document_max_length: Tokens of a document, likewise.
-        instruction: Task of the queries; the model's own query prompt by default.
-        compute: Precision of the model itself; bf16 is quicker where the hardware has it and changes the third digit.
-        output: JSON file for the results; must not exist.
-    """
-
-    data: list[str]
-    model: str | None = None
-    first_stage: str | None = None
-    reranker: str | None = None
-    depth: int = 100
-    split: str = "test"
-    dims: list[int] = field(default_factory=list)
-    precision: list[Literal["float32", "int8", "binary"]] = field(default_factory=lambda: ["float32"])
-    query_max_length: int = 512
-    document_max_length: int = 512
-    instruction: str | None = None
-    compute: Literal["fp32", "bf16"] = "fp32"
-    output: str | None = None
-
-    def __post_init__(self) -> None:
-        require(
-            (self.model is None) != (self.first_stage is None), "give either --model or --first_stage bm25|RUN_FILE"
-        )
-        require(bool(self.data), "data is empty; give a folder in the BEIR layout")
-        require(len(set(self.data)) == len(self.data), "data: a folder is given twice")
-        require_dims(self.dims)
-        require(bool(self.precision), "precision is empty; expected float32, int8 or binary")
-        require(len(set(self.precision)) == len(self.precision), "precision: one is given twice")
-        for name in ("query_max_length", "document_max_length"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        require(self.depth >= 1, f"depth is {self.depth}, expected at least 1")
-        lists = (self.first_stage or "").endswith(".jsonl")
-        require(self.reranker is not None or not lists, "candidate lists have no order to measure; give a --reranker")
-        require(
-            self.reranker is None or (len(self.dims) <= 1 and self.precision == ["float32"]),
-            "a reranker reads one first stage: give one of dims at most, and no precision",
-        )
-        of_models = self.dims or self.precision != ["float32"]
-        require(self.model is not None or not of_models, "dims and precision need a --model")
-        require(
-            self.instruction is None or self.model is not None or self.reranker is not None,
-            "instruction needs a --model or a --reranker",
-        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +49,7 @@ class Row:
 
 def main() -> None:
     config = parse_config(EvaluateConfig, __doc__)
-    check_output(config.output)
+    check_output(config)
     dims = choose_dims(config)
     if config.reranker is not None:
         check_model(config.reranker, "--reranker")
@@ -113,24 +57,45 @@ def main() -> None:
 
     from nestling.records import load_retrieval_set
 
+    tasks = open_tasks(config)
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
-    for drop in (drop for each in sets for drop in each.summary.drops):
-        print(f"dropped {drop.count:,}: {drop.reason} (first at {drop.example})")
-    if config.reranker:
-        rows = list(measure_reranker(config, sets, dims))
-    else:
-        rows = list(measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets))
+    for each in sets:
+        report_drops(each)
+    rows: list[Row] = []
+    if sets and config.reranker:
+        rows += measure_reranker(config, sets, dims)
+    elif sets:
+        rows += measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets)
+    measured = list(measure_tasks(config, tasks, dims)) if tasks else []
+    for result in measured:
+        queries, documents = result.truncated
+        print(f"{result.result.task_name} (mteb): {queries:,} queries and {documents:,} documents cut")
+        rows += task_rows(result)
     print_table(rows)
     if config.output:
         write_json(Path(config.output), config, rows)
+        for result in measured:
+            result.save(mteb_folder(Path(config.output)))
 
 
-def check_output(output: str | None) -> None:
+def report_drops(data: "RetrievalSet") -> None:
+    for drop in data.summary.drops:
+        print(f"dropped {drop.count:,}: {drop.reason} (first at {drop.example})")
+
+
+def check_output(config: EvaluateConfig) -> None:
     """Refuse a file that exists, and one that could not be written, before anything is computed."""
-    if output is None:
+    if config.output is None:
         return
-    require(not Path(output).exists(), f"--output {output} exists; choose another name or remove it")
-    require(Path(output).parent.is_dir(), f"--output {output}: the folder {Path(output).parent} does not exist")
+    output = Path(config.output)
+    for path in [output, *([mteb_folder(output)] if config.mteb else [])]:
+        require(not path.exists(), f"--output {path} exists; choose another name or remove it")
+    require(output.parent.is_dir(), f"--output {output}: the folder {output.parent} does not exist")
+
+
+def mteb_folder(output: Path) -> Path:
+    """Where results in mteb's own form come, beside ours."""
+    return output.with_suffix(".mteb")
 
 
 def check_model(model: str, flag: str = "--model") -> None:
@@ -280,6 +245,59 @@ def report_fit(lists: dict[str, dict[str, float]], data: "RetrievalSet") -> None
         print(f"  {len(foreign):,} documents of the run are not in the collection and count as not relevant")
 
 
+def open_tasks(config: EvaluateConfig) -> "list[AbsTask]":
+    """What mteb is to measure; the data of the first is loaded, to say before a model is what cannot be had."""
+    if not config.mteb:
+        return []
+    found = importlib.util.find_spec("mteb") is not None
+    require(found, "--mteb needs the extra: pip install -c constraints.txt -e '.[mteb]'")
+    from nestling.benchmarks.tasks import BeirTask, load_task, open_task
+
+    tasks = [open_task(name, config.split) for name in config.mteb]
+    for task in tasks:
+        if isinstance(task, BeirTask):
+            report_drops(task.data)
+    load_task(tasks[0])
+    return tasks
+
+
+def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int]) -> "Iterator[Measured]":
+    """Run a model through mteb at every dimension, or a reranker over candidates."""
+    from nestling.benchmarks.measure import measure_embedder, measure_reranker
+    from nestling.benchmarks.models import MtebEmbedder, MtebReranker
+    from nestling.embedder import Embedder
+    from nestling.reranker import Reranker
+
+    told: dict[str, Any] = {"instruction": config.instruction, "progress": sys.stderr.isatty()}
+    embedder = None
+    if config.model:
+        lengths = {name: getattr(config, name) for name in ("query_max_length", "document_max_length")}
+        embedder = MtebEmbedder(load(Embedder, config.model, config.compute), dim=dims[0], **lengths, **told)
+    if config.reranker:
+        reranker = MtebReranker(load(Reranker, config.reranker, config.compute), **told)
+        return measure_reranker(reranker, tasks, embedder=embedder, first_stage=config.first_stage, depth=config.depth)
+    assert embedder is not None
+    return measure_embedder(embedder, tasks, dims)
+
+
+def task_rows(measured: "Measured") -> list[Row]:
+    """The lines that show what mteb found."""
+    precision, order = (None, "reranked") if measured.dim is None else ("float32", None)
+    return [
+        Row(
+            f"{each.name} (mteb)",
+            each.queries,
+            each.documents,
+            measured.dim,
+            precision,
+            each.metrics,
+            *measured.truncated,
+            order,
+        )
+        for each in measured.figures
+    ]
+
+
 def make_row(
     data: "RetrievalSet",
     placements: "Placements",
@@ -294,13 +312,13 @@ def make_row(
 
 def print_table(rows: list[Row]) -> None:
     """One row a set and dimension and precision, or order."""
-    metrics = list(rows[0].metrics)
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     width = max(len(row.data) for row in rows)
     reranked = rows[0].order is not None
     heading = f"{'order':11}" if reranked else f"{'dim':>5}  {'precision':9}"
     print(f"\n{'':{width}}  {heading}  " + "  ".join(f"{name:>10}" for name in metrics))
     for row in rows:
-        values = "  ".join(f"{row.metrics[name]:10.4f}" for name in metrics)
+        values = "  ".join(f"{row.metrics.get(name, math.nan):10.4f}" for name in metrics)
         what = f"{row.order:11}" if reranked else f"{row.dim or '-':>5}  {row.precision or '-':9}"
         print(f"{row.data:{width}}  {what}  {values}")
 

@@ -7,11 +7,13 @@ Nothing here imports torch, so that `--help` answers at once.
 from nestling.config.arguments import parse_config, run
 from nestling.config.checks import require, require_dims, require_unique
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
+from nestling.config.evaluate import EvaluateConfig
 from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
 from nestling.config.queries import EndpointConfig, MakeQueriesConfig
 from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
 from nestling.config.runs import read_run
+from nestling.config.serve_check import ServeCheckConfig
 from nestling.config.training import DevData, LoraConfig, TrainData, TrainingConfig
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "DevData",
     "EmbedConfig",
     "EndpointConfig",
+    "EvaluateConfig",
     "LayerWeights",
     "LoraConfig",
     "LossConfig",
@@ -28,6 +31,7 @@ __all__ = [
     "RefreshConfig",
     "RerankConfig",
     "RerankLossConfig",
+    "ServeCheckConfig",
     "TrainData",
     "TrainingConfig",
     "parse_config",

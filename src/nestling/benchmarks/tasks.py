@@ -1,0 +1,104 @@
+"""Tasks that mteb measures: its own, by name, and BEIR folders."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mteb
+from datasets import Dataset
+from mteb.abstasks import AbsTask, AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from nestling.records import RetrievalSet, load_retrieval_set
+from nestling.retrieval import Candidates, judgements
+
+SUBSET = "default"
+
+
+class BeirTask(AbsTaskRetrieval):
+    """A BEIR folder as a retrieval task of mteb; without an instruction, so that models use their own.
+
+    Args:
+        data: The set.
+    """
+
+    def __init__(self, data: RetrievalSet) -> None:
+        self.data = data
+        self.metadata = TaskMetadata(
+            name=data.name.removesuffix(f"/{data.split}"),
+            description="A BEIR folder.",
+            type="Retrieval",
+            category="t2t",
+            dataset={"path": data.name, "revision": "local"},
+            eval_splits=[data.split],
+            eval_langs=["und"],
+            main_score="ndcg_at_10",
+        )
+        super().__init__()
+
+    def load_data(self, num_proc: int | None = None, **_: Any) -> None:
+        """Give mteb texts and judgements; documents as they are read here, title and text in one."""
+        if self.data_loaded:
+            return
+        data = self.data
+        self.dataset = {
+            SUBSET: {
+                data.split: {
+                    "corpus": texts(data.document_ids, data.documents),
+                    "queries": texts(data.query_ids, data.queries),
+                    "relevant_docs": whole_judgements(data),
+                    "top_ranked": None,
+                }
+            }
+        }
+        self.data_loaded = True
+
+    def unload_data(self) -> None:
+        """Drop texts and judgements; mteb's own would drop the set and the metadata as well."""
+        self.dataset = {}
+        self.data_loaded = False
+
+    def rerank(self, candidates: Candidates) -> None:
+        """Make a reranking task of it, whose data is loaded: only these documents of each query are ordered."""
+        ids = self.data.document_ids
+        ranked = zip(self.data.query_ids, candidates.rows, strict=True)
+        found = {query: [ids[row] for row in rows.tolist()] for query, rows in ranked}
+        self.dataset[SUBSET][self.data.split]["top_ranked"] = found
+
+
+def texts(ids: Sequence[str], values: Sequence[str]) -> Dataset:
+    return Dataset.from_dict({"id": list(ids), "text": list(values)})
+
+
+def whole_judgements(data: RetrievalSet) -> dict[str, dict[str, int]]:
+    """{query: {document: grade}}; mteb leaves queries without any judgement out, and here they count as failures."""
+    found = {
+        query: {document: int(gain) for document, gain in judged.items()} for query, judged in judgements(data).items()
+    }
+    return {query: judged or {data.document_ids[0]: 0} for query, judged in found.items()}
+
+
+def open_task(name: str, split: str) -> AbsTask:
+    """A BEIR folder, or a task of mteb by its name; no data is loaded of the latter.
+
+    Raises:
+        ValueError: Neither such a folder nor such a task.
+    """
+    if Path(name).is_dir():
+        return BeirTask(load_retrieval_set(name, split))
+    try:
+        return mteb.get_task(name)
+    except KeyError as error:
+        reason = str(error.args[0]).removeprefix("KeyError: ")
+        raise ValueError(f"--mteb {name}: neither a BEIR folder nor a task of mteb: {reason}") from None
+
+
+def load_task(task: AbsTask) -> None:
+    """Load a task's data. Raises ValueError where the hub cannot be reached and has left nothing in its cache."""
+    try:
+        task.load_data()
+    except OSError as error:
+        raise ValueError(
+            f"--mteb {task.metadata.name}: its data is on the hub and was not found there or in the cache: "
+            f"{str(error).splitlines()[0]}; it needs a network once, and a BEIR folder needs none"
+        ) from None

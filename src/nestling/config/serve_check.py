@@ -1,0 +1,41 @@
+"""Settings of scripts/serve_check.py."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nestling.config.checks import require, require_dims
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeCheckConfig:
+    """Settings of scripts/serve_check.py.
+
+    Args:
+        url: The server's address, http://localhost:8000 say, or an endpoint's; it may stand first, without --url.
+        model: The directory that it serves.
+        kind: What the directory is; told by its files by default.
+        api_model: What requests call the model; the first that the server lists by default.
+        dims: Dimensions to ask for, of an embedder trained at several.
+        least_cosine: Of embeddings with the directory's, for a server that fits.
+        timeout: Seconds to wait for an answer.
+        key_env: Environment variable that holds the server's key.
+    """
+
+    url: str
+    model: str
+    kind: Literal["embedding", "rerank"] | None = None
+    api_model: str | None = None
+    dims: list[int] = field(default_factory=list)
+    least_cosine: float = 0.999
+    timeout: float = 60.0
+    key_env: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.url.startswith(("http://", "https://")),
+            f"url: {self.url!r} is not an address; expected something like http://localhost:8000",
+        )
+        require_dims(self.dims)
+        require(0 < self.least_cosine <= 1, f"least_cosine is {self.least_cosine:g}, expected 0 < cosine <= 1")
+        require(self.timeout > 0, f"timeout is {self.timeout:g}, expected more than 0 seconds")
+        require(self.kind != "rerank" or not self.dims, "dims are an embedder's, and a reranker answers scores")

@@ -1,0 +1,1 @@
+"""Is a server right? Its answers beside the numbers of the directory that it serves."""

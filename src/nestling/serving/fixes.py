@@ -1,0 +1,83 @@
+"""What to do about what a check of a server found, for the servers that docs/serving.md shows."""
+
+FIXES = {
+    name: " ".join(text.split())
+    for name, text in {
+        "nan": """
+            Compute in float32. TEI on Turing cards: the image turing-1.9, or USE_FLASH_ATTENTION=False.
+            """,
+        "EOS": """
+            The end token comes from the post-processor of tokenizer.json: serve the directory's own tokenizer files.
+            llama.cpp: convert with a convert_hf_to_gguf.py of August 2025 or later, which reads it from there.
+            """,
+        "prompt": """
+            The client puts prompts before texts, the server none. TEI: leave out --default-prompt and
+            --default-prompt-name. vLLM: send input, not messages.
+            """,
+        "pooling": """
+            vLLM: --pooler-config '{"pooling_type": "LAST"}' (MEAN, CLS). TEI: --pooling last-token (mean, cls).
+            llama.cpp: --pooling last (mean, cls).
+            """,
+        "model": """
+            Other weights, or texts that are changed on the way: compare what the server lists as its model with the
+            directory.
+            """,
+        "precision": """
+            Quantised weights or a shorter type. vLLM: --dtype float32. TEI: --dtype float32. llama.cpp: convert with
+            --outtype f32. Or lower --least_cosine if this much is all right.
+            """,
+        "normalisation": """
+            Normalise in the client. Or vLLM: --pooler-config '{"use_activation": true}', "normalize" in older ones.
+            llama.cpp: "embd_normalize": 2 in the request.
+            """,
+        "width": """
+            Another model, or a default of dimensions in the server's settings.
+            """,
+        "refused": """
+            vLLM: is_matryoshka and matryoshka_dimensions in config.json, or --hf-overrides '{"is_matryoshka": true}'.
+            Or cut in the client and normalise again.
+            """,
+        "ignored": """
+            Cut in the client and normalise again.
+            """,
+        "uncut": """
+            Normalise again in the client: without it, dot products are no cosines.
+            """,
+        "padding": """
+            The server needs an attention mask, and pooling that goes by it. Until then send one text a request.
+            """,
+        "truncation": """
+            Cut texts in the client, or set the server's limit to the directory's. vLLM: --max-model-len;
+            truncate_prompt_tokens keeps the end of a text, not its beginning. TEI: --auto-truncate.
+            """,
+        "encoding": """
+            Ask for encoding_format: float.
+            """,
+        "template": """
+            vLLM: --chat-template DIR/chat_template.jinja, which releases of 2026 use for scores; with older ones the
+            client puts prefix and suffix around query and document. llama.cpp has a template of its own.
+            """,
+        "instruction": """
+            Serve the directory's own chat_template.jinja, which holds the trained instruction.
+            """,
+        "sides": """
+            Query and document stand in each other's place: look at the client or proxy between.
+            """,
+        "logits": """
+            Take the sigmoid in the client; the order is the same. TEI: raw_scores must be false. vLLM: use_activation
+            must not be false.
+            """,
+        "twice": """
+            The sigmoid is taken twice: once by the model's activation, once by the server. Leave one out.
+            """,
+        "inverted": """
+            The answers are in the wrong order. vLLM: "classifier_from_token": ["no", "yes"], in this order.
+            """,
+        "end": """
+            Serve the directory's own tokenizer files, which add no special tokens.
+            """,
+        "scores": """
+            Other weights, another template, or texts that are changed on the way.
+            """,
+    }.items()
+}
