@@ -35,6 +35,8 @@ OTHER_PROGRAMS = {
     "docker": "starts a server",
     "export": "the shell's own",
     "git": "for contributors",
+    "llama-server": "a server",
+    "llama.cpp/convert_hf_to_gguf.py": "of llama.cpp, converts a model",
     "mkdir": "the shell's own",
     "mkdocs": "for contributors; tests/test_site.py runs it",
     "pre-commit": "for contributors",
