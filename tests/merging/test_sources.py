@@ -147,6 +147,15 @@ def test_tensors_of_integers_must_be_the_same() -> None:
         Inputs.of(models)
 
 
+def test_integers_that_one_model_lacks_are_left_out() -> None:
+    """MiniLM's base has position_ids from an old release, which exports do not have."""
+    counted = Held("counted", {"weight": torch.randn(3), "ids": torch.arange(5)})
+    plain = Held("plain", {"weight": torch.randn(3)})
+    for inputs in (Inputs.of([plain], counted), Inputs.of([counted], plain), Inputs.of([counted, plain])):
+        assert list(inputs.specs) == ["weight"]
+        assert all(list(model.specs) == ["weight"] for model in inputs.models)
+
+
 def test_header_with_metadata_and_any_order(tmp_path: Path) -> None:
     header = {
         "late": {"dtype": "F32", "shape": [2], "data_offsets": [2, 10]},

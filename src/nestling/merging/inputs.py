@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from nestling.merging.names import matched
+from nestling.merging.names import matched, without_lacking_integers
 from nestling.merging.sources import Source, Spec, same
 from nestling.merging.workers import BLOCK, Workers
 
@@ -42,8 +42,8 @@ class Inputs:
         """
         if not models:
             raise ValueError("there are no models to merge")
-        reference = base or models[0]
-        inputs = cls(tuple(matched(model, reference) for model in models), base)
+        reference = without_lacking_integers(base or models[0], models)
+        inputs = cls(tuple(matched(model, reference) for model in models), reference if base else None)
         for name in inputs.buffers:
             for model in inputs.models:
                 if not same(inputs.reference, name, model, name):

@@ -26,15 +26,31 @@ def candidates(names: Collection[str], reference: Collection[str]) -> Iterator[d
         yield {name: prefix + name if prefix + name in reference else name for name in names}
 
 
+def without_lacking_integers(reference: Source, sources: Collection[Source]) -> Source:
+    """`reference` without tensors of integers that one of the others lacks.
+
+    These are counters such as `position_ids`, which older releases of transformers saved and newer ones make.
+    """
+    found = [set(align(source.specs.keys(), reference.specs.keys()).values()) for source in sources]
+    kept = [
+        name
+        for name, spec in reference.specs.items()
+        if spec.dtype.is_floating_point or all(name in names for names in found)
+    ]
+    return Renamed(reference, {name: name for name in kept})
+
+
 def matched(source: Source, reference: Source) -> Source:
-    """`source` under the names of `reference`.
+    """`source` under the names of `reference`, without integers that it alone has.
 
     Raises:
         ValueError: One has a tensor that the other lacks, or in another shape.
     """
     own = {to: name for name, to in align(source.specs.keys(), reference.specs.keys()).items()}
     require_none(reference, [name for name in reference.specs if name not in own], source)
-    require_none(source, [name for name in source.specs if name not in set(own.values())], reference)
+    known = set(own.values())
+    more = [name for name, spec in source.specs.items() if spec.dtype.is_floating_point and name not in known]
+    require_none(source, more, reference)
     for name, spec in reference.specs.items():
         require_like(name, reference.label, spec, source.label, source.specs[own[name]])
     return Renamed(source, {name: own[name] for name in reference.specs})
