@@ -317,7 +317,7 @@ def test_ties_at_the_cut_go_by_the_collection(small_of: Any, block: int) -> None
 
 def top_of(model: Path, folder: Path, depth: int) -> Run:
     retrieval_set = load_retrieval_set(folder, "test")
-    encoded = encode_set(Embedder.from_pretrained(model), retrieval_set, query_max_length=16, document_max_length=8)
+    encoded = encode_set(Embedder.from_pretrained(model), retrieval_set, query_max_length=16, document_max_length=16)
     return search_top(encoded, retrieval_set, depth)
 
 
