@@ -14,7 +14,7 @@ from nestling.config.checks import (
     require_unique,
 )
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
-from nestling.config.evaluate import EvaluateConfig
+from nestling.config.evaluate import EvaluateConfig, details_path
 from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
 from nestling.config.queries import EndpointConfig, MakeQueriesConfig
@@ -41,6 +41,7 @@ __all__ = [
     "ServeCheckConfig",
     "TrainData",
     "TrainingConfig",
+    "details_path",
     "parse_config",
     "read_run",
     "require",
