@@ -97,7 +97,7 @@ def check_lists(ranking: Ranking, run: dict[str, dict[str, float]], data: Retrie
     for line, relevant in zip(lines, judgements(data).values(), strict=True):
         listed = run.get(line["query_id"], {})
         assert [each["score"] for each in line["first"]] == sorted(listed.values(), reverse=True)[:10]
-        assert {each["id"]: each["score"] for each in line["judged"]} == {id: listed.get(id) for id in relevant}
+        assert {each["id"]: each["score"] for each in line["judged"]} == {name: listed.get(name) for name in relevant}
         assert all((each["rank"] is None) == (each["id"] not in listed) for each in line["judged"])
         assert len(line["others"]) == min(20, len(listed.keys() - relevant.keys()))
     for name, mean in means(ranking.placements).items():

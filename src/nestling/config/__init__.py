@@ -18,6 +18,7 @@ from nestling.config.evaluate import EvaluateConfig, details_path
 from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
 from nestling.config.queries import EndpointConfig, MakeQueriesConfig
+from nestling.config.report import ReportConfig
 from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
 from nestling.config.runs import read_run
 from nestling.config.serve_check import ServeCheckConfig
@@ -36,6 +37,7 @@ __all__ = [
     "MergeConfig",
     "MineConfig",
     "RefreshConfig",
+    "ReportConfig",
     "RerankConfig",
     "RerankLossConfig",
     "ServeCheckConfig",
