@@ -86,42 +86,45 @@ def line_chart(
     *,
     x_label: str,
     log_x: bool = False,
+    levels: Mapping[str, float] | None = None,
     styles: Mapping[str, tuple[int, int]] | None = None,
 ) -> Chart | None:
     """A chart of lines of (x, y); None if no line has a point.
 
     Args:
         title: What it shows.
-        lines: By their names. A line with one point is drawn as a level over the whole width.
+        lines: By their names; those without a point are left out.
         x_label: What x is.
         log_x: Whether x grows by factors; ticks are then at the values themselves.
+        levels: Values that do not depend on x, drawn over the whole width.
         styles: Colour and dash of lines; by default one after the other.
     """
     drawn = {name: thin(points) for name, points in lines.items() if points}
     if not drawn:
         return None
-    xs = sorted({x for points in drawn.values() for x, _ in points if not math.isnan(x)})
-    ys = [y for points in drawn.values() for _, y in points]
+    levels = levels or {}
+    xs = sorted({x for points in drawn.values() for x, _ in points})
+    ys = [*(y for points in drawn.values() for _, y in points), *levels.values()]
     x_values = xs if log_x else nice_ticks(xs[0], xs[-1], inside=True)
     y_values = nice_ticks(min(ys), max(ys))
     x_scale = Scale(xs[0], xs[-1], LEFT + 6, WIDTH - RIGHT, log_x)
     y_scale = Scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP)
+    chosen = {name: (i % COLOURS, i // COLOURS) for i, name in enumerate([*drawn, *levels])} | dict(styles or {})
     return Chart(
         title,
         x_label,
-        [
-            draw_line(name, points, *(styles or {}).get(name, (i % COLOURS, i // COLOURS)), x_scale, y_scale)
-            for i, (name, points) in enumerate(drawn.items())
-        ],
+        [draw_level(name, y_scale(level), *chosen[name]) for name, level in levels.items()]
+        + [draw_line(name, points, *chosen[name], x_scale, y_scale) for name, points in drawn.items()],
         spaced([Tick(x_scale(x), short(x)) for x in x_values]),
         [Tick(y_scale(y), short(y)) for y in y_values],
     )
 
 
+def draw_level(name: str, y: float, colour: int, dash: int) -> Line:
+    return Line(name, colour, dash, f"{LEFT},{y} {WIDTH - RIGHT},{y}", [])
+
+
 def draw_line(name: str, points: Points, colour: int, dash: int, x_scale: Scale, y_scale: Scale) -> Line:
-    if math.isnan(points[0][0]):
-        (level,) = {y_scale(y) for _, y in points}
-        return Line(name, colour, dash, f"{LEFT},{level} {WIDTH - RIGHT},{level}", [])
     placed = [(x_scale(x), y_scale(y)) for x, y in points]
     marks = [(*place, f"{name}: {short(y)} at {short(x)}") for place, (x, y) in zip(placed, points, strict=True)]
     path = " ".join(f"{x},{y}" for x, y in placed)

@@ -1,7 +1,7 @@
 """What the page shows of one retrieval set: the table, curves over dimensions, scores, and queries that moved."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -178,28 +178,22 @@ def dimension_charts(data: str, results: Sequence[Result]) -> list[Chart]:
     """nDCG@10 over dimensions (the first precision; what has none as a level), and over bytes (all precisions)."""
     by_dim: dict[str, Points] = {}
     by_size: dict[str, Points] = {}
+    levels: dict[str, float] = {}
     styles: dict[str, tuple[int, int]] = {}
     for number, each in enumerate(results):
-        keys = [key for key in each.rows if key.data == data and key.order is None]
         colour = number % COLOURS
-        precisions = list(dict.fromkeys(key.precision for key in keys))
-        for dash, precision in enumerate(precisions):
-            name = each.name if precision is None else f"{each.name}, {precision}"
-            styles[each.name], styles[name] = (colour, 0), (colour, dash)
-            points = [
-                (vector_bytes(key.dim, precision), each.rows[key][METRIC])
-                for key in keys
-                if key.precision == precision and key.dim is not None and precision is not None
-            ]
-            by_size[name] = sorted(points)
-        points_of = [
-            (float("nan") if key.dim is None else key.dim, each.rows[key][METRIC])
-            for key in keys
-            if key.precision == precisions[0]
-        ]
-        by_dim[each.name] = sorted(points_of)
+        styles[each.name] = (colour, 0)
+        found = {key: metrics[METRIC] for key, metrics in each.rows.items() if key.data == data and METRIC in metrics}
+        levels.update({each.name: value for key, value in found.items() if key.dim is None and key.order is None})
+        for dash, precision in enumerate(dict.fromkeys(key.precision for key in found if key.precision is not None)):
+            points = sorted((key.dim or 0, value) for key, value in found.items() if key.precision == precision)
+            if dash == 0:
+                by_dim[each.name] = points
+            name = f"{each.name}, {precision}"
+            by_size[name] = [(vector_bytes(dim, precision), value) for dim, value in points]
+            styles[name] = (colour, dash)
     charts = [
-        line_chart("nDCG@10 by dimension", by_dim, x_label="dimensions", log_x=True, styles=styles),
+        line_chart("nDCG@10 by dimension", by_dim, x_label="dimensions", log_x=True, levels=levels, styles=styles),
         line_chart("nDCG@10 by size", by_size, x_label="bytes a vector", log_x=True, styles=styles),
     ]
     return [chart for chart in charts if chart is not None]
@@ -211,8 +205,8 @@ def score_histograms(systems: Sequence[System]) -> list[tuple[str, list[Series]]
     if not all(each.key.dim is not None for each in systems):
         return [(name, histograms(kinds)) for name, kinds in scores.items()]
     flat = {f"{name}, {kind}": values for name, kinds in scores.items() for kind, values in kinds.items()}
-    drawn = histograms(flat) if flat else []
-    return [(name, drawn[2 * i : 2 * i + 2]) for i, name in enumerate(scores)]
+    drawn = iter(histograms(flat) if flat else [])
+    return [(name, [replace(next(drawn), name=kind) for kind in kinds]) for name, kinds in scores.items()]
 
 
 def scores_of(system: System) -> dict[str, Floats]:
