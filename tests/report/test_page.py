@@ -61,8 +61,8 @@ def test_a_result_is_compared_with_the_baseline(tmp_path: Path) -> None:
     assert re.findall(r"asking (q\d)", worst) == ["q1"]
     assert re.findall(r"asking (q\d)", gained)[:2] == ["q0", "q2"]
     assert ".800 → .700" in lost
-    assert "12 ✓ relevant · score 0.9 · r-q3" in lost
-    assert "1 not judged relevant · score 0.5 · d0-q3 text of d0-q3" in lost
+    assert "12 ✓ relevant · score 0.9000 · r-q3" in lost
+    assert "1 not judged relevant · score 0.5000 · d0-q3 text of d0-q3" in lost
 
 
 def test_the_baseline_is_the_first_of_a_model_or_the_one_that_is_named(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def nice_ticks(low: float, high: float, *, inside: bool = False) -> list[float]:
 
     if low == high:
         low, high = (low, high) if inside else (low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10)
-    values: list[float] = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
+    values = [float(value) for value in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
     return [value for value in values if low <= value <= high] or [low] if inside else values
 
 

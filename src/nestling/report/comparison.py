@@ -85,8 +85,8 @@ def compare(before: System, after: System) -> list[Difference]:
     p = randomisation_p(differences)
     tested = zip(names, low.tolist(), high.tolist(), p.tolist(), differences.T, strict=True)
     return [
-        Difference(name, before.metrics[name], after.metrics[name], *figures, *count_moves(column))
-        for name, *figures, column in tested
+        Difference(name, before.metrics[name], after.metrics[name], lower, upper, chance, *count_moves(column))
+        for name, lower, upper, chance, column in tested
     ]
 
 

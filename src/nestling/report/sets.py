@@ -184,7 +184,9 @@ def dimension_charts(data: str, results: Sequence[Result]) -> list[Chart]:
         colour = number % COLOURS
         styles[each.name] = (colour, 0)
         found = {key: metrics[METRIC] for key, metrics in each.rows.items() if key.data == data and METRIC in metrics}
-        levels.update({each.name: value for key, value in found.items() if key.dim is None and key.order is None})
+        for key, value in found.items():
+            if key.dim is None and key.order is None:
+                levels[each.name] = value
         for dash, precision in enumerate(dict.fromkeys(key.precision for key in found if key.precision is not None)):
             points = sorted((key.dim or 0, value) for key, value in found.items() if key.precision == precision)
             if dash == 0:
