@@ -10,8 +10,6 @@ from nestling.metrics import Floats
 from nestling.report.results import Key, PerQuery, Result, describe
 from nestling.significance import bootstrap_interval, randomisation_p
 
-METRIC = "nDCG@10"
-
 
 @dataclass(frozen=True)
 class System:
@@ -28,6 +26,10 @@ class System:
     @property
     def name(self) -> str:
         return self.result.name if self.key.order is None else f"{self.result.name}, {self.key.order}"
+
+    def same(self, other: "System") -> bool:
+        """Whether both are the same row of the same result."""
+        return (self.result.name, self.key) == (other.result.name, other.key)
 
     @property
     def metrics(self) -> Mapping[str, float]:
