@@ -6,6 +6,7 @@ Nothing here imports torch, so that `--help` answers at once.
 
 from nestling.config.arguments import parse_config, run
 from nestling.config.checks import require, require_dims, require_unique
+from nestling.config.costs import CostsConfig, LaunchCosts, StageCosts
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
 from nestling.config.evaluate import EvaluateConfig
 from nestling.config.merge import LayerWeights, MergeConfig
@@ -18,10 +19,12 @@ from nestling.config.training import DevData, LoraConfig, TrainData, TrainingCon
 
 __all__ = [
     "CandidateData",
+    "CostsConfig",
     "DevData",
     "EmbedConfig",
     "EndpointConfig",
     "EvaluateConfig",
+    "LaunchCosts",
     "LayerWeights",
     "LoraConfig",
     "LossConfig",
@@ -32,6 +35,7 @@ __all__ = [
     "RerankConfig",
     "RerankLossConfig",
     "ServeCheckConfig",
+    "StageCosts",
     "TrainData",
     "TrainingConfig",
     "parse_config",
