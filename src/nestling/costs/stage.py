@@ -45,9 +45,10 @@ class Costs:
         return self.operations / speed / 3600
 
 
-def read_stage(stage: StageCosts) -> Any:
-    """The recipe of a stage, through its own dataclass."""
-    return parse_config(CONFIGS[stage.script], None, ["--config", stage.path])
+@cache
+def read_recipe(script: str, path: str) -> Any:
+    """A recipe, through its own dataclass."""
+    return parse_config(CONFIGS[script], None, ["--config", path])
 
 
 def costs_of(stage: StageCosts, launch: LaunchCosts, room: float) -> Costs:
@@ -56,7 +57,7 @@ def costs_of(stage: StageCosts, launch: LaunchCosts, room: float) -> Costs:
     Raises:
         ValueError: A recipe that this launch does not start, or a model of unknown shape.
     """
-    config = read_stage(stage)
+    config = read_recipe(stage.script, stage.path)
     if isinstance(config, MineConfig):
         return mining_costs(config, stage, room)
     require(
@@ -67,19 +68,22 @@ def costs_of(stage: StageCosts, launch: LaunchCosts, room: float) -> Costs:
     require(tuning != "qlora", f"{stage.path}: what 4 bits take is not estimated; give tuning: lora to a launch")
     # Frozen weights are as published, but for ZeRO-3's shards.
     half = tuning == "lora" and config.precision == "bf16" and launch.backend != "zero3"
-    model, position = measured(stage, lora=tuning == "lora", dtype=torch.bfloat16 if half else torch.float32)
+    dtype = torch.bfloat16 if half else torch.float32
+    model, position = measured(
+        stage.script, stage.path, stage.model or config.model, lora=tuning == "lora", dtype=dtype
+    )
     if isinstance(config, RerankConfig):
         return reranking_costs(config, stage, launch, model, position, room)
     return embedding_costs(config, stage, launch, model, position, room)
 
 
 @cache
-def measured(stage: StageCosts, *, lora: bool, dtype: torch.dtype) -> tuple[TokenModel, float]:
-    """The recipe's model, and bytes of a graph for each position of a chunk."""
-    config = read_stage(stage)
+def measured(script: str, path: str, model: str, *, lora: bool, dtype: torch.dtype) -> tuple[TokenModel, float]:
+    """A recipe's model, of the shape of another one, and bytes of a graph for each position of a chunk."""
+    config = read_recipe(script, path)
     reranker = isinstance(config, RerankConfig)
     hollow = Hollow(
-        shape_of(stage.model or config.model),
+        shape_of(model),
         dtype=dtype,
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         lora=asdict(config.lora) if lora else None,
@@ -130,7 +134,7 @@ def training_costs(model: TokenModel, memory: MemoryEstimate, reading: Reading, 
 
 
 def recomputed(config: TrainingConfig, length: float) -> int:
-    """How often the backward pass runs texts of a length forward again."""
+    """How often the backward pass runs texts of a length forward again; torch spares the last product of each layer."""
     return int(config.checkpoint_length is not None and length > config.checkpoint_length)
 
 

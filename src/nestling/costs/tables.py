@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nestling.config.costs import GpuName, LaunchCosts, StageCosts
-from nestling.costs.stage import Costs, read_stage
+from nestling.costs.stage import Costs, read_recipe
 from nestling.memory import gigabytes
 from nestling.tracking import table
 
@@ -44,7 +44,7 @@ class Row:
         if self.stage.script == "mine":
             return count
         backend = "" if self.launch.backend == "one" else f", {self.launch.backend}"
-        return f"{count}{backend}, {self.launch.tuning or read_stage(self.stage).tuning}"
+        return f"{count}{backend}, {self.launch.tuning or read_recipe(self.stage.script, self.stage.path).tuning}"
 
 
 def memory_table(rows: Sequence[Row], *, markdown: bool) -> str:
@@ -62,14 +62,14 @@ def memory_cells(row: Row) -> list[object]:
 def work_table(rows: Sequence[Row], speed: float, *, markdown: bool) -> str:
     """What is computed, and how long that takes at so many operations a second on each GPU."""
     headers = ["recipe", "started on", "billion tokens", "forward passes", "exaflop", "GPU hours", "hours"]
-    return table(headers, [work_cells(row, speed) for row in rows], digits=1, markdown=markdown)
+    return table(headers, [work_cells(row, speed) for row in rows], digits=2, markdown=markdown)
 
 
 def work_cells(row: Row, speed: float) -> list[object]:
     hours = row.costs.gpu_hours(speed)
     figures = (
         row.costs.tokens / 1e9,
-        row.costs.forwards,
+        float(row.costs.forwards),
         row.costs.operations / 1e18,
         hours,
         hours / row.launch.processes,
