@@ -80,15 +80,16 @@ class Hollow:
         if checkpoint_length is not None:
             self.model.recompute_above(checkpoint_length)
 
-    def bytes_a_position(self, length: int, positions: int) -> float:
+    def bytes_a_position(self, length: int, positions: int, *, sharded: bool = False) -> float:
         """What training measures before its first step: the graph of a chunk, for each of its positions.
 
         Args:
             length: Tokens of the longest text.
             positions: Of the chunk.
+            sharded: Whether the weights are, so that every graph has casts of its own of them.
         """
         self.model.train()
-        with self.mode, self.model.computing():
+        with self.mode, self.model.computing(cache=False if sharded else None):
             device = torch.device("cpu")
             chunk = sample_chunk(min(length, positions), positions, self.model.config.vocab_size, device)
             return graph_bytes(self.model, partial(self.model, in_place=True), chunk) / chunk.positions

@@ -69,16 +69,17 @@ def costs_of(stage: StageCosts, launch: LaunchCosts, room: float) -> Costs:
     # Frozen weights are as published, but for ZeRO-3's shards.
     half = tuning == "lora" and config.precision == "bf16" and launch.backend != "zero3"
     dtype = torch.bfloat16 if half else torch.float32
-    model, position = measured(
-        stage.script, stage.path, stage.model or config.model, lora=tuning == "lora", dtype=dtype
-    )
+    sharded, shape = launch.backend in ("zero3", "fsdp2"), stage.model or config.model
+    model, position = measured(stage.script, stage.path, shape, lora=tuning == "lora", dtype=dtype, sharded=sharded)
     if isinstance(config, RerankConfig):
         return reranking_costs(config, stage, launch, model, position, room)
     return embedding_costs(config, stage, launch, model, position, room)
 
 
 @cache
-def measured(script: str, path: str, model: str, *, lora: bool, dtype: torch.dtype) -> tuple[TokenModel, float]:
+def measured(
+    script: str, path: str, model: str, *, lora: bool, dtype: torch.dtype, sharded: bool
+) -> tuple[TokenModel, float]:
     """A recipe's model, of the shape of another one, and bytes of a graph for each position of a chunk."""
     config = read_recipe(script, path)
     reranker = isinstance(config, RerankConfig)
@@ -92,7 +93,7 @@ def measured(script: str, path: str, model: str, *, lora: bool, dtype: torch.dty
         checkpoint_length=config.checkpoint_length,
     )
     length = config.query_max_length + config.document_max_length if reranker else config.longest
-    return hollow.model, hollow.bytes_a_position(length, config.chunk_tokens or CHUNK)
+    return hollow.model, hollow.bytes_a_position(length, config.chunk_tokens or CHUNK, sharded=sharded)
 
 
 def embedding_costs(
