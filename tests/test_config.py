@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from nestling.config import (
+    CostsConfig,
     EmbedConfig,
     EndpointConfig,
+    LaunchCosts,
     LoraConfig,
     MakeQueriesConfig,
     MergeConfig,
@@ -16,6 +18,7 @@ from nestling.config import (
     RefreshConfig,
     RerankConfig,
     RerankLossConfig,
+    StageCosts,
     TrainData,
     TrainingConfig,
     parse_config,
@@ -127,7 +130,19 @@ def test_dims_above_the_width_of_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [EmbedConfig, EndpointConfig, MakeQueriesConfig, MergeConfig, MineConfig, RefreshConfig, RerankConfig]
+    "cls",
+    [
+        CostsConfig,
+        EmbedConfig,
+        EndpointConfig,
+        LaunchCosts,
+        MakeQueriesConfig,
+        MergeConfig,
+        MineConfig,
+        RefreshConfig,
+        RerankConfig,
+        StageCosts,
+    ],
 )
 def test_every_setting_is_explained(cls: type) -> None:
     explained = "".join(each.__doc__ or "" for each in cls.__mro__[:2])

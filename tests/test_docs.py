@@ -55,10 +55,11 @@ INLINE = [snippet for snippet in SNIPPETS if snippet.kind == "inline"]
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current folder: the repository's files, and the folder of runs that the first of them made."""
+    """The current folder: the repository's files, and the folders of runs that the first of them made."""
     for name in ("configs", "constraints.txt", "data", "scripts", "tests", "train"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "runs").mkdir()
+    for recipe in (ROOT / "configs" / "recipe").iterdir():
+        (tmp_path / "runs" / recipe.name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
 
 

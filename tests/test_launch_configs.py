@@ -27,7 +27,11 @@ LAUNCHES = {
     "zero3": DistributedType.DEEPSPEED,
     "fsdp2": DistributedType.FSDP,
     "multi-node": DistributedType.MULTI_GPU,
+    "ddp-64": DistributedType.MULTI_GPU,
+    "zero2-64": DistributedType.DEEPSPEED,
+    "fsdp2-64": DistributedType.FSDP,
 }
+COUNTS = {"one-gpu": 1, "ddp-cpu": 2, "multi-node": 16, "ddp-64": 64, "zero2-64": 64, "fsdp2-64": 64}  # in the files
 STAGES = {"zero1": 1, "zero2": 2, "zero2-offload": 2, "zero3": 3}
 
 
@@ -89,9 +93,9 @@ def test_accelerate_knows_every_key(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_the_launcher_is_told_how_to_start(name: str) -> None:
-    count = () if name in ("one-gpu", "ddp-cpu", "multi-node") else ("--num_processes", "8")
+    count = () if name in COUNTS else ("--num_processes", "8")
     args = arguments(name, *count)
-    assert args.num_processes == {"one-gpu": 1, "ddp-cpu": 2, "multi-node": 16}.get(name, 8)
+    assert args.num_processes == COUNTS.get(name, 8)
     assert args.use_deepspeed == (LAUNCHES[name] == DistributedType.DEEPSPEED)
     assert args.use_fsdp == (LAUNCHES[name] == DistributedType.FSDP)
     assert args.multi_gpu == (LAUNCHES[name] == DistributedType.MULTI_GPU)
@@ -117,6 +121,13 @@ def test_every_type_runs_on_several_machines(name: str) -> None:
     assert (args.nnodes, args.nproc_per_node, args.node_rank) == ("2", "8", 1)
     meeting = args.master_addr + ":" + args.master_port if args.same_network else args.rdzv_endpoint
     assert meeting == "first:29500"
+
+
+@pytest.mark.parametrize("name", ["zero2", "fsdp2"])
+def test_files_for_64_gpus_differ_in_the_launch_alone(name: str) -> None:
+    small, large = (load_config_from_file(str(launch_file(each))) for each in (name, f"{name}-64"))
+    assert (large.deepspeed_config, large.fsdp_config) == (small.deepspeed_config, small.fsdp_config)
+    assert (large.num_machines, large.num_processes, large.main_process_port) == (8, 64, 29500)
 
 
 def test_fsdp_of_version_2_wraps_layers_that_the_recipe_names() -> None:

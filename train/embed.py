@@ -32,7 +32,16 @@ from nestling.embedder import Embedder, read_model_files
 from nestling.export import export_embedder
 from nestling.lengths import measure_lengths
 from nestling.losses import Terms, cosent, distillation
-from nestling.memory import MemoryEstimate, estimate, free_memory, graph_bytes, sample_chunk, trained_bytes
+from nestling.memory import (
+    MemoryEstimate,
+    estimate,
+    free_memory,
+    graph_bytes,
+    kept_bytes,
+    room_for_graphs,
+    sample_chunk,
+    trained_bytes,
+)
 from nestling.mining.renewal import Minable
 from nestling.model_card import run_card
 from nestling.optim import adamw, whole_shape
@@ -318,10 +327,10 @@ def nested_dims(config: EmbedConfig) -> dict[int, float]:
     """
     published = read_config(config.model, read_model_files(config.model).subfolder)
     require_dims(config.dims, published.hidden_size)
-    longest, readable = max(config.query_max_length, config.document_max_length), max_positions(published)
+    readable = max_positions(published)
     require(
-        longest <= readable,
-        f"query_max_length, document_max_length: {longest} tokens are more than the model's {readable}",
+        config.longest <= readable,
+        f"query_max_length, document_max_length: {config.longest} tokens are more than the model's {readable}",
     )
     weights = dict(zip(config.dims, config.dim_weights or [1.0] * len(config.dims), strict=True))
     return {dim: weights.get(dim, 1.0) for dim in sorted({*config.dims, published.hidden_size}, reverse=True)}
@@ -344,27 +353,24 @@ def build_collator(config: EmbedConfig, planner: Planner, embedder: Embedder, ac
 
 
 def graph_budget(config: EmbedConfig, backend: Backend, collator: Collator) -> GraphBudget:
-    """Room for graphs between the passes: as set, or half of what is free beside gradients and AdamW's moments."""
+    """Room for graphs between the passes: as set, or half of what is free beside gradients and AdamW's state."""
     model = backend.model
-    length = min(max(config.query_max_length, config.document_max_length), collator.chunk_tokens)
+    length = min(config.longest, collator.chunk_tokens)
     chunk = sample_chunk(length, collator.chunk_tokens, model.config.vocab_size, model.device)
     model.train()
     with backend.computing():
         measured = graph_bytes(model, partial(backend.encode, last=True), chunk)
-    coming = 3 * trained_bytes(model) / (backend.ranks if backend.sharded else 1)
-    memory = (free_memory(model.device) - coming) / 2 if config.graph_memory is None else config.graph_memory * 1e9
-    return GraphBudget(memory, measured / chunk.positions)
+    half = room_for_graphs(free_memory(model.device), trained_bytes(model), backend.shares)
+    return GraphBudget(half if config.graph_memory is None else config.graph_memory * 1e9, measured / chunk.positions)
 
 
 def memory(config: EmbedConfig, collator: Collator, backend: Backend, budget: GraphBudget) -> MemoryEstimate:
     """What a rank needs; the graphs of a step as long as the limits allow, as far as they are kept."""
-    documents = (config.positives + config.negatives) * config.document_max_length
-    longest = config.batch_size // backend.ranks * (config.query_max_length + documents)
     return estimate(
         backend.model,
         backend.shares,
         chunk=budget.position * collator.chunk_tokens,
-        graphs=max(0.0, min(budget.memory, budget.position * longest)),
+        graphs=kept_bytes(budget.memory, budget.position, config.most_tokens(backend.ranks)),
     )
 
 

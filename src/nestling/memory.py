@@ -88,7 +88,9 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def estimate(model: nn.Module, shares: Shares, *, chunk: float, graphs: float) -> MemoryEstimate:
+def estimate(
+    model: nn.Module, shares: Shares, *, chunk: float, graphs: float, room: float | None = None
+) -> MemoryEstimate:
     """What a rank needs for a model that is on its device, before the first step.
 
     On a CPU the room lacks the optimizer's state where that has been loaded already: it is not known whose it is.
@@ -98,18 +100,40 @@ def estimate(model: nn.Module, shares: Shares, *, chunk: float, graphs: float) -
         shares: What the rank holds of it.
         chunk: Bytes of the largest chunk's graph.
         graphs: Bytes of those that stay.
+        room: Bytes of a device that is not here; by default what the model's own has.
     """
     weights = shares.weights * whole_bytes([*model.parameters(), *model.buffers()])
-    trained, device = trained_bytes(model), next(model.parameters()).device
-    there = weights if device.type == "cpu" else float(torch.get_device_module(device).memory_reserved(device))
+    trained = trained_bytes(model)
     return MemoryEstimate(
         weights=weights,
         gradients=shares.gradients * trained,
         optimizer=shares.optimizer * trained,
         chunk=chunk,
         graphs=graphs,
-        room=free_memory(device) + there,
+        room=room_of(next(model.parameters()).device, weights) if room is None else room,
     )
+
+
+def room_of(device: torch.device, weights: float) -> float:
+    """Bytes that a process can have on a device which holds its weights."""
+    there = weights if device.type == "cpu" else float(torch.get_device_module(device).memory_reserved(device))
+    return free_memory(device) + there
+
+
+def room_for_graphs(free: float, trained: float, shares: Shares) -> float:
+    """Half of what is free beside what the first step brings: gradients and AdamW's state.
+
+    Args:
+        free: Bytes, with the weights in their place.
+        trained: Bytes of the trained parameters, whole.
+        shares: What the rank holds.
+    """
+    return (free - (shares.gradients + shares.optimizer) * trained) / 2
+
+
+def kept_bytes(room: float, position: float, positions: float) -> float:
+    """Bytes of the graphs that stay between the passes: of so many positions, as far as there is room."""
+    return max(0.0, min(room, position * positions))
 
 
 def free_memory(device: torch.device) -> float:
@@ -137,13 +161,14 @@ def graph_bytes(model: nn.Module, encode: Callable[[Chunk], Tensor], chunk: Chun
         encode: Runs it on a chunk.
         chunk: Run twice: what the second graph shares with the first, such as cast weights, does not count either.
     """
-    seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    # By the storage itself: tensors of a model without weights (`nestling.costs`) have no addresses.
+    seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     found: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            found[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in seen:
+            found[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):

@@ -47,8 +47,7 @@ class Fsdp(Plain):
 
     @property
     def shares(self) -> Shares:
-        part = 1 / self.ranks
-        return Shares(part, part + self.whole_gradients, 2 * part)
+        return fsdp_shares(self.ranks, whole_gradients=self.whole_gradients)
 
     def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         return agree_on_chunks(chunks, kept)
@@ -87,3 +86,9 @@ class Fsdp(Plain):
             path = folder / OPTIMIZER
             state = torch.load(path, map_location="cpu", weights_only=True) if rank == 0 else {}
             set_optimizer_state_dict(self.wrapped, self.optimizer, state, options=FROM_RANK_ZERO)
+
+
+def fsdp_shares(ranks: int, *, whole_gradients: bool) -> Shares:
+    """What one of so many ranks holds."""
+    part = 1 / ranks
+    return Shares(part, part + whole_gradients, 2 * part)

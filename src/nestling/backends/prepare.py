@@ -3,7 +3,6 @@
 import warnings
 from typing import Any, cast
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
@@ -43,11 +42,12 @@ def prepare(
     if kind == DistributedType.FSDP:
         configure_fsdp(accelerator, model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
+    fits = gradients_fit(trained_bytes(model), free_memory(accelerator.device))
     if kind == DistributedType.DEEPSPEED:
-        return Zero(model, wrapped, whole_gradients=gradients_fit(model, accelerator.device))
+        return Zero(model, wrapped, whole_gradients=fits)
     inner = cast(Optimizer, prepared.optimizer)
     if kind == DistributedType.FSDP:
-        return Fsdp(model, inner, whole_gradients=gradients_fit(model, accelerator.device))
+        return Fsdp(model, inner, whole_gradients=fits)
     return Ddp(model, inner, wrapped) if isinstance(wrapped, DistributedDataParallel) else Plain(model, inner)
 
 
@@ -95,6 +95,6 @@ def layer_classes(model: TokenModel) -> list[str]:
     return sorted({type(layer).__name__ for layer in longest})
 
 
-def gradients_fit(model: TokenModel, device: torch.device) -> bool:
-    """Whether whole gradients of all trained parameters take at most half of the memory that is free."""
-    return trained_bytes(model) <= free_memory(device) / 2
+def gradients_fit(trained: float, free: float) -> bool:
+    """Whether whole gradients of all trained parameters, of so many bytes, take at most half of what is free."""
+    return trained <= free / 2

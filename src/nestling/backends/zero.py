@@ -49,12 +49,8 @@ class Zero:
 
     @property
     def shares(self) -> Shares:
-        part, offloaded = 1 / self.ranks, self.engine.zero_cpu_offload()
-        return Shares(
-            weights=part if self.sharded else 1.0,
-            gradients=part + self.whole_gradients,
-            optimizer=0.0 if offloaded else 3 * part,
-        )
+        offloaded = self.engine.zero_cpu_offload()
+        return zero_shares(self.stage, self.ranks, whole_gradients=self.whole_gradients, offloaded=offloaded)
 
     def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         if self.whole_gradients:
@@ -146,3 +142,13 @@ class Zero:
             ) from error
         if path is None:
             raise ValueError(f"{folder} holds no DeepSpeed state; resume with the backend that the run started with")
+
+
+def zero_shares(stage: int, ranks: int, *, whole_gradients: bool, offloaded: bool) -> Shares:
+    """What one of so many ranks holds of a model; of the optimizer nothing where that is on the CPU."""
+    part = 1 / ranks
+    return Shares(
+        weights=part if stage == 3 else 1.0,
+        gradients=part + whole_gradients,
+        optimizer=0.0 if offloaded else 3 * part,
+    )

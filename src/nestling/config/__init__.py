@@ -13,6 +13,7 @@ from nestling.config.checks import (
     require_new,
     require_unique,
 )
+from nestling.config.costs import CostsConfig, LaunchCosts, StageCosts
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
 from nestling.config.evaluate import EvaluateConfig, details_path
 from nestling.config.merge import LayerWeights, MergeConfig
@@ -26,10 +27,12 @@ from nestling.config.training import DevData, LoraConfig, TrainData, TrainingCon
 
 __all__ = [
     "CandidateData",
+    "CostsConfig",
     "DevData",
     "EmbedConfig",
     "EndpointConfig",
     "EvaluateConfig",
+    "LaunchCosts",
     "LayerWeights",
     "LoraConfig",
     "LossConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "RerankConfig",
     "RerankLossConfig",
     "ServeCheckConfig",
+    "StageCosts",
     "TrainData",
     "TrainingConfig",
     "details_path",

@@ -136,3 +136,13 @@ class EmbedConfig(TrainingConfig):
             not self.dim_weights or len(self.dim_weights) == len(self.dims),
             f"dim_weights has {len(self.dim_weights)} values and dims {len(self.dims)}; give one weight a dimension",
         )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(self.query_max_length, self.document_max_length)
+
+    def most_tokens(self, ranks: int) -> int:
+        """Tokens of all texts of a step on one of so many ranks, at the most."""
+        documents = (self.positives + self.negatives) * self.document_max_length
+        return self.batch_size // ranks * (self.query_max_length + documents)
