@@ -72,6 +72,14 @@ def test_the_baseline_is_the_first_of_a_model_or_the_one_that_is_named(tmp_path:
     assert "other against bm25" in draw(bm25, one, other, baseline="bm25").summary[0]
 
 
+def test_long_texts_open(tmp_path: Path) -> None:
+    long = "word " * 100
+    lines = [{**detail("q0", 0.5), "first": [document("d", 0.5, 0.0, long), document("e", 0.4, 0.0, "short")]}]
+    html = draw(write_result(tmp_path / "only.json", lines)).html
+    assert html.count('<details class="more">') == 1
+    assert Read(html).text.count("word") == 100
+
+
 def test_without_details_there_are_means_only(tmp_path: Path) -> None:
     paths = [write_result(tmp_path / f"{i}.json", [detail("q0", i / 4)], details=False) for i in (1, 2)]
     page = draw(*paths)
