@@ -12,12 +12,11 @@ languages. The data themselves are never changed; docs/checking-data.md explains
 import json
 import sys
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestling import __version__
-from nestling.config import parse_config, require, run
+from nestling.config import parse_config, require, require_extra, require_model, require_new, run
 from nestling.hygiene.rules import DEFAULT_RULES, Rule
 
 if TYPE_CHECKING:
@@ -122,19 +121,13 @@ def main() -> None:
 def check_files(config: CheckConfig) -> None:
     """Refuse what could not be written, or not be read, before the data are read."""
     for flag, path in (("output", config.output), ("report", config.report)):
-        if path is not None:
-            require(not Path(path).exists(), f"--{flag} {path} exists; choose another name or remove it")
-            require(Path(path).parent.is_dir(), f"--{flag} {path}: the folder {Path(path).parent} does not exist")
+        require_new(f"--{flag}", path)
     require(config.output is None or config.output.endswith(".jsonl"), "--output: expected a name in .jsonl")
     suffix = None if config.report is None else Path(config.report).suffix
     require(suffix in (None, ".json", ".html"), f"--report {config.report}: expected a name in .json or .html")
-    missing = [name for name in ("rensa", "py3langid", "regex") if find_spec(name) is None]
-    require(not missing, f"{', '.join(missing)} is not installed; pip install 'nestling[hygiene]'")
-    model = config.model
-    if model is not None:
-        parts = Path(model).parts
-        hub_id = len(parts) == 1 or (len(parts) == 2 and not Path(parts[0]).exists())
-        require(Path(model).is_dir() or hub_id, f"--model {model}: no such directory")
+    require_extra("checking data", "hygiene", "rensa", "py3langid", "regex")
+    if config.model is not None:
+        require_model(config.model, f"--model {config.model}: no such directory")
 
 
 def write_report(

@@ -15,11 +15,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.config import EndpointConfig, MakeQueriesConfig, parse_config, require, run
+from nestling.config import EndpointConfig, MakeQueriesConfig, parse_config, require, require_extra, require_new, run
 
 if TYPE_CHECKING:
     from nestling.synthesis.journal import Journal
@@ -69,13 +68,9 @@ def check(config: MakeQueriesConfig) -> None:
     require(int(os.environ.get("WORLD_SIZE", "1")) == 1, "queries are made by one process; start it with python")
     if config.dry_run:
         return
-    if config.output is not None:
-        output = Path(config.output)
-        require(not output.exists(), f"--output {output} exists; choose another name or remove it")
-        require(output.parent.is_dir(), f"--output {output}: the folder {output.parent} does not exist")
+    require_new("--output", config.output)
     if config.endpoint.url is not None:
-        installed = find_spec("openai") is not None and find_spec("aiolimiter") is not None
-        require(installed, "an endpoint needs openai and aiolimiter; pip install 'nestling[synthesis]'")
+        require_extra("an endpoint", "synthesis", "openai", "aiolimiter")
         key_of(config.endpoint)
     else:
         require(

@@ -15,11 +15,10 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.config import MineConfig, parse_config, require, run
+from nestling.config import MineConfig, parse_config, require, require_extra, require_model, require_new, run
 
 if TYPE_CHECKING:
     from nestling.mining.candidates import Candidates
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 def main() -> None:
     config = parse_config(MineConfig, __doc__)
     for flag, name in (("--output", config.output), ("--audit", config.audit)):
-        check_output(flag, name)
+        require_new(flag, name)
     embedders = models_of([*config.retrievers, config.scorer])
     for model in [*embedders, *models_of([config.judge])]:
         check_model(model)
@@ -104,13 +103,6 @@ def mine(config: MineConfig) -> None:
     on_rank_zero(lambda: report(config, task, mined, judgements))
 
 
-def check_output(flag: str, name: str | None) -> None:
-    if name is not None:
-        output = Path(name)
-        require(not output.exists(), f"{flag} {output} exists; choose another name or remove it")
-        require(output.parent.is_dir(), f"{flag} {output}: the folder {output.parent} does not exist")
-
-
 def models_of(settings: "list[str | None]") -> list[str]:
     """Those of some settings that name models: neither files nor words of ours."""
     ours = ("bm25", "given", "judge")
@@ -118,16 +110,13 @@ def models_of(settings: "list[str | None]") -> list[str]:
 
 
 def check_model(model: str) -> None:
-    """Refuse a mistyped path at once; to ask the hub for it would take half a minute of retries."""
-    parts = Path(model).parts
-    hub_id = len(parts) == 1 or (len(parts) == 2 and not Path(parts[0]).exists())
-    require(Path(model).is_dir() or hub_id, f"{model}: no such file or directory; expected bm25, a model or a run file")
+    require_model(model, f"{model}: no such file or directory; expected bm25, a model or a run file")
 
 
 def check_index(factory: str, search: str | None, models: list[str]) -> None:
     """Refuse what FAISS cannot build for the models that search, before any is loaded."""
     require(bool(models), "index needs an embedder among the retrievers, whose candidates are found in it")
-    require(find_spec("faiss") is not None, "index needs FAISS, which is not installed; pip install 'nestling[faiss]'")
+    require_extra("index", "faiss", "faiss")
     from nestling.embedder import read_width
     from nestling.mining.approximate import Index
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestling.config import parse_config, require, run
+from nestling.config import parse_config, require_new, run
 
 if TYPE_CHECKING:
     from nestling.records import RetrievalSet
@@ -45,7 +45,7 @@ class ListsConfig:
 def main() -> None:
     config = parse_config(ListsConfig, __doc__)
     output = Path(config.output)
-    require(not output.exists(), f"--output {output} exists; choose another name or remove it")
+    require_new("--output", config.output)
     from nestling.records import load_retrieval_set
 
     retrieval_set = load_retrieval_set(config.data, config.split)

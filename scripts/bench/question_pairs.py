@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from nestling.config import parse_config, require, run
+from nestling.config import parse_config, require, require_new, run
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class QuestionPairsConfig:
 
 def main() -> None:
     config = parse_config(QuestionPairsConfig, __doc__)
-    require(not Path(config.output).exists(), f"--output {config.output} exists; choose another name or remove it")
+    require_new("--output", config.output)
 
     asked, answering = questions(config.data, config.split), questions(config.data, "train")
     of_intent: dict[str, list[int]] = defaultdict(list)

@@ -7,10 +7,9 @@ components; nothing else is known to the model. The prompt's suffix for it is "[
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestling.config import parse_config, require, run
+from nestling.config import parse_config, require, require_new, run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +45,7 @@ class SmallConfig:
 
 def main() -> None:
     config = parse_config(SmallConfig, __doc__)
-    require(not Path(config.output).exists(), f"--output {config.output} exists; choose another name or remove it")
+    require_new("--output", config.output)
 
     import torch
     from transformers import AutoModel, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM

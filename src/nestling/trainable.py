@@ -1,6 +1,5 @@
 """The model with what is to be trained."""
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -8,6 +7,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from nestling.adapters import attach_lora
+from nestling.config.checks import require_extra
 from nestling.embedder import Embedder
 from nestling.reranker import Reranker
 
@@ -57,8 +57,7 @@ def four_bits(cpu: bool) -> BitsAndBytesConfig:
     """Normal floats of 4 bits, their scales quantised too, computing in bfloat16; not yet seen to run here."""
     if cpu or not torch.cuda.is_available():
         raise ValueError("tuning: qlora holds the base in 4 bits, which takes a CUDA GPU, and there is none; use lora")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError("tuning: qlora needs bitsandbytes, which is not installed; pip install 'nestling[qlora]'")
+    require_extra("tuning: qlora", "qlora", "bitsandbytes")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -9,7 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from itertools import count
 from pathlib import Path
+from threading import Event
 
 import pytest
 from ranks import environment
@@ -182,19 +184,22 @@ def keys(requests: Iterable[Request]) -> set[tuple[str, str]]:
 def test_a_stopped_run_goes_on_and_asks_nothing_twice(
     number: signal.Signals, status: int, corpus: Path, tmp_path: Path
 ) -> None:
-    def slowly(request: Request) -> Answer:
-        answer = well(request)
-        answer.delay = 0.04
-        return answer
+    asked, stopped = count(), Event()
+
+    def until_stopped(request: Request) -> Answer:
+        if next(asked) >= 20:
+            stopped.wait(120)
+        return well(request)
 
     whole, output = tmp_path / "whole.jsonl", tmp_path / "pairs.jsonl"
     with serving() as server:
         assert make_queries(*command(corpus, server, whole, "--endpoint.concurrency", "7")).returncode == 0
-    with serving(slowly) as server:
+    with serving(until_stopped) as server:
         process = started(command(corpus, server, output, "--endpoint.concurrency", "2"))
         wait_for_answers(process, output, 15)
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
+        stopped.set()
         assert process.returncode == status, said
         assert not output.exists()
         if number == signal.SIGINT:

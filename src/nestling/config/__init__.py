@@ -5,7 +5,14 @@ Nothing here imports torch, so that `--help` answers at once.
 """
 
 from nestling.config.arguments import parse_config, run
-from nestling.config.checks import require, require_dims, require_unique
+from nestling.config.checks import (
+    require,
+    require_dims,
+    require_extra,
+    require_model,
+    require_new,
+    require_unique,
+)
 from nestling.config.costs import CostsConfig, LaunchCosts, StageCosts
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
 from nestling.config.evaluate import EvaluateConfig
@@ -42,6 +49,9 @@ __all__ = [
     "read_run",
     "require",
     "require_dims",
+    "require_extra",
+    "require_model",
+    "require_new",
     "require_unique",
     "run",
 ]

@@ -1,10 +1,9 @@
 """Settings of scripts/merge.py."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from nestling.config.checks import require, require_unique
+from nestling.config.checks import require, require_new, require_unique
 from nestling.config.rerank import CandidateData
 from nestling.merging.recipe import WITH_BASE, Method, Recipe, Weights, default_method, equal_weights
 
@@ -92,10 +91,7 @@ class MergeConfig:
         require(all(0 <= each <= 1.5 for each in self.alphas), f"alphas: {self.alphas}, expected shares from 0 to 1")
         require(self.plot is None or bool(self.alphas), "plot is of --alphas")
         for name in ("output", "results", "plot"):
-            value = getattr(self, name)
-            require(value is None or not Path(value).exists(), f"{name}: {value} exists; choose another name")
-            folder = Path(value or ".").parent
-            require(folder.is_dir(), f"{name}: the folder {folder} does not exist")
+            require_new(f"{name}:", getattr(self, name))
         for name in ("dev", "test", "other"):
             require_unique(name, [each.name or each.path for each in getattr(self, name)])
 
