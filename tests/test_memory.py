@@ -11,7 +11,7 @@ from nestling.adapters import attach_lora
 from nestling.backends.plain import Plain
 from nestling.cached import GraphBudget, cached_backward
 from nestling.embedder import Embedder
-from nestling.memory import MemoryEstimate, Shares, estimate, whole_bytes
+from nestling.memory import MemoryEstimate, Shares, estimate, kept_bytes, room_for_graphs, whole_bytes
 from nestling.optim import adamw
 from nestling.packing import pack
 
@@ -46,6 +46,14 @@ def test_a_rank_holds_its_share(bert: Path) -> None:
     part = estimate(model, Shares(0.25, 1.25, 0.5), chunk=0.0, graphs=0.0)
     assert whole_bytes(model.parameters()) <= whole.weights == 4 * part.weights
     assert (part.gradients, part.optimizer) == (1.25 * whole.gradients, 0.25 * whole.optimizer)
+
+
+def test_graphs_get_half_of_what_gradients_and_optimizer_leave() -> None:
+    """Of four ranks with FSDP2: a quarter of gradients and moments, and whole gradients where they fit."""
+    assert room_for_graphs(100.0, 10.0, Shares()) == 35.0
+    assert room_for_graphs(100.0, 10.0, Shares(0.25, 0.25, 0.5)) == 46.25
+    assert room_for_graphs(100.0, 10.0, Shares(0.25, 1.25, 0.5)) == 41.25
+    assert [kept_bytes(room, 2.0, 10.0) for room in (-1.0, 15.0, 40.0)] == [0.0, 15.0, 20.0]
 
 
 GIGABYTES = MemoryEstimate(weights=4e9, gradients=3e9, optimizer=6e9, chunk=2e9, graphs=5e9, room=24e9)
