@@ -47,7 +47,13 @@ class Embeddings:
         limit = self.healthy.max_seq_length
         if fault == "refuses-long" and any(len(self.tokenizer(text)["input_ids"]) > limit for text in texts):
             return 500, {"error": {"message": "input is too large to process"}}
+        if fault == "refuses-batches" and len(texts) > 1:
+            return 413, {"error": "batch size 8 > maximum allowed batch size 1"}
         vectors = self.embed(texts, fault)
+        if len(texts) > 1 and fault == "nan-together":
+            vectors = vectors.where(torch.arange(len(vectors))[:, None] > 0, torch.nan)
+        if len(texts) > 1 and fault == "short-together":
+            vectors = vectors[:, :16]
         if dim and fault != "ignores-dimensions":
             vectors = vectors[:, :dim] if fault == "cuts-only" else normalize(vectors[:, :dim], dim=-1)
         rows = [{"index": i, "embedding": encode(row, body, fault)} for i, row in enumerate(vectors.numpy())]
@@ -67,14 +73,16 @@ class Embeddings:
             vectors = vectors[:, :16]
         if fault == "noisy":
             vectors += 0.1 * torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
-        unnormalised = fault == "unnormalised" or (len(self.healthy) == 2 and fault != "normalises")
+        unnormalised = fault.startswith("unnormalised") or (len(self.healthy) == 2 and fault != "normalises")
         return vectors if unnormalised else normalize(vectors, dim=-1)
 
     def tokens(self, text: str, fault: str) -> list[int]:
         limit = {"cuts-at-40": 40, "cuts-at-256": 256}.get(fault, self.healthy.max_seq_length)
         if fault == "keeps-the-end":
             return list(self.tokenizer(text)["input_ids"])[-limit:]
-        ids: list[int] = self.tokenizer(text, truncation=fault != "slices", max_length=limit)["input_ids"][:limit]
+        ids: list[int] = self.tokenizer(text, truncation=not fault.endswith("slices"), max_length=limit)["input_ids"][
+            :limit
+        ]
         bare: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"][:limit]
         if fault in ("no-eos", "no-eos-and-prompt"):
             text = self.prompt + text if fault == "no-eos-and-prompt" else text
@@ -121,6 +129,9 @@ HEALTHY = {
     "ignores-base64",
     "refuses-blank",
     "refuses-long",
+    "refuses-batches",
+    "nan-together",
+    "short-together",
     "backwards",
 }
 
@@ -155,7 +166,7 @@ class Scores:
 
     def score(self, query: str, documents: list[str], fault: str) -> list[float]:
         logits = self.logits(query, documents, fault)
-        if fault == "nan":
+        if fault == "nan" or (fault == "nan-together" and len(documents) > 1):
             return [math.nan] * len(documents)
         if fault == "logits":
             return logits.tolist()

@@ -15,7 +15,7 @@ import pytest
 from gates import run_in_process
 from nestling.export_reranker import export_reranker
 from nestling.reranker import Reranker, RerankerSettings
-from nestling.serving.client import split_url
+from nestling.serving.client import Scorer, Server, split_url
 from nestling.serving.findings import Check, simplest
 from nestling.serving.prompts import Judge
 from nestling.serving.rerankers import check_reranker
@@ -91,7 +91,9 @@ def test_the_address_may_be_that_of_the_server_or_of_an_endpoint(
     assert f"{url}/qwen3/healthy/v1/embeddings" in done.stdout
 
 
-@pytest.mark.parametrize("fault", ["bfloat16", "ignores-base64", "backwards", "refuses-blank", "refuses-long"])
+@pytest.mark.parametrize(
+    "fault", ["bfloat16", "ignores-base64", "backwards", "refuses-blank", "refuses-long", "refuses-batches"]
+)
 def test_what_is_no_fault(fault: str, url: str, models: dict[str, Path]) -> None:
     done = serve_check(f"{url}/qwen3/{fault}", "--model", models["qwen3"])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -135,6 +137,28 @@ def test_faults_of_an_embedder_are_named(fault: str, url: str, models: dict[str,
 def test_faults_that_come_together_are_both_named(url: str, models: dict[str, Path]) -> None:
     done = serve_check(f"{url}/qwen3/no-eos-and-prompt", "--model", models["qwen3"])
     assert (done.returncode, aspects(done)) == (1, ["EOS", "prompt"])
+
+
+def test_a_cut_is_named_beside_a_length(url: str, models: dict[str, Path]) -> None:
+    done = serve_check(f"{url}/qwen3/unnormalised-slices", "--model", models["qwen3"])
+    assert done.returncode == 1 and aspects(done) == ["normalisation", "truncation"], done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "aspect"),
+    [("qwen3", "nan-together", "NaN"), ("qwen3", "short-together", "dimension"), ("causal", "nan-together", "NaN")],
+)
+def test_what_is_lost_in_one_request_is_named(
+    name: str, fault: str, aspect: str, url: str, models: dict[str, Path]
+) -> None:
+    done = serve_check(f"{url}/{name}/{fault}", "--model", models[name])
+    assert done.returncode == 1 and aspects(done) == [aspect], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("address", ["http://localhost:abc", "http://[::1"])
+def test_what_is_no_address(address: str, models: dict[str, Path]) -> None:
+    done = serve_check(address, "--model", models["qwen3"])
+    assert done.returncode == 2 and f"error: {address} is not an address" in done.stderr
 
 
 def test_another_model_fits_in_no_way(url: str, models: dict[str, Path]) -> None:
@@ -306,6 +330,21 @@ def test_the_simplest_explanation_is_taken(faults: list[int], distances: list[fl
 )
 def test_addresses(url: str, expected: tuple[str, str | None]) -> None:
     assert split_url(url) == expected
+
+
+@pytest.mark.parametrize("listed", [{"data": ["m"]}, {"data": {"a": 1}}, {"data": []}, ["m"], None])
+def test_lists_of_models_that_name_none(listed: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "_ask", lambda *arguments: listed)
+    assert Server("http://localhost").model is None
+
+
+def test_scores_are_numbers_and_null_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server("http://localhost", model="m")
+    monkeypatch.setattr(server, "post", lambda path, body: [{"index": 0, "score": body["texts"][0]}])
+    scorer = Scorer("/rerank", "texts")
+    assert np.isnan(server.score(scorer, "q", [None]))  # type: ignore[list-item]  # what JSON's null becomes
+    with pytest.raises(ValueError, match=r"expected scores, got \['high'\]"):
+        server.score(scorer, "q", ["high"])
 
 
 def test_the_command_itself(url: str, models: dict[str, Path]) -> None:

@@ -17,6 +17,7 @@ ANSWER = '{"character": 2, "question_type": "keywords", "difficulty": "hard"}'
         ANSWER,
         f"Of course!\n```json\n{ANSWER}\n```\nI chose the cook.",
         f'<think>Perhaps {{"character": 1}}?</think>\n{ANSWER}',
+        f'Perhaps {{"character": 1}}?</think>\n{ANSWER}',
         f'I begin {{"with": "another"}} and a {{ brace, then {ANSWER}',
         '{"character": "A cook", "question_type": "Keywords", "difficulty": " hard "}',
         '{"character": "2.", "question_type": "keywords", "difficulty": "hard", "why": {"because": "of potatoes"}}',

@@ -51,6 +51,13 @@ def test_an_empty_answer_is_not_repeated_to_the_model() -> None:
     assert second.messages == first.messages and second.seed != first.seed
 
 
+@pytest.mark.parametrize("text", ["no \ud83d", GOOD.text.replace("2", '"\\ud83d"')], ids=["said", "quoted"])
+def test_what_the_model_is_told_is_valid_text(text: str) -> None:
+    _, second = asked([Reply(text)])
+    for message in second.messages:
+        assert message["content"].encode().decode() == message["content"]
+
+
 def test_an_answer_that_was_cut_off_is_not_used() -> None:
     outcome = replay(conversation(attempts=1), [Reply(GOOD.text, finish="length")])
     assert outcome == Outcome(None, None, "answer cut off", ("answer cut off",))

@@ -1,5 +1,6 @@
 """The endpoint's client against a real server on this machine, which does everything wrong."""
 
+import json
 import re
 import time
 from collections import Counter
@@ -77,8 +78,9 @@ def test_a_request_is_what_the_server_needs() -> None:
         Answer(status=503, headers={"Retry-After": "0.1"}),
         Answer("half of it", missing=30),
         Answer("late", delay=1),
+        Answer(raw='{"choices": [{"message": {"content": "half'),
     ],
-    ids=["500", "503", "half a body", "timeout"],
+    ids=["500", "503", "half a body", "timeout", "broken JSON"],
 )
 def test_faults_of_the_moment_are_asked_again(fault: Answer) -> None:
     with serving(once(fault)) as server:
@@ -128,9 +130,27 @@ def test_a_question_without_an_answer_says_why_and_others_go_on(fault: Answer, w
         "null",
     ],
 )
-def test_a_response_that_is_no_completion_is_an_empty_reply(raw: str) -> None:
+def test_a_response_that_is_no_completion_is_no_answer(raw: str) -> None:
     with serving(lambda request: Answer(raw=raw)) as server:
-        assert hold(endpoint(server), ["a"]).replies == {"a": Reply("")}
+        heard = hold(endpoint(server), ["a"])
+        assert len(server.requests) == 2
+    assert heard.silence == {"a": "no completion"} and not heard.replies
+
+
+def test_a_server_of_something_else_ends_it() -> None:
+    with serving(lambda request: Answer(raw="<html>welcome</html>")) as server:
+        told = "5 questions in a row got no answer, .* expected a chat completion, got '<html>welcome</html>'"
+        with pytest.raises(ValueError, match=told):
+            hold(endpoint(server, concurrency=2, retries=0), [str(i) for i in range(50)])
+        assert len(server.requests) <= 6
+
+
+def test_an_answer_may_come_in_parts_and_its_tokens_as_no_numbers() -> None:
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}]
+    usage = {"prompt_tokens": "7", "completion_tokens": 2}
+    raw = json.dumps({"choices": [{"message": {"content": parts}, "finish_reason": "stop"}], "usage": usage})
+    with serving(lambda request: Answer(raw=raw)) as server:
+        assert hold(endpoint(server), ["a"]).replies == {"a": Reply("fine", "stop", None, 2)}
 
 
 def test_a_completion_may_lack_what_is_optional() -> None:

@@ -35,7 +35,8 @@ class EndpointConfig:
         concurrency: Requests at a time.
         requests_per_minute: No more than these, evenly spaced; by default as many as the server answers.
         timeout: Seconds that the server may be silent.
-        retries: How often a request is sent again after silence, a lost connection, or status 408, 409, 429 or 5xx.
+        retries: How often a request is sent again after silence, a lost connection, a response that is no chat
+            completion, or status 408, 409, 429 or 5xx.
         body: Fields of every request's body, beside or in place of ours; null leaves one out.
         price_in: Of a million tokens of prompts.
         price_out: Of a million tokens of answers.

@@ -59,7 +59,10 @@ class Server:
     def __init__(self, url: str, *, model: str | None = None, key: str | None = None, timeout: float = 60.0) -> None:
         root, self.endpoint = split_url(url)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.http = httpx.Client(base_url=root, headers=headers, timeout=timeout)
+        try:
+            self.http = httpx.Client(base_url=root, headers=headers, timeout=timeout)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"{url} is not an address: {error}") from None
         self.model = model or self._first_model()
 
     def embed(self, texts: Sequence[str], *, dimensions: int | None = None, encoding: str = "float") -> Floats:
@@ -76,7 +79,7 @@ class Server:
             vectors = np.array([decode(row) for row in rows], dtype=np.float64)
         except (TypeError, ValueError):
             vectors = np.empty(0)
-        if vectors.ndim != 2:
+        if vectors.ndim != 2 or not vectors.size:
             raise ValueError(f"{self.url(path)}: embeddings are not lists of numbers, all of one length")
         return vectors
 
@@ -100,7 +103,11 @@ class Server:
         body = {"model": self.model, **(pairs if scorer.form == "pairs" else both)}
         answer = self.post(scorer.path, body)
         key = "data" if scorer.form == "pairs" else "results"
-        return np.array(self._rows(scorer.path, answer, key, ("score", "relevance_score"), len(documents)))
+        rows = self._rows(scorer.path, answer, key, ("score", "relevance_score"), len(documents))
+        try:
+            return np.array(rows, dtype=np.float64)  # null is NaN, which JSON has no word for
+        except (TypeError, ValueError):
+            raise ValueError(f"{self.url(scorer.path)}: expected scores, got {str(rows)[:200]}") from None
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """What it answers to a request, read from JSON; keys of `body` that are None are left out."""
@@ -115,8 +122,10 @@ class Server:
             answer = self._ask("GET", "/v1/models")
         except RefusedError:
             return None
-        listed = answer.get("data") if isinstance(answer, dict) else None
-        return str(listed[0]["id"]) if listed else None
+        try:
+            return str(answer["data"][0]["id"])
+        except (TypeError, LookupError):
+            return None
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:

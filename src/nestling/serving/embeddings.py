@@ -20,6 +20,8 @@ COSINE_NOISE = 1e-6
 NORM_TOLERANCE = 0.01
 # Longer texts would cost minutes on a CPU.
 LONGEST_LIMIT = 2048
+# What is wrong with these says nothing about how one text is read.
+HARMLESS = ("normalisation", "padding", "dimension", "NaN")
 COMMON_LIMITS = (128, 256, 384, 512, 1024, 2048, 4096)
 SENTENCE = "The boundary layer over a flat plate becomes turbulent. "
 
@@ -195,9 +197,20 @@ def check_batch(
     server: Server, reference: Reference, texts: Sequence[str], served: Floats, least: float, check: Check
 ) -> None:
     """The same texts in one request, where a server may pad them."""
-    together = server.embed(texts)
+    try:
+        together = server.embed(texts)
+    except RefusedError as refused:
+        check.notes.append(f"{len(texts)} texts in one request are refused: {refused.reason}")
+        return
+    if together.shape != served.shape:
+        what = f"sent together, embeddings have {together.shape[1]} numbers, one by one {served.shape[1]}"
+        check.findings.append(Finding("dimension", what, FIXES["width"]))
+        return
     check.rows.append(["all in one request, against one by one", None, *compare(together, served)])
     values = cosines(together, served)
+    if not np.isfinite(together).all():
+        check.findings += find_nan(together)
+        return
     if values.min() >= least or any(finding.aspect == "precision" for finding in check.findings):
         return
     ways = {name: cosines(vectors, together).min() for name, vectors in padded_variants(reference, texts).items()}
@@ -224,7 +237,7 @@ def check_limit(server: Server, reference: Reference, least: float, check: Check
         return
     own = reference.published([text])[:, : served.shape[1]]
     check.rows.append(["longer than the limit", limit, *compare(served, own)])
-    if check.findings or cosines(served, own)[0] >= least:
+    if cosines(served, own)[0] >= least or any(each.aspect not in HARMLESS for each in check.findings):
         return
     ways = cuts(reference, text)
     found = {name: cosines(reference.embed([ids])[:, : served.shape[1]], served)[0] for name, ids in ways.items()}
@@ -272,6 +285,8 @@ def find_dimension(
     if found.shape[1] != dim:
         what = f"dimensions: {dim} gives {found.shape[1]} numbers"
         return [Finding("dimension", what, FIXES["ignored"])]
+    if dim > served.shape[1]:  # by a default of the server, which was found already
+        return []
     worst = cosines(found, served[:1, :dim])[0]
     if worst < least:
         what = f"dimensions: {dim} gives other numbers than the first {dim}: cosine {worst:.4f}"

@@ -65,7 +65,9 @@ def check_reranker(server: Server, judge: Judge) -> Check:
     )
     columns = zip(pairs, SCALES["probabilities"][0](right.logits), served, together, strict=True)
     check.rows = [[query[:20], repr(document[:24]), *values] for (query, document), *values in columns]
-    check.findings += find_padding(best, served, together)
+    check.findings += (
+        find_padding(best, served, together) if np.isfinite(together).all() else find_lost(served, together)
+    )
     return check
 
 
@@ -108,6 +110,11 @@ def describe(way: Hypothesis) -> list[Finding]:
     if fix:
         findings.append(Finding("scores", f"the server answers {way.scale}", FIXES[fix]))
     return findings
+
+
+def find_lost(served: Floats, together: Floats) -> list[Finding]:
+    """Whether scores are lost in one request that are there one by one; what is lost one by one was found already."""
+    return find_nan(together[:, None]) if np.isfinite(served).all() else []
 
 
 def find_padding(way: Hypothesis, served: Floats, together: Floats) -> list[Finding]:

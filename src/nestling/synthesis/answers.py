@@ -12,7 +12,8 @@ from nestling.synthesis.brief import Brief, Choices
 
 # A query of so many words may stand in the passage word for word, as keywords and names do.
 COPIED_WORDS = 8
-THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
+# Some chat templates open the thoughts themselves, and the server sends only their end.
+THOUGHTS = re.compile(r"\A(?:(?!<think>).)*</think>|<think>.*?</think>", re.DOTALL)
 DECODER = json.JSONDecoder(strict=False)
 
 
@@ -59,7 +60,7 @@ def read_query(text: str, passage: str, brief: Brief) -> str:
     query = find_object(text, "query")["query"]
     if not isinstance(query, str) or not letters(query):
         raise InvalidAnswer("empty query", "the query is empty")
-    query = " ".join(query.encode(errors="ignore").decode().split())  # json reads halves of surrogate pairs
+    query = " ".join(whole_characters(query).split())
     words = count_words(query)
     if words > 2 * brief.most:
         raise InvalidAnswer(
@@ -110,6 +111,11 @@ def find_name(answer: dict[str, Any], field: str, names: Iterator[str] | Any) ->
         if said.casefold() == name.casefold():
             return str(name)
     raise InvalidAnswer(f"unknown {field}", f'"{field}" is {said[:60]}, expected one of: {", ".join(names)}')
+
+
+def whole_characters(text: str) -> str:
+    """A text without halves of surrogate pairs, which JSON may hold and UTF-8 may not."""
+    return text.encode(errors="ignore").decode()
 
 
 def count_words(text: str) -> int:

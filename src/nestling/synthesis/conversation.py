@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from nestling.synthesis.answers import InvalidAnswer, Setup, read_query, read_setup
+from nestling.synthesis.answers import InvalidAnswer, Setup, read_query, read_setup, whole_characters
 from nestling.synthesis.brief import Brief, Choices
 from nestling.synthesis.prompts import AGAIN, query_prompt, setup_prompt
 
@@ -130,8 +130,8 @@ def corrected(prompt: str, reply: Reply, error: InvalidAnswer) -> list[Message]:
     asked = [{"role": "user", "content": prompt}]
     if not reply.text.strip():
         return asked
-    said = {"role": "assistant", "content": reply.text[:REPEATED]}
-    return [*asked, said, {"role": "user", "content": AGAIN.format(reason=error)}]
+    said = {"role": "assistant", "content": whole_characters(reply.text[:REPEATED])}
+    return [*asked, said, {"role": "user", "content": whole_characters(AGAIN.format(reason=error))}]
 
 
 def replay(conversation: Conversation, replies: Iterable[Reply]) -> Outcome | None:

@@ -1,8 +1,9 @@
 """A model behind a server with OpenAI's chat API, through OpenAI's own client.
 
-The client sends a request again after a timeout, a lost connection and status 408, 409, 429 and 5xx: after what
-Retry-After says if that is at most two minutes (and not at all if it is more), else after half a second, twice as long
-each time up to eight. Repeated requests pass the same limiter as first ones, since both are counted where they leave.
+The client sends a request again after a timeout, a lost connection, a response that is no chat completion, and status
+408, 409, 429 and 5xx: after what Retry-After says if that is at most two minutes (and not at all if it is more), else
+after half a second, twice as long each time up to eight. Repeated requests pass the same limiter as first ones, since
+both are counted where they leave.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import openai
 from aiolimiter import AsyncLimiter
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
@@ -68,7 +70,9 @@ class Endpoint:
     async def _hold(self, talks: Iterator[Talk], done: Callable[[], None]) -> None:
         if self.requests_per_minute is not None:
             self._limiter = AsyncLimiter(1, 60 / self.requests_per_minute)  # a bucket of one never bursts
-        http = DefaultAsyncHttpxClient(timeout=self.timeout, event_hooks={"request": [self._leave]})
+        http = DefaultAsyncHttpxClient(
+            timeout=self.timeout, event_hooks={"request": [self._leave], "response": [arrive]}
+        )
         client = AsyncOpenAI(
             base_url=self.url,
             api_key=self.key or "none",
@@ -114,7 +118,8 @@ class Endpoint:
         except openai.APITimeoutError:
             raise self._no_answer("timeout", f"{self.timeout:g} seconds of silence") from None
         except openai.APIConnectionError as error:
-            raise self._no_answer("no connection", str(error.__cause__ or error)) from None
+            kind = "no completion" if isinstance(error.__cause__, httpx.DecodingError) else "no connection"
+            raise self._no_answer(kind, str(error.__cause__ or error)) from None
         self._unanswered = 0
         return read_completion(response.text)
 
@@ -137,13 +142,35 @@ class Endpoint:
         return text if self.key is None else text.replace(self.key, "***")
 
 
+async def arrive(response: httpx.Response) -> None:
+    """Make a success that holds no chat completion an error like a lost connection, so that it is asked for again."""
+    if response.is_success:
+        await response.aread()
+        try:
+            read_completion(response.text)
+        except ValueError as error:
+            raise httpx.DecodingError(str(error)) from None
+
+
 def read_completion(text: str) -> Reply:
-    """The reply in a response's body; an empty one if the body is broken, or something else than a chat completion."""
+    """The reply in a response's body. Raises ValueError if it is broken, or something else than a chat completion."""
     try:
         body = json.loads(text)
         choice = body["choices"][0]
-        content, finish = choice["message"]["content"], choice.get("finish_reason")
+        said, finish = join_parts(choice["message"]["content"]), choice.get("finish_reason")
         usage = body.get("usage") or {}
-        return Reply(content or "", finish, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        return Reply(said, finish, *(counted(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")))
     except (ValueError, LookupError, TypeError, AttributeError):
-        return Reply("")
+        raise ValueError(f"expected a chat completion, got {text[:100]!r}") from None
+
+
+def join_parts(content: Any) -> str:
+    """What a message says: a text, nothing, or parts, as some servers have them, of which thoughts are left out."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def counted(tokens: Any) -> int | None:
+    """A count; None for what is none, which some servers send."""
+    return tokens if isinstance(tokens, int) else None
