@@ -136,6 +136,26 @@ def test_a_run_shows_its_curves_data_and_settings(tmp_path: Path) -> None:
     assert len(page.html) < 60_000, "long curves are thinned"
 
 
+def test_a_run_without_dev_sets_has_no_before_and_after(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if "eval" not in line))
+    page = draw(runs=(run,))
+    assert page.summary == []
+    text = Read(page.html).text
+    assert "Loss" in text
+    assert "dev set" not in text
+
+
+def test_several_runs_share_their_charts(tmp_path: Path) -> None:
+    page = draw(runs=(write_run(tmp_path / "one"), write_run(tmp_path / "other")))
+    assert len(page.summary) == 2
+    text = Read(page.html).text
+    assert "one, dev other, dev" in text
+    assert text.count("Tokens a second") == 1
+    assert page.html.count('class="curve l1 d1"') >= 4, "the second line has a colour and dashes of its own"
+
+
 def test_a_run_that_was_killed_is_drawn_as_far_as_it_went(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as stream:

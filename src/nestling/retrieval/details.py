@@ -73,8 +73,8 @@ def run_ranking(run: Run, retrieval_set: RetrievalSet, placements: Placements) -
         relevant = [retrieval_set.document_ids[row] for row in rows.tolist()]
         scores += [listed.get(document, math.nan) for document in relevant]
         first[query] = dict(sorted(listed.items(), key=lambda item: -item[1])[:FIRST])
-        rest = np.array([score for document, score in listed.items() if document not in relevant], dtype=np.float64)
-        others.append(generator.permutation(rest)[:SAMPLED])
+        rest = [listed[document] for document in listed.keys() - set(relevant)]
+        others.append(generator.permutation(np.sort(rest))[:SAMPLED])
     return Ranking(placements, np.array(scores, dtype=np.float64), first, others)
 
 
