@@ -5,6 +5,7 @@ Nothing here imports torch, so that `--help` answers at once.
 """
 
 from nestling.config.arguments import parse_config, run
+from nestling.config.check_data import CheckConfig
 from nestling.config.checks import (
     require,
     require_dims,
@@ -15,26 +16,32 @@ from nestling.config.checks import (
 )
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
 from nestling.config.evaluate import EvaluateConfig
+from nestling.config.export import ExportConfig
 from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
+from nestling.config.pipeline import PipelineConfig
 from nestling.config.queries import EndpointConfig, MakeQueriesConfig
 from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
 from nestling.config.runs import read_run
+from nestling.config.sections import read_section
 from nestling.config.serve_check import ServeCheckConfig
 from nestling.config.training import DevData, LoraConfig, TrainData, TrainingConfig
 
 __all__ = [
     "CandidateData",
+    "CheckConfig",
     "DevData",
     "EmbedConfig",
     "EndpointConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "LayerWeights",
     "LoraConfig",
     "LossConfig",
     "MakeQueriesConfig",
     "MergeConfig",
     "MineConfig",
+    "PipelineConfig",
     "RefreshConfig",
     "RerankConfig",
     "RerankLossConfig",
@@ -43,6 +50,7 @@ __all__ = [
     "TrainingConfig",
     "parse_config",
     "read_run",
+    "read_section",
     "require",
     "require_dims",
     "require_extra",
