@@ -31,11 +31,15 @@ class Inputs:
 
     def differences(self, now: "Inputs") -> list[str]:
         """What is different now, in words, the largest cause first."""
-        found = [f"{name} is different" for name in changed(self.files, now.files)]
+        both = self.files.keys() & now.files.keys()
+        found = [f"{name} is different" for name in changed(self.files, now.files) if name in both]
         found += [
             f"{name} is {now.settings.get(name, ABSENT)}, was {self.settings.get(name, ABSENT)}"
             for name in changed(self.settings, now.settings)
         ]
+        if not found and self.files != now.files:
+            found = [f"{name} was not there" for name in now.files.keys() - both]
+            found += [f"{name} is not there" for name in self.files.keys() - both]
         if self.program != now.program:
             found.append(f"it is started by {' '.join(now.program)}, was by {' '.join(self.program)}")
         if self.nestling != now.nestling:
