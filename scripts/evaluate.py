@@ -2,6 +2,7 @@
 
     python scripts/evaluate.py --model runs/my-model/final --data data/my-set --split test --dims 384,128,64
     python scripts/evaluate.py --model runs/my-model/final --data data/my-set --precision float32,int8,binary
+    python scripts/evaluate.py --model runs/my-model/final --data data/my-set --output after.json --details true
     python scripts/evaluate.py --first_stage bm25 --data data/my-set
     python scripts/evaluate.py --first_stage bm25 --data data/my-set --reranker runs/my-reranker/final --depth 100
     python scripts/evaluate.py --model runs/my-model/final --mteb SciFact,data/my-set
@@ -14,13 +15,14 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling import __version__
-from nestling.config import EvaluateConfig, parse_config, require, require_dims, run
+from nestling.config import EvaluateConfig, details_path, parse_config, require, require_dims, run
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
     from nestling.embedder import Embedder
     from nestling.metrics import Placements
     from nestling.records import RetrievalSet
-    from nestling.retrieval import Candidates, EncodedSet
+    from nestling.retrieval import Candidates, EncodedSet, Ranking
+
+    # A row, the set that was measured, and what each of its queries got.
+    Found = tuple["Row", RetrievalSet, Callable[[], Ranking]]
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,12 @@ def main() -> None:
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
     for each in sets:
         report_drops(each)
-    rows: list[Row] = []
+    found: Iterator[Found] = iter(())
     if sets and config.reranker:
-        rows += measure_reranker(config, sets, dims)
+        found = measure_reranker(config, sets, dims)
     elif sets:
-        rows += measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets)
+        found = measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets)
+    rows = write_details(Path(config.output), found) if config.output and config.details else [row for row, *_ in found]
     measured = list(measure_tasks(config, tasks, dims)) if tasks else []
     for result in measured:
         queries, documents = result.truncated
@@ -88,7 +94,8 @@ def check_output(config: EvaluateConfig) -> None:
     if config.output is None:
         return
     output = Path(config.output)
-    for path in [output, *([mteb_folder(output)] if config.mteb else [])]:
+    beside = [mteb_folder(output)] * bool(config.mteb) + [details_path(output)] * config.details
+    for path in [output, *beside]:
         require(not path.exists(), f"--output {path} exists; choose another name or remove it")
     require(output.parent.is_dir(), f"--output {output}: the folder {output.parent} does not exist")
 
@@ -143,10 +150,10 @@ def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | No
     return read_run(path)
 
 
-def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> Iterator[Row]:
+def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Found]":
     """Encode each set once, then measure every dimension and precision."""
     from nestling.embedder import Embedder
-    from nestling.retrieval import place
+    from nestling.retrieval import embedder_ranking, place_scored
 
     embedder = load(Embedder, config.model, config.compute)
     for each in sets:
@@ -159,7 +166,9 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
         print(f"  {len(each.documents):,} documents, {truncated[1]:,} cut to {config.document_max_length} tokens")
         for dim in dims:
             for precision in config.precision:
-                yield make_row(each, place(encoded, dim, precision), dim, precision, truncated)
+                placements, scores = place_scored(encoded, dim, precision)
+                ranking = partial(embedder_ranking, encoded, each, placements, scores, dim, precision)
+                yield make_row(each, placements, dim, precision, truncated), each, ranking
 
 
 def load(kind: Any, model: str | None, compute: str) -> Any:
@@ -183,10 +192,10 @@ def encode(embedder: "Embedder", data: "RetrievalSet", config: EvaluateConfig) -
     )
 
 
-def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> Iterator[Row]:
+def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Found]":
     """The first stage's order of the candidates, the reranker's, and both fused."""
     from nestling.reranker import Reranker
-    from nestling.retrieval import fuse, place_candidates, rerank
+    from nestling.retrieval import candidates_ranking, fuse, place_candidates, rerank
     from nestling.scoring import ScoreTally
 
     assert config.reranker is not None
@@ -200,8 +209,9 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
         if candidates.scores is not None:
             orders["fused"] = fuse(candidates.scores, scores)
         for order, values in orders.items():
-            row = make_row(data, place_candidates(values, candidates, data))
-            yield replace(row, order=order, truncated_documents=tally.truncated_documents)
+            placements = place_candidates(values, candidates, data)
+            row = replace(make_row(data, placements), order=order, truncated_documents=tally.truncated_documents)
+            yield row, data, partial(candidates_ranking, values, candidates, data, placements)
 
 
 def candidate_lists(
@@ -221,16 +231,18 @@ def candidate_lists(
             yield each, Candidates.from_run(run, each, config.depth)
 
 
-def measure_first_stage(lists: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> Iterator[Row]:
+def measure_first_stage(lists: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> "Iterator[Found]":
     """Measure BM25, or the lists of a run file."""
     from nestling.metrics import place_run
-    from nestling.retrieval import bm25_run, judgements
+    from nestling.retrieval import bm25_run, judgements, run_ranking
 
     for each in sets:
         print(f"{each.name}:\n  {len(each.queries):,} queries\n  {len(each.documents):,} documents")
         if lists is not None:
             report_fit(lists, each)
-        yield make_row(each, place_run(lists or bm25_run(each), judgements(each)))
+        listed = lists or bm25_run(each)
+        placements = place_run(listed, judgements(each))
+        yield make_row(each, placements), each, partial(run_ranking, listed, each, placements)
 
 
 def report_fit(lists: dict[str, dict[str, float]], data: "RetrievalSet") -> None:
@@ -321,6 +333,23 @@ def print_table(rows: list[Row]) -> None:
         values = "  ".join(f"{row.metrics.get(name, math.nan):10.4f}" for name in metrics)
         what = f"{row.order:11}" if reranked else f"{row.dim or '-':>5}  {row.precision or '-':9}"
         print(f"{row.data:{width}}  {what}  {values}")
+
+
+def write_details(output: Path, found: "Iterable[Found]") -> list[Row]:
+    """The rows, once a line for each query of each of them is in a file beside the results."""
+    from nestling.files import write_jsonl
+    from nestling.retrieval import detail_lines
+
+    rows: list[Row] = []
+
+    def lines() -> Iterator[dict[str, Any]]:
+        for row, data, ranking in found:
+            rows.append(row)
+            place = {"data": row.data, "dim": row.dim, "precision": row.precision, "order": row.order}
+            yield from ({**place, **line} for line in detail_lines(ranking(), data))
+
+    write_jsonl(details_path(output), lines())
+    return rows
 
 
 def write_json(path: Path, config: EvaluateConfig, rows: list[Row]) -> None:

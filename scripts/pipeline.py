@@ -18,7 +18,7 @@ from pathlib import Path
 from nestling.config import PipelineConfig, parse_config, require, require_model, run
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = "pipeline.yaml"
+SETTINGS = "pipeline.yaml"  # in the run's folder
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     (folder / "steps").mkdir(parents=True, exist_ok=True)
     with lock(folder / ".lock"):
         pipeline.require_done(before)
-        write_settings(config)
+        write_settings(config, plan.settings)
         try:
             outcomes = pipeline.carry_out(chosen)
         except StoppedError as stopped:
@@ -78,14 +78,14 @@ def check(config: PipelineConfig) -> None:
     )
 
 
-def write_settings(config: PipelineConfig) -> None:
-    """Leave the settings of this start in the folder, for --config."""
+def write_settings(config: PipelineConfig, path: Path) -> None:
+    """Leave the settings of this start, for --config and the report."""
     import yaml
 
     from nestling.files import replace_text
 
     text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-    replace_text(Path(config.output_dir) / SETTINGS, text)
+    replace_text(path, text)
 
 
 def compare(results: list[Path]) -> None:

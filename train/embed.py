@@ -34,12 +34,13 @@ from nestling.lengths import measure_lengths
 from nestling.losses import Terms, cosent, distillation
 from nestling.memory import MemoryEstimate, estimate, free_memory, graph_bytes, sample_chunk, trained_bytes
 from nestling.mining.renewal import Minable
-from nestling.model_card import run_card, write_data_lines
+from nestling.model_card import run_card
 from nestling.optim import adamw, whole_shape
 from nestling.packing import pack, token_budget
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
 from nestling.refresh import Refresher
 from nestling.rehearsal import rehearsal_table, rehearse, rehearsed_sizes
+from nestling.report.page import draw_run
 from nestling.retrieval import evaluate_embedder
 from nestling.run import Cadence, Run, open_run
 from nestling.streaming import info_nce
@@ -49,9 +50,9 @@ from nestling.trainable import load_trainable
 from nestling.training import (
     MAY_DIFFER,
     course,
-    data_line,
     load_batches,
     longest_plan,
+    record_data,
     seed_step,
     start,
     total_steps,
@@ -91,7 +92,7 @@ def main(config: EmbedConfig) -> None:
     # 3. The run: sections 4 to 6 below.
     with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
         if accelerator.is_main_process:
-            write_data_lines(folder.path, [data_line(source) for source in sources])
+            record_data(folder.path, sources, dev_sets)
         train(config, accelerator, folder, planner, minables, dev_sets, embedder, dims)
     accelerator.end_training()
 
@@ -151,6 +152,8 @@ def train(
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
     run.publish(partial(export, config, run, embedder), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
+    if main_rank:
+        draw_run(folder.path)
 
 
 def open_batches(

@@ -28,11 +28,12 @@ from nestling.config import CandidateData, RerankLossConfig, require, require_un
 from nestling.distributed import sum_over_ranks
 from nestling.export_reranker import export_reranker
 from nestling.memory import MemoryEstimate, estimate, graph_bytes, sample_chunk
-from nestling.model_card import run_card, write_data_lines
+from nestling.model_card import run_card
 from nestling.optim import adamw, whole_shape
 from nestling.packing import token_budget
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
 from nestling.rehearsal import rehearsal_table, rehearse, rehearsed_sizes
+from nestling.report.page import draw_run
 from nestling.rerank_collation import Labels, RerankBatch, RerankCollator
 from nestling.rerank_losses import kl, listwise, pointwise, pointwise_vocabulary
 from nestling.rerank_step import RerankStep
@@ -47,9 +48,9 @@ from nestling.training import (
     MAY_DIFFER,
     REHEARSED,
     course,
-    data_line,
     load_batches,
     longest_plan,
+    record_data,
     seed_step,
     start,
     total_steps,
@@ -103,7 +104,7 @@ def main(config: RerankConfig) -> None:
     # 3. The run: sections 4 to 6 below.
     with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
         if accelerator.is_main_process:
-            write_data_lines(folder.path, [data_line(source) for source in sources])
+            record_data(folder.path, sources, [each.retrieval_set for each in dev_sets])
         train(config, accelerator, folder, planner, dev_sets, reranker)
     accelerator.end_training()
 
@@ -159,6 +160,8 @@ def train(
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gates.
     run.publish(partial(export, config, run, reranker), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
+    if main_rank:
+        draw_run(folder.path)
 
 
 def loss_share(judged: Tensor, labels: Labels, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:

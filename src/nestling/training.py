@@ -4,10 +4,12 @@ import io
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
@@ -20,8 +22,10 @@ from nestling.batching import Plan, Planner, Source
 from nestling.checkpoint import ignore_stop_signals
 from nestling.config import require
 from nestling.distributed import launched_with, require_launch, sum_over_ranks
-from nestling.model_card import DataLine
+from nestling.model_card import DataLine, write_data_lines
 from nestling.optim import learning_rate_at
+from nestling.records import RetrievalSet
+from nestling.report.runs import DataRead, write_data_read
 
 Batch = TypeVar("Batch")
 
@@ -127,6 +131,13 @@ def start_worker(worker_id: int) -> None:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Make dropout a function of (seed, step, rank), different on every rank."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def record_data(folder: Path, sources: Sequence[Source], dev_sets: Sequence[RetrievalSet]) -> None:
+    """Leave in a run's folder what its model's card says of the data, and what its report does."""
+    write_data_lines(folder, [data_line(source) for source in sources])
+    train = [DataRead(source.table.name, "train", asdict(source.table.summary)) for source in sources]
+    write_data_read(folder, [*train, *(DataRead(each.name, "dev", asdict(each.summary)) for each in dev_sets)])
 
 
 def data_line(source: Source) -> DataLine:

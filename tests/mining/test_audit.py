@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mining.small import opened, write_rows
-from nestling.mining.audit import audit_page, histograms
+from nestling.mining.audit import audit_page
 from nestling.mining.candidates import unite
 from nestling.mining.found import Found
 from nestling.mining.lists import Lists
@@ -67,13 +67,3 @@ def test_it_shows_what_there_is(tmp_path: Path) -> None:
     assert page.text.index("second") < page.text.index("is 1 < 2 & 3?")  # the most suspicious first
     assert "+0.200 from the lowest positive" in page.text
     assert "-0.700 from the lowest positive" in page.text
-
-
-def test_histograms_share_their_range_and_leave_out_what_is_not_known() -> None:
-    one, other = histograms({"a": np.array([0, 0, 1, np.nan], np.float32), "b": np.array([0.5], np.float32)})
-    assert (one.count, other.count, round(one.mean, 6)) == (3, 1, 0.333333)
-    assert [bar.height for bar in other.bars if bar.height] == [100.0]
-    heights = [bar.height for bar in one.bars]
-    np.testing.assert_allclose([heights[0], heights[-1], sum(heights)], [200 / 3, 100 / 3, 100])
-    (nothing,) = histograms({"a": np.array([np.nan], np.float32)})
-    assert (nothing.count, sum(bar.height for bar in nothing.bars)) == (0, 0)

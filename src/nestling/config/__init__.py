@@ -15,12 +15,13 @@ from nestling.config.checks import (
     require_unique,
 )
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
-from nestling.config.evaluate import EvaluateConfig
+from nestling.config.evaluate import EvaluateConfig, details_path
 from nestling.config.export import ExportConfig
 from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
 from nestling.config.pipeline import PipelineConfig
 from nestling.config.queries import EndpointConfig, MakeQueriesConfig
+from nestling.config.report import ReportConfig
 from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
 from nestling.config.runs import read_run
 from nestling.config.sections import read_section
@@ -43,11 +44,13 @@ __all__ = [
     "MineConfig",
     "PipelineConfig",
     "RefreshConfig",
+    "ReportConfig",
     "RerankConfig",
     "RerankLossConfig",
     "ServeCheckConfig",
     "TrainData",
     "TrainingConfig",
+    "details_path",
     "parse_config",
     "read_run",
     "read_section",

@@ -1,6 +1,7 @@
 """Settings of scripts/evaluate.py."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from nestling.config.checks import require, require_dims
@@ -28,6 +29,7 @@ class EvaluateConfig:
         instruction: Task of the queries; the model's own query prompt by default.
         compute: Precision of the model itself; bf16 is quicker where the hardware has it and changes the third digit.
         output: JSON file for the results; must not exist.
+        details: Write beside it what each query got, for scripts/report.py: X.details.jsonl beside X.json.
     """
 
     data: list[str] = field(default_factory=list)
@@ -44,6 +46,7 @@ class EvaluateConfig:
     instruction: str | None = None
     compute: Literal["fp32", "bf16"] = "fp32"
     output: str | None = None
+    details: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -66,6 +69,10 @@ class EvaluateConfig:
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         require(self.depth >= 1, f"depth is {self.depth}, expected at least 1")
         lists = (self.first_stage or "").endswith(".jsonl")
+        require(
+            not self.details or bool(self.output and self.data),
+            "details come beside the results of --data folders: give both --output and --data",
+        )
         require(self.reranker is not None or not lists, "candidate lists have no order to measure; give a --reranker")
         require(
             self.reranker is None or (len(self.dims) <= 1 and self.precision == ["float32"]),
@@ -77,3 +84,8 @@ class EvaluateConfig:
             self.instruction is None or self.model is not None or self.reranker is not None,
             "instruction needs a --model or a --reranker",
         )
+
+
+def details_path(output: Path) -> Path:
+    """Where details come, beside a JSON file of results."""
+    return output.with_suffix(".details.jsonl")

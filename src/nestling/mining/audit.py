@@ -5,54 +5,19 @@ One HTML file without scripts, that loads nothing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 import numpy as np
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 
-from nestling.metrics import Floats, Integers
+from nestling.metrics import Integers
 from nestling.mining.found import Scores
 from nestling.mining.mined import Mined
+from nestling.report.histograms import histograms
 
-BINS = 48
 SUSPICIOUS = 25
 ORDINARY = 10
 # Characters of a text that are shown.
 LONGEST = 1200
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A bar of a histogram, in percent of the chart's width and height.
-
-    Args:
-        left: Where it begins.
-        width: How wide it is.
-        height: Share of its series, in terms of the highest bar.
-        text: What it stands for.
-    """
-
-    left: float
-    width: float
-    height: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Series:
-    """A histogram of some scores.
-
-    Args:
-        name: What they are.
-        count: How many are known.
-        mean: Their mean.
-        bars: The histogram, over the same range as that of the others in a chart.
-    """
-
-    name: str
-    count: int
-    mean: float
-    bars: Sequence[Bar]
 
 
 @dataclass(frozen=True)
@@ -92,9 +57,7 @@ def audit_page(mined: Mined, *, scorer: str, title: str, settings: dict[str, obj
     doubts = doubts_of(mined, scorer)
     chosen = mined.negatives.values
     counts = mined.verdicts.counts()
-    template = Environment(autoescape=True).from_string(
-        files("nestling.mining").joinpath("audit.html").read_text(encoding="utf-8")
-    )
+    template = Environment(loader=PackageLoader("nestling", "."), autoescape=True).get_template("mining/audit.html")
     return template.render(
         title=title,
         scorer=scorer,
@@ -171,28 +134,3 @@ def shorten(text: str) -> str:
 def describe(scores: Mapping[str, Scores], index: int) -> str:
     """The known scores at an index, for people."""
     return ", ".join(f"{name} {each[index]:.3f}" for name, each in scores.items() if not np.isnan(each[index]))
-
-
-def histograms(series: dict[str, Scores]) -> list[Series]:
-    """Histograms of some scores over their common range; NaN is left out."""
-    known = {name: values[~np.isnan(values)].astype(np.float64) for name, values in series.items()}
-    everything = np.concatenate(list(known.values()))
-    edges = np.histogram_bin_edges(everything if len(everything) else np.zeros(1), BINS)
-    shares = {name: np.histogram(values, edges)[0] / max(len(values), 1) for name, values in known.items()}
-    highest = max(float(share.max()) for share in shares.values()) or 1.0
-    return [
-        Series(
-            name, len(values), float(values.mean()) if len(values) else float("nan"), bars(shares[name], edges, highest)
-        )
-        for name, values in known.items()
-    ]
-
-
-def bars(shares: Floats, edges: Floats, highest: float) -> list[Bar]:
-    width = 100 / len(shares)
-    return [
-        Bar(i * width, width, 100 * share / highest, f"{low:.3f} to {high:.3f}: {share:.1%}")
-        for i, (share, low, high) in enumerate(
-            zip(shares.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-        )
-    ]

@@ -15,7 +15,9 @@ from nestling.config import (
     MergeConfig,
     MineConfig,
     PipelineConfig,
+    ReportConfig,
     RerankConfig,
+    details_path,
     read_section,
     require,
 )
@@ -33,6 +35,7 @@ FILLED = {
     "rerank": ("model", "output_dir", "train", "resume", "dry_run"),
     "evaluate": ("data", "split", "model", "first_stage", "reranker", "output", "details", "mteb"),
     "export": ("output", "checkpoint", "adapter", "base", "model"),
+    "report": ("output", "runs", "results", "config_file"),
 }
 
 
@@ -65,8 +68,10 @@ class Plan:
         self.config, self.scripts, self.folder = config, scripts, Path(config.output_dir)
         records = (config.train or "", config.train_split)
         self.latest = Latest(records, records, config.embedder_model, config.reranker_model)
-        parts = (self.prepare_data, self.train_embedder, self.train_reranker, self.evaluate, self.export)
-        self.steps = [step for part in parts for step in part()]
+        self.steps = [*self.prepare_data(), *self.train_embedder(), *self.train_reranker()]
+        evaluations = list(self.evaluate())
+        self.results = [step.writes[0] for step in evaluations]
+        self.steps += [*evaluations, *self.export(), *self.report()]
 
     def prepare_data(self) -> Iterator[Step]:
         """Make queries, look at the records, mine."""
@@ -173,8 +178,9 @@ class Plan:
     def measure(self, name: str, section: Mapping[str, Any], **models: str | None) -> Step:
         place = self.place(f"evaluate-{name}")
         output = place / f"{name}.json"
-        given = {"data": self.config.test, "split": self.config.test_split, **models, "output": output}
-        return self.step("evaluate", EvaluateConfig, given, name=place.name, section=section, writes=[output])
+        given = {"data": self.config.test, "split": self.config.test_split, **models, "output": output, "details": True}
+        writes = [output, details_path(output)]
+        return self.step("evaluate", EvaluateConfig, given, name=place.name, section=section, writes=writes)
 
     def export(self) -> Iterator[Step]:
         """Put what was trained into embedder/ and reranker/ of the run: copies, as training has exported already."""
@@ -194,10 +200,25 @@ class Plan:
     def copy(self, name: str, source: Path, target: Path) -> Step:
         return Step(name, "export", ("cp", "-r"), (str(source), str(target)), {}, (source,), (target,))
 
+    def report(self) -> Iterator[Step]:
+        """One page of the runs and the evaluations."""
+        if self.config.report is not None:
+            runs = [self.place(name) / "run" for name in ("embed", "rerank") if self.config.has(name)]
+            output = self.folder / "report.html"
+            given = {
+                "runs": list(map(str, runs)),
+                "results": list(map(str, self.results)),
+                "config_file": self.settings,
+                "output": output,
+            }
+            # Of a run what the page shows: its checkpoints are large.
+            parts = {run: [run / name for name in ("config.yaml", "run.json", "metrics.jsonl")] for run in runs}
+            yield self.step("report", ReportConfig, given, writes=[output], parts=parts)
+
     @property
-    def results(self) -> list[Path]:
-        """What the evaluations write, in their order."""
-        return [step.writes[0] for step in self.steps if step.section == "evaluate"]
+    def settings(self) -> Path:
+        """Where the pipeline's own settings lie."""
+        return self.folder / "pipeline.yaml"
 
     @property
     def corpus(self) -> str | None:
@@ -264,6 +285,7 @@ SCRIPTS = {
     "score": "scripts/mine.py",
     "evaluate": "scripts/evaluate.py",
     "export": "scripts/export.py",
+    "report": "scripts/report.py",
 }
 
 

@@ -8,18 +8,23 @@ from nestling.retrieval.candidates import (
     place_candidates,
     read_candidates,
 )
+from nestling.retrieval.details import Ranking, candidates_ranking, detail_lines, embedder_ranking, run_ranking
 from nestling.retrieval.evaluation import encode_set, evaluate_embedder
 from nestling.retrieval.first_stage import Run, bm25_run, judgements, read_run
 from nestling.retrieval.nearest import search_top
 from nestling.retrieval.reranking import rerank
-from nestling.retrieval.search import EncodedSet, Precision, place
+from nestling.retrieval.search import EncodedSet, Precision, place, place_scored
 
 __all__ = [
     "Candidates",
     "EncodedSet",
     "Precision",
+    "Ranking",
     "Run",
     "bm25_run",
+    "candidates_ranking",
+    "detail_lines",
+    "embedder_ranking",
     "encode_set",
     "evaluate_candidates",
     "evaluate_embedder",
@@ -28,8 +33,10 @@ __all__ = [
     "open_candidates",
     "place",
     "place_candidates",
+    "place_scored",
     "read_candidates",
     "read_run",
     "rerank",
+    "run_ranking",
     "search_top",
 ]

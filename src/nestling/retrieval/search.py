@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
@@ -67,6 +68,11 @@ def place(encoded: EncodedSet, dim: int, precision: Precision = "float32") -> Pl
     Embeddings are cut to their first `dim` values and normalised again, then kept as a vector store would keep them
     (`Codec`). With torch.distributed initialised all ranks must call it.
     """
+    return place_scored(encoded, dim, precision)[0]
+
+
+def place_scored(encoded: EncodedSet, dim: int, precision: Precision = "float32") -> tuple[Placements, Floats]:
+    """What `place` gives, and the scores of the relevant documents, [R] float64."""
     assert 0 < dim <= encoded.queries.shape[1], f"dim {dim} of {encoded.queries.shape[1]}"
     codec = Codec.fit(encoded, dim, precision)
     own = torch.zeros(len(encoded.relevant), device=encoded.device)
@@ -82,7 +88,28 @@ def place(encoded: EncodedSet, dim: int, precision: Precision = "float32") -> Pl
         counts[0, rows.pairs] += torch.where(rows.scores > threshold[:, None], rows.copies, 0).sum(dim=1)
         counts[1, rows.pairs] += torch.where(rows.scores == threshold[:, None], rows.copies, 0).sum(dim=1)
     above, equal = reduce_sum(counts, encoded.device).cpu().numpy()
-    return Placements(encoded.offsets.numpy(), encoded.gains, above, equal)
+    return Placements(encoded.offsets.numpy(), encoded.gains, above, equal), own.double().cpu().numpy()
+
+
+def score_pairs(encoded: EncodedSet, queries: Integers, documents: Integers, dim: int, precision: Precision) -> Floats:
+    """[p] float64: scores of pairs of a query and a distinct document, in one process.
+
+    Args:
+        encoded: The embeddings.
+        queries: [p] int64, which of the Q queries.
+        documents: [p] int64, which of the n distinct documents.
+        dim: As in `place`.
+        precision: As in `place`.
+    """
+    assert len(encoded.documents) == len(encoded.copies) > encoded.which.max(), "the documents of other ranks lack"
+    codec = Codec.fit(encoded, dim, precision)
+    scores = np.empty(len(queries))
+    for start in range(0, len(queries), encoded.block):
+        part = slice(start, start + encoded.block)
+        asked = codec.queries(encoded.queries[queries[part]].to(encoded.device))
+        found = codec.documents(encoded.documents[documents[part]].to(encoded.device))
+        scores[part] = (asked * found).sum(dim=1).double().cpu().numpy()
+    return scores
 
 
 @dataclass(frozen=True)

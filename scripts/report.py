@@ -1,0 +1,46 @@
+"""Draw runs and results as one HTML page that loads nothing: tables with tests, curves, and the queries that moved.
+
+    python scripts/report.py --output report.html --runs runs/mine --results bm25.json,before.json,after.json
+    python scripts/report.py --output compared.html --results before.json,after.json --baseline before
+    python scripts/report.py --output curves.html --runs runs/one,runs/other
+
+Results are what scripts/evaluate.py --output wrote; with --details true intervals, scores and queries can be shown. The
+last of them is what is compared with the baseline throughout.
+"""
+
+from pathlib import Path
+
+from nestling.config import ReportConfig, parse_config, require, require_new, run
+
+
+def main() -> None:
+    config = parse_config(ReportConfig, __doc__)
+    require_new("--output", config.output)
+    require(
+        config.config_file is None or Path(config.config_file).is_file(),
+        f"config_file {config.config_file}: no such file",
+    )
+
+    from nestling.files import replace_text
+    from nestling.report.page import render
+    from nestling.report.results import read_result
+    from nestling.report.runs import read_run_record
+
+    results = [read_result(Path(path)) for path in config.results]
+    runs = [read_run_record(Path(folder)) for folder in config.runs]
+    shown = Path(config.config_file) if config.config_file else None
+    page = render(
+        title=config.title or ", ".join(each.name for each in runs or results),
+        runs=runs,
+        results=results,
+        baseline=config.baseline,
+        settings={} if shown is None else {shown.name: shown.read_text(encoding="utf-8")},
+    )
+    for line in page.summary:
+        print(line)
+    replace_text(Path(config.output), page.html)
+    print(f"{config.output}: {len(page.html) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,70 @@
+"""Histograms as a template draws them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.metrics import Floats
+
+BINS = 48
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a histogram, in percent of the chart's width and height.
+
+    Args:
+        left: Where it begins.
+        width: How wide it is.
+        height: Share of its series, in terms of the highest bar.
+        text: What it stands for.
+    """
+
+    left: float
+    width: float
+    height: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """A histogram of some scores.
+
+    Args:
+        name: What they are.
+        count: How many are known.
+        mean: Their mean.
+        bars: The histogram, over the same range as that of the others in a chart.
+    """
+
+    name: str
+    count: int
+    mean: float
+    bars: Sequence[Bar]
+
+
+def histograms(series: Mapping[str, NDArray[np.floating]]) -> list[Series]:
+    """Histograms of some scores over their common range; NaN is left out."""
+    known = {name: values[~np.isnan(values)].astype(np.float64) for name, values in series.items()}
+    everything = np.concatenate(list(known.values()))
+    edges = np.histogram_bin_edges(everything if len(everything) else np.zeros(1), BINS)
+    shares = {name: np.histogram(values, edges)[0] / max(len(values), 1) for name, values in known.items()}
+    highest = max(float(share.max()) for share in shares.values()) or 1.0
+    return [
+        Series(
+            name, len(values), float(values.mean()) if len(values) else float("nan"), bars(shares[name], edges, highest)
+        )
+        for name, values in known.items()
+    ]
+
+
+def bars(shares: Floats, edges: Floats, highest: float) -> list[Bar]:
+    width = 100 / len(shares)
+    return [
+        Bar(i * width, width, 100 * share / highest, f"{low:.3f} to {high:.3f}: {share:.1%}")
+        for i, (share, low, high) in enumerate(
+            zip(shares.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+        )
+    ]

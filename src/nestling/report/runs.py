@@ -1,0 +1,179 @@
+"""What a run of a recipe left in its folder: curves, evaluations, data, settings."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from nestling.config import require
+from nestling.files import replace_text
+from nestling.report.charts import Points
+from nestling.tracking import METRICS
+
+CONFIG, LAUNCHES, READ = "config.yaml", "run.json", "read.json"
+CURVES = {
+    "loss": "Loss",
+    "learning_rate": "Learning rate",
+    "grad_norm": "Gradient norm",
+    "tokens_per_second": "Tokens a second",
+}
+METRIC = "nDCG@10"
+
+# {dev set: {cut: {metric: value}}}
+Results = Mapping[str, Mapping[int, Mapping[str, float]]]
+
+
+@dataclass(frozen=True)
+class DataRead:
+    """A dataset that a run read.
+
+    Args:
+        name: How the run calls it.
+        role: train or dev.
+        summary: The figures of `nestling.records.summary.LoadSummary`.
+    """
+
+    name: str
+    role: str
+    summary: Mapping[str, Any]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was dropped and ignored."""
+        dropped = [
+            f"dropped {each['count']:,}: {each['reason']} (first at {each['example']})"
+            for each in self.summary["drops"]
+        ]
+        return dropped + [f"ignored field {name!r} in {count:,} rows" for name, count in self.summary["ignored"]]
+
+
+def write_data_read(folder: Path, data: Sequence[DataRead]) -> None:
+    """Leave in a run's folder what it read, kept and dropped."""
+    replace_text(folder / READ, json.dumps([asdict(each) for each in data], indent=1, ensure_ascii=False))
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder.
+
+    Attributes:
+        name: Of the folder.
+        config: Its settings, as YAML.
+        settings: Likewise, parsed.
+        launches: When, how and with what it was started.
+        steps: Lines of metrics.jsonl about training.
+        evaluations: Those about the dev sets, by step.
+        data: What it read.
+    """
+
+    name: str
+    config: str
+    settings: Mapping[str, Any]
+    launches: Sequence[Mapping[str, Any]]
+    steps: Sequence[Mapping[str, Any]]
+    evaluations: Mapping[int, Results]
+    data: Sequence[DataRead]
+
+    def curve(self, name: str) -> Points:
+        """(step, value) of what a step logs; what was not finite is left out."""
+        return [(line["step"], line[name]) for line in self.steps if line.get(name) is not None]
+
+    def learning_curves(self) -> dict[str, Points]:
+        """nDCG@10 at the largest cut over the steps, of each dev set."""
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for step, results in self.evaluations.items():
+            for data, by_cut in results.items():
+                curves.setdefault(data, []).append((step, by_cut[max(by_cut)][METRIC]))
+        return dict(curves)
+
+    @property
+    def published_step(self) -> int | None:
+        """The step of final/ as far as the evaluations tell: the best, or the last if the run asked for that."""
+        steps = [step for step in self.evaluations if step > 0]
+        if not steps:
+            return None
+        return max(steps, key=self._judge) if self.settings.get("export_best") else steps[-1]
+
+    def _judge(self, step: int) -> float:
+        return fmean(by_cut[max(by_cut)][METRIC] for by_cut in self.evaluations[step].values())
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the run was, in few words."""
+        launch, last = self.launches[-1], self.steps[-1] if self.steps else {}
+        git = launch.get("git") or {}
+        commit = f"{git['commit'][:10]}{' with changes' if git['dirty'] else ''}" if git else None
+        found = {
+            "model": self.settings.get("model"),
+            "steps": f"{last['step']:,}" if last else None,
+            "examples": f"{last['examples']:,}" if last else None,
+            "tokens": f"{last['tokens']:,}" if last else None,
+            "texts cut to the limit": f"{last['truncated']:,}" if last else None,
+            "steps skipped": f"{last['skipped_steps']:,}" if last else None,
+            "started": launch.get("started"),
+            "launches": f"{len(self.launches):,}",
+            "processes": launch.get("world_size"),
+            "versions": ", ".join(f"{name} {version}" for name, version in launch.get("versions", {}).items()),
+            "platform": launch.get("platform"),
+            "commit": commit,
+        }
+        return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def read_run_record(folder: Path) -> RunRecord:
+    """Read a run folder; of a run that was stopped what is there.
+
+    Raises:
+        ValueError: It is no run folder, or a file in it is not what a run writes.
+    """
+    for name in (CONFIG, LAUNCHES, METRICS):
+        require(
+            (folder / name).is_file(),
+            f"{folder} has no {name}; expected a run folder of train/embed.py or train/rerank.py",
+        )
+    config = (folder / CONFIG).read_text(encoding="utf-8")
+    lines = read_metrics(folder / METRICS)
+    try:
+        launches = json.loads((folder / LAUNCHES).read_text(encoding="utf-8"))["launches"]
+        settings = yaml.safe_load(config)
+        evaluations = {
+            int(line["step"]): {
+                data: {int(cut): each for cut, each in by_cut.items()} for data, by_cut in line["eval"].items()
+            }
+            for line in lines
+            if "eval" in line
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        raise ValueError(f"{folder}: {CONFIG}, {LAUNCHES} or {METRICS} is not what a run writes") from None
+    return RunRecord(
+        name=folder.resolve().name,
+        config=config,
+        settings=settings,
+        launches=launches,
+        steps=[line for line in lines if "loss" in line],
+        evaluations=evaluations,
+        data=read_data(folder / READ),
+    )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that a kill tore, which can only be the last, is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            require(number == len(lines), f"{path}:{number}: not a line of metrics")
+    return found
+
+
+def read_data(path: Path) -> list[DataRead]:
+    """What a run read; nothing of a run that did not record it."""
+    if not path.is_file():
+        return []
+    return [DataRead(**each) for each in json.loads(path.read_text(encoding="utf-8"))]

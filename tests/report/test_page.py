@@ -1,0 +1,148 @@
+"""The page: what it says of results and runs, that texts stay texts, and that it loads nothing."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nestling.report.page import Page, draw_run, render
+from nestling.report.results import read_result
+from nestling.report.runs import read_run_record
+from report.pages import Read, detail, document, write_result, write_run
+
+HOSTILE = '<script>alert(1)</script> & <img src="http://x/y.png" onerror="go()"> </style>{{ 7 * 7 }}'
+
+
+def draw(*paths: Path, runs: tuple[Path, ...] = (), baseline: str | None = None) -> Page:
+    return render(
+        title=HOSTILE,
+        runs=[read_run_record(each) for each in runs],
+        results=[read_result(each) for each in paths],
+        baseline=baseline,
+        settings={"pipeline.yaml": HOSTILE},
+    )
+
+
+def test_texts_stay_texts_and_nothing_is_loaded(tmp_path: Path) -> None:
+    lines = [
+        {**detail("q0", 0.5), "query": HOSTILE, "first": [document(HOSTILE, 0.5, 1.0, HOSTILE)]},
+        detail("q1", 1.0),
+    ]
+    before = write_result(tmp_path / "be<b>fore.json", lines)
+    after = write_result(
+        tmp_path / "after.json", [{**line, "metrics": {"nDCG@10": 0.9, "MRR@10": 0.9}} for line in lines]
+    )
+    page = draw(before, after, runs=(write_run(tmp_path / "<i>run", more=HOSTILE),))
+    read = Read(page.html.replace("http://x/y.png", ""))
+    assert read.loads == []
+    assert not {"script", "link", "img", "iframe", "object", "embed", "form", "base"} & set(read.tags)
+    whole = Read(page.html).text
+    assert whole.count("<script>alert(1)</script>") >= 5, "title, heading, query, document, settings"
+    assert "{{ 7 * 7 }}" in whole
+    assert "be<b>fore" in whole
+    assert "<i>run" in whole
+
+
+def test_a_result_is_compared_with_the_baseline(tmp_path: Path) -> None:
+    values = {"before": [0.2, 0.4, 0.6, 0.8], "after": [0.6, 0.4, 0.9, 0.7]}
+    paths = [
+        write_result(tmp_path / f"{name}.json", [detail(f"q{i}", value) for i, value in enumerate(each)])
+        for name, each in values.items()
+    ]
+    page = draw(*paths)
+    (line,) = page.summary
+    assert line.startswith("set/test: nDCG@10 .500 → .650, +.150 [")
+    assert "better on 2 queries, the same on 1, worse on 1 (after against before, 8 dimensions, float32)" in line
+    text = Read(page.html).text
+    assert "before 8 dimensions, float32 the baseline .500 .500" in text
+    assert "2 / 1 / 1" in text
+    lost, worst, gained = re.split("Lost most nDCG@10|Still worst|Gained most nDCG@10", text)[1:]
+    assert re.findall(r"asking (q\d)", lost) == ["q3"]
+    assert re.findall(r"asking (q\d)", worst) == ["q1"]
+    assert re.findall(r"asking (q\d)", gained)[:2] == ["q0", "q2"]
+    assert ".800 → .700" in lost
+    assert "12 ✓ relevant · score 0.9 · r-q3" in lost
+    assert "1 not judged relevant · score 0.5 · d0-q3 text of d0-q3" in lost
+
+
+def test_the_baseline_is_the_first_of_a_model_or_the_one_that_is_named(tmp_path: Path) -> None:
+    bm25 = write_result(tmp_path / "bm25.json", [detail("q0", 0.1, dim=None, precision=None)], model=None)
+    one, other = (write_result(tmp_path / f"{name}.json", [detail("q0", 0.5)]) for name in ("one", "other"))
+    assert "other against one" in draw(bm25, one, other).summary[0]
+    assert "other against bm25" in draw(bm25, one, other, baseline="bm25").summary[0]
+
+
+def test_without_details_there_are_means_only(tmp_path: Path) -> None:
+    paths = [write_result(tmp_path / f"{i}.json", [detail("q0", i / 4)], details=False) for i in (1, 2)]
+    page = draw(*paths)
+    assert page.summary == ["set/test: nDCG@10 .250 → .500, +.250 (2 against 1, 8 dimensions, float32)"]
+    assert "Scores" not in Read(page.html).text
+
+
+def test_a_single_result_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+    page = draw(write_result(tmp_path / "only.json", [detail("q0", 0.25), detail("q1", 1.0)]))
+    assert page.summary == []
+    text = Read(page.html).text
+    assert "Worst" in text
+    assert "asking q0" in text
+    assert "asking q1" not in text, "nothing is wrong with it"
+
+
+def test_a_reranker_is_compared_with_its_first_stage(tmp_path: Path) -> None:
+    orders = {"first stage": 0.25, "reranked": 0.75, "fused": 0.5}
+    lines = [detail("q0", value, dim=None, precision=None, order=order) for order, value in orders.items()]
+    page = draw(write_result(tmp_path / "reranker.json", lines))
+    assert "set/test: nDCG@10 .250 → .750, +.500 [" in page.summary[0]
+    assert page.summary[0].endswith("(reranker, reranked against reranker, first stage)")
+    text = Read(page.html).text
+    assert all(f"reranker, {order}" in text for order in orders)
+
+
+def test_dimensions_and_precisions_are_drawn_by_size(tmp_path: Path) -> None:
+    kinds = [(dim, precision) for dim in (8, 4) for precision in ("float32", "int8", "binary")]
+    lines = [detail("q0", 1 / (1 + i), dim=dim, precision=kind) for i, (dim, kind) in enumerate(kinds)]
+    paths = [write_result(tmp_path / f"{name}.json", lines) for name in ("before", "after")]
+    text = Read(draw(*paths).html).text
+    assert "nDCG@10 by dimension" in text
+    assert "nDCG@10 by size" in text
+    assert "8 float32 32 1.000 1.000 4 float32 16 .250 .250 8 int8 8 .500 .500" in text
+    assert "after, binary" in text
+
+
+def test_a_run_shows_its_curves_data_and_settings(tmp_path: Path) -> None:
+    page = draw(runs=(write_run(tmp_path / "run", steps=5000),))
+    assert page.summary == ["dev: nDCG@10 .250 → .500, +.250 (run, step 5,000, on the dev set that chose it)"]
+    text = Read(page.html).text
+    for part in (
+        "nDCG@10 on the dev sets",
+        "Loss",
+        "Learning rate",
+        "Tokens a second",
+        "1,234",
+        "dropped 4: empty query",
+    ):
+        assert part in text
+    assert "Gradient norm" not in text, "it was never finite"
+    assert "ignored field 'extra' in 4 rows" in text
+    assert "export_best: true" in text
+    assert len(page.html) < 60_000, "long curves are thinned"
+
+
+def test_a_run_that_was_killed_is_drawn_as_far_as_it_went(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 7, "los')
+    (run / "read.json").unlink()
+    assert "Loss" in Read(draw(runs=(run,)).html).text
+
+
+def test_a_picture_that_fails_leaves_the_run_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = write_run(tmp_path / "run")
+    draw_run(run)
+    assert "Learning rate" in Read((run / "report.html").read_text()).text
+    (run / "report.html").unlink()
+    (run / "run.json").write_text("{}")
+    draw_run(run)
+    assert not (run / "report.html").exists()
+    assert "the run is complete without it" in caplog.text
+    assert "is not what a run writes" in caplog.text
