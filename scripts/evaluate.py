@@ -11,7 +11,6 @@ With a reranker the first stage's order is measured, the reranker's, and both fu
 are averaged over every order, gain is linear, a document is its title and text.
 """
 
-import importlib.util
 import json
 import math
 import sys
@@ -22,7 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling import __version__
-from nestling.config import EvaluateConfig, details_path, parse_config, require, require_dims, run
+from nestling.config import (
+    EvaluateConfig,
+    details_path,
+    parse_config,
+    require,
+    require_dims,
+    require_extra,
+    require_model,
+    require_new,
+    run,
+)
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -57,7 +66,7 @@ def main() -> None:
     check_output(config)
     dims = choose_dims(config)
     if config.reranker is not None:
-        check_model(config.reranker, "--reranker")
+        require_model(config.reranker, f"--reranker {config.reranker}: no such directory")
     first_stage = read_first_stage(config)
 
     from nestling.records import load_retrieval_set
@@ -96,8 +105,7 @@ def check_output(config: EvaluateConfig) -> None:
     output = Path(config.output)
     beside = [mteb_folder(output)] * bool(config.mteb) + [details_path(output)] * config.details
     for path in [output, *beside]:
-        require(not path.exists(), f"--output {path} exists; choose another name or remove it")
-    require(output.parent.is_dir(), f"--output {output}: the folder {output.parent} does not exist")
+        require_new("--output", path)
 
 
 def mteb_folder(output: Path) -> Path:
@@ -105,18 +113,11 @@ def mteb_folder(output: Path) -> Path:
     return output.with_suffix(".mteb")
 
 
-def check_model(model: str, flag: str = "--model") -> None:
-    """Refuse a mistyped path at once; to ask the hub for it would take half a minute of retries."""
-    parts = Path(model).parts
-    hub_id = len(parts) == 1 or (len(parts) == 2 and not Path(parts[0]).exists())
-    require(Path(model).is_dir() or hub_id, f"{flag} {model}: no such directory")
-
-
 def choose_dims(config: EvaluateConfig) -> list[int]:
     """The dimensions to measure, after a look at the model's configuration; no weights are read."""
     if config.model is None:
         return []
-    check_model(config.model)
+    require_model(config.model, f"--model {config.model}: no such directory")
     from transformers import AutoConfig
 
     from nestling.embedder import read_model_files
@@ -234,35 +235,22 @@ def candidate_lists(
 def measure_first_stage(lists: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> "Iterator[Found]":
     """Measure BM25, or the lists of a run file."""
     from nestling.metrics import place_run
-    from nestling.retrieval import bm25_run, judgements, run_ranking
+    from nestling.retrieval import bm25_run, check_run, judgements, run_ranking
 
     for each in sets:
         print(f"{each.name}:\n  {len(each.queries):,} queries\n  {len(each.documents):,} documents")
         if lists is not None:
-            report_fit(lists, each)
+            print(*(f"  {remark}\n" for remark in check_run(lists, each)), sep="", end="")
         listed = lists or bm25_run(each)
         placements = place_run(listed, judgements(each))
         yield make_row(each, placements), each, partial(run_ranking, listed, each, placements)
-
-
-def report_fit(lists: dict[str, dict[str, float]], data: "RetrievalSet") -> None:
-    """Refuse a run of other queries; say what a run lacks or lists beyond the collection."""
-    found = [query for query in data.query_ids if query in lists]
-    require(bool(found), f"--first_stage: the run lists none of the {len(data.queries):,} queries of {data.name}")
-    known = set(data.document_ids)
-    foreign = {document for query in found for document in lists[query] if document not in known}
-    if len(found) < len(data.queries):
-        print(f"  {len(data.queries) - len(found):,} queries are not in the run and count 0")
-    if foreign:
-        print(f"  {len(foreign):,} documents of the run are not in the collection and count as not relevant")
 
 
 def open_tasks(config: EvaluateConfig) -> "list[AbsTask]":
     """What mteb is to measure; the data of the first is loaded, to say before a model is what cannot be had."""
     if not config.mteb:
         return []
-    found = importlib.util.find_spec("mteb") is not None
-    require(found, "--mteb needs the extra: pip install -c constraints.txt -e '.[mteb]'")
+    require_extra("--mteb", "mteb", "mteb")
     from nestling.benchmarks.tasks import BeirTask, load_task, open_task
 
     tasks = [open_task(name, config.split) for name in config.mteb]

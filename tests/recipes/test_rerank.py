@@ -25,6 +25,7 @@ from recipes.runs import (
     stop_after_step,
     weights,
 )
+from report.pages import Read
 
 STEPS = 10
 
@@ -81,6 +82,20 @@ def test_a_run_says_what_it_will_do_and_did(finished: Path) -> None:
     )
     (shared,) = re.findall(r"tokens each, (0\.\d+) positions a token", (finished / "stdout.txt").read_text())
     assert float(shared) < 0.8
+
+
+def test_a_run_ends_with_a_page_about_it(finished: Path) -> None:
+    read = Read((finished / "report.html").read_text())
+    assert read.loads == []
+    for part in (
+        "dev/dev: nDCG@10 ",
+        "nDCG@10 on the dev sets",
+        "Loss",
+        "first train 48 48",
+        "second train 40 40",
+        "dev 8 8",
+    ):
+        assert part in read.text, part
 
 
 def test_metrics_have_a_line_a_step_and_the_evaluations(finished: Path) -> None:

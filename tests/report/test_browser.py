@@ -78,9 +78,7 @@ def test_nothing_is_wider_than_the_window(browser: str, page: Path, tmp_path: Pa
     probe = (
         "<script>addEventListener('load', () => parent.postMessage(document.documentElement.scrollWidth, '*'))</script>"
     )
-    opened = (
-        page.read_text(encoding="utf-8").replace("<details>", "<details open>").replace("</body>", f"{probe}</body>")
-    )
+    opened = page.read_text(encoding="utf-8").replace("<details", "<details open").replace("</body>", f"{probe}</body>")
     (tmp_path / "inside.html").write_text(opened, encoding="utf-8")
     frame = tmp_path / "frame.html"
     frame.write_text(

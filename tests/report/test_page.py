@@ -61,8 +61,8 @@ def test_a_result_is_compared_with_the_baseline(tmp_path: Path) -> None:
     assert re.findall(r"asking (q\d)", worst) == ["q1"]
     assert re.findall(r"asking (q\d)", gained)[:2] == ["q0", "q2"]
     assert ".800 → .700" in lost
-    assert "12 ✓ relevant · score 0.9 · r-q3" in lost
-    assert "1 not judged relevant · score 0.5 · d0-q3 text of d0-q3" in lost
+    assert "12 ✓ relevant · score 0.9000 · r-q3" in lost
+    assert "1 not judged relevant · score 0.5000 · d0-q3 text of d0-q3" in lost
 
 
 def test_the_baseline_is_the_first_of_a_model_or_the_one_that_is_named(tmp_path: Path) -> None:
@@ -70,6 +70,14 @@ def test_the_baseline_is_the_first_of_a_model_or_the_one_that_is_named(tmp_path:
     one, other = (write_result(tmp_path / f"{name}.json", [detail("q0", 0.5)]) for name in ("one", "other"))
     assert "other against one" in draw(bm25, one, other).summary[0]
     assert "other against bm25" in draw(bm25, one, other, baseline="bm25").summary[0]
+
+
+def test_long_texts_open(tmp_path: Path) -> None:
+    long = "word " * 100
+    lines = [{**detail("q0", 0.5), "first": [document("d", 0.5, 0.0, long), document("e", 0.4, 0.0, "short")]}]
+    html = draw(write_result(tmp_path / "only.json", lines)).html
+    assert html.count('<details class="more">') == 1
+    assert Read(html).text.count("word") == 100
 
 
 def test_without_details_there_are_means_only(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 36
 # Points of a line; more are drawn as means of neighbours.
 POINTS = 300
-COLOURS = 6
+# Of the page's style sheet.
+COLOURS, DASHES = 6, 4
 MARKED = 12
 
 Points = Sequence[tuple[float, float]]
@@ -109,7 +110,7 @@ def line_chart(
     y_values = nice_ticks(min(ys), max(ys))
     x_scale = Scale(xs[0], xs[-1], LEFT + 6, WIDTH - RIGHT, log_x)
     y_scale = Scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP)
-    chosen = {name: (i % COLOURS, i // COLOURS) for i, name in enumerate([*drawn, *levels])} | dict(styles or {})
+    chosen = {name: (i % COLOURS, i % DASHES) for i, name in enumerate([*drawn, *levels])} | dict(styles or {})
     return Chart(
         title,
         x_label,
@@ -145,7 +146,7 @@ def nice_ticks(low: float, high: float, *, inside: bool = False) -> list[float]:
 
     if low == high:
         low, high = (low, high) if inside else (low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10)
-    values: list[float] = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
+    values = [float(value) for value in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
     return [value for value in values if low <= value <= high] or [low] if inside else values
 
 

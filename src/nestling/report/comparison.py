@@ -10,8 +10,6 @@ from nestling.metrics import Floats
 from nestling.report.results import Key, PerQuery, Result, describe
 from nestling.significance import bootstrap_interval, randomisation_p
 
-METRIC = "nDCG@10"
-
 
 @dataclass(frozen=True)
 class System:
@@ -28,6 +26,10 @@ class System:
     @property
     def name(self) -> str:
         return self.result.name if self.key.order is None else f"{self.result.name}, {self.key.order}"
+
+    def same(self, other: "System") -> bool:
+        """Whether both are the same row of the same result."""
+        return (self.result.name, self.key) == (other.result.name, other.key)
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -85,8 +87,8 @@ def compare(before: System, after: System) -> list[Difference]:
     p = randomisation_p(differences)
     tested = zip(names, low.tolist(), high.tolist(), p.tolist(), differences.T, strict=True)
     return [
-        Difference(name, before.metrics[name], after.metrics[name], *figures, *count_moves(column))
-        for name, *figures, column in tested
+        Difference(name, before.metrics[name], after.metrics[name], lower, upper, chance, *count_moves(column))
+        for name, lower, upper, chance, column in tested
     ]
 
 

@@ -11,7 +11,7 @@ from nestling import __version__
 from nestling.files import replace_text
 from nestling.report.charts import Chart, line_chart
 from nestling.report.comparison import figure, p_value, signed
-from nestling.report.results import Result
+from nestling.report.results import METRIC, Result
 from nestling.report.runs import CURVES, RunRecord, read_run_record
 from nestling.report.sets import SetView, choose_baseline, view_set
 
@@ -107,16 +107,13 @@ def run_summary(runs: Sequence[RunRecord]) -> list[str]:
     """What training changed on the dev sets, in words."""
     lines = []
     for run in runs:
-        first, step = run.evaluations.get(0), run.published_step
-        if first is None or step is None:
-            continue
-        for data, by_cut in run.evaluations[step].items():
-            cut = max(by_cut)
-            before, after = first[data][cut]["nDCG@10"], by_cut[cut]["nDCG@10"]
-            lines.append(
-                f"{data}: nDCG@10 {figure(before)} → {figure(after)}, {signed(after - before)} "
-                f"({run.name}, step {step:,}, on the dev set that chose it)"
-            )
+        for each in run.scores:
+            if each.cut == max(other.cut for other in run.scores if other.data == each.data):
+                before, after = each.metrics[METRIC]
+                lines.append(
+                    f"{each.data}: {METRIC} {figure(before)} → {figure(after)}, {signed(after - before)} "
+                    f"({run.name}, step {run.published_step:,}, on the dev set that chose it)"
+                )
     return lines
 
 

@@ -15,6 +15,9 @@ import numpy as np
 from nestling.config import details_path, require
 from nestling.metrics import Floats
 
+# By which results are summed up and queries are told apart.
+METRIC = "nDCG@10"
+
 
 class Key(NamedTuple):
     """A row of a table of results: what was measured, and how.
@@ -79,21 +82,17 @@ class Result:
     def orders(self, data: str) -> list[Key]:
         """The rows that stand for the result on a set: of the largest dimension and the first precision, every order.
 
-        Empty if the set was not measured.
+        A reranker's first stage comes first. Empty if the set was not measured.
         """
         keys = [key for key in self.rows if key.data == data]
         largest = max((key.dim or 0 for key in keys), default=0)
         widest = [key for key in keys if (key.dim or 0) == largest]
         return [key for key in widest if key.precision == widest[0].precision]
 
-    def before(self, data: str) -> Key | None:
-        """The row to compare others with: a reranker's first stage."""
-        return next(iter(self.orders(data)), None)
-
-    def after(self, data: str) -> Key | None:
-        """The row to compare with others: what a reranker made of its first stage."""
+    def after(self, data: str) -> Key:
+        """The row that the result is about: what a reranker made of its first stage, and else the only order."""
         orders = self.orders(data)
-        return next((key for key in orders if key.order == "reranked"), orders[0] if orders else None)
+        return next((key for key in orders if key.order == "reranked"), orders[0])
 
     def lines(self, key: Key, places: Sequence[int] | np.ndarray | None = None) -> Iterator[dict[str, Any]]:
         """Lines of details of some queries of a row, by default all; only these are read."""

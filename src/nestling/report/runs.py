@@ -12,6 +12,7 @@ import yaml
 from nestling.config import require
 from nestling.files import replace_text
 from nestling.report.charts import Points
+from nestling.report.results import METRIC
 from nestling.tracking import METRICS
 
 CONFIG, LAUNCHES, READ = "config.yaml", "run.json", "read.json"
@@ -21,8 +22,6 @@ CURVES = {
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens a second",
 }
-METRIC = "nDCG@10"
-
 # {dev set: {cut: {metric: value}}}
 Results = Mapping[str, Mapping[int, Mapping[str, float]]]
 
@@ -54,6 +53,21 @@ class DataRead:
 def write_data_read(folder: Path, data: Sequence[DataRead]) -> None:
     """Leave in a run's folder what it read, kept and dropped."""
     replace_text(folder / READ, json.dumps([asdict(each) for each in data], indent=1, ensure_ascii=False))
+
+
+@dataclass(frozen=True)
+class DevScores:
+    """A dev set at a cut, before training and after.
+
+    Args:
+        data: Its name.
+        cut: Dimension, or candidates a query.
+        metrics: Both values of each.
+    """
+
+    data: str
+    cut: int
+    metrics: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,23 @@ class RunRecord:
 
     def _judge(self, step: int) -> float:
         return fmean(by_cut[max(by_cut)][METRIC] for by_cut in self.evaluations[step].values())
+
+    @property
+    def cut(self) -> str:
+        """What evaluations are made at beside the data."""
+        return "depth" if "share_prefix" in self.settings else "dimensions"
+
+    @property
+    def scores(self) -> list[DevScores]:
+        """The dev sets before training and at the published step; empty where one of these was not measured."""
+        before, step = self.evaluations.get(0), self.published_step
+        if before is None or step is None:
+            return []
+        return [
+            DevScores(data, cut, {name: (before[data][cut][name], value) for name, value in after.items()})
+            for data, by_cut in self.evaluations[step].items()
+            for cut, after in by_cut.items()
+        ]
 
     @property
     def facts(self) -> dict[str, str]:

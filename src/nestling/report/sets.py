@@ -8,9 +8,9 @@ import numpy as np
 
 from nestling.metrics import Floats
 from nestling.report.charts import COLOURS, Chart, Points, line_chart
-from nestling.report.comparison import METRIC, Difference, System, compare, find_moves, summary_of
+from nestling.report.comparison import Difference, System, compare, find_moves, summary_of
 from nestling.report.histograms import Series, histograms
-from nestling.report.results import Result
+from nestling.report.results import METRIC, Result
 
 # Queries of each kind, and documents of each, that are shown.
 CASES, SHOWN = 8, 5
@@ -23,10 +23,12 @@ class TableRow:
 
     Args:
         system: Which.
-        differences: From the baseline, by metric; None for the baseline itself.
+        baseline: Whether it is what others are compared with.
+        differences: From the baseline, by metric; None for the baseline itself, and where there is none.
     """
 
     system: System
+    baseline: bool
     differences: Mapping[str, Difference] | None
 
 
@@ -109,42 +111,36 @@ def view_set(data: str, results: Sequence[Result], baseline: Result) -> SetView:
     """
     measured = [each for each in results if each.orders(data)]
     systems = [System(each, key) for each in measured for key in each.orders(data)]
-    last = measured[-1]
-    key, final = baseline.before(data), last.after(data)
-    assert final is not None
-    before, after = None if key is None else System(baseline, key), System(last, final)
-    if before is not None and (before.result.name, before.key) == (after.result.name, after.key):
-        before = None
-    reference = System(baseline, key) if key is not None else None
-    table = [TableRow(each, differences_of(reference, each)) for each in systems]
-    shown = [each for each in (before, after) if each is not None]
+    after = next(each for each in reversed(systems) if each.key == measured[-1].after(data))
+    reference = next((each for each in systems if each.result.name == baseline.name), None)
+    before = None if reference is None or reference.same(after) else reference
+    table = [table_row(reference, each) for each in systems]
     dimensions = dimension_rows(data, measured)
     return SetView(
         data=data,
-        queries=last.queries[final],
-        summary=summaries(before, after, table),
+        queries=after.result.queries[after.key],
+        summary=[] if before is None else summaries(before, after, table),
         metrics=list(dict.fromkeys(name for each in systems for name in each.metrics)),
         table=table,
         dimensions=dimensions,
         names=[each.name for each in with_vectors(data, measured)],
         charts=dimension_charts(data, measured) if dimensions else [],
-        scores=score_histograms(shown),
+        scores=score_histograms([each for each in (before, after) if each is not None]),
         cases=find_cases(before, after),
     )
 
 
-def differences_of(reference: System | None, system: System) -> dict[str, Difference] | None:
-    if reference is None or (reference.result.name, reference.key) == (system.result.name, system.key):
-        return None
-    return {each.metric: each for each in compare(reference, system)}
+def table_row(reference: System | None, system: System) -> TableRow:
+    """A system beside the reference; None if that was not measured on the set."""
+    if reference is None or reference.same(system):
+        return TableRow(system, reference is not None, None)
+    return TableRow(system, False, {each.metric: each for each in compare(reference, system)})
 
 
-def summaries(before: System | None, after: System, table: Sequence[TableRow]) -> list[str]:
-    """The change from the baseline to the last result in words; nothing without either."""
-    row = next(row for row in table if (row.system.result.name, row.system.key) == (after.result.name, after.key))
-    if before is None or row.differences is None or METRIC not in row.differences:
-        return []
-    return [summary_of(before, after, row.differences[METRIC])]
+def summaries(before: System, after: System, table: Sequence[TableRow]) -> list[str]:
+    """What changed, in words."""
+    differences = next(row.differences or {} for row in table if row.system.same(after))
+    return [summary_of(before, after, differences[METRIC])] if METRIC in differences else []
 
 
 def with_vectors(data: str, results: Sequence[Result]) -> list[Result]:
@@ -184,7 +180,9 @@ def dimension_charts(data: str, results: Sequence[Result]) -> list[Chart]:
         colour = number % COLOURS
         styles[each.name] = (colour, 0)
         found = {key: metrics[METRIC] for key, metrics in each.rows.items() if key.data == data and METRIC in metrics}
-        levels.update({each.name: value for key, value in found.items() if key.dim is None and key.order is None})
+        for key, value in found.items():
+            if key.dim is None and key.order is None:
+                levels[each.name] = value
         for dash, precision in enumerate(dict.fromkeys(key.precision for key in found if key.precision is not None)):
             points = sorted((key.dim or 0, value) for key, value in found.items() if key.precision == precision)
             if dash == 0:

@@ -117,6 +117,25 @@ def read_run(path: str | Path) -> Run:
     return run
 
 
+def check_run(run: Run, retrieval_set: RetrievalSet) -> list[str]:
+    """What a run lacks of a retrieval set or lists beyond it, for people to read.
+
+    Raises:
+        ValueError: It lists none of the set's queries.
+    """
+    queries = retrieval_set.query_ids
+    found = [query for query in queries if query in run]
+    if not found:
+        raise ValueError(f"--first_stage: the run lists none of the {len(queries):,} queries of {retrieval_set.name}")
+    known = set(retrieval_set.document_ids)
+    foreign = {document for query in found for document in run[query] if document not in known}
+    remarks = {
+        "queries are not in the run and count 0": len(queries) - len(found),
+        "documents of the run are not in the collection and count as not relevant": len(foreign),
+    }
+    return [f"{count:,} {remark}" for remark, count in remarks.items() if count]
+
+
 def read_score(text: str, where: str) -> float:
     try:
         score = float(text)
