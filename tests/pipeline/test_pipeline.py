@@ -128,6 +128,15 @@ def test_outputs_beside_the_steps_move_with_them_and_are_never_overwritten(folde
     assert (folder / "replaced" / "copy.1" / "model").read_text() == "data"
 
 
+def test_what_was_done_by_hand_is_moved_aside(folder: Path) -> None:
+    out = folder / "steps" / "a" / "out"
+    out.parent.mkdir()
+    out.write_text("by hand")
+    assert states(chain(folder))["a"] == "new"
+    assert out.read_text() == "data"
+    assert (folder / "replaced" / "a.1" / "out").read_text() == "by hand"
+
+
 def test_what_still_runs_is_not_started_beside_itself(folder: Path) -> None:
     with pytest.raises(ValueError, match="status 1"):
         states(chain(folder, middle="exit 1"))

@@ -112,14 +112,15 @@ class Pipeline:
         return done
 
     def clear(self, step: Step, verdict: Verdict) -> None:
-        """Make room: what a finished step or a training left is moved aside, what another left half-way is removed."""
+        """Make room: what a step left half-way is removed; a training, and all that is finished, is moved aside."""
         place, record = self.place(step), self.record(step)
         outside = [path for path in step.writes if place not in path.parents and path.exists()]
         if record is None:
             for path in outside:
                 raise ValueError(f"{step.name}: {path} exists already, and is of no earlier start; move it away")
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir(parents=True)
+            if place.exists() and any(place.iterdir()):  # of a command that was given by hand
+                self.move_aside(step, [])
+            place.mkdir(exist_ok=True)
             return
         if record.process is not None and still_runs(record.process):
             raise ValueError(f"{step.name}: process {record.process[0]} of an earlier start still runs; end it first")
