@@ -18,6 +18,7 @@ from pathlib import Path
 from nestling.config import PipelineConfig, parse_config, require, require_model, run
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA_FILES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
 SETTINGS = "pipeline.yaml"  # in the run's folder
 
 
@@ -41,9 +42,9 @@ def main() -> None:
         return
 
     # 2. The run, one at a time in its folder.
+    pipeline.require_done(before)
     (folder / "steps").mkdir(parents=True, exist_ok=True)
     with lock(folder / ".lock"):
-        pipeline.require_done(before)
         write_settings(config, plan.settings)
         try:
             outcomes = pipeline.carry_out(chosen)
@@ -65,10 +66,12 @@ def check(config: PipelineConfig) -> None:
         beir = data is None or (Path(data) / "corpus.jsonl").is_file()
         require(beir, f"{key} {data}: expected a folder in the BEIR layout, and it has no corpus.jsonl")
     require(config.corpus is None or Path(config.corpus).exists(), f"corpus {config.corpus}: no such file or folder")
-    for key in ("train", "embedder_model", "reranker_model"):
-        value = getattr(config, key)
+    named = {key: getattr(config, key) for key in ("train", "embedder_model", "reranker_model")}
+    for key, value in named.items():
         if value is not None and not Path(value).is_file():
-            require_model(value, f"{key} {value}: no such file or directory")
+            message = f"{key} {value}: no such file or directory"
+            require_model(value, message)
+            require(not value.endswith(DATA_FILES), message)  # which no id of the hub does
     folder = Path(config.output_dir)
     require(not folder.is_file(), f"{folder} is a file; give a folder for the pipeline")
     foreign = [each for each in folder.glob("[!.]*") if each.name != "steps"]
