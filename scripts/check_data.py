@@ -11,13 +11,12 @@ languages. The data themselves are never changed; docs/checking-data.md explains
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestling import __version__
-from nestling.config import parse_config, require, require_extra, require_model, require_new, run
-from nestling.hygiene.rules import DEFAULT_RULES, Rule
+from nestling.config import CheckConfig, parse_config, require, require_extra, require_model, require_new, run
 
 if TYPE_CHECKING:
     from nestling.hygiene.cleaning import Dropped
@@ -25,56 +24,6 @@ if TYPE_CHECKING:
     from nestling.hygiene.report import Section
     from nestling.hygiene.rows import SourceRows
     from nestling.hygiene.statistics import StatisticsByKind
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """Settings of scripts/check_data.py.
-
-    Args:
-        data: Training records: any file, folder or dataset id that the recipes read.
-        split: The split of a BEIR folder or of a dataset id.
-        eval: Evaluation sets in the BEIR layout, whose queries and relevant documents are looked for in the data.
-        eval_split: Which qrels file of these.
-        threshold: Texts that share this much of their shingles (Jaccard) are nearly equal.
-        shingle: Words in a shingle. 1 ignores the order of words; more take longer texts to differ more.
-        min_characters: Texts with fewer are short.
-        model: Directory or hub id of an embedding model, to count tokens with; its weights are not read.
-        query_max_length: A limit of tokens to try on queries, besides 64, 128, 256, ...
-        document_max_length: Likewise on documents.
-        sample: Texts, at random, that languages and tokens are counted of; queries and documents each.
-        examples: How many of each finding are shown.
-        output: JSONL file for a cleaned copy; must not exist.
-        drop: What the copy leaves out.
-        report: Report with all figures: a .json file, or a page as .html; must not exist.
-    """
-
-    data: str
-    split: str = "train"
-    eval: list[str] = field(default_factory=list)
-    eval_split: str = "test"
-    threshold: float = 0.8
-    shingle: int = 2
-    min_characters: int = 3
-    model: str | None = None
-    query_max_length: int | None = None
-    document_max_length: int | None = None
-    sample: int = 100_000
-    examples: int = 5
-    output: str | None = None
-    drop: list[Rule] = field(default_factory=lambda: list(DEFAULT_RULES))
-    report: str | None = None
-
-    def __post_init__(self) -> None:
-        require(0 < self.threshold <= 1, f"threshold is {self.threshold}, expected above 0 and at most 1")
-        for name in ("shingle", "sample", "query_max_length", "document_max_length"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} is {value}, expected at least 1")
-        for name in ("min_characters", "examples"):
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected at least 0")
-        require(len(set(self.eval)) == len(self.eval), "eval: a folder is given twice")
-        limited = self.query_max_length is not None or self.document_max_length is not None
-        require(self.model is not None or not limited, "query_max_length and document_max_length need a --model")
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ class CompareConfig:
     """Settings of scripts/compare.py.
 
     Args:
-        results: JSON files of scripts/evaluate.py --output, with commas between; columns bear their names.
+        results: JSON files of scripts/evaluate.py --output, with commas between; columns bear their names. A reranker's
+            has two: its order, and that fused with the first stage's.
         metric: The metric to show.
     """
 
@@ -34,14 +35,20 @@ class CompareConfig:
 
 def main() -> None:
     config = parse_config(CompareConfig, __doc__)
-    columns = {Path(path).stem: read_results(Path(path), config.metric) for path in config.results}
-    require(len(columns) == len(config.results), "results: two files bear the same name; columns need different ones")
+    names = [Path(path).stem for path in config.results]
+    require(len(set(names)) == len(names), "results: two files bear the same name; columns need different ones")
+    columns = {
+        name + (f" {order}" if order == "fused" else ""): column
+        for name, path in zip(names, config.results, strict=True)
+        for order, column in read_results(Path(path), config.metric).items()
+        if order != "first stage"  # which has a result of its own, over all its documents
+    }
     print(config.metric)
     print(table(["data", "dim", "precision", *columns], rows(columns)))
 
 
-def read_results(path: Path, metric: str) -> dict[Key, float]:
-    """One metric of each row of a result file.
+def read_results(path: Path, metric: str) -> dict[str | None, dict[Key, float]]:
+    """One metric of each row of a result file, by order, which is None for what is no reranker's.
 
     Raises:
         ValueError: if `path` is not such a file or lacks the metric.
@@ -49,12 +56,14 @@ def read_results(path: Path, metric: str) -> dict[Key, float]:
     require(path.is_file(), f"{path}: no such file; expected one that scripts/evaluate.py --output wrote")
     try:
         results: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["results"]
-        keyed = {(row["data"], row["dim"], row["precision"]): row["metrics"] for row in results}
+        keyed = [(row.get("order"), (row["data"], row["dim"], row["precision"]), row["metrics"]) for row in results]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{path}: not a result of scripts/evaluate.py --output") from None
-    for metrics in keyed.values():
+    columns: dict[str | None, dict[Key, float]] = {}
+    for order, key, metrics in keyed:
         require(metric in metrics, f"{path}: no metric '{metric}'; it has {', '.join(metrics)}")
-    return {key: metrics[metric] for key, metrics in keyed.items()}
+        columns.setdefault(order, {})[key] = metrics[metric]
+    return columns
 
 
 def rows(columns: dict[str, dict[Key, float]]) -> list[list[object]]:

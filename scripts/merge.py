@@ -15,7 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.config import CandidateData, MergeConfig, parse_config, read_run, require, require_unique, run
+from nestling.config import (
+    CandidateData,
+    MergeConfig,
+    parse_config,
+    read_run,
+    require,
+    require_new,
+    require_unique,
+    run,
+)
 from nestling.merging.recipe import WITH_BASE, Recipe, Weights
 from nestling.tracking import table
 
@@ -66,6 +75,8 @@ class Bench:
 
 def main() -> None:
     config = parse_config(MergeConfig, __doc__)
+    for name in ("output", "results", "plot"):
+        require_new(f"{name}:", getattr(config, name))
     models = checkpoints_of(config) if config.run is not None else config.models
     base = config.base or (read_run(Path(config.run)).model if config.run is not None else None)
     require(len(models) > 1 or bool(config.alphas), f"one model, {models[0]}, is no merge; give two, or --alphas")

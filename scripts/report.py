@@ -10,11 +10,16 @@ last of them is what is compared with the baseline throughout.
 
 from pathlib import Path
 
-from nestling.config import ReportConfig, parse_config, run
+from nestling.config import ReportConfig, parse_config, require, require_new, run
 
 
 def main() -> None:
     config = parse_config(ReportConfig, __doc__)
+    require_new("--output", config.output)
+    require(
+        config.config_file is None or Path(config.config_file).is_file(),
+        f"config_file {config.config_file}: no such file",
+    )
 
     from nestling.files import replace_text
     from nestling.report.page import render

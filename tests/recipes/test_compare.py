@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compare import read_results, rows
+from recipes.runs import run_main
+from scripts.compare import main, read_results, rows
 
 
 def write(path: Path, *results: tuple[str, int | None, float]) -> Path:
@@ -19,14 +20,29 @@ def write(path: Path, *results: tuple[str, int | None, float]) -> Path:
 
 def test_what_has_no_dimension_stands_in_every_row_of_its_data(tmp_path: Path) -> None:
     columns = {
-        "bm25": read_results(write(tmp_path / "bm25.json", ("a", None, 0.25), ("b", None, 0.5)), "nDCG@10"),
-        "model": read_results(write(tmp_path / "model.json", ("a", 384, 0.75), ("a", 32, 0.125)), "nDCG@10"),
+        "bm25": read_results(write(tmp_path / "bm25.json", ("a", None, 0.25), ("b", None, 0.5)), "nDCG@10")[None],
+        "model": read_results(write(tmp_path / "model.json", ("a", 384, 0.75), ("a", 32, 0.125)), "nDCG@10")[None],
     }
     assert rows(columns) == [
         ["b", None, None, 0.5, None],
         ["a", 384, "float32", 0.25, 0.75],
         ["a", 32, "float32", 0.25, 0.125],
     ]
+
+
+def test_a_reranker_has_a_column_for_its_order_and_one_for_the_fused(tmp_path: Path) -> None:
+    orders = {"first stage": 0.25, "reranked": 0.5, "fused": 0.75}
+    listed = [
+        {"data": "a", "dim": None, "precision": None, "order": order, "metrics": {"nDCG@10": value}}
+        for order, value in orders.items()
+    ]
+    (tmp_path / "both.json").write_text(json.dumps({"results": listed}), encoding="utf-8")
+    model = write(tmp_path / "model.json", ("a", 384, 0.125))
+    done = run_main(main, "--results", f"{model},{tmp_path / 'both.json'}")
+    assert done.returncode == 0, done.stderr
+    heading, _, row = done.stdout.splitlines()[1:]
+    assert heading.split() == ["data", "dim", "precision", "model", "both", "both", "fused"]
+    assert row.split() == ["a", "384", "float32", "0.125", "0.500", "0.750"]
 
 
 def test_other_files_and_metrics_are_refused(tmp_path: Path) -> None:

@@ -6,14 +6,11 @@ checkpoints/   see store.py
 .lock          held while a run uses the folder
 """
 
-import errno
-import fcntl
 import json
 import logging
 import os
 import platform
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -29,6 +26,8 @@ from nestling import __version__
 from nestling.checkpoint.ranks import on_rank_zero
 from nestling.distributed import rank_and_world
 from nestling.files import replace_text
+from nestling.locks import lock
+from nestling.nested import flat, plain
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +104,6 @@ def check_run_folder(
         require_same_config(path / CONFIG, plain(config), may_differ)
 
 
-def plain(config: Mapping[str, object]) -> dict[str, object]:
-    """Settings as JSON and YAML hold them."""
-    values: dict[str, object] = json.loads(json.dumps(config, default=str))
-    return values
-
-
 def require_usable(path: Path, resume: bool) -> None:
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; give a folder for the run")
@@ -132,32 +125,6 @@ def require_writable(path: Path) -> None:
         raise PermissionError(f"{nearest} cannot be written, so that {path} cannot hold a run; choose another place")
 
 
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold a lock until the end of the block or the death of the process.
-
-    POSIX record locks, not flock: forked data workers would inherit a flock and hold it for seconds after a kill.
-    """
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise ValueError(
-                f"{path.parent} is in use by {file.read().strip() or 'another process'}; wait for it"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            logger.warning(
-                "%s: this file system has no locks; make sure that no other run uses the folder", path.parent
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
 def require_same_config(path: Path, config: Mapping[str, object], may_differ: Collection[str]) -> None:
     started, now = flat(yaml.safe_load(path.read_text(encoding="utf-8"))), flat(config)
     different = [key for key in {**started, **now} if started.get(key, "(absent)") != now.get(key, "(absent)")]
@@ -168,21 +135,6 @@ def require_same_config(path: Path, config: Mapping[str, object], may_differ: Co
             "\n".join([f"the run in {path.parent} was started with other settings:", *lines])
             + f"\nresume it with the settings in {path}, or start a run in another folder"
         )
-
-
-def flat(value: object, prefix: str = "") -> dict[str, object]:
-    """Leaves of nested mappings and lists by dotted key (`train.0.path`)."""
-    if isinstance(value, Mapping):
-        items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list):
-        items = [(str(index), item) for index, item in enumerate(value)]
-    else:
-        return {prefix: value}
-    if not items:
-        return {prefix: value}
-    return {
-        key: leaf for name, item in items for key, leaf in flat(item, f"{prefix}.{name}" if prefix else name).items()
-    }
 
 
 def record_launch(path: Path) -> None:

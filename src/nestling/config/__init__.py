@@ -5,6 +5,7 @@ Nothing here imports torch, so that `--help` answers at once.
 """
 
 from nestling.config.arguments import parse_config, run
+from nestling.config.check_data import CheckConfig
 from nestling.config.checks import (
     require,
     require_dims,
@@ -16,22 +17,27 @@ from nestling.config.checks import (
 from nestling.config.costs import CostsConfig, LaunchCosts, StageCosts
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
 from nestling.config.evaluate import EvaluateConfig, details_path
+from nestling.config.export import ExportConfig
 from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
+from nestling.config.pipeline import PipelineConfig
 from nestling.config.queries import EndpointConfig, MakeQueriesConfig
 from nestling.config.report import ReportConfig
 from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
 from nestling.config.runs import read_run
+from nestling.config.sections import read_section
 from nestling.config.serve_check import ServeCheckConfig
 from nestling.config.training import DevData, LoraConfig, TrainData, TrainingConfig
 
 __all__ = [
     "CandidateData",
+    "CheckConfig",
     "CostsConfig",
     "DevData",
     "EmbedConfig",
     "EndpointConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "LaunchCosts",
     "LayerWeights",
     "LoraConfig",
@@ -39,6 +45,7 @@ __all__ = [
     "MakeQueriesConfig",
     "MergeConfig",
     "MineConfig",
+    "PipelineConfig",
     "RefreshConfig",
     "ReportConfig",
     "RerankConfig",
@@ -50,6 +57,7 @@ __all__ = [
     "details_path",
     "parse_config",
     "read_run",
+    "read_section",
     "require",
     "require_dims",
     "require_extra",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nestling.config.checks import require, require_new, require_unique
+from nestling.config.checks import require, require_unique
 from nestling.config.rerank import CandidateData
 from nestling.merging.recipe import WITH_BASE, Method, Recipe, Weights, default_method, equal_weights
 
@@ -90,8 +90,6 @@ class MergeConfig:
         require(not self.alphas or self.method is None, "alphas moves along the changes to the base; it has no method")
         require(all(0 <= each <= 1.5 for each in self.alphas), f"alphas: {self.alphas}, expected shares from 0 to 1")
         require(self.plot is None or bool(self.alphas), "plot is of --alphas")
-        for name in ("output", "results", "plot"):
-            require_new(f"{name}:", getattr(self, name))
         for name in ("dev", "test", "other"):
             require_unique(name, [each.name or each.path for each in getattr(self, name)])
 

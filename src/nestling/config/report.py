@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nestling.config.checks import require, require_new
+from nestling.config.checks import require
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class ReportConfig:
     config_file: str | None = None
 
     def __post_init__(self) -> None:
-        require_new("--output", self.output)
         require(
             bool(self.runs or self.results), "give --runs, --results or both; without them there is nothing to show"
         )
@@ -38,8 +37,4 @@ class ReportConfig:
         require(
             self.baseline is None or self.baseline in names,
             f"baseline is {self.baseline}, expected one of the results: {', '.join(names) or 'there are none'}",
-        )
-        require(
-            self.config_file is None or Path(self.config_file).is_file(),
-            f"config_file {self.config_file}: no such file",
         )

@@ -1,0 +1,103 @@
+"""From raw text to served models: mine, train, merge, mine again, train a reranker, evaluate, export, report.
+
+    python scripts/pipeline.py --config configs/pipeline/quickstart.yaml --embedder_model $(python data/minilm.py)
+    python scripts/pipeline.py --config configs/pipeline/quickstart.yaml --dry_run true
+    python scripts/pipeline.py --config configs/pipeline/quickstart.yaml --from_step rerank --rerank.learning_rate 5e-4
+
+Each step is one of the other scripts in a process of its own, whose command is printed before it starts. The same
+command goes on where it stopped and repeats only what changed, and what follows from that. docs/pipeline.md explains
+the sections.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from nestling.config import PipelineConfig, parse_config, require, require_model, run
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA_FILES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
+SETTINGS = "pipeline.yaml"  # in the run's folder
+
+
+def main() -> None:
+    config = parse_config(PipelineConfig, __doc__)
+    check(config)
+
+    from nestling.locks import lock
+    from nestling.pipeline.pipeline import Pipeline, choose
+    from nestling.pipeline.plan import Plan
+    from nestling.pipeline.running import StoppedError
+
+    # 1. The steps, all settings checked by the scripts that they are for.
+    plan = Plan(config, Path(os.path.relpath(ROOT)) if Path.cwd() == ROOT else ROOT)
+    before, chosen = choose(plan.steps, config.only, config.from_step)
+    folder = Path(config.output_dir)
+    pipeline = Pipeline.open(folder, plan.steps)
+    if config.dry_run:
+        for step, verdict in pipeline.verdicts(chosen):
+            print(f"{step.name}: {verdict}\n$ {step}\n")
+        return
+
+    # 2. The run, one at a time in its folder.
+    pipeline.require_done(before)
+    (folder / "steps").mkdir(parents=True, exist_ok=True)
+    with lock(folder / ".lock"):
+        write_settings(config, plan.settings)
+        try:
+            outcomes = pipeline.carry_out(chosen)
+        except StoppedError as stopped:
+            print(f"stopped by {stopped}; the same command goes on", file=sys.stderr)
+            sys.exit(128 + stopped.number)
+
+    # 3. What came of it.
+    from nestling.tracking import table
+
+    rows = [[step.name, verdict.state, round(seconds)] for step, verdict, seconds in outcomes]
+    print("\n" + table(["step", "was", "seconds"], rows))
+    compare(plan.results)
+
+
+def check(config: PipelineConfig) -> None:
+    """Refuse what is not there, before anything starts."""
+    for key, data in (("dev", config.dev), *(("test", each) for each in config.test)):
+        beir = data is None or (Path(data) / "corpus.jsonl").is_file()
+        require(beir, f"{key} {data}: expected a folder in the BEIR layout, and it has no corpus.jsonl")
+    require(config.corpus is None or Path(config.corpus).exists(), f"corpus {config.corpus}: no such file or folder")
+    named = {key: getattr(config, key) for key in ("train", "embedder_model", "reranker_model")}
+    for key, value in named.items():
+        if value is not None and not Path(value).is_file():
+            message = f"{key} {value}: no such file or directory"
+            require_model(value, message)
+            require(not value.endswith(DATA_FILES), message)  # which no id of the hub does
+    folder = Path(config.output_dir)
+    require(not folder.is_file(), f"{folder} is a file; give a folder for the pipeline")
+    foreign = [each for each in folder.glob("[!.]*") if each.name != "steps"]
+    require(
+        not foreign or (folder / SETTINGS).exists(),
+        f"{folder} has no {SETTINGS}, so there is no pipeline to go on with; choose another folder",
+    )
+
+
+def write_settings(config: PipelineConfig, path: Path) -> None:
+    """Leave the settings of this start, for --config and the report."""
+    import yaml
+
+    from nestling.files import replace_text
+
+    text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    replace_text(path, text)
+
+
+def compare(results: list[Path]) -> None:
+    """Print the evaluations that are there side by side."""
+    there = [str(path) for path in results if path.exists()]
+    if there:
+        print("", flush=True)
+        subprocess.run([sys.executable, ROOT / "scripts" / "compare.py", "--results", ",".join(there)], check=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,127 @@
+"""Settings of scripts/pipeline.py."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nestling.config.checks import require, require_unique
+
+# jsonargparse reads a text that stands where Any is expected as YAML once more: [SEP] would become a list.
+Value = str | int | float | bool | list[Any] | dict[str, Any] | None
+Section = dict[str, Value]
+SECTIONS = (
+    "queries",
+    "check",
+    "mine",
+    "embed",
+    "merge",
+    "remine",
+    "score",
+    "rerank",
+    "evaluate",
+    "export",
+    "report",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """From raw text to served models in one run.
+
+    Each section holds settings of the script that it is named for; a step whose section is absent or null is not done,
+    and {} does it with the script's defaults.
+
+    Args:
+        output_dir: Folder of the run; the same command goes on in it.
+        train: Training records: any file, folder or dataset id that the recipes read. Leave it away to make queries.
+        train_split: The split of a BEIR folder or of a dataset id.
+        corpus: A BEIR folder or a corpus.jsonl: where negatives come from, and what queries are made for; by default
+            the corpus of train, if that is a BEIR folder.
+        dev: BEIR folder for evaluation during training, and for a merge's search.
+        dev_split: Which qrels file of it.
+        test: BEIR folders that the models are measured on at the end.
+        test_split: Which qrels file of these.
+        embedder_model: Directory or hub id of the embedder to adapt.
+        reranker_model: Directory or hub id of the reranker to adapt, or of a causal language model.
+        launcher: Arguments of `accelerate launch` for training and mining; none starts them with plain python.
+        queries: Of scripts/make_queries.py: queries for the corpus.
+        check: Of scripts/check_data.py; with drop in it, training goes on with the cleaned copy.
+        mine: Of scripts/mine.py: hard negatives by the embedder as it comes.
+        embed: Of train/embed.py.
+        merge: Of scripts/merge.py: checkpoints of the embedder's run.
+        remine: Of scripts/mine.py: hard negatives by the adapted embedder.
+        score: Of scripts/mine.py: scores of a judge for the documents of the records.
+        rerank: Of train/rerank.py.
+        evaluate: Of scripts/evaluate.py: every model alone, both together, and BM25.
+        export: Of scripts/export.py: dtype and shape of the reranker; {} copies both models as training left them.
+        report: Of scripts/report.py.
+        only: Do this step alone, with what the steps before it have left.
+        from_step: Do the steps from this one on, likewise.
+        dry_run: Print the steps, why each is to be done, and their commands; do nothing.
+    """
+
+    output_dir: str
+    train: str | None = None
+    train_split: str = "train"
+    corpus: str | None = None
+    dev: str | None = None
+    dev_split: str = "dev"
+    test: list[str] = field(default_factory=list)
+    test_split: str = "test"
+    embedder_model: str | None = None
+    reranker_model: str | None = None
+    launcher: list[str] = field(default_factory=list)
+    queries: Section | None = None
+    check: Section | None = None
+    mine: Section | None = None
+    embed: Section | None = None
+    merge: Section | None = None
+    remine: Section | None = None
+    score: Section | None = None
+    rerank: Section | None = None
+    evaluate: Section | None = None
+    export: Section | None = None
+    report: Section | None = None
+    only: str | None = None
+    from_step: str | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        require(any(self.has(name) for name in SECTIONS), f"no step: give a section, of {', '.join(SECTIONS)}")
+        require(self.only is None or self.from_step is None, "give only or from_step, not both")
+        self._check_data()
+        self._check_models()
+        require(len(set(self.test)) == len(self.test), "test: a folder is given twice")
+        require_unique("test", [Path(folder).name for folder in self.test])
+        require(
+            not (self.has("evaluate") or self.has("report")) or bool(self.test),
+            "evaluate and report need a test set, a folder in the BEIR layout",
+        )
+        require(not self.has("report") or self.has("evaluate"), "report shows evaluations; give the section evaluate")
+
+    def has(self, section: str) -> bool:
+        """Whether a section is there."""
+        return getattr(self, section) is not None
+
+    def _check_data(self) -> None:
+        require(
+            (self.train is None) == self.has("queries"),
+            "give either train, the records to train on, or the section queries, which makes them",
+        )
+        require(self.corpus is not None or not self.has("queries"), "queries needs a corpus to make them for")
+
+    def _check_models(self) -> None:
+        for section in ("merge", "remine"):
+            require(self.has("embed") or not self.has(section), f"{section} needs a trained embedder, thus embed")
+        require(
+            self.embedder_model is not None or not self.has("embed"), "embed needs an embedder_model, which it adapts"
+        )
+        require(
+            self.reranker_model is not None or not self.has("rerank"), "rerank needs a reranker_model, which it adapts"
+        )
+        require(
+            not self.has("export") or self.has("embed") or self.has("rerank"),
+            "export has nothing to write; it needs the section embed or rerank",
+        )
+        models = self.embedder_model is not None or self.reranker_model is not None
+        require(models or not self.has("evaluate"), "evaluate needs an embedder_model or a reranker_model")

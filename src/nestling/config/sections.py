@@ -1,0 +1,30 @@
+"""Settings of one script inside a larger file, read as the script itself reads them."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from nestling.config.arguments import explain
+
+Config = TypeVar("Config")
+
+
+def read_section(name: str, cls: type[Config], settings: Mapping[str, object]) -> Config:
+    """Fill the dataclass `cls` from a mapping.
+
+    Args:
+        name: Of the section, for errors.
+        cls: The script's settings.
+        settings: Nested as in the script's own YAML file.
+
+    Raises:
+        ValueError: A key is unknown, of which the nearest is named, or a value cannot be; with the section's name.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, fail_untyped=True)
+    try:  # on a copy, as the parser puts its own objects inside
+        return cls(**parser.instantiate(parser.parse_object(deepcopy(dict(settings)))).as_dict())
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(f"{name}: {explain(error, cls)}") from None

@@ -1,0 +1,55 @@
+"""Digests say whether content changed, and read a file once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nestling.pipeline.digests import Digests
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data" / "inner").mkdir(parents=True)
+    (tmp_path / "data" / "a.txt").write_text("one")
+    (tmp_path / "data" / "inner" / "b.txt").write_text("two")
+    return tmp_path / "data"
+
+
+def test_a_new_time_or_a_copy_is_no_change(folder: Path, tmp_path: Path) -> None:
+    first = Digests(tmp_path / "digests.json").of(folder)
+    os.utime(folder / "a.txt", (0, 0))
+    assert Digests(tmp_path / "digests.json").of(folder) == first
+    (folder / ".hidden").write_text("no part of it")
+    assert Digests(tmp_path / "digests.json").of(folder) == first
+
+
+def test_content_and_names_are_changes(folder: Path, tmp_path: Path) -> None:
+    digests = Digests(tmp_path / "digests.json")
+    found = [digests.of(folder)]
+    (folder / "a.txt").write_text("One")
+    found.append(digests.of(folder))
+    (folder / "a.txt").rename(folder / "c.txt")
+    found.append(digests.of(folder))
+    (folder / "inner" / "b.txt").unlink()
+    found.append(digests.of(folder))
+    assert len(set(found)) == 4
+    assert digests.of(tmp_path / "nowhere") is None
+
+
+def test_a_file_is_read_once_while_nothing_about_it_changes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = Digests(tmp_path / "digests.json")
+    first = digests.of(folder)
+    digests.save()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it is read again")
+
+    again = Digests(tmp_path / "digests.json")
+    monkeypatch.setattr("hashlib.file_digest", refuse)
+    assert again.of(folder) == first
+    os.utime(folder / "a.txt", (0, 0))
+    with pytest.raises(AssertionError, match="it is read again"):
+        again.of(folder)

@@ -1,0 +1,162 @@
+"""What is done, done again, moved aside, removed and refused, with steps that are small commands of the shell."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nestling.pipeline.pipeline import Pipeline
+from nestling.pipeline.records import Record
+from nestling.pipeline.running import StoppedError
+from nestling.pipeline.step import Step
+
+
+def shell(folder: Path, name: str, text: str, *, reads: list[Path], resumes: bool = False, **settings: object) -> Step:
+    """A step whose output, steps/NAME/out, is what the command writes to it."""
+    out = folder / "steps" / name / "out"
+    return Step(name, name, ("sh", "-c"), (text.format(out=out),), settings, tuple(reads), (out,), resumes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data.txt").write_text("data")
+    (tmp_path / "run" / "steps").mkdir(parents=True)
+    return tmp_path / "run"
+
+
+def chain(folder: Path, *, rate: float = 1.0, middle: str = "wc -c < {source} > {{out}}", **more: bool) -> Pipeline:
+    """Three steps: a copy of the data, something that depends on it and a setting, and a copy of that."""
+    data, first, second = folder.parent / "data.txt", folder / "steps" / "a" / "out", folder / "steps" / "b" / "out"
+    steps = [
+        shell(folder, "a", f"cat {data} > {{out}}", reads=[data]),
+        shell(folder, "b", middle.format(source=first), reads=[first], rate=rate, **more),
+        shell(folder, "c", f"cat {second} > {{out}}", reads=[second]),
+    ]
+    return Pipeline.open(folder, steps)
+
+
+def states(pipeline: Pipeline) -> dict[str, str]:
+    return {step.name: str(verdict) for step, verdict, _ in pipeline.carry_out(pipeline.steps)}
+
+
+def test_a_second_start_does_nothing(folder: Path) -> None:
+    assert states(chain(folder)) == {"a": "new", "b": "new", "c": "new"}
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("steps/*/*")}
+    assert states(chain(folder)) == {"a": "done", "b": "done", "c": "done"}
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("steps/*/*")} == times
+
+
+def test_the_folder_can_move(folder: Path) -> None:
+    states(chain(folder))
+    moved = folder.rename(folder.with_name("moved"))
+    assert set(states(chain(moved)).values()) == {"done"}
+
+
+def test_a_setting_repeats_its_step_and_no_other_whose_inputs_stay(folder: Path) -> None:
+    states(chain(folder))
+    assert states(chain(folder, rate=2.0)) == {"a": "done", "b": "changed: rate is 2.0, was 1.0", "c": "done"}
+    assert (folder / "replaced" / "b.1" / "out").read_text() == "4\n", "the old output is kept"
+    assert states(chain(folder, rate=3.0))["b"] == "changed: rate is 3.0, was 2.0"
+    assert (folder / "replaced" / "b.2" / "out").exists()
+
+
+def test_data_repeat_what_follows_from_them(folder: Path) -> None:
+    states(chain(folder))
+    (folder.parent / "data.txt").write_text("longer data")
+    pipeline = chain(folder)
+    before = {step.name: str(verdict) for step, verdict in pipeline.verdicts(pipeline.steps)}
+    changed = f"changed: {folder.parent / 'data.txt'} is different"
+    assert before == {"a": changed, "b": "waits: for a", "c": "waits: for b"}
+    after = {"a": changed, "b": "changed: RUN/steps/a/out is different", "c": "changed: RUN/steps/b/out is different"}
+    assert states(chain(folder)) == after
+    assert (folder / "steps" / "c" / "out").read_text() == "11\n"
+
+
+def test_an_output_that_is_gone_is_made_again(folder: Path) -> None:
+    states(chain(folder))
+    out = folder / "steps" / "b" / "out"
+    out.unlink()
+    assert states(chain(folder)) == {"a": "done", "b": f"changed: {out} is gone", "c": "done"}
+
+
+def test_a_failure_names_command_and_lines_and_can_be_mended(folder: Path) -> None:
+    fails = "echo half > {{out}}; echo no luck; exit 3"
+    with pytest.raises(ValueError, match="b: it ended with status 3") as error:
+        states(chain(folder, middle=fails))
+    assert "no luck" in str(error.value) and str(error.value).splitlines()[-1].startswith("  sh -c 'echo half")
+    pipeline = chain(folder, middle="test ! -e {{out}} && echo whole > {{out}}")
+    assert states(pipeline) == {"a": "done", "b": "unfinished: begins again", "c": "new"}
+    assert (folder / "steps" / "c" / "out").read_text() == "whole\n"
+    assert not (folder / "replaced").exists()
+
+
+def test_a_step_that_leaves_no_output_has_failed(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"b ended well and left no .*/b/out; its command was:"):
+        states(chain(folder, middle="true"))
+
+
+def test_a_step_that_resumes_keeps_what_it_has(folder: Path) -> None:
+    counts = "echo x >> {{out}}.parts; test $(wc -l < {{out}}.parts) = 2 && cp {{out}}.parts {{out}}"
+    with pytest.raises(ValueError, match="status 1"):
+        states(chain(folder, middle=counts, resumes=True))
+    assert states(chain(folder, middle=counts, resumes=True))["b"] == "unfinished: goes on where it was"
+    with pytest.raises(ValueError, match="status 1"):
+        states(chain(folder, middle=counts, resumes=True, rate=2.0))
+    assert (folder / "replaced" / "b.1" / "out.parts").read_text() == "x\nx\n"
+    with pytest.raises(ValueError, match="status 1"):
+        states(chain(folder, middle=counts, resumes=True, rate=3.0))
+    assert (folder / "replaced" / "b.2" / "out.parts").read_text() == "x\n", "a training half-way is moved aside too"
+
+
+def test_outputs_beside_the_steps_move_with_them_and_are_never_overwritten(folder: Path) -> None:
+    data, out = folder.parent / "data.txt", folder / "model"
+
+    def copy() -> Pipeline:
+        step = Step("copy", "copy", ("cp", "-r"), (str(data), str(out)), {}, (data,), (out,))
+        return Pipeline.open(folder, [step])
+
+    out.write_text("somebody's")
+    with pytest.raises(ValueError, match=r"copy: .*/model exists already, and is of no earlier start; move it away"):
+        states(copy())
+    assert out.read_text() == "somebody's"
+    out.unlink()
+    states(copy())
+    data.write_text("new")
+    states(copy())
+    assert out.read_text() == "new"
+    assert (folder / "replaced" / "copy.1" / "model").read_text() == "data"
+
+
+def test_what_was_done_by_hand_is_moved_aside(folder: Path) -> None:
+    out = folder / "steps" / "a" / "out"
+    out.parent.mkdir()
+    out.write_text("by hand")
+    assert states(chain(folder))["a"] == "new"
+    assert out.read_text() == "data"
+    assert (folder / "replaced" / "a.1" / "out").read_text() == "by hand"
+
+
+def test_what_still_runs_is_not_started_beside_itself(folder: Path) -> None:
+    with pytest.raises(ValueError, match="status 1"):
+        states(chain(folder, middle="exit 1"))
+    path = folder / "steps" / "b" / "step.json"
+    record = Record.read(path)
+    assert record is not None and record.process is not None
+    Record(record.inputs, done=False, process=(os.getpid(), psutil.Process().create_time())).write(path)
+    with pytest.raises(ValueError, match=rf"b: process {os.getpid()} of an earlier start still runs; end it first"):
+        states(chain(folder))
+
+
+def test_steps_that_are_left_out_have_to_be_done(folder: Path) -> None:
+    pipeline = chain(folder)
+    with pytest.raises(ValueError, match=r"a has not been done in .*; do it before"):
+        pipeline.require_done(pipeline.steps[:2])
+    states(pipeline)
+    pipeline.require_done(pipeline.steps[:2])
+
+
+def test_a_stop_in_the_middle_leaves_a_step_unfinished(folder: Path) -> None:
+    with pytest.raises(StoppedError):
+        states(chain(folder, middle="kill -TERM $PPID; sleep 60"))
+    assert states(chain(folder)) == {"a": "done", "b": "unfinished: begins again", "c": "new"}

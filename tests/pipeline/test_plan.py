@@ -1,0 +1,175 @@
+"""From settings to steps: what each reads and writes, how it is started, and what is refused."""
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nestling.config import PipelineConfig, parse_config
+from nestling.pipeline.pipeline import choose
+from nestling.pipeline.plan import Plan
+from nestling.pipeline.step import Step
+
+WHOLE: dict[str, Any] = {
+    "output_dir": "runs/p",
+    "train": "pairs.jsonl",
+    "dev": "beir",
+    "test": ["beir"],
+    "embedder_model": "base-embedder",
+    "reranker_model": "base-reranker",
+    "check": {"drop": ["repeated_rows"]},
+    "mine": {"percent": 0.9},
+    "embed": {"dims": [32, 16], "loss": {"score_margin": None}},
+    "merge": {"last": 2, "search": 9},
+    "remine": {"retrievers": ["embedder"], "scorer": "embedder"},
+    "score": {"judge": "teacher"},
+    "rerank": {"suffix": "[SEP]", "prefix": ""},
+    "evaluate": {"dims": [32, 16], "precision": ["float32", "int8"], "depth": 7},
+    "export": {},
+}
+STEPS = Path("runs/p/steps")
+
+
+def steps_of(**changes: Any) -> dict[str, Step]:
+    return {step.name: step for step in Plan(PipelineConfig(**{**WHOLE, **changes}), Path()).steps}
+
+
+def setting(step: Step, name: str) -> Any:
+    """The value of a flag of its command."""
+    (value,) = [word.split("=", 1)[1] for word in step.arguments if word.startswith(f"--{name}=")]
+    return json.loads(value) if value[:1] in "[{" else value
+
+
+def test_every_step_takes_what_the_latest_before_it_gave() -> None:
+    steps = steps_of()
+    measured = ["bm25", "base", "embedder", "base-reranker", "reranker", "both"]
+    names = ["check", "mine", "embed", "merge", "remine", "score", "rerank"]
+    exports = ["export-embedder", "export-reranker"]
+    assert list(steps) == [*names, *(f"evaluate-{name}" for name in measured), *exports]
+    cleaned, merged = f"{STEPS}/check/cleaned.jsonl", f"{STEPS}/merge/model"
+    assert setting(steps["mine"], "data") == setting(steps["remine"], "data") == cleaned
+    assert setting(steps["mine"], "retrievers") == ["bm25", "base-embedder"]
+    assert setting(steps["embed"], "train") == [{"path": f"{STEPS}/mine/mined.jsonl", "split": "train"}]
+    assert setting(steps["embed"], "dev") == [{"path": "beir", "split": "dev"}] == setting(steps["merge"], "dev")
+    assert setting(steps["remine"], "retrievers") == [merged]
+    assert setting(steps["score"], "data") == f"{STEPS}/remine/mined.jsonl"
+    assert setting(steps["rerank"], "train") == [{"path": f"{STEPS}/score/scored.jsonl", "split": "train"}]
+    assert setting(steps["evaluate-embedder"], "model") == merged
+    assert steps["export-embedder"].command == ["cp", "-r", merged, "runs/p/embedder"]
+    assert Path(f"{STEPS}/embed/run/checkpoints") in steps["merge"].reads
+    assert Path("beir") in steps["merge"].reads
+    assert Path("teacher") in steps["score"].reads and Path("beir") in steps["rerank"].reads
+
+
+def test_without_its_section_a_step_is_not_done() -> None:
+    steps = steps_of(**dict.fromkeys(("check", "merge", "remine", "score", "rerank", "reranker_model"), None))
+    assert list(steps) == [
+        *("mine", "embed", "evaluate-bm25", "evaluate-base", "evaluate-embedder"),
+        "export-embedder",
+    ]
+    assert setting(steps["evaluate-embedder"], "model") == f"{STEPS}/embed/run/final"
+    assert setting(steps["mine"], "data") == "pairs.jsonl"
+    assert setting(steps_of(check={})["mine"], "data") == "pairs.jsonl", "without drop it only looks"
+
+
+def test_settings_stay_what_they_were_in_the_file() -> None:
+    steps = steps_of()
+    assert "--suffix=[SEP]" in steps["rerank"].arguments
+    assert "--prefix=" in steps["rerank"].arguments
+    assert "--loss.score_margin=null" in steps["embed"].arguments
+    assert steps["embed"].settings["loss.temperature"] == 0.05, "what is not given is in the settings too"
+    evaluated = steps["evaluate-reranker"].arguments
+    assert "--depth=7" in evaluated and not any(word.startswith(("--dims", "--precision")) for word in evaluated)
+    assert setting(steps["evaluate-both"], "dims") == [32]
+
+
+def test_the_launcher_starts_what_trains_and_mines() -> None:
+    launcher = ["--config_file", "configs/accelerate/ddp.yaml"]
+    launched = {
+        name: step.program[1:] for name, step in steps_of(launcher=launcher).items() if step.program[1:2] == ("-m",)
+    }
+    start = ("-m", "accelerate.commands.launch", *launcher)
+    assert launched == {
+        "mine": (*start, "scripts/mine.py"),
+        "embed": (*start, "train/embed.py"),
+        "remine": (*start, "scripts/mine.py"),
+        "rerank": (*start, "train/rerank.py"),
+    }
+    assert steps_of()["embed"].program == (sys.executable, "train/embed.py")
+
+
+def test_queries_are_the_records_where_there_are_none() -> None:
+    steps = steps_of(train=None, corpus="corpus.jsonl", queries={"model": "m", "endpoint": {"body": {"top_k": 20}}})
+    assert next(iter(steps)) == "queries"
+    assert setting(steps["queries"], "data") == "corpus.jsonl"
+    assert '--endpoint.body={"top_k": 20}' in steps["queries"].arguments
+    assert setting(steps["check"], "data") == f"{STEPS}/queries/pairs.jsonl"
+    assert setting(steps["mine"], "corpus") == "corpus.jsonl"
+
+
+def test_a_reranker_in_another_shape_goes_through_the_script() -> None:
+    step = steps_of(export={"shape": "classifier", "dtype": "bfloat16"})["export-reranker"]
+    assert step.program[1:] == ("scripts/export.py",)
+    assert setting(step, "model") == f"{STEPS}/rerank/run/final"
+    assert setting(step, "shape") == "classifier"
+
+
+def test_a_command_can_be_pasted_into_a_shell() -> None:
+    for step in steps_of().values():
+        words = shlex.split(str(step))
+        assert words[1:] == step.command[1:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed": {"learning_rat": 1}}, "embed: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+        ({"remine": {"marjin": 1}}, "remine: unknown key 'marjin'; did you mean 'margin'?"),
+        ({"mine": {"percent": 2}}, "mine: percent is 2.0, expected a share"),
+        ({"rerank": {"loss": {"objectiv": "listwise"}}}, "rerank: unknown key 'objectiv'"),
+        ({"embed": None}, "merge needs a trained embedder, thus embed"),
+        ({"embed": None, "merge": None}, "remine needs a trained embedder, thus embed"),
+        ({"embedder_model": None}, "embed needs an embedder_model, which it adapts"),
+        ({"reranker_model": None}, "rerank needs a reranker_model, which it adapts"),
+        ({"train": None}, "give either train, the records to train on, or the section queries"),
+        ({"queries": {"model": "m"}}, "give either train, the records to train on, or the section queries"),
+        ({"train": None, "queries": {"model": "m"}}, "queries needs a corpus to make them for"),
+        ({"test": []}, "evaluate and report need a test set"),
+        ({"evaluate": None, "report": {}}, "report shows evaluations; give the section evaluate"),
+        ({"test": ["a/beir", "b/beir"]}, "test: two datasets are called 'beir'"),
+        ({"merge": {"last": 3}}, "merge: last is 3, and embed keeps 2 checkpoints; set its keep_checkpoints to 3"),
+        ({"merge": {"alphas": [0, 1]}}, "merge: alphas is filled in by the pipeline; leave it away"),
+        ({"embed": {"dry_run": True}}, "embed: dry_run is filled in by the pipeline; leave it away"),
+        ({"score": {}}, "score: name a judge, a reranker or CrossEncoder"),
+        ({"only": "mine", "from_step": "mine"}, "give only or from_step, not both"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_anything_starts(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        steps_of(**changes)
+
+
+def test_steps_are_chosen_by_name_or_section() -> None:
+    steps = list(steps_of().values())
+    before, chosen = choose(steps, "evaluate", None)
+    assert {step.section for step in chosen} == {"evaluate"} and len(chosen) == 6
+    assert [step.name for step in before][-1] == "rerank"
+    assert choose(steps, None, "rerank")[1][0].name == "rerank"
+    assert choose(steps, None, "rerank")[1][-1].name == "export-reranker"
+    with pytest.raises(ValueError, match="no step is called train; this pipeline has check, mine, embed"):
+        choose(steps, "train", None)
+
+
+def test_every_yaml_loads_and_every_setting_is_explained() -> None:
+    files = sorted((Path(__file__).parents[2] / "configs" / "pipeline").glob("*.yaml"))
+    assert files
+    for file in files:
+        config = parse_config(PipelineConfig, "test", ["--config", str(file)])
+        assert Plan(config, Path()).steps[-1].section == "report"
+    for each in fields(PipelineConfig):
+        assert f"    {each.name}: " in (PipelineConfig.__doc__ or ""), each.name

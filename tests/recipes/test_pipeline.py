@@ -1,0 +1,289 @@
+"""scripts/pipeline.py as it is run: real steps, real kills, real signals, on tiny models."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ranks import ROOT, environment, python
+
+from mining.small import write_corpus
+from recipes.runs import refusal, run_main
+from scripts.pipeline import main
+from synthesis.served import serving
+
+SHORT = {"query_max_length": 32, "document_max_length": 32}
+TRAINING = {
+    **SHORT,
+    "precision": "fp32",
+    "batch_size": 8,
+    "negatives": 2,
+    "max_steps": 6,
+    "save_steps": 1,
+    "workers": 0,
+    "cpu": True,
+}
+MINING = {**SHORT, "depth": 8, "negatives": 2, "percent": None}
+
+
+@pytest.fixture(scope="module")
+def settings(bert: Path, qwen3_base: Path, data: Path) -> dict[str, Any]:
+    """Of a small pipeline: mine, train an embedder, evaluate, export."""
+    return {
+        "train": str(data / "first.jsonl"),
+        "dev": None,
+        "test": [str(data / "dev")],
+        "test_split": "dev",
+        "embedder_model": str(bert),
+        "mine": MINING,
+        "embed": {**TRAINING, "tuning": "full"},
+        "evaluate": SHORT,
+        "export": {},
+    }
+
+
+def write(folder: Path, settings: dict[str, Any], **changes: Any) -> list[str]:
+    """The command of a pipeline in a folder."""
+    file = folder / "pipeline.yaml"
+    file.write_text(yaml.safe_dump({**settings, "output_dir": str(folder / "run"), **changes}, sort_keys=False))
+    return ["scripts/pipeline.py", "--config", str(file)]
+
+
+@pytest.fixture
+def steady(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What decides the numbers of a step: one thread, and a cache that is empty at first."""
+    for name, value in environment(NESTLING_CACHE=str(tmp_path / "cache")).items():
+        monkeypatch.setenv(name, value)
+
+
+def run_pipeline(command: list[str], *more: str) -> str:
+    """Run it to its end; what it said."""
+    done = subprocess.run(python(*command, *more), cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def found(said: str) -> dict[str, str]:
+    """What it said of each step."""
+    return dict(re.findall(r"^\[\d+/\d+\] ([\w-]+): (.*)$", said, re.M))
+
+
+def results(run: Path) -> dict[str, str]:
+    """Digests of all weights, mined files and metrics that a pipeline leaves, without where they lie."""
+    patterns = ("embedder/*", "reranker/*", "steps/*/*.jsonl", "steps/*/model/*", "steps/*/run/final/*.safetensors")
+    files = [path for pattern in patterns for path in run.glob(pattern) if path.suffix in (".safetensors", ".jsonl")]
+    digests = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    for path in run.glob("steps/evaluate-*/*.json"):
+        if path.name != "step.json":
+            digests[path.name] = json.dumps(json.loads(path.read_text())["results"])
+    return digests
+
+
+@pytest.fixture(scope="module")
+def whole(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A pipeline that nobody interrupted; its folder, beside which lies what it said."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(NESTLING_CACHE=str(folder / "cache")).items():
+            patch.setenv(name, value)
+        (folder / "said.txt").write_text(run_pipeline(write(folder, settings)))
+        yield folder / "run"
+
+
+def test_it_goes_from_pairs_to_models_and_says_so(whole: Path) -> None:
+    said = (whole.parent / "said.txt").read_text()
+    steps = ["mine", "embed", "evaluate-bm25", "evaluate-base", "evaluate-embedder", "export-embedder"]
+    assert found(said) == dict.fromkeys(steps, "new")
+    assert re.search(r"^embed +new +\d+$", said, re.M)
+    assert re.search(r"^data +dim +precision +bm25 +base +embedder$", said, re.M)
+    assert "parity gate passed" in said and "parity gate passed" in (whole / "steps" / "embed" / "log.txt").read_text()
+    assert {"embedder/model.safetensors", "base.json", "steps/mine/mined.jsonl"} <= results(whole).keys()
+    details = (whole / "steps" / "evaluate-embedder" / "embedder.details.jsonl").read_text().splitlines()
+    assert json.loads(details[0])["query_id"] == "q0"
+
+
+def test_a_second_start_does_nothing_and_a_setting_repeats_what_follows(
+    whole: Path, settings: dict[str, Any], tmp_path: Path, steady: None
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    command = write(tmp_path, settings)
+    before = results(tmp_path / "run")
+    assert set(found(run_pipeline(command)).values()) == {"done"}
+    assert results(tmp_path / "run") == before
+    said = found(run_pipeline(command, "--embed.learning_rate", "3e-3", "--from_step", "embed"))
+    assert said["embed"] == "changed: learning_rate is 0.003, was 0.0001"
+    assert [name for name, verdict in said.items() if verdict == "done"] == ["evaluate-bm25", "evaluate-base"]
+    after = results(tmp_path / "run")
+    changed = {name for name in before if before[name] != after[name]}
+    trained = "steps/embed/run/final/model.safetensors"
+    assert {"embedder/model.safetensors", trained, "embedder.json"} <= changed
+    assert not {"base.json", "steps/mine/mined.jsonl"} & changed
+    kept = tmp_path / "run" / "replaced"
+    assert (kept / "embed.1" / "run" / "final").is_dir()
+    assert (kept / "export-embedder.1" / "embedder" / "model.safetensors").exists()
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes], pattern: str = "") -> None:
+    """Wait until a file is there and holds a pattern, or the process has ended."""
+    deadline = time.monotonic() + 200
+    while process.poll() is None and not (path.exists() and re.search(pattern, path.read_text(errors="replace"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(python(*command), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            start_new_session=True)  # fmt: skip
+
+
+def test_killed_in_its_steps_it_ends_with_the_same_files(
+    whole: Path, settings: dict[str, Any], tmp_path: Path, steady: None
+) -> None:
+    command = write(tmp_path, settings)
+    steps = tmp_path / "run" / "steps"
+    trained = (steps / "embed" / "run" / "metrics.jsonl", rf'"step": {random.randint(2, 5)},')
+    for path, pattern in [(steps / "mine" / "log.txt", "rows read"), trained]:
+        process = start(command)
+        wait_for(path, process, pattern)
+        time.sleep(random.random() / 4)
+        kill_group(process)
+    said = found(run_pipeline(command))
+    assert said["embed"] == "unfinished: goes on where it was"
+    assert results(tmp_path / "run") == results(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_killed_at_any_moment_the_whole_pipeline_ends_with_the_same_files(
+    settings: dict[str, Any], qwen3_base: Path, tmp_path: Path, steady: None
+) -> None:
+    more = {
+        "reranker_model": str(qwen3_base),
+        "check": {"drop": ["repeated_rows"]},
+        "embed": {**settings["embed"], "keep_checkpoints": 2},
+        "merge": {"last": 2, "method": "linear"},
+        "remine": MINING,
+        "score": {"judge": str(qwen3_base)},
+        "rerank": {**TRAINING, "prefix": "", "suffix": "?", "loss": {"objective": "distillation"}},
+        "report": {},
+    }
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    run_pipeline(write(tmp_path / "whole", settings, **more))
+    command, kills = write(tmp_path / "killed", settings, **more), 0
+    while kills < 20:
+        process = start(command)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=random.uniform(2, 25))
+            break
+        kill_group(process)
+        kills += 1
+    run_pipeline(command)
+    assert kills >= 4
+    assert results(tmp_path / "killed" / "run") == results(tmp_path / "whole" / "run")
+    for name in ("embedder", "reranker"):
+        assert (tmp_path / "killed" / "run" / name / "model.safetensors").exists()
+    assert (tmp_path / "killed" / "run" / "report.html").exists()
+
+
+def test_told_to_stop_it_leaves_a_checkpoint_and_a_second_one_is_refused(
+    whole: Path, settings: dict[str, Any], tmp_path: Path, steady: None
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    command = write(tmp_path, settings, embed={**settings["embed"], "learning_rate": 1e-3, "max_steps": 500})
+    process = subprocess.Popen(python(*command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = tmp_path / "run" / "steps" / "embed" / "run"
+    deadline = time.monotonic() + 200
+    record = tmp_path / "run" / "steps" / "embed" / "step.json"
+    while '"learning_rate": 0.001' not in read(record) or not (run / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    refused = subprocess.run(python(*command), cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert f"run is in use by process {process.pid}" in refused.stderr
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    saved = re.search(r"stopped by SIGTERM; saved (\S+/step-\d+);", said)
+    assert saved and (Path(saved[1]) / "model.safetensors").exists()
+    assert said.splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
+
+
+def test_printed_commands_run_by_hand(settings: dict[str, Any], whole: Path, tmp_path: Path, steady: None) -> None:
+    """Those of the evaluation and the export, in the folder of a pipeline whose training is done."""
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("evaluate-embedder", "export-embedder"):
+        shutil.rmtree(tmp_path / "run" / "steps" / name)
+    shutil.rmtree(tmp_path / "run" / "embedder")
+    shown = run_pipeline(write(tmp_path, settings), "--dry_run", "true")
+    commands = dict(re.findall(r"^([\w-]+): .*\n\$ (.*)$", shown, re.M))
+    assert list(commands) == ["mine", "embed", "evaluate-bm25", "evaluate-base", "evaluate-embedder", "export-embedder"]
+    assert not (tmp_path / "run" / "embedder").exists(), "a dry run does nothing"
+    (tmp_path / "run" / "steps" / "evaluate-embedder").mkdir()
+    for name in ("evaluate-embedder", "export-embedder"):
+        subprocess.run(commands[name], shell=True, cwd=ROOT, check=True, capture_output=True)
+    assert results(tmp_path / "run") == results(whole)
+
+
+def test_queries_are_made_where_there_are_none(tmp_path: Path, steady: None) -> None:
+    texts = [f"subject{i} and theme{i} are what this passage tells about, in the {i}th place of all" for i in range(9)]
+    corpus = write_corpus(tmp_path / "corpus.jsonl", texts)
+    with serving() as server:
+        queries = {"model": "m", "endpoint": {"url": server.url}}
+        mine = {"retrievers": ["bm25"], "percent": None, "negatives": 2}
+        command = write(tmp_path, {"corpus": str(corpus), "queries": queries, "mine": mine})
+        assert found(run_pipeline(command)) == {"queries": "new", "mine": "new"}
+        asked = len(server.requests)
+        (tmp_path / "run" / "steps" / "queries" / "pairs.jsonl").unlink()
+        assert found(run_pipeline(command, "--only", "queries"))["queries"].endswith("pairs.jsonl is gone")
+    rows = [json.loads(line) for line in (tmp_path / "run/steps/mine/mined.jsonl").read_text().splitlines()]
+    assert [row["positives"] for row in rows] == [[text] for text in texts]
+    assert asked == 18 and all(len(row["negatives"]) == 2 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--embed.learning_rat", "1"], "embed: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+        (["--emded", "{}"], "unknown key 'emded'; did you mean 'embed'?"),
+        (["--test", "[nowhere]"], "test nowhere: expected a folder in the BEIR layout, and it has no corpus.jsonl"),
+        (["--train", "no/where.jsonl"], "train no/where.jsonl: no such file or directory"),
+        (["--only", "marge"], "no step is called marge; this pipeline has mine, embed, evaluate-bm25"),
+        (["--from_step", "embed"], "mine has not been done in run; do it before"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(
+    more: list[str], message: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    command = write(tmp_path, settings)
+    assert message in refusal(main, *command[1:], *more, folder=tmp_path)
+
+
+def test_a_folder_of_something_else_is_left_alone(settings: dict[str, Any], tmp_path: Path) -> None:
+    command = write(tmp_path, settings)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    done = run_main(main, *command[1:])
+    assert done.returncode == 2
+    assert "has no pipeline.yaml, so there is no pipeline to go on with; choose another folder" in done.stderr
