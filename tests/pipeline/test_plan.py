@@ -47,7 +47,7 @@ def setting(step: Step, name: str) -> Any:
 
 def test_every_step_takes_what_the_latest_before_it_gave() -> None:
     steps = steps_of()
-    measured = ["bm25", "base", "embedder", "base-reranker", "reranker", "both"]
+    measured = ["bm25", "base", "embedder", "base-reranker", "reranker", "base-both", "both"]
     names = ["check", "mine", "embed", "merge", "remine", "score", "rerank"]
     exports = ["export-embedder", "export-reranker"]
     assert list(steps) == [*names, *(f"evaluate-{name}" for name in measured), *exports]
@@ -157,7 +157,7 @@ def test_what_contradicts_itself_is_refused_before_anything_starts(changes: dict
 def test_steps_are_chosen_by_name_or_section() -> None:
     steps = list(steps_of().values())
     before, chosen = choose(steps, "evaluate", None)
-    assert {step.section for step in chosen} == {"evaluate"} and len(chosen) == 6
+    assert {step.section for step in chosen} == {"evaluate"} and len(chosen) == 7
     assert [step.name for step in before][-1] == "rerank"
     assert choose(steps, None, "rerank")[1][0].name == "rerank"
     assert choose(steps, None, "rerank")[1][-1].name == "export-reranker"

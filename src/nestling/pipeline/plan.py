@@ -172,7 +172,9 @@ class Plan:
             yield self.measure("base-reranker", of_reranker, first_stage="bm25", reranker=base_reranker)
         if reranker != base_reranker:
             yield self.measure("reranker", of_reranker, first_stage="bm25", reranker=reranker)
-        if reranker is not None and embedder is not None:
+        if base is not None and base_reranker is not None:
+            yield self.measure("base-both", of_both, model=base, reranker=base_reranker)
+        if embedder is not None and reranker is not None and (embedder, reranker) != (base, base_reranker):
             yield self.measure("both", of_both, model=embedder, reranker=reranker)
 
     def measure(self, name: str, section: Mapping[str, Any], **models: str | None) -> Step:
