@@ -3,10 +3,11 @@
 python scripts/bench/small_qwen3.py --minilm $(python data/minilm.py) --output models/small-qwen3
 
 The tokenizer is all-MiniLM-L6-v2's. Each token's vector is what MiniLM makes of that token alone, in its principal
-components; nothing else is known to the model. The prompt's suffix for it is "[SEP]".
+components; nothing else is known to the model. Its prompt is the word match, the query and the document before [SEP].
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestling.config import parse_config, require, require_new, run
@@ -50,6 +51,8 @@ def main() -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+    from nestling.reranker import SETTINGS, RerankerSettings
+
     tokenizer = AutoTokenizer.from_pretrained(config.minilm)
     torch.manual_seed(config.seed)
     heads = config.hidden // 32
@@ -76,6 +79,9 @@ def main() -> None:
         model.model.embed_tokens.weight.copy_(principal(words, config.hidden))
     model.save_pretrained(config.output)
     tokenizer.save_pretrained(config.output)
+    # Qwen3's own prompt would be a hundred pieces of words to this tokenizer.
+    settings = RerankerSettings("", "[SEP]", "match", query_max_length=40, document_max_length=64)
+    Path(config.output, SETTINGS).write_text(settings.to_json(), encoding="utf-8")
     print(f"{config.output}: {sum(each.numel() for each in model.parameters()):,} parameters")
 
 
