@@ -62,9 +62,11 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         ("lora: {rr: 1}", "unknown key 'rr'; did you mean 'r'?"),
         ("temperatur: 1", "unknown key 'temperatur'; did you mean 'loss.temperature'?"),
         ("qqqq: 1", "unknown key 'qqqq'; --help lists the keys"),
+        ("epochs: null", "Parser key \"epochs\": Expected a <class 'float'>. Got value: None"),
+        ("loss: {temperature: null}", "Parser key \"loss.temperature\": Expected a <class 'float'>. Got value: None"),
     ],
 )
-def test_an_unknown_key_of_a_file_names_the_nearest(
+def test_a_wrong_key_of_a_file_is_named(
     yaml: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.yaml").write_text(f"model: m\noutput_dir: o\ntrain: [{{path: a}}]\n{yaml}\n")

@@ -132,6 +132,7 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
         ({"remine": {"marjin": 1}}, "remine: unknown key 'marjin'; did you mean 'margin'?"),
         ({"mine": {"percent": 2}}, "mine: percent is 2.0, expected a share"),
         ({"rerank": {"loss": {"objectiv": "listwise"}}}, "rerank: unknown key 'objectiv'"),
+        ({"embed": {"epochs": None}}, "embed: Parser key \"epochs\": Expected a <class 'float'>. Got value: None"),
         ({"embed": None}, "merge needs a trained embedder, thus embed"),
         ({"embed": None, "merge": None}, "remine needs a trained embedder, thus embed"),
         ({"embedder_model": None}, "embed needs an embedder_model, which it adapts"),

@@ -35,6 +35,7 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
     arguments = bracket_lists(cls, sys.argv[1:] if argv is None else argv)
     try:
         parsed = parser.parse_args(arguments)
+        parser.validate(parsed, skip_unset=False)  # a null of a file, which parsing takes for a key that is not given
         parsed.pop("config", None)
         return cls(**parser.instantiate(parsed).as_dict())
     except (ArgumentError, ValueError, TypeError) as error:

@@ -24,7 +24,9 @@ def read_section(name: str, cls: type[Config], settings: Mapping[str, object]) -
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, fail_untyped=True)
-    try:  # on a copy, as the parser puts its own objects inside
-        return cls(**parser.instantiate(parser.parse_object(deepcopy(dict(settings)))).as_dict())
+    try:
+        parsed = parser.parse_object(deepcopy(dict(settings)))  # in which the parser puts objects of its own
+        parser.validate(parsed, skip_unset=False)  # null too
+        return cls(**parser.instantiate(parsed).as_dict())
     except (ArgumentError, ValueError, TypeError) as error:
         raise ValueError(f"{name}: {explain(error, cls)}") from None
