@@ -246,6 +246,26 @@ def yaml_model(stage: StageCosts) -> str:
     return Path(stage.path).read_text().split("\n")[0].removeprefix("model: ")
 
 
+@pytest.mark.parametrize(("length", "forwards"), [(31, 2), (32, 1)])
+def test_texts_that_are_cut_are_as_long_as_the_limit(length: int, forwards: int, recipe: StageCosts) -> None:
+    """Of 90 tokens 32 are left, of which more than `checkpoint_length` are computed twice."""
+    with Path(recipe.path).open("a") as stream:
+        stream.write(f"checkpoint_length: {length}\n")
+    assert costs_of(replace(recipe, document_tokens=90), ONE, 1e12).forwards == forwards
+
+
+def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
+    for text, message in (
+        ("a: [", "no YAML: while parsing"),
+        ("- a", "expected keys with values"),
+        ("", "expected keys"),
+    ):
+        file = tmp_path / f"{len(text)}.yaml"
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"{len(text)}.yaml: {message}"):
+            read_recipe(None, str(file))
+
+
 def test_more_processes_keep_more_graphs(recipe: StageCosts) -> None:
     """A quarter of the batch on each, and room for half of the whole."""
     whole = costs_of(recipe, ONE, 1e12)

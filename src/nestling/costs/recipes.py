@@ -22,7 +22,10 @@ def read_recipe(script: ScriptName | None, path: str) -> Any:
         ValueError: There is no such file, its keys are of two scripts alike, or the script would refuse it.
     """
     require(Path(path).is_file(), f"{path}: no such file; expected the YAML of a recipe")
-    settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
     require(isinstance(settings, dict), f"{path}: expected keys with values, as a recipe has them")
     found = script or script_of(path, settings)
     return read_section(f"{path}, read as {found}", CONFIGS[found], settings)

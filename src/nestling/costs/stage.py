@@ -108,7 +108,7 @@ def embedding_costs(
         graphs=kept_bytes(graph_room, position, config.most_tokens(launch.processes)),
         room=room,
     )
-    again = recomputed(config, max(stage.query_tokens, stage.document_tokens))
+    again = recomputed(config, max(cut_lengths(config, stage)))
     return training_costs(model, memory, row.times(rows_of(config, stage)), 2 - kept / (position * tokens) + again)
 
 
@@ -146,8 +146,13 @@ def documents_of(config: TrainingConfig, stage: StageCosts) -> float:
 
 def embedder_reading(config: EmbedConfig, stage: StageCosts) -> Reading:
     """Of one row: a query and its documents, each by itself."""
-    query = Reading.texts(1, min(stage.query_tokens, config.query_max_length))
-    return query + Reading.texts(documents_of(config, stage), min(stage.document_tokens, config.document_max_length))
+    query, document = cut_lengths(config, stage)
+    return Reading.texts(1, query) + Reading.texts(documents_of(config, stage), document)
+
+
+def cut_lengths(config: EmbedConfig, stage: StageCosts) -> tuple[float, float]:
+    """Mean tokens of queries and documents, no longer than they may be."""
+    return min(stage.query_tokens, config.query_max_length), min(stage.document_tokens, config.document_max_length)
 
 
 def reranker_reading(config: RerankConfig, stage: StageCosts) -> Reading:
