@@ -59,10 +59,12 @@ def read_results(path: Path, metric: str) -> dict[str | None, dict[Key, float]]:
         keyed = [(row.get("order"), (row["data"], row["dim"], row["precision"]), row["metrics"]) for row in results]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{path}: not a result of scripts/evaluate.py --output") from None
+    named = dict.fromkeys(name for *_, metrics in keyed for name in metrics)
+    require(metric in named, f"{path}: no metric '{metric}'; it has {', '.join(named)}")
     columns: dict[str | None, dict[Key, float]] = {}
     for order, key, metrics in keyed:
-        require(metric in metrics, f"{path}: no metric '{metric}'; it has {', '.join(metrics)}")
-        columns.setdefault(order, {})[key] = metrics[metric]
+        if metric in metrics:  # mteb's tasks of other kinds have others
+            columns.setdefault(order, {})[key] = metrics[metric]
     return columns
 
 

@@ -81,16 +81,15 @@ def main() -> None:
     elif sets:
         found = measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets)
     rows = write_details(Path(config.output), found) if config.output and config.details else [row for row, *_ in found]
-    measured = list(measure_tasks(config, tasks, dims)) if tasks else []
-    for result in measured:
+    for result in measure_tasks(config, tasks, dims) if tasks else ():
         queries, documents = result.truncated
         print(f"{result.result.task_name} (mteb): {queries:,} queries and {documents:,} documents cut")
+        if config.output:  # at once: a later task may fail
+            result.save(mteb_folder(Path(config.output)))
         rows += task_rows(result)
     print_table(rows)
     if config.output:
         write_json(Path(config.output), config, rows)
-        for result in measured:
-            result.save(mteb_folder(Path(config.output)))
 
 
 def report_drops(data: "RetrievalSet") -> None:
@@ -251,10 +250,13 @@ def open_tasks(config: EvaluateConfig) -> "list[AbsTask]":
     if not config.mteb:
         return []
     require_extra("--mteb", "mteb", "mteb")
-    from nestling.benchmarks.tasks import BeirTask, load_task, open_task
+    from nestling.benchmarks.tasks import BeirTask, load_task, open_task, require_names, require_orderable
 
     tasks = [open_task(name, config.split) for name in config.mteb]
+    require_names(tasks)
     for task in tasks:
+        if config.reranker:
+            require_orderable(task)
         if isinstance(task, BeirTask):
             report_drops(task.data)
     load_task(tasks[0])

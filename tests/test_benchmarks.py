@@ -199,6 +199,16 @@ def test_rerankers_read_instructions_beside_the_query(
     torch.testing.assert_close(found.sigmoid(), torch.cat(wanted), rtol=0, atol=1e-6)
 
 
+def test_equal_queries_and_documents_keep_their_own_lengths(tmp_path: Path) -> None:
+    """Where embeddings are kept for other dimensions."""
+    model = MtebEmbedder(Embedder.from_pretrained(tiny_bert(tmp_path)), query_max_length=5, document_max_length=64)
+    model.remember = True
+    batches = [{"text": ["files and folders and users and disks"]}]
+    found = [model.encode(batches, task_metadata=metadata(), prompt_type=kind) for kind in PromptType]
+    assert model.truncated == (1, 0)
+    assert not torch.equal(*found)
+
+
 class Likeness(AbsTaskSTS):
     """A task of another kind, as mteb's own are."""
 
@@ -243,6 +253,9 @@ def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None
         (["--mteb", "SciFact"], "--mteb SciFact: its data is on the hub and was not found there or in the cache"),
         (["--mteb", "{tmp}"], "a BEIR folder holds corpus.jsonl"),
         (["--mteb", "{folder},{folder}"], "mteb: a task is given twice"),
+        (["--mteb", "{folder},{folder}/"], "--mteb: two tasks are called small; rename a folder"),
+        (["--mteb", "STS12", "--reranker", "{tmp}/model"], "--mteb STS12: it has nothing that a reranker could order"),
+        (["--mteb", "{folder}", "--precision", "int8"], "mteb measures float32; precision is of --data"),
         (["--mteb", "{folder}", "--output", "{tmp}/taken.json"], "taken.mteb exists"),
     ],
 )

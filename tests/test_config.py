@@ -1,10 +1,12 @@
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nestling.config import (
     CostsConfig,
@@ -153,6 +155,25 @@ def test_every_setting_is_explained(cls: type) -> None:
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: f"{file.parent.name} {file.stem}")
+def test_no_yaml_says_a_thing_twice(file: Path) -> None:
+    """The later one would count without a word."""
+    for node in nodes(yaml.compose(file.read_text(encoding="utf-8"))):
+        keys = [key.value for key, _ in node.value]
+        assert len(set(keys)) == len(keys)
+
+
+def nodes(node: Any) -> Iterator[Any]:
+    """All mappings."""
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        for _, value in node.value:
+            yield from nodes(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            yield from nodes(each)
 
 
 @pytest.mark.parametrize("cls", [EmbedConfig, RerankConfig])

@@ -18,6 +18,7 @@ from nestling.cached import GraphBudget, cached_backward
 from nestling.config import CostsConfig, EmbedConfig, LaunchCosts, RerankConfig, StageCosts, TrainData, parse_config
 from nestling.costs.hollow import Hollow, HollowEmbedder, HollowReranker
 from nestling.costs.launches import shares_of
+from nestling.costs.recipes import CONFIGS, read_recipe
 from nestling.costs.shapes import shape_of
 from nestling.costs.stage import costs_of, embedder_reading, reranker_reading
 from nestling.costs.tables import GPUS
@@ -34,6 +35,7 @@ from scripts import costs
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
+ONE, FOUR = LaunchCosts(backend="one", processes=1), LaunchCosts(backend="ddp", processes=4)
 SMALL = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -224,10 +226,7 @@ def recipe(tmp_path: Path, qwen3: Path) -> StageCosts:
         f"model: {qwen3}\noutput_dir: o\ntrain: [{{path: a}}]\ntuning: full\nprecision: fp32\nbatch_size: 64\n"
         "negatives: 1\npositives: 1\nquery_max_length: 32\ndocument_max_length: 32\nchunk_tokens: 128\n"
     )
-    return StageCosts(path=str(file), examples=640, query_tokens=16, document_tokens=32)
-
-
-ONE, FOUR = LaunchCosts(backend="one", processes=1), LaunchCosts(backend="ddp", processes=4)
+    return StageCosts(path=str(file), script="embed", examples=640, query_tokens=16, document_tokens=32)
 
 
 def test_costs_of_a_stage(recipe: StageCosts) -> None:
@@ -245,6 +244,26 @@ def test_costs_of_a_stage(recipe: StageCosts) -> None:
 
 def yaml_model(stage: StageCosts) -> str:
     return Path(stage.path).read_text().split("\n")[0].removeprefix("model: ")
+
+
+@pytest.mark.parametrize(("length", "forwards"), [(31, 2), (32, 1)])
+def test_texts_that_are_cut_are_as_long_as_the_limit(length: int, forwards: int, recipe: StageCosts) -> None:
+    """Of 90 tokens 32 are left, of which more than `checkpoint_length` are computed twice."""
+    with Path(recipe.path).open("a") as stream:
+        stream.write(f"checkpoint_length: {length}\n")
+    assert costs_of(replace(recipe, document_tokens=90), ONE, 1e12).forwards == forwards
+
+
+def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
+    for text, message in (
+        ("a: [", "no YAML: while parsing"),
+        ("- a", "expected keys with values"),
+        ("", "expected keys"),
+    ):
+        file = tmp_path / f"{len(text)}.yaml"
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"{len(text)}.yaml: {message}"):
+            read_recipe(None, str(file))
 
 
 def test_more_processes_keep_more_graphs(recipe: StageCosts) -> None:
@@ -279,6 +298,10 @@ def test_what_training_prints_is_what_is_estimated(recipe: StageCosts, qwen3: Pa
     [
         ({"model": "other/model"}, ONE, "model other/model: neither a directory with a config.json nor a Qwen3 model"),
         ({}, LaunchCosts(backend="ddp", processes=7), "batch_size is 64, which 7 processes cannot share out equally"),
+        ({"documents": 1}, ONE, "recipe.yaml: documents is of mining"),
+        ({"script": None}, ONE, "recipe.yaml: embed and rerank have its keys alike; give the stage a script"),
+        ({"script": "mine"}, ONE, "recipe.yaml, read as mine: unknown key 'model'"),
+        ({"path": "none.yaml"}, ONE, "none.yaml: no such file"),
     ],
 )
 def test_what_cannot_be_estimated(
@@ -295,7 +318,6 @@ def test_what_cannot_be_estimated(
         (lambda: LaunchCosts(backend="fsdp2", processes=1), "1 processes with backend fsdp2"),
         (lambda: LaunchCosts(backend="ddp", processes=0), "processes is 0, expected at least 1"),
         (lambda: StageCosts(path="x", examples=0, query_tokens=1, document_tokens=1), "x: examples is 0"),
-        (lambda: StageCosts(path="x", examples=1, query_tokens=1, document_tokens=1, documents=1), "is of mining"),
         (lambda: CostsConfig(stages=[]), "stages is empty"),
     ],
 )
@@ -305,7 +327,7 @@ def test_settings_that_make_no_sense(make: Any, message: str) -> None:
 
 
 def test_what_does_not_fit_is_said(recipe: StageCosts) -> None:
-    stage = f"[{{path: {recipe.path}, examples: 64, query_tokens: 16, document_tokens: 32}}]"
+    stage = f"[{{path: {recipe.path}, script: embed, examples: 64, query_tokens: 16, document_tokens: 32}}]"
     done = run_main(costs.main, "--stages", stage, "--gpu_memory", "0.001", "--gpu", "l4")
     assert done.returncode == 0, done.stderr
     assert "1 GPU, full: 0.00 GB of 0.00 GB; weights, gradients and optimizer do not fit" in done.stdout
@@ -315,11 +337,31 @@ def test_what_does_not_fit_is_said(recipe: StageCosts) -> None:
 COSTS = sorted((ROOT / "configs" / "costs").glob("*.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("dims: [8]", EmbedConfig),
+        ("refresh: {steps: 1}", EmbedConfig),
+        ("loss: {objective: listwise}", RerankConfig),
+        ("dev: [{path: a, depth: 5}]", RerankConfig),
+    ],
+)
+def test_a_recipe_is_told_by_what_only_its_script_knows(keys: str, expected: type, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"model: m\noutput_dir: o\ntrain: [{{path: a}}]\nlearning_rate: 5e-5\n{keys}\n")
+    assert read_recipe(None, str(file)) == parse_config(expected, None, ["--config", str(file)])
+    with file.open("a") as stream:
+        stream.write("batch_sise: 4\n")
+    read_recipe.cache_clear()
+    with pytest.raises(ValueError, match=r"recipe\.yaml, read as \w+: unknown key 'batch_sise'; did you mean"):
+        read_recipe(None, str(file))
+
+
 @pytest.mark.parametrize("file", COSTS, ids=lambda file: file.stem)
 def test_every_yaml_of_costs_loads(file: Path) -> None:
     config = parse_config(CostsConfig, None, ["--config", str(file)])
     for stage in config.stages:
-        assert (ROOT / stage.path).is_file()
+        assert isinstance(read_recipe(stage.script, str(ROOT / stage.path)), CONFIGS[stage.script or "embed"])
         for launch in config.launches:
             name = {"one": "one-gpu", "ddp": "ddp"}.get(launch.backend, launch.backend)
             assert (ROOT / "configs" / "accelerate" / f"{name}.yaml").is_file()

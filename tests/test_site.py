@@ -36,6 +36,12 @@ def test_every_page_can_be_reached_from_the_first(site: Path) -> None:
             assert re.search(rf'href="?{page.stem}/["\s>]', first), page.name
 
 
+def test_the_first_page_says_what_every_page_is_for() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages - set(re.findall(r"\]\(([\w-]+\.md)", text)) == set()
+
+
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     texts = [*pages(site).values(), *(path.read_text(encoding="utf-8") for path in site.rglob("*.css"))]
     loaded = {next(filter(None, each)) for text in texts for each in LOADED.findall(text)}

@@ -1,6 +1,6 @@
 """Training lists for a reranker of BM25's results: a query's positives, BM25's first others, and some at random.
 
-python scripts/bench/bm25_lists.py --data ../shared/data/nl2bash --output lists.jsonl
+python scripts/bench/bm25_lists.py --data nl2bash --output lists.jsonl
 
 Random documents are part of it because a reranker that has only seen BM25's ranks others, which are unlike the query,
 above them.

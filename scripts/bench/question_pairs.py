@@ -1,6 +1,6 @@
 """Questions with intents as retrieval of questions by questions: relevant is what has the same intent.
 
-python scripts/bench/question_pairs.py --data ../shared/data/banking77 --output question-pairs
+python scripts/bench/question_pairs.py --data banking77 --output question-pairs
 
 Writes two folders in the BEIR layout with the same texts. In pairs/ each question of the split has one question of the
 train split as its positive, as mined data has it; in judged/ it has all of its intent, which says what is false.

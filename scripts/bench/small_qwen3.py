@@ -1,6 +1,6 @@
 """A small Qwen3 to try reranker training with where no model can be downloaded: random layers over MiniLM's words.
 
-python scripts/bench/small_qwen3.py --minilm $(python data/minilm.py) --output models/small-qwen3
+python scripts/bench/small_qwen3.py --minilm $(python data/minilm.py) --output runs/small-qwen3
 
 The tokenizer is all-MiniLM-L6-v2's. Each token's vector is what MiniLM makes of that token alone, in its principal
 components; nothing else is known to the model. Its prompt is the word match, the query and the document before [SEP].

@@ -45,6 +45,19 @@ def test_a_reranker_has_a_column_for_its_order_and_one_for_the_fused(tmp_path: P
     assert row.split() == ["a", "384", "float32", "0.125", "0.500", "0.750"]
 
 
+def test_sets_that_were_measured_otherwise_are_left_out(tmp_path: Path) -> None:
+    """As mteb's tasks of other kinds are."""
+    listed = [
+        {"data": "a", "dim": 8, "precision": "float32", "metrics": {"nDCG@10": 0.5}},
+        {"data": "b", "dim": 8, "precision": "float32", "metrics": {"cosine_spearman": 0.25}},
+    ]
+    (tmp_path / "mteb.json").write_text(json.dumps({"results": listed}), encoding="utf-8")
+    assert read_results(tmp_path / "mteb.json", "nDCG@10") == {None: {("a", 8, "float32"): 0.5}}
+    assert read_results(tmp_path / "mteb.json", "cosine_spearman") == {None: {("b", 8, "float32"): 0.25}}
+    with pytest.raises(ValueError, match=r"no metric 'mrr'; it has nDCG@10, cosine_spearman"):
+        read_results(tmp_path / "mteb.json", "mrr")
+
+
 def test_other_files_and_metrics_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no such file; expected one that scripts/evaluate\.py"):
         read_results(tmp_path / "none.json", "nDCG@10")

@@ -10,7 +10,7 @@ from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.results import TaskResult
 
 from nestling.benchmarks.models import MtebEmbedder, MtebReranker
-from nestling.benchmarks.tasks import BeirTask, load_task
+from nestling.benchmarks.tasks import BeirTask, load_task, require_orderable
 from nestling.retrieval import open_candidates
 
 # Figures of retrieval tasks: our names of what mteb calls otherwise.
@@ -100,9 +100,9 @@ def measure_reranker(
         ValueError: A task's data cannot be loaded, it is no retrieval, or nothing ranks its documents first.
     """
     for task in tasks:
+        require_orderable(task)
         load_task(task)
-        if not isinstance(task, AbsTaskRetrieval):
-            raise ValueError(f"--mteb {task.metadata.name}: it has nothing that a reranker could order")
+        assert isinstance(task, AbsTaskRetrieval)
         rank_first(task, embedder, first_stage, depth)
         result = run(reranker, task)
         yield Measured(None, result, list(figures(result, task)), reranker.truncated)

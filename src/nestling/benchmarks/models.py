@@ -72,7 +72,8 @@ class MtebEmbedder(AbsEncoder):
         kind = "document" if prompt_type == PromptType.document else "query"
         prefix = self.prefix(task_metadata, kind)
         texts = [prefix + text for batch in inputs for text in batch["text"]]
-        key = xxhash.xxh3_128_hexdigest("\0".join(texts).encode())
+        # With the kind: equal queries and documents may be cut at other lengths.
+        key = xxhash.xxh3_128_hexdigest("\0".join([kind, *texts]).encode())
         found = self._known.get(key)
         if found is None:
             found = self._encode(texts, kind, f"{task_metadata.name}: {kind}s" if self.progress else None)

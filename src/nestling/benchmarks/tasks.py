@@ -93,6 +93,20 @@ def open_task(name: str, split: str) -> AbsTask:
         raise ValueError(f"--mteb {name}: neither a BEIR folder nor a task of mteb: {reason}") from None
 
 
+def require_orderable(task: AbsTask) -> None:
+    """Raises ValueError where a reranker has nothing to do."""
+    if not isinstance(task, AbsTaskRetrieval):
+        raise ValueError(f"--mteb {task.metadata.name}: it has nothing that a reranker could order")
+
+
+def require_names(tasks: Sequence[AbsTask]) -> None:
+    """Raises ValueError where two tasks have one name, and so one file for their results."""
+    names = [task.metadata.name for task in tasks]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"--mteb: two tasks are called {twice[0]}; rename a folder, or measure each by itself")
+
+
 def load_task(task: AbsTask) -> None:
     """Load a task's data. Raises ValueError where the hub cannot be reached and has left nothing in its cache."""
     try:

@@ -7,6 +7,7 @@ from nestling.config.checks import require
 
 BackendName = Literal["one", "ddp", "zero1", "zero2", "zero2-offload", "zero3", "fsdp2"]
 GpuName = Literal["l4", "a100-40", "a100-80", "h100", "h200"]
+ScriptName = Literal["embed", "rerank", "mine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class StageCosts:
 
     Args:
         path: YAML file of train/embed.py, train/rerank.py or scripts/mine.py.
-        script: Which of them.
+        script: Which of them; by default told by the file's keys.
         examples: Rows of its data; weights of datasets are not looked at.
         query_tokens: Mean tokens of a query with its prompt; for a reranker of all that stands before the document.
         document_tokens: Mean tokens of a document; for a reranker with what stands behind it.
@@ -25,7 +26,7 @@ class StageCosts:
     """
 
     path: str
-    script: Literal["embed", "rerank", "mine"] = "embed"
+    script: ScriptName | None = None
     examples: int
     query_tokens: float
     document_tokens: float
@@ -36,7 +37,6 @@ class StageCosts:
     def __post_init__(self) -> None:
         for name in ("examples", "query_tokens", "document_tokens", "positives"):
             require(getattr(self, name) > 0, f"{self.path}: {name} is {getattr(self, name):g}, expected above 0")
-        require(self.documents is None or self.script == "mine", f"{self.path}: documents is of mining")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,7 @@ class EvaluateConfig:
         require_dims(self.dims)
         require(bool(self.precision), "precision is empty; expected float32, int8 or binary")
         require(len(set(self.precision)) == len(self.precision), "precision: one is given twice")
+        require(bool(self.data) or self.precision == ["float32"], "mteb measures float32; precision is of --data")
         for name in ("query_max_length", "document_max_length"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         require(self.depth >= 1, f"depth is {self.depth}, expected at least 1")

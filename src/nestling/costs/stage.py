@@ -3,21 +3,20 @@
 import math
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
 
 import torch
 
-from nestling.config import EmbedConfig, MineConfig, RerankConfig, TrainingConfig, parse_config, require
-from nestling.config.costs import LaunchCosts, StageCosts
+from nestling.config import EmbedConfig, MineConfig, RerankConfig, TrainingConfig, require
+from nestling.config.costs import LaunchCosts, ScriptName, StageCosts
 from nestling.costs.hollow import Hollow
 from nestling.costs.launches import free_beside, shares_of
+from nestling.costs.recipes import read_recipe
 from nestling.costs.shapes import shape_of
 from nestling.costs.work import Reading, passes_of
 from nestling.memory import MemoryEstimate, Shares, estimate, kept_bytes, room_for_graphs, trained_bytes
 from nestling.token_model import TokenModel
 
 CHUNK = 16384  # positions of a chunk on a GPU, as `nestling.packing.token_budget` has it
-CONFIGS: dict[str, type] = {"embed": EmbedConfig, "rerank": RerankConfig, "mine": MineConfig}
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,6 @@ class Costs:
         return self.operations / speed / 3600
 
 
-@cache
-def read_recipe(script: str, path: str) -> Any:
-    """A recipe, through its own dataclass."""
-    return parse_config(CONFIGS[script], None, ["--config", path])
-
-
 def costs_of(stage: StageCosts, launch: LaunchCosts, room: float) -> Costs:
     """What a stage takes on devices with so many bytes.
 
@@ -60,6 +53,7 @@ def costs_of(stage: StageCosts, launch: LaunchCosts, room: float) -> Costs:
     config = read_recipe(stage.script, stage.path)
     if isinstance(config, MineConfig):
         return mining_costs(config, stage, room)
+    require(stage.documents is None, f"{stage.path}: documents is of mining")
     require(
         config.batch_size % launch.processes == 0,
         f"{stage.path}: batch_size is {config.batch_size}, which {launch.processes} processes cannot share out equally",
@@ -78,7 +72,7 @@ def costs_of(stage: StageCosts, launch: LaunchCosts, room: float) -> Costs:
 
 @cache
 def measured(
-    script: str, path: str, model: str, *, lora: bool, dtype: torch.dtype, sharded: bool
+    script: ScriptName | None, path: str, model: str, *, lora: bool, dtype: torch.dtype, sharded: bool
 ) -> tuple[TokenModel, float]:
     """A recipe's model, of the shape of another one, and bytes of a graph for each position of a chunk."""
     config = read_recipe(script, path)
@@ -114,7 +108,7 @@ def embedding_costs(
         graphs=kept_bytes(graph_room, position, config.most_tokens(launch.processes)),
         room=room,
     )
-    again = recomputed(config, max(stage.query_tokens, stage.document_tokens))
+    again = recomputed(config, max(cut_lengths(config, stage)))
     return training_costs(model, memory, row.times(rows_of(config, stage)), 2 - kept / (position * tokens) + again)
 
 
@@ -152,8 +146,13 @@ def documents_of(config: TrainingConfig, stage: StageCosts) -> float:
 
 def embedder_reading(config: EmbedConfig, stage: StageCosts) -> Reading:
     """Of one row: a query and its documents, each by itself."""
-    query = Reading.texts(1, min(stage.query_tokens, config.query_max_length))
-    return query + Reading.texts(documents_of(config, stage), min(stage.document_tokens, config.document_max_length))
+    query, document = cut_lengths(config, stage)
+    return Reading.texts(1, query) + Reading.texts(documents_of(config, stage), document)
+
+
+def cut_lengths(config: EmbedConfig, stage: StageCosts) -> tuple[float, float]:
+    """Mean tokens of queries and documents, no longer than they may be."""
+    return min(stage.query_tokens, config.query_max_length), min(stage.document_tokens, config.document_max_length)
 
 
 def reranker_reading(config: RerankConfig, stage: StageCosts) -> Reading:

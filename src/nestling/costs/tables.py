@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nestling.config import MineConfig
 from nestling.config.costs import GpuName, LaunchCosts, StageCosts
-from nestling.costs.stage import Costs, read_recipe
+from nestling.costs.recipes import read_recipe
+from nestling.costs.stage import Costs
 from nestling.memory import gigabytes
 from nestling.tracking import table
 
@@ -41,10 +43,11 @@ class Row:
     def started(self) -> str:
         """The backend, the number of GPUs and what is trained."""
         count = f"{self.launch.processes} GPU{'s' if self.launch.processes > 1 else ''}"
-        if self.stage.script == "mine":
+        recipe = read_recipe(self.stage.script, self.stage.path)
+        if isinstance(recipe, MineConfig):
             return count
         backend = "" if self.launch.backend == "one" else f", {self.launch.backend}"
-        return f"{count}{backend}, {self.launch.tuning or read_recipe(self.stage.script, self.stage.path).tuning}"
+        return f"{count}{backend}, {self.launch.tuning or recipe.tuning}"
 
 
 def memory_table(rows: Sequence[Row], *, markdown: bool) -> str:
