@@ -103,6 +103,19 @@ def test_the_launcher_starts_what_trains_and_mines() -> None:
     assert steps_of()["embed"].program == (sys.executable, "train/embed.py")
 
 
+def test_what_is_launched_reads_the_files_of_its_launcher(tmp_path: Path) -> None:
+    config, inner = tmp_path / "two.yaml", tmp_path / "zero.json"
+    config.write_text(f"num_processes: 2\ndeepspeed_config: {{deepspeed_config_file: {inner}}}\n")
+    inner.write_text("{}")
+    for launcher in (["--config_file", str(config)], [f"--config_file={config}", "--num_processes", "2"]):
+        steps = steps_of(launcher=launcher)
+        assert {config, inner} <= set(steps["embed"].reads)
+        assert config not in steps["check"].reads
+    config.write_text("a: [")
+    with pytest.raises(ValueError, match=r"launcher: .*two.yaml is no YAML file: while parsing"):
+        steps_of(launcher=[str(config)])
+
+
 def test_queries_are_the_records_where_there_are_none() -> None:
     steps = steps_of(train=None, corpus="corpus.jsonl", queries={"model": "m", "endpoint": {"body": {"top_k": 20}}})
     assert next(iter(steps)) == "queries"

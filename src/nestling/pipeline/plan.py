@@ -21,7 +21,7 @@ from nestling.config import (
     read_section,
     require,
 )
-from nestling.pipeline.step import Step, flags, paths_in, resolved
+from nestling.pipeline.step import Step, files_in, flags, paths_in, resolved
 
 # What a section must not set: the pipeline fills it in, or the step would leave nothing for the next.
 FILLED = {
@@ -275,6 +275,7 @@ class Plan:
         values = resolved(config)
         named = [path for path in paths_in(values) if path not in writes]
         reads = [each for path in named for each in (parts or {}).get(path, [path])]
+        reads += files_in(launcher)
         return Step(name or of, of, program, arguments, values, tuple(reads), tuple(writes), resumes)
 
 
