@@ -9,10 +9,11 @@ command goes on where it stopped and repeats only what changed, and what follows
 the sections.
 """
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from nestling.config import PipelineConfig, parse_config, require, require_model, run
@@ -57,7 +58,7 @@ def main() -> None:
 
     rows = [[step.name, verdict.state, round(seconds)] for step, verdict, seconds in outcomes]
     print("\n" + table(["step", "was", "seconds"], rows))
-    compare(plan.results)
+    compare([step.writes[0] for step in chosen if step.section == "evaluate"])
 
 
 def check(config: PipelineConfig) -> None:
@@ -82,21 +83,21 @@ def check(config: PipelineConfig) -> None:
 
 
 def write_settings(config: PipelineConfig, path: Path) -> None:
-    """Leave the settings of this start, for --config and the report."""
+    """Leave the settings, for --config and the report, without what this start alone was to do."""
     import yaml
 
     from nestling.files import replace_text
 
-    text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-    replace_text(path, text)
+    settings = asdict(replace(config, only=None, from_step=None))
+    replace_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def compare(results: list[Path]) -> None:
-    """Print the evaluations that are there side by side."""
-    there = [str(path) for path in results if path.exists()]
-    if there:
+    """Print evaluations side by side."""
+    if results:
         print("", flush=True)
-        subprocess.run([sys.executable, ROOT / "scripts" / "compare.py", "--results", ",".join(there)], check=True)
+        listed = json.dumps(list(map(str, results)))
+        subprocess.run([sys.executable, ROOT / "scripts" / "compare.py", "--results", listed], check=True)
 
 
 if __name__ == "__main__":

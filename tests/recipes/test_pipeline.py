@@ -134,6 +134,19 @@ def test_a_second_start_does_nothing_and_a_setting_repeats_what_follows(
     assert (kept / "export-embedder.1" / "embedder" / "model.safetensors").exists()
 
 
+def test_one_step_shows_no_older_results_and_its_settings_do_for_all(
+    whole: Path, settings: dict[str, Any], tmp_path: Path, steady: None
+) -> None:
+    folder = tmp_path / "one, again"
+    shutil.copytree(whole, folder)
+    said = run_pipeline(write(tmp_path, settings, output_dir=str(folder)), "--only", "mine")
+    assert found(said) == {"mine": "done"}
+    assert "nDCG@10" not in said, "what was measured may be of other models than those that are there now"
+    said = run_pipeline(["scripts/pipeline.py", "--config", str(folder / "pipeline.yaml")])
+    assert len(found(said)) > 1 and set(found(said).values()) == {"done"}
+    assert re.search(r"^data +dim +precision +bm25 +base +embedder$", said, re.M)
+
+
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
