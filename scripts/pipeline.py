@@ -15,8 +15,12 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nestling.config import PipelineConfig, parse_config, require, require_model, run
+
+if TYPE_CHECKING:
+    from nestling.pipeline.step import Step
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
@@ -36,6 +40,7 @@ def main() -> None:
     plan = Plan(config, Path(os.path.relpath(ROOT)) if Path.cwd() == ROOT else ROOT)
     before, chosen = choose(plan.steps, config.only, config.from_step)
     folder = Path(config.output_dir)
+    check_inputs(plan.steps, folder)
     pipeline = Pipeline.open(folder, plan.steps)
     if config.dry_run:
         for step, verdict in pipeline.verdicts(chosen):
@@ -67,12 +72,9 @@ def check(config: PipelineConfig) -> None:
         beir = data is None or (Path(data) / "corpus.jsonl").is_file()
         require(beir, f"{key} {data}: expected a folder in the BEIR layout, and it has no corpus.jsonl")
     require(config.corpus is None or Path(config.corpus).exists(), f"corpus {config.corpus}: no such file or folder")
-    named = {key: getattr(config, key) for key in ("train", "embedder_model", "reranker_model")}
-    for key, value in named.items():
-        if value is not None and not Path(value).is_file():
-            message = f"{key} {value}: no such file or directory"
-            require_model(value, message)
-            require(not value.endswith(DATA_FILES), message)  # which no id of the hub does
+    for key in ("train", "embedder_model", "reranker_model"):
+        if getattr(config, key) is not None:
+            require_there(key, getattr(config, key))
     folder = Path(config.output_dir)
     require(not folder.is_file(), f"{folder} is a file; give a folder for the pipeline")
     foreign = [each for each in folder.glob("[!.]*") if each.name != "steps"]
@@ -80,6 +82,22 @@ def check(config: PipelineConfig) -> None:
         not foreign or (folder / SETTINGS).exists(),
         f"{folder} has no {SETTINGS}, so there is no pipeline to go on with; choose another folder",
     )
+
+
+def check_inputs(steps: "list[Step]", folder: Path) -> None:
+    """Refuse what sections name and is not there, for a late step too."""
+    for step in steps:
+        for path in step.reads:
+            if folder not in path.parents:
+                require_there(step.name, str(path))
+
+
+def require_there(key: str, value: str) -> None:
+    """Raise ValueError for what is no file, no folder and no id of the hub."""
+    if not Path(value).exists():
+        message = f"{key} {value}: no such file or directory"
+        require_model(value, message)
+        require(not value.endswith(DATA_FILES), message)  # which no id of the hub does
 
 
 def write_settings(config: PipelineConfig, path: Path) -> None:

@@ -282,6 +282,8 @@ def test_queries_are_made_where_there_are_none(tmp_path: Path, steady: None) -> 
         (["--emded", "{}"], "unknown key 'emded'; did you mean 'embed'?"),
         (["--test", "[nowhere]"], "test nowhere: expected a folder in the BEIR layout, and it has no corpus.jsonl"),
         (["--train", "no/where.jsonl"], "train no/where.jsonl: no such file or directory"),
+        (["--score", '{"judge": "/no/judge"}'], "score /no/judge: no such file or directory"),
+        (["--mine.judgements", "none.jsonl"], "mine none.jsonl: no such file or directory"),
         (["--only", "marge"], "no step is called marge; this pipeline has mine, embed, evaluate-bm25"),
         (["--from_step", "embed"], "mine has not been done in run; do it before"),
     ],
