@@ -66,6 +66,13 @@ def test_every_step_takes_what_the_latest_before_it_gave() -> None:
     assert Path("teacher") in steps["score"].reads and Path("beir") in steps["rerank"].reads
 
 
+def test_the_report_reads_results_with_their_details_and_of_runs_what_it_shows() -> None:
+    reads = steps_of(report={})["report"].reads
+    assert {STEPS / "evaluate-both" / name for name in ("both.json", "both.details.jsonl")} <= set(reads)
+    assert STEPS / "embed" / "run" / "metrics.jsonl" in reads
+    assert STEPS / "embed" / "run" not in reads
+
+
 def test_without_its_section_a_step_is_not_done() -> None:
     steps = steps_of(**dict.fromkeys(("check", "merge", "remine", "score", "rerank", "reranker_model"), None))
     assert list(steps) == [

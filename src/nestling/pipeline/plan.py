@@ -213,8 +213,9 @@ class Plan:
                 "config_file": self.settings,
                 "output": output,
             }
-            # Of a run what the page shows: its checkpoints are large.
+            # Of a run what the page shows: its checkpoints are large. Details are read beside their results.
             parts = {run: [run / name for name in ("config.yaml", "run.json", "metrics.jsonl")] for run in runs}
+            parts |= {each: [each, details_path(each)] for each in self.results}
             yield self.step("report", ReportConfig, given, writes=[output], parts=parts)
 
     @property
