@@ -243,6 +243,28 @@ def test_told_to_stop_it_leaves_a_checkpoint_and_a_second_one_is_refused(
     assert said.splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
 
 
+@pytest.mark.slow
+def test_two_ranks_told_to_stop_leave_a_checkpoint_and_go_on(
+    settings: dict[str, Any], tmp_path: Path, steady: None
+) -> None:
+    launcher = ["--config_file", "configs/accelerate/ddp-cpu.yaml"]
+    embed = {**settings["embed"], "max_steps": 200, "save_steps": 1000}
+    command = write(tmp_path, settings, launcher=launcher, embed=embed, evaluate=None, export=None)
+    place = tmp_path / "run" / "steps" / "embed"
+    process = start(command)
+    wait_for(place / "run" / "metrics.jsonl", process, '"step": 3,')
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    saved = re.findall(r"stopped by .*; saved \S+/(step-\d+);", read(place / "log.txt"))
+    assert len(saved) == 1 and (place / "run" / "checkpoints" / saved[0]).is_dir()
+    said = run_pipeline(command)
+    assert found(said)["embed"] == "unfinished: goes on where it was"
+    assert re.search(r"^ +processes +2 ", said, re.M)
+    assert (place / "run" / "final" / "model.safetensors").exists()
+    steps = [json.loads(line)["step"] for line in read(place / "run" / "metrics.jsonl").splitlines() if "loss" in line]
+    assert steps == list(range(1, 201))
+
+
 def test_printed_commands_run_by_hand(settings: dict[str, Any], whole: Path, tmp_path: Path, steady: None) -> None:
     """Those of the evaluation and the export, in the folder of a pipeline whose training is done."""
     shutil.copytree(whole, tmp_path / "run")
