@@ -85,11 +85,13 @@ def check(config: PipelineConfig) -> None:
 
 
 def check_inputs(steps: "list[Step]", folder: Path) -> None:
-    """Refuse what sections name and is not there, for a late step too."""
+    """Refuse what sections name and is not there, for a late step too, and what would be different at every start."""
     for step in steps:
         for path in step.reads:
             if folder not in path.parents:
                 require_there(step.name, str(path))
+            inside = path.resolve() in folder.resolve().parents
+            require(not inside, f"{step.name} {path}: output_dir {folder} lies in it; choose a folder outside")
 
 
 def require_there(key: str, value: str) -> None:

@@ -324,3 +324,9 @@ def test_a_folder_of_something_else_is_left_alone(settings: dict[str, Any], tmp_
     done = run_main(main, *command[1:])
     assert done.returncode == 2
     assert "has no pipeline.yaml, so there is no pipeline to go on with; choose another folder" in done.stderr
+
+
+def test_a_folder_inside_what_is_read_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    command = write(tmp_path, settings, train=str(tmp_path))
+    message = f"mine {tmp_path}: output_dir run lies in it; choose a folder outside"
+    assert refusal(main, *command[1:], folder=tmp_path) == message
