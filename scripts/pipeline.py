@@ -9,13 +9,18 @@ command goes on where it stopped and repeats only what changed, and what follows
 the sections.
 """
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nestling.config import PipelineConfig, parse_config, require, require_model, run
+
+if TYPE_CHECKING:
+    from nestling.pipeline.step import Step
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
@@ -35,6 +40,7 @@ def main() -> None:
     plan = Plan(config, Path(os.path.relpath(ROOT)) if Path.cwd() == ROOT else ROOT)
     before, chosen = choose(plan.steps, config.only, config.from_step)
     folder = Path(config.output_dir)
+    check_inputs(plan.steps, folder)
     pipeline = Pipeline.open(folder, plan.steps)
     if config.dry_run:
         for step, verdict in pipeline.verdicts(chosen):
@@ -57,7 +63,7 @@ def main() -> None:
 
     rows = [[step.name, verdict.state, round(seconds)] for step, verdict, seconds in outcomes]
     print("\n" + table(["step", "was", "seconds"], rows))
-    compare(plan.results)
+    compare([step.writes[0] for step in chosen if step.section == "evaluate"])
 
 
 def check(config: PipelineConfig) -> None:
@@ -66,12 +72,9 @@ def check(config: PipelineConfig) -> None:
         beir = data is None or (Path(data) / "corpus.jsonl").is_file()
         require(beir, f"{key} {data}: expected a folder in the BEIR layout, and it has no corpus.jsonl")
     require(config.corpus is None or Path(config.corpus).exists(), f"corpus {config.corpus}: no such file or folder")
-    named = {key: getattr(config, key) for key in ("train", "embedder_model", "reranker_model")}
-    for key, value in named.items():
-        if value is not None and not Path(value).is_file():
-            message = f"{key} {value}: no such file or directory"
-            require_model(value, message)
-            require(not value.endswith(DATA_FILES), message)  # which no id of the hub does
+    for key in ("train", "embedder_model", "reranker_model"):
+        if getattr(config, key) is not None:
+            require_there(key, getattr(config, key))
     folder = Path(config.output_dir)
     require(not folder.is_file(), f"{folder} is a file; give a folder for the pipeline")
     foreign = [each for each in folder.glob("[!.]*") if each.name != "steps"]
@@ -81,22 +84,40 @@ def check(config: PipelineConfig) -> None:
     )
 
 
+def check_inputs(steps: "list[Step]", folder: Path) -> None:
+    """Refuse what sections name and is not there, for a late step too, and what would be different at every start."""
+    for step in steps:
+        for path in step.reads:
+            if folder not in path.parents:
+                require_there(step.name, str(path))
+            inside = path.resolve() in folder.resolve().parents
+            require(not inside, f"{step.name} {path}: output_dir {folder} lies in it; choose a folder outside")
+
+
+def require_there(key: str, value: str) -> None:
+    """Raise ValueError for what is no file, no folder and no id of the hub."""
+    if not Path(value).exists():
+        message = f"{key} {value}: no such file or directory"
+        require_model(value, message)
+        require(not value.endswith(DATA_FILES), message)  # which no id of the hub does
+
+
 def write_settings(config: PipelineConfig, path: Path) -> None:
-    """Leave the settings of this start, for --config and the report."""
+    """Leave the settings, for --config and the report, without what this start alone was to do."""
     import yaml
 
     from nestling.files import replace_text
 
-    text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-    replace_text(path, text)
+    settings = asdict(replace(config, only=None, from_step=None))
+    replace_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def compare(results: list[Path]) -> None:
-    """Print the evaluations that are there side by side."""
-    there = [str(path) for path in results if path.exists()]
-    if there:
+    """Print evaluations side by side."""
+    if results:
         print("", flush=True)
-        subprocess.run([sys.executable, ROOT / "scripts" / "compare.py", "--results", ",".join(there)], check=True)
+        listed = json.dumps(list(map(str, results)))
+        subprocess.run([sys.executable, ROOT / "scripts" / "compare.py", "--results", listed], check=True)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ def main() -> None:
     from nestling.files import replace_text
     from nestling.report.page import render
     from nestling.report.results import read_result
-    from nestling.report.runs import read_run_record
+    from nestling.report.runs import read_run_records
 
     results = [read_result(Path(path)) for path in config.results]
-    runs = [read_run_record(Path(folder)) for folder in config.runs]
+    runs = read_run_records([Path(folder) for folder in config.runs])
     shown = Path(config.config_file) if config.config_file else None
     page = render(
         title=config.title or ", ".join(each.name for each in runs or results),

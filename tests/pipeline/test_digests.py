@@ -37,6 +37,16 @@ def test_content_and_names_are_changes(folder: Path, tmp_path: Path) -> None:
     assert digests.of(tmp_path / "nowhere") is None
 
 
+def test_links_that_lead_nowhere_or_round_are_names_alone(folder: Path, tmp_path: Path) -> None:
+    digests = Digests(tmp_path / "digests.json")
+    (folder / "away").symlink_to("nowhere")
+    first = digests.of(folder)
+    assert digests.of(folder) == first
+    (folder / "round").symlink_to(".")
+    os.mkfifo(folder / "pipe")
+    assert digests.of(folder) not in (None, first)
+
+
 def test_a_file_is_read_once_while_nothing_about_it_changes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,17 @@ def test_the_folder_can_move(folder: Path) -> None:
     assert set(states(chain(moved)).values()) == {"done"}
 
 
+def test_the_place_of_the_script_is_no_change(folder: Path) -> None:
+    out, found = folder / "steps" / "a" / "out", []
+    for place in ("one/scripts", "two/scripts", "other"):
+        script = folder.parent / place / "go.sh"
+        script.parent.mkdir(parents=True)
+        script.write_text("echo > $1")
+        step = Step("a", "a", ("sh", "-e", str(script)), (str(out),), {}, (), (out,))
+        found.append(states(Pipeline.open(folder, [step]))["a"])
+    assert found == ["new", "done", "changed: it is started by -e other/go.sh, was by -e scripts/go.sh"]
+
+
 def test_a_setting_repeats_its_step_and_no_other_whose_inputs_stay(folder: Path) -> None:
     states(chain(folder))
     assert states(chain(folder, rate=2.0)) == {"a": "done", "b": "changed: rate is 2.0, was 1.0", "c": "done"}

@@ -66,6 +66,13 @@ def test_every_step_takes_what_the_latest_before_it_gave() -> None:
     assert Path("teacher") in steps["score"].reads and Path("beir") in steps["rerank"].reads
 
 
+def test_the_report_reads_results_with_their_details_and_of_runs_what_it_shows() -> None:
+    reads = steps_of(report={})["report"].reads
+    assert {STEPS / "evaluate-both" / name for name in ("both.json", "both.details.jsonl")} <= set(reads)
+    assert STEPS / "embed" / "run" / "metrics.jsonl" in reads
+    assert STEPS / "embed" / "run" not in reads
+
+
 def test_without_its_section_a_step_is_not_done() -> None:
     steps = steps_of(**dict.fromkeys(("check", "merge", "remine", "score", "rerank", "reranker_model"), None))
     assert list(steps) == [
@@ -101,6 +108,19 @@ def test_the_launcher_starts_what_trains_and_mines() -> None:
         "rerank": (*start, "train/rerank.py"),
     }
     assert steps_of()["embed"].program == (sys.executable, "train/embed.py")
+
+
+def test_what_is_launched_reads_the_files_of_its_launcher(tmp_path: Path) -> None:
+    config, inner = tmp_path / "two.yaml", tmp_path / "zero.json"
+    config.write_text(f"num_processes: 2\ndeepspeed_config: {{deepspeed_config_file: {inner}}}\n")
+    inner.write_text("{}")
+    for launcher in (["--config_file", str(config)], [f"--config_file={config}", "--num_processes", "2"]):
+        steps = steps_of(launcher=launcher)
+        assert {config, inner} <= set(steps["embed"].reads)
+        assert config not in steps["check"].reads
+    config.write_text("a: [")
+    with pytest.raises(ValueError, match=r"launcher: .*two.yaml is no YAML file: while parsing"):
+        steps_of(launcher=[str(config)])
 
 
 def test_queries_are_the_records_where_there_are_none() -> None:

@@ -65,3 +65,8 @@ def test_a_signal_is_passed_on_and_waited_for(launcher: list[str], number: signa
     assert stopped.value.number == number
     assert log.read_text().split() == ["ready", "saved"]
     assert signal.getsignal(number) == before
+
+
+def test_a_full_disk_is_named(full_device: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        run_command([sys.executable, "-c", "print('out')"], full_device, lambda _: None)

@@ -134,6 +134,19 @@ def test_a_second_start_does_nothing_and_a_setting_repeats_what_follows(
     assert (kept / "export-embedder.1" / "embedder" / "model.safetensors").exists()
 
 
+def test_one_step_shows_no_older_results_and_its_settings_do_for_all(
+    whole: Path, settings: dict[str, Any], tmp_path: Path, steady: None
+) -> None:
+    folder = tmp_path / "one, again"
+    shutil.copytree(whole, folder)
+    said = run_pipeline(write(tmp_path, settings, output_dir=str(folder)), "--only", "mine")
+    assert found(said) == {"mine": "done"}
+    assert "nDCG@10" not in said, "what was measured may be of other models than those that are there now"
+    said = run_pipeline(["scripts/pipeline.py", "--config", str(folder / "pipeline.yaml")])
+    assert len(found(said)) > 1 and set(found(said).values()) == {"done"}
+    assert re.search(r"^data +dim +precision +bm25 +base +embedder$", said, re.M)
+
+
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -230,6 +243,28 @@ def test_told_to_stop_it_leaves_a_checkpoint_and_a_second_one_is_refused(
     assert said.splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
 
 
+@pytest.mark.slow
+def test_two_ranks_told_to_stop_leave_a_checkpoint_and_go_on(
+    settings: dict[str, Any], tmp_path: Path, steady: None
+) -> None:
+    launcher = ["--config_file", "configs/accelerate/ddp-cpu.yaml"]
+    embed = {**settings["embed"], "max_steps": 200, "save_steps": 1000}
+    command = write(tmp_path, settings, launcher=launcher, embed=embed, evaluate=None, export=None)
+    place = tmp_path / "run" / "steps" / "embed"
+    process = start(command)
+    wait_for(place / "run" / "metrics.jsonl", process, '"step": 3,')
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    saved = re.findall(r"stopped by .*; saved \S+/(step-\d+);", read(place / "log.txt"))
+    assert len(saved) == 1 and (place / "run" / "checkpoints" / saved[0]).is_dir()
+    said = run_pipeline(command)
+    assert found(said)["embed"] == "unfinished: goes on where it was"
+    assert re.search(r"^ +processes +2 ", said, re.M)
+    assert (place / "run" / "final" / "model.safetensors").exists()
+    steps = [json.loads(line)["step"] for line in read(place / "run" / "metrics.jsonl").splitlines() if "loss" in line]
+    assert steps == list(range(1, 201))
+
+
 def test_printed_commands_run_by_hand(settings: dict[str, Any], whole: Path, tmp_path: Path, steady: None) -> None:
     """Those of the evaluation and the export, in the folder of a pipeline whose training is done."""
     shutil.copytree(whole, tmp_path / "run")
@@ -269,6 +304,8 @@ def test_queries_are_made_where_there_are_none(tmp_path: Path, steady: None) -> 
         (["--emded", "{}"], "unknown key 'emded'; did you mean 'embed'?"),
         (["--test", "[nowhere]"], "test nowhere: expected a folder in the BEIR layout, and it has no corpus.jsonl"),
         (["--train", "no/where.jsonl"], "train no/where.jsonl: no such file or directory"),
+        (["--score", '{"judge": "/no/judge"}'], "score /no/judge: no such file or directory"),
+        (["--mine.judgements", "none.jsonl"], "mine none.jsonl: no such file or directory"),
         (["--only", "marge"], "no step is called marge; this pipeline has mine, embed, evaluate-bm25"),
         (["--from_step", "embed"], "mine has not been done in run; do it before"),
     ],
@@ -287,3 +324,9 @@ def test_a_folder_of_something_else_is_left_alone(settings: dict[str, Any], tmp_
     done = run_main(main, *command[1:])
     assert done.returncode == 2
     assert "has no pipeline.yaml, so there is no pipeline to go on with; choose another folder" in done.stderr
+
+
+def test_a_folder_inside_what_is_read_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    command = write(tmp_path, settings, train=str(tmp_path))
+    message = f"mine {tmp_path}: output_dir run lies in it; choose a folder outside"
+    assert refusal(main, *command[1:], folder=tmp_path) == message

@@ -13,3 +13,9 @@ def test_histograms_share_their_range_and_leave_out_what_is_not_known() -> None:
     np.testing.assert_allclose([heights[0], heights[-1], sum(heights)], [200 / 3, 100 / 3, 100])
     (nothing,) = histograms({"a": np.array([np.nan], np.float32)})
     assert (nothing.count, sum(bar.height for bar in nothing.bars)) == (0, 0)
+
+
+def test_scores_of_a_broken_model_are_drawn() -> None:
+    one, other = histograms({"a": np.array([1.0, 1.0 - 2e-16]), "b": np.array([1.0, np.inf, -np.inf])})
+    assert (one.count, other.count, other.mean) == (2, 1, 1.0)
+    assert [number for number, bar in enumerate(one.bars) if bar.height] == [23, 24], "side by side in the middle"

@@ -7,7 +7,7 @@ import pytest
 
 from nestling.report.page import Page, draw_run, render
 from nestling.report.results import read_result
-from nestling.report.runs import read_run_record
+from nestling.report.runs import read_run_records
 from report.pages import Read, detail, document, write_result, write_run
 
 HOSTILE = '<script>alert(1)</script> & <img src="http://x/y.png" onerror="go()"> </style>{{ 7 * 7 }}'
@@ -16,7 +16,7 @@ HOSTILE = '<script>alert(1)</script> & <img src="http://x/y.png" onerror="go()">
 def draw(*paths: Path, runs: tuple[Path, ...] = (), baseline: str | None = None) -> Page:
     return render(
         title=HOSTILE,
-        runs=[read_run_record(each) for each in runs],
+        runs=read_run_records(runs),
         results=[read_result(each) for each in paths],
         baseline=baseline,
         settings={"pipeline.yaml": HOSTILE},
@@ -154,6 +154,17 @@ def test_several_runs_share_their_charts(tmp_path: Path) -> None:
     assert "one, dev other, dev" in text
     assert text.count("Tokens a second") == 1
     assert page.html.count('class="curve l1 d1"') >= 4, "the second line has a colour and dashes of its own"
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for place in ("embed", "rerank", "embed/other"):
+        (tmp_path / place).mkdir()
+    runs = tuple(write_run(tmp_path / name) for name in ("embed/run", "rerank/run", "embed/other/run", "last"))
+    text = Read(draw(runs=runs).html).text
+    for name in ("embed/run", "rerank/run", "other/run", "last"):
+        assert f"{name}, dev" in text and f"{name}/config.yaml" in text, name
+    with pytest.raises(ValueError, match=r"runs: .*/embed/\.\./last is given twice"):
+        draw(runs=(tmp_path / "embed" / ".." / "last", runs[-1]))
 
 
 def test_a_run_that_was_killed_is_drawn_as_far_as_it_went(tmp_path: Path) -> None:

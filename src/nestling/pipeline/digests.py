@@ -26,7 +26,7 @@ class Digests:
     def of(self, path: Path) -> str | None:
         """Digest of a file, or of names and contents in a folder, hidden ones left out; None if nothing is there."""
         if path.is_dir():
-            listed = [f"{each.relative_to(path).as_posix()} {self.of_file(each)}" for each in files_in(path)]
+            listed = [f"{each.relative_to(path).as_posix()} {self.of(each)}" for each in files_in(path)]
             return xxhash.xxh3_128_hexdigest("\n".join(listed).encode())
         return self.of_file(path) if path.is_file() else None
 

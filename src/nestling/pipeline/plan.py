@@ -21,7 +21,7 @@ from nestling.config import (
     read_section,
     require,
 )
-from nestling.pipeline.step import Step, flags, paths_in, resolved
+from nestling.pipeline.step import Step, files_in, flags, paths_in, resolved
 
 # What a section must not set: the pipeline fills it in, or the step would leave nothing for the next.
 FILLED = {
@@ -213,8 +213,9 @@ class Plan:
                 "config_file": self.settings,
                 "output": output,
             }
-            # Of a run what the page shows: its checkpoints are large.
+            # Of a run what the page shows: its checkpoints are large. Details are read beside their results.
             parts = {run: [run / name for name in ("config.yaml", "run.json", "metrics.jsonl")] for run in runs}
+            parts |= {each: [each, details_path(each)] for each in self.results}
             yield self.step("report", ReportConfig, given, writes=[output], parts=parts)
 
     @property
@@ -275,6 +276,7 @@ class Plan:
         values = resolved(config)
         named = [path for path in paths_in(values) if path not in writes]
         reads = [each for path in named for each in (parts or {}).get(path, [path])]
+        reads += files_in(launcher)
         return Step(name or of, of, program, arguments, values, tuple(reads), tuple(writes), resumes)
 
 

@@ -80,9 +80,13 @@ def inputs_of(step: Step, folder: Path, digests: Digests) -> Inputs:
     """What a step would be done with now; paths in the pipeline's folder are named from there, so that it can move."""
     read = {local(str(path), folder): digests.of(path) for path in step.reads}
     settings = {key: local(value, folder) if isinstance(value, str) else value for key, value in step.settings.items()}
-    return Inputs(
-        __version__, list(step.program[1:]), settings, {path: digest for path, digest in read.items() if digest}
-    )
+    return Inputs(__version__, started_by(step), settings, {path: digest for path, digest in read.items() if digest})
+
+
+def started_by(step: Step) -> list[str]:
+    """Launcher and script, that by folder and name alone: from elsewhere a command names it by its whole path."""
+    *launcher, script = step.program[1:]
+    return [*launcher, "/".join(Path(script).parts[-2:])]
 
 
 def local(text: str, folder: Path) -> str:

@@ -11,6 +11,8 @@ from types import FrameType
 
 import psutil
 
+from nestling.files import named
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TAIL = 20  # lines of output that a failure shows
 
@@ -40,7 +42,7 @@ def run_command(command: Sequence[str], log: Path, started: Callable[[tuple[int,
         StoppedError: SIGTERM or SIGINT came; the command had them too, and has ended.
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # lines appear when they are printed, not when there are many
-    with log.open("ab") as file:
+    with log.open("ab", buffering=0) as file:
         begin = file.tell()
         with (
             passing_on() as received,
@@ -54,8 +56,8 @@ def run_command(command: Sequence[str], log: Path, started: Callable[[tuple[int,
             while part := os.read(process.stdout.fileno(), 65536):
                 sys.stdout.buffer.write(part)
                 sys.stdout.buffer.flush()
-                file.write(part)
-                file.flush()
+                with named(log):
+                    file.write(part)
     if received:
         raise StoppedError(received[0])
     if process.returncode != 0:

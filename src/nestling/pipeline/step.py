@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
+
 from nestling.nested import flat, plain
 
 # Settings that name files or folders, in any section; hub ids and words like bm25 may stand there too.
@@ -84,6 +86,22 @@ def paths_in(settings: Mapping[str, object]) -> Iterator[Path]:
         if isinstance(value, str) and re.sub(r"(\.\d+)+$", "", key).rpartition(".")[2] in PATHS
     }
     yield from found.values()
+
+
+def files_in(launcher: Sequence[str]) -> Iterator[Path]:
+    """The files that arguments of `accelerate launch` name, and those that a YAML file among them names in turn."""
+    for path in (Path(word.rpartition("=")[2]) for word in launcher):
+        if path.is_file():
+            yield path
+            values = flat(read_yaml(path)).values() if path.suffix in (".yaml", ".yml") else ()
+            yield from (Path(value) for value in values if isinstance(value, str) and Path(value).is_file())
+
+
+def read_yaml(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"launcher: {path} is no YAML file: {' '.join(str(error).split())}") from None
 
 
 def flags(cls: type, given: Mapping[str, Any], config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -46,10 +46,9 @@ class Series:
 
 
 def histograms(series: Mapping[str, NDArray[np.floating]]) -> list[Series]:
-    """Histograms of some scores over their common range; NaN is left out."""
-    known = {name: values[~np.isnan(values)].astype(np.float64) for name, values in series.items()}
-    everything = np.concatenate(list(known.values()))
-    edges = np.histogram_bin_edges(everything if len(everything) else np.zeros(1), BINS)
+    """Histograms of some scores over their common range; what is not finite is left out."""
+    known = {name: values[np.isfinite(values)].astype(np.float64) for name, values in series.items()}
+    edges = bin_edges(np.concatenate(list(known.values())))
     shares = {name: np.histogram(values, edges)[0] / max(len(values), 1) for name, values in known.items()}
     highest = max(float(share.max()) for share in shares.values()) or 1.0
     return [
@@ -58,6 +57,14 @@ def histograms(series: Mapping[str, NDArray[np.floating]]) -> list[Series]:
         )
         for name, values in known.items()
     ]
+
+
+def bin_edges(values: Floats) -> Floats:
+    """Ends of the bins; scores that differ by rounding alone, as a collapsed model's do, are in the middle."""
+    if not len(values) or np.ptp(values) <= 1e-9 * np.abs(values).max():
+        values = values[:1] if len(values) else np.zeros(1)
+    edges: Floats = np.histogram_bin_edges(values, BINS)
+    return edges
 
 
 def bars(shares: Floats, edges: Floats, highest: float) -> list[Bar]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -75,7 +75,7 @@ class RunRecord:
     """A run folder.
 
     Attributes:
-        name: Of the folder.
+        name: Of the folder, with as much of its path as tells it from others.
         config: Its settings, as YAML.
         settings: Likewise, parsed.
         launches: When, how and with what it was started.
@@ -153,6 +153,27 @@ class RunRecord:
             "commit": commit,
         }
         return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def read_run_records(folders: Sequence[Path]) -> list[RunRecord]:
+    """Read run folders; those of one name, as a pipeline's are, bear the end of their path.
+
+    Raises:
+        ValueError: One is no run folder, or is given twice.
+    """
+    paths = [folder.resolve() for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        require(paths.count(path) == 1, f"runs: {folder} is given twice")
+    return [
+        replace(read_run_record(folder), name=shortest_name(path, [each for each in paths if each != path]))
+        for folder, path in zip(folders, paths, strict=True)
+    ]
+
+
+def shortest_name(path: Path, others: Sequence[Path]) -> str:
+    """The shortest end of an absolute path that is the end of no other."""
+    ends = ("/".join(path.parts[-count:]) for count in range(1, len(path.parts)))
+    return next((end for end in ends if not any(f"{other}".endswith(f"/{end}") for other in others)), str(path))
 
 
 def read_run_record(folder: Path) -> RunRecord:
