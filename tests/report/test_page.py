@@ -72,6 +72,14 @@ def test_the_baseline_is_the_first_of_a_model_or_the_one_that_is_named(tmp_path:
     assert "other against bm25" in draw(bm25, one, other, baseline="bm25").summary[0]
 
 
+def test_a_result_above_the_last_one_is_told(tmp_path: Path) -> None:
+    values = {"before": 0.5, "embedder": 0.75, "both": 0.25}
+    paths = [write_result(tmp_path / f"{name}.json", [detail("q0", value)]) for name, value in values.items()]
+    last, highest = draw(*paths).summary
+    assert last.startswith("set/test: nDCG@10 .500 → .250, −.250 [") and "both against before" in last
+    assert highest.startswith("highest: set/test: nDCG@10 .500 → .750, +.250 [") and "embedder against" in highest
+
+
 def test_long_texts_open(tmp_path: Path) -> None:
     long = "word " * 100
     lines = [{**detail("q0", 0.5), "first": [document("d", 0.5, 0.0, long), document("e", 0.4, 0.0, "short")]}]

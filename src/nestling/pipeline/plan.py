@@ -208,6 +208,7 @@ class Plan:
             runs = [self.place(name) / "run" for name in ("embed", "rerank") if self.config.has(name)]
             output = self.folder / "report.html"
             given = {
+                "title": self.folder.absolute().name,
                 "runs": list(map(str, runs)),
                 "results": list(map(str, self.results)),
                 "config_file": self.settings,

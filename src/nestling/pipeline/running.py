@@ -48,9 +48,9 @@ def run_command(command: Sequence[str], log: Path, started: Callable[[tuple[int,
             passing_on() as received,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process,
         ):
+            started((process.pid, psutil.Process(process.pid).create_time()))  # first: terminate() forgets a dead one
             if received:  # before it was there
                 process.terminate()
-            started((process.pid, psutil.Process(process.pid).create_time()))
             assert process.stdout is not None
             # Until all that write have ended: a launcher may be gone while the process that it started still saves.
             while part := os.read(process.stdout.fileno(), 65536):

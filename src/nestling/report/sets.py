@@ -138,9 +138,15 @@ def table_row(reference: System | None, system: System) -> TableRow:
 
 
 def summaries(before: System, after: System, table: Sequence[TableRow]) -> list[str]:
-    """What changed, in words."""
-    differences = next(row.differences or {} for row in table if row.system.same(after))
-    return [summary_of(before, after, differences[METRIC])] if METRIC in differences else []
+    """What changed, in words; and what is better than the last result, lest that be taken for the best."""
+    compared = [
+        (row.system, found) for row in table for name, found in (row.differences or {}).items() if name == METRIC
+    ]
+    lines = [summary_of(before, system, found) for system, found in compared if system.same(after)]
+    best, highest = max(compared, key=lambda each: each[1].after, default=(after, None))
+    if highest is not None and highest.after > max(after.metrics[METRIC], highest.before):
+        lines.append(f"highest: {summary_of(before, best, highest)}")
+    return lines
 
 
 def with_vectors(data: str, results: Sequence[Result]) -> list[Result]:
