@@ -169,5 +169,5 @@ def test_steps_that_are_left_out_have_to_be_done(folder: Path) -> None:
 
 def test_a_stop_in_the_middle_leaves_a_step_unfinished(folder: Path) -> None:
     with pytest.raises(StoppedError):
-        states(chain(folder, middle="kill -TERM $PPID; sleep 60"))
+        states(chain(folder, middle="kill -TERM $PPID; exec sleep 60"))
     assert states(chain(folder)) == {"a": "done", "b": "unfinished: begins again", "c": "new"}
