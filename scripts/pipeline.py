@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestling.config import PipelineConfig, parse_config, require, require_model, run
+from nestling.config import PipelineConfig, parse_config, require, require_extra, require_model, run
 
 if TYPE_CHECKING:
     from nestling.pipeline.step import Step
@@ -68,6 +68,10 @@ def main() -> None:
 
 def check(config: PipelineConfig) -> None:
     """Refuse what is not there, before anything starts."""
+    if config.check is not None:
+        require_extra("check", "hygiene", "rensa", "py3langid", "regex")
+    if config.queries is not None and config.queries.get("endpoint"):
+        require_extra("queries", "synthesis", "openai", "aiolimiter")
     for key, data in (("dev", config.dev), *(("test", each) for each in config.test)):
         beir = data is None or (Path(data) / "corpus.jsonl").is_file()
         require(beir, f"{key} {data}: expected a folder in the BEIR layout, and it has no corpus.jsonl")

@@ -330,3 +330,12 @@ def test_a_folder_inside_what_is_read_is_refused(settings: dict[str, Any], tmp_p
     command = write(tmp_path, settings, train=str(tmp_path))
     message = f"mine {tmp_path}: output_dir run lies in it; choose a folder outside"
     assert refusal(main, *command[1:], folder=tmp_path) == message
+
+
+def test_what_a_step_needs_is_installed_before_the_first_starts(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestling.config.checks.find_spec", lambda name: None)
+    command = write(tmp_path, settings, check={})
+    message = "check needs rensa, py3langid, regex, not installed; pip install -c constraints.txt -e '.[hygiene]'"
+    assert refusal(main, *command[1:], folder=tmp_path) == message
