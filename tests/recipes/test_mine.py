@@ -330,10 +330,10 @@ def test_an_index_that_cannot_be_built(pairs: Path, bert: Path, tmp_path: Path, 
 
 
 def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scripts.mine, "find_spec", lambda name: None)
+    monkeypatch.setattr("nestling.config.checks.find_spec", lambda name: None)
     done = mine("--data", pairs, "--retrievers", bert, "--output", tmp_path / "a", "--index", "Flat")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "index needs FAISS, which is not installed; pip install 'nestling[faiss]'" in done.stderr
+    assert "index needs faiss, not installed; pip install -c constraints.txt -e '.[faiss]'" in done.stderr
 
 
 @pytest.mark.parametrize(
