@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from ranks import run_recipe
 
-import scripts.mine
 from mining.small import random_rows, write_corpus, write_rows
 from nestling.embedder import Embedder
 from nestling.mining.pool import near_identity
