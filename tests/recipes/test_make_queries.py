@@ -195,7 +195,8 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(
     with serving() as server:
         assert make_queries(*command(corpus, server, whole, "--endpoint.concurrency", "7")).returncode == 0
     with serving(until_stopped) as server:
-        process = started(command(corpus, server, output, "--endpoint.concurrency", "2"))
+        patient = ("--endpoint.concurrency", "2", "--endpoint.timeout", "100")
+        process = started(command(corpus, server, output, *patient))
         wait_for_answers(process, output, 15)
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
