@@ -12,7 +12,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestling.config import EmbedConfig, ExportConfig, RerankConfig, parse_config, read_run, require, require_dims, run
+from nestling.config import (
+    EmbedConfig,
+    ExportConfig,
+    RerankConfig,
+    parse_config,
+    read_run,
+    require,
+    require_dims,
+    require_new,
+    run,
+)
 
 if TYPE_CHECKING:
     from nestling.embedder import Embedder
@@ -36,8 +46,7 @@ class Trained:
 def main() -> None:
     config = parse_config(ExportConfig, __doc__)
     output = Path(config.output)
-    require(not output.exists(), f"--output {output} exists already; name a new folder, or remove it first")
-    require(output.parent.is_dir(), f"--output {output}: the folder {output.parent} does not exist; create it first")
+    require_new("--output", output)
     report = export(config, output)
     print("\n".join([f"{output} passed the parity gate", *(f"  {line}" for line in report.lines())]))
 

@@ -79,7 +79,7 @@ def main() -> None:
         model.model.embed_tokens.weight.copy_(principal(words, config.hidden))
     model.save_pretrained(config.output)
     tokenizer.save_pretrained(config.output)
-    # Qwen3's own prompt would be a hundred pieces of words to this tokenizer.
+    # Qwen3's own prompt would be 92 tokens to this tokenizer.
     settings = RerankerSettings("", "[SEP]", "match", query_max_length=40, document_max_length=64)
     Path(config.output, SETTINGS).write_text(settings.to_json(), encoding="utf-8")
     print(f"{config.output}: {sum(each.numel() for each in model.parameters()):,} parameters")

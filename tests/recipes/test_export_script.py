@@ -184,7 +184,7 @@ def test_contradictions(
 
 
 def test_folders_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="exists; choose another name"):
         export(monkeypatch, "--checkpoint", "nowhere", "--output", str(tmp_path))
     with pytest.raises(ValueError, match="is not a folder"):
         export(monkeypatch, "--checkpoint", str(tmp_path / "nowhere"), "--output", str(tmp_path / "new"))
