@@ -19,25 +19,25 @@ from nestling import __version__
 from nestling.config import CheckConfig, parse_config, require, require_extra, require_model, require_new, run
 
 if TYPE_CHECKING:
-    from nestling.hygiene.cleaning import Dropped
-    from nestling.hygiene.findings import Finding
-    from nestling.hygiene.report import Section
-    from nestling.hygiene.rows import SourceRows
-    from nestling.hygiene.statistics import StatisticsByKind
+    from nestling.data_checks.cleaning import Dropped
+    from nestling.data_checks.findings import Finding
+    from nestling.data_checks.report import Section
+    from nestling.data_checks.rows import SourceRows
+    from nestling.data_checks.statistics import StatisticsByKind
 
 
 def main() -> None:
     config = parse_config(CheckConfig, __doc__)
     check_files(config)
 
-    from nestling.hygiene.checks import check
-    from nestling.hygiene.cleaning import clean, write_copy
-    from nestling.hygiene.findings import find
-    from nestling.hygiene.near import Nearness
-    from nestling.hygiene.report import as_text, copy_section, sections
-    from nestling.hygiene.rows import open_rows
-    from nestling.hygiene.statistics import statistics
-    from nestling.hygiene.tokens import TokenCounter
+    from nestling.data_checks.checks import check
+    from nestling.data_checks.cleaning import clean, write_copy
+    from nestling.data_checks.findings import find
+    from nestling.data_checks.near import Nearness
+    from nestling.data_checks.report import as_text, copy_section, sections
+    from nestling.data_checks.rows import open_rows
+    from nestling.data_checks.statistics import statistics
+    from nestling.data_checks.tokens import TokenCounter
     from nestling.records import load_retrieval_set
 
     shown = sys.stderr.isatty()
@@ -88,8 +88,8 @@ def write_report(
     dropped: "list[Dropped]",
     parts: "list[Section]",
 ) -> None:
+    from nestling.data_checks.report import as_html
     from nestling.files import replace_text
-    from nestling.hygiene.report import as_html
 
     if path.suffix == ".html":
         replace_text(path, as_html(f"Training data: {config.data}", str(rows.summary), parts))

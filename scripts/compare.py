@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nestling.config import parse_config, require, run
-from nestling.tracking import table
+from nestling.console import table
 
 # Data set, dimension and precision; the last two are None for BM25 and runs, which have no vectors.
 Key = tuple[str, int | None, str | None]

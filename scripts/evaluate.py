@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
     from nestling.benchmarks.measure import Measured
-    from nestling.embedder import Embedder
-    from nestling.metrics import Placements
+    from nestling.models.embedder import Embedder
     from nestling.records import RetrievalSet
     from nestling.retrieval import Candidates, EncodedSet, Ranking
+    from nestling.retrieval.metrics import Placements
 
     # A row, the set that was measured, and what each of its queries got.
     Found = tuple["Row", RetrievalSet, Callable[[], Ranking]]
@@ -119,7 +119,7 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
     require_model(config.model, f"--model {config.model}: no such directory")
     from transformers import AutoConfig
 
-    from nestling.embedder import read_model_files
+    from nestling.models.embedder import read_model_files
 
     try:
         model = AutoConfig.from_pretrained(config.model, subfolder=read_model_files(config.model).subfolder)
@@ -152,7 +152,7 @@ def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | No
 
 def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Found]":
     """Encode each set once, then measure every dimension and precision."""
-    from nestling.embedder import Embedder
+    from nestling.models.embedder import Embedder
     from nestling.retrieval import embedder_ranking, place_scored
 
     embedder = load(Embedder, config.model, config.compute)
@@ -194,9 +194,9 @@ def encode(embedder: "Embedder", data: "RetrievalSet", config: EvaluateConfig) -
 
 def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Found]":
     """The first stage's order of the candidates, the reranker's, and both fused."""
-    from nestling.reranker import Reranker
+    from nestling.models.reranker import Reranker
+    from nestling.models.scoring import ScoreTally
     from nestling.retrieval import candidates_ranking, fuse, place_candidates, rerank
-    from nestling.scoring import ScoreTally
 
     assert config.reranker is not None
     reranker = load(Reranker, config.reranker, config.compute)
@@ -218,7 +218,7 @@ def candidate_lists(
     config: EvaluateConfig, sets: "list[RetrievalSet]", dim: int | None
 ) -> "Iterator[tuple[RetrievalSet, Candidates]]":
     """Each set with the documents to rerank: a model's nearest, BM25's, or those of a file."""
-    from nestling.embedder import Embedder
+    from nestling.models.embedder import Embedder
     from nestling.retrieval import Candidates, open_candidates, search_top
 
     embedder = load(Embedder, config.model, config.compute) if config.model else None
@@ -233,8 +233,8 @@ def candidate_lists(
 
 def measure_first_stage(lists: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> "Iterator[Found]":
     """Measure BM25, or the lists of a run file."""
-    from nestling.metrics import place_run
     from nestling.retrieval import bm25_run, check_run, judgements, run_ranking
+    from nestling.retrieval.metrics import place_run
 
     for each in sets:
         print(f"{each.name}:\n  {len(each.queries):,} queries\n  {len(each.documents):,} documents")
@@ -267,8 +267,8 @@ def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int
     """Run a model through mteb at every dimension, or a reranker over candidates."""
     from nestling.benchmarks.measure import measure_embedder, measure_reranker
     from nestling.benchmarks.models import MtebEmbedder, MtebReranker
-    from nestling.embedder import Embedder
-    from nestling.reranker import Reranker
+    from nestling.models.embedder import Embedder
+    from nestling.models.reranker import Reranker
 
     told: dict[str, Any] = {"instruction": config.instruction, "progress": sys.stderr.isatty()}
     embedder = None
@@ -307,7 +307,7 @@ def make_row(
     precision: str | None = None,
     truncated: tuple[int, int] = (0, 0),
 ) -> Row:
-    from nestling.metrics import means
+    from nestling.retrieval.metrics import means
 
     return Row(data.name, len(data.queries), len(data.documents), dim, precision, means(placements), *truncated)
 

@@ -25,10 +25,10 @@ from nestling.config import (
 )
 
 if TYPE_CHECKING:
-    from nestling.embedder import Embedder
-    from nestling.gate import Report
-    from nestling.model_card import Card
-    from nestling.reranker import Reranker
+    from nestling.export.embedder_card import Card
+    from nestling.export.gate import Report
+    from nestling.models.embedder import Embedder
+    from nestling.models.reranker import Reranker
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def main() -> None:
 def export(config: ExportConfig, output: Path) -> "Report":
     """Write `output` from whatever is given."""
     if config.model is not None:
-        from nestling.reranker import Reranker
+        from nestling.models.reranker import Reranker
 
         return write_reranker(Reranker.from_pretrained(config.model, cpu=True), None, output, config)
     folder = Path(config.checkpoint or config.adapter or "")
@@ -72,7 +72,7 @@ def export(config: ExportConfig, output: Path) -> "Report":
 def write_embedder(trained: Trained, output: Path, config: ExportConfig) -> "Report":
     import torch
 
-    from nestling.export import export_embedder
+    from nestling.export.embedder import export_embedder
 
     return export_embedder(
         trained.embedder,
@@ -90,7 +90,7 @@ def write_reranker(reranker: "Reranker", card: "Card | None", output: Path, conf
     """`card` is None for a model that was not trained here."""
     import torch
 
-    from nestling.export_reranker import export_reranker
+    from nestling.export.reranker import export_reranker
 
     return export_reranker(
         reranker,
@@ -113,9 +113,9 @@ def embedder_of(checkpoint: Path, config: EmbedConfig, base: str | None) -> Trai
     """The model of a checkpoint, as train/embed.py had it in memory."""
     import torch
 
-    from nestling.embedder import Embedder
+    from nestling.models.embedder import Embedder
+    from nestling.models.trainable import load_trainable
     from nestling.records import default_name
-    from nestling.trainable import load_trainable
 
     embedder = load_trainable(
         Embedder,
@@ -140,8 +140,8 @@ def reranker_of(checkpoint: Path, config: RerankConfig, base: str | None) -> "tu
     """The model of a checkpoint, as train/rerank.py had it in memory, and its card."""
     import torch
 
-    from nestling.reranker import Reranker, read_settings
-    from nestling.trainable import load_trainable
+    from nestling.models.reranker import Reranker, read_settings
+    from nestling.models.trainable import load_trainable
 
     reranker = load_trainable(
         Reranker,
@@ -157,7 +157,7 @@ def reranker_of(checkpoint: Path, config: RerankConfig, base: str | None) -> "tu
 def restore(checkpoint: Path, model: "Embedder | Reranker", config: EmbedConfig | RerankConfig) -> "Card":
     """Load a checkpoint's tensors into the model; what its run knows for its card."""
     from nestling.checkpoint import load_state, restore_tensors
-    from nestling.model_card import run_card
+    from nestling.export.embedder_card import run_card
 
     restore_tensors(checkpoint, model)
     return run_card(checkpoint.resolve().parents[1], config.published(), load_state(checkpoint).step)
@@ -169,9 +169,9 @@ def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
         (adapter / "adapter_config.json").is_file(), f"{adapter} has no adapter_config.json; expected a peft adapter"
     )
 
-    from nestling.adapters import load_lora
-    from nestling.embedder import Embedder
-    from nestling.model_card import Card
+    from nestling.export.embedder_card import Card
+    from nestling.models.adapters import load_lora
+    from nestling.models.embedder import Embedder
 
     assert config.base is not None
     embedder = Embedder.from_pretrained(config.base, instruction=config.instruction)

@@ -117,7 +117,7 @@ def open_task(config: MakeQueriesConfig) -> "Task":
 def suited_personas(config: MakeQueriesConfig, personas: list[str], passages: "Passages") -> Any:
     import torch
 
-    from nestling.embedder import Embedder
+    from nestling.models.embedder import Embedder
     from nestling.synthesis.personas import nearest_personas
 
     assert config.embedder is not None

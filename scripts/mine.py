@@ -51,7 +51,7 @@ def main() -> None:
 def mine(config: MineConfig) -> None:
     import numpy as np
 
-    from nestling.checkpoint.ranks import on_rank_zero
+    from nestling.distributed.ranks import on_rank_zero
     from nestling.mining.judging import open_judge, probabilities
     from nestling.mining.lists import Lists
     from nestling.mining.mined import Mined, drop_beyond, drop_copies, drop_ranks
@@ -117,8 +117,8 @@ def check_index(factory: str, search: str | None, models: list[str]) -> None:
     """Refuse what FAISS cannot build for the models that search, before any is loaded."""
     require(bool(models), "index needs an embedder among the retrievers, whose candidates are found in it")
     require_extra("index", "faiss", "faiss")
-    from nestling.embedder import read_width
     from nestling.mining.approximate import Index
+    from nestling.models.embedder import read_width
 
     for model in models:
         Index(factory, search).empty(read_width(model))
@@ -218,8 +218,8 @@ def judge_records(config: MineConfig) -> None:
     from nestling.mining.judging import judged_records
     from nestling.mining.rows import in_dialect
     from nestling.mining.task import precision_of
-    from nestling.reranker import Reranker
-    from nestling.scoring import ScoreTally
+    from nestling.models.reranker import Reranker
+    from nestling.models.scoring import ScoreTally
 
     assert config.judge is not None
     assert config.output is not None

@@ -59,7 +59,7 @@ def main() -> None:
             sys.exit(128 + stopped.number)
 
     # 3. What came of it.
-    from nestling.tracking import table
+    from nestling.console import table
 
     rows = [[step.name, verdict.state, round(seconds)] for step, verdict, seconds in outcomes]
     print("\n" + table(["step", "was", "seconds"], rows))

@@ -27,7 +27,7 @@ def main() -> None:
     kind = config.kind or kind_of(Path(config.model))
     key = read_key(config.key_env)
     if kind == "embedding":
-        from nestling.embedder import read_width
+        from nestling.models.embedder import read_width
 
         require_dims(config.dims, limit=read_width(config.model))
     require(kind == "embedding" or not config.dims, f"dims: {config.model} is a reranker, which answers scores")

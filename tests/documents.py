@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nestling.model_card import Card, Facts, render_card
-from nestling.parity import GateReport
-from nestling.rerank_card import RerankerFacts, render_reranker_card
-from nestling.rerank_parity import ScoreReport
-from nestling.reranker import RerankerSettings
+from nestling.export.embedder_card import Card, Facts, render_card
+from nestling.export.embedder_gate import GateReport
+from nestling.export.reranker_card import RerankerFacts, render_reranker_card
+from nestling.export.reranker_gate import ScoreReport
+from nestling.models.reranker import RerankerSettings
 from tiny import DEFAULT_QUERY_PROMPT
 
 ROOT = Path(__file__).parents[1]

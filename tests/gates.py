@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from nestling.gate import require_passed
-from nestling.parity import check_directory
-from nestling.rerank_parity import check_reranker
+from nestling.export.embedder_gate import check_directory
+from nestling.export.gate import require_passed
+from nestling.export.reranker_gate import check_reranker
 
 
 def run_in_process(patch: pytest.MonkeyPatch) -> None:
     """Let exports of embedders and rerankers verify their folders here."""
-    patch.setattr("nestling.export.verify_export", verifying(check_directory))
-    patch.setattr("nestling.export_reranker.verify_reranker", verifying(check_reranker))
+    patch.setattr("nestling.export.embedder.verify_export", verifying(check_directory))
+    patch.setattr("nestling.export.reranker.verify_reranker", verifying(check_reranker))
 
 
 def verifying(check: Callable[[Path, Any], Any]) -> Callable[[Path, Any], Any]:

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import nestling
-from nestling.embedder import Embedder
-from nestling.reranker import Reranker
+from nestling.models.embedder import Embedder
+from nestling.models.reranker import Reranker
 
 
 def test_models_are_at_the_top() -> None:

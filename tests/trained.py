@@ -5,8 +5,8 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from nestling.adapters import attach_lora
-from nestling.token_model import TokenModel
+from nestling.models.adapters import attach_lora
+from nestling.models.token_model import TokenModel
 
 Model = TypeVar("Model", bound=TokenModel)
 

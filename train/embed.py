@@ -22,50 +22,36 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from nestling.backends import Backend, prepare
-from nestling.batching import Draw, Planner, Source
-from nestling.cached import CachedStep, GraphBudget, cached_backward
+from nestling.backends.optimizer import adamw
+from nestling.backends.sizes import free_memory, trained_bytes, whole_shape
+from nestling.batches.embed_collation import Collator, TrainBatch
+from nestling.batches.lengths import measure_lengths
+from nestling.batches.packing import pack, token_budget
+from nestling.batches.sampling import Draw, Planner, Source
 from nestling.checkpoint import RunFolder, check_run_folder, open_run_folder
-from nestling.collation import Collator, TrainBatch
 from nestling.config import DevData, LossConfig, require, require_dims, require_unique
-from nestling.distributed import gather_batch, sum_over_ranks
-from nestling.embedder import Embedder, read_model_files
-from nestling.export import export_embedder
-from nestling.lengths import measure_lengths
-from nestling.losses import Terms, cosent, distillation
-from nestling.memory import (
-    MemoryEstimate,
-    estimate,
-    free_memory,
-    graph_bytes,
-    kept_bytes,
-    room_for_graphs,
-    sample_chunk,
-    trained_bytes,
-)
+from nestling.console import summary
+from nestling.distributed.gathering import gather_batch
+from nestling.distributed.ranks import sum_over_ranks
+from nestling.export.embedder import export_embedder
+from nestling.export.embedder_card import run_card
+from nestling.losses.chunked import info_nce
+from nestling.losses.reference import Terms, cosent, distillation
+from nestling.mining.refresh import Refresher
 from nestling.mining.renewal import Minable
-from nestling.model_card import run_card
-from nestling.optim import adamw, whole_shape
-from nestling.packing import pack, token_budget
+from nestling.models.embedder import Embedder, read_model_files
+from nestling.models.token_model import max_positions, read_config
+from nestling.models.trainable import load_trainable
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
-from nestling.refresh import Refresher
-from nestling.rehearsal import rehearsal_table, rehearse, rehearsed_sizes
 from nestling.report.page import draw_run
 from nestling.retrieval import evaluate_embedder
-from nestling.run import Cadence, Run, open_run
-from nestling.streaming import info_nce
-from nestling.token_model import max_positions, read_config
-from nestling.tracking import Results, summary
-from nestling.trainable import load_trainable
-from nestling.training import (
-    MAY_DIFFER,
-    course,
-    load_batches,
-    longest_plan,
-    record_data,
-    seed_step,
-    start,
-    total_steps,
-)
+from nestling.run_files import Results
+from nestling.training.cached_step import CachedStep, GraphBudget, cached_backward
+from nestling.training.memory import MemoryEstimate, estimate, graph_bytes, kept_bytes, room_for_graphs, sample_chunk
+from nestling.training.profiling import rehearsal_table, rehearse, rehearsed_sizes
+from nestling.training.recipe import MAY_DIFFER, load_batches, longest_plan, record_data, seed_step, start
+from nestling.training.run import Cadence, Run, open_run
+from nestling.training.schedule import course, total_steps
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
 

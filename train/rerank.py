@@ -20,41 +20,34 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from nestling.accumulated import accumulated_backward
 from nestling.backends import Backend, prepare
-from nestling.batching import Draw, Planner, Source
+from nestling.backends.optimizer import adamw
+from nestling.backends.sizes import whole_shape
+from nestling.batches.packing import token_budget
+from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator
+from nestling.batches.sampling import Draw, Planner, Source
 from nestling.checkpoint import RunFolder, check_run_folder, open_run_folder
 from nestling.config import CandidateData, RerankLossConfig, require, require_unique
-from nestling.distributed import sum_over_ranks
-from nestling.export_reranker import export_reranker
-from nestling.memory import MemoryEstimate, estimate, graph_bytes, sample_chunk
-from nestling.model_card import run_card
-from nestling.optim import adamw, whole_shape
-from nestling.packing import token_budget
+from nestling.console import summary
+from nestling.distributed.ranks import sum_over_ranks
+from nestling.export.embedder_card import run_card
+from nestling.export.reranker import export_reranker
+from nestling.losses.reranker import kl, listwise, pointwise, pointwise_vocabulary
+from nestling.models.reranker import Reranker, read_settings
+from nestling.models.scoring import logit_of
+from nestling.models.token_model import max_positions, read_config
+from nestling.models.trainable import load_trainable
 from nestling.records import RetrievalSet, load_records, load_retrieval_set
-from nestling.rehearsal import rehearsal_table, rehearse, rehearsed_sizes
 from nestling.report.page import draw_run
-from nestling.rerank_collation import Labels, RerankBatch, RerankCollator
-from nestling.rerank_losses import kl, listwise, pointwise, pointwise_vocabulary
-from nestling.rerank_step import RerankStep
-from nestling.reranker import Reranker, read_settings
 from nestling.retrieval import Candidates, evaluate_candidates, open_candidates, rerank
-from nestling.run import Cadence, Run, open_run
-from nestling.scoring import logit_of
-from nestling.token_model import max_positions, read_config
-from nestling.tracking import Results, summary
-from nestling.trainable import load_trainable
-from nestling.training import (
-    MAY_DIFFER,
-    REHEARSED,
-    course,
-    load_batches,
-    longest_plan,
-    record_data,
-    seed_step,
-    start,
-    total_steps,
-)
+from nestling.run_files import Results
+from nestling.training.accumulated_step import accumulated_backward
+from nestling.training.memory import MemoryEstimate, estimate, graph_bytes, sample_chunk
+from nestling.training.profiling import rehearsal_table, rehearse, rehearsed_sizes
+from nestling.training.recipe import MAY_DIFFER, REHEARSED, load_batches, longest_plan, record_data, seed_step, start
+from nestling.training.rerank_step import RerankStep
+from nestling.training.run import Cadence, Run, open_run
+from nestling.training.schedule import course, total_steps
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
 

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Literal
 from measure import status
 
 from nestling.config import parse_config, require, require_dims, run
-from nestling.tracking import table
+from nestling.console import table
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-    from nestling.losses import Layout
+    from nestling.losses.reference import Layout
 
 TEMPERATURE = 0.05
 DIRECTIONS: tuple[Literal["query_to_doc"], Literal["query_to_query"], Literal["doc_to_doc"]] = (
@@ -158,7 +158,7 @@ def prepare(method: str, case: Case) -> Callable[[], float]:
 
 
 def ours(case: Case, queries: "Tensor", documents: "Tensor", masks: bool) -> Callable[[], float]:
-    from nestling.streaming import info_nce
+    from nestling.losses.chunked import info_nce
 
     layout = tuples(case.rows, case.negatives)
     margin = 0.1 if masks else None
@@ -184,7 +184,7 @@ def tuples(rows: int, negatives: int) -> "Layout":
     """One positive and equally many negatives a row, documents standing column by column, all texts different."""
     import torch
 
-    from nestling.losses import Layout
+    from nestling.losses.reference import Layout
 
     order = torch.arange(rows)
     return Layout(

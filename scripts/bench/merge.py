@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from measure import machine, pick_device
 
 from nestling.config import parse_config, require, run
-from nestling.tracking import table
+from nestling.console import table
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -193,10 +193,10 @@ def anonymous(process: int | None) -> float:
 
 
 def ours(method: str) -> Merge:
+    from nestling.config.merge_methods import Recipe, equal_weights
     from nestling.merging.inputs import Inputs
     from nestling.merging.merge import write_merged
     from nestling.merging.models import open_model
-    from nestling.merging.recipe import Recipe, equal_weights
 
     def merge(models: list[Path], output: Path) -> None:
         output.mkdir()

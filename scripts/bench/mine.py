@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling.config import parse_config, require, run
-from nestling.tracking import table
+from nestling.console import table
 
 if TYPE_CHECKING:
     from nestling.mining.vectors import Vectors

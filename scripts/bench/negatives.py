@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nestling.config import parse_config, require, run
-from nestling.tracking import table
+from nestling.console import table
 
 ROOT = Path(__file__).parents[2]
 # Setting: which mined file it trains on.

@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from measure import Result, Turns, machine, measured_steps, pick_device, random_qwen3
 
 from nestling.config import parse_config, require, run
-from nestling.tracking import table
+from nestling.console import table
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from nestling.groups import GroupChunk
-    from nestling.reranker import Reranker, RerankerSettings
+    from nestling.batches.groups import GroupChunk
+    from nestling.models.reranker import Reranker, RerankerSettings
 
 T = TypeVar("T")
 DOCUMENTS = 8  # of a group: a positive and its negatives
@@ -159,7 +159,7 @@ def words(config: RerankBenchConfig) -> list[str]:
 
 def settings(config: RerankBenchConfig) -> "RerankerSettings":
     """A prompt of random words."""
-    from nestling.reranker import RerankerSettings
+    from nestling.models.reranker import RerankerSettings
 
     source, known = random.Random(1), words(config)[len(SPECIAL) :]
     prefix, instruction, suffix = (" ".join(source.choices(known, k=k)) for k in (PREFIX, INSTRUCTION, SUFFIX))
@@ -249,7 +249,7 @@ def peer(case: Case, device: "torch.device") -> Side:
     from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
-    from nestling.optim import adamw
+    from nestling.backends.optimizer import adamw
 
     model = CrossEncoder(str(case.folder), device=str(device))  # takes LogitScore of yes and no for a causal model
     model.train()
@@ -279,10 +279,10 @@ def peer(case: Case, device: "torch.device") -> Side:
 def ours(case: Case, device: "torch.device") -> Side:
     import torch
 
-    from nestling.accumulated import accumulated_backward
+    from nestling.backends.optimizer import adamw
     from nestling.backends.plain import Plain
-    from nestling.optim import adamw
-    from nestling.rerank_losses import pointwise
+    from nestling.losses.reranker import pointwise
+    from nestling.training.accumulated_step import accumulated_backward
 
     reranker = load_reranker(case).to(device).train()
     optimizer = adamw(reranker, learning_rate=0.0, weight_decay=0.0)
@@ -308,7 +308,7 @@ def encoder(case: Case, device: "torch.device") -> Side:
     """The same but for the head: the gradient of the last states is given."""
     import torch
 
-    from nestling.optim import adamw
+    from nestling.backends.optimizer import adamw
 
     reranker = load_reranker(case).to(device).train()
 
@@ -330,7 +330,7 @@ def cut(items: list[T], size: int) -> list[list[T]]:
 
 
 def load_reranker(case: Case) -> "Reranker":
-    from nestling.reranker import Reranker
+    from nestling.models.reranker import Reranker
 
     return Reranker.from_pretrained(
         case.folder,
@@ -342,7 +342,7 @@ def load_reranker(case: Case) -> "Reranker":
 
 def to_chunk(reranker: "Reranker", groups: list[Group]) -> "GroupChunk":
     """Prompts of some groups, tokenised and packed."""
-    from nestling.groups import join_groups
+    from nestling.batches.groups import join_groups
 
     read = partial(reranker.pairs, query_max_length=LONGEST, document_max_length=LONGEST)
     parts = [read(group.query, group.documents).ids for group in groups]

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Literal
 from measure import Peak, Turns, machine, pick_device, random_qwen3, synchronize
 
 from nestling.config import parse_config, require, require_dims, run
-from nestling.tracking import table
+from nestling.console import table
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from nestling.embedder import Embedder
-    from nestling.losses import Layout
+    from nestling.losses.reference import Layout
+    from nestling.models.embedder import Embedder
 
 TEMPERATURE = 0.05
 VOCABULARY = 8192
@@ -138,9 +138,9 @@ class Stepper:
     """A model, its optimizer, and what they take."""
 
     def __init__(self, config: ScaleBenchConfig) -> None:
+        from nestling.backends.optimizer import adamw
         from nestling.backends.plain import Plain
-        from nestling.optim import adamw
-        from nestling.packing import token_budget
+        from nestling.batches.packing import token_budget
 
         self.config = config
         self.device = pick_device(config.device)
@@ -151,9 +151,9 @@ class Stepper:
 
     def step(self, rows: int) -> Step:
         """Gradients of a batch, and an update by nothing: every step computes the same."""
-        from nestling.cached import GraphBudget, cached_backward
-        from nestling.packing import pack
-        from nestling.streaming import info_nce
+        from nestling.batches.packing import pack
+        from nestling.losses.chunked import info_nce
+        from nestling.training.cached_step import GraphBudget, cached_backward
 
         batch = pack(write_texts(rows, self.config), self.chunk_tokens, 0).to(self.device)
         layout = tuples(rows, self.config.negatives, self.device)
@@ -185,8 +185,8 @@ def random_model(config: ScaleBenchConfig) -> "Embedder":
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, Qwen3Model
 
-    from nestling.embedder import Embedder
-    from nestling.prompts import Prompts
+    from nestling.batches.prompts import Prompts
+    from nestling.models.embedder import Embedder
 
     backbone = random_qwen3(
         Qwen3Model,
@@ -213,7 +213,7 @@ def tuples(rows: int, negatives: int, device: "torch.device") -> "Layout":
     """A positive and equally many negatives a row, documents standing column by column, all texts different."""
     import torch
 
-    from nestling.losses import Layout
+    from nestling.losses.reference import Layout
 
     order, documents = torch.arange(rows, device=device), torch.arange(rows * (1 + negatives), device=device)
     return Layout(

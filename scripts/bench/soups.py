@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 from nestling.config import CandidateData, parse_config, read_run, require, run
+from nestling.config.merge_methods import WITH_BASE, Method, Recipe, Weights, equal_weights
+from nestling.console import table
 from nestling.files import replace_text
 from nestling.merging.alike import require_alike
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import merge_into
 from nestling.merging.models import open_model
-from nestling.merging.recipe import WITH_BASE, Method, Recipe, Weights, equal_weights
 from nestling.merging.search import Search
 from nestling.merging.subject import EvaluationSet, Subject, files_of, named_set, open_subject, quality
 from nestling.records import RetrievalSet
-from nestling.tracking import table
 
 # Those that are merges of their own: at scale 1, task arithmetic with even shares is the linear mean.
 METHODS: tuple[Method, ...] = ("linear", "karcher", "ties", "dare_linear", "dare_ties", "model_stock")

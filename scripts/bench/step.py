@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Literal
 from measure import Result, Turns, machine, measured_steps, pick_device, random_qwen3
 
 from nestling.config import parse_config, require, require_dims, run
-from nestling.tracking import table
+from nestling.console import table
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from nestling.losses import Layout
+    from nestling.losses.reference import Layout
 
 TEMPERATURE = 0.05  # the peer's default scale of 20
 SHORTEST, MEDIAN, LONGEST, SPREAD = 8, 70, 512, 0.75  # of texts, in tokens; SPREAD of their logarithm
@@ -211,7 +211,7 @@ def peer(case: Case, device: "torch.device", *, padding: str) -> Side:
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    from nestling.optim import adamw
+    from nestling.backends.optimizer import adamw
 
     config = case.config
     transformer = Transformer(str(case.folder), processor_kwargs={"padding_side": padding})
@@ -239,12 +239,12 @@ def peer(case: Case, device: "torch.device", *, padding: str) -> Side:
 
 def ours(case: Case, device: "torch.device", *, memory: float) -> Side:
     """`cached_backward` with room for `memory` bytes of graphs."""
+    from nestling.backends.optimizer import adamw
     from nestling.backends.plain import Plain
-    from nestling.cached import GraphBudget, cached_backward
-    from nestling.embedder import Embedder
-    from nestling.memory import graph_bytes, sample_chunk
-    from nestling.optim import adamw
-    from nestling.packing import pack, token_budget
+    from nestling.batches.packing import pack, token_budget
+    from nestling.models.embedder import Embedder
+    from nestling.training.cached_step import GraphBudget, cached_backward
+    from nestling.training.memory import graph_bytes, sample_chunk
 
     embedder = Embedder.from_pretrained(case.folder, cpu=device.type == "cpu").to(device).train()
     optimizer = adamw(embedder, learning_rate=0.0, weight_decay=0.0)
@@ -270,9 +270,9 @@ def single_graph(case: Case, device: "torch.device") -> Side:
     """The same chunks in one graph: no embedding is computed twice."""
     import torch
 
-    from nestling.embedder import Embedder
-    from nestling.optim import adamw
-    from nestling.packing import pack, token_budget
+    from nestling.backends.optimizer import adamw
+    from nestling.batches.packing import pack, token_budget
+    from nestling.models.embedder import Embedder
 
     embedder = Embedder.from_pretrained(case.folder, cpu=device.type == "cpu").to(device).train()
     chunk_tokens = case.config.chunk_tokens or token_budget(device)
@@ -295,8 +295,8 @@ def single_graph(case: Case, device: "torch.device") -> Side:
 
 def loss_of_rows(rows: int, config: StepBenchConfig, device: "torch.device") -> Callable[["Tensor"], "Tensor"]:
     """The peer's loss, which looks from queries to documents alone and masks none."""
-    from nestling.losses import Terms
-    from nestling.streaming import info_nce
+    from nestling.losses.chunked import info_nce
+    from nestling.losses.reference import Terms
 
     layout = tuples(rows, device)
 
@@ -319,7 +319,7 @@ def tuples(rows: int, device: "torch.device") -> "Layout":
     """A positive and a hard negative a row, documents standing column by column, all texts different."""
     import torch
 
-    from nestling.losses import Layout
+    from nestling.losses.reference import Layout
 
     order, documents = torch.arange(rows, device=device), torch.arange(2 * rows, device=device)
     return Layout(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nestling.config import parse_config, require, require_dims, run
-from nestling.tracking import table
+from nestling.console import table
 
 T = TypeVar("T")
 Scores = dict[str, dict[int, float]]
@@ -165,7 +165,7 @@ def train_peer(config: TrainingBenchConfig) -> float:
 
 def evaluate(config: TrainingBenchConfig, model: str) -> Scores:
     """nDCG@10 at each dimension, for each data set."""
-    from nestling.embedder import Embedder
+    from nestling.models.embedder import Embedder
     from nestling.records import load_retrieval_set
     from nestling.retrieval import evaluate_embedder
 

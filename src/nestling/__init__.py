@@ -4,15 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nestling.embedder import Embedder
-    from nestling.reranker import Reranker
+    from nestling.models.embedder import Embedder
+    from nestling.models.reranker import Reranker
 
 __all__ = ["Embedder", "Reranker", "__version__"]
 
 __version__ = "0.1.0"
 
 # Imported when they are asked for: with them comes torch, which `--help` of a recipe must not wait for.
-MODELS = {"Embedder": "nestling.embedder", "Reranker": "nestling.reranker"}
+MODELS = {"Embedder": "nestling.models.embedder", "Reranker": "nestling.models.reranker"}
 
 
 def __getattr__(name: str) -> Any:

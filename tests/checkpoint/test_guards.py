@@ -38,7 +38,8 @@ LOOP = """
     import sys, time
     from pathlib import Path
     from torch.utils.data import DataLoader
-    from nestling.checkpoint import Checkpoints, StopSignal, any_rank, ignore_stop_signals
+    from nestling.checkpoint import Checkpoints, StopSignal, ignore_stop_signals
+    from nestling.distributed.ranks import any_rank
 
     def loop(folder, rank):
         with StopSignal() as stop:
@@ -57,7 +58,8 @@ ONE_RANK = f"""{LOOP}
 """
 TWO_RANKS = f"""{LOOP}
     import torch
-    from nestling.checkpoint import on_rank_zero, open_run_folder
+    from nestling.distributed.ranks import on_rank_zero
+    from nestling.checkpoint import open_run_folder
     folder = Path(sys.argv[1])
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()

@@ -19,11 +19,11 @@ from ranks import ROOT
 from torch import Tensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from nestling.adapters import attach_lora
 from nestling.backends import Backend, prepare
-from nestling.batching import Plan
-from nestling.optim import adamw
-from nestling.token_model import TokenModel
+from nestling.backends.optimizer import adamw
+from nestling.batches.sampling import Plan
+from nestling.models.adapters import attach_lora
+from nestling.models.token_model import TokenModel
 
 BACKENDS = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 RATE = 0.1

@@ -4,9 +4,9 @@ import torch
 from launches import recipe
 from torch import Tensor
 
+from nestling.batches.packing import AnyChunk
 from nestling.config import EmbedConfig, parse_config, run
-from nestling.embedder import Embedder
-from nestling.packing import AnyChunk
+from nestling.models.embedder import Embedder
 
 RECIPE = recipe("embed")
 SEED_STEP, FORWARD = RECIPE.seed_step, Embedder.forward

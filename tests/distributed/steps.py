@@ -10,15 +10,15 @@ from launches import RATE, Weights, adapt, launch, plans, recipe, train_by_hand
 from torch import Tensor
 
 from nestling.backends import Backend
-from nestling.batching import Draw, Plan, Source
-from nestling.cached import GraphBudget, cached_backward
+from nestling.batches.embed_collation import Collator
+from nestling.batches.sampling import Draw, Plan, Source
 from nestling.checkpoint import Checkpoints, TrainingState, write_training
-from nestling.collation import Collator
 from nestling.config import LossConfig
-from nestling.distributed import gather_batch
-from nestling.embedder import Embedder
-from nestling.losses import cosent, distillation, info_nce
+from nestling.distributed.gathering import gather_batch
+from nestling.losses.reference import cosent, distillation, info_nce
+from nestling.models.embedder import Embedder
 from nestling.records import load_records
+from nestling.training.cached_step import GraphBudget, cached_backward
 
 DIMS = {64: 1.0, 16: 0.5}
 BUDGETS = {"none": GraphBudget(0.0, 1.0), "some": GraphBudget(45.0, 1.0), "all": GraphBudget(float("inf"), 1.0)}

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-import nestling.encoding
-from nestling.embedder import Embedder
-from nestling.encoding import encode_texts
-from nestling.packing import Chunk
+import nestling.models.encoding
+from nestling.batches.packing import Chunk
+from nestling.models.embedder import Embedder
+from nestling.models.encoding import encode_texts
 from nestling.records import RetrievalSet
 from nestling.records.summary import LoadSummary
 from nestling.retrieval import evaluate_embedder
@@ -39,7 +39,7 @@ class Collective(Embedder):
 
 
 def encode_in_step(rank: int, folder: Path) -> None:
-    nestling.encoding.WINDOW = 16
+    nestling.models.encoding.WINDOW = 16
     model = Collective.from_pretrained(folder / "bert")
     texts = TEXTS[: COUNTS[rank]]
     agree = partial(largest, device=CPU)

@@ -5,8 +5,9 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from nestling import distributed
-from nestling.distributed import gather_batch, sum_over_ranks
+from nestling.distributed import gathering
+from nestling.distributed.gathering import gather_batch
+from nestling.distributed.ranks import sum_over_ranks
 
 COUNTS = [3, 0, 5]
 D = 4
@@ -73,10 +74,10 @@ def collectives_of_a_step(rank: int, folder: Path) -> None:
                 return _original(*arguments)  # type: ignore[operator]
 
             setattr(dist, name, counted)
-    importlib.reload(distributed)  # which looks two of them up when it is imported
+    importlib.reload(gathering)  # which looks two of them up when it is imported
     mine = torch.randn(2, D, requires_grad=True)
     own = torch.randn(3, D, requires_grad=True)
-    everyone, pool = distributed.gather_batch(mine, own, [3, 3])
+    everyone, pool = gathering.gather_batch(mine, own, [3, 3])
     (everyone @ pool.T).sum().backward()
     (folder / f"{rank}.txt").write_text(" ".join(calls))
 

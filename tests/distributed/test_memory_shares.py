@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from nestling.backends import Backend
-from nestling.memory import estimate
+from nestling.training.memory import estimate
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from steps import BUDGETS, Case, collate, loss_config, prepared, recipe_share, s
 from test_backends import prepare_folder
 
 from nestling.backends import Backend
-from nestling.cached import CachedStep
-from nestling.distributed import sum_over_ranks
+from nestling.distributed.ranks import sum_over_ranks
+from nestling.training.cached_step import CachedStep
 from recipes.runs import arguments, losses, write_data
 
 CASES = [Case("ddp"), Case("ddp", "all"), Case("zero1", "some"), Case("zero2")]

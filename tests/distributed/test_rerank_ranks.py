@@ -29,16 +29,16 @@ from ranks import run_ranks
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from nestling.accumulated import accumulated_backward
 from nestling.backends import Backend
-from nestling.batching import Draw, Plan, Source
+from nestling.batches.packing import pad
+from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator, drawn_record
+from nestling.batches.sampling import Draw, Plan, Source
 from nestling.config import RerankLossConfig
-from nestling.packing import pad
+from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.records import Record, RecordTable, RetrievalSet, load_records
 from nestling.records.summary import LoadSummary
-from nestling.rerank_collation import Labels, RerankBatch, RerankCollator, drawn_record
-from nestling.reranker import Reranker, RerankerSettings
 from nestling.retrieval import Candidates, rerank
+from nestling.training.accumulated_step import accumulated_backward
 from tiny import tiny_qwen3
 
 RECIPE = recipe("rerank")

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nestling.config.merge_methods import Method, Recipe, Weights, equal_weights
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import merge
-from nestling.merging.recipe import Method, Recipe, Weights, equal_weights
 from nestling.merging.sources import Spec
 from nestling.merging.workers import BLOCK
 

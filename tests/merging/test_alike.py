@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from nestling.export_reranker import write_cross_encoder
+from nestling.export.reranker import write_cross_encoder
 from nestling.merging.alike import require_alike
-from nestling.reranker import Reranker, RerankerSettings
+from nestling.models.reranker import Reranker, RerankerSettings
 from tiny import tiny_qwen3
 
 

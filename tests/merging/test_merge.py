@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from merging.held import Held, equal_recipe, family, merged, near, random_tensors, recipe, save
-from nestling.gate import alone
+from nestling.config.merge_methods import Recipe, Weights, default_method
+from nestling.export.gate import alone
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import GROUP, merge_into, write_merged
-from nestling.merging.recipe import Recipe, Weights, default_method
 from nestling.merging.sources import open_weights
 from nestling.merging.workers import BLOCK, working
-from nestling.weights import StoredWeights
+from nestling.models.weights import StoredWeights
 
 METHODS = [
     recipe("linear", 0.2, 0.5, 0.3),
@@ -198,7 +198,7 @@ from pathlib import Path
 import torch
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import write_merged
-from nestling.merging.recipe import Recipe, equal_weights
+from nestling.config.merge_methods import Recipe, equal_weights
 from nestling.merging.sources import open_weights
 
 def anonymous():

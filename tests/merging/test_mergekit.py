@@ -9,11 +9,11 @@ import torch
 import yaml
 
 from merging.held import equal_recipe, recipe
+from nestling.config.merge_methods import Recipe
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import write_merged
 from nestling.merging.models import open_model
-from nestling.merging.recipe import Recipe
-from nestling.weights import StoredWeights, write_weights
+from nestling.models.weights import StoredWeights, write_weights
 from tiny import tiny_qwen3
 
 pytestmark = pytest.mark.slow

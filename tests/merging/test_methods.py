@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from merging.held import Held, equal_recipe, family, merged, random_tensors, recipe
+from nestling.config.merge_methods import Recipe
 from nestling.merging.inputs import Inputs
 from nestling.merging.methods import PARALLEL, coefficients, karcher, opposed, slerp
-from nestling.merging.recipe import Recipe
 
 Formula = Callable[[list[Tensor], Sequence[float]], Tensor]
 

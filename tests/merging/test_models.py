@@ -13,22 +13,22 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModel
 
-from nestling.adapters import without_deprecations
 from nestling.checkpoint import TrainingState, trainable_tensors, write_training
 from nestling.checkpoint.atomic import write_folder
-from nestling.embedder import Embedder
-from nestling.export import export_embedder
-from nestling.export_reranker import write_cross_encoder
-from nestling.merged_weights import MergedWeights
+from nestling.config.merge_methods import Recipe, equal_weights
+from nestling.export.embedder import export_embedder
+from nestling.export.reranker import write_cross_encoder
 from nestling.merging.inputs import Inputs
 from nestling.merging.lora import ROWS, open_adapter
 from nestling.merging.merge import merge_into
 from nestling.merging.models import open_model
 from nestling.merging.names import align
-from nestling.merging.recipe import Recipe, equal_weights
 from nestling.merging.sources import Source
-from nestling.reranker import Reranker
-from nestling.token_model import TokenModel
+from nestling.models.adapters import without_deprecations
+from nestling.models.embedder import Embedder
+from nestling.models.merged_weights import MergedWeights
+from nestling.models.reranker import Reranker
+from nestling.models.token_model import TokenModel
 from tiny import tiny_qwen3
 from trained import with_lora, with_noise
 
@@ -214,8 +214,8 @@ def test_damaged_and_misplaced_checkpoints_are_refused(tmp_path: Path, qwen3: Pa
 
 
 def test_what_nestling_exports_can_be_merged(tmp_path: Path, qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nestling.export.verify_export", lambda *given: None)
-    monkeypatch.setattr("nestling.export.render_card", lambda *given: "")
+    monkeypatch.setattr("nestling.export.embedder.verify_export", lambda *given: None)
+    monkeypatch.setattr("nestling.export.embedder.render_card", lambda *given: "")
     embedder = with_lora(Embedder.from_pretrained(qwen3))
     export_embedder(embedder, tmp_path / "embedder", query_max_length=32, document_max_length=32)
     served, adapter = open_model(str(tmp_path / "embedder")), open_model(str(tmp_path / "embedder" / "adapter"))

@@ -12,7 +12,7 @@ from merging.held import Held, random_tensors, save
 from nestling.merging.inputs import Inputs
 from nestling.merging.names import align, matched
 from nestling.merging.sources import DTYPES, open_weights, stored_tensors
-from nestling.weights import write_weights
+from nestling.models.weights import write_weights
 
 
 def test_every_piece_of_every_dtype_is_what_the_file_holds(tmp_path: Path) -> None:

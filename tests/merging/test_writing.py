@@ -15,7 +15,7 @@ from nestling.merging.merge import write_merged
 from nestling.merging.sources import Spec, stored_tensors
 from nestling.merging.workers import BLOCK
 from nestling.merging.writing import TensorFiles, in_shards
-from nestling.weights import StoredWeights
+from nestling.models.weights import StoredWeights
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

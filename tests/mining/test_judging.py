@@ -17,8 +17,8 @@ from nestling.mining.asked import Asked
 from nestling.mining.judging import Judge, judge_lists, open_judge, probabilities
 from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
-from nestling.reranker import Reranker
-from nestling.scoring import Group
+from nestling.models.reranker import Reranker
+from nestling.models.scoring import Group
 
 CPU = torch.device("cpu")
 

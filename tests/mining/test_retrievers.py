@@ -9,8 +9,8 @@ import torch
 from ranks import run_ranks
 
 from mining.small import opened, random_rows, write_corpus, write_rows
-from nestling.embedder import Embedder
 from nestling.mining.retrievers import Bm25, Dense, Given, RunFile, query_ids
+from nestling.models.embedder import Embedder
 from nestling.records import load_retrieval_set
 from nestling.retrieval import bm25_run
 from sets import WORDS, random_set, write_beir

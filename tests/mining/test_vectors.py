@@ -10,13 +10,13 @@ import torch
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
-import nestling.encoding
 import nestling.mining.vectors
-from nestling.embedder import Embedder
-from nestling.encoding import Tally
+import nestling.models.encoding
 from nestling.mining.arrays import ArrayCache
 from nestling.mining.fingerprints import of_embedder
 from nestling.mining.vectors import Vectors, encode_cached
+from nestling.models.embedder import Embedder
+from nestling.models.encoding import Tally
 from nestling.records import text_id
 from nestling.records.store import CacheError, default_cache
 from tiny import tiny_bert
@@ -33,7 +33,7 @@ def short_shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def shorten(texts: int) -> None:
-    nestling.encoding.WINDOW = nestling.mining.vectors.SHARD = texts
+    nestling.models.encoding.WINDOW = nestling.mining.vectors.SHARD = texts
 
 
 def encode(

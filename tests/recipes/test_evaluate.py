@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nestling.reranker import Reranker
+from nestling.models.reranker import Reranker
 from recipes.runs import run_main
 from scripts.evaluate import main
 

@@ -11,17 +11,17 @@ import yaml
 from sentence_transformers import CrossEncoder
 from transformers import PreTrainedModel
 
-from nestling.adapters import attach_lora
 from nestling.checkpoint import TrainingState, trainable_tensors, write_training
 from nestling.checkpoint.atomic import write_folder
 from nestling.config import EmbedConfig, LoraConfig, RerankConfig, TrainData
-from nestling.embedder import Embedder
-from nestling.gate import require_passed
-from nestling.parity import Expectation, GateReport, check_directory
-from nestling.rerank_parity import ScoreExpectation, ScoreReport, check_reranker
-from nestling.reranker import Reranker, RerankerSettings
-from nestling.token_model import TokenModel
-from nestling.trainable import load_trainable
+from nestling.export.embedder_gate import Expectation, GateReport, check_directory
+from nestling.export.gate import require_passed
+from nestling.export.reranker_gate import ScoreExpectation, ScoreReport, check_reranker
+from nestling.models.adapters import attach_lora
+from nestling.models.embedder import Embedder
+from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.token_model import TokenModel
+from nestling.models.trainable import load_trainable
 from scripts.export import main
 from tiny import tiny_qwen3
 
@@ -41,8 +41,8 @@ def gate_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         require_passed(report, directory)
         return report
 
-    monkeypatch.setattr("nestling.export.verify_export", verify)
-    monkeypatch.setattr("nestling.export_reranker.verify_reranker", verify_scores)
+    monkeypatch.setattr("nestling.export.embedder.verify_export", verify)
+    monkeypatch.setattr("nestling.export.reranker.verify_reranker", verify_scores)
 
 
 def export(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:

@@ -13,9 +13,9 @@ import torch
 from ranks import run_recipe
 from safetensors.torch import load_file
 
-from nestling.embedder import Embedder
-from nestling.export_reranker import export_reranker
-from nestling.reranker import Reranker
+from nestling.export.reranker import export_reranker
+from nestling.models.embedder import Embedder
+from nestling.models.reranker import Reranker
 from recipes.runs import arguments, run_main
 from scripts.merge import main
 

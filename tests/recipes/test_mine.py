@@ -12,10 +12,10 @@ import pytest
 from ranks import run_recipe
 
 from mining.small import random_rows, write_corpus, write_rows
-from nestling.embedder import Embedder
 from nestling.mining.pool import near_identity
+from nestling.models.embedder import Embedder
+from nestling.models.reranker import Reranker
 from nestling.records import load_records
-from nestling.reranker import Reranker
 from recipes.runs import run_main
 from scripts.mine import main
 from sets import WORDS, write_beir

@@ -12,7 +12,7 @@ from ranks import run_recipe
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from nestling.reranker import Reranker
+from nestling.models.reranker import Reranker
 from recipes.runs import (
     assert_said,
     assert_same_run,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mining.small import write_corpus, write_rows
-from nestling.embedder import Embedder
+from nestling.models.embedder import Embedder
 from nestling.records import text_id
 from nestling.synthesis.passages import Passages
 from nestling.synthesis.personas import nearest_personas, read_personas

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from nestling.packing import AnyChunk, Chunk
+from nestling.batches.packing import AnyChunk, Chunk
 
 
 def agree_on_chunks(chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:

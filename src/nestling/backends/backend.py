@@ -10,9 +10,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from nestling.memory import Shares
-from nestling.packing import AnyChunk
-from nestling.token_model import TokenModel
+from nestling.backends.sizes import Shares
+from nestling.batches.packing import AnyChunk
+from nestling.models.token_model import TokenModel
 
 
 class Passes(Protocol):

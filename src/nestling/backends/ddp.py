@@ -9,9 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nestling.backends.plain import Plain
-from nestling.distributed import rank_and_world
-from nestling.packing import AnyChunk
-from nestling.token_model import TokenModel
+from nestling.batches.packing import AnyChunk
+from nestling.distributed.ranks import rank_and_world
+from nestling.models.token_model import TokenModel
 
 
 class Ddp(Plain):

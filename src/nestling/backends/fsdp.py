@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 
 from nestling.backends.agreement import agree_on_chunks
 from nestling.backends.plain import Plain
+from nestling.backends.sizes import Shares
+from nestling.batches.packing import AnyChunk
 from nestling.checkpoint.state import OPTIMIZER, restore_tensors, save_optimizer, trainable_tensors
-from nestling.distributed import rank_and_world
-from nestling.memory import Shares
-from nestling.packing import AnyChunk
-from nestling.token_model import TokenModel
+from nestling.distributed.ranks import rank_and_world
+from nestling.models.token_model import TokenModel
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 FROM_RANK_ZERO = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

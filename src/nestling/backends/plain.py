@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nestling.backends.optimizer import clip_gradients, set_learning_rate
+from nestling.backends.sizes import Shares
+from nestling.batches.packing import AnyChunk
 from nestling.checkpoint.state import load_optimizer, restore_tensors, save_optimizer, trainable_tensors
-from nestling.distributed import rank_and_world
-from nestling.memory import Shares
-from nestling.optim import clip_gradients, set_learning_rate
-from nestling.packing import AnyChunk
-from nestling.token_model import TokenModel
+from nestling.distributed.ranks import rank_and_world
+from nestling.models.token_model import TokenModel
 
 
 class Plain:

@@ -14,9 +14,9 @@ from nestling.backends.backend import Backend
 from nestling.backends.ddp import Ddp
 from nestling.backends.fsdp import Fsdp
 from nestling.backends.plain import Plain
+from nestling.backends.sizes import free_memory, trained_bytes
 from nestling.backends.zero import Zero
-from nestling.memory import free_memory, trained_bytes
-from nestling.token_model import TokenModel
+from nestling.models.token_model import TokenModel
 
 
 def prepare(

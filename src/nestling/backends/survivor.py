@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nestling.backends.agreement import one_token
 from nestling.backends.backend import Backend, Passes
-from nestling.packing import AnyChunk
+from nestling.batches.packing import AnyChunk
 
 
 class Survivor:

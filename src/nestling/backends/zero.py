@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from nestling.backends.agreement import agree_on_chunks
-from nestling.checkpoint.ranks import any_rank
+from nestling.backends.optimizer import set_learning_rate
+from nestling.backends.sizes import Shares
+from nestling.batches.packing import AnyChunk
 from nestling.checkpoint.state import trainable_tensors
-from nestling.distributed import rank_and_world
-from nestling.memory import Shares
-from nestling.optim import set_learning_rate
-from nestling.packing import AnyChunk
-from nestling.token_model import TokenModel
+from nestling.distributed.ranks import any_rank, rank_and_world
+from nestling.models.token_model import TokenModel
 
 ENGINE = "engine"  # DeepSpeed's own folder inside a checkpoint
 

@@ -13,10 +13,10 @@ from mteb.types import PromptType
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from nestling.embedder import Embedder
-from nestling.encoding import Tally, encode_texts
-from nestling.reranker import Reranker
-from nestling.scoring import Group, ScoreTally
+from nestling.models.embedder import Embedder
+from nestling.models.encoding import Tally, encode_texts
+from nestling.models.reranker import Reranker
+from nestling.models.scoring import Group, ScoreTally
 
 # How a query prompt begins that an instruction may be put into.
 INSTRUCTED = "Instruct: "

@@ -1,7 +1,6 @@
 """Run folders, atomic checkpoints, exact resume and preemption."""
 
 from nestling.checkpoint.guards import NonFiniteGuard, StopSignal, ignore_stop_signals
-from nestling.checkpoint.ranks import any_rank, on_rank_zero
 from nestling.checkpoint.run_folder import RunFolder, check_run_folder, open_run_folder
 from nestling.checkpoint.state import (
     TrainingState,
@@ -12,6 +11,7 @@ from nestling.checkpoint.state import (
     write_training,
 )
 from nestling.checkpoint.store import Checkpoints
+from nestling.distributed.ranks import any_rank, on_rank_zero
 
 __all__ = [
     "Checkpoints",

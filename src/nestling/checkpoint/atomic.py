@@ -10,7 +10,7 @@ from pathlib import Path
 
 import xxhash
 
-from nestling.checkpoint.ranks import on_every_rank, on_rank_zero
+from nestling.distributed.ranks import on_every_rank, on_rank_zero
 from nestling.files import sync
 
 MANIFEST = "manifest.json"

@@ -23,15 +23,15 @@ from pathlib import Path
 import yaml
 
 from nestling import __version__
-from nestling.checkpoint.ranks import on_rank_zero
-from nestling.distributed import rank_and_world
+from nestling.config.nested import flat, plain
+from nestling.distributed.ranks import on_rank_zero, rank_and_world
 from nestling.files import replace_text
 from nestling.locks import lock
-from nestling.nested import flat, plain
+from nestling.run_files import CONFIG, LAUNCHES
 
 logger = logging.getLogger(__name__)
 
-CONFIG, LAUNCHES, LOCK = "config.yaml", "run.json", ".lock"
+LOCK = ".lock"
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nestling.checkpoint.atomic import clean_up, damage, remove_folder, write_folder
-from nestling.checkpoint.ranks import on_rank_zero
+from nestling.distributed.ranks import on_rank_zero
 
 logger = logging.getLogger(__name__)
 

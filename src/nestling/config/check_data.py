@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from nestling.config.checks import require
-from nestling.hygiene.rules import DEFAULT_RULES, Rule
+from nestling.config.cleaning_rules import DEFAULT_RULES, Rule
 
 
 @dataclass(frozen=True)

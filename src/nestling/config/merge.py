@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nestling.config.checks import require, require_unique
+from nestling.config.merge_methods import WITH_BASE, Method, Recipe, Weights, default_method, equal_weights
 from nestling.config.rerank import CandidateData
-from nestling.merging.recipe import WITH_BASE, Method, Recipe, Weights, default_method, equal_weights
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class RerankConfig(TrainingConfig):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What it sets of `nestling.reranker.RerankerSettings`; the rest is as the model's files say."""
+        """What it sets of `nestling.models.reranker.RerankerSettings`; the rest is as the model's files say."""
         given = {"instruction": self.query_instruction}
         given |= {name: getattr(self, name) for name in ("prefix", "suffix", "yes", "no")}
         lengths = {name: getattr(self, name) for name in ("query_max_length", "document_max_length")}

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from nestling.adapters import attach_lora
-from nestling.answer_head import AnswerHead
-from nestling.embedder import Embedder
-from nestling.memory import graph_bytes, sample_chunk
-from nestling.reranker import Reranker
-from nestling.token_model import TokenModel, is_decoder
+from nestling.models.adapters import attach_lora
+from nestling.models.answer_head import AnswerHead
+from nestling.models.embedder import Embedder
+from nestling.models.reranker import Reranker
+from nestling.models.token_model import TokenModel, is_decoder
+from nestling.training.memory import graph_bytes, sample_chunk
 
 ATTENTION = "sdpa"  # flash attention keeps as much
 
@@ -41,7 +41,7 @@ class HollowReranker(Reranker):
 
 
 class Hollow:
-    """A model for training, as `nestling.trainable.load_trainable` gives it.
+    """A model for training, as `nestling.models.trainable.load_trainable` gives it.
 
     Args:
         shape: Its configuration.

@@ -2,10 +2,10 @@
 
 from nestling.backends.fsdp import fsdp_shares
 from nestling.backends.prepare import gradients_fit
+from nestling.backends.sizes import Shares, trained_bytes, whole_bytes
 from nestling.backends.zero import zero_shares
 from nestling.config.costs import LaunchCosts
-from nestling.memory import Shares, trained_bytes, whole_bytes
-from nestling.token_model import TokenModel
+from nestling.models.token_model import TokenModel
 
 
 def shares_of(launch: LaunchCosts, model: TokenModel, room: float) -> tuple[Shares, bool]:

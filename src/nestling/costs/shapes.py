@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, Qwen3Config
 
-from nestling.token_model import read_config
+from nestling.models.token_model import read_config
 
 QWEN3 = {  # hidden size, layers, heads, size of the inner layer
     "0.6B": (1024, 28, 16, 3072),

@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from nestling.backends.sizes import Shares, trained_bytes
 from nestling.config import EmbedConfig, MineConfig, RerankConfig, TrainingConfig, require
 from nestling.config.costs import LaunchCosts, ScriptName, StageCosts
 from nestling.costs.hollow import Hollow
@@ -13,10 +14,10 @@ from nestling.costs.launches import free_beside, shares_of
 from nestling.costs.recipes import read_recipe
 from nestling.costs.shapes import shape_of
 from nestling.costs.work import Reading, passes_of
-from nestling.memory import MemoryEstimate, Shares, estimate, kept_bytes, room_for_graphs, trained_bytes
-from nestling.token_model import TokenModel
+from nestling.models.token_model import TokenModel
+from nestling.training.memory import MemoryEstimate, estimate, kept_bytes, room_for_graphs
 
-CHUNK = 16384  # positions of a chunk on a GPU, as `nestling.packing.token_budget` has it
+CHUNK = 16384  # positions of a chunk on a GPU, as `nestling.batches.packing.token_budget` has it
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from nestling.config import MineConfig
 from nestling.config.costs import GpuName, LaunchCosts, StageCosts
+from nestling.console import table
 from nestling.costs.recipes import read_recipe
 from nestling.costs.stage import Costs
-from nestling.memory import gigabytes
-from nestling.tracking import table
+from nestling.training.memory import gigabytes
 
 # Gigabytes, and operations a second in bfloat16 without sparsity, of the makers' data sheets.
 GPUS: dict[GpuName, tuple[float, float]] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from nestling.token_model import TokenModel
+from nestling.models.token_model import TokenModel
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from nestling.embedder import read_json
+from nestling.export.serving_files import BaseFiles
 from nestling.merging.models import model_files
-from nestling.reranker import read_settings
-from nestling.serving_files import BaseFiles
-from nestling.token_model import read_config
+from nestling.models.embedder import read_json
+from nestling.models.reranker import read_settings
+from nestling.models.token_model import read_config
 
 # Keys of config.json that change nothing of what the weights compute.
 BESIDE_THE_WEIGHTS = frozenset(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nestling.merging.names import own_names
 from nestling.merging.sources import Source, Spec, open_weights, stored_tensors
-from nestling.weights import model_file
+from nestling.models.weights import model_file
 
 # Rows of W that are multiplied at once have about so many elements. Pieces are cut along these rows whatever is asked
 # for: a product of more rows may be added up in another order.

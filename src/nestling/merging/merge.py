@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nestling.config.merge_methods import Recipe
 from nestling.merging.inputs import Inputs
 from nestling.merging.names import align
 from nestling.merging.plans import Plan, plan
-from nestling.merging.recipe import Recipe
 from nestling.merging.report import MergeReport, describe
 from nestling.merging.sources import Spec
 from nestling.merging.workers import PIECE, Workers, working
 from nestling.merging.writing import TensorFiles
-from nestling.weights import SHARD_BYTES
+from nestling.models.weights import SHARD_BYTES
 
 # Elements of a group, or one tensor that is larger: few enough that the second pass finds them cached.
 GROUP = 2**26
@@ -46,7 +46,7 @@ def write_merged(
 ) -> MergeReport:
     """Write the merged weights, and nothing else, into a folder: safetensors, in one file or shards with their index.
 
-    They are not forced onto the disk; inside `nestling.serving_files.new_directory` that happens at its end.
+    They are not forced onto the disk; inside `nestling.export.serving_files.new_directory` that happens at its end.
 
     Args:
         inputs: What is merged.

@@ -13,7 +13,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from nestling.merging.recipe import Recipe
+from nestling.config.merge_methods import Recipe
 
 # Above this cosine an angle says nothing that the straight line does not.
 PARALLEL = 0.9995

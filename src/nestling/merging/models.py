@@ -7,12 +7,12 @@ from typing import Any
 import yaml
 
 from nestling.checkpoint.atomic import MANIFEST, file_damage
-from nestling.checkpoint.run_folder import CONFIG
 from nestling.checkpoint.state import MODEL, STATE
-from nestling.embedder import ModelFiles, read_json, read_model_files
 from nestling.merging.lora import adapter_folder, is_factor, open_adapter, with_lora
 from nestling.merging.names import own_names, require_like
 from nestling.merging.sources import Overlaid, Renamed, Source, open_weights, stored_tensors
+from nestling.models.embedder import ModelFiles, read_json, read_model_files
+from nestling.run_files import CONFIG
 
 # What embedders and rerankers call their transformer.
 BACKBONE = "backbone."

@@ -7,10 +7,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from nestling.config.merge_methods import SPARSE, Recipe
 from nestling.merging import sparse
 from nestling.merging.inputs import Inputs
 from nestling.merging.methods import coefficients
-from nestling.merging.recipe import SPARSE, Recipe
 from nestling.merging.sources import Source
 from nestling.merging.workers import Workers
 

@@ -7,9 +7,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from nestling.config.merge_methods import Method, Recipe
 from nestling.merging.inputs import Inputs, of_models
 from nestling.merging.methods import PARALLEL, cosines, near_parallel, opposed
-from nestling.merging.recipe import Method, Recipe
 
 
 @dataclass(frozen=True)

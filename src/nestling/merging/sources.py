@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nestling.merging.workers import PIECE
-from nestling.weights import model_file, weight_files
+from nestling.models.weights import model_file, weight_files
 
 # The names that safetensors has for them.
 DTYPES = {

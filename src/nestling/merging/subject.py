@@ -15,15 +15,15 @@ from torch import nn
 
 from nestling.checkpoint.state import STATE
 from nestling.config import CandidateData, EmbedConfig, RerankConfig, read_run, require
-from nestling.embedder import Embedder, read_json
-from nestling.export import export_embedder
-from nestling.export_reranker import export_reranker
-from nestling.gate import Report
-from nestling.merged_weights import without_adapters
+from nestling.export.embedder import export_embedder
+from nestling.export.embedder_card import Card
+from nestling.export.gate import Report
+from nestling.export.reranker import export_reranker
 from nestling.merging.lora import adapter_folder
-from nestling.model_card import Card
+from nestling.models.embedder import Embedder, read_json
+from nestling.models.merged_weights import without_adapters
+from nestling.models.reranker import Reranker, read_settings
 from nestling.records import RetrievalSet, default_name, load_retrieval_set
-from nestling.reranker import Reranker, read_settings
 from nestling.retrieval import evaluate_embedder
 from nestling.retrieval.candidates import Candidates, evaluate_candidates, open_candidates
 from nestling.retrieval.reranking import rerank

@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nestling.checkpoint.ranks import on_every_rank, on_rank_zero
-from nestling.metrics import Integers
+from nestling.distributed.ranks import on_every_rank, on_rank_zero
 from nestling.mining.found import Found
 from nestling.mining.nearest import QUERY_BLOCK, nearest, read_keys
 from nestling.mining.retrievers import products
 from nestling.mining.vectors import Vectors
+from nestling.retrieval.metrics import Integers
 from nestling.retrieval.nearest import NOTHING, over_ranks, pack
 from nestling.retrieval.ranks import share
 

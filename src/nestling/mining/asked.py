@@ -7,11 +7,11 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from nestling.metrics import Integers
 from nestling.mining.lists import Lists
 from nestling.records import RecordTable
 from nestling.records.store import open_batches
 from nestling.records.texts import Texts
+from nestling.retrieval.metrics import Integers
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
-from nestling.metrics import Integers
 from nestling.mining.found import Scores
 from nestling.mining.mined import Mined
 from nestling.report.histograms import histograms
+from nestling.retrieval.metrics import Integers
 
 SUSPICIOUS = 25
 ORDINARY = 10

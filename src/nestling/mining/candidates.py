@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.metrics import Integers
 from nestling.mining.found import Found, Scores
 from nestling.mining.lists import Lists
+from nestling.retrieval.metrics import Integers
 
 Ranks = NDArray[np.int32]
 

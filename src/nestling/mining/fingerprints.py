@@ -8,9 +8,9 @@ import xxhash
 from tokenizers import Tokenizer
 from torch import nn
 
-from nestling.embedder import Embedder
-from nestling.reranker import Reranker
-from nestling.token_model import TokenModel
+from nestling.models.embedder import Embedder
+from nestling.models.reranker import Reranker
+from nestling.models.token_model import TokenModel
 
 
 def fingerprint(model: TokenModel, about: list[Any], backend: Tokenizer) -> str:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling.metrics import Integers
 from nestling.mining.asked import Asked
 from nestling.mining.candidates import Candidates
 from nestling.mining.lists import Lists, Mask
 from nestling.mining.pool import Pool, flat_values
 from nestling.records import RecordTable, load_records
+from nestling.retrieval.metrics import Integers
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,20 @@ import torch
 import xxhash
 from torch import Tensor
 
-from nestling.checkpoint.ranks import on_every_rank, on_rank_zero
-from nestling.distributed import rank_and_world
-from nestling.encoding import progress_bar
+from nestling.distributed.ranks import on_every_rank, on_rank_zero, rank_and_world
 from nestling.mining.arrays import ArrayCache, cache_folder
 from nestling.mining.asked import Asked
 from nestling.mining.fingerprints import add_weights, of_reranker
 from nestling.mining.found import Scores
 from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
+from nestling.models.encoding import progress_bar
+from nestling.models.reranker import Reranker
+from nestling.models.scoring import Group, ScoreTally
+from nestling.models.token_model import is_decoder, read_config
+from nestling.models.weights import model_file
 from nestling.records import Record, RecordTable, text_id
-from nestling.reranker import Reranker
 from nestling.retrieval.reranking import Chosen
-from nestling.scoring import Group, ScoreTally
-from nestling.token_model import is_decoder, read_config
-from nestling.weights import model_file
 
 # Queries whose scores are written at once: a killed run goes on behind them.
 BLOCK = 256

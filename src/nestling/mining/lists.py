@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.metrics import Integers
+from nestling.retrieval.metrics import Integers
 
 Mask = NDArray[np.bool_]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nestling.metrics import Integers
 from nestling.mining.asked import Asked
 from nestling.mining.candidates import Candidates
 from nestling.mining.found import Scores
@@ -25,6 +24,7 @@ from nestling.mining.selection import (
     strongest,
     too_high,
 )
+from nestling.retrieval.metrics import Integers
 
 KNOWN = "a positive of the query"
 EQUAL = "equal to the query but for case, punctuation and space"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nestling.metrics import Floats, Integers
 from nestling.mining.found import Found
 from nestling.mining.vectors import Vectors
+from nestling.retrieval.metrics import Floats, Integers
 from nestling.retrieval.nearest import NOTHING, over_ranks, pack, unpack
 from nestling.retrieval.ranks import share
 from nestling.retrieval.search import pad_rows

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from nestling.config import RefreshConfig
 from nestling.files import named, sync
-from nestling.metrics import Integers
 from nestling.mining.asked import Asked
 from nestling.mining.candidates import unite
 from nestling.mining.lists import Lists
@@ -26,6 +25,7 @@ from nestling.records import RecordTable
 from nestling.records.beir import is_beir
 from nestling.records.store import open_batches, scratch_file, write_batches
 from nestling.records.table import SCHEMA
+from nestling.retrieval.metrics import Integers
 
 
 @dataclass(frozen=True)

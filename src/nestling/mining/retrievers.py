@@ -11,9 +11,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from nestling.embedder import Embedder
-from nestling.encoding import alone
-from nestling.metrics import Integers
 from nestling.mining.asked import Asked
 from nestling.mining.fingerprints import of_embedder
 from nestling.mining.found import Found, Scores
@@ -21,9 +18,12 @@ from nestling.mining.lists import Lists, places_in_lists
 from nestling.mining.nearest import nearest
 from nestling.mining.pool import Pool, flat_values
 from nestling.mining.vectors import Vectors, encode_cached, prompted
+from nestling.models.embedder import Embedder
+from nestling.models.encoding import alone
 from nestling.records import RecordTable, text_id
 from nestling.records.collection import open_collection
 from nestling.retrieval.first_stage import Run, bm25_index, bm25_scores, first_with_ties
+from nestling.retrieval.metrics import Integers
 from nestling.retrieval.ranks import reduce_sum, share
 
 # Pairs whose embeddings are in memory at a time.

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nestling.metrics import Integers
 from nestling.mining.found import Scores
 from nestling.mining.mined import Mined
 from nestling.mining.pool import flat_values
 from nestling.records import Record, RecordTable, without_none
+from nestling.retrieval.metrics import Integers
 
 Dialect = Literal["nestling", "sentence-transformers", "flagembedding"]
 

@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.metrics import Integers
 from nestling.mining.found import Scores
 from nestling.mining.lists import Lists, Mask, expand, places_in_lists
+from nestling.retrieval.metrics import Integers
 
 Sampling = Literal["top", "random"]
 Similarities = Callable[[Integers, Integers], Scores]

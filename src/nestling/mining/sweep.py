@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.metrics import Integers
 from nestling.mining.candidates import Candidates
 from nestling.mining.found import Scores
 from nestling.mining.judgements import Judgements, Measured
 from nestling.mining.mined import Positives, drop_high, drop_ranks, finite_mean
 from nestling.mining.selection import Thresholds, Verdicts, draw
+from nestling.retrieval.metrics import Integers
 
 SHIFTS = (2, 3, 6, 11, 21)
 MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2)

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 
 from nestling.config import MineConfig, require
-from nestling.embedder import Embedder
+from nestling.distributed.launch import start_ranks
 from nestling.mining.asked import Asked
 from nestling.mining.judgements import Judgements
 from nestling.mining.mined import names_of
 from nestling.mining.pool import Pool, flat_values, open_pool
 from nestling.mining.retrievers import Bm25, Dense, Given, Retriever, RunFile, query_ids
+from nestling.models.embedder import Embedder
 from nestling.records import RecordTable, load_records
 from nestling.records.beir import is_beir
 from nestling.retrieval import read_run
-from nestling.training import start_ranks
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,12 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nestling.checkpoint.ranks import on_every_rank, on_rank_zero
-from nestling.distributed import rank_and_world
-from nestling.embedder import Embedder
-from nestling.encoding import WINDOW, Tally, alone, encode_texts
-from nestling.metrics import Integers
+from nestling.distributed.ranks import on_every_rank, on_rank_zero, rank_and_world
 from nestling.mining.arrays import ArrayCache, cache_folder
+from nestling.models.embedder import Embedder
+from nestling.models.encoding import WINDOW, Tally, alone, encode_texts
 from nestling.retrieval.evaluation import sum_tally
+from nestling.retrieval.metrics import Integers
 
 # Texts of a shard: what the encoder sorts by length together.
 SHARD = WINDOW

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from nestling.nested import flat, plain
+from nestling.config.nested import flat, plain
 
 # Settings that name files or folders, in any section; hub ids and words like bm25 may stand there too.
 PATHS = {

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nestling.config import require
-from nestling.metrics import Floats
 from nestling.report.results import Key, PerQuery, Result, describe
-from nestling.significance import bootstrap_interval, randomisation_p
+from nestling.retrieval.metrics import Floats
+from nestling.retrieval.significance import bootstrap_interval, randomisation_p
 
 
 @dataclass(frozen=True)

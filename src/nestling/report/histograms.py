@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.metrics import Floats
+from nestling.retrieval.metrics import Floats
 
 BINS = 48
 

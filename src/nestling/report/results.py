@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nestling.config import details_path, require
-from nestling.metrics import Floats
+from nestling.retrieval.metrics import Floats
 
 # By which results are summed up and queries are told apart.
 METRIC = "nDCG@10"

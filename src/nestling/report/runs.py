@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,12 +10,10 @@ from typing import Any
 import yaml
 
 from nestling.config import require
-from nestling.files import replace_text
 from nestling.report.charts import Points
 from nestling.report.results import METRIC
-from nestling.tracking import METRICS
+from nestling.run_files import CONFIG, LAUNCHES, METRICS, READ, DataRead, read_data, read_metrics
 
-CONFIG, LAUNCHES, READ = "config.yaml", "run.json", "read.json"
 CURVES = {
     "loss": "Loss",
     "learning_rate": "Learning rate",
@@ -24,35 +22,6 @@ CURVES = {
 }
 # {dev set: {cut: {metric: value}}}
 Results = Mapping[str, Mapping[int, Mapping[str, float]]]
-
-
-@dataclass(frozen=True)
-class DataRead:
-    """A dataset that a run read.
-
-    Args:
-        name: How the run calls it.
-        role: train or dev.
-        summary: The figures of `nestling.records.summary.LoadSummary`.
-    """
-
-    name: str
-    role: str
-    summary: Mapping[str, Any]
-
-    @property
-    def remarks(self) -> list[str]:
-        """What was dropped and ignored."""
-        dropped = [
-            f"dropped {each['count']:,}: {each['reason']} (first at {each['example']})"
-            for each in self.summary["drops"]
-        ]
-        return dropped + [f"ignored field {name!r} in {count:,} rows" for name, count in self.summary["ignored"]]
-
-
-def write_data_read(folder: Path, data: Sequence[DataRead]) -> None:
-    """Leave in a run's folder what it read, kept and dropped."""
-    replace_text(folder / READ, json.dumps([asdict(each) for each in data], indent=1, ensure_ascii=False))
 
 
 @dataclass(frozen=True)
@@ -210,22 +179,3 @@ def read_run_record(folder: Path) -> RunRecord:
         evaluations=evaluations,
         data=read_data(folder / READ),
     )
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that a kill tore, which can only be the last, is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            require(number == len(lines), f"{path}:{number}: not a line of metrics")
-    return found
-
-
-def read_data(path: Path) -> list[DataRead]:
-    """What a run read; nothing of a run that did not record it."""
-    if not path.is_file():
-        return []
-    return [DataRead(**each) for each in json.loads(path.read_text(encoding="utf-8"))]

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from nestling.metrics import Floats
 from nestling.report.charts import COLOURS, Chart, Points, line_chart
 from nestling.report.comparison import Difference, System, compare, find_moves, summary_of
 from nestling.report.histograms import Series, histograms
 from nestling.report.results import METRIC, Result
+from nestling.retrieval.metrics import Floats
 
 # Queries of each kind, and documents of each, that are shown.
 CASES, SHOWN = 8, 5

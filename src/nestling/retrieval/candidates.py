@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from nestling.metrics import Floats, Integers, Placements, means, place_run
 from nestling.records import RetrievalSet
 from nestling.records.fields import Row, check_text, optional_text
 from nestling.records.record import FieldError, located
 from nestling.records.sources import file_suffix, read_jsonl
 from nestling.retrieval.first_stage import Run, bm25_run, read_run
+from nestling.retrieval.metrics import Floats, Integers, Placements, means, place_run
 
 FIELDS = ("query-id", "corpus-ids", "split")
 

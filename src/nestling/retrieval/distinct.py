@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.encoding import TokenIds
-from nestling.metrics import Integers
+from nestling.models.encoding import TokenIds
+from nestling.retrieval.metrics import Integers
 
 
 class Seen:

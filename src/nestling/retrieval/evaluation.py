@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nestling.distributed import rank_and_world
-from nestling.embedder import Embedder, Kind
-from nestling.encoding import Tally, alone, encode_texts
-from nestling.metrics import means
+from nestling.distributed.ranks import rank_and_world
+from nestling.models.embedder import Embedder, Kind
+from nestling.models.encoding import Tally, alone, encode_texts
 from nestling.records import RetrievalSet
 from nestling.retrieval.distinct import Distinct, Seen, find_distinct
+from nestling.retrieval.metrics import means
 from nestling.retrieval.ranks import largest, reduce_sum, share
 from nestling.retrieval.search import DOCUMENT_BLOCK, EncodedSet, place
 

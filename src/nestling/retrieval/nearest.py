@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nestling.distributed import rank_and_world
-from nestling.metrics import Floats, Integers
+from nestling.distributed.ranks import rank_and_world
 from nestling.records import RetrievalSet
 from nestling.retrieval.first_stage import Run
+from nestling.retrieval.metrics import Floats, Integers
 from nestling.retrieval.ranks import reduce_sum
 from nestling.retrieval.search import QUERY_BLOCK, Codec, EncodedSet, Precision, pad_rows, score_blocks
 

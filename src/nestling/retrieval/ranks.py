@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nestling.distributed import rank_and_world
+from nestling.distributed.ranks import rank_and_world
 
 
 def share(count: int) -> range:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from nestling.encoding import alone
-from nestling.metrics import Floats, Integers
+from nestling.models.encoding import alone
+from nestling.models.reranker import Reranker
+from nestling.models.scoring import Group, ScoreTally, score_groups
 from nestling.records import RetrievalSet
-from nestling.reranker import Reranker
 from nestling.retrieval.candidates import Candidates
+from nestling.retrieval.metrics import Floats, Integers
 from nestling.retrieval.ranks import largest, reduce_sum, share
-from nestling.scoring import Group, ScoreTally, score_groups
 
 
 def rerank(

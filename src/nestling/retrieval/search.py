@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from nestling.encoding import Tally
-from nestling.metrics import Floats, Integers, Placements
+from nestling.models.encoding import Tally
+from nestling.retrieval.metrics import Floats, Integers, Placements
 from nestling.retrieval.ranks import reduce_max, reduce_sum
 
 Precision = Literal["float32", "int8", "binary"]

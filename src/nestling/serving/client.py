@@ -8,7 +8,7 @@ from typing import Any, Literal
 import httpx
 import numpy as np
 
-from nestling.metrics import Floats
+from nestling.retrieval.metrics import Floats
 
 # Where a server's own address ends and that of one of its endpoints begins.
 ENDPOINTS = ("/embeddings", "/rerank", "/score")

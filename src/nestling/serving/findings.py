@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nestling.metrics import Floats
+from nestling.console import table
+from nestling.retrieval.metrics import Floats
 from nestling.serving.fixes import FIXES
-from nestling.tracking import table
 
 # A way with more faults is believed if it is so many times nearer to what is served.
 NEARER = 3

@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from nestling.encoding import evaluating
-from nestling.metrics import Floats
-from nestling.pooling import POOL
+from nestling.models.encoding import evaluating
+from nestling.models.pooling import POOL
+from nestling.retrieval.metrics import Floats
 from nestling.serving.variants import Reference
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from nestling.export_reranker import prompt_logits
-from nestling.metrics import Floats
-from nestling.prompts import DEFAULT_INSTRUCTION
-from nestling.rerank_parity import Pair, score_classifier
-from nestling.reranker import Reranker, RerankerSettings
-from nestling.token_model import read_config
+from nestling.batches.prompts import DEFAULT_INSTRUCTION
+from nestling.export.reranker import prompt_logits
+from nestling.export.reranker_gate import Pair, score_classifier
+from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.token_model import read_config
+from nestling.retrieval.metrics import Floats
 
 # Texts whose tokens, one text's after the other's, make the prompt of a query and a document.
 Parts = Callable[[str, str], list[str]]

@@ -6,9 +6,9 @@ from itertools import product
 
 import numpy as np
 
-from nestling.metrics import Floats
-from nestling.parity import probe_texts
-from nestling.rerank_parity import ROUNDED_LOGIT, Pair
+from nestling.export.embedder_gate import probe_texts
+from nestling.export.reranker_gate import ROUNDED_LOGIT, Pair
+from nestling.retrieval.metrics import Floats
 from nestling.serving.client import Server
 from nestling.serving.findings import Check, Finding, find_nan, simplest
 from nestling.serving.fixes import FIXES

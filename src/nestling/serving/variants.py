@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nestling.embedder import Embedder, read_json
-from nestling.encoding import evaluating
-from nestling.metrics import Floats
-from nestling.packing import pad
-from nestling.pooling import POOL, Pooling
-from nestling.prompts import DEFAULT_INSTRUCTION, instruct
+from nestling.batches.packing import pad
+from nestling.batches.prompts import DEFAULT_INSTRUCTION, instruct
+from nestling.models.embedder import Embedder, read_json
+from nestling.models.encoding import evaluating
+from nestling.models.pooling import POOL, Pooling
+from nestling.retrieval.metrics import Floats
 
 Tokens = Callable[[str], list[int]]
 

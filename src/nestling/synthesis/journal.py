@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
+from nestling.config.nested import flat, plain
 from nestling.files import named
-from nestling.nested import flat, plain
 from nestling.synthesis.conversation import Conversation, NoAnswer, Question, Reply
 
 

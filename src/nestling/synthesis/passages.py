@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from nestling.metrics import Integers
 from nestling.mining.pool import open_corpus
 from nestling.records import text_id
+from nestling.retrieval.metrics import Integers
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from nestling.metrics import Integers
+from nestling.retrieval.metrics import Integers
 from nestling.synthesis.brief import Brief, Choices, draw_brief
 from nestling.synthesis.conversation import Conversation, Outcome, converse, replay
 from nestling.synthesis.journal import Journal

@@ -1,0 +1,1 @@
+"""From records to token batches: sampling, prompts, collation, packing."""

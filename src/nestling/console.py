@@ -1,0 +1,66 @@
+"""What a person at a terminal sees: progress with the time left, tables, summaries."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from textwrap import indent
+from types import TracebackType
+from typing import Self
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+
+class Progress:
+    """Steps done and time left on stderr: a bar on a terminal, elsewhere a line now and then.
+
+    Args:
+        total: Steps of the whole run.
+        done: Steps done before this launch.
+        shown: Off on other ranks than the main one.
+        seconds: Least time between two lines where stderr is no terminal.
+    """
+
+    def __init__(self, total: int, *, done: int = 0, shown: bool = True, seconds: float = 30.0) -> None:
+        self.total, self.first, self.shown, self.seconds = total, done, shown, seconds
+        self.started = self.last_line = time.monotonic()
+        self.bar = tqdm(
+            total=total, initial=done, unit="step", dynamic_ncols=True, disable=not (shown and sys.stderr.isatty())
+        )
+
+    def update(self, step: int, *, loss: float, learning_rate: float, tokens_per_second: float) -> None:
+        """Show that `step` steps are done."""
+        figures = f"loss {loss:.4f}, lr {learning_rate:.2e}, {tqdm.format_sizeof(tokens_per_second)} tokens/s"
+        if not self.bar.disable:
+            self.bar.set_postfix_str(figures, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif self.shown and (step == self.total or time.monotonic() - self.last_line >= self.seconds):
+            self.last_line = time.monotonic()
+            seconds_left = (self.last_line - self.started) / (step - self.first) * (self.total - step)
+            left = tqdm.format_interval(seconds_left)
+            self.say(f"step {step}/{self.total} ({step / self.total:.0%}), {figures}, {left} left")
+
+    def say(self, text: str) -> None:
+        """Print text on stderr, above the bar if there is one."""
+        if self.shown:
+            tqdm.write(text, file=sys.stderr)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, digits: int = 3, markdown: bool = False) -> str:
+    """Rows under headers, numbers aligned at the decimal point; floats with `digits` digits, None as a dash."""
+    style = "github" if markdown else "simple"
+    return tabulate(rows, headers, tablefmt=style, floatfmt=f".{digits}f", missingval="-")
+
+
+def summary(title: str, items: Mapping[str, object]) -> str:
+    """A title and one indented `name  value` line for each item; integers with thousands separators."""
+    rows = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in items.items()]
+    return f"{title}\n{indent(tabulate(rows, tablefmt='plain', disable_numparse=True), '  ')}"

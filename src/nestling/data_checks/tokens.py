@@ -1,0 +1,48 @@
+"""How many tokens a model reads of texts. Only its tokenizer and settings are loaded, no weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
+from nestling.models.embedder import Kind, read_model_files
+from nestling.models.token_model import is_decoder, read_config, require_fast
+
+TEXTS_PER_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class TokenCounter:
+    """Counts tokens as the embedder of a directory or hub id reads texts: with its prompts and special tokens.
+
+    Args:
+        tokenizer: Its tokenizer.
+        prompts: Its prompts.
+    """
+
+    tokenizer: TextTokenizer
+    prompts: Prompts
+
+    @classmethod
+    def from_pretrained(cls, model: str) -> "TokenCounter":
+        """Raises ValueError for what is no model, or has no fast tokenizer."""
+        files = read_model_files(model)
+        decoder = is_decoder(read_config(model, files.subfolder))
+        tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
+        require_fast(tokenizer, model)
+        pooling = files.pooling or ("last" if decoder else "mean")
+        prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
+        return cls(TextTokenizer(tokenizer, require_end=pooling == "last"), prompts)
+
+    def __call__(self, texts: Sequence[str], kind: Kind) -> np.ndarray:
+        """[N] int64, tokens of each text as a query (with the model's own query prompt) or document, uncut."""
+        prefix = self.prompts.document if kind == "document" else self.prompts.query()
+        backend = self.tokenizer.backend
+        backend.no_truncation()
+        counts: list[int] = []
+        for start in range(0, len(texts), TEXTS_PER_BLOCK):
+            block = [prefix + text for text in texts[start : start + TEXTS_PER_BLOCK]]
+            counts += [len(each.ids) for each in backend.encode_batch(block)]
+        return np.array(counts, dtype=np.int64)

@@ -1,0 +1,1 @@
+"""What ranks tell each other: gathering with gradient, agreement, the launch."""

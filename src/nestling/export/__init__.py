@@ -1,0 +1,1 @@
+"""Directories for servers, with their gates and cards."""

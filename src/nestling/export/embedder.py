@@ -1,0 +1,238 @@
+"""Directories that transformers (4 and 5), sentence-transformers, vLLM and TEI load.
+
+The formats and the traps behind each line here: docs/serving.md.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from nestling.export.embedder_card import Card, Facts, base_license, base_name, render_card
+from nestling.export.embedder_gate import (
+    MERGED_COSINE,
+    ROUNDED_COSINE,
+    Expectation,
+    GateReport,
+    probe_texts,
+    verify_export,
+)
+from nestling.export.serving_files import (
+    BaseFiles,
+    copy_tokenizer_files,
+    loses_digits,
+    model_config,
+    new_directory,
+    refuse_existing,
+    require_space,
+    tokenizer_config,
+    write_adapter,
+    write_json,
+)
+from nestling.models.embedder import Embedder, Kind, read_model_files
+from nestling.models.merged_weights import MergedWeights, computing_with, without_adapters
+from nestling.models.weights import StoredWeights, write_weights
+
+# Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
+PROBE_LENGTH = 256
+
+POOLING_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "sqrt": "pooling_mode_mean_sqrt_len_tokens",
+    "weighted": "pooling_mode_weightedmean_tokens",
+    "last": "pooling_mode_lasttoken",
+}
+
+
+def export_embedder(
+    embedder: Embedder,
+    output_dir: Path,
+    *,
+    query_max_length: int,
+    document_max_length: int,
+    dims: Sequence[int] = (),
+    dtype: torch.dtype | None = None,
+    instructions: Mapping[str, str] | None = None,
+    card: Card | None = None,
+) -> GateReport:
+    """Write a serving directory, LoRA merged, after it has passed the parity gate.
+
+    It is written beside `output_dir`, checked, forced onto the disk and renamed: `output_dir` exists whole or not at
+    all. The live model is not changed. In a distributed run, call it on one rank.
+
+    Args:
+        embedder: The trained model; its default prompts become the directory's "query" and "document".
+        output_dir: Must not exist.
+        query_max_length: Tokens of a query in training, prompt included.
+        document_max_length: Tokens of a document in training; the longer of the two becomes max_seq_length.
+        dims: Matryoshka dimensions that were trained; the full one is added.
+        dtype: Of the written weights; the base's own by default.
+        instructions: More query prompts: a name (of a dataset, say) and its instruction.
+        card: What the run knows, for README.md.
+
+    Raises:
+        ValueError: `output_dir` exists, the disk is full, or the adapters cannot be merged.
+        ExportError: The written directory does not reproduce the model; it has been removed.
+    """
+    refuse_existing(output_dir)
+    weights = MergedWeights(embedder.backbone)
+    config = serving_config(embedder, dims, dtype)
+    dtype = getattr(torch, config["dtype"])
+    require_space(output_dir.parent, weights.nbytes(dtype))
+    max_length = min(max(query_max_length, document_max_length), embedder.max_positions)
+    prompts = serving_prompts(embedder, instructions or {})
+    expectation = expect(embedder, weights, dtype, max_length)
+    card = card or Card()
+    facts = describe(embedder, card, dims, prompts, query_max_length, document_max_length)
+    with new_directory(output_dir) as folder:
+        write_json(folder / "config.json", config)
+        write_weights(weights, folder, dtype=dtype, prefix=written_prefix(embedder))
+        write_tokenizer(embedder, folder)
+        write_sentence_transformers(embedder, folder, max_length, prompts)
+        write_adapter(embedder.backbone, folder)
+        report = verify_export(folder, expectation)
+        (folder / "README.md").write_text(render_card(facts, card, report), encoding="utf-8")
+    return report
+
+
+def describe(
+    embedder: Embedder,
+    card: Card,
+    dims: Sequence[int],
+    prompts: Mapping[str, str],
+    query_max_length: int,
+    document_max_length: int,
+) -> Facts:
+    """What the model card says about the directory."""
+    base = card.base or base_name(embedder.source)
+    return Facts(
+        title=card.title or f"{base}, fine-tuned",
+        base=base,
+        license=base_license(embedder.source),
+        pooling=embedder.pooling,
+        dim=embedder.dim,
+        dims=sorted({*dims, embedder.dim}, reverse=True) if dims else (),
+        query_max_length=query_max_length,
+        document_max_length=document_max_length,
+        prompts=prompts,
+        lora=isinstance(embedder.backbone, PeftModel),
+    )
+
+
+def expect(embedder: Embedder, weights: MergedWeights, dtype: torch.dtype, max_length: int) -> Expectation:
+    """The probes' embeddings: as trained, and in float32 on the merged weights rounded to `dtype`."""
+    length = min(max_length, PROBE_LENGTH)
+    trainer = encode_probes(embedder, length)
+    precision = embedder.precision
+    try:
+        embedder.precision = torch.float32
+        with computing_with(embedder.backbone, weights, dtype):
+            merged = encode_probes(embedder, length)
+    finally:
+        embedder.precision = precision
+    exact = precision == torch.float32 and not loses_digits(embedder, dtype)
+    base = without_adapters(embedder.backbone)
+    return Expectation(
+        pooling=embedder.pooling,
+        query_prompt=embedder.prefix("query"),
+        document_prompt=embedder.prefix("document"),
+        max_length=max_length,
+        probe_length=length,
+        end_token=embedder.text_tokenizer.end_id,
+        merged=merged,
+        trainer=trainer,
+        trainer_cosine=MERGED_COSINE if exact else ROUNDED_COSINE,
+        base=embedder.source,
+        base_subfolder=read_model_files(embedder.source).subfolder,
+        prefix=f"{base.base_model_prefix}.",
+    )
+
+
+def encode_probes(embedder: Embedder, max_length: int) -> Tensor:
+    """[2 n, D] float32: the probes as queries, then as documents."""
+    kinds: tuple[Kind, Kind] = ("query", "document")
+    texts = probe_texts(max_length)
+    return torch.cat([embedder.encode(texts, kind=kind, max_length=max_length) for kind in kinds])
+
+
+def base_files(embedder: Embedder) -> BaseFiles:
+    """The files of its base."""
+    return BaseFiles(embedder.source, read_model_files(embedder.source).subfolder)
+
+
+def serving_config(embedder: Embedder, dims: Sequence[int], dtype: torch.dtype | None) -> dict[str, Any]:
+    """config.json: the base's own file, with the keys that either major version of transformers and vLLM read."""
+    model = without_adapters(embedder.backbone)
+    config = model_config(base_files(embedder), model.config, dtype)
+    if not is_causal(config):  # vLLM turns causal models into embedders; heads of other kinds are not written
+        config["architectures"] = [type(model).__name__]
+    if dims:
+        config |= {"is_matryoshka": True, "matryoshka_dimensions": sorted({*dims, embedder.dim}, reverse=True)}
+    return config
+
+
+def is_causal(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json names a causal language model."""
+    return any(name.endswith("ForCausalLM") for name in config.get("architectures") or [])
+
+
+def written_prefix(embedder: Embedder) -> str:
+    """ "model." or "" before weight names: as the base has it, where its architecture is kept."""
+    prefix = f"{without_adapters(embedder.backbone).base_model_prefix}."
+    if not is_causal(base_files(embedder).json("config.json") or {}):
+        return ""
+    names = StoredWeights(embedder.source, read_model_files(embedder.source).subfolder)
+    return prefix if any(name.startswith(prefix) for name in names) else ""
+
+
+def write_tokenizer(embedder: Embedder, folder: Path) -> None:
+    """The base's tokenizer files, byte for byte, but for what would break a reader or drop the end token."""
+    base = base_files(embedder)
+    original = base.path("tokenizer.json")
+    if original is None or embedder.text_tokenizer.appended_end is not None:
+        backend = Tokenizer.from_str(embedder.text_tokenizer.backend.to_str())
+        backend.no_truncation()
+        backend.save(str(folder / "tokenizer.json"))
+    else:
+        shutil.copyfile(original, folder / "tokenizer.json")
+    copy_tokenizer_files(base, folder)
+    config = tokenizer_config(base)
+    if embedder.tokenizer.pad_token is None:
+        config["pad_token"] = embedder.text_tokenizer.appended_end or embedder.tokenizer.eos_token
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def write_sentence_transformers(embedder: Embedder, folder: Path, max_length: int, prompts: Mapping[str, str]) -> None:
+    """The older schema: sentence-transformers 6 reads it alike, TEI and older vLLM read no other."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    write_json(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(modules[: 3 if embedder.normalize else 2])
+        ],
+    )
+    flags = {flag: name == embedder.pooling for name, flag in POOLING_FLAGS.items()}
+    pooling = {"word_embedding_dimension": embedder.dim, **flags, "include_prompt": True}
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    settings = {"prompts": dict(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    write_json(folder / "config_sentence_transformers.json", settings)
+    lower = bool((base_files(embedder).json("sentence_bert_config.json") or {}).get("do_lower_case", False))
+    # vLLM ignores the file unless it holds both keys
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lower})
+
+
+def serving_prompts(embedder: Embedder, instructions: Mapping[str, str]) -> dict[str, str]:
+    """Prompts by name: the trained ones, those of further instructions, and others that the base has."""
+    trained = {"query": embedder.prefix("query"), "document": embedder.prefix("document")}
+    more = {name: embedder.prefix("query", text) for name, text in instructions.items() if name not in trained}
+    stored = base_files(embedder).json("config_sentence_transformers.json", root=True) or {}
+    own: dict[str, str] = stored.get("prompts") or {}
+    return trained | more | {name: text for name, text in own.items() if name not in trained | more}

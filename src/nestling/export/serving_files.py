@@ -1,0 +1,170 @@
+"""What every exported directory holds, and how it comes to be: whole or not at all.
+
+The formats and the traps behind each line here: docs/serving.md.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PretrainedConfig
+
+from nestling.files import sync
+from nestling.models.weights import model_file
+
+# Files of slow tokenizers and templates, which some stacks still read; transformers 5 does not save them.
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """The files of the model that was trained.
+
+    Args:
+        source: Its directory or hub id.
+        subfolder: Where its transformer lies inside.
+    """
+
+    source: str
+    subfolder: str = ""
+
+    def path(self, name: str, *, root: bool = False) -> Path | None:
+        """A file beside its transformer, or at its root; None where it has none."""
+        return model_file(self.source, name, "" if root else self.subfolder)
+
+    def json(self, name: str, *, root: bool = False) -> Any:
+        """A JSON file, likewise."""
+        path = self.path(name, root=root)
+        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def new_directory(output_dir: Path) -> Iterator[Path]:
+    """A folder beside `output_dir` to write into.
+
+    At the end it is forced onto the disk and renamed; after an error it is gone.
+    """
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    try:
+        partial.mkdir()
+        yield partial
+        _publish(partial, output_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _publish(folder: Path, output_dir: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        sync(path)
+    sync(folder)
+    refuse_existing(output_dir)
+    folder.rename(output_dir)
+    sync(output_dir.parent)
+
+
+def refuse_existing(output_dir: Path) -> None:
+    """Raise ValueError if `output_dir` exists, or its parent does not."""
+    if output_dir.exists():
+        raise ValueError(f"{output_dir} exists already; name a new folder, or remove it first")
+    if not output_dir.parent.is_dir():
+        raise ValueError(f"{output_dir.parent} is not a folder; create it first")
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise ValueError unless the disk has room for the weights and a little more."""
+    free = shutil.disk_usage(folder).free
+    if free < 1.02 * needed + 64e6:
+        raise ValueError(
+            f"{folder}: {free / 1e9:.2f} GB free, and the export needs {needed / 1e9:.2f} GB and a little more"
+        )
+
+
+def loses_digits(model: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether weights are rounded, as they are held or as they are written in `dtype`."""
+    held = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return dtype != torch.float32 or held != torch.float32
+
+
+def model_config(base: BaseFiles, model: PretrainedConfig, dtype: torch.dtype | None) -> dict[str, Any]:
+    """config.json: the base's own file, with the keys that either major version of transformers reads.
+
+    Args:
+        base: Its files.
+        model: The configuration as transformers read it.
+        dtype: Of the written weights; the base's own by default.
+    """
+    config: dict[str, Any] = base.json("config.json") or {}
+    if not config:
+        raise ValueError(f"{base.source}: no config.json")
+    name = str(dtype).removeprefix("torch.") if dtype else config.get("dtype") or config.get("torch_dtype") or "float32"
+    return config | {"dtype": name, "torch_dtype": name} | rope_keys(model.to_dict().get("rope_parameters"))
+
+
+def rope_keys(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """rope_parameters for transformers 5, rope_theta and rope_scaling for 4, which takes 10000 for a theta it misses.
+
+    Models with one setting a layer type keep the keys of their own file.
+    """
+    if not parameters or "rope_theta" not in parameters:
+        return {}
+    scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+    scaled = scaling.get("rope_type", "default") != "default"
+    return {
+        "rope_parameters": dict(parameters),
+        "rope_theta": parameters["rope_theta"],
+        "rope_scaling": scaling if scaled else None,
+    }
+
+
+def copy_tokenizer_files(base: BaseFiles, folder: Path) -> None:
+    """The files of slow tokenizers and templates, byte for byte."""
+    for name in TOKENIZER_FILES:
+        path = base.path(name)
+        if path is not None:
+            shutil.copyfile(path, folder / name)
+
+
+def tokenizer_config(base: BaseFiles) -> dict[str, Any]:
+    """tokenizer_config.json of the base, readable by transformers 4 and unable to drop an end token in 5."""
+    config: dict[str, Any] = base.json("tokenizer_config.json") or {}
+    extra = config.get("extra_special_tokens")
+    if isinstance(extra, list):  # transformers 5 writes the list under this name, 4 crashes on it
+        del config["extra_special_tokens"]
+        config["additional_special_tokens"] = extra
+    if str(config.get("tokenizer_class", "")).startswith("Qwen2"):
+        # Some releases rebuild the post-processor from these, without the end token; Qwen2's has no use for them.
+        config.pop("add_bos_token", None)
+        config.pop("add_eos_token", None)
+    return config
+
+
+def write_adapter(backbone: nn.Module, folder: Path) -> None:
+    """The LoRA adapter, if there is one, in adapter/, loadable by peft onto the base."""
+    if isinstance(backbone, PeftModel):
+        # "auto" would ask the hub whether the vocabulary has grown
+        backbone.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON as the hub's libraries do."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Embedders and rerankers on transformers: attention, pooling, adapters, encoding, scoring, weights."""

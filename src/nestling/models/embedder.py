@@ -1,0 +1,233 @@
+"""The embedding model: backbone, pooling, prompts."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from nestling.batches.packing import AnyChunk, PackedChunk
+from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
+from nestling.models.attention import VARLEN, resolve_attention
+from nestling.models.encoding import encode_texts
+from nestling.models.pooling import POOL, Pooling, pool_packed
+from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config, require_fast
+
+Kind = Literal["query", "document"]
+
+# sentence-transformers' names of the poolings, in the older schema and the newer.
+ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a model's directory says beside its weights; sentence-transformers files where it has them.
+
+    Args:
+        pooling: Its pooling, None where no file says.
+        normalize: Whether its embeddings are normalised.
+        prompts: Its prompts, None where no file says.
+        subfolder: Where the transformer lies inside the directory.
+    """
+
+    pooling: Pooling | None = None
+    normalize: bool = True
+    prompts: Prompts | None = None
+    subfolder: str = ""
+
+
+class Embedder(TokenModel):
+    """Texts to embeddings.
+
+    Args:
+        backbone: A transformers model without head, possibly wrapped by peft.
+        tokenizer: Its tokenizer, fast.
+        pooling: How token states become one embedding.
+        prompts: Prefixes of queries and documents.
+        source: The directory or hub id that it came from.
+        normalize: Whether the published model normalises; encode() always does.
+        precision: float32, or bfloat16 to compute under autocast over the weights as they are.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pooling: Pooling,
+        prompts: Prompts,
+        source: str,
+        normalize: bool = True,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(backbone, tokenizer, source=source, precision=precision)
+        self.pooling: Pooling = pooling
+        self.prompts = prompts
+        self.normalize = normalize
+        self.text_tokenizer = TextTokenizer(tokenizer, require_end=pooling == "last")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
+        precision: torch.dtype = torch.float32,
+        attention: str = "auto",
+        pooling: Pooling | None = None,
+        dropout: float | None = 0.0,
+        instruction: str | None = None,
+        cpu: bool = False,
+        quantisation: BitsAndBytesConfig | None = None,
+    ) -> Self:
+        """Load a directory or hub id, with or without sentence-transformers files, whose settings are honoured.
+
+        Args:
+            model: Directory or hub id.
+            dtype: Of the weights in memory; float32 for training all of them, "auto" for the published one.
+            precision: Of the computation.
+            attention: "sdpa", "eager", "flash_attention_2", or "auto" for the fastest that is installed.
+            pooling: Overrides what the files say; without either, decoders take the last token and encoders the mean.
+            dropout: Inside the model; None keeps the model's own.
+            instruction: Default task of queries, in place of the model's own query prompt.
+            cpu: The model stays on the CPU even if there is a GPU.
+            quantisation: How transformers is to quantise the weights; not at all by default.
+
+        Raises:
+            ValueError: A module, pooling or tokenizer that Nestling cannot reproduce exactly.
+        """
+        files = read_model_files(str(model))
+        config = read_config(model, files.subfolder)
+        decoder = is_decoder(config)
+        if attention == VARLEN and not decoder:
+            raise ValueError(f"{model}: attention: varlen is for causal models, and this one is not; use sdpa")
+        chosen: Pooling = pooling or files.pooling or ("last" if decoder else "mean")
+        prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
+        if instruction is not None:
+            prompts = Prompts(prompts.query(instruction), prompts.document)
+        backbone = load_backbone(
+            AutoModel,
+            model,
+            config,
+            subfolder=files.subfolder,
+            dtype=dtype,
+            attention=resolve_attention(attention, precision, cpu=cpu),
+            dropout=dropout,
+            quantisation=quantisation,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
+        require_fast(tokenizer, model)
+        return cls(
+            backbone,
+            tokenizer,
+            pooling=chosen,
+            prompts=prompts,
+            source=str(model),
+            normalize=files.normalize,
+            precision=precision,
+        )
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self.width
+
+    def forward(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
+        """Raw embeddings, [B, D] float32, neither cut nor normalised.
+
+        With `in_place` the backward pass adds to the gradient of the token embeddings row by row (`token_lookup`).
+        """
+        with self.computing():
+            hidden = self.hidden_states(chunk, in_place=in_place)
+            if isinstance(chunk, PackedChunk):
+                return pool_packed(hidden, chunk.bounds, self.pooling).float()
+            return POOL[self.pooling](hidden, chunk.lengths).float()
+
+    def prefix(self, kind: Kind, instruction: str | None = None) -> str:
+        """The prompt that stands before a text."""
+        return self.prompts.query(instruction) if kind == "query" else self.prompts.document
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        kind: Kind,
+        max_length: int,
+        instruction: str | None = None,
+        tokens_per_batch: int | None = None,
+        progress: str | None = None,
+    ) -> Tensor:
+        """Normalised embeddings, [n, D] float32 on the CPU; arguments and errors as in `encode_texts`."""
+        result = torch.empty(len(texts), self.dim)
+        for rows, embeddings in encode_texts(
+            self,
+            texts,
+            prefix=self.prefix(kind, instruction),
+            max_length=max_length,
+            tokens_per_batch=tokens_per_batch,
+            progress=progress,
+        ):
+            result[rows] = embeddings
+        return result
+
+
+def read_model_files(model: str) -> ModelFiles:
+    """Read the sentence-transformers files of a directory or hub id, if it has any."""
+    modules = read_json(model, "modules.json")
+    if modules is None:
+        return ModelFiles()
+    kinds = {each["type"].rsplit(".", 1)[-1]: each["path"] for each in modules}
+    foreign = sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"})
+    if foreign:
+        raise ValueError(
+            f"{model}/modules.json: {', '.join(foreign)} is not supported; expected Transformer, Pooling, Normalize"
+        )
+    pooling = read_json(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None
+    return ModelFiles(
+        pooling=None if pooling is None else read_pooling(pooling, model),
+        normalize="Normalize" in kinds,
+        prompts=read_prompts(read_json(model, "config_sentence_transformers.json") or {}),
+        subfolder=kinds.get("Transformer", ""),
+    )
+
+
+def read_width(model: str | Path) -> int:
+    """Width of the embeddings of a directory or hub id, without its weights; ValueError if there is no config.json."""
+    return int(read_config(model, read_model_files(str(model)).subfolder).hidden_size)
+
+
+def read_pooling(config: dict[str, Any], model: str) -> Pooling:
+    """The pooling of a sentence-transformers file, in the older schema (booleans) or the newer (one name)."""
+    flags = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True]
+    chosen = [config["pooling_mode"]] if isinstance(config.get("pooling_mode"), str) else flags
+    names = [ST_POOLINGS.get(name, name) for name in chosen if name != "include_prompt"]
+    without_prompt = config.get("include_prompt") is False
+    if len(names) != 1 or names[0] not in get_args(Pooling) or without_prompt:
+        found = " and ".join(chosen) or "nothing"
+        raise ValueError(
+            f"{model}: the pooling file asks for {found}{' without the prompt' if without_prompt else ''}; "
+            "supported are last, mean and cls"
+        )
+    return cast(Pooling, names[0])
+
+
+def read_prompts(config: dict[str, Any]) -> Prompts | None:
+    """Query and document prompts of config_sentence_transformers.json; None where it has none."""
+    prompts = config.get("prompts") or {}
+    default = prompts.get(config.get("default_prompt_name"), "")
+    query = prompts.get("query", default)
+    document = prompts.get("document", prompts.get("passage", default))
+    return Prompts(query, document) if query or document else None
+
+
+def read_json(model: str, name: str) -> Any:
+    """A JSON file of a directory or hub id; None where it does not exist."""
+    path = cached_file(
+        model, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,0 +1,149 @@
+"""The weights of a live model as they will be served: LoRA merged, without a copy of the model."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nestling.models.attention import VARLEN
+
+
+class MergedWeights(Mapping[str, Tensor]):
+    """The weights of a backbone under the names that it has without adapters; each is computed when it is read.
+
+    A LoRA layer gives W + scale B A in float32 (arXiv 2106.09685), every other tensor is the live one. The model is
+    not changed. Of tied tensors only the first name is listed; the others can be read as well.
+
+    Raises:
+        ValueError: The backbone has adapters other than plain LoRA on linear layers.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        model = without_adapters(backbone)
+        adapted = [(name, each) for name, each in model.named_modules() if isinstance(each, BaseTunerLayer)]
+        self._layers = {name: _plain_lora(name, each) for name, each in adapted}
+        self._tensors: dict[str, Tensor] = {}
+        self._tied: dict[str, str] = {}
+        seen: dict[tuple[int, torch.Size], str] = {}
+        for name, tensor in model.state_dict().items():
+            if ".lora_" in name:
+                continue
+            bare, identity = name.replace(".base_layer.", "."), (tensor.data_ptr(), tensor.shape)
+            if identity in seen and tensor.numel():
+                self._tied[bare] = seen[identity]
+                continue
+            seen[identity] = bare
+            self._tensors[bare] = tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        name = self._tied.get(name, name)
+        tensor = self._tensors[name]
+        layer = self._layers.get(name.removesuffix(".weight"))
+        return tensor if layer is None or not name.endswith(".weight") else tensor.float() + lora_delta(layer)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def nbytes(self, dtype: torch.dtype) -> int:
+        """Bytes of all weights in `dtype`."""
+        return sum(tensor.numel() * dtype.itemsize for tensor in self._tensors.values())
+
+
+def without_adapters(backbone: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a peft model, or `backbone` itself."""
+    inner = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
+    return cast(PreTrainedModel, inner)
+
+
+def lora_delta(layer: LoraLinear) -> Tensor:
+    """scale B A of the active adapters, float32, in the shape of the layer's weight."""
+    weight = cast(Tensor, layer.get_base_layer().weight)
+    delta = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
+    for adapter in layer.active_adapters:
+        b, a = (cast(Tensor, part[adapter].weight).detach().float() for part in (layer.lora_B, layer.lora_A))
+        delta += layer.scaling[adapter] * (b @ a)
+    return delta
+
+
+def _plain_lora(name: str, layer: BaseTunerLayer) -> LoraLinear:
+    plain = (
+        isinstance(layer, LoraLinear)
+        and isinstance(layer.get_base_layer(), nn.Linear)
+        and not (layer.lora_variant or any(layer.lora_bias.values()) or layer.merged)
+    )
+    if not plain:
+        raise ValueError(
+            f"{name} has an adapter of type {type(layer).__name__} that cannot be merged exactly; "
+            "expected plain LoRA (no DoRA, no bias, not merged already) on linear layers"
+        )
+    return cast(LoraLinear, layer)
+
+
+@contextmanager
+def computing_with(backbone: nn.Module, weights: MergedWeights, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, `backbone` computes in float32 with `weights` rounded to `dtype`, as a reload of the written files would.
+
+    Each module's own weights are exchanged just before it runs and put back after it, so that only one module at a time
+    exists in float32; the adapters rest, since `weights` holds them merged.
+    """
+    model = without_adapters(backbone)
+    originals: list[tuple[nn.Parameter, Tensor]] = []
+
+    def exchange(prefix: str) -> Any:
+        def before(module: nn.Module, inputs: object) -> None:
+            for name, parameter in module.named_parameters(recurse=False):
+                originals.append((parameter, parameter.data))
+                parameter.data = weights[f"{prefix}{name}"].detach().to(dtype).float()
+
+        return before
+
+    def restore(module: nn.Module, inputs: object = None, output: object = None) -> None:
+        own = {id(parameter) for parameter in module.parameters(recurse=False)}
+        for parameter, data in [each for each in originals if id(each[0]) in own]:
+            parameter.data = data
+        originals[:] = [each for each in originals if id(each[0]) not in own]
+
+    handles = []
+    for name, module in model.named_modules():
+        if ".lora_" not in f".{name}" and any(True for _ in module.parameters(recurse=False)):
+            prefix = f"{name}.".replace(".base_layer.", ".").removeprefix(".")
+            handles += [module.register_forward_pre_hook(exchange(prefix)), module.register_forward_hook(restore)]
+    try:
+        with _adapters_off(backbone), _float32_attention(model), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        for parameter, data in originals:
+            parameter.data = data
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _adapters_off(backbone: nn.Module) -> Iterator[None]:
+    if isinstance(backbone, PeftModel):
+        with backbone.disable_adapter():
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _float32_attention(model: PreTrainedModel) -> Iterator[None]:
+    attention = model.config._attn_implementation
+    if attention not in ("flash_attention_2", VARLEN):
+        yield
+        return
+    model.set_attn_implementation("sdpa")  # flash attention, which varlen is on a GPU, computes in bfloat16 only
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention)

@@ -1,0 +1,1 @@
+"""What both recipes share: the steps, memory, the run and its reports."""

@@ -1,0 +1,153 @@
+"""What a step needs in memory, measured and estimated before the first one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nestling.backends.sizes import Shares, free_memory, trained_bytes, whole_bytes
+from nestling.batches.packing import Chunk
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a rank needs at its peak, in bytes; embeddings, the loss and what libraries take for themselves come on top.
+
+    Args:
+        weights: Parameters and buffers.
+        gradients: Of the trained parameters.
+        optimizer: State, and copies of weights.
+        chunk: The graph of the largest chunk.
+        graphs: Those that stay between the passes, at the most.
+        room: What is free, and what of the above is there already.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    chunk: float
+    graphs: float
+    room: float
+
+    @property
+    def total(self) -> float:
+        return self._state + self.chunk + self.graphs
+
+    @property
+    def _state(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+    def items(self) -> dict[str, object]:
+        """Lines for a summary."""
+        lines: dict[str, object] = {
+            "memory": f"{gigabytes(self.total)} of {gigabytes(self.room)} on each process",
+            "- weights": gigabytes(self.weights),
+            "- gradients": gigabytes(self.gradients),
+            "- optimizer": gigabytes(self.optimizer),
+            "- largest chunk": gigabytes(self.chunk),
+        }
+        if self.graphs:
+            lines["- graphs"] = f"up to {gigabytes(self.graphs)}"
+        return lines if self.advice is None else {**lines, "WARNING": self.advice}
+
+    @property
+    def advice(self) -> str | None:
+        """What does not fit, and what to lower; None if all fits."""
+        if self.total <= self.room:
+            return None
+        if self._state > self.room:
+            return (
+                "weights, gradients and optimizer do not fit; use tuning lora, or shard them over more processes with "
+                "ZeRO-3 or FSDP2"
+            )
+        if self._state + self.chunk > self.room:
+            return "the largest chunk does not fit; lower chunk_tokens, or set checkpoint_length"
+        return "the graphs between the passes may not fit; lower graph_memory"
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def estimate(
+    model: nn.Module, shares: Shares, *, chunk: float, graphs: float, room: float | None = None
+) -> MemoryEstimate:
+    """What a rank needs for a model that is on its device, before the first step.
+
+    On a CPU the room lacks the optimizer's state where that has been loaded already: it is not known whose it is.
+
+    Args:
+        model: With all its parameters, trained or not.
+        shares: What the rank holds of it.
+        chunk: Bytes of the largest chunk's graph.
+        graphs: Bytes of those that stay.
+        room: Bytes of a device that is not here; by default what the model's own has.
+    """
+    weights = shares.weights * whole_bytes([*model.parameters(), *model.buffers()])
+    trained = trained_bytes(model)
+    return MemoryEstimate(
+        weights=weights,
+        gradients=shares.gradients * trained,
+        optimizer=shares.optimizer * trained,
+        chunk=chunk,
+        graphs=graphs,
+        room=room_of(next(model.parameters()).device, weights) if room is None else room,
+    )
+
+
+def room_of(device: torch.device, weights: float) -> float:
+    """Bytes that a process can have on a device which holds its weights."""
+    there = weights if device.type == "cpu" else float(torch.get_device_module(device).memory_reserved(device))
+    return free_memory(device) + there
+
+
+def room_for_graphs(free: float, trained: float, shares: Shares) -> float:
+    """Half of what is free beside what the first step brings: gradients and AdamW's state.
+
+    Args:
+        free: Bytes, with the weights in their place.
+        trained: Bytes of the trained parameters, whole.
+        shares: What the rank holds.
+    """
+    return (free - (shares.gradients + shares.optimizer) * trained) / 2
+
+
+def kept_bytes(room: float, position: float, positions: float) -> float:
+    """Bytes of the graphs that stay between the passes: of so many positions, as far as there is room."""
+    return max(0.0, min(room, position * positions))
+
+
+def graph_bytes(model: nn.Module, encode: Callable[[Chunk], Tensor], chunk: Chunk) -> int:
+    """Bytes that the graph of a chunk holds beside the parameters.
+
+    Args:
+        model: Whose parameters do not count.
+        encode: Runs it on a chunk.
+        chunk: Run twice: what the second graph shares with the first, such as cast weights, does not count either.
+    """
+    # By the storage itself: tensors of a model without weights (`nestling.costs`) have no addresses.
+    seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    found: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            found[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        first = encode(chunk)
+        seen |= found.keys()
+        found.clear()
+        second = encode(chunk)
+    del first, second
+    return sum(found.values())
+
+
+def sample_chunk(length: int, positions: int, vocabulary: int, device: torch.device) -> Chunk:
+    """Texts of `length` random tokens that fill `positions`, at least one."""
+    rows = max(1, positions // length)
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(vocabulary, (rows, length), generator=generator)
+    return Chunk(input_ids, torch.full((rows,), length), padded=False).to(device)

@@ -1,0 +1,98 @@
+"""A step before the first: how much memory it takes, how fast it is, and whether other chunks would be faster."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from nestling.console import table
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One step with chunks of some size.
+
+    Args:
+        chunk_tokens: Token budget of a chunk.
+        seconds: Forward and backward.
+        tokens_per_second: Real tokens, padding excluded.
+        padding: Positions over tokens.
+        peak: Bytes at most in use; None where memory ran out.
+    """
+
+    chunk_tokens: int
+    seconds: float
+    tokens_per_second: float
+    padding: float
+    peak: float | None
+
+
+def rehearse(step: Callable[[int], tuple[int, int]], sizes: Sequence[int], device: torch.device) -> Iterator[Rehearsal]:
+    """Run `step` with chunks of each of `sizes`, the first of them once more to warm up; it gives tokens, positions."""
+    for number, size in enumerate([sizes[0], *sizes]):
+        peak = PeakMemory(device)
+        started = time.perf_counter()
+        try:
+            with peak:
+                tokens, positions = step(size)
+                seconds = time.perf_counter() - started
+        except torch.OutOfMemoryError:
+            yield Rehearsal(size, float("nan"), float("nan"), float("nan"), None)
+            return
+        if number:
+            yield Rehearsal(size, seconds, tokens / seconds, positions / tokens, peak.bytes)
+
+
+def rehearsed_sizes(size: int, ranks: int) -> list[int]:
+    """The size that is set, smaller ones, and, in one process, larger ones: of several ranks one that runs out of
+    memory would leave the others waiting."""
+    larger = [2 * size, 4 * size] if ranks == 1 else []
+    return [size, *(each for each in (size // 4, size // 2) if each), *larger]
+
+
+def rehearsal_table(found: Sequence[Rehearsal], tokens: int) -> str:
+    """What each size took for the `tokens` of a step, and the fastest."""
+    rows = [[each.chunk_tokens, each.tokens_per_second, each.padding, (each.peak or 0) / 1e9] for each in found]
+    best = max(found, key=lambda each: each.tokens_per_second if each.peak else 0)
+    return "\n".join(
+        [
+            table(["chunk_tokens", "tokens/s", "positions a token", "peak GB"], rows),
+            f"{tokens:,} tokens a step; fastest here: --chunk_tokens {best.chunk_tokens}",
+        ]
+    )
+
+
+class PeakMemory:
+    """The most memory in use inside a block: of the device, or for a CPU of this process, looked at every 5 ms.
+
+    Attributes:
+        bytes: The peak, once the block is left.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bytes = 0.0
+        self._over = threading.Event()
+
+    def __enter__(self) -> None:
+        if self.device.type == "cpu":
+            self._watcher = threading.Thread(target=self._watch, daemon=True)
+            self._watcher.start()
+        else:
+            torch.get_device_module(self.device).reset_peak_memory_stats(self.device)
+
+    def __exit__(self, *error: object) -> None:
+        if self.device.type == "cpu":
+            self._over.set()
+            self._watcher.join()
+        else:
+            self.bytes = float(torch.get_device_module(self.device).max_memory_allocated(self.device))
+
+    def _watch(self) -> None:
+        process, over = psutil.Process(), False
+        while not over:
+            over = self._over.wait(0.005)
+            self.bytes = max(self.bytes, float(process.memory_info().rss))

@@ -1,0 +1,231 @@
+"""What a run reports while it trains: metrics.jsonl always, wandb and TensorBoard when asked, progress and tables."""
+
+import json
+import logging
+import math
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import Protocol, Self
+
+from nestling.files import named, replace_text
+from nestling.run_files import METRICS
+
+logger = logging.getLogger(__name__)
+
+# {dev set: {dimension: {metric: value}}}
+Results = dict[str, dict[int, dict[str, float]]]
+
+WANDB_ID, TENSORBOARD = "wandb_id", "tensorboard"
+
+
+class Sink(Protocol):
+    """Somewhere that metrics go."""
+
+    def write(self, step: int, values: Mapping[str, object]) -> None:
+        """Take the values of a step: numbers, null, or mappings of these, as `finite` gives them."""
+
+    def close(self) -> None:
+        """Write out what is left."""
+
+
+class Tracker:
+    """Sends each line of metrics to every sink; `open_tracker` makes it. Without sinks it does nothing."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self.sinks = sinks
+
+    def log(self, step: int, values: Mapping[str, object]) -> None:
+        """Report the values of a step; NaN and infinities become null."""
+        for sink in self.sinks:
+            sink.write(step, {key: finite(value) for key, value in values.items()})
+
+    def log_evaluation(self, step: int, results: Mapping[str, object]) -> None:
+        """Report results, such as {dataset: {dimension: {metric: value}}}, under the key "eval"."""
+        self.log(step, {"eval": results})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+
+def open_tracker(
+    folder: Path,
+    *,
+    main_rank: bool,
+    resumed_step: int | None = None,
+    wandb_project: str | None = None,
+    tensorboard: bool = False,
+    config: Mapping[str, object] | None = None,
+) -> Tracker:
+    """Open the sinks of a run; on other ranks than the main one, none.
+
+    Args:
+        folder: The run folder.
+        main_rank: Whether this is rank 0.
+        resumed_step: The step of the checkpoint that training goes on from, whose lines are the last to stay;
+            None when it starts from the beginning.
+        wandb_project: Log to this Weights & Biases project; WANDB_MODE=offline works without a network.
+        tensorboard: Write TensorBoard files into the run folder.
+        config: The resolved settings, shown by wandb.
+
+    Raises:
+        ValueError: wandb or TensorBoard is asked for and not installed.
+    """
+    if not main_rank:
+        return Tracker([])
+    sinks: list[Sink] = []
+    if wandb_project is not None:
+        sinks.append(Wandb(folder, wandb_project, config or {}))
+    if tensorboard:
+        sinks.append(TensorBoard(folder / TENSORBOARD, resumed_step))
+    return Tracker([JsonLines(folder / METRICS, resumed_step), *sinks])
+
+
+class JsonLines:
+    """One JSON object a line; each is in the file once it is written, so a kill tears at most the last one."""
+
+    def __init__(self, path: Path, resumed_step: int | None) -> None:
+        keep_lines(path, resumed_step)
+        self.path, self.file = path, path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, step: int, values: Mapping[str, object]) -> None:
+        with named(self.path):
+            self.file.write(json.dumps({"step": step, **values}, allow_nan=False, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        with named(self.path):
+            self.file.close()
+
+
+def keep_lines(path: Path, last_step: int | None) -> None:
+    """Cut metrics.jsonl, in one step, to the lines up to `last_step` (none with None): no step is there twice."""
+    if not path.exists():
+        return
+    kept = []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            step = step_of(line)
+            if step is None:
+                logger.warning("%s:%d: not a whole line of metrics, torn by a kill; it is removed", path, number)
+            elif last_step is not None and step <= last_step:
+                kept.append(line)
+    replace_text(path, "".join(kept))
+
+
+def step_of(line: str) -> int | None:
+    """The step of a whole line of metrics, else None."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) and line.endswith("\n") else None
+
+
+class Wandb:
+    """Weights & Biases, imported only here. A resumed run goes on under its id, kept in the run folder.
+
+    The step is a value and the x-axis of all others: wandb drops what is logged for a step of its own that is past,
+    and a run that was killed repeats some.
+    """
+
+    def __init__(self, folder: Path, project: str, config: Mapping[str, object]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError("wandb is asked for and not installed; pip install wandb, or leave wandb unset") from error
+        if not (folder / WANDB_ID).exists():
+            replace_text(folder / WANDB_ID, secrets.token_hex(4))
+        run_id = (folder / WANDB_ID).read_text(encoding="utf-8")
+        self.run = wandb.init(
+            project=project, name=folder.resolve().name, id=run_id, resume="allow", dir=folder, config=dict(config)
+        )
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: Mapping[str, object]) -> None:
+        self.run.log({"step": step, **dict(flat_numbers(values))})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class TensorBoard:
+    """TensorBoard event files; a resumed run hides the steps that it repeats."""
+
+    def __init__(self, folder: Path, resumed_step: int | None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                "tensorboard is asked for and not installed; pip install tensorboard, or unset it"
+            ) from error
+        self.writer = SummaryWriter(folder, purge_step=0 if resumed_step is None else resumed_step + 1)
+
+    def write(self, step: int, values: Mapping[str, object]) -> None:
+        for key, value in flat_numbers(values):
+            self.writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def finite(value: object) -> object:
+    """A value that JSON can hold: plain numbers, null for NaN and infinities, mappings with text keys, lists."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def flat_numbers(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of nested mappings by path (`eval/nl2bash/384/nDCG@10`); what is no number is left out."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", value
+
+
+class Meter:
+    """Means over the steps between two lines of metrics.
+
+    Args:
+        tokens: Tokens trained on so far.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self._losses: list[float] = []
+        self._norms: list[float] = []
+        self._seconds = 0.0
+        self._tokens = tokens
+
+    def add(self, loss: float, gradient_norm: float, seconds: float) -> None:
+        """Take in a step."""
+        self._losses.append(loss)
+        self._norms.append(gradient_norm)
+        self._seconds += seconds
+
+    def read(self, tokens: int) -> dict[str, float]:
+        """The means since the last reading, given the tokens trained on so far."""
+        figures = {
+            "loss": fmean(self._losses),
+            "grad_norm": fmean(self._norms),
+            "seconds": self._seconds,
+            "tokens_per_second": (tokens - self._tokens) / self._seconds,
+        }
+        self._losses, self._norms, self._seconds, self._tokens = [], [], 0.0, tokens
+        return figures

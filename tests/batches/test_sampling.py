@@ -1,0 +1,213 @@
+import json
+import pickle
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from nestling.batches.embed_collation import Collator
+from nestling.batches.lengths import measure_lengths
+from nestling.batches.prompts import Prompts, TextTokenizer
+from nestling.batches.sampling import Draw, Plan, Planner, Source
+from nestling.records import RecordTable, load_records, text_id
+
+DRAW = Draw(positives=1, negatives=2, seed=0)
+
+
+def table(folder: Path, rows: list[dict[str, object]], name: str = "rows") -> RecordTable:
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return load_records(file, progress=False)
+
+
+def pairs(folder: Path, count: int, name: str = "pairs") -> RecordTable:
+    return table(folder, [{"query": f"{name} q{i}", "positives": [f"{name} d{i}"]} for i in range(count)], name)
+
+
+def collator(sources: list[Source], tokenizer: Path, draw: Draw = DRAW, rank: int = 0, world_size: int = 1) -> Collator:
+    return Collator(
+        sources,
+        draw,
+        TextTokenizer(AutoTokenizer.from_pretrained(tokenizer), require_end=True),
+        Prompts("Q: ", "D: "),
+        query_max_length=32,
+        document_max_length=32,
+        chunk_tokens=256,
+        teacher=True,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def test_an_epoch_visits_every_row_and_the_stream_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    planner = Planner([Source(pairs(tmp_path, 10))], 4, DRAW, seed=1)
+    assert planner.steps_per_epoch == 3
+    plans = list(islice(planner.plans(), 5))
+    visits = [visit for plan in plans for visit in zip(plan.passes, plan.rows, strict=True)]
+    assert Counter(visits).most_common(1)[0][1] == 1
+    assert {row for passed, row in visits if passed == 0} == set(range(10))
+
+
+def test_one_dataset_a_batch_in_proportion_to_size_and_weight(tmp_path: Path) -> None:
+    small, large = pairs(tmp_path, 16, "small"), pairs(tmp_path, 64, "large")
+    planner = Planner([Source(small, weight=2.0), Source(large)], 8, DRAW, seed=1)
+    assert Counter(plan.source for plan in islice(planner.plans(), 12)) == {0: 4, 1: 8}
+    even = Planner([Source(small), Source(large)], 8, DRAW, seed=1, mixing_temperature=2.0)
+    assert even.batches == [4, 7]
+
+
+def test_plans_depend_on_the_seed_alone_and_can_be_skipped(tmp_path: Path) -> None:
+    sources = [Source(pairs(tmp_path, 40, "a")), Source(pairs(tmp_path, 30, "b"))]
+    plans = list(islice(Planner(sources, 8, DRAW, seed=3).plans(), 20))
+    assert plans[7:] == list(islice(Planner(sources, 8, DRAW, seed=3).plans(skip=7), 13))
+    assert plans != list(islice(Planner(sources, 8, DRAW, seed=4).plans(), 20))
+
+
+def test_equal_queries_and_clashing_negatives_go_to_different_batches(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query": f"q{i // 2}", "positives": [f"d{i}"], "negatives": [f"d{(i + 2) % 16}"]} for i in range(16)
+    ]
+    rows_table = table(tmp_path, rows)
+    for plan in islice(Planner([Source(rows_table)], 4, DRAW, seed=0).plans(), 40):
+        records = [rows_table[row] for row in plan.rows]
+        assert len({record.query for record in records}) == 4
+        positives = {text for record in records for text in record.positives}
+        negatives = [text for record in records for text in record.negatives]
+        assert positives.isdisjoint(negatives)
+        assert len(set(negatives)) == len(negatives)
+
+
+def test_rows_that_always_clash_are_still_trained(tmp_path: Path) -> None:
+    same = table(tmp_path, [{"query": "q", "positives": [f"d{i}"]} for i in range(8)])
+    plans = list(islice(Planner([Source(same)], 4, DRAW, seed=0).plans(), 6))
+    assert sorted(row for plan in plans[:2] for row in plan.rows) == list(range(8))
+
+
+def test_a_dataset_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pairs has 3 rows, fewer than the batch_size of 4"):
+        Planner([Source(pairs(tmp_path, 3))], 4, DRAW, seed=0)
+
+
+def test_draws_rotate_through_all_negatives_before_any_returns(tmp_path: Path) -> None:
+    negatives = [f"n{i}" for i in range(6)]
+    rows_table = table(tmp_path, [{"query": "q", "positives": ["a", "b", "c"], "negatives": negatives}])
+    drawn = [DRAW(rows_table, 0, passed) for passed in range(3)]
+    assert sorted(i for _, negatives in drawn for i in negatives) == list(range(6))
+    assert sorted(i for positives, _ in drawn for i in positives) == [0, 1, 2]
+    assert DRAW(rows_table, 0, 3)[1] == drawn[0][1]
+    assert Draw(9, 9, 0)(rows_table, 0, 5) == ([0, 1, 2], list(range(6)))
+
+
+def test_rows_of_negatives_only_are_planned_as_others(tmp_path: Path) -> None:
+    file = tmp_path / "judged.jsonl"
+    rows = [
+        {"query": f"q{i}", "positives": [f"p{i}"] * (i % 2), "negatives": [f"n{i} {j}" for j in range(3)]}
+        for i in range(12)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = load_records(file, progress=False, allow_no_positives=True)
+    assert [DRAW(judged, row, 0)[0] for row in range(4)] == [[], [0], [], [0]]
+    drawn = [DRAW(judged, 0, passed)[1] for passed in range(3)]
+    assert sorted(i for negatives in drawn for i in negatives) == [0, 0, 1, 1, 2, 2]
+    plans = list(islice(Planner([Source(judged)], 4, DRAW, seed=0).plans(), 3))
+    assert sorted(row for plan in plans for row in plan.rows) == list(range(12))
+
+
+ROWS: list[dict[str, object]] = [
+    {"query": "one", "positives": ["a", "b"], "negatives": ["x"], "positive_scores": [3, 2], "negative_scores": [1]},
+    {"query": "two", "positives": ["b"], "negatives": ["y", "z"], "positive_scores": [5], "negative_scores": [0, 1]},
+    {"query": "one", "positives": ["c"], "negatives": [], "positive_scores": [4], "negative_scores": []},
+    {"query": "four", "positives": ["d"], "negatives": ["x"], "positive_scores": [1], "negative_scores": [0]},
+]
+
+
+def test_layout_by_hand(tmp_path: Path, qwen3: Path) -> None:
+    batch = collator([Source(table(tmp_path, ROWS))], qwen3, Draw(2, 2, 0))[Plan(0, [0, 1, 2, 3], [0, 0, 0, 0])]
+    layout = batch.layout
+    assert layout.owner.tolist() == [0, 0, 0, 1, 1, 1, 2, 3, 3]
+    assert layout.is_negative.int().tolist() == [0, 0, 1, 0, 1, 1, 0, 0, 1]
+    assert layout.document_text.tolist() == [text_id(text) for text in "abxbyzcdx"]
+    assert layout.query.tolist() == [0, 0, 1, 2, 3]
+    assert layout.positive.tolist() == [0, 1, 3, 6, 7]
+    assert layout.weight.tolist() == [0.125, 0.125, 0.25, 0.25, 0.25]
+    known = [{text_id(text) for text in texts} for texts in ("abc", "b", "abc", "d")]
+    assert [set(row.tolist()) - {-1} for row in layout.known] == known
+    assert batch.document_counts == [9]
+    assert batch.group is not None and batch.teacher is not None
+    assert batch.group.tolist() == [[0, 1, 2], [3, 4, 5], [6, -1, -1], [7, 8, -1]]
+    assert batch.teacher.tolist() == [[3, 2, 1], [5, 0, 1], [4, 0, 0], [1, 0, 0]]
+
+
+def test_equal_texts_are_tokenised_once_and_found_again(tmp_path: Path, qwen3: Path) -> None:
+    collate = collator([Source(table(tmp_path, ROWS))], qwen3, Draw(2, 2, 0))
+    batch = collate[Plan(0, [0, 1, 2, 3], [0, 0, 0, 0])]
+    rows = [row for chunk in batch.tokens.chunks for row in zip(chunk.input_ids, chunk.lengths, strict=True)]
+    texts = [collate.tokenizer.backend.decode(rows[i][0][: rows[i][1] - 1].tolist()) for i in batch.tokens.position]
+    assert sorted(texts) == sorted([f"Q: {q}" for q in ("one", "two", "four")] + [f"D: {d}" for d in "abcdxyz"])
+    assert [texts[i] for i in batch.queries] == ["Q: one", "Q: two", "Q: one", "Q: four"]
+    assert [texts[i] for i in batch.documents] == [f"D: {d}" for d in "abxbyzcdx"]
+
+
+def test_ranks_share_a_batch(tmp_path: Path, qwen3: Path) -> None:
+    sources = [Source(table(tmp_path, ROWS))]
+    plan = Plan(0, [0, 1, 2, 3], [0, 0, 0, 0])
+    whole = collator(sources, qwen3, Draw(2, 2, 0))[plan]
+    parts = [collator(sources, qwen3, Draw(2, 2, 0), rank, 2)[plan] for rank in range(2)]
+    assert [part.document_counts for part in parts] == [[6, 3], [6, 3]]
+    assert [len(part.queries) for part in parts] == [2, 2]
+    assert [len(part.documents) for part in parts] == [6, 3]
+    for name in ("query", "positive", "weight"):
+        together = torch.cat([getattr(part.layout, name) for part in parts])
+        assert torch.equal(together, getattr(whole.layout, name)), name
+    for name in ("owner", "is_negative", "query_text", "document_text", "known"):
+        assert torch.equal(getattr(parts[1].layout, name), getattr(whole.layout, name)), name
+    assert parts[1].group is not None
+    assert parts[1].group.tolist() == [[6, -1], [7, 8]]
+
+
+def test_graded_pairs_bring_their_labels(tmp_path: Path, qwen3: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"sentence1": f"left {i}", "sentence2": f"right {i}", "score": i / 4} for i in range(4)
+    ]
+    batch = collator([Source(table(tmp_path, rows))], qwen3)[Plan(0, [3, 1], [0, 0])]
+    assert batch.scores is not None
+    assert batch.scores.tolist() == [0.75, 0.25]
+
+
+def test_a_row_s_own_instruction_goes_first(tmp_path: Path, qwen3: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query": "q1", "positives": ["d1"], "instruction": "Find"},
+        {"query": "q2", "positives": ["d2"]},
+    ]
+    queries, documents = collator([Source(table(tmp_path, rows))], qwen3).texts(Plan(0, [0, 1], [0, 0]))
+    assert queries == ["Instruct: Find\nQuery:q1", "Q: q2"]
+    assert documents == ["D: d1", "D: d2"]
+
+
+def test_a_collator_pickles_small(tmp_path: Path, qwen3: Path) -> None:
+    collate = collator([Source(pairs(tmp_path, 1000))], qwen3)
+    again = pickle.loads(pickle.dumps(collate))
+    plan = Plan(0, [5, 6], [0, 0])
+    assert torch.equal(again[plan].tokens.chunks[0].input_ids, collate[plan].tokens.chunks[0].input_ids)
+    assert len(pickle.dumps(collate.sources)) < 2000
+
+
+def test_lengths_count_what_is_cut(tmp_path: Path, qwen3: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query": "q1", "positives": ["word " * 100]},
+        {"query": "q2", "positives": ["word " * 100]},
+        {"query": "q3 " * 100, "positives": ["short"]},
+    ]
+    lengths = measure_lengths(collator([Source(table(tmp_path, rows))], qwen3), 0)
+    assert (lengths.queries, lengths.cut_queries, lengths.documents, lengths.cut_documents) == (3, 1, 2, 1)
+    assert "truncated 1 of 3 queries and 1 of 2 documents" in str(lengths)
+
+
+def test_banking77_batches_share_positives(shared_data: Path) -> None:
+    rows_table = load_records(shared_data / "banking77", progress=False)
+    plan = next(Planner([Source(rows_table)], 64, DRAW, seed=0).plans())
+    positives = [int(rows_table.positive_ids(row)[0]) for row in plan.rows]
+    assert len(set(positives)) < 60

@@ -1,0 +1,369 @@
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import metadata_load
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import ByteLevel
+from torch.nn.functional import cosine_similarity
+from transformers import AutoTokenizer, PreTrainedModel
+
+from gates import run_in_process
+from nestling.export import embedder_gate, gate
+from nestling.export.embedder import expect, export_embedder
+from nestling.export.embedder_card import Card, Score
+from nestling.export.embedder_gate import Expectation, check_directory
+from nestling.export.gate import ExportError, gate_environment, require_passed
+from nestling.export.serving_files import rope_keys
+from nestling.models.adapters import attach_lora
+from nestling.models.embedder import Embedder
+from nestling.models.merged_weights import MergedWeights, computing_with
+from nestling.models.weights import StoredWeights, write_weights
+from nestling.run_files import DataLine
+from tiny import tiny_bert, tiny_qwen3
+from trained import with_lora, with_noise
+
+# peft 0.21 reads a name that transformers 5.2x deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+TEXTS = ["find files by size", "向量检索", "def f(x):\n    return x"]
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+    return content
+
+
+def test_export_of_a_lora_decoder_passes_the_gate_in_its_own_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    base = tiny_qwen3(tmp_path / "base", dtype=torch.bfloat16)
+    embedder = with_lora(Embedder.from_pretrained(base, precision=torch.bfloat16, instruction="Find the command"))
+    before = {name: tensor.clone() for name, tensor in embedder.state_dict().items()}
+    trainable = [name for name, parameter in embedder.named_parameters() if parameter.requires_grad]
+    card = Card(
+        data=[DataLine("nl2bash", 8000, "pairs")],
+        config={"learning_rate": 1e-4},
+        scores=[Score("nl2bash", 64, "nDCG@10", 0.25, 0.75)],
+    )
+    final = tmp_path / "final"
+    report = export_embedder(
+        embedder,
+        final,
+        query_max_length=32,
+        document_max_length=64,
+        dims=[16, 32],
+        instructions={"sql": "Find SQL"},
+        card=card,
+    )
+    assert report.failures == []
+    assert report.transformers is not None
+    assert report.transformers >= 0.99999
+    assert report.sentence_transformers is not None
+    assert report.sentence_transformers >= 0.99999
+    assert report.trainer is not None
+    assert 0.999 <= report.trainer < 1
+    assert report.changed == 14
+    assert report.tensors == 24
+    assert report.largest_change > 0.001
+
+    for name, tensor in embedder.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert [name for name, parameter in embedder.named_parameters() if parameter.requires_grad] == trainable
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "final"]
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        assert (final / name).read_bytes() == (base / name).read_bytes()
+    config = read(final, "config.json")
+    assert config["architectures"] == ["Qwen3ForCausalLM"]
+    assert (config["dtype"], config["torch_dtype"]) == ("bfloat16", "bfloat16")
+    assert config["rope_theta"] == 1000000
+    assert config["rope_scaling"] is None
+    assert config["rope_parameters"] == {"rope_theta": 1000000, "rope_type": "default"}
+    assert config["is_matryoshka"] is True
+    assert config["matryoshka_dimensions"] == [64, 32, 16]
+    assert read(final, "config_sentence_transformers.json") == {
+        "prompts": {
+            "query": "Instruct: Find the command\nQuery:",
+            "document": "",
+            "sql": "Instruct: Find SQL\nQuery:",
+        },
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    assert read(final, "1_Pooling/config.json") == {
+        "word_embedding_dimension": 64,
+        "pooling_mode_cls_token": False,
+        "pooling_mode_mean_tokens": False,
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+        "pooling_mode_weightedmean_tokens": False,
+        "pooling_mode_lasttoken": True,
+        "include_prompt": True,
+    }
+    assert read(final, "sentence_bert_config.json") == {"max_seq_length": 64, "do_lower_case": False}
+    tokens = read(final, "tokenizer_config.json")
+    assert "add_bos_token" not in tokens
+    assert "<|im_start|>" in tokens["additional_special_tokens"]
+    written = load_file(final / "model.safetensors")
+    assert written.keys() == load_file(base / "model.safetensors").keys()
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+
+    metadata = metadata_load(final / "README.md")
+    assert metadata is not None
+    assert (metadata["base_model"], metadata["library_name"]) == ("base", "sentence-transformers")
+    text = (final / "README.md").read_text(encoding="utf-8")
+    assert "| nl2bash | 64 | 0.2500 → 0.7500 |" in text
+    assert "learning_rate: 0.0001" in text
+    assert "def pool_last(hidden" in text
+    assert str(tmp_path) not in text
+
+    restored = Embedder.from_pretrained(base, precision=torch.bfloat16, instruction="Find the command")
+    restored.backbone = PeftModel.from_pretrained(restored.backbone, str(final / "adapter"))
+    expected = embedder.encode(TEXTS, kind="query", max_length=32)
+    torch.testing.assert_close(restored.encode(TEXTS, kind="query", max_length=32), expected)
+    reloaded = Embedder.from_pretrained(final).encode(TEXTS, kind="query", max_length=32)
+    assert cosine_similarity(reloaded, expected).min() > 0.999
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("lora", [True, False])
+def test_export_of_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pooling: str, lora: bool) -> None:
+    run_in_process(monkeypatch)
+    prompts = {"query": "query: ", "passage": "passage: ", "clustering": "cluster: "}
+    base = tiny_bert(tmp_path / "base", pooling, prompts=prompts, normalize=lora)
+    embedder = (with_lora if lora else with_noise)(Embedder.from_pretrained(base))
+    report = export_embedder(embedder, tmp_path / "final", query_max_length=48, document_max_length=32)
+    assert report.trainer is not None
+    assert report.trainer >= 0.99999
+    assert read(tmp_path / "final", "config_sentence_transformers.json")["prompts"] == {
+        "query": "query: ",
+        "document": "passage: ",
+        "passage": "passage: ",
+        "clustering": "cluster: ",
+    }
+    assert len(read(tmp_path / "final", "modules.json")) == (3 if lora else 2)
+    config = read(tmp_path / "final", "config.json")
+    assert config["architectures"] == ["BertModel"]
+    assert "rope_theta" not in config
+    assert "is_matryoshka" not in config
+    assert config.get("hidden_dropout_prob", 0.1) == 0.1
+    assert (tmp_path / "final" / "adapter").exists() == lora
+    again = Embedder.from_pretrained(tmp_path / "final")
+    assert (again.pooling, again.normalize, again.prompts) == (pooling, lora, embedder.prompts)
+
+
+def test_export_of_a_bare_decoder_keeps_its_names_and_teaches_its_tokenizer_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in_process(monkeypatch)
+    base = tiny_qwen3(tmp_path / "base", sentence_transformers=False)
+    embedder = with_noise(Embedder.from_pretrained(base))
+    (tmp_path / ".final.partial" / "adapter").mkdir(parents=True)  # of an export that was killed
+    export_embedder(embedder, tmp_path / "final", query_max_length=16, document_max_length=16, dtype=torch.bfloat16)
+    assert not (tmp_path / ".final.partial").exists()
+    assert not (tmp_path / "final" / "adapter").exists()
+    assert load_file(tmp_path / "final" / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
+    assert read(tmp_path / "final", "config.json")["torch_dtype"] == "bfloat16"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "final")
+    ids = tokenizer(["a", "word " * 90], truncation=True, max_length=16)["input_ids"]
+    assert [len(row) for row in ids] == [2, 16]
+    assert [row[-1] for row in ids] == [tokenizer.convert_tokens_to_ids("<|endoftext|>")] * 2
+
+
+def drop_end_token(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def pool_the_mean(folder: Path) -> None:
+    pooling = read(folder, "1_Pooling/config.json") | {
+        "pooling_mode_lasttoken": False,
+        "pooling_mode_mean_tokens": True,
+    }
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+def lose_the_prompts(folder: Path) -> None:
+    (folder / "config_sentence_transformers.json").write_text("{}")
+
+
+def restore_the_base(folder: Path) -> None:
+    shutil.copyfile(folder.parent / "base" / "model.safetensors", folder / "model.safetensors")
+
+
+def cut_the_weights(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def leave_a_tensor_out(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def forget_theta(folder: Path) -> None:
+    config = read(folder, "config.json")
+    del config["rope_theta"], config["rope_parameters"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Expectation]:
+    root = tmp_path_factory.mktemp("exported")
+    embedder = with_noise(Embedder.from_pretrained(tiny_qwen3(root / "base")))
+    with pytest.MonkeyPatch.context() as patch:
+        run_in_process(patch)
+        export_embedder(embedder, root / "final", query_max_length=32, document_max_length=32)
+    return root, expect(embedder, MergedWeights(embedder.backbone), torch.float32, 32)
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (drop_end_token, "probes end in token"),
+        (pool_the_mean, "sentence-transformers: cosine"),
+        (lose_the_prompts, "prompt 'query' is"),
+        (restore_the_base, "nothing was learnt"),
+        (cut_the_weights, "transformers: SafetensorError"),
+        (leave_a_tensor_out, "weights are missing: layers.1.mlp.up_proj.weight"),
+        (forget_theta, "transformers: cosine"),
+    ],
+)
+def test_gate_finds_a_planted_fault(
+    tmp_path: Path, exported: tuple[Path, Expectation], fault: Callable[[Path], None], found: str
+) -> None:
+    root, expectation = exported
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    assert check_directory(tmp_path / "final", expectation).failures == []
+    fault(tmp_path / "final")
+    report = check_directory(tmp_path / "final", expectation)
+    with pytest.raises(ExportError, match=found):
+        require_passed(report, tmp_path / "final")
+
+
+def test_gate_refuses_an_adapter_that_has_learnt_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_in_process(monkeypatch)
+    embedder = Embedder.from_pretrained(tiny_qwen3(tmp_path / "base"))
+    assert isinstance(embedder.backbone, PreTrainedModel)
+    embedder.backbone = attach_lora(embedder.backbone, r=4, alpha=8, dropout=0.0)  # B is zero
+    with pytest.raises(ExportError, match="nothing was learnt"):
+        export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_gate_compares_with_the_trainer(exported: tuple[Path, Expectation]) -> None:
+    root, expectation = exported
+    wrong = replace(expectation, trainer=expectation.trainer.flip(0))
+    report = check_directory(root / "final", wrong)
+    assert len(report.failures) == 1
+    assert report.failures[0].startswith("trainer: cosine")
+    assert report.transformers is not None
+    assert report.transformers >= 0.99999
+
+
+def test_gate_process_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expectation = Expectation("last", "", "", 8, 8, 0, torch.zeros(1, 1), torch.zeros(1, 1), 0.999, "nowhere")
+    monkeypatch.setattr(gate, "gate_environment", lambda parent: {"PYTHONPATH": "/nonexistent"})
+    monkeypatch.setattr(gate.sys, "executable", "/bin/false")
+    with pytest.raises(ExportError, match="ended with status 1"):
+        embedder_gate.verify_export(tmp_path, expectation)
+
+
+def test_environment_of_the_gate_has_no_launcher_settings() -> None:
+    parent = {"PATH": "/bin", "LOCAL_RANK": "1", "RANK": "1", "TORCHELASTIC_RUN_ID": "x", "ACCELERATE_USE_FSDP": "1"}
+    environment = gate_environment(parent)
+    assert environment.keys() == {
+        "PATH",
+        "CUDA_VISIBLE_DEVICES",
+        "HF_HUB_OFFLINE",
+        "TOKENIZERS_PARALLELISM",
+        "PYTHONPATH",
+    }
+
+
+def test_existing_output_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    embedder = Embedder.from_pretrained(tiny_bert(tmp_path / "base"))
+    (tmp_path / "final").mkdir()
+    with pytest.raises(ValueError, match="exists already"):
+        export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+
+
+def test_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Embedder.from_pretrained(tiny_bert(tmp_path / "base"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match="free, and the export needs"):
+        export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_merge_equals_peft(tmp_path: Path) -> None:
+    embedder = with_lora(Embedder.from_pretrained(tiny_qwen3(tmp_path)))
+    merged = dict(MergedWeights(embedder.backbone))
+    assert isinstance(embedder.backbone, PeftModel)
+    by_peft = embedder.backbone.merge_and_unload().state_dict()
+    assert merged.keys() == by_peft.keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, by_peft[name], rtol=0, atol=1e-7)
+
+
+def test_merge_refuses_dora(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    backbone = Embedder.from_pretrained(tiny_qwen3(tmp_path)).backbone
+    with pytest.raises(ValueError, match="cannot be merged exactly"):
+        MergedWeights(get_peft_model(backbone, LoraConfig(target_modules=["q_proj"], use_dora=True)))
+
+
+def test_computing_with_merged_weights_equals_a_merged_copy(tmp_path: Path) -> None:
+    embedder = with_lora(Embedder.from_pretrained(tiny_qwen3(tmp_path), dtype=torch.bfloat16))
+    with computing_with(embedder.backbone, MergedWeights(embedder.backbone), torch.float32):
+        exchanged = embedder.encode(TEXTS, kind="query", max_length=32)
+    assert {parameter.dtype for parameter in embedder.backbone.parameters()} == {torch.bfloat16, torch.float32}
+    copy = Embedder.from_pretrained(tmp_path)
+    copy.backbone.load_state_dict(dict(MergedWeights(embedder.backbone)))
+    torch.testing.assert_close(exchanged, copy.encode(TEXTS, kind="query", max_length=32))
+
+
+def test_weights_are_put_back_after_an_error(tmp_path: Path) -> None:
+    embedder = with_lora(Embedder.from_pretrained(tiny_qwen3(tmp_path)))
+    before = {name: parameter.data_ptr() for name, parameter in embedder.named_parameters()}
+    with pytest.raises(IndexError), computing_with(embedder.backbone, MergedWeights(embedder.backbone), torch.bfloat16):
+        embedder.backbone(input_ids=torch.tensor([[10**6]]))
+    assert {name: parameter.data_ptr() for name, parameter in embedder.named_parameters()} == before
+    assert not any(module._forward_pre_hooks for module in embedder.modules())
+
+
+def test_shards(tmp_path: Path) -> None:
+    weights = {f"w{i}": torch.full((10, 10), float(i)) for i in range(5)}
+    write_weights(weights, tmp_path, dtype=torch.float32, prefix="model.", shard_bytes=900)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)] + ["model.safetensors.index.json"]
+    assert read(tmp_path, files[-1])["metadata"] == {"total_size": 2000}
+    stored = StoredWeights(str(tmp_path))
+    assert {name: tensor[0, 0].item() for name, tensor in stored.items()} == {f"model.w{i}": i for i in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "scaling"),
+    [
+        ({"rope_type": "default", "rope_theta": 5.0}, None),
+        ({"rope_type": "yarn", "rope_theta": 5.0, "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0}),
+    ],
+)
+def test_rope_keys_for_both_versions(parameters: dict[str, object], scaling: dict[str, object] | None) -> None:
+    assert rope_keys(parameters) == {"rope_parameters": parameters, "rope_theta": 5.0, "rope_scaling": scaling}
+    assert rope_keys({"full_attention": parameters}) == {}
+    assert rope_keys(None) == {}

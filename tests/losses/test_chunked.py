@@ -1,0 +1,225 @@
+"""The streaming form against the reference: value and gradient, precision, memory."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nestling.losses import chunked, reference
+from nestling.losses.reference import Layout, Terms
+from small_batches import Batch, random_batch, tuples
+
+
+def evaluate(loss: Any, batch: Batch, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and both gradients."""
+    value = loss(batch.queries, batch.documents, batch.layout, **arguments)
+    return value.detach(), *torch.autograd.grad(value, [batch.queries, batch.documents])
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of three rows."""
+    monkeypatch.setattr(chunked, "CHUNK_ROWS", 3)
+
+
+switches = st.booleans()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.integers(1, 9),
+    few_texts=switches,
+    terms=st.builds(Terms, switches, switches, switches, switches, switches),
+    score_margin=st.sampled_from([None, -0.1, 0.1, 0.4]),  # not 0: equal texts would tie with the threshold
+    mask_hard_negatives=switches,
+    mask_identity=switches,
+    temperature=st.sampled_from([0.01, 0.05, 0.5]),
+    dims=st.sampled_from([[12], [3, 12, 7], [1, 2], [8, 4]]),
+)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_equals_the_reference_in_float64(
+    seed: int, size: int, few_texts: bool, temperature: float, dims: list[int], **arguments: Any
+) -> None:
+    batch = random_batch(seed, size=size, texts=8 if few_texts else 500)
+    arguments |= {"temperature": temperature, "dims": dims, "dim_weights": [0.5, 2.0, 1.0][: len(dims)]}
+    expected = evaluate(reference.info_nce, batch, **arguments)
+    actual = evaluate(chunked.info_nce, batch, **arguments)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("score_margin", [None, 0.1])
+def test_chunks_that_do_not_divide_the_rows(score_margin: float | None) -> None:
+    batch = random_batch(11, size=10, texts=30)
+    assert len(batch.layout.query) % 3
+    arguments: dict[str, Any] = {"temperature": 0.05, "dims": [4, 12, 9], "score_margin": score_margin}
+    expected = evaluate(reference.info_nce, batch, **arguments)
+    for ours, theirs in zip(evaluate(chunked.info_nce, batch, **arguments), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def pairs(dtype: torch.dtype, size: int = 64, dim: int = 96) -> Batch:
+    """Queries whose positives resemble them, and two hard negatives each that resemble them less."""
+    random = torch.Generator().manual_seed(0)
+    queries = torch.randn(size, dim, generator=random, dtype=torch.float64)
+    noise = torch.randn(3, size, dim, generator=random, dtype=torch.float64)
+    documents = torch.cat([queries + noise[0], 0.4 * queries + noise[1], 0.3 * queries + noise[2]])
+    return Batch(queries.to(dtype).requires_grad_(), documents.to(dtype).requires_grad_(), tuples(size, 2))
+
+
+def error(actual: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float]:
+    """Relative error of the value and of each gradient, by norm."""
+    return [float((ours.double() - theirs).norm() / theirs.norm()) for ours, theirs in zip(actual, exact, strict=True)]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"score_margin": None, "mask_identity": False}], ids=["masks", "no masks"])
+def test_float32_is_within_1e_5_at_temperature_005(arguments: dict[str, Any]) -> None:
+    arguments = {"temperature": 0.05, "dims": [96, 48, 24], **arguments}
+    exact = evaluate(reference.info_nce, pairs(torch.float64), **arguments)
+    assert max(error(evaluate(chunked.info_nce, pairs(torch.float32), **arguments), exact)) < 1e-5
+
+
+@pytest.mark.parametrize("arguments", [{}, {"score_margin": None, "mask_identity": False}], ids=["masks", "no masks"])
+def test_float32_loses_at_most_twice_the_naive_error_at_temperature_001(arguments: dict[str, Any]) -> None:
+    arguments = {"temperature": 0.01, "dims": [96, 48, 24], **arguments}
+    # The float64 of the rounded embeddings, so that only the computation differs.
+    rounded = pairs(torch.float32)
+    exact_inputs = Batch(
+        rounded.queries.detach().double().requires_grad_(),
+        rounded.documents.detach().double().requires_grad_(),
+        rounded.layout,
+    )
+    exact = evaluate(reference.info_nce, exact_inputs, **arguments)
+    naive = error(evaluate(reference.info_nce, rounded, **arguments), exact)
+    ours = error(evaluate(chunked.info_nce, rounded, **arguments), exact)
+    for a, b in zip(ours, naive, strict=True):
+        assert a <= 2 * b + 1e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_hard_negative_far_above_the_positive(dtype: torch.dtype) -> None:
+    """At a temperature of 0.01 the scores lie 200 apart: e^200 is not a float32."""
+    queries = torch.tensor([[1.0, 0.0]], dtype=dtype, requires_grad=True)
+    documents = torch.tensor([[-1.0, 1e-3], [1.0, 0.0]], dtype=dtype, requires_grad=True)
+    batch = Batch(queries, documents, tuples(1, 1))
+    expected = evaluate(reference.info_nce, batch, temperature=0.01, dims=[2])
+    actual = evaluate(chunked.info_nce, batch, temperature=0.01, dims=[2])
+    assert expected[0].item() == pytest.approx(200, rel=1e-5)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("length", [1e-4, 1e3, 1e6])
+def test_masked_pairs_stay_masked_whatever_the_length_of_embeddings(length: float) -> None:
+    batch = random_batch(3, dtype=torch.float32)
+    scaled = Batch(
+        (batch.queries.detach() * length).requires_grad_(),
+        (batch.documents.detach() * length).requires_grad_(),
+        batch.layout,
+    )
+    expected = evaluate(reference.info_nce, batch, temperature=0.05, dims=[12, 6])
+    value, queries, documents = evaluate(chunked.info_nce, scaled, temperature=0.05, dims=[12, 6])
+    for ours, theirs in zip((value, queries * length, documents * length), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_an_embedding_below_the_least_norm() -> None:
+    batch = random_batch(4)
+    with torch.no_grad():
+        batch.queries[0] *= 1e-9
+        batch.documents[1, :6] = 0
+    expected = evaluate(reference.info_nce, batch, temperature=0.05, dims=[12, 6])
+    for ours, theirs in zip(evaluate(chunked.info_nce, batch, temperature=0.05, dims=[12, 6]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_the_gradient_follows_the_scale_and_may_be_asked_for_twice() -> None:
+    batch = random_batch(6)
+    _, expected, _ = evaluate(chunked.info_nce, batch, temperature=0.05, dims=[12])
+    value = 3 * chunked.info_nce(batch.queries, batch.documents, batch.layout, temperature=0.05, dims=[12])
+    for _ in range(2):
+        (actual,) = torch.autograd.grad(value, batch.queries, retain_graph=True)
+        torch.testing.assert_close(actual, 3 * expected, rtol=1e-12, atol=0)
+
+
+def test_one_side_may_be_fixed() -> None:
+    batch = random_batch(6)
+    _, _, expected = evaluate(chunked.info_nce, batch, temperature=0.05, dims=[12])
+    value = chunked.info_nce(batch.queries.detach(), batch.documents, batch.layout, temperature=0.05, dims=[12])
+    torch.testing.assert_close(torch.autograd.grad(value, batch.documents)[0], expected, rtol=0, atol=0)
+
+
+def test_no_work_on_gradients_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = random_batch(6)
+    expected = chunked.info_nce(batch.queries, batch.documents, batch.layout, temperature=0.05, dims=[12, 3])
+
+    def never(*_: object) -> None:
+        raise AssertionError("gradient work")
+
+    for name in ("_differentiate", "_multiply", "_subtract_radial"):
+        monkeypatch.setattr(chunked.Stream, name, never)
+    with torch.no_grad():
+        actual = chunked.info_nce(batch.queries, batch.documents, batch.layout, temperature=0.05, dims=[12, 3])
+    assert not actual.requires_grad
+    assert actual.item() == expected.item()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that any tensor had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple) else (result,):
+            if isinstance(each, Tensor):
+                self.elements = max(self.elements, each.numel())
+        return result
+
+
+def test_nothing_of_queries_times_documents_is_ever_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "CHUNK_ROWS", 2)
+    queries = torch.randn(64, 4, requires_grad=True)
+    documents = torch.randn(128, 4, requires_grad=True)
+    layout: Layout = tuples(64, 1)
+    with Largest() as largest:
+        chunked.info_nce(queries, documents, layout, temperature=0.05, dims=[4, 2]).backward()
+    assert 0 < largest.elements < 64 * 128
+
+
+@pytest.mark.parametrize(("dims", "factor"), [([16], 1), ([16, 4], 4)])
+def test_buffers_hold_no_more_than_they_may(dims: list[int], factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "BUFFER_ELEMENTS", 64)
+    monkeypatch.setattr(chunked, "BUFFERS_TO_EMBEDDINGS", factor)
+    batch = pairs(torch.float64, size=256, dim=16)
+    expected = evaluate(reference.info_nce, batch, temperature=0.05, dims=dims)
+    embeddings, columns = 1024 * 16, 1024 + 768
+    row = (len(dims) + 2) * columns
+    assert 1 < chunked.chunk_rows(row, embeddings) < chunked.CHUNK_ROWS
+    with Largest() as largest:
+        actual = evaluate(chunked.info_nce, batch, temperature=0.05, dims=dims)
+    assert largest.elements <= factor * embeddings
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_chunks_have_fewer_rows_only_where_batches_are_large() -> None:
+    def rows(pairs: int, dim: int, prefixes: int) -> int:
+        return chunked.chunk_rows((prefixes + 2) * 3 * pairs, 2 * pairs * dim)
+
+    assert rows(8192, 128, 3) == rows(4096, 1024, 7) == chunked.CHUNK_ROWS
+    assert rows(2**14, 128, 3) == rows(2**20, 128, 3) == 68
+    assert rows(2**20, 1024, 7) == chunked.CHUNK_ROWS
+
+
+def test_a_non_finite_embedding_shows_in_the_loss() -> None:
+    batch = random_batch(6)
+    with torch.no_grad():
+        batch.documents[1, 3] = torch.nan
+    value = chunked.info_nce(batch.queries, batch.documents, batch.layout, temperature=0.05, dims=[12, 3])
+    assert value.isnan()

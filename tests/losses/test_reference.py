@@ -1,0 +1,333 @@
+"""The objectives against the formulas, written out as loops, and against the mistakes that others made."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nestling.losses import chunked
+from nestling.losses.reference import Layout, Terms, cosent, distillation, info_nce, prefixes
+from small_batches import Batch, random_batch, tuples
+
+FORMS = pytest.mark.parametrize("loss", [info_nce, chunked.info_nce], ids=["reference", "chunked"])
+
+SWITCHES: list[dict[str, Any]] = [
+    {},
+    {"score_margin": None},
+    {"score_margin": None, "mask_identity": False},
+    {"score_margin": 0.0, "mask_hard_negatives": True},
+    {"score_margin": -0.2, "mask_hard_negatives": True},
+    {"mask_identity": False, "mask_hard_negatives": True},
+    {"terms": Terms(hard_negatives=False)},
+    {"terms": Terms(query_query=False)},
+    {"terms": Terms(document_document=False)},
+    {"terms": Terms(query_document=False)},
+    {"terms": Terms(other_hard_negatives=False)},
+    {"terms": Terms(query_document=False, query_query=False, document_document=False), "mask_hard_negatives": True},
+    {"terms": Terms(hard_negatives=False, query_document=False), "score_margin": None},
+    {"dim_weights": [0.5, 2.0, 1.25]},
+]
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b) / (a @ a).sqrt() / (b @ b).sqrt()
+
+
+def literal(
+    batch: Batch,
+    *,
+    temperature: float,
+    dims: list[int],
+    dim_weights: list[float] | None = None,
+    terms: Terms = Terms(),
+    score_margin: float | None = 0.1,
+    mask_hard_negatives: bool = False,
+    mask_identity: bool = True,
+) -> Tensor:
+    """Eq. 1 word for word: one row, one dimension and one text at a time."""
+    layout = batch.layout
+    loss = torch.zeros((), dtype=torch.float64)
+    for p, dim in enumerate(dims):
+        q, d = batch.queries[:, :dim], batch.documents[:, :dim]
+        for i, plus, weight in zip(
+            layout.query.tolist(), layout.positive.tolist(), layout.weight.tolist(), strict=True
+        ):
+            target = cosine(q[i], d[plus])
+            known = set(layout.known[i].tolist()) - {-1} if mask_identity else set()
+            z = torch.exp(target / temperature)
+
+            def m(score: Tensor, target: Tensor = target) -> int:
+                return 0 if score_margin is not None and score > target + score_margin else 1
+
+            for j in range(len(d)):
+                if j == plus or layout.document_text[j].item() in known:
+                    continue
+                if layout.owner[j] == i:
+                    if layout.is_negative[j] and terms.hard_negatives:
+                        score = cosine(q[i], d[j])
+                        z = z + (m(score) if mask_hard_negatives else 1) * torch.exp(score / temperature)
+                elif terms.other_hard_negatives or not layout.is_negative[j]:
+                    if terms.query_document:
+                        score = cosine(q[i], d[j])
+                        z = z + m(score) * torch.exp(score / temperature)
+                    if terms.document_document:
+                        score = cosine(d[plus], d[j])
+                        z = z + m(score) * torch.exp(score / temperature)
+            for j in range(len(q)):
+                brought = [layout.document_text[k].item() for k in range(len(d)) if layout.owner[k] == j]
+                negative = [layout.is_negative[k].item() for k in range(len(d)) if layout.owner[k] == j]
+                shares = any(text in known for text, no in zip(brought, negative, strict=True) if not no)
+                same = mask_identity and layout.query_text[i] == layout.query_text[j]
+                if terms.query_query and j != i and not same and not shares:
+                    score = cosine(q[i], q[j])
+                    z = z + m(score) * torch.exp(score / temperature)
+            share = weight * (dim_weights[p] if dim_weights else 1)
+            loss = loss + share * -torch.log(torch.exp(target / temperature) / z)
+    return loss
+
+
+def gradients(loss: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    queries, documents = torch.autograd.grad(loss, [batch.queries, batch.documents])
+    return queries, documents
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_equals_the_formula_written_as_loops(switches: dict[str, Any]) -> None:
+    for seed in range(2):
+        batch = random_batch(seed, size=4, dim=6)
+        arguments = {"temperature": 0.2, "dims": [6, 2, 5], **switches}
+        expected = literal(batch, **arguments)
+        actual = info_nce(batch.queries, batch.documents, batch.layout, **arguments)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+        for ours, theirs in zip(gradients(actual, batch), gradients(expected, batch), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@FORMS
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_equals_sentence_transformers_where_the_definitions_coincide(loss: Any, negatives: int) -> None:
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    random = torch.Generator().manual_seed(3)
+    queries = torch.randn(6, 10, generator=random, dtype=torch.float64, requires_grad=True)
+    documents = torch.randn(6 * (1 + negatives), 10, generator=random, dtype=torch.float64, requires_grad=True)
+    directions = ("query_to_doc", "query_to_query", "doc_to_doc")
+    peer = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20.0, directions=directions)  # type: ignore[arg-type]
+    expected = sum(
+        peer.compute_loss_from_embeddings([queries[:, :dim], *documents[:, :dim].split(6)], torch.empty(0))
+        for dim in (10, 4)
+    )
+    layout = replace(tuples(6, negatives), weight=torch.full((6,), 1 / 6, dtype=torch.float64))
+    actual = loss(queries, documents, layout, temperature=0.05, dims=[4, 10], score_margin=None, mask_identity=False)
+    batch = Batch(queries, documents, layout)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+    for ours, theirs in zip(gradients(actual, batch), gradients(expected, batch), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def sharing() -> tuple[Tensor, Tensor, Layout]:
+    """Two queries, each with its own copy of one positive."""
+    positive = torch.tensor([3.0, 4.0])
+    layout = replace(tuples(2, 0), document_text=torch.tensor([7, 7]), known=torch.tensor([[7], [7]]))
+    return torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True), positive.repeat(2, 1), layout
+
+
+@FORMS
+def test_queries_that_share_a_positive_do_not_repel_it_or_each_other(loss: Any) -> None:
+    queries, documents, layout = sharing()
+    masked = loss(queries, documents, layout, temperature=0.05, dims=[2])
+    (gradient,) = torch.autograd.grad(masked, queries)
+    assert masked.item() == 0
+    assert not gradient.any()
+
+
+@FORMS
+def test_without_the_identity_mask_they_do(loss: Any) -> None:
+    queries, documents, layout = sharing()
+    terms = Terms(query_query=False, document_document=False)
+    value = loss(queries, documents, layout, temperature=0.05, dims=[2], terms=terms, mask_identity=False)
+    assert value.item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+@FORMS
+def test_equal_queries_do_not_repel_each_other(loss: Any) -> None:
+    layout = replace(tuples(2, 0), query_text=torch.tensor([5, 5]), known=torch.tensor([[0, 1], [0, 1]]))
+    embeddings = torch.eye(2)
+    assert loss(torch.ones(2, 2), embeddings, layout, temperature=0.05, dims=[2]).item() == 0
+
+
+@FORMS
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
+def test_value_and_gradient_of_one_row_in_closed_form(loss: Any, temperature: float) -> None:
+    layout = Layout(
+        query=torch.tensor([0]),
+        positive=torch.tensor([0]),
+        weight=torch.tensor([0.5]),
+        owner=torch.tensor([0, 0]),
+        is_negative=torch.tensor([False, True]),
+        query_text=torch.tensor([0]),
+        document_text=torch.tensor([1, 2]),
+        known=torch.tensor([[1]]),
+    )
+    query = torch.tensor([[0.8, 0.6]], dtype=torch.float64, requires_grad=True)
+    documents = torch.eye(2, dtype=torch.float64)
+    value = loss(query, documents, layout, temperature=temperature, dims=[2])
+    (gradient,) = torch.autograd.grad(value, query)
+    gap = (0.6 - 0.8) / temperature
+    assert value.item() == pytest.approx(0.5 * math.log1p(math.exp(gap)), rel=1e-12)
+    pull = 0.5 / (1 + math.exp(-gap)) / temperature  # dL/ds- = -dL/ds+
+    # d(s- - s+)/dq, the part across q: (0.6, 0.8) and (0.8, 0.6) are what is left of the axes.
+    expected = torch.tensor([[pull * (-0.8 * 0.6 - 0.6 * 0.6), pull * (0.8 * 0.8 + 0.6 * 0.8)]], dtype=torch.float64)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
+
+
+@FORMS
+def test_ranks_add_up_to_the_global_batch(loss: Any) -> None:
+    batch = random_batch(5)
+    layout, half = batch.layout, len(batch.layout.query) // 2
+    whole = gradients(loss(batch.queries, batch.documents, layout, temperature=0.05, dims=[12]), batch)
+    total = [torch.zeros_like(each) for each in whole]
+    for rows in (slice(0, half), slice(half, None)):
+        part = replace(layout, query=layout.query[rows], positive=layout.positive[rows], weight=layout.weight[rows])
+        for sum_, each in zip(
+            total,
+            gradients(loss(batch.queries, batch.documents, part, temperature=0.05, dims=[12]), batch),
+            strict=True,
+        ):
+            sum_ += each
+    for sum_, each in zip(total, whole, strict=True):
+        torch.testing.assert_close(sum_, each, rtol=1e-10, atol=1e-12)
+
+
+@FORMS
+def test_negatives_are_pushed_away_and_only_positives_are_pulled(loss: Any) -> None:
+    queries = torch.eye(4, 8, dtype=torch.float64, requires_grad=True)
+    documents = torch.eye(8, dtype=torch.float64)[[4, 5, 6, 7] * 3].requires_grad_()  # 4 positives, 8 hard negatives
+    terms = Terms(query_query=False, document_document=False)
+    value = loss(queries, documents, tuples(4, 2), temperature=0.05, dims=[8], terms=terms)
+    pull = gradients(value, Batch(queries, documents, tuples(4, 2)))[1] @ queries.detach().T  # [12, 4]
+    positives = torch.eye(12, 4, dtype=torch.bool)
+    assert (pull[positives] < 0).all()
+    assert (pull[~positives] > 0).all()
+
+
+@FORMS
+def test_a_row_without_negatives_gives_neither_loss_nor_gradient(loss: Any) -> None:
+    queries = torch.randn(1, 4, requires_grad=True)
+    documents = torch.randn(1, 4)
+    value = loss(queries, documents, tuples(1, 0), temperature=0.05, dims=[2, 4])
+    assert value.item() == 0
+    assert not torch.autograd.grad(value, queries)[0].any()
+
+
+@FORMS
+def test_an_embedding_of_zeros_has_a_finite_gradient(loss: Any) -> None:
+    queries = torch.randn(3, 4)
+    queries[1] = 0
+    queries[2, :2] = 0
+    queries.requires_grad_()
+    value = loss(queries, torch.randn(6, 4), tuples(3, 1), temperature=0.05, dims=[2, 4])
+    assert value.isfinite()
+    assert torch.autograd.grad(value, queries)[0].isfinite().all()
+
+
+@FORMS
+def test_half_precision_is_upcast_and_autocast_left(loss: Any) -> None:
+    batch = random_batch(1, dtype=torch.bfloat16)
+    full = [each.detach().float() for each in (batch.queries, batch.documents)]
+    expected = loss(*full, batch.layout, temperature=0.01, dims=[12])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = loss(batch.queries, batch.documents, batch.layout, temperature=0.01, dims=[12])
+    assert actual.dtype == torch.float32
+    assert actual.item() == expected.item()
+    assert all(each.dtype == torch.bfloat16 for each in gradients(actual, batch))
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dims": [4, 4]}, r"dims are \[4, 4\].*each once"),
+        ({"dims": [0, 4]}, "from 1 to"),
+        ({"dims": [13]}, "the embedding's 12"),
+        ({"dims": []}, "at least one"),
+        ({"dims": [4, 12], "dim_weights": [1.0]}, "1 dim_weights for 2 dims"),
+        ({"temperature": 0.0}, "the temperature is 0.0"),
+        ({"temperature": math.nan}, "the temperature is nan"),
+    ],
+)
+def test_refuses_what_makes_no_sense(loss: Any, arguments: dict[str, Any], message: str) -> None:
+    batch = random_batch(0)
+    with pytest.raises(ValueError, match=message):
+        loss(batch.queries, batch.documents, batch.layout, **{"temperature": 0.05, "dims": [12], **arguments})
+
+
+def test_weights_go_with_their_dims_in_any_order() -> None:
+    assert prefixes([4, 12, 2], [0.4, 1.2, 0.2], 12) == [(2, 0.2), (4, 0.4), (12, 1.2)]
+
+
+def test_distillation_equals_the_formula_written_as_loops() -> None:
+    random = torch.Generator().manual_seed(0)
+    queries = torch.randn(3, 6, generator=random, dtype=torch.float64)
+    documents = torch.randn(7, 6, generator=random, dtype=torch.float64)
+    group = torch.tensor([[0, 1, 2], [3, 4, -1], [-1, -1, -1]])
+    teacher = torch.tensor([[4.0, 1.0, 3.0], [0.5, 2.0, math.nan], [0.0, 0.0, 0.0]])
+    weight = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    expected = 0.0
+    for dim, dim_weight in ((2, 0.5), (6, 1.0)):
+        for i, own in enumerate([[0, 1, 2], [3, 4]]):
+            logits = [cosine(queries[i, :dim], documents[j, :dim]).item() / 0.1 for j in own]
+            wanted = [teacher[i, k].item() / 2.0 for k in range(len(own))]
+            p = [math.exp(each) / sum(map(math.exp, wanted)) for each in wanted]
+            s = [math.exp(each) / sum(map(math.exp, logits)) for each in logits]
+            divergence = sum(a * math.log(a / b) for a, b in zip(p, s, strict=True))
+            expected += dim_weight * weight[i].item() * divergence
+    queries.requires_grad_()
+    actual = distillation(
+        queries,
+        documents,
+        group,
+        teacher,
+        weight,
+        temperature=0.1,
+        teacher_temperature=2.0,
+        dims=[6, 2],
+        dim_weights=[1.0, 0.5],
+    )
+    assert actual.item() == pytest.approx(expected, rel=1e-6)  # the teacher's scores are float32
+    (gradient,) = torch.autograd.grad(actual, queries)
+    assert gradient.isfinite().all()
+    assert not gradient[2].any()
+
+
+def test_distillation_is_zero_for_a_student_that_agrees() -> None:
+    queries, documents = torch.randn(2, 4), torch.randn(4, 4)
+    group = torch.tensor([[0, 1], [2, 3]])
+    cosines = torch.stack([torch.stack([cosine(queries[i], documents[j]) for j in group[i]]) for i in range(2)])
+    value = distillation(
+        queries, documents, group, cosines, torch.ones(2), temperature=0.05, teacher_temperature=0.05, dims=[4]
+    )
+    assert value.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_cosent_equals_the_formula_written_as_loops() -> None:
+    random = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 5, 6, generator=random, dtype=torch.float64)
+    scores = torch.tensor([0.2, 1.0, 0.2, 0.0, 0.7])
+    expected = 0.0
+    for dim in (3, 6):
+        cosines = [cosine(a[:dim], b[:dim]).item() for a, b in zip(left, right, strict=True)]
+        pairs = [(i, j) for i in range(5) for j in range(5) if scores[i] > scores[j]]
+        expected += math.log(1 + sum(math.exp((cosines[j] - cosines[i]) / 0.05) for i, j in pairs))
+    actual = cosent(left, right, scores, temperature=0.05, dims=[3, 6])
+    assert actual.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_cosent_of_equal_labels_is_zero() -> None:
+    left = torch.randn(3, 4, requires_grad=True)
+    value = cosent(left, torch.randn(3, 4), torch.ones(3), temperature=0.05, dims=[4])
+    assert value.item() == 0
+    assert not torch.autograd.grad(value, left)[0].any()

@@ -1,0 +1,368 @@
+"""Servers beside the directories that they serve: a real small one, with one fault at a time."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gates import run_in_process
+from nestling.export.reranker import export_reranker
+from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.serving.client import Scorer, Server, split_url
+from nestling.serving.findings import Check, simplest
+from nestling.serving.prompts import Judge
+from nestling.serving.rerankers import check_reranker
+from nestling.serving.variants import Reference
+from recipes.runs import run_main
+from scripts.serve_check import main
+from tiny import tiny_bert, tiny_qwen3
+
+ROOT = Path(__file__).parents[2]
+
+serve_check = partial(run_main, main)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Embedders and rerankers by the names under which they are served."""
+    folder = tmp_path_factory.mktemp("served")
+    qwen3, other = tiny_qwen3(folder / "qwen3"), tiny_qwen3(folder / "other", seed=5)
+    for each in (qwen3, other):
+        (each / "sentence_bert_config.json").write_text('{"max_seq_length": 128, "do_lower_case": false}')
+    plain = tiny_bert(folder / "plain", normalize=False)
+    e5 = tiny_bert(folder / "e5", prompts={"query": "query: ", "document": "passage: "})
+    settings = RerankerSettings(instruction="Given a shell task, find the command")
+    base = tiny_qwen3(folder / "base", sentence_transformers=False)
+    reranker = Reranker.from_pretrained(base, settings=settings)
+    with pytest.MonkeyPatch.context() as patch:
+        run_in_process(patch)
+        export_reranker(reranker, folder / "causal", trained=False)
+        export_reranker(reranker, folder / "classifier", trained=False, shape="classifier")
+    rerankers = {"causal": folder / "causal", "classifier": folder / "classifier"}
+    return {"qwen3": qwen3, "other": other, "plain": plain, "e5": e5, **rerankers}
+
+
+@pytest.fixture(scope="module")
+def url(models: dict[str, Path]) -> Iterator[str]:
+    """Address of a process that serves them all."""
+    served = [f"{name}={directory}" for name, directory in models.items()]
+    command = [sys.executable, Path(__file__).with_name("small_server.py"), *served]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    assert address.startswith("http://")
+    yield address
+    process.stdin.close()
+    process.stdout.close()
+    process.wait(timeout=30)
+
+
+def aspects(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What a check says is wrong: the first words of its findings, which stand before lines of advice."""
+    said = done.stdout.splitlines()
+    return [before.partition(":")[0] for before, line in pairwise(said) if line.startswith("  ")]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "plain", "e5", "causal", "classifier"])
+def test_a_healthy_server_fits(name: str, url: str, models: dict[str, Path]) -> None:
+    done = serve_check(f"{url}/{name}/healthy", "--model", models[name], "--least_cosine", "0.999999")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("\nfits\n")
+    assert "model tiny" in done.stdout
+
+
+@pytest.mark.parametrize("address", ["", "/v1", "/v1/embeddings"])
+def test_the_address_may_be_that_of_the_server_or_of_an_endpoint(
+    address: str, url: str, models: dict[str, Path]
+) -> None:
+    done = serve_check("--url", f"{url}/qwen3/healthy{address}", "--model", models["qwen3"], "--dims", "32,16")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{url}/qwen3/healthy/v1/embeddings" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "fault", ["bfloat16", "ignores-base64", "backwards", "refuses-blank", "refuses-long", "refuses-batches"]
+)
+def test_what_is_no_fault(fault: str, url: str, models: dict[str, Path]) -> None:
+    done = serve_check(f"{url}/qwen3/{fault}", "--model", models["qwen3"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("note: " in done.stdout) == fault.startswith("refuses")
+
+
+FAULTS = {
+    "no-eos": ("EOS", "read without special tokens: cosine 1.0000 with that"),
+    "two-eos": ("EOS", "with <|endoftext|> twice"),
+    "im-end": ("EOS", "with <|im_end|> at the end"),
+    "doubled-prompt": ("prompt", "puts 'Instruct: Given a web search query, retrieve relevant passages"),
+    "mean": ("pooling", "pools by mean, the directory by last"),
+    "cls": ("pooling", "pools by cls"),
+    "right-last": ("padding", "pads on the right, which it does not attend to, and pools as if there were none"),
+    "left-unmasked": ("padding", "pads on the left, which it attends to"),
+    "unnormalised": ("normalisation", "has length 8.0000, the directory's has 1.0000"),
+    "short": ("dimension", "have 16 numbers, the directory's have 64"),
+    "slices": ("truncation", "without its end, whose special tokens are cut off"),
+    "cuts-at-40": ("truncation", "cut to 40 tokens"),
+    "cuts-at-256": ("truncation", "is read whole, all its "),
+    "keeps-the-end": ("truncation", "without its beginning"),
+    "refuses-dimensions": ("dimension", "dimensions: 32 is refused: 400, does not support matryoshka"),
+    "ignores-dimensions": ("dimension", "dimensions: 32 gives 64 numbers"),
+    "cuts-only": ("dimension", "dimensions: 32 cuts and does not normalise again"),
+    "big-endian": ("encoding", "base64 gives other numbers"),
+    "nan": ("NaN", "8 of 8 answers hold NaN"),
+    "noisy": ("precision", "the least cosine is 0.99"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_an_embedder_are_named(fault: str, url: str, models: dict[str, Path]) -> None:
+    dims = ["--dims", "32"] if fault in ("refuses-dimensions", "ignores-dimensions", "cuts-only") else []
+    done = serve_check(f"{url}/qwen3/{fault}", "--model", models["qwen3"], *dims)
+    aspect, what = FAULTS[fault]
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert aspects(done) == [aspect]
+    assert what in done.stdout
+
+
+def test_faults_that_come_together_are_both_named(url: str, models: dict[str, Path]) -> None:
+    done = serve_check(f"{url}/qwen3/no-eos-and-prompt", "--model", models["qwen3"])
+    assert (done.returncode, aspects(done)) == (1, ["EOS", "prompt"])
+
+
+def test_a_cut_is_named_beside_a_length(url: str, models: dict[str, Path]) -> None:
+    done = serve_check(f"{url}/qwen3/unnormalised-slices", "--model", models["qwen3"])
+    assert done.returncode == 1 and aspects(done) == ["normalisation", "truncation"], done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "aspect"),
+    [("qwen3", "nan-together", "NaN"), ("qwen3", "short-together", "dimension"), ("causal", "nan-together", "NaN")],
+)
+def test_what_is_lost_in_one_request_is_named(
+    name: str, fault: str, aspect: str, url: str, models: dict[str, Path]
+) -> None:
+    done = serve_check(f"{url}/{name}/{fault}", "--model", models[name])
+    assert done.returncode == 1 and aspects(done) == [aspect], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("address", ["http://localhost:abc", "http://[::1"])
+def test_what_is_no_address(address: str, models: dict[str, Path]) -> None:
+    done = serve_check(address, "--model", models["qwen3"])
+    assert done.returncode == 2 and f"error: {address} is not an address" in done.stderr
+
+
+def test_another_model_fits_in_no_way(url: str, models: dict[str, Path]) -> None:
+    done = serve_check(f"{url}/other/healthy", "--model", models["qwen3"])
+    assert (done.returncode, aspects(done)) == (1, ["model"])
+    wider = serve_check(f"{url}/other/healthy", "--model", models["e5"])
+    assert (wider.returncode, aspects(wider)) == (1, ["dimension"])
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "aspect"),
+    [
+        ("e5", "bare", "special tokens"),
+        ("e5", "doubled-prompt", "prompt"),
+        ("e5", "cls", "pooling"),
+        ("e5", "left-unmasked", "padding"),
+        ("plain", "normalises", "normalisation"),
+    ],
+)
+def test_faults_of_an_encoder_are_named(name: str, fault: str, aspect: str, url: str, models: dict[str, Path]) -> None:
+    done = serve_check(f"{url}/{name}/{fault}", "--model", models[name])
+    assert (done.returncode, aspects(done)) == (1, [aspect]), done.stdout
+
+
+def test_the_directory_is_read_as_sentence_transformers_reads_it(models: dict[str, Path]) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["find files", "向量检索", " a \n"]
+    for name in ("qwen3", "plain", "e5"):
+        reference = Reference.load(str(models[name]))
+        expected = SentenceTransformer(str(models[name]), device="cpu").encode(texts)
+        assert reference.published(texts) == pytest.approx(expected, abs=1e-5)
+
+
+RERANKER_FAULTS = {
+    "logits": ("scores", "answers logits, no sigmoid is taken"),
+    "two-sigmoids": ("scores", "answers the sigmoid of the sigmoid"),
+    "inverted": ("scores", "answers probabilities of no"),
+    "no-template": ("template", "prompts have the query and the document alone"),
+    "no-suffix": ("template", "prompts have no suffix"),
+    "empty-lines": ("template", "prompts have empty lines between parts"),
+    "default-instruction": ("instruction", "in place of 'Given a shell task, find the command'"),
+    "no-instruction": ("instruction", "prompts have no instruction"),
+    "swapped": ("sides", "the document as the query"),
+    "eos": ("EOS", "<|endoftext|> at the end"),
+    "nan": ("NaN", "7 of 7 answers hold NaN"),
+    "right-last": ("padding", "scores change when documents are sent together"),
+}
+
+
+@pytest.mark.parametrize("fault", RERANKER_FAULTS)
+def test_faults_of_a_reranker_are_named(fault: str, url: str, models: dict[str, Path]) -> None:
+    aspect, what = RERANKER_FAULTS[fault]
+    for name in ("causal", "classifier") if fault in ("logits", "inverted") else ("causal",):
+        done = serve_check(f"{url}/{name}/{fault}", "--model", models[name])
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert aspects(done) == [aspect]
+        assert what in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "asked"),
+    [("tei", "/rerank, asked for texts, model not named"), ("pairs-only", "/v1/score, asked for pairs, model tiny")],
+)
+def test_rerankers_are_asked_in_the_form_that_they_answer(
+    fault: str, asked: str, url: str, models: dict[str, Path]
+) -> None:
+    done = serve_check(f"{url}/classifier/{fault}", "--model", models["classifier"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert asked in done.stdout
+
+
+class Answers:
+    """In place of a server: any function of logits. It stands at the network's edge."""
+
+    endpoint = None
+    model = None
+
+    def __init__(self, answer: Callable[[list[tuple[str, str]]], np.ndarray]) -> None:
+        self.answer = answer
+
+    def find_scorer(self) -> "Answers":
+        return self
+
+    path, form = "/rerank", "texts"
+
+    def score(self, scorer: object, query: str, documents: list[str]) -> np.ndarray:
+        return self.answer([(query, document) for document in documents])
+
+    def url(self, path: str) -> str:
+        return path
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_large_logits_in_a_shorter_type_fit(noise: float, scale: float, models: dict[str, Path]) -> None:
+    judge = Judge.load(str(models["causal"]))
+    rng = np.random.default_rng(0)
+    large = Judge(judge.source, judge.tokenizer, judge.settings, lambda prompts: scale * judge.logits(prompts))
+
+    def rounded(pairs: list[tuple[str, str]]) -> np.ndarray:
+        logits = large.read(next(large.readings()), pairs)
+        return 1 / (1 + np.exp(-logits * (1 + noise * rng.standard_normal(len(pairs)))))
+
+    check: Check = check_reranker(Answers(rounded), large)  # type: ignore[arg-type]
+    assert check.findings == []
+
+
+def assert_not_checked(done: subprocess.CompletedProcess[str], message: str) -> None:
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("address", "arguments", "message"),
+    [
+        ("localhost:8000", [], "is not an address"),
+        ("{url}/qwen3/healthy", ["--dims", "128"], "more than the model's embedding has, 64"),
+        ("{url}/qwen3/healthy", ["--model", "nowhere"], "no directory with a config.json"),
+        ("{url}/qwen3/healthy", ["--key_env", "NESTLING_NO_SUCH_KEY"], "no such variable"),
+        ("{url}/qwen3/healthy", ["--least_cosin", "0.9"], "did you mean 'least_cosine'"),
+        ("http://127.0.0.1:9", [], "is the server up?"),
+        ("{url}/qwen3/not-json", [], "expected JSON, got '<html>"),
+        ("{url}/qwen3/slow", ["--timeout", "0.3"], "no answer within 0.3 s"),
+        ("{url}/qwen3/key", [], "answers 401, wrong key"),
+        ("{url}/causal/healthy", [], "/v1/embeddings answers 404"),
+        ("{url}/causal/no-endpoint", ["--model", "{causal}"], "the server reranks nowhere: "),
+        ("{url}/causal/healthy", ["--model", "{causal}", "--dims", "16"], "is a reranker, which answers scores"),
+        ("{url}/causal/healthy", ["--kind", "rerank", "--dims", "16"], "dims are an embedder's"),
+    ],
+)
+def test_what_could_not_be_checked(
+    address: str, arguments: list[str], message: str, url: str, models: dict[str, Path]
+) -> None:
+    given = [each.format(**models) for each in arguments]
+    done = serve_check(address.format(url=url), "--model", models["qwen3"], *given)
+    assert_not_checked(done, message)
+
+
+def test_the_key_comes_from_the_environment(url: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NESTLING_TEST_KEY", "secret")
+    done = serve_check(f"{url}/qwen3/key", "--model", models["qwen3"], "--key_env", "NESTLING_TEST_KEY")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("faults", "distances", "expected"),
+    [
+        ([0, 1, 2], [0.3, 0.2, 0.15], 0),  # none much nearer
+        ([0, 1, 2], [0.3, 0.05, 0.04], 1),
+        ([0, 1, 1], [0.3, 0.05, 0.04], 2),
+        ([0, 1, 2], [5e-7, 1e-9, 0.0], 0),  # all the same but for noise
+    ],
+)
+def test_the_simplest_explanation_is_taken(faults: list[int], distances: list[float], expected: int) -> None:
+    assert simplest(faults, distances, 1e-6) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://h:1", ("http://h:1", None)),
+        ("http://h:1/v1/", ("http://h:1", None)),
+        ("https://h/deep/v1/embeddings", ("https://h/deep", "/v1/embeddings")),
+        ("http://h/rerank", ("http://h", "/rerank")),
+    ],
+)
+def test_addresses(url: str, expected: tuple[str, str | None]) -> None:
+    assert split_url(url) == expected
+
+
+@pytest.mark.parametrize("listed", [{"data": ["m"]}, {"data": {"a": 1}}, {"data": []}, ["m"], None])
+def test_lists_of_models_that_name_none(listed: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "_ask", lambda *arguments: listed)
+    assert Server("http://localhost").model is None
+
+
+def test_scores_are_numbers_and_null_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server("http://localhost", model="m")
+    monkeypatch.setattr(server, "post", lambda path, body: [{"index": 0, "score": body["texts"][0]}])
+    scorer = Scorer("/rerank", "texts")
+    assert np.isnan(server.score(scorer, "q", [None]))  # type: ignore[list-item]  # what JSON's null becomes
+    with pytest.raises(ValueError, match=r"expected scores, got \['high'\]"):
+        server.score(scorer, "q", ["high"])
+
+
+def test_the_command_itself(url: str, models: dict[str, Path]) -> None:
+    command = [sys.executable, ROOT / "scripts" / "serve_check.py"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "--least_cosine" in shown.stdout
+    arguments = [f"{url}/causal/no-suffix", "--model", models["causal"]]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert aspects(done) == ["template"]
+
+
+def test_a_classifier_without_a_template_is_refused(tmp_path: Path, bert: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_bytes((bert / name).read_bytes())
+    config = json.loads((bert / "config.json").read_text())
+    config |= {"architectures": ["BertForSequenceClassification"], "num_labels": 1}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="without the chat template of a reranker"):
+        Judge.load(str(tmp_path / "model"))
