@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from nestling.retrieval.metrics import Placements
 
     # A row, the set that was measured, and what each of its queries got.
-    Found = tuple["Row", RetrievalSet, Callable[[], Ranking]]
+    Retrieved = tuple["Row", RetrievalSet, Callable[[], Ranking]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def main() -> None:
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
     for each in sets:
         report_drops(each)
-    found: Iterator[Found] = iter(())
+    found: Iterator[Retrieved] = iter(())
     if sets and config.reranker:
         found = measure_reranker(config, sets, dims)
     elif sets:
@@ -150,7 +150,7 @@ def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | No
     return read_run(path)
 
 
-def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Found]":
+def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Retrieved]":
     """Encode each set once, then measure every dimension and precision."""
     from nestling.models.embedder import Embedder
     from nestling.retrieval import embedder_ranking, place_scored
@@ -192,7 +192,7 @@ def encode(embedder: "Embedder", data: "RetrievalSet", config: EvaluateConfig) -
     )
 
 
-def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Found]":
+def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Retrieved]":
     """The first stage's order of the candidates, the reranker's, and both fused."""
     from nestling.models.reranker import Reranker
     from nestling.models.scoring import ScoreTally
@@ -231,7 +231,7 @@ def candidate_lists(
             yield each, Candidates.from_run(run, each, config.depth)
 
 
-def measure_first_stage(lists: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> "Iterator[Found]":
+def measure_first_stage(lists: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> "Iterator[Retrieved]":
     """Measure BM25, or the lists of a run file."""
     from nestling.retrieval import bm25_run, check_run, judgements, run_ranking
     from nestling.retrieval.metrics import place_run
@@ -325,7 +325,7 @@ def print_table(rows: list[Row]) -> None:
         print(f"{row.data:{width}}  {what}  {values}")
 
 
-def write_details(output: Path, found: "Iterable[Found]") -> list[Row]:
+def write_details(output: Path, found: "Iterable[Retrieved]") -> list[Row]:
     """The rows, once a line for each query of each of them is in a file beside the results."""
     from nestling.files import write_jsonl
     from nestling.retrieval import detail_lines

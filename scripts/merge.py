@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nestling.merging.inputs import Inputs
     from nestling.merging.report import MergeReport
     from nestling.merging.search import Search
-    from nestling.merging.subject import EvaluationSet, Metrics, Subject
+    from nestling.merging.target import EvaluationSet, MergeTarget, Metrics
 
 STEP = 0.25  # by which a search first moves a weight
 
@@ -47,7 +47,7 @@ class Bench:
         sets: Evaluation sets: dev, test and other.
     """
 
-    subject: "Subject"
+    subject: "MergeTarget"
     inputs: "Inputs"
     sets: "dict[str, list[EvaluationSet]]"
 
@@ -128,7 +128,7 @@ def open_bench(config: MergeConfig, models: list[str], base: str | None) -> Benc
     from nestling.merging.alike import require_alike
     from nestling.merging.inputs import Inputs
     from nestling.merging.models import open_model
-    from nestling.merging.subject import files_of, named_set, open_subject
+    from nestling.merging.target import files_of, named_set, open_subject
 
     files = {model: files_of(model, config.base) for model in models}
     require_alike(list(dict.fromkeys(files.values())), base)
@@ -149,7 +149,7 @@ def open_bench(config: MergeConfig, models: list[str], base: str | None) -> Benc
 def search(config: MergeConfig, bench: Bench, base: str | None) -> None:
     """Try weights on dev, then publish the best."""
     from nestling.merging.search import Search
-    from nestling.merging.subject import quality
+    from nestling.merging.target import quality
 
     count, labels = len(bench.inputs.models), bench.inputs.labels
     trials: list[dict[str, Any]] = []
@@ -192,7 +192,7 @@ def shown(weights: tuple[float, ...]) -> str:
 def forgetting(config: MergeConfig, bench: Bench) -> None:
     """Move from the base to the merge: what is gained on dev and lost elsewhere."""
     from nestling.merging.forgetting import plot_alphas
-    from nestling.merging.subject import quality
+    from nestling.merging.target import quality
 
     means = config.recipe(len(bench.inputs.models)).weights
     shares = Weights(share(means.models), tuple((pattern, share(own)) for pattern, own in means.patterns))

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestling.losses.reference import Layout
+from nestling.losses.reference import BatchStructure
 
 
 @dataclass(frozen=True)
 class Batch:
     queries: Tensor
     documents: Tensor
-    layout: Layout
+    structure: BatchStructure
 
 
 def random_batch(
@@ -48,7 +48,7 @@ def random_batch(
     return Batch(
         queries=(directions[0] * lengths)[query_text].to(dtype).requires_grad_(),
         documents=directions[1][torch.tensor(document_text) - 1000].to(dtype).requires_grad_(),
-        layout=Layout(
+        structure=BatchStructure(
             query=query,
             positive=rows,
             weight=torch.rand(len(rows), generator=random),
@@ -56,16 +56,16 @@ def random_batch(
             is_negative=torch.tensor(is_negative),
             query_text=query_text,
             document_text=torch.tensor(document_text),
-            known=known[query_text],
+            known_positives=known[query_text],
         ),
     )
 
 
-def tuples(size: int, negatives: int) -> Layout:
+def tuples(size: int, negatives: int) -> BatchStructure:
     """Rows with one positive and equally many negatives, all texts different; documents stand column by column."""
     rows = torch.arange(size)
     columns = 1 + negatives
-    return Layout(
+    return BatchStructure(
         query=rows,
         positive=rows,
         weight=torch.full((size,), 1 / size),
@@ -73,5 +73,5 @@ def tuples(size: int, negatives: int) -> Layout:
         is_negative=torch.arange(size * columns) >= size,
         query_text=rows,
         document_text=torch.arange(size * columns),
-        known=rows.unsqueeze(1),
+        known_positives=rows.unsqueeze(1),
     )

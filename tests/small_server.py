@@ -157,10 +157,10 @@ class Scores:
             return 200, sorted(rows(scores, "score"), key=lambda row: -row["score"])
         if fault == "pairs-only":
             if path != "/v1/score":
-                return 404, {"detail": "Not Found"}
+                return 404, {"detail": "Not Retrieved"}
             return 200, {"data": rows(self.score(body["text_1"], body["text_2"], fault), "score")}
         if path != "/v1/rerank" or fault == "no-endpoint":
-            return 404, {"detail": "Not Found"}
+            return 404, {"detail": "Not Retrieved"}
         scores = self.score(body["query"], body["documents"], fault)
         return 200, {"results": sorted(rows(scores, "relevance_score"), key=lambda row: -row["relevance_score"])}
 
@@ -224,7 +224,7 @@ def serve(models: dict[str, Embeddings | Scores]) -> None:
         def do_GET(self) -> None:
             _, fault, path = split(self.path)
             listed = path == "/v1/models" and fault != "tei"
-            self.answer(*((200, {"data": [{"id": "tiny"}]}) if listed else (404, {"detail": "Not Found"})))
+            self.answer(*((200, {"data": [{"id": "tiny"}]}) if listed else (404, {"detail": "Not Retrieved"})))
 
         def do_POST(self) -> None:
             name, fault, path = split(self.path)

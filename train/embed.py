@@ -27,7 +27,7 @@ from nestling.backends.sizes import free_memory, trained_bytes, whole_shape
 from nestling.batches.embed_collation import Collator, TrainBatch
 from nestling.batches.lengths import measure_lengths
 from nestling.batches.packing import pack, token_budget
-from nestling.batches.sampling import Draw, Planner, Source
+from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.checkpoint import RunFolder, check_run_folder, open_run_folder
 from nestling.config import DevData, LossConfig, require, require_dims, require_unique
 from nestling.console import summary
@@ -46,11 +46,18 @@ from nestling.records import RetrievalSet, load_records, load_retrieval_set
 from nestling.report.page import draw_run
 from nestling.retrieval import evaluate_embedder
 from nestling.run_files import Results
-from nestling.training.cached_step import CachedStep, GraphBudget, cached_backward
-from nestling.training.memory import MemoryEstimate, estimate, graph_bytes, kept_bytes, room_for_graphs, sample_chunk
-from nestling.training.profiling import rehearsal_table, rehearse, rehearsed_sizes
-from nestling.training.recipe import MAY_DIFFER, load_batches, longest_plan, record_data, seed_step, start
-from nestling.training.run import Cadence, Run, open_run
+from nestling.training.cached_step import ActivationBudget, CachedStep, cached_backward
+from nestling.training.memory import (
+    MemoryEstimate,
+    activation_bytes,
+    estimate,
+    kept_bytes,
+    room_for_activations,
+    sample_chunk,
+)
+from nestling.training.profiling import profile_step, profile_table, profiled_sizes
+from nestling.training.recipe import MAY_DIFFER, load_batches, longest_batch, record_data, seed_step, start
+from nestling.training.run import Intervals, Run, open_run
 from nestling.training.schedule import course, total_steps
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
@@ -73,22 +80,22 @@ def main(config: EmbedConfig) -> None:
         dev_sets = [load_dev(dev, accelerator.is_main_process) for dev in config.dev]
     require_unique("train", [source.table.name for source in sources])
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
-    draw = Draw(config.positives, config.negatives, config.seed)
-    planner = Planner(sources, config.batch_size, draw, config.seed, config.mixing_temperature)
+    row_sampler = RowSampler(config.positives, config.negatives, config.seed)
+    batch_sampler = BatchSampler(sources, config.batch_size, row_sampler, config.seed, config.mixing_temperature)
     minables = open_minables(config, accelerator, sources)
 
     # 2. The model, checked before the run folder is made.
     embedder = load_model(config)
 
     if config.dry_run:
-        rehearse_step(config, accelerator, planner, embedder, dims)
+        dry_run(config, accelerator, batch_sampler, embedder, dims)
         return
 
     # 3. The run: sections 4 to 6 below.
     with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
         if accelerator.is_main_process:
             record_data(folder.path, sources, dev_sets)
-        train(config, accelerator, folder, planner, minables, dev_sets, embedder, dims)
+        train(config, accelerator, folder, batch_sampler, minables, dev_sets, embedder, dims)
     accelerator.end_training()
 
 
@@ -96,33 +103,33 @@ def train(
     config: EmbedConfig,
     accelerator: Accelerator,
     folder: RunFolder,
-    planner: Planner,
+    batch_sampler: BatchSampler,
     minables: list[Minable | None],
     dev_sets: list[RetrievalSet],
     embedder: Embedder,
     dims: dict[int, float],
 ) -> None:
     main_rank, device = accelerator.is_main_process, accelerator.device
-    total = total_steps(planner, epochs=config.epochs, max_steps=config.max_steps)
-    collator, backend = equip(config, accelerator, planner, embedder)
-    budget = graph_budget(config, backend, collator)
+    total = total_steps(batch_sampler, epochs=config.epochs, max_steps=config.max_steps)
+    collator, backend = build_collator_and_backend(config, accelerator, batch_sampler, embedder)
+    budget = activation_budget(config, backend, collator)
     measure = partial(evaluate, config, embedder, dev_sets, list(dims), backend.sharded, main_rank)
-    introduce = partial(derivation, config, planner, embedder, collator, backend, budget, list(dims), total)
+    describe = partial(training_summary, config, batch_sampler, embedder, collator, backend, budget, list(dims), total)
 
     # 4. The run: at its newest complete checkpoint if it is resumed.
     with open_run(
         folder,
-        planner,
+        batch_sampler,
         backend,
         keep_checkpoints=config.keep_checkpoints,
-        cadence=Cadence(config.log_steps, config.eval_steps, config.save_steps, config.early_stopping),
+        cadence=Intervals(config.log_steps, config.eval_steps, config.save_steps, config.early_stopping),
         total=total,
         measure=measure if dev_sets else None,
         cut="dim",
         main_rank=main_rank,
         max_bad_steps=config.max_bad_steps,
         settings=asdict(config),
-        introduce=introduce,
+        describe=describe,
     ) as run:
         # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
         state = run.state
@@ -156,15 +163,15 @@ def open_batches(
 ) -> Iterator[TrainBatch]:
     """The batches of the steps that are left; hard negatives are mined anew between them if that is set."""
     if config.refresh.steps is None:
-        return load_batches(collator, run.planner, run.steps, config.workers)
+        return load_batches(collator, run.batch_sampler, run.steps, config.workers)
     refresher = Refresher(
         run.folder.path / "refresh",
         config.refresh,
-        run.planner,
+        run.batch_sampler,
         collator,
         minables,
         embedder,
-        lockstep=run.backend.sharded,
+        equal_forwards=run.backend.sharded,
         progress=run.main_rank,
         say=run.progress.say,
         log=run.tracker.log,
@@ -173,7 +180,12 @@ def open_batches(
 
 
 def evaluate(
-    config: EmbedConfig, embedder: Embedder, dev_sets: list[RetrievalSet], dims: list[int], lockstep: bool, shown: bool
+    config: EmbedConfig,
+    embedder: Embedder,
+    dev_sets: list[RetrievalSet],
+    dims: list[int],
+    equal_forwards: bool,
+    shown: bool,
 ) -> Results:
     """Metrics of the model as it is now, on each dev set."""
     return {
@@ -184,35 +196,43 @@ def evaluate(
             query_max_length=config.query_max_length,
             document_max_length=config.document_max_length,
             instruction=dev.instruction,
-            lockstep=lockstep,
+            equal_forwards=equal_forwards,
             progress=shown,
         )
         for dev, dev_set in zip(config.dev, dev_sets, strict=True)
     }
 
 
-def equip(
-    config: EmbedConfig, accelerator: Accelerator, planner: Planner, embedder: Embedder
+def build_collator_and_backend(
+    config: EmbedConfig, accelerator: Accelerator, batch_sampler: BatchSampler, embedder: Embedder
 ) -> tuple[Collator, Backend]:
     """What makes batches, and what trains on them."""
     optimizer = adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     share = config.batch_size // accelerator.num_processes
     backend = prepare(accelerator, embedder, optimizer, share=share, max_norm=config.max_grad_norm)
-    return build_collator(config, planner, embedder, accelerator), backend
+    return build_collator(config, batch_sampler, embedder, accelerator), backend
 
 
-def rehearse_step(
-    config: EmbedConfig, accelerator: Accelerator, planner: Planner, embedder: Embedder, dims: dict[int, float]
+def dry_run(
+    config: EmbedConfig,
+    accelerator: Accelerator,
+    batch_sampler: BatchSampler,
+    embedder: Embedder,
+    dims: dict[int, float],
 ) -> None:
     """--dry_run: the longest of the first batches in chunks of several sizes; nothing is written."""
-    collator, backend = equip(config, accelerator, planner, embedder)
-    budget = graph_budget(config, backend, collator)
+    collator, backend = build_collator_and_backend(config, accelerator, batch_sampler, embedder)
+    budget = activation_budget(config, backend, collator)
     if accelerator.is_main_process:
         print(
-            derivation(config, planner, embedder, collator, backend, budget, list(dims), planner.steps_per_epoch, 0),
+            training_summary(
+                config, batch_sampler, embedder, collator, backend, budget, list(dims), batch_sampler.steps_per_epoch, 0
+            ),
             flush=True,
         )
-    longest = collator[longest_plan(planner, lambda plan: collator[plan].tokens.tokens, accelerator.device)]
+    longest = collator[
+        longest_batch(batch_sampler, lambda indices: collator[indices].tokens.tokens, accelerator.device)
+    ]
     batch, ids = longest.to(accelerator.device), longest.tokens.ids()
     share_of = partial(loss_share, batch=batch, loss=config.loss, dims=dims)
 
@@ -223,9 +243,9 @@ def rehearse_step(
         return tokens.tokens, sum(chunk.positions for chunk in tokens.chunks)
 
     embedder.train()
-    found = list(rehearse(step, rehearsed_sizes(collator.chunk_tokens, backend.ranks), accelerator.device))
+    found = list(profile_step(step, profiled_sizes(collator.chunk_tokens, backend.ranks), accelerator.device))
     if accelerator.is_main_process:
-        print(rehearsal_table(found, batch.tokens.tokens))
+        print(profile_table(found, batch.tokens.tokens))
 
 
 def load_sources(config: EmbedConfig, main_rank: bool) -> list[Source]:
@@ -322,10 +342,12 @@ def nested_dims(config: EmbedConfig) -> dict[int, float]:
     return {dim: weights.get(dim, 1.0) for dim in sorted({*config.dims, published.hidden_size}, reverse=True)}
 
 
-def build_collator(config: EmbedConfig, planner: Planner, embedder: Embedder, accelerator: Accelerator) -> Collator:
+def build_collator(
+    config: EmbedConfig, batch_sampler: BatchSampler, embedder: Embedder, accelerator: Accelerator
+) -> Collator:
     return Collator(
-        planner.sources,
-        planner.draw,
+        batch_sampler.sources,
+        batch_sampler.row_sampler,
         embedder.text_tokenizer,
         embedder.prompts,
         query_max_length=config.query_max_length,
@@ -338,66 +360,68 @@ def build_collator(config: EmbedConfig, planner: Planner, embedder: Embedder, ac
     )
 
 
-def graph_budget(config: EmbedConfig, backend: Backend, collator: Collator) -> GraphBudget:
+def activation_budget(config: EmbedConfig, backend: Backend, collator: Collator) -> ActivationBudget:
     """Room for graphs between the passes: as set, or half of what is free beside gradients and AdamW's state."""
     model = backend.model
     length = min(config.longest, collator.chunk_tokens)
     chunk = sample_chunk(length, collator.chunk_tokens, model.config.vocab_size, model.device)
     model.train()
     with backend.computing():
-        measured = graph_bytes(model, partial(backend.encode, last=True), chunk)
-    half = room_for_graphs(free_memory(model.device), trained_bytes(model), backend.shares)
-    return GraphBudget(half if config.graph_memory is None else config.graph_memory * 1e9, measured / chunk.positions)
+        measured = activation_bytes(model, partial(backend.encode, last=True), chunk)
+    half = room_for_activations(free_memory(model.device), trained_bytes(model), backend.state_fractions)
+    return ActivationBudget(
+        half if config.graph_memory is None else config.graph_memory * 1e9, measured / chunk.positions
+    )
 
 
-def memory(config: EmbedConfig, collator: Collator, backend: Backend, budget: GraphBudget) -> MemoryEstimate:
+def memory(config: EmbedConfig, collator: Collator, backend: Backend, budget: ActivationBudget) -> MemoryEstimate:
     """What a rank needs; the graphs of a step as long as the limits allow, as far as they are kept."""
     return estimate(
         backend.model,
-        backend.shares,
+        backend.state_fractions,
         chunk=budget.position * collator.chunk_tokens,
         graphs=kept_bytes(budget.memory, budget.position, config.most_tokens(backend.ranks)),
     )
 
 
-def derivation(
+def training_summary(
     config: EmbedConfig,
-    planner: Planner,
+    batch_sampler: BatchSampler,
     embedder: Embedder,
     collator: Collator,
     backend: Backend,
-    budget: GraphBudget,
+    budget: ActivationBudget,
     dims: list[int],
     total: int,
     done: int,
 ) -> str:
     """What follows from the settings and the data, to read before step 1."""
-    in_batch = planner.batch_size - 1
+    in_batch = batch_sampler.batch_size - 1
     trainable = sum(whole_shape(each).numel() for each in embedder.parameters() if each.requires_grad)
     everything = sum(whole_shape(each).numel() for each in embedder.parameters())
-    lengths = [measure_lengths(collator, i) for i in range(len(planner.sources))]
+    lengths = [measure_lengths(collator, i) for i in range(len(batch_sampler.sources))]
     items: dict[str, object] = {
         "model": f"{config.model} ({embedder.pooling} pooling, {embedder.dim} dimensions, {config.precision})",
         "query prompt": repr(embedder.prompts.query()),
         "trained": f"{trainable:,} of {everything:,} parameters ({config.tuning})",
         "dimensions": ", ".join(map(str, dims)),
         "processes": f"{collator.world_size} ({backend.name})",
-        "global batch": f"{planner.batch_size} queries, {planner.batch_size // collator.world_size} on each process",
+        "global batch": f"{config.batch_size} queries, {config.batch_size // collator.world_size} on each process",
         "negatives a query": f"up to {config.negatives} of its own, and documents of {in_batch} other queries",
-        **mined_anew(config, planner),
-        "steps": f"{total:,} ({planner.steps_per_epoch:,} an epoch)" + (f", {done:,} done" if done else ""),
+        **mined_anew(config, batch_sampler),
+        "steps": f"{total:,} ({batch_sampler.steps_per_epoch:,} an epoch)" + (f", {done:,} done" if done else ""),
         "activations": str(budget),
         **memory(config, collator, backend, budget).items(),
     }
-    for source, length in zip(planner.sources, lengths, strict=True):
+    for source, length in zip(batch_sampler.sources, lengths, strict=True):
         items[f"data {source.table.name}"] = str(length)
     return summary("training", items)
 
 
-def mined_anew(config: EmbedConfig, planner: Planner) -> dict[str, object]:
+def mined_anew(config: EmbedConfig, batch_sampler: BatchSampler) -> dict[str, object]:
     if config.refresh.steps is None:
         return {}
-    return {"hard negatives": f"mined anew every {config.refresh.steps or planner.steps_per_epoch:,} steps"}
+    return {"hard negatives": f"mined anew every {config.refresh.steps or batch_sampler.steps_per_epoch:,} steps"}
 
 
 class Nested(TypedDict):
@@ -419,7 +443,7 @@ def loss_share(embeddings: Tensor, batch: TrainBatch, loss: LossConfig, dims: di
     share = info_nce(
         queries,
         documents,
-        batch.layout,
+        batch.structure,
         temperature=loss.temperature,
         terms=terms_of(loss, batch.in_batch_negatives),
         score_margin=loss.score_margin,
@@ -460,11 +484,11 @@ def export(config: EmbedConfig, run: Run, embedder: Embedder, step: int) -> None
         document_max_length=config.document_max_length,
         dims=config.dims,
         instructions={
-            each.table.name: each.table.instruction for each in run.planner.sources if each.table.instruction
+            each.table.name: each.table.instruction for each in run.batch_sampler.sources if each.table.instruction
         },
         card=run_card(run.folder.path, config.published(), step),
     )
-    print("\n".join(["parity gate passed", *(f"  {line}" for line in report.lines())]), flush=True)
+    print("\n".join(["parity gate row_epoch", *(f"  {line}" for line in report.lines())]), flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from nestling.backends.optimizer import adamw
 from nestling.backends.sizes import whole_shape
 from nestling.batches.packing import token_budget
 from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator
-from nestling.batches.sampling import Draw, Planner, Source
+from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.checkpoint import RunFolder, check_run_folder, open_run_folder
 from nestling.config import CandidateData, RerankLossConfig, require, require_unique
 from nestling.console import summary
@@ -42,11 +42,11 @@ from nestling.report.page import draw_run
 from nestling.retrieval import Candidates, evaluate_candidates, open_candidates, rerank
 from nestling.run_files import Results
 from nestling.training.accumulated_step import accumulated_backward
-from nestling.training.memory import MemoryEstimate, estimate, graph_bytes, sample_chunk
-from nestling.training.profiling import rehearsal_table, rehearse, rehearsed_sizes
-from nestling.training.recipe import MAY_DIFFER, REHEARSED, load_batches, longest_plan, record_data, seed_step, start
+from nestling.training.memory import MemoryEstimate, activation_bytes, estimate, sample_chunk
+from nestling.training.profiling import profile_step, profile_table, profiled_sizes
+from nestling.training.recipe import MAY_DIFFER, PROFILED, load_batches, longest_batch, record_data, seed_step, start
 from nestling.training.rerank_step import RerankStep
-from nestling.training.run import Cadence, Run, open_run
+from nestling.training.run import Intervals, Run, open_run
 from nestling.training.schedule import course, total_steps
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
@@ -83,22 +83,22 @@ def main(config: RerankConfig) -> None:
         dev_sets = [load_dev(dev, accelerator.is_main_process) for dev in config.dev]
     require_unique("train", [source.table.name for source in sources])
     require_unique("dev", [each.retrieval_set.name for each in dev_sets])
-    draw = Draw(config.positives, config.negatives, config.seed)
-    planner = Planner(sources, config.batch_size, draw, config.seed, config.mixing_temperature)
+    row_sampler = RowSampler(config.positives, config.negatives, config.seed)
+    batch_sampler = BatchSampler(sources, config.batch_size, row_sampler, config.seed, config.mixing_temperature)
 
     # 2. The model, checked before the run folder is made.
     reranker = load_model(config)
     require_room(config, reranker, max_positions(published))
 
     if config.dry_run:
-        rehearse_step(config, accelerator, planner, reranker)
+        dry_run(config, accelerator, batch_sampler, reranker)
         return
 
     # 3. The run: sections 4 to 6 below.
     with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
         if accelerator.is_main_process:
             record_data(folder.path, sources, [each.retrieval_set for each in dev_sets])
-        train(config, accelerator, folder, planner, dev_sets, reranker)
+        train(config, accelerator, folder, batch_sampler, dev_sets, reranker)
     accelerator.end_training()
 
 
@@ -106,37 +106,37 @@ def train(
     config: RerankConfig,
     accelerator: Accelerator,
     folder: RunFolder,
-    planner: Planner,
+    batch_sampler: BatchSampler,
     dev_sets: list[DevSet],
     reranker: Reranker,
 ) -> None:
     main_rank, device = accelerator.is_main_process, accelerator.device
-    total = total_steps(planner, epochs=config.epochs, max_steps=config.max_steps)
-    collator, backend = equip(config, accelerator, planner, reranker)
+    total = total_steps(batch_sampler, epochs=config.epochs, max_steps=config.max_steps)
+    collator, backend = build_collator_and_backend(config, accelerator, batch_sampler, reranker)
     needed = memory(reranker, collator, backend)
     measure = partial(evaluate, reranker, dev_sets, config.chunk_tokens, backend.sharded, main_rank)
-    introduce = partial(derivation, config, planner, reranker, collator, backend, needed, total)
+    describe = partial(training_summary, config, batch_sampler, reranker, collator, backend, needed, total)
 
     # 4. The run: at its newest complete checkpoint if it is resumed.
     with open_run(
         folder,
-        planner,
+        batch_sampler,
         backend,
         keep_checkpoints=config.keep_checkpoints,
-        cadence=Cadence(config.log_steps, config.eval_steps, config.save_steps, config.early_stopping),
+        cadence=Intervals(config.log_steps, config.eval_steps, config.save_steps, config.early_stopping),
         total=total,
         measure=measure if dev_sets else None,
         cut="depth",
         main_rank=main_rank,
         max_bad_steps=config.max_bad_steps,
         settings=asdict(config),
-        introduce=introduce,
+        describe=describe,
     ) as run:
         # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
         state = run.state
         rate_at = course(total, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
         step = RerankStep(backend, collator, partial(loss_share, loss=config.loss), run.progress.say)
-        for batch in load_batches(collator, planner, run.steps, config.workers):
+        for batch in load_batches(collator, batch_sampler, run.steps, config.workers):
             seed_step(config.seed, state.step, accelerator.process_index)
             reranker.train()
             part = step(batch.to(device))
@@ -157,22 +157,22 @@ def train(
         draw_run(folder.path)
 
 
-def loss_share(judged: Tensor, labels: Labels, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:
+def loss_share(logits: Tensor, labels: Labels, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:
     """What a chunk has in the loss of the global batch: the mean over its pairs, or over its queries.
 
-    `judged` is what the model gives for the n prompts of the chunk, [n, C].
+    `logits` is what the model gives for the n prompts of the chunk, [n, C].
     """
     if loss.objective == "pointwise":
         whole = loss.label_space == "vocabulary"
         weight = {"positive_weight": loss.positive_weight}
         losses = (
-            pointwise_vocabulary(judged, labels.targets, **weight)
+            pointwise_vocabulary(logits, labels.targets, **weight)
             if whole
-            else pointwise(judged[:, 0], labels.targets, **weight)
+            else pointwise(logits[:, 0], labels.targets, **weight)
         )
         return losses.sum() / batch.pairs
     present = labels.group >= 0  # [Q, G]
-    scores = logit_of(judged)[labels.group]
+    scores = logit_of(logits)[labels.group]
     if loss.objective == "listwise":
         positive = labels.targets[labels.group] > 0.5
         return listwise(scores, positive, present, temperature=loss.temperature).sum() / batch.queries
@@ -182,7 +182,7 @@ def loss_share(judged: Tensor, labels: Labels, batch: RerankBatch, loss: RerankL
 
 
 def evaluate(
-    reranker: Reranker, dev_sets: list[DevSet], chunk_tokens: int | None, lockstep: bool, shown: bool
+    reranker: Reranker, dev_sets: list[DevSet], chunk_tokens: int | None, equal_forwards: bool, shown: bool
 ) -> Results:
     """Metrics of the candidates as the model orders them now, on each dev set."""
     return {
@@ -194,7 +194,7 @@ def evaluate(
                     each.candidates,
                     instruction=each.instruction,
                     tokens_per_batch=chunk_tokens,
-                    lockstep=lockstep,
+                    equal_forwards=equal_forwards,
                     progress=shown,
                 ),
                 each.candidates,
@@ -205,16 +205,16 @@ def evaluate(
     }
 
 
-def equip(
-    config: RerankConfig, accelerator: Accelerator, planner: Planner, reranker: Reranker
+def build_collator_and_backend(
+    config: RerankConfig, accelerator: Accelerator, batch_sampler: BatchSampler, reranker: Reranker
 ) -> tuple[RerankCollator, Backend]:
     """What makes batches, and what trains on them."""
     optimizer = adamw(reranker, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     share = config.batch_size // accelerator.num_processes
     backend = prepare(accelerator, reranker, optimizer, share=share, max_norm=config.max_grad_norm)
     collator = RerankCollator(
-        planner.sources,
-        planner.draw,
+        batch_sampler.sources,
+        batch_sampler.row_sampler,
         reranker.pairs,
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
@@ -229,30 +229,32 @@ def equip(
     return collator, backend
 
 
-def rehearse_step(config: RerankConfig, accelerator: Accelerator, planner: Planner, reranker: Reranker) -> None:
+def dry_run(config: RerankConfig, accelerator: Accelerator, batch_sampler: BatchSampler, reranker: Reranker) -> None:
     """--dry_run: the longest of the first batches in chunks of several sizes; nothing is written."""
-    collator, backend = equip(config, accelerator, planner, reranker)
+    collator, backend = build_collator_and_backend(config, accelerator, batch_sampler, reranker)
     needed = memory(reranker, collator, backend)
     if accelerator.is_main_process:
         print(
-            derivation(config, planner, reranker, collator, backend, needed, planner.steps_per_epoch, 0),
+            training_summary(
+                config, batch_sampler, reranker, collator, backend, needed, batch_sampler.steps_per_epoch, 0
+            ),
             flush=True,
         )
-    plan = longest_plan(planner, lambda each: collator[each].tokens, accelerator.device)
-    batch = collator[plan].to(accelerator.device)
+    indices = longest_batch(batch_sampler, lambda each: collator[each].tokens, accelerator.device)
+    batch = collator[indices].to(accelerator.device)
 
     def take(size: int) -> tuple[int, int]:
         again = collator.again(batch, size)
         accumulated_backward(
-            backend, again.chunks, lambda i, judged: loss_share(judged, again.labels[i], again, config.loss)
+            backend, again.chunks, lambda i, logits: loss_share(logits, again.labels[i], again, config.loss)
         )
         backend.discard()
         return again.tokens, again.positions
 
     reranker.train()
-    found = list(rehearse(take, rehearsed_sizes(collator.chunk_tokens, backend.ranks), accelerator.device))
+    found = list(profile_step(take, profiled_sizes(collator.chunk_tokens, backend.ranks), accelerator.device))
     if accelerator.is_main_process:
-        print(rehearsal_table(found, batch.tokens))
+        print(profile_table(found, batch.tokens))
 
 
 def load_sources(config: RerankConfig, main_rank: bool) -> list[Source]:
@@ -322,7 +324,7 @@ def load_model(config: RerankConfig) -> Reranker:
         dropout=config.dropout,
         cpu=config.cpu,
     )
-    reranker.whole_vocabulary = config.loss.label_space == "vocabulary"
+    reranker.full_vocabulary = config.loss.label_space == "vocabulary"
     if config.checkpoint_length is not None:
         reranker.recompute_above(config.checkpoint_length)
     return reranker
@@ -346,13 +348,15 @@ def memory(reranker: Reranker, collator: RerankCollator, backend: Backend) -> Me
     chunk = sample_chunk(length, collator.chunk_tokens, reranker.config.vocab_size, reranker.device)
     reranker.train()
     with backend.computing():
-        bytes_held = graph_bytes(reranker, partial(backend.encode, last=True), chunk)
-    return estimate(reranker, backend.shares, chunk=bytes_held / chunk.positions * collator.chunk_tokens, graphs=0.0)
+        bytes_held = activation_bytes(reranker, partial(backend.encode, last=True), chunk)
+    return estimate(
+        reranker, backend.state_fractions, chunk=bytes_held / chunk.positions * collator.chunk_tokens, graphs=0.0
+    )
 
 
-def derivation(
+def training_summary(
     config: RerankConfig,
-    planner: Planner,
+    batch_sampler: BatchSampler,
     reranker: Reranker,
     collator: RerankCollator,
     backend: Backend,
@@ -363,7 +367,9 @@ def derivation(
     """What follows from the settings and the data, to read before step 1."""
     trainable = sum(whole_shape(each).numel() for each in reranker.parameters() if each.requires_grad)
     everything = sum(whole_shape(each).numel() for each in reranker.parameters())
-    first = [collator[plan] for plan in islice(planner.plans(), min(REHEARSED, planner.steps_per_epoch))]
+    first = [
+        collator[indices] for indices in islice(batch_sampler.batches(), min(PROFILED, batch_sampler.steps_per_epoch))
+    ]
     tokens, positions = sum(each.tokens for each in first), sum(each.positions for each in first)
     loss = config.loss
     items: dict[str, object] = {
@@ -373,9 +379,9 @@ def derivation(
         "trained": f"{trainable:,} of {everything:,} parameters ({config.tuning})",
         "objective": f"{loss.objective}" + (f" over {loss.label_space}" if loss.objective == "pointwise" else ""),
         "processes": f"{collator.world_size} ({backend.name})",
-        "global batch": f"{planner.batch_size} queries, {planner.batch_size // collator.world_size} on each process",
+        "global batch": f"{config.batch_size} queries, {config.batch_size // collator.world_size} on each process",
         "documents a query": f"up to {config.positives} positives and {config.negatives} negatives",
-        "steps": f"{total:,} ({planner.steps_per_epoch:,} an epoch)" + (f", {done:,} done" if done else ""),
+        "steps": f"{total:,} ({batch_sampler.steps_per_epoch:,} an epoch)" + (f", {done:,} done" if done else ""),
         "prompts": f"{tokens / sum(each.pairs for each in first) * collator.world_size:.0f} tokens each, "
         f"{positions / tokens:.3f} positions a token"
         + (" (common beginnings run once)" if reranker.share_prefix else ""),
@@ -387,9 +393,9 @@ def derivation(
 
 
 def export(config: RerankConfig, run: Run, reranker: Reranker, step: int) -> None:
-    reranker.whole_vocabulary = False
+    reranker.full_vocabulary = False
     report = export_reranker(reranker, run.folder.final, card=run_card(run.folder.path, config.published(), step))
-    print("\n".join(["parity gates passed", *(f"  {line}" for line in report.lines())]), flush=True)
+    print("\n".join(["parity gates row_epoch", *(f"  {line}" for line in report.lines())]), flush=True)
 
 
 if __name__ == "__main__":

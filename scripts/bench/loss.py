@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-    from nestling.losses.reference import Layout
+    from nestling.losses.reference import BatchStructure
 
 TEMPERATURE = 0.05
 DIRECTIONS: tuple[Literal["query_to_doc"], Literal["query_to_query"], Literal["doc_to_doc"]] = (
@@ -160,7 +160,7 @@ def prepare(method: str, case: Case) -> Callable[[], float]:
 def ours(case: Case, queries: "Tensor", documents: "Tensor", masks: bool) -> Callable[[], float]:
     from nestling.losses.chunked import info_nce
 
-    layout = tuples(case.rows, case.negatives)
+    structure = tuples(case.rows, case.negatives)
     margin = 0.1 if masks else None
 
     def step() -> float:
@@ -168,7 +168,7 @@ def ours(case: Case, queries: "Tensor", documents: "Tensor", masks: bool) -> Cal
         loss = info_nce(
             queries,
             documents,
-            layout,
+            structure,
             temperature=TEMPERATURE,
             dims=case.dims,
             score_margin=margin,
@@ -180,14 +180,14 @@ def ours(case: Case, queries: "Tensor", documents: "Tensor", masks: bool) -> Cal
     return step
 
 
-def tuples(rows: int, negatives: int) -> "Layout":
+def tuples(rows: int, negatives: int) -> "BatchStructure":
     """One positive and equally many negatives a row, documents standing column by column, all texts different."""
     import torch
 
-    from nestling.losses.reference import Layout
+    from nestling.losses.reference import BatchStructure
 
     order = torch.arange(rows)
-    return Layout(
+    return BatchStructure(
         query=order,
         positive=order,
         weight=torch.full((rows,), 1 / rows),
@@ -195,7 +195,7 @@ def tuples(rows: int, negatives: int) -> "Layout":
         is_negative=torch.arange(rows * (1 + negatives)) >= rows,
         query_text=order,
         document_text=torch.arange(rows * (1 + negatives)),
-        known=order.unsqueeze(1),
+        known_positives=order.unsqueeze(1),
     )
 
 

@@ -66,7 +66,7 @@ class MergeBenchConfig:
 
 
 @dataclass
-class Found:
+class Retrieved:
     """Of each merge of a kind."""
 
     seconds: list[float] = field(default_factory=list)
@@ -89,7 +89,7 @@ def main() -> None:
         sides["ours, 2"] = (partial(ours, "slerp"), 2)
         if config.inputs > 2:
             sides[f"ours, {config.inputs}"] = (partial(ours, "karcher"), config.inputs)
-        found = {side: Found() for side in sides}
+        found = {side: Retrieved() for side in sides}
         for _ in range(config.repeats):
             for side, (make, count) in sides.items():
                 with merged(make, models[:count], Path(name) / side, found[side]):
@@ -102,7 +102,7 @@ def main() -> None:
 HEADINGS = ["merge", "seconds", "to mergekit", "CPU seconds", "anonymous MB", "imports MB"]
 
 
-def line(side: str, found: Found, every: dict[str, Found]) -> list[object]:
+def line(side: str, found: Retrieved, every: dict[str, Retrieved]) -> list[object]:
     """A line of the table."""
     seconds = statistics.median(found.seconds)
     peer = every.get("mergekit, 2")
@@ -150,7 +150,7 @@ def write_model(folder: Path, seed: int, config: MergeBenchConfig) -> Path:
 
 
 @contextmanager
-def merged(make: Callable[[], Merge], models: list[Path], output: Path, found: Found) -> Iterator[Path]:
+def merged(make: Callable[[], Merge], models: list[Path], output: Path, found: Retrieved) -> Iterator[Path]:
     """The output of a merge in a process of its own, which is timed and watched."""
     os.sync()  # nobody's merge waits for what another has written
     context = get_context("spawn")
@@ -232,8 +232,8 @@ def agreement(models: list[Path], folder: Path) -> str:
     from nestling.merging.workers import PIECE
 
     with (
-        merged(theirs, models[:2], folder / "theirs", Found()) as one,
-        merged(partial(ours, "slerp"), models[:2], folder / "ours", Found()) as other,
+        merged(theirs, models[:2], folder / "theirs", Retrieved()) as one,
+        merged(partial(ours, "slerp"), models[:2], folder / "ours", Retrieved()) as other,
     ):
         peer, own = open_weights(str(one)), open_weights(str(other))
         differ = elements = 0

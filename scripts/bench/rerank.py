@@ -291,8 +291,8 @@ def ours(case: Case, device: "torch.device") -> Side:
     targets[:, 0] = 1
 
     def load(groups: list[Group]) -> Callable[[], "Tensor"]:
-        def share_of(chunk: int, judged: "Tensor") -> "Tensor":
-            losses = pointwise(judged[:, 0], targets.flatten(), positive_weight=1.0)
+        def share_of(chunk: int, logits: "Tensor") -> "Tensor":
+            losses = pointwise(logits[:, 0], targets.flatten(), positive_weight=1.0)
             return losses.sum() / (len(groups) * DOCUMENTS)
 
         def backward() -> "Tensor":

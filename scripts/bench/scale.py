@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from nestling.losses.reference import Layout
+    from nestling.losses.reference import BatchStructure
     from nestling.models.embedder import Embedder
 
 TEMPERATURE = 0.05
@@ -153,10 +153,10 @@ class Stepper:
         """Gradients of a batch, and an update by nothing: every step computes the same."""
         from nestling.batches.packing import pack
         from nestling.losses.chunked import info_nce
-        from nestling.training.cached_step import GraphBudget, cached_backward
+        from nestling.training.cached_step import ActivationBudget, cached_backward
 
         batch = pack(write_texts(rows, self.config), self.chunk_tokens, 0).to(self.device)
-        layout = tuples(rows, self.config.negatives, self.device)
+        structure = tuples(rows, self.config.negatives, self.device)
         self.optimizer.zero_grad(set_to_none=False)  # gradients stay allocated, and do not count
         before_loss, loss_seconds, of_loss = 0.0, 0.0, 0.0
         memory = Peak(self.device)
@@ -165,13 +165,13 @@ class Stepper:
             nonlocal before_loss, loss_seconds, of_loss
             before_loss, start = memory.read(), self._now()
             loss = info_nce(
-                embeddings[:rows], embeddings[rows:], layout, temperature=TEMPERATURE, dims=self.config.dims
+                embeddings[:rows], embeddings[rows:], structure, temperature=TEMPERATURE, dims=self.config.dims
             )
             loss_seconds, of_loss = self._now() - start, memory.read()
             return loss
 
         start = self._now()
-        cached_backward(self.backend, batch, loss_of, GraphBudget(0.0, 1.0))
+        cached_backward(self.backend, batch, loss_of, ActivationBudget(0.0, 1.0))
         self.optimizer.step()
         return Step(self._now() - start, loss_seconds, of_loss, max(before_loss, memory.read()))
 
@@ -209,14 +209,14 @@ def write_texts(rows: int, config: ScaleBenchConfig) -> list[list[int]]:
     return [source.choices(range(VOCABULARY), k=min(max(each, SHORTEST), LONGEST)) for each in lengths]
 
 
-def tuples(rows: int, negatives: int, device: "torch.device") -> "Layout":
+def tuples(rows: int, negatives: int, device: "torch.device") -> "BatchStructure":
     """A positive and equally many negatives a row, documents standing column by column, all texts different."""
     import torch
 
-    from nestling.losses.reference import Layout
+    from nestling.losses.reference import BatchStructure
 
     order, documents = torch.arange(rows, device=device), torch.arange(rows * (1 + negatives), device=device)
-    return Layout(
+    return BatchStructure(
         query=order,
         positive=order,
         weight=torch.full((rows,), 1 / rows, device=device),
@@ -224,7 +224,7 @@ def tuples(rows: int, negatives: int, device: "torch.device") -> "Layout":
         is_negative=documents >= rows,
         query_text=order,
         document_text=documents,
-        known=order.unsqueeze(1),
+        known_positives=order.unsqueeze(1),
     )
 
 

@@ -26,7 +26,7 @@ from nestling.merging.inputs import Inputs
 from nestling.merging.merge import merge_into
 from nestling.merging.models import open_model
 from nestling.merging.search import Search
-from nestling.merging.subject import EvaluationSet, Subject, files_of, named_set, open_subject, quality
+from nestling.merging.target import EvaluationSet, MergeTarget, files_of, named_set, open_subject, quality
 from nestling.records import RetrievalSet
 
 # Those that are merges of their own: at scale 1, task arithmetic with even shares is the linear mean.
@@ -73,7 +73,7 @@ class Kitchen:
         base: The model before training.
     """
 
-    subject: Subject
+    subject: MergeTarget
     sets: dict[str, EvaluationSet]
     base: str
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from nestling.losses.reference import Layout
+    from nestling.losses.reference import BatchStructure
 
 TEMPERATURE = 0.05  # the peer's default scale of 20
 SHORTEST, MEDIAN, LONGEST, SPREAD = 8, 70, 512, 0.75  # of texts, in tokens; SPREAD of their logarithm
@@ -243,15 +243,17 @@ def ours(case: Case, device: "torch.device", *, memory: float) -> Side:
     from nestling.backends.plain import Plain
     from nestling.batches.packing import pack, token_budget
     from nestling.models.embedder import Embedder
-    from nestling.training.cached_step import GraphBudget, cached_backward
-    from nestling.training.memory import graph_bytes, sample_chunk
+    from nestling.training.cached_step import ActivationBudget, cached_backward
+    from nestling.training.memory import activation_bytes, sample_chunk
 
     embedder = Embedder.from_pretrained(case.folder, cpu=device.type == "cpu").to(device).train()
     optimizer = adamw(embedder, learning_rate=0.0, weight_decay=0.0)
     backend = Plain(embedder, optimizer)
     chunk_tokens = case.config.chunk_tokens or token_budget(device)
     chunk = sample_chunk(LONGEST, chunk_tokens, case.config.vocabulary, device)
-    budget = GraphBudget(memory, graph_bytes(embedder, partial(backend.encode, last=True), chunk) / chunk.positions)
+    budget = ActivationBudget(
+        memory, activation_bytes(embedder, partial(backend.encode, last=True), chunk) / chunk.positions
+    )
 
     def load(columns: list[list[str]]) -> Callable[[], "Tensor"]:
         ids = embedder.text_tokenizer([text for column in columns for text in column], LONGEST).ids
@@ -298,13 +300,13 @@ def loss_of_rows(rows: int, config: StepBenchConfig, device: "torch.device") -> 
     from nestling.losses.chunked import info_nce
     from nestling.losses.reference import Terms
 
-    layout = tuples(rows, device)
+    structure = tuples(rows, device)
 
     def loss_of(embeddings: "Tensor") -> "Tensor":
         return info_nce(
             embeddings[:rows],
             embeddings[rows:],
-            layout,
+            structure,
             temperature=TEMPERATURE,
             dims=config.dims,
             terms=Terms(query_query=False, document_document=False),
@@ -315,14 +317,14 @@ def loss_of_rows(rows: int, config: StepBenchConfig, device: "torch.device") -> 
     return loss_of
 
 
-def tuples(rows: int, device: "torch.device") -> "Layout":
+def tuples(rows: int, device: "torch.device") -> "BatchStructure":
     """A positive and a hard negative a row, documents standing column by column, all texts different."""
     import torch
 
-    from nestling.losses.reference import Layout
+    from nestling.losses.reference import BatchStructure
 
     order, documents = torch.arange(rows, device=device), torch.arange(2 * rows, device=device)
-    return Layout(
+    return BatchStructure(
         query=order,
         positive=order,
         weight=torch.full((rows,), 1 / rows, device=device),
@@ -330,7 +332,7 @@ def tuples(rows: int, device: "torch.device") -> "Layout":
         is_negative=documents >= rows,
         query_text=order,
         document_text=documents,
-        known=order.unsqueeze(1),
+        known_positives=order.unsqueeze(1),
     )
 
 

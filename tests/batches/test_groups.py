@@ -33,7 +33,7 @@ def random_groups(seed: int) -> list[Group]:
 
 
 def segments(chunk: GroupChunk) -> list[list[int]]:
-    return [part.tolist() for part in chunk.input_ids[0].split(chunk.bounds.diff().tolist())]
+    return [part.tolist() for part in chunk.input_ids[0].split(chunk.cu_seqlens.diff().tolist())]
 
 
 def test_a_shared_beginning_runs_once() -> None:
@@ -41,10 +41,10 @@ def test_a_shared_beginning_runs_once() -> None:
     chunk = join_groups([[[*beginning, 1, 2], [*beginning, 3]], [[7, 8]]], share=True)
     assert chunk.input_ids.tolist() == [[*beginning, 1, 2, 3, 7, 8]]
     assert chunk.position_ids.tolist() == [[*range(16), 16, 17, 16, 0, 1]]
-    assert chunk.bounds.tolist() == [0, 16, 18, 19, 21]
+    assert chunk.cu_seqlens.tolist() == [0, 16, 18, 19, 21]
     assert chunk.beginnings == (-1, 0, 0, -1)
     assert chunk.keys.tolist() == [*range(16), *range(18), *range(16), 18, 19, 20]
-    assert chunk.key_bounds.tolist() == [0, 16, 34, 51, 53]
+    assert chunk.key_cu_seqlens.tolist() == [0, 16, 34, 51, 53]
     assert chunk.ends.tolist() == [17, 18, 20]
     assert chunk.lengths.tolist() == [18, 17, 2]
     assert (chunk.longest, chunk.most_keys, chunk.positions) == (16, 18, 21)
@@ -55,17 +55,17 @@ def test_types_are_those_that_the_attention_takes() -> None:
     chunk = join_groups(random_groups(0), share=True)
     for each in (chunk.input_ids, chunk.position_ids, chunk.ends, chunk.lengths, chunk.keys):
         assert each.dtype == torch.int64
-    for each in (chunk.bounds, chunk.key_bounds):
+    for each in (chunk.cu_seqlens, chunk.key_cu_seqlens):
         assert each.dtype == torch.int32
     moved = chunk.to(torch.device("meta"))
     assert moved.keys.device.type == moved.position_ids.device.type == "meta"
     assert (moved.beginnings, moved.groups, moved.longest) == (chunk.beginnings, chunk.groups, chunk.longest)
     assert set(chunk.attention_arguments()) == {
         "position_ids",
-        "bounds",
+        "cu_seqlens",
         "longest",
         "keys",
-        "key_bounds",
+        "key_cu_seqlens",
         "most_keys",
         "beginnings",
     }
@@ -73,25 +73,25 @@ def test_types_are_those_that_the_attention_takes() -> None:
 
 @pytest.mark.parametrize("share", [False, True])
 def test_every_token_sees_its_own_prompt_up_to_itself(share: bool) -> None:
-    """From the bounds, keys and positions alone, what the last tokens attend to spells the prompts."""
+    """From the cu_seqlens, keys and positions alone, what the last tokens attend to spells the prompts."""
     for seed in range(60):
         groups = random_groups(seed)
         chunk = join_groups(groups, share=share)
         prompts = [prompt for group in groups for prompt in group]
         parts, ids = segments(chunk), chunk.input_ids[0]
-        keys = [each.tolist() for each in chunk.keys.split(chunk.key_bounds.diff().tolist())]
+        keys = [each.tolist() for each in chunk.keys.split(chunk.key_cu_seqlens.diff().tolist())]
         assert len(keys) == len(parts) == len(chunk.beginnings)
         assert chunk.longest == max(map(len, parts))
         assert chunk.most_keys == max(map(len, keys))
         assert len(chunk.ends) == len(prompts)
-        segment = torch.searchsorted(chunk.bounds, chunk.ends, right=True) - 1
+        segment = torch.searchsorted(chunk.cu_seqlens, chunk.ends, right=True) - 1
         for prompt, end, length, own in zip(prompts, chunk.ends, chunk.lengths, segment.tolist(), strict=True):
-            assert end == chunk.bounds[own + 1] - 1
+            assert end == chunk.cu_seqlens[own + 1] - 1
             assert ids[keys[own]].tolist() == prompt
             assert length == len(prompt)
         for i, own in enumerate(keys):
             # As many queries as the segment has, the last of them aligned with the last key.
-            places = range(int(chunk.bounds[i]), int(chunk.bounds[i + 1]))
+            places = range(int(chunk.cu_seqlens[i]), int(chunk.cu_seqlens[i + 1]))
             assert own[len(own) - len(places) :] == list(places)
             assert chunk.position_ids[0, places.start : places.stop].tolist() == list(
                 range(len(own) - len(places), len(own))

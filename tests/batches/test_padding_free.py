@@ -12,7 +12,7 @@ from nestling.backends.plain import Plain
 from nestling.batches.packing import PackedChunk, TokenBatch, concatenate, pack
 from nestling.models.embedder import Embedder
 from nestling.models.pooling import Pooling
-from nestling.training.cached_step import GraphBudget, cached_backward
+from nestling.training.cached_step import ActivationBudget, cached_backward
 
 LENGTHS = [5, 17, 3, 9, 17, 8, 2, 11]
 
@@ -26,8 +26,8 @@ def test_texts_stand_one_after_the_other() -> None:
     chunk = concatenate([[7, 8, 9], [5, 6]])
     assert chunk.input_ids.tolist() == [[7, 8, 9, 5, 6]]
     assert chunk.position_ids.tolist() == [[0, 1, 2, 0, 1]]
-    assert chunk.bounds.tolist() == [0, 3, 5]
-    assert chunk.bounds.dtype == torch.int32
+    assert chunk.cu_seqlens.tolist() == [0, 3, 5]
+    assert chunk.cu_seqlens.dtype == torch.int32
     assert (chunk.longest, chunk.positions) == (3, 5)
     assert [half.input_ids.tolist() for half in chunk.halves()] == [[[7, 8, 9]], [[5, 6]]]
 
@@ -54,7 +54,7 @@ def gradients(embedder: Embedder, batch: TokenBatch) -> tuple[Tensor, dict[str, 
         return (embeddings @ embeddings.T).tanh().sum()
 
     backend = Plain(embedder, adamw(embedder, learning_rate=1e-3, weight_decay=0.0))
-    cached_backward(backend, batch, loss_of, GraphBudget(30.0, 1.0))
+    cached_backward(backend, batch, loss_of, ActivationBudget(30.0, 1.0))
     return seen[0], {name: each.grad for name, each in embedder.named_parameters() if each.grad is not None}
 
 
@@ -90,7 +90,7 @@ def test_a_cache_or_a_mask_beside_positions_would_mix_the_texts_in_silence(qwen3
     """Why the embedder passes neither for packed texts."""
     model = AutoModel.from_pretrained(qwen3, dtype=torch.float64, attn_implementation="sdpa").eval()
     chunk = concatenate(texts())
-    ends = chunk.bounds[1:].long() - 1
+    ends = chunk.cu_seqlens[1:].long() - 1
 
     def states(**arguments: object) -> Tensor:
         with torch.no_grad():

@@ -25,12 +25,12 @@ from nestling.batches.rerank_collation import (
     join_labels,
     label,
 )
-from nestling.batches.sampling import Draw, Plan, Source
+from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.records import Record, RecordTable, load_records
 
 WORDS = ["files", "folders", "users", "lines", "count", "sort", "print", "remove"]
-EVERYTHING = Draw(positives=9, negatives=9, seed=0)
-PLAN = Plan(0, list(range(8)), [0] * 8)
+EVERYTHING = RowSampler(positives=9, negatives=9, seed=0)
+PLAN = BatchIndices(0, list(range(8)), [0] * 8)
 Pairs = Counter[tuple[tuple[int, ...], float, float | None]]
 
 
@@ -128,7 +128,7 @@ def test_a_batch_to_the_letter(pairs: PairTokenizer, tmp_path: Path) -> None:
             {"query": "b", "positives": ["sort"], "negatives": []},
         ],
     )
-    batch = collator(records, pairs, chunk_tokens=1000)[Plan(0, [1, 0], [0, 0])]
+    batch = collator(records, pairs, chunk_tokens=1000)[BatchIndices(0, [1, 0], [0, 0])]
     (chunk,), (labels,) = batch.chunks, batch.labels
     limits = {"query_max_length": 32, "document_max_length": 32}
     first, second = (pairs("a", ["files", "users", "lines"], **limits).ids, pairs("b", ["sort"], **limits).ids)
@@ -200,11 +200,11 @@ def test_cut_texts_are_counted(rows: RecordTable, pairs: PairTokenizer) -> None:
 
 
 def test_what_is_drawn_keeps_its_scores(rows: RecordTable) -> None:
-    draw = Draw(positives=1, negatives=2, seed=3)
+    row_sampler = RowSampler(positives=1, negatives=2, seed=3)
     seen = set()
-    for passed in range(4):
+    for row_epoch in range(4):
         for row in range(8):
-            record, whole = drawn_record(rows, draw, row, passed), rows[row]
+            record, whole = drawn_record(rows, row_sampler, row, row_epoch), rows[row]
             assert len(record.positives) == min(1, len(whole.positives))
             assert len(record.negatives) == min(2, len(whole.negatives))
             for texts, scores, all_texts, all_scores in (

@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 from nestling.batches.embed_collation import Collator
 from nestling.batches.lengths import measure_lengths
 from nestling.batches.prompts import Prompts, TextTokenizer
-from nestling.batches.sampling import Draw, Plan, Planner, Source
+from nestling.batches.sampling import BatchIndices, BatchSampler, RowSampler, Source
 from nestling.records import RecordTable, load_records, text_id
 
-DRAW = Draw(positives=1, negatives=2, seed=0)
+DRAW = RowSampler(positives=1, negatives=2, seed=0)
 
 
 def table(folder: Path, rows: list[dict[str, object]], name: str = "rows") -> RecordTable:
@@ -27,10 +27,12 @@ def pairs(folder: Path, count: int, name: str = "pairs") -> RecordTable:
     return table(folder, [{"query": f"{name} q{i}", "positives": [f"{name} d{i}"]} for i in range(count)], name)
 
 
-def collator(sources: list[Source], tokenizer: Path, draw: Draw = DRAW, rank: int = 0, world_size: int = 1) -> Collator:
+def collator(
+    sources: list[Source], tokenizer: Path, row_sampler: RowSampler = DRAW, rank: int = 0, world_size: int = 1
+) -> Collator:
     return Collator(
         sources,
-        draw,
+        row_sampler,
         TextTokenizer(AutoTokenizer.from_pretrained(tokenizer), require_end=True),
         Prompts("Q: ", "D: "),
         query_max_length=32,
@@ -43,27 +45,27 @@ def collator(sources: list[Source], tokenizer: Path, draw: Draw = DRAW, rank: in
 
 
 def test_an_epoch_visits_every_row_and_the_stream_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    planner = Planner([Source(pairs(tmp_path, 10))], 4, DRAW, seed=1)
-    assert planner.steps_per_epoch == 3
-    plans = list(islice(planner.plans(), 5))
-    visits = [visit for plan in plans for visit in zip(plan.passes, plan.rows, strict=True)]
+    batch_sampler = BatchSampler([Source(pairs(tmp_path, 10))], 4, DRAW, seed=1)
+    assert batch_sampler.steps_per_epoch == 3
+    plans = list(islice(batch_sampler.batches(), 5))
+    visits = [visit for indices in plans for visit in zip(indices.row_epochs, indices.rows, strict=True)]
     assert Counter(visits).most_common(1)[0][1] == 1
-    assert {row for passed, row in visits if passed == 0} == set(range(10))
+    assert {row for row_epoch, row in visits if row_epoch == 0} == set(range(10))
 
 
 def test_one_dataset_a_batch_in_proportion_to_size_and_weight(tmp_path: Path) -> None:
     small, large = pairs(tmp_path, 16, "small"), pairs(tmp_path, 64, "large")
-    planner = Planner([Source(small, weight=2.0), Source(large)], 8, DRAW, seed=1)
-    assert Counter(plan.source for plan in islice(planner.plans(), 12)) == {0: 4, 1: 8}
-    even = Planner([Source(small), Source(large)], 8, DRAW, seed=1, mixing_temperature=2.0)
-    assert even.batches == [4, 7]
+    batch_sampler = BatchSampler([Source(small, weight=2.0), Source(large)], 8, DRAW, seed=1)
+    assert Counter(indices.source for indices in islice(batch_sampler.batches(), 12)) == {0: 4, 1: 8}
+    even = BatchSampler([Source(small), Source(large)], 8, DRAW, seed=1, mixing_temperature=2.0)
+    assert even.batches_per_epoch == [4, 7]
 
 
 def test_plans_depend_on_the_seed_alone_and_can_be_skipped(tmp_path: Path) -> None:
     sources = [Source(pairs(tmp_path, 40, "a")), Source(pairs(tmp_path, 30, "b"))]
-    plans = list(islice(Planner(sources, 8, DRAW, seed=3).plans(), 20))
-    assert plans[7:] == list(islice(Planner(sources, 8, DRAW, seed=3).plans(skip=7), 13))
-    assert plans != list(islice(Planner(sources, 8, DRAW, seed=4).plans(), 20))
+    plans = list(islice(BatchSampler(sources, 8, DRAW, seed=3).batches(), 20))
+    assert plans[7:] == list(islice(BatchSampler(sources, 8, DRAW, seed=3).batches(skip=7), 13))
+    assert plans != list(islice(BatchSampler(sources, 8, DRAW, seed=4).batches(), 20))
 
 
 def test_equal_queries_and_clashing_negatives_go_to_different_batches(tmp_path: Path) -> None:
@@ -71,8 +73,8 @@ def test_equal_queries_and_clashing_negatives_go_to_different_batches(tmp_path: 
         {"query": f"q{i // 2}", "positives": [f"d{i}"], "negatives": [f"d{(i + 2) % 16}"]} for i in range(16)
     ]
     rows_table = table(tmp_path, rows)
-    for plan in islice(Planner([Source(rows_table)], 4, DRAW, seed=0).plans(), 40):
-        records = [rows_table[row] for row in plan.rows]
+    for indices in islice(BatchSampler([Source(rows_table)], 4, DRAW, seed=0).batches(), 40):
+        records = [rows_table[row] for row in indices.rows]
         assert len({record.query for record in records}) == 4
         positives = {text for record in records for text in record.positives}
         negatives = [text for record in records for text in record.negatives]
@@ -82,23 +84,23 @@ def test_equal_queries_and_clashing_negatives_go_to_different_batches(tmp_path: 
 
 def test_rows_that_always_clash_are_still_trained(tmp_path: Path) -> None:
     same = table(tmp_path, [{"query": "q", "positives": [f"d{i}"]} for i in range(8)])
-    plans = list(islice(Planner([Source(same)], 4, DRAW, seed=0).plans(), 6))
-    assert sorted(row for plan in plans[:2] for row in plan.rows) == list(range(8))
+    plans = list(islice(BatchSampler([Source(same)], 4, DRAW, seed=0).batches(), 6))
+    assert sorted(row for indices in plans[:2] for row in indices.rows) == list(range(8))
 
 
 def test_a_dataset_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pairs has 3 rows, fewer than the batch_size of 4"):
-        Planner([Source(pairs(tmp_path, 3))], 4, DRAW, seed=0)
+        BatchSampler([Source(pairs(tmp_path, 3))], 4, DRAW, seed=0)
 
 
 def test_draws_rotate_through_all_negatives_before_any_returns(tmp_path: Path) -> None:
     negatives = [f"n{i}" for i in range(6)]
     rows_table = table(tmp_path, [{"query": "q", "positives": ["a", "b", "c"], "negatives": negatives}])
-    drawn = [DRAW(rows_table, 0, passed) for passed in range(3)]
+    drawn = [DRAW(rows_table, 0, row_epoch) for row_epoch in range(3)]
     assert sorted(i for _, negatives in drawn for i in negatives) == list(range(6))
     assert sorted(i for positives, _ in drawn for i in positives) == [0, 1, 2]
     assert DRAW(rows_table, 0, 3)[1] == drawn[0][1]
-    assert Draw(9, 9, 0)(rows_table, 0, 5) == ([0, 1, 2], list(range(6)))
+    assert RowSampler(9, 9, 0)(rows_table, 0, 5) == ([0, 1, 2], list(range(6)))
 
 
 def test_rows_of_negatives_only_are_planned_as_others(tmp_path: Path) -> None:
@@ -110,10 +112,10 @@ def test_rows_of_negatives_only_are_planned_as_others(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     judged = load_records(file, progress=False, allow_no_positives=True)
     assert [DRAW(judged, row, 0)[0] for row in range(4)] == [[], [0], [], [0]]
-    drawn = [DRAW(judged, 0, passed)[1] for passed in range(3)]
+    drawn = [DRAW(judged, 0, row_epoch)[1] for row_epoch in range(3)]
     assert sorted(i for negatives in drawn for i in negatives) == [0, 0, 1, 1, 2, 2]
-    plans = list(islice(Planner([Source(judged)], 4, DRAW, seed=0).plans(), 3))
-    assert sorted(row for plan in plans for row in plan.rows) == list(range(12))
+    plans = list(islice(BatchSampler([Source(judged)], 4, DRAW, seed=0).batches(), 3))
+    assert sorted(row for indices in plans for row in indices.rows) == list(range(12))
 
 
 ROWS: list[dict[str, object]] = [
@@ -125,16 +127,18 @@ ROWS: list[dict[str, object]] = [
 
 
 def test_layout_by_hand(tmp_path: Path, qwen3: Path) -> None:
-    batch = collator([Source(table(tmp_path, ROWS))], qwen3, Draw(2, 2, 0))[Plan(0, [0, 1, 2, 3], [0, 0, 0, 0])]
-    layout = batch.layout
-    assert layout.owner.tolist() == [0, 0, 0, 1, 1, 1, 2, 3, 3]
-    assert layout.is_negative.int().tolist() == [0, 0, 1, 0, 1, 1, 0, 0, 1]
-    assert layout.document_text.tolist() == [text_id(text) for text in "abxbyzcdx"]
-    assert layout.query.tolist() == [0, 0, 1, 2, 3]
-    assert layout.positive.tolist() == [0, 1, 3, 6, 7]
-    assert layout.weight.tolist() == [0.125, 0.125, 0.25, 0.25, 0.25]
+    batch = collator([Source(table(tmp_path, ROWS))], qwen3, RowSampler(2, 2, 0))[
+        BatchIndices(0, [0, 1, 2, 3], [0, 0, 0, 0])
+    ]
+    structure = batch.structure
+    assert structure.owner.tolist() == [0, 0, 0, 1, 1, 1, 2, 3, 3]
+    assert structure.is_negative.int().tolist() == [0, 0, 1, 0, 1, 1, 0, 0, 1]
+    assert structure.document_text.tolist() == [text_id(text) for text in "abxbyzcdx"]
+    assert structure.query.tolist() == [0, 0, 1, 2, 3]
+    assert structure.positive.tolist() == [0, 1, 3, 6, 7]
+    assert structure.weight.tolist() == [0.125, 0.125, 0.25, 0.25, 0.25]
     known = [{text_id(text) for text in texts} for texts in ("abc", "b", "abc", "d")]
-    assert [set(row.tolist()) - {-1} for row in layout.known] == known
+    assert [set(row.tolist()) - {-1} for row in structure.known_positives] == known
     assert batch.document_counts == [9]
     assert batch.group is not None and batch.teacher is not None
     assert batch.group.tolist() == [[0, 1, 2], [3, 4, 5], [6, -1, -1], [7, 8, -1]]
@@ -142,8 +146,8 @@ def test_layout_by_hand(tmp_path: Path, qwen3: Path) -> None:
 
 
 def test_equal_texts_are_tokenised_once_and_found_again(tmp_path: Path, qwen3: Path) -> None:
-    collate = collator([Source(table(tmp_path, ROWS))], qwen3, Draw(2, 2, 0))
-    batch = collate[Plan(0, [0, 1, 2, 3], [0, 0, 0, 0])]
+    collate = collator([Source(table(tmp_path, ROWS))], qwen3, RowSampler(2, 2, 0))
+    batch = collate[BatchIndices(0, [0, 1, 2, 3], [0, 0, 0, 0])]
     rows = [row for chunk in batch.tokens.chunks for row in zip(chunk.input_ids, chunk.lengths, strict=True)]
     texts = [collate.tokenizer.backend.decode(rows[i][0][: rows[i][1] - 1].tolist()) for i in batch.tokens.position]
     assert sorted(texts) == sorted([f"Q: {q}" for q in ("one", "two", "four")] + [f"D: {d}" for d in "abcdxyz"])
@@ -153,17 +157,17 @@ def test_equal_texts_are_tokenised_once_and_found_again(tmp_path: Path, qwen3: P
 
 def test_ranks_share_a_batch(tmp_path: Path, qwen3: Path) -> None:
     sources = [Source(table(tmp_path, ROWS))]
-    plan = Plan(0, [0, 1, 2, 3], [0, 0, 0, 0])
-    whole = collator(sources, qwen3, Draw(2, 2, 0))[plan]
-    parts = [collator(sources, qwen3, Draw(2, 2, 0), rank, 2)[plan] for rank in range(2)]
+    indices = BatchIndices(0, [0, 1, 2, 3], [0, 0, 0, 0])
+    whole = collator(sources, qwen3, RowSampler(2, 2, 0))[indices]
+    parts = [collator(sources, qwen3, RowSampler(2, 2, 0), rank, 2)[indices] for rank in range(2)]
     assert [part.document_counts for part in parts] == [[6, 3], [6, 3]]
     assert [len(part.queries) for part in parts] == [2, 2]
     assert [len(part.documents) for part in parts] == [6, 3]
     for name in ("query", "positive", "weight"):
-        together = torch.cat([getattr(part.layout, name) for part in parts])
-        assert torch.equal(together, getattr(whole.layout, name)), name
+        together = torch.cat([getattr(part.structure, name) for part in parts])
+        assert torch.equal(together, getattr(whole.structure, name)), name
     for name in ("owner", "is_negative", "query_text", "document_text", "known"):
-        assert torch.equal(getattr(parts[1].layout, name), getattr(whole.layout, name)), name
+        assert torch.equal(getattr(parts[1].structure, name), getattr(whole.structure, name)), name
     assert parts[1].group is not None
     assert parts[1].group.tolist() == [[6, -1], [7, 8]]
 
@@ -172,7 +176,7 @@ def test_graded_pairs_bring_their_labels(tmp_path: Path, qwen3: Path) -> None:
     rows: list[dict[str, object]] = [
         {"sentence1": f"left {i}", "sentence2": f"right {i}", "score": i / 4} for i in range(4)
     ]
-    batch = collator([Source(table(tmp_path, rows))], qwen3)[Plan(0, [3, 1], [0, 0])]
+    batch = collator([Source(table(tmp_path, rows))], qwen3)[BatchIndices(0, [3, 1], [0, 0])]
     assert batch.scores is not None
     assert batch.scores.tolist() == [0.75, 0.25]
 
@@ -182,7 +186,7 @@ def test_a_row_s_own_instruction_goes_first(tmp_path: Path, qwen3: Path) -> None
         {"query": "q1", "positives": ["d1"], "instruction": "Find"},
         {"query": "q2", "positives": ["d2"]},
     ]
-    queries, documents = collator([Source(table(tmp_path, rows))], qwen3).texts(Plan(0, [0, 1], [0, 0]))
+    queries, documents = collator([Source(table(tmp_path, rows))], qwen3).texts(BatchIndices(0, [0, 1], [0, 0]))
     assert queries == ["Instruct: Find\nQuery:q1", "Q: q2"]
     assert documents == ["D: d1", "D: d2"]
 
@@ -190,8 +194,8 @@ def test_a_row_s_own_instruction_goes_first(tmp_path: Path, qwen3: Path) -> None
 def test_a_collator_pickles_small(tmp_path: Path, qwen3: Path) -> None:
     collate = collator([Source(pairs(tmp_path, 1000))], qwen3)
     again = pickle.loads(pickle.dumps(collate))
-    plan = Plan(0, [5, 6], [0, 0])
-    assert torch.equal(again[plan].tokens.chunks[0].input_ids, collate[plan].tokens.chunks[0].input_ids)
+    indices = BatchIndices(0, [5, 6], [0, 0])
+    assert torch.equal(again[indices].tokens.chunks[0].input_ids, collate[indices].tokens.chunks[0].input_ids)
     assert len(pickle.dumps(collate.sources)) < 2000
 
 
@@ -208,6 +212,6 @@ def test_lengths_count_what_is_cut(tmp_path: Path, qwen3: Path) -> None:
 
 def test_banking77_batches_share_positives(shared_data: Path) -> None:
     rows_table = load_records(shared_data / "banking77", progress=False)
-    plan = next(Planner([Source(rows_table)], 64, DRAW, seed=0).plans())
-    positives = [int(rows_table.positive_ids(row)[0]) for row in plan.rows]
+    indices = next(BatchSampler([Source(rows_table)], 64, DRAW, seed=0).batches())
+    positives = [int(rows_table.positive_ids(row)[0]) for row in indices.rows]
     assert len(set(positives)) < 60

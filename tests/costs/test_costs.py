@@ -14,10 +14,10 @@ from transformers import AutoModel, AutoModelForCausalLM, Qwen3Config
 
 from nestling.backends.optimizer import adamw
 from nestling.backends.plain import Plain
-from nestling.backends.sizes import Shares, trained_bytes, whole_bytes
+from nestling.backends.sizes import StateFractions, trained_bytes, whole_bytes
 from nestling.batches.packing import pack
 from nestling.config import CostsConfig, EmbedConfig, LaunchCosts, RerankConfig, StageCosts, TrainData, parse_config
-from nestling.costs.hollow import Hollow, HollowEmbedder, HollowReranker
+from nestling.costs.fake_models import FakeEmbedder, FakeModel, FakeReranker
 from nestling.costs.launches import shares_of
 from nestling.costs.recipes import CONFIGS, read_recipe
 from nestling.costs.shapes import shape_of
@@ -28,8 +28,8 @@ from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
 from nestling.models.token_model import TokenModel
-from nestling.training.cached_step import GraphBudget, cached_backward
-from nestling.training.memory import estimate, graph_bytes, sample_chunk
+from nestling.training.cached_step import ActivationBudget, cached_backward
+from nestling.training.memory import activation_bytes, estimate, sample_chunk
 from recipes.runs import run_main
 from scripts import costs
 
@@ -58,7 +58,7 @@ def real(*, dtype: torch.dtype, precision: torch.dtype, lora: bool, reranker: bo
     kind: Any = AutoModelForCausalLM if reranker else AutoModel
     backbone = kind.from_config(small(), dtype=dtype, attn_implementation=attention)
     model: TokenModel = (
-        HollowReranker(backbone, precision, whole_vocabulary=False) if reranker else HollowEmbedder(backbone, precision)
+        FakeReranker(backbone, precision, full_vocabulary=False) if reranker else FakeEmbedder(backbone, precision)
     )
     if lora:
         model.backbone = attach_lora(backbone, **LORA)
@@ -82,7 +82,7 @@ def test_a_model_without_weights_keeps_what_a_real_one_keeps(
 ) -> None:
     """The graph of a chunk, measured as training does, within 10 %; fake attention copies a little more."""
     dtype = precision if lora else torch.float32
-    hollow = Hollow(
+    hollow = FakeModel(
         small(),
         dtype=dtype,
         precision=precision,
@@ -96,7 +96,7 @@ def test_a_model_without_weights_keeps_what_a_real_one_keeps(
     chunk = sample_chunk(48, 480, 300, CPU)
     model.train()
     with model.computing(cache=False if sharded else None):
-        kept = graph_bytes(model, partial(model, in_place=True), chunk) / chunk.positions
+        kept = activation_bytes(model, partial(model, in_place=True), chunk) / chunk.positions
     assert hollow.bytes_a_position(48, 480, sharded=sharded) == pytest.approx(kept, rel=0.1)
     assert kept > 0
 
@@ -106,21 +106,21 @@ def test_a_model_without_weights_is_estimated_as_the_real_one(lora: bool, qwen3:
     model = Embedder.from_pretrained(qwen3, dtype=torch.float32)
     if lora:
         model.backbone = attach_lora(model.backbone, **LORA)
-    hollow = Hollow(
+    hollow = FakeModel(
         shape_of(str(qwen3)), dtype=torch.float32, precision=torch.float32, lora=LORA if lora else None
     ).model
-    found, expected = (estimate(each, Shares(), chunk=1.0, graphs=2.0, room=3e9) for each in (hollow, model))
+    found, expected = (estimate(each, StateFractions(), chunk=1.0, graphs=2.0, room=3e9) for each in (hollow, model))
     assert found == expected
     assert found.weights > 1e5
 
 
 def test_tied_weights_of_a_reranker_are_counted_once(qwen3_base: Path) -> None:
     shape = shape_of(str(qwen3_base))
-    hollow = Hollow(shape, dtype=torch.float32, precision=torch.float32, lora=None, reranker=True).model
+    hollow = FakeModel(shape, dtype=torch.float32, precision=torch.float32, lora=None, reranker=True).model
     assert trained_bytes(hollow) == trained_bytes(Reranker.from_pretrained(qwen3_base))
-    untied = Hollow(small(tie_word_embeddings=False), dtype=torch.float32, precision=torch.float32, lora=None,
+    untied = FakeModel(small(tie_word_embeddings=False), dtype=torch.float32, precision=torch.float32, lora=None,
                     reranker=True).model  # fmt: skip
-    tied = Hollow(small(tie_word_embeddings=True), dtype=torch.float32, precision=torch.float32, lora=None,
+    tied = FakeModel(small(tie_word_embeddings=True), dtype=torch.float32, precision=torch.float32, lora=None,
                   reranker=True).model  # fmt: skip
     assert trained_bytes(untied) - trained_bytes(tied) == 4 * 300 * 64
 
@@ -176,7 +176,7 @@ def test_passes_of_a_step(room: float, forwards: int, checkpointed: bool) -> Non
     batch = pack([list(range(1, 41))] * 8, 80, 0)
     backend = Plain(model, adamw(model, learning_rate=1e-3, weight_decay=0.0))
     with FlopCounterMode(display=False) as counter:
-        cached_backward(backend, batch, lambda each: each.square().sum(), GraphBudget(room, 1.0))
+        cached_backward(backend, batch, lambda each: each.square().sum(), ActivationBudget(room, 1.0))
     found = passes_of(model, Reading.texts(8, 40))
     expected = (forwards + checkpointed) * found.forward + found.backward
     spared = 2 * 64 * 160 * 2 * 8 * 40 if checkpointed else 0
@@ -206,16 +206,18 @@ def test_what_a_row_reads() -> None:
 @pytest.mark.parametrize(
     ("backend", "room", "expected"),
     [
-        ("ddp", 1e9, Shares(1.0, 1.0, 2.0)),
-        ("zero1", 1e9, Shares(1.0, 1.25, 0.75)),
-        ("zero2-offload", 1e9, Shares(1.0, 1.25, 0.0)),
-        ("zero3", 1e9, Shares(0.25, 1.25, 0.75)),
-        ("fsdp2", 1e9, Shares(0.25, 1.25, 0.5)),
-        ("fsdp2", 0.0, Shares(0.25, 0.25, 0.5)),
+        ("ddp", 1e9, StateFractions(1.0, 1.0, 2.0)),
+        ("zero1", 1e9, StateFractions(1.0, 1.25, 0.75)),
+        ("zero2-offload", 1e9, StateFractions(1.0, 1.25, 0.0)),
+        ("zero3", 1e9, StateFractions(0.25, 1.25, 0.75)),
+        ("fsdp2", 1e9, StateFractions(0.25, 1.25, 0.5)),
+        ("fsdp2", 0.0, StateFractions(0.25, 0.25, 0.5)),
     ],
 )
-def test_a_rank_of_four_holds_whole_gradients_where_they_fit(backend: Any, room: float, expected: Shares) -> None:
-    model = Hollow(small(), dtype=torch.float32, precision=torch.float32, lora=None).model
+def test_a_rank_of_four_holds_whole_gradients_where_they_fit(
+    backend: Any, room: float, expected: StateFractions
+) -> None:
+    model = FakeModel(small(), dtype=torch.float32, precision=torch.float32, lora=None).model
     assert shares_of(LaunchCosts(backend=backend, processes=4), model, room)[0] == expected
 
 
@@ -234,7 +236,7 @@ def test_costs_of_a_stage(recipe: StageCosts) -> None:
     found, none = costs_of(recipe, ONE, 1e12), costs_of(recipe, ONE, 0.0)
     assert (found.tokens, found.forwards, none.forwards) == (640 * 80, 1, 2)
     assert found.fits and not none.fits
-    model = Hollow(shape_of(yaml_model(recipe)), dtype=torch.float32, precision=torch.float32, lora=None).model
+    model = FakeModel(shape_of(yaml_model(recipe)), dtype=torch.float32, precision=torch.float32, lora=None).model
     passes = passes_of(model, Reading.texts(640, 16) + Reading.texts(1280, 32))
     assert found.operations == passes.forward + passes.backward
     assert none.operations == 2 * passes.forward + passes.backward
@@ -284,8 +286,8 @@ def test_what_training_prints_is_what_is_estimated(recipe: StageCosts, qwen3: Pa
     model.train()
     chunk = sample_chunk(config.longest, 128, model.config.vocab_size, CPU)
     with model.computing():
-        measured = graph_bytes(model, partial(model, in_place=True), chunk)
-    found, expected = costs_of(recipe, ONE, 1e12).memory, estimate(model, Shares(), chunk=measured, graphs=0.0)
+        measured = activation_bytes(model, partial(model, in_place=True), chunk)
+    found, expected = costs_of(recipe, ONE, 1e12).memory, estimate(model, StateFractions(), chunk=measured, graphs=0.0)
     assert (found.weights, found.gradients, found.optimizer) == (
         expected.weights,
         expected.gradients,

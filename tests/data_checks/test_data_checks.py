@@ -34,7 +34,7 @@ from nestling.data_checks.rows import SourceRows, open_rows
 from nestling.data_checks.tokens import TokenCounter
 from nestling.models.embedder import Embedder
 from nestling.records import Record, RetrievalSet, load_records, load_retrieval_set
-from nestling.records.plan import REPEATED_ROW
+from nestling.records.selection import REPEATED_ROW
 from sets import WORDS, write_beir
 
 NEAR = Nearness(threshold=0.8, shingle=2)

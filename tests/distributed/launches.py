@@ -21,7 +21,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from nestling.backends import Backend, prepare
 from nestling.backends.optimizer import adamw
-from nestling.batches.sampling import Plan
+from nestling.batches.sampling import BatchIndices
 from nestling.models.adapters import attach_lora
 from nestling.models.token_model import TokenModel
 
@@ -135,8 +135,10 @@ def launch(case: Launch, world: int, load: Callable[[], TokenModel], *, adam: bo
     return backend
 
 
-def plans() -> list[Plan]:
-    return [Plan(0, rows, [step] * QUERIES) for step, rows in enumerate([[0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]])]
+def plans() -> list[BatchIndices]:
+    return [
+        BatchIndices(0, rows, [step] * QUERIES) for step, rows in enumerate([[0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]])
+    ]
 
 
 def recipe(name: str) -> ModuleType:
@@ -150,13 +152,13 @@ def recipe(name: str) -> ModuleType:
 
 
 def train_by_hand(
-    model: TokenModel, loss_of: Callable[[Plan], Tensor], plans: Iterable[Plan], clip: float
+    model: TokenModel, loss_of: Callable[[BatchIndices], Tensor], plans: Iterable[BatchIndices], clip: float
 ) -> tuple[Weights, Weights]:
     """Weights before and after a step for each plan: one process, one graph, gradients by hand."""
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     before = {name: each.detach().clone() for name, each in trained.items()}
-    for plan in plans:
-        loss_of(plan).backward()
+    for indices in plans:
+        loss_of(indices).backward()
         gradients = [each.grad for each in trained.values() if each.grad is not None]
         norm = torch.cat([each.flatten() for each in gradients]).norm()
         scale = min(1.0, clip / norm.item()) if clip else 1.0

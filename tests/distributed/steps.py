@@ -11,17 +11,21 @@ from torch import Tensor
 
 from nestling.backends import Backend
 from nestling.batches.embed_collation import Collator
-from nestling.batches.sampling import Draw, Plan, Source
+from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.checkpoint import Checkpoints, TrainingState, write_training
 from nestling.config import LossConfig
 from nestling.distributed.gathering import gather_batch
 from nestling.losses.reference import cosent, distillation, info_nce
 from nestling.models.embedder import Embedder
 from nestling.records import load_records
-from nestling.training.cached_step import GraphBudget, cached_backward
+from nestling.training.cached_step import ActivationBudget, cached_backward
 
 DIMS = {64: 1.0, 16: 0.5}
-BUDGETS = {"none": GraphBudget(0.0, 1.0), "some": GraphBudget(45.0, 1.0), "all": GraphBudget(float("inf"), 1.0)}
+BUDGETS = {
+    "none": ActivationBudget(0.0, 1.0),
+    "some": ActivationBudget(45.0, 1.0),
+    "all": ActivationBudget(float("inf"), 1.0),
+}
 
 
 RANKED = [
@@ -74,7 +78,7 @@ def collate(folder: Path, case: Case, embedder: Embedder, rank: int, world: int)
     file = folder / f"{'graded' if case.kind == 'graded' else 'ranked'}.jsonl"
     return Collator(
         [Source(load_records(file, progress=False))],
-        Draw(positives=2, negatives=2, seed=0),
+        RowSampler(positives=2, negatives=2, seed=0),
         embedder.text_tokenizer,
         embedder.prompts,
         query_max_length=32,
@@ -94,9 +98,9 @@ def prepared(folder: Path, case: Case, world: int, *, adam: bool = False) -> Bac
     return launch(case, world, lambda: load(folder, case), adam=adam)
 
 
-def take_step(backend: Backend, case: Case, collator: Collator, plan: Plan) -> tuple[float, float]:
+def take_step(backend: Backend, case: Case, collator: Collator, indices: BatchIndices) -> tuple[float, float]:
     """This rank's share of the loss, and the norm of the gradient."""
-    batch, loss = collator[plan], loss_config(case)
+    batch, loss = collator[indices], loss_config(case)
     part = cached_backward(backend, batch.tokens, lambda each: recipe_share(each, batch, loss), BUDGETS[case.kept])
     norm = backend.update(RATE, case.clip, lambda norm: norm < float("inf"))
     return float(part), norm
@@ -126,8 +130,8 @@ def train_on_ranks(folder: Path, case: Case, rank: int, world: int) -> Weights:
     """Trained weights after three steps, whole, on rank 0."""
     backend = prepared(folder, case, world)
     collator = collate(folder, case, backend.model, rank, world)
-    for plan in plans():
-        take_step(backend, case, collator, plan)
+    for indices in plans():
+        take_step(backend, case, collator, indices)
     return {name: each.detach().clone() for name, each in backend.tensors().items()}
 
 
@@ -136,8 +140,8 @@ def train_plainly(folder: Path, case: Case) -> tuple[Weights, Weights]:
     embedder = load(folder, case)
     collator = collate(folder, case, embedder, 0, 1)
 
-    def loss_of(plan: Plan) -> Tensor:
-        batch = collator[plan]
+    def loss_of(indices: BatchIndices) -> Tensor:
+        batch = collator[indices]
         embeddings = torch.cat([embedder(chunk) for chunk in batch.tokens.chunks])[batch.tokens.position]
         return plain_loss(embeddings, batch, loss_config(case))
 
@@ -151,7 +155,7 @@ def plain_loss(embeddings: Tensor, batch: Any, loss: LossConfig) -> Tensor:
         return cosent(
             queries, documents, batch.scores, temperature=loss.graded_temperature, dims=dims, dim_weights=weights
         )
-    total = info_nce(queries, documents, batch.layout, temperature=loss.temperature, dims=dims, dim_weights=weights)
+    total = info_nce(queries, documents, batch.structure, temperature=loss.temperature, dims=dims, dim_weights=weights)
     if batch.group is not None:
         share = torch.full((len(queries),), 1 / len(queries))
         total = total + loss.distillation * distillation(

@@ -130,9 +130,9 @@ def collectives(port: int, rank: int, folder: Path) -> None:
     for case in usable([Case("ddp", "some"), Case("zero1", "some"), Case("zero2", "some")]):
         backend = prepared(folder, case, 2)
         collator = collate(folder, case, backend.model, rank, 2)
-        for plan in plans():  # the last one is kept: DDP arranges its buckets during the first two
+        for indices in plans():  # the last one is kept: DDP arranges its buckets during the first two
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                take_step(backend, case, collator, plan)
+                take_step(backend, case, collator, indices)
         if rank == 0:
             counts = {each.key: each.count for each in profiler.key_averages() if each.key.startswith("c10d::")}
             (folder / f"{case.backend}.json").write_text(json.dumps(counts))
@@ -146,8 +146,8 @@ def spoiled(port: int, rank: int, folder: Path) -> None:
     assert isinstance(backend, Zero)
     backend.accumulation = nullcontext  # type: ignore[method-assign]
     collator = collate(folder, case, backend.model, rank, 2)
-    for plan in plans():
-        take_step(backend, case, collator, plan)
+    for indices in plans():
+        take_step(backend, case, collator, indices)
     if rank == 0:
         torch.save(backend.tensors(), folder / f"2-{case}.pt")
 
@@ -183,8 +183,8 @@ def resumed(port: int, rank: int, folder: Path) -> None:
         backend = prepared(folder, case, 2, adam=True)
         collator = collate(folder, case, backend.model, rank, 2)
         *first, last = plans()
-        for plan in first:
-            take_step(backend, case, collator, plan)
+        for indices in first:
+            take_step(backend, case, collator, indices)
         save(backend, folder / str(case), rank)
         take_step(backend, case, collator, last)
         whole = {name: each.detach().clone() for name, each in backend.tensors().items()}
@@ -215,8 +215,8 @@ def last_step(folder: Path, case: Case, rank: int, world: int, checkpoint: Path 
     collator = collate(folder, case, backend.model, rank, world)
     *first, last = plans()
     if checkpoint is None:
-        for plan in first:
-            take_step(backend, case, collator, plan)
+        for indices in first:
+            take_step(backend, case, collator, indices)
         save(backend, folder / f"{case}-{world}", rank)
     else:
         backend.restore(checkpoint / "step-1")

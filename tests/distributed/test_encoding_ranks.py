@@ -68,7 +68,7 @@ def small_set() -> RetrievalSet:
 def evaluate_in_step(rank: int, folder: Path) -> None:
     model = Collective.from_pretrained(folder / "bert")
     values = evaluate_embedder(
-        model, small_set(), [48], query_max_length=16, document_max_length=8, tokens_per_batch=8, lockstep=True
+        model, small_set(), [48], query_max_length=16, document_max_length=8, tokens_per_batch=8, equal_forwards=True
     )
     (folder / f"{rank}.json").write_text(json.dumps([values[48], model.forwards]))
 

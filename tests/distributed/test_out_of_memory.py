@@ -57,15 +57,15 @@ def run_out(port: int, rank: int, folder: Path) -> None:
         backend = prepared(folder, case, 2, adam=True)
         collator = collate(folder, case, backend.model, rank, 2)
         *first, last = plans()
-        for plan in plans():
-            take_step(backend, case, collator, plan)
+        for indices in plans():
+            take_step(backend, case, collator, indices)
         whole = {name: each.detach().clone() for name, each in backend.tensors().items()}
         for place in ("first pass", "second pass", "backward"):
             if place == "second pass" and case.kept != "none":
                 continue
             backend = prepared(folder, case, 2, adam=True)
-            for plan in first:
-                take_step(backend, case, collator, plan)
+            for indices in first:
+                take_step(backend, case, collator, indices)
             assert broken_step(backend, case, collator[last], place, rank) == 1
             backend.discard()
             save(backend, folder / f"{case}-{place}", rank)

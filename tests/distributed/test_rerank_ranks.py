@@ -32,7 +32,7 @@ from torch.nn.functional import kl_div, log_softmax
 from nestling.backends import Backend
 from nestling.batches.packing import pad
 from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator, drawn_record
-from nestling.batches.sampling import Draw, Plan, Source
+from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.config import RerankLossConfig
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.records import Record, RecordTable, RetrievalSet, load_records
@@ -42,7 +42,7 @@ from nestling.training.accumulated_step import accumulated_backward
 from tiny import tiny_qwen3
 
 RECIPE = recipe("rerank")
-DRAW = Draw(positives=2, negatives=3, seed=0)
+DRAW = RowSampler(positives=2, negatives=3, seed=0)
 LENGTH = 32
 CHUNK, WHOLE_CHUNK = 50, 100  # positions: queries fill several chunks, or two one; the ranks have unequal numbers
 TEMPERATURES = {"temperature": 0.7, "teacher_temperature": 0.4}
@@ -147,7 +147,7 @@ PRODUCT = [
 def load(folder: Path, case: Case) -> Reranker:
     settings = RerankerSettings(prefix="", suffix="\nanswer:", instruction="judge")
     reranker = Reranker.from_pretrained(folder / "model", settings=settings)
-    reranker.whole_vocabulary = case.kind == "vocabulary"
+    reranker.full_vocabulary = case.kind == "vocabulary"
     if case.tuning == "lora":
         adapt(reranker)
     return reranker.train()
@@ -178,9 +178,9 @@ def collate(folder: Path, case: Case, reranker: Reranker, rank: int, world: int)
 def take_step(backend: Backend, case: Case, batch: RerankBatch) -> float:
     """This rank's share of the loss."""
 
-    def share_of(chunk: int, judged: Tensor) -> Tensor:
+    def share_of(chunk: int, logits: Tensor) -> Tensor:
         labels: Labels = batch.labels[chunk]
-        share: Tensor = RECIPE.loss_share(judged, labels, batch, case.loss)
+        share: Tensor = RECIPE.loss_share(logits, labels, batch, case.loss)
         return share
 
     part = accumulated_backward(backend, batch.chunks, share_of)
@@ -203,10 +203,10 @@ def small_set() -> RetrievalSet:
     )
 
 
-def scores(reranker: Reranker, *, lockstep: bool) -> Tensor:
+def scores(reranker: Reranker, *, equal_forwards: bool) -> Tensor:
     """Logits of lists of unequal length, one of them empty, the last one in several chunks."""
     rows = [np.array([4, 1]), np.array([], dtype=np.int64), np.array([0, 3, 2, 1, 4])]
-    found = rerank(reranker, small_set(), Candidates(rows), tokens_per_batch=CHUNK, lockstep=lockstep)
+    found = rerank(reranker, small_set(), Candidates(rows), tokens_per_batch=CHUNK, equal_forwards=equal_forwards)
     assert [len(each) for each in found] == [2, 0, 5]
     return torch.from_numpy(np.concatenate(found))
 
@@ -218,10 +218,10 @@ def on_a_rank(cases: Sequence[Case], port: int, rank: int, folder: Path) -> None
         reranker = backend.model
         assert isinstance(reranker, Reranker)
         collator = collate(folder, case, reranker, rank, 2)
-        batches = [collator[plan] for plan in plans()]
+        batches = [collator[indices] for indices in plans()]
         losses = [take_step(backend, case, batch) for batch in batches]
         weights = {name: each.detach().clone() for name, each in backend.tensors().items()}
-        logits = scores(reranker, lockstep=backend.sharded)
+        logits = scores(reranker, equal_forwards=backend.sharded)
         torch.save((weights, logits, losses, [len(each.chunks) for each in batches]), folder / f"{rank}-{case}.pt")
 
 
@@ -251,18 +251,18 @@ def plain_loss(reranker: Reranker, records: Sequence[Record], case: Case) -> Ten
     for record in records:
         documents = [*record.positives, *record.negatives]
         limits = {"query_max_length": LENGTH, "document_max_length": LENGTH}
-        judged = reranker(pad(reranker.pairs(record.query, documents, **limits).ids, 0))
+        logits = reranker(pad(reranker.pairs(record.query, documents, **limits).ids, 0))
         positives = len(record.positives)
         assert record.positive_scores is not None and record.negative_scores is not None
         teacher = torch.tensor([*record.positive_scores, *record.negative_scores])
         if case.loss.objective == "pointwise":
             hard = torch.tensor([1.0] * positives + [0.0] * len(record.negatives))
             t = teacher if case.kind == "soft" else hard
-            z = judged[:, 0]
-            no, yes = judged.T if case.kind == "vocabulary" else ((1 - z.sigmoid()).log(), z.sigmoid().log())
+            z = logits[:, 0]
+            no, yes = logits.T if case.kind == "vocabulary" else ((1 - z.sigmoid()).log(), z.sigmoid().log())
             losses += list(-(1.5 * t * yes + (1 - t) * no))
             continue
-        z = judged[:, 0] / TEMPERATURES["temperature"]
+        z = logits[:, 0] / TEMPERATURES["temperature"]
         if case.loss.objective == "distillation":
             wanted = (teacher / TEMPERATURES["teacher_temperature"]).softmax(0)
             losses.append(kl_div(log_softmax(z, 0), wanted, reduction="sum"))
@@ -277,8 +277,8 @@ def plain_loss(reranker: Reranker, records: Sequence[Record], case: Case) -> Ten
 def assert_trained_as_one(folder: Path, case: Case) -> None:
     reranker, rows, expected_losses = load(folder, case), table(folder), []
 
-    def loss_of(plan: Plan) -> Tensor:
-        visits = zip(plan.rows, plan.passes, strict=True)
+    def loss_of(indices: BatchIndices) -> Tensor:
+        visits = zip(indices.rows, indices.row_epochs, strict=True)
         loss = plain_loss(reranker, [drawn_record(rows, DRAW, *visit) for visit in visits], case)
         expected_losses.append(loss.item())
         return loss
@@ -290,7 +290,7 @@ def assert_trained_as_one(folder: Path, case: Case) -> None:
     shares = [sum(parts) for parts in zip(*(losses for _, _, losses, _ in found), strict=True)]
     assert shares == pytest.approx(expected_losses, rel=1e-5)
     for _, logits, _, _ in found:
-        torch.testing.assert_close(logits, scores(reranker, lockstep=False), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, scores(reranker, equal_forwards=False), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", PAIRWISE, ids=str)

@@ -147,13 +147,13 @@ def test_shapes_give_the_same_scores(tmp_path: Path, tied: bool, lora: bool, dty
         found = model.predict(PAIRS, prompt="Another", convert_to_tensor=True)
         torch.testing.assert_close(found, other, rtol=0, atol=1e-6)
 
-    written, judged = load_file(causal / "model.safetensors"), load_file(classifier / "model.safetensors")
+    written, logits = load_file(causal / "model.safetensors"), load_file(classifier / "model.safetensors")
     assert ("lm_head.weight" in written) == (not tied)
-    assert judged.keys() - written.keys() == {"score.weight"}
-    assert written.keys() - judged.keys() == (set() if tied else {"lm_head.weight"})
+    assert logits.keys() - written.keys() == {"score.weight"}
+    assert written.keys() - logits.keys() == (set() if tied else {"lm_head.weight"})
     head = written["model.embed_tokens.weight" if tied else "lm_head.weight"].double()
     row = head[reranker.pairs.yes_id] - head[reranker.pairs.no_id]
-    torch.testing.assert_close(judged["score.weight"], row[None].float(), rtol=0, atol=0)
+    torch.testing.assert_close(logits["score.weight"], row[None].float(), rtol=0, atol=0)
     config = read(classifier, "config.json")
     assert config["architectures"] == ["Qwen3ForSequenceClassification"]
     assert (config["num_labels"], config["pad_token_id"]) == (1, reranker.pairs.pad_id)

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nestling.losses import chunked, reference
-from nestling.losses.reference import Layout, Terms
+from nestling.losses.reference import BatchStructure, Terms
 from small_batches import Batch, random_batch, tuples
 
 
 def evaluate(loss: Any, batch: Batch, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Value and both gradients."""
-    value = loss(batch.queries, batch.documents, batch.layout, **arguments)
+    value = loss(batch.queries, batch.documents, batch.structure, **arguments)
     return value.detach(), *torch.autograd.grad(value, [batch.queries, batch.documents])
 
 
@@ -56,7 +56,7 @@ def test_equals_the_reference_in_float64(
 @pytest.mark.parametrize("score_margin", [None, 0.1])
 def test_chunks_that_do_not_divide_the_rows(score_margin: float | None) -> None:
     batch = random_batch(11, size=10, texts=30)
-    assert len(batch.layout.query) % 3
+    assert len(batch.structure.query) % 3
     arguments: dict[str, Any] = {"temperature": 0.05, "dims": [4, 12, 9], "score_margin": score_margin}
     expected = evaluate(reference.info_nce, batch, **arguments)
     for ours, theirs in zip(evaluate(chunked.info_nce, batch, **arguments), expected, strict=True):
@@ -92,7 +92,7 @@ def test_float32_loses_at_most_twice_the_naive_error_at_temperature_001(argument
     exact_inputs = Batch(
         rounded.queries.detach().double().requires_grad_(),
         rounded.documents.detach().double().requires_grad_(),
-        rounded.layout,
+        rounded.structure,
     )
     exact = evaluate(reference.info_nce, exact_inputs, **arguments)
     naive = error(evaluate(reference.info_nce, rounded, **arguments), exact)
@@ -120,7 +120,7 @@ def test_masked_pairs_stay_masked_whatever_the_length_of_embeddings(length: floa
     scaled = Batch(
         (batch.queries.detach() * length).requires_grad_(),
         (batch.documents.detach() * length).requires_grad_(),
-        batch.layout,
+        batch.structure,
     )
     expected = evaluate(reference.info_nce, batch, temperature=0.05, dims=[12, 6])
     value, queries, documents = evaluate(chunked.info_nce, scaled, temperature=0.05, dims=[12, 6])
@@ -141,7 +141,7 @@ def test_an_embedding_below_the_least_norm() -> None:
 def test_the_gradient_follows_the_scale_and_may_be_asked_for_twice() -> None:
     batch = random_batch(6)
     _, expected, _ = evaluate(chunked.info_nce, batch, temperature=0.05, dims=[12])
-    value = 3 * chunked.info_nce(batch.queries, batch.documents, batch.layout, temperature=0.05, dims=[12])
+    value = 3 * chunked.info_nce(batch.queries, batch.documents, batch.structure, temperature=0.05, dims=[12])
     for _ in range(2):
         (actual,) = torch.autograd.grad(value, batch.queries, retain_graph=True)
         torch.testing.assert_close(actual, 3 * expected, rtol=1e-12, atol=0)
@@ -150,21 +150,21 @@ def test_the_gradient_follows_the_scale_and_may_be_asked_for_twice() -> None:
 def test_one_side_may_be_fixed() -> None:
     batch = random_batch(6)
     _, _, expected = evaluate(chunked.info_nce, batch, temperature=0.05, dims=[12])
-    value = chunked.info_nce(batch.queries.detach(), batch.documents, batch.layout, temperature=0.05, dims=[12])
+    value = chunked.info_nce(batch.queries.detach(), batch.documents, batch.structure, temperature=0.05, dims=[12])
     torch.testing.assert_close(torch.autograd.grad(value, batch.documents)[0], expected, rtol=0, atol=0)
 
 
 def test_no_work_on_gradients_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = random_batch(6)
-    expected = chunked.info_nce(batch.queries, batch.documents, batch.layout, temperature=0.05, dims=[12, 3])
+    expected = chunked.info_nce(batch.queries, batch.documents, batch.structure, temperature=0.05, dims=[12, 3])
 
     def never(*_: object) -> None:
         raise AssertionError("gradient work")
 
     for name in ("_differentiate", "_multiply", "_subtract_radial"):
-        monkeypatch.setattr(chunked.Stream, name, never)
+        monkeypatch.setattr(chunked.ChunkedLoss, name, never)
     with torch.no_grad():
-        actual = chunked.info_nce(batch.queries, batch.documents, batch.layout, temperature=0.05, dims=[12, 3])
+        actual = chunked.info_nce(batch.queries, batch.documents, batch.structure, temperature=0.05, dims=[12, 3])
     assert not actual.requires_grad
     assert actual.item() == expected.item()
 
@@ -186,9 +186,9 @@ def test_nothing_of_queries_times_documents_is_ever_there(monkeypatch: pytest.Mo
     monkeypatch.setattr(chunked, "CHUNK_ROWS", 2)
     queries = torch.randn(64, 4, requires_grad=True)
     documents = torch.randn(128, 4, requires_grad=True)
-    layout: Layout = tuples(64, 1)
+    structure: BatchStructure = tuples(64, 1)
     with Largest() as largest:
-        chunked.info_nce(queries, documents, layout, temperature=0.05, dims=[4, 2]).backward()
+        chunked.info_nce(queries, documents, structure, temperature=0.05, dims=[4, 2]).backward()
     assert 0 < largest.elements < 64 * 128
 
 
@@ -221,5 +221,5 @@ def test_a_non_finite_embedding_shows_in_the_loss() -> None:
     batch = random_batch(6)
     with torch.no_grad():
         batch.documents[1, 3] = torch.nan
-    value = chunked.info_nce(batch.queries, batch.documents, batch.layout, temperature=0.05, dims=[12, 3])
+    value = chunked.info_nce(batch.queries, batch.documents, batch.structure, temperature=0.05, dims=[12, 3])
     assert value.isnan()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nestling.losses import chunked
-from nestling.losses.reference import Layout, Terms, cosent, distillation, info_nce, prefixes
+from nestling.losses.reference import BatchStructure, Terms, cosent, distillation, info_nce, prefixes
 from small_batches import Batch, random_batch, tuples
 
 FORMS = pytest.mark.parametrize("loss", [info_nce, chunked.info_nce], ids=["reference", "chunked"])
@@ -48,28 +48,28 @@ def literal(
     mask_identity: bool = True,
 ) -> Tensor:
     """Eq. 1 word for word: one row, one dimension and one text at a time."""
-    layout = batch.layout
+    structure = batch.structure
     loss = torch.zeros((), dtype=torch.float64)
     for p, dim in enumerate(dims):
         q, d = batch.queries[:, :dim], batch.documents[:, :dim]
         for i, plus, weight in zip(
-            layout.query.tolist(), layout.positive.tolist(), layout.weight.tolist(), strict=True
+            structure.query.tolist(), structure.positive.tolist(), structure.weight.tolist(), strict=True
         ):
             target = cosine(q[i], d[plus])
-            known = set(layout.known[i].tolist()) - {-1} if mask_identity else set()
+            known = set(structure.known_positives[i].tolist()) - {-1} if mask_identity else set()
             z = torch.exp(target / temperature)
 
             def m(score: Tensor, target: Tensor = target) -> int:
                 return 0 if score_margin is not None and score > target + score_margin else 1
 
             for j in range(len(d)):
-                if j == plus or layout.document_text[j].item() in known:
+                if j == plus or structure.document_text[j].item() in known:
                     continue
-                if layout.owner[j] == i:
-                    if layout.is_negative[j] and terms.hard_negatives:
+                if structure.owner[j] == i:
+                    if structure.is_negative[j] and terms.hard_negatives:
                         score = cosine(q[i], d[j])
                         z = z + (m(score) if mask_hard_negatives else 1) * torch.exp(score / temperature)
-                elif terms.other_hard_negatives or not layout.is_negative[j]:
+                elif terms.other_hard_negatives or not structure.is_negative[j]:
                     if terms.query_document:
                         score = cosine(q[i], d[j])
                         z = z + m(score) * torch.exp(score / temperature)
@@ -77,10 +77,10 @@ def literal(
                         score = cosine(d[plus], d[j])
                         z = z + m(score) * torch.exp(score / temperature)
             for j in range(len(q)):
-                brought = [layout.document_text[k].item() for k in range(len(d)) if layout.owner[k] == j]
-                negative = [layout.is_negative[k].item() for k in range(len(d)) if layout.owner[k] == j]
+                brought = [structure.document_text[k].item() for k in range(len(d)) if structure.owner[k] == j]
+                negative = [structure.is_negative[k].item() for k in range(len(d)) if structure.owner[k] == j]
                 shares = any(text in known for text, no in zip(brought, negative, strict=True) if not no)
-                same = mask_identity and layout.query_text[i] == layout.query_text[j]
+                same = mask_identity and structure.query_text[i] == structure.query_text[j]
                 if terms.query_query and j != i and not same and not shares:
                     score = cosine(q[i], q[j])
                     z = z + m(score) * torch.exp(score / temperature)
@@ -100,7 +100,7 @@ def test_equals_the_formula_written_as_loops(switches: dict[str, Any]) -> None:
         batch = random_batch(seed, size=4, dim=6)
         arguments = {"temperature": 0.2, "dims": [6, 2, 5], **switches}
         expected = literal(batch, **arguments)
-        actual = info_nce(batch.queries, batch.documents, batch.layout, **arguments)
+        actual = info_nce(batch.queries, batch.documents, batch.structure, **arguments)
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
         for ours, theirs in zip(gradients(actual, batch), gradients(expected, batch), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -120,25 +120,25 @@ def test_equals_sentence_transformers_where_the_definitions_coincide(loss: Any, 
         peer.compute_loss_from_embeddings([queries[:, :dim], *documents[:, :dim].split(6)], torch.empty(0))
         for dim in (10, 4)
     )
-    layout = replace(tuples(6, negatives), weight=torch.full((6,), 1 / 6, dtype=torch.float64))
-    actual = loss(queries, documents, layout, temperature=0.05, dims=[4, 10], score_margin=None, mask_identity=False)
-    batch = Batch(queries, documents, layout)
+    structure = replace(tuples(6, negatives), weight=torch.full((6,), 1 / 6, dtype=torch.float64))
+    actual = loss(queries, documents, structure, temperature=0.05, dims=[4, 10], score_margin=None, mask_identity=False)
+    batch = Batch(queries, documents, structure)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     for ours, theirs in zip(gradients(actual, batch), gradients(expected, batch), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def sharing() -> tuple[Tensor, Tensor, Layout]:
+def sharing() -> tuple[Tensor, Tensor, BatchStructure]:
     """Two queries, each with its own copy of one positive."""
     positive = torch.tensor([3.0, 4.0])
-    layout = replace(tuples(2, 0), document_text=torch.tensor([7, 7]), known=torch.tensor([[7], [7]]))
-    return torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True), positive.repeat(2, 1), layout
+    structure = replace(tuples(2, 0), document_text=torch.tensor([7, 7]), known_positives=torch.tensor([[7], [7]]))
+    return torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True), positive.repeat(2, 1), structure
 
 
 @FORMS
 def test_queries_that_share_a_positive_do_not_repel_it_or_each_other(loss: Any) -> None:
-    queries, documents, layout = sharing()
-    masked = loss(queries, documents, layout, temperature=0.05, dims=[2])
+    queries, documents, structure = sharing()
+    masked = loss(queries, documents, structure, temperature=0.05, dims=[2])
     (gradient,) = torch.autograd.grad(masked, queries)
     assert masked.item() == 0
     assert not gradient.any()
@@ -146,23 +146,23 @@ def test_queries_that_share_a_positive_do_not_repel_it_or_each_other(loss: Any) 
 
 @FORMS
 def test_without_the_identity_mask_they_do(loss: Any) -> None:
-    queries, documents, layout = sharing()
+    queries, documents, structure = sharing()
     terms = Terms(query_query=False, document_document=False)
-    value = loss(queries, documents, layout, temperature=0.05, dims=[2], terms=terms, mask_identity=False)
+    value = loss(queries, documents, structure, temperature=0.05, dims=[2], terms=terms, mask_identity=False)
     assert value.item() == pytest.approx(math.log(2), abs=1e-6)
 
 
 @FORMS
 def test_equal_queries_do_not_repel_each_other(loss: Any) -> None:
-    layout = replace(tuples(2, 0), query_text=torch.tensor([5, 5]), known=torch.tensor([[0, 1], [0, 1]]))
+    structure = replace(tuples(2, 0), query_text=torch.tensor([5, 5]), known_positives=torch.tensor([[0, 1], [0, 1]]))
     embeddings = torch.eye(2)
-    assert loss(torch.ones(2, 2), embeddings, layout, temperature=0.05, dims=[2]).item() == 0
+    assert loss(torch.ones(2, 2), embeddings, structure, temperature=0.05, dims=[2]).item() == 0
 
 
 @FORMS
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
 def test_value_and_gradient_of_one_row_in_closed_form(loss: Any, temperature: float) -> None:
-    layout = Layout(
+    structure = BatchStructure(
         query=torch.tensor([0]),
         positive=torch.tensor([0]),
         weight=torch.tensor([0.5]),
@@ -170,11 +170,11 @@ def test_value_and_gradient_of_one_row_in_closed_form(loss: Any, temperature: fl
         is_negative=torch.tensor([False, True]),
         query_text=torch.tensor([0]),
         document_text=torch.tensor([1, 2]),
-        known=torch.tensor([[1]]),
+        known_positives=torch.tensor([[1]]),
     )
     query = torch.tensor([[0.8, 0.6]], dtype=torch.float64, requires_grad=True)
     documents = torch.eye(2, dtype=torch.float64)
-    value = loss(query, documents, layout, temperature=temperature, dims=[2])
+    value = loss(query, documents, structure, temperature=temperature, dims=[2])
     (gradient,) = torch.autograd.grad(value, query)
     gap = (0.6 - 0.8) / temperature
     assert value.item() == pytest.approx(0.5 * math.log1p(math.exp(gap)), rel=1e-12)
@@ -187,11 +187,13 @@ def test_value_and_gradient_of_one_row_in_closed_form(loss: Any, temperature: fl
 @FORMS
 def test_ranks_add_up_to_the_global_batch(loss: Any) -> None:
     batch = random_batch(5)
-    layout, half = batch.layout, len(batch.layout.query) // 2
-    whole = gradients(loss(batch.queries, batch.documents, layout, temperature=0.05, dims=[12]), batch)
+    structure, half = batch.structure, len(batch.structure.query) // 2
+    whole = gradients(loss(batch.queries, batch.documents, structure, temperature=0.05, dims=[12]), batch)
     total = [torch.zeros_like(each) for each in whole]
     for rows in (slice(0, half), slice(half, None)):
-        part = replace(layout, query=layout.query[rows], positive=layout.positive[rows], weight=layout.weight[rows])
+        part = replace(
+            structure, query=structure.query[rows], positive=structure.positive[rows], weight=structure.weight[rows]
+        )
         for sum_, each in zip(
             total,
             gradients(loss(batch.queries, batch.documents, part, temperature=0.05, dims=[12]), batch),
@@ -238,9 +240,9 @@ def test_an_embedding_of_zeros_has_a_finite_gradient(loss: Any) -> None:
 def test_half_precision_is_upcast_and_autocast_left(loss: Any) -> None:
     batch = random_batch(1, dtype=torch.bfloat16)
     full = [each.detach().float() for each in (batch.queries, batch.documents)]
-    expected = loss(*full, batch.layout, temperature=0.01, dims=[12])
+    expected = loss(*full, batch.structure, temperature=0.01, dims=[12])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = loss(batch.queries, batch.documents, batch.layout, temperature=0.01, dims=[12])
+        actual = loss(batch.queries, batch.documents, batch.structure, temperature=0.01, dims=[12])
     assert actual.dtype == torch.float32
     assert actual.item() == expected.item()
     assert all(each.dtype == torch.bfloat16 for each in gradients(actual, batch))
@@ -262,7 +264,7 @@ def test_half_precision_is_upcast_and_autocast_left(loss: Any) -> None:
 def test_refuses_what_makes_no_sense(loss: Any, arguments: dict[str, Any], message: str) -> None:
     batch = random_batch(0)
     with pytest.raises(ValueError, match=message):
-        loss(batch.queries, batch.documents, batch.layout, **{"temperature": 0.05, "dims": [12], **arguments})
+        loss(batch.queries, batch.documents, batch.structure, **{"temperature": 0.05, "dims": [12], **arguments})
 
 
 def test_weights_go_with_their_dims_in_any_order() -> None:

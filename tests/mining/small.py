@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from nestling.mining.asked import Asked
-from nestling.mining.found import Found
 from nestling.mining.pool import Pool, flat_values, open_pool
+from nestling.mining.query_set import QuerySet
+from nestling.mining.retrieved import Retrieved
 from nestling.mining.vectors import Vectors
 from nestling.records import RecordTable, load_records
 from sets import WORDS
@@ -41,9 +41,9 @@ def random_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def opened(rows: Path, corpus: Path | None = None) -> tuple[RecordTable, Asked, Pool]:
+def opened(rows: Path, corpus: Path | None = None) -> tuple[RecordTable, QuerySet, Pool]:
     table = load_records(rows, progress=False)
-    asked = Asked.of(table)
+    asked = QuerySet.of(table)
     needed = np.concatenate([asked.known.values, flat_values(table, "negative_ids")])
     return table, asked, open_pool(table, corpus, needed, progress=False)
 
@@ -58,11 +58,11 @@ def coarse(rng: np.random.Generator, count: int, dim: int = 6) -> np.ndarray:
     return rng.integers(-8, 9, (count, dim)) / 16
 
 
-def reference(queries: np.ndarray, documents: np.ndarray, depth: int) -> Found:
+def reference(queries: np.ndarray, documents: np.ndarray, depth: int) -> Retrieved:
     """All scores in float64, sorted."""
     scores = queries.astype(np.float64) @ documents.astype(np.float64).T
     order = np.lexsort((np.broadcast_to(np.arange(scores.shape[1]), scores.shape), -scores), axis=1)[:, :depth]
-    found = Found.nothing(len(queries), depth)
+    found = Retrieved.nothing(len(queries), depth)
     found.rows[:, : order.shape[1]] = order
     found.scores[:, : order.shape[1]] = np.take_along_axis(scores, order, axis=1)
     return found

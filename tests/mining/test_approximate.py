@@ -9,8 +9,8 @@ import torch
 from ranks import run_ranks
 
 from mining.small import coarse, make_vectors, reference, unit
-from nestling.mining.found import Found
 from nestling.mining.nearest import nearest
+from nestling.mining.retrieved import Retrieved
 
 faiss = pytest.importorskip("faiss", reason="the faiss extra is not installed")
 
@@ -72,7 +72,7 @@ def test_recall_counts_what_exact_search_finds(monkeypatch: pytest.MonkeyPatch) 
     queries, documents = make_vectors(unit(rng, 50, 16), 8), make_vectors(unit(rng, 6, 16), 8)
     found = nearest(queries, documents, 6, 9, CPU)
     assert recall(found, queries, documents, 6, CPU) == 1  # the places of documents that do not exist count nowhere
-    missing = Found(np.where(found.rows < 2, -1, found.rows), found.scores)
+    missing = Retrieved(np.where(found.rows < 2, -1, found.rows), found.scores)
     assert recall(missing, queries, documents, 6, CPU) == pytest.approx(4 / 6)
     monkeypatch.setattr(nestling.mining.approximate, "RECALL_QUERIES", 7)
     assert recall(missing, queries, documents, 6, CPU) == pytest.approx(4 / 6)

@@ -9,9 +9,9 @@ import numpy as np
 from mining.small import opened, write_rows
 from nestling.mining.audit import audit_page
 from nestling.mining.candidates import unite
-from nestling.mining.found import Found
 from nestling.mining.lists import Lists
 from nestling.mining.mined import Mined, Positives, known_rows
+from nestling.mining.retrieved import Retrieved
 from nestling.mining.selection import Verdicts
 
 
@@ -45,7 +45,7 @@ def make_mined(tmp_path: Path) -> Mined:
     _, asked, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
     texts = list(pool.texts)
     wanted = [[texts.index("no & no"), -1], [texts.index("wrong"), texts.index("x" * 5000)]]
-    candidates = unite({"m": Found(np.array(wanted), np.array([[0.2, np.nan], [0.7, 0.1]], np.float32))})
+    candidates = unite({"m": Retrieved(np.array(wanted), np.array([[0.2, np.nan], [0.7, 0.1]], np.float32))})
     verdicts = Verdicts(3)
     verdicts.drop("some rule", np.array([False, False, False]))
     lists = known_rows(asked, pool)

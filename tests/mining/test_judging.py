@@ -13,10 +13,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import nestling.mining.judging
 from mining.small import opened, random_rows, write_rows
-from nestling.mining.asked import Asked
 from nestling.mining.judging import Judge, judge_lists, open_judge, probabilities
 from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
+from nestling.mining.query_set import QuerySet
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Asked, Pool, Lists]:
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[QuerySet, Pool, Lists]:
     """Queries, documents, and some of these to judge for each; one query has none."""
     monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(nestling.mining.judging, "BLOCK", 4)
@@ -40,7 +40,7 @@ def cross_encoder(bert: Path, folder: Path, outputs: int) -> Path:
     return folder
 
 
-def test_a_rerankers_logits(task: tuple[Asked, Pool, Lists], qwen3: Path) -> None:
+def test_a_rerankers_logits(task: tuple[QuerySet, Pool, Lists], qwen3: Path) -> None:
     asked, pool, lists = task
     logits = judge_lists(open_judge(str(qwen3), precision=torch.float32, device=CPU), *task)
     reranker = Reranker.from_pretrained(qwen3)
@@ -68,12 +68,12 @@ class Counting:
         return [torch.tensor([float(len(text)) for text in group.documents]) for group in groups]
 
 
-def judge(counting: Counting, task: tuple[Asked, Pool, Lists]) -> np.ndarray:
+def judge(counting: Counting, task: tuple[QuerySet, Pool, Lists]) -> np.ndarray:
     as_judge: Judge = counting
     return judge_lists(as_judge, *task)
 
 
-def test_a_killed_judge_goes_on_and_reads_nothing_twice(task: tuple[Asked, Pool, Lists]) -> None:
+def test_a_killed_judge_goes_on_and_reads_nothing_twice(task: tuple[QuerySet, Pool, Lists]) -> None:
     _, pool, lists = task
     with pytest.raises(KeyboardInterrupt):
         judge(killed := Counting(last=1), task)
@@ -87,7 +87,7 @@ def test_a_killed_judge_goes_on_and_reads_nothing_twice(task: tuple[Asked, Pool,
     assert third.read == 0
 
 
-def test_a_cross_encoder(task: tuple[Asked, Pool, Lists], bert: Path, tmp_path: Path) -> None:
+def test_a_cross_encoder(task: tuple[QuerySet, Pool, Lists], bert: Path, tmp_path: Path) -> None:
     asked, pool, lists = task
     model = cross_encoder(bert, tmp_path / "cross", outputs=1)
     logits = judge_lists(open_judge(str(model), precision=torch.float32, device=CPU), *task)
@@ -98,7 +98,7 @@ def test_a_cross_encoder(task: tuple[Asked, Pool, Lists], bert: Path, tmp_path: 
         open_judge(str(cross_encoder(bert, tmp_path / "three", outputs=3)), precision=torch.float32, device=CPU)
 
 
-def test_a_judge_that_diverged(task: tuple[Asked, Pool, Lists]) -> None:
+def test_a_judge_that_diverged(task: tuple[QuerySet, Pool, Lists]) -> None:
     class Diverged(Counting):
         def logits(self, groups: Sequence[Group]) -> list[Tensor]:
             return [each * torch.nan for each in super().logits(groups)]

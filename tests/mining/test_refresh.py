@@ -12,7 +12,7 @@ import nestling.mining.vectors
 import nestling.models.encoding
 from mining.small import random_rows, write_corpus, write_rows
 from nestling.batches.embed_collation import Collator
-from nestling.batches.sampling import Draw, Planner, Source
+from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.config import RefreshConfig
 from nestling.mining.pool import near_identity
 from nestling.mining.refresh import Refresher, spans
@@ -36,26 +36,26 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def refresher(
-    embedder: Embedder, folder: Path, paths: list[Path], rules: RefreshConfig, *, lockstep: bool = False
+    embedder: Embedder, folder: Path, paths: list[Path], rules: RefreshConfig, *, equal_forwards: bool = False
 ) -> tuple[Refresher, list[str]]:
     """A refresher of some datasets, and what it says."""
     sources = [Source(load_records(path, progress=False)) for path in paths]
-    draw = Draw(positives=1, negatives=3, seed=0)
-    planner = Planner(sources, 4, draw, seed=0)
+    row_sampler = RowSampler(positives=1, negatives=3, seed=0)
+    batch_sampler = BatchSampler(sources, 4, row_sampler, seed=0)
     minables = [
         Minable.open(source.table, str(path), rules.corpus, progress=False)
         for source, path in zip(sources, paths, strict=True)
     ]
-    collator = Collator(sources, draw, embedder.text_tokenizer, embedder.prompts, chunk_tokens=256, **LENGTHS)
+    collator = Collator(sources, row_sampler, embedder.text_tokenizer, embedder.prompts, chunk_tokens=256, **LENGTHS)
     said: list[str] = []
     made = Refresher(
         folder,
         rules,
-        planner,
+        batch_sampler,
         collator,
         minables,
         embedder,
-        lockstep=lockstep,
+        equal_forwards=equal_forwards,
         progress=False,
         say=said.append,
         log=lambda step, figures: None,
@@ -93,7 +93,7 @@ def test_rows_get_what_a_loop_finds_and_keep_all_else(source: str, qwen3: Path, 
     rules = RefreshConfig(steps=2, depth=500, percent=0.9, among=3, corpus=str(corpus) if source == "corpus" else None)
     embedder = Embedder.from_pretrained(qwen3)
     made, said = refresher(embedder, tmp_path / "refresh", [rows], rules)
-    before = made.planner.sources[0].table
+    before = made.batch_sampler.sources[0].table
     texts = {text: None for row in records(before) for text in row.positives}
     texts |= {text: None for row in records(before) for text in row.negatives}
     if source == "corpus":
@@ -127,7 +127,7 @@ def test_datasets_without_negatives_are_mined_at_once_and_all_of_them_later(
     batches = made.batches(range(5), workers=0)
     next(batches)
     own, mined = made.tables
-    assert own is made.planner.sources[0].table
+    assert own is made.batch_sampler.sources[0].table
     assert mined.max_negatives == 3
     list(batches)
     assert sorted(path.relative_to(tmp_path / "refresh").as_posix() for path in tmp_path.rglob("refresh/*/*")) == [
@@ -171,16 +171,21 @@ def test_a_resumed_run_has_the_same_batches(bert: Path, rows: Path, pairs: Path,
 
 def test_plans_change_from_a_step_on_and_no_row_is_lost(bert: Path, rows: Path, tmp_path: Path) -> None:
     made, _ = refresher(Embedder.from_pretrained(bert), tmp_path / "refresh", [rows], RefreshConfig(steps=5, among=3))
-    planner = made.planner
-    before = list(islice(planner.plans(), 25))
+    batch_sampler = made.batch_sampler
+    before = list(islice(batch_sampler.batches(), 25))
     list(made.batches(range(6), workers=0))
-    plans = list(islice(planner.plans(), 25))
+    plans = list(islice(batch_sampler.batches(), 25))
     assert plans[:5] == before[:5]
-    assert list(islice(planner.plans(skip=11), 14)) == plans[11:]
-    visits = Counter(visit for plan in plans for visit in zip(plan.rows, plan.passes, strict=True))
+    assert list(islice(batch_sampler.batches(skip=11), 14)) == plans[11:]
+    visits = Counter(visit for indices in plans for visit in zip(indices.rows, indices.row_epochs, strict=True))
     assert set(visits.values()) == {1}
-    first_pass = {row for plan in plans for row, passed in zip(plan.rows, plan.passes, strict=True) if passed == 0}
-    assert first_pass == set(range(len(planner.sources[0].table)))
+    first_pass = {
+        row
+        for indices in plans
+        for row, row_epoch in zip(indices.rows, indices.row_epochs, strict=True)
+        if row_epoch == 0
+    }
+    assert first_pass == set(range(len(batch_sampler.sources[0].table)))
 
 
 def test_spans_end_at_multiples() -> None:
@@ -194,9 +199,11 @@ def refresh_as_rank(rank: int, folder: Path) -> None:
     nestling.models.encoding.WINDOW = nestling.mining.vectors.SHARD = 8
     embedder = Embedder.from_pretrained(folder / "bert")
     paths = [folder / "rows.jsonl", folder / "pairs.jsonl"]
-    for lockstep in (False, True):
+    for equal_forwards in (False, True):
         rules = RefreshConfig(steps=1)
-        made, _ = refresher(embedder, folder / f"lockstep-{lockstep}", paths, rules, lockstep=lockstep)
+        made, _ = refresher(
+            embedder, folder / f"equal_forwards-{equal_forwards}", paths, rules, equal_forwards=equal_forwards
+        )
         list(made.batches(range(2), workers=0))
 
 
@@ -212,5 +219,5 @@ def test_ranks_mine_what_one_process_mines(
     written = [path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*.arrow")]
     assert len(written) == 3
     for path in written:
-        for folder in ("lockstep-False", "lockstep-True"):
+        for folder in ("equal_forwards-False", "equal_forwards-True"):
             assert (tmp_path / folder / path).read_bytes() == (tmp_path / "alone" / path).read_bytes()

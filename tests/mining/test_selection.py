@@ -5,8 +5,8 @@ import pytest
 
 from nestling.mining.candidates import unite
 from nestling.mining.consistency import among_first
-from nestling.mining.found import Found
 from nestling.mining.lists import Lists
+from nestling.mining.retrieved import Retrieved
 from nestling.mining.selection import (
     Thresholds,
     Verdicts,
@@ -20,8 +20,8 @@ from nestling.mining.selection import (
 )
 
 
-def random_found(rng: np.random.Generator, queries: int, depth: int, documents: int) -> Found:
-    found = Found.nothing(queries, depth)
+def random_found(rng: np.random.Generator, queries: int, depth: int, documents: int) -> Retrieved:
+    found = Retrieved.nothing(queries, depth)
     for query in range(queries):
         count = int(rng.integers(0, depth + 1))
         found.rows[query, :count] = rng.choice(documents, count, replace=False)
@@ -158,7 +158,7 @@ def test_a_random_draw_depends_on_seed_query_and_document_alone() -> None:
 
 
 def test_consistency_counts_what_is_above_and_not_relevant() -> None:
-    found = Found(
+    found = Retrieved(
         np.array([[4, 5, 6, 7], [1, 0, -1, -1]]), np.array([[0.9, 0.8, 0.7, 0.6], [0.5, 0.4, np.nan, np.nan]])
     )
     positives = Lists.of([np.array([5, 6, 7, 9]), np.array([1, 3])])

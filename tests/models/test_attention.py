@@ -18,7 +18,7 @@ def strict_kernel(
     key: Tensor,
     value: Tensor,
     query_bounds: Tensor,
-    key_bounds: Tensor,
+    key_cu_seqlens: Tensor,
     most_queries: int,
     most_keys: int,
     *,
@@ -28,14 +28,14 @@ def strict_kernel(
 ) -> Tensor:
     """torch's `varlen_attn` as documented: half precision, one type, causal from the bottom right."""
     assert {query.dtype, key.dtype, value.dtype} == {torch.bfloat16}
-    assert query_bounds.dtype == key_bounds.dtype == torch.int32
+    assert query_bounds.dtype == key_cu_seqlens.dtype == torch.int32
     assert window_size == (-1, 0)
     assert enable_gqa
-    assert (most_queries, most_keys) == (int(query_bounds.diff().max()), int(key_bounds.diff().max()))
+    assert (most_queries, most_keys) == (int(query_bounds.diff().max()), int(key_cu_seqlens.diff().max()))
     found = []
     for i in range(len(query_bounds) - 1):
         q = query[query_bounds[i] : query_bounds[i + 1]].float().transpose(0, 1)
-        k, v = (each[key_bounds[i] : key_bounds[i + 1]].float().transpose(0, 1) for each in (key, value))
+        k, v = (each[key_cu_seqlens[i] : key_cu_seqlens[i + 1]].float().transpose(0, 1) for each in (key, value))
         seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril_(k.shape[1] - q.shape[1])
         found.append(nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True))
     return torch.cat(found, dim=1).transpose(0, 1)
@@ -46,10 +46,10 @@ def test_the_kernel_gets_one_half_type_and_gives_what_text_by_text_does(monkeypa
     chunk = join_groups(GROUPS, share=True)
     assert max(chunk.beginnings) >= 0
     q, k, v = (torch.randn(1, heads, chunk.positions, 16).bfloat16() for heads in (4, 2, 2))
-    wanted = _text_by_text(q.float(), k.float(), v.float(), chunk.bounds, chunk.beginnings, 0.3)
+    wanted = _text_by_text(q.float(), k.float(), v.float(), chunk.cu_seqlens, chunk.beginnings, 0.3)
     rows = [each[0].transpose(0, 1) for each in (q, k, v)]
-    bounds, most = (chunk.bounds, chunk.key_bounds), (chunk.longest, chunk.most_keys)
-    found = _packed(rows[0], rows[1][chunk.keys], rows[2][chunk.keys], bounds, most, 0.3)
+    cu_seqlens, most = (chunk.cu_seqlens, chunk.key_cu_seqlens), (chunk.longest, chunk.most_keys)
+    found = _packed(rows[0], rows[1][chunk.keys], rows[2][chunk.keys], cu_seqlens, most, 0.3)
     torch.testing.assert_close(found, wanted[0])
 
 
@@ -76,7 +76,7 @@ def test_full_tuning_under_autocast_runs_the_kernel_in_half_precision(monkeypatc
     q, k, v = (torch.randn(1, heads, chunk.positions, 16) for heads in (4, 2, 2))
     found = on_gpu([q, k, v.bfloat16()], scaling=0.3, **chunk.attention_arguments())
     rounded = [each.bfloat16().float() for each in (q, k, v)]
-    wanted = _text_by_text(rounded[0], rounded[1], rounded[2], chunk.bounds, chunk.beginnings, 0.3)
+    wanted = _text_by_text(rounded[0], rounded[1], rounded[2], chunk.cu_seqlens, chunk.beginnings, 0.3)
     torch.testing.assert_close(found, wanted)
 
 

@@ -116,17 +116,17 @@ def plain_loss(plain: PreTrainedModel, reranker: Reranker) -> Tensor:
     answers = [reranker.pairs.no_id, reranker.pairs.yes_id]
     logits = plain_logits(plain, prompts(reranker))
     no, yes = (
-        logits.log_softmax(1)[:, answers] if reranker.whole_vocabulary else logits[:, answers].log_softmax(1)
+        logits.log_softmax(1)[:, answers] if reranker.full_vocabulary else logits[:, answers].log_softmax(1)
     ).unbind(1)
     targets = TARGETS.to(logits.dtype)
     return -(WEIGHT * targets * yes + (1 - targets) * no).mean()
 
 
 def own_loss(reranker: Reranker, chunks: Sequence[AnyChunk], *, in_place: bool = False) -> Tensor:
-    judged = torch.cat([reranker(chunk, in_place=in_place) for chunk in chunks])
-    if reranker.whole_vocabulary:
-        return pointwise_vocabulary(judged, TARGETS, positive_weight=WEIGHT).mean()
-    return pointwise(judged[:, 0], TARGETS, positive_weight=WEIGHT).mean()
+    logits = torch.cat([reranker(chunk, in_place=in_place) for chunk in chunks])
+    if reranker.full_vocabulary:
+        return pointwise_vocabulary(logits, TARGETS, positive_weight=WEIGHT).mean()
+    return pointwise(logits[:, 0], TARGETS, positive_weight=WEIGHT).mean()
 
 
 def chunks_of(reranker: Reranker) -> list[AnyChunk]:
@@ -175,7 +175,7 @@ def test_loss_and_gradients_are_those_of_the_plain_model(
 ) -> None:
     folder = request.getfixturevalue(kind)
     reranker = load(folder, form, dtype, lora=lora)
-    reranker.whole_vocabulary = space == "vocabulary"
+    reranker.full_vocabulary = space == "vocabulary"
     plain = plain_model(folder, reranker)
     wanted = plain_loss(plain, reranker)
     expected = gradients(plain, wanted)
@@ -251,7 +251,7 @@ def test_nothing_of_the_size_of_the_vocabulary_is_made(kind: str, form: str, req
     with Shapes() as shapes:
         reranker(chunks_of(reranker)[0])
     assert words not in shapes.seen
-    reranker.whole_vocabulary = True
+    reranker.full_vocabulary = True
     with Shapes() as shapes:
         reranker(chunks_of(reranker)[0])
     assert words in shapes.seen

@@ -12,11 +12,11 @@ from nestling.batches.packing import Chunk, TokenBatch, pack
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
 from nestling.models.token_lookup import look_up_in_place
-from nestling.training.cached_step import CachedStep, GraphBudget, RandomState, RandomStates, cached_backward
-from nestling.training.memory import graph_bytes, sample_chunk
+from nestling.training.cached_step import ActivationBudget, CachedStep, RandomState, RandomStates, cached_backward
+from nestling.training.memory import activation_bytes, sample_chunk
 
-EVERYTHING, NOTHING = GraphBudget(float("inf"), 1.0), GraphBudget(0.0, 1.0)
-SOME = GraphBudget(40.0, 1.0)  # graphs of 40 positions
+EVERYTHING, NOTHING = ActivationBudget(float("inf"), 1.0), ActivationBudget(0.0, 1.0)
+SOME = ActivationBudget(40.0, 1.0)  # graphs of 40 positions
 Gradients = dict[str, Tensor]
 
 
@@ -48,7 +48,7 @@ def gradients(embedder: Embedder) -> Gradients:
     return {name: each.grad.clone() for name, each in embedder.named_parameters() if each.grad is not None}
 
 
-def cached(embedder: Embedder, budget: GraphBudget) -> tuple[Tensor, Gradients]:
+def cached(embedder: Embedder, budget: ActivationBudget) -> tuple[Tensor, Gradients]:
     embedder.zero_grad()
     torch.manual_seed(7)
     backend = Plain(embedder, adamw(embedder, learning_rate=1e-3, weight_decay=0.0))
@@ -70,7 +70,7 @@ def in_one_graph(embedder: Embedder) -> tuple[Tensor, Gradients]:
 @pytest.mark.parametrize("lora", [None, 0.0])
 @pytest.mark.parametrize("model", ["qwen3", "bert"])
 def test_the_gradient_is_that_of_one_graph(
-    model: str, lora: float | None, budget: GraphBudget, request: pytest.FixtureRequest
+    model: str, lora: float | None, budget: ActivationBudget, request: pytest.FixtureRequest
 ) -> None:
     embedder = load(request.getfixturevalue(model), lora=lora)
     loss, found = cached(embedder, budget)
@@ -137,18 +137,19 @@ def test_the_last_chunks_are_kept_as_far_as_they_fit() -> None:
     assert len(positions) > 3
     assert EVERYTHING.kept(chunks) == len(chunks)
     assert NOTHING.kept(chunks) == 0
-    assert GraphBudget(2.0 * sum(positions[-2:]), 2.0).kept(chunks) == 2
-    assert GraphBudget(2.0 * sum(positions[-2:]) - 1, 2.0).kept(chunks) == 1
+    assert ActivationBudget(2.0 * sum(positions[-2:]), 2.0).kept(chunks) == 2
+    assert ActivationBudget(2.0 * sum(positions[-2:]) - 1, 2.0).kept(chunks) == 1
 
 
 def test_a_graph_is_measured_by_what_it_saves(qwen3: Path) -> None:
     embedder = load(qwen3, dtype=torch.float32)
     small, large = (
-        graph_bytes(embedder, embedder, sample_chunk(8, positions, 60, torch.device("cpu"))) for positions in (64, 128)
+        activation_bytes(embedder, embedder, sample_chunk(8, positions, 60, torch.device("cpu")))
+        for positions in (64, 128)
     )
     assert large == pytest.approx(2 * small, rel=0.02)
     embedder.recompute_above(0)
-    assert graph_bytes(embedder, embedder, sample_chunk(8, 64, 60, torch.device("cpu"))) < small / 4
+    assert activation_bytes(embedder, embedder, sample_chunk(8, 64, 60, torch.device("cpu"))) < small / 4
 
 
 @pytest.mark.parametrize("padding", [None, 2])

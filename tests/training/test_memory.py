@@ -9,12 +9,12 @@ from torch import Tensor
 
 from nestling.backends.optimizer import adamw
 from nestling.backends.plain import Plain
-from nestling.backends.sizes import Shares, whole_bytes
+from nestling.backends.sizes import StateFractions, whole_bytes
 from nestling.batches.packing import pack
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
-from nestling.training.cached_step import GraphBudget, cached_backward
-from nestling.training.memory import MemoryEstimate, estimate, kept_bytes, room_for_graphs
+from nestling.training.cached_step import ActivationBudget, cached_backward
+from nestling.training.memory import MemoryEstimate, estimate, kept_bytes, room_for_activations
 
 
 def held(tensors: list[Tensor]) -> int:
@@ -29,9 +29,9 @@ def test_the_state_of_a_model_is_what_a_step_leaves(lora: bool, qwen3: Path) -> 
         model.backbone = attach_lora(model.backbone, r=4, alpha=8, dropout=0.0)
     optimizer = adamw(model, learning_rate=1e-3, weight_decay=0.0)
     backend = Plain(model, optimizer)
-    found = estimate(model, backend.shares, chunk=10.0, graphs=1.0)
+    found = estimate(model, backend.state_fractions, chunk=10.0, graphs=1.0)
     batch = pack([[5, 6, 7], [8, 9]], 8, 0)
-    cached_backward(backend, batch, lambda each: each.square().sum(), GraphBudget(0.0, 1.0))
+    cached_backward(backend, batch, lambda each: each.square().sum(), ActivationBudget(0.0, 1.0))
     assert found.weights == held([*model.parameters(), *model.buffers()])
     assert found.gradients == held([each.grad for each in model.parameters() if each.grad is not None]) > 0
     optimizer.step()
@@ -43,17 +43,17 @@ def test_the_state_of_a_model_is_what_a_step_leaves(lora: bool, qwen3: Path) -> 
 
 def test_a_rank_holds_its_share(bert: Path) -> None:
     model = Embedder.from_pretrained(bert, dtype=torch.float32)
-    whole = estimate(model, Shares(), chunk=0.0, graphs=0.0)
-    part = estimate(model, Shares(0.25, 1.25, 0.5), chunk=0.0, graphs=0.0)
+    whole = estimate(model, StateFractions(), chunk=0.0, graphs=0.0)
+    part = estimate(model, StateFractions(0.25, 1.25, 0.5), chunk=0.0, graphs=0.0)
     assert whole_bytes(model.parameters()) <= whole.weights == 4 * part.weights
     assert (part.gradients, part.optimizer) == (1.25 * whole.gradients, 0.25 * whole.optimizer)
 
 
 def test_graphs_get_half_of_what_gradients_and_optimizer_leave() -> None:
     """Of four ranks with FSDP2: a quarter of gradients and moments, and whole gradients where they fit."""
-    assert room_for_graphs(100.0, 10.0, Shares()) == 35.0
-    assert room_for_graphs(100.0, 10.0, Shares(0.25, 0.25, 0.5)) == 46.25
-    assert room_for_graphs(100.0, 10.0, Shares(0.25, 1.25, 0.5)) == 41.25
+    assert room_for_activations(100.0, 10.0, StateFractions()) == 35.0
+    assert room_for_activations(100.0, 10.0, StateFractions(0.25, 0.25, 0.5)) == 46.25
+    assert room_for_activations(100.0, 10.0, StateFractions(0.25, 1.25, 0.5)) == 41.25
     assert [kept_bytes(room, 2.0, 10.0) for room in (-1.0, 15.0, 40.0)] == [0.0, 15.0, 20.0]
 
 

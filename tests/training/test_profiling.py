@@ -3,7 +3,7 @@
 import torch
 
 from nestling.batches.packing import pack
-from nestling.training.profiling import PeakMemory, rehearsal_table, rehearse
+from nestling.training.profiling import PeakMemory, profile_step, profile_table
 
 CPU = torch.device("cpu")
 TEXTS = [[5] * length for length in (7, 3, 9, 1)]
@@ -17,12 +17,12 @@ def test_every_size_runs() -> None:
         batch = pack(TEXTS, size, 0)
         return batch.tokens, sum(chunk.positions for chunk in batch.chunks)
 
-    found = list(rehearse(step, [16, 8, 64], CPU))
+    found = list(profile_step(step, [16, 8, 64], CPU))
     assert [each.chunk_tokens for each in found] == [16, 8, 64]
     assert seen == [16, 16, 8, 64]  # the first size runs twice, to warm up
     assert found[-1].padding == 36 / 20
     assert all(each.peak and each.seconds > 0 for each in found)
-    assert "20 tokens a step; fastest here: --chunk_tokens " in rehearsal_table(found, 20)
+    assert "20 tokens a step; fastest here: --chunk_tokens " in profile_table(found, 20)
 
 
 def test_a_size_that_does_not_fit_ends_the_rehearsal() -> None:
@@ -32,7 +32,7 @@ def test_a_size_that_does_not_fit_ends_the_rehearsal() -> None:
             raise torch.OutOfMemoryError
         return batch.tokens, batch.tokens
 
-    found = list(rehearse(step, [8, 64, 128], CPU))
+    found = list(profile_step(step, [8, 64, 128], CPU))
     assert [(each.chunk_tokens, each.peak is None) for each in found] == [(8, False), (64, True)]
 
 

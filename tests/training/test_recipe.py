@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
 from nestling.batches.rerank_collation import RerankCollator
-from nestling.batches.sampling import Draw, Planner, Source
+from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.config import CandidateData, RerankConfig, TrainData
 from nestling.records import load_records
 from nestling.training.recipe import load_batches
@@ -21,10 +21,10 @@ def test_batches_come_from_workers_unchanged_and_keep_no_file_open(workers: int,
     file = tmp_path / "rows.jsonl"
     rows = [{"query": f"q{i}", "positives": [f"yes {i}"], "negatives": [f"no {i}", f"nor {i}"]} for i in range(12)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    planner = Planner([Source(load_records(file, progress=False))], 4, Draw(1, 2, 0), 0)
+    batch_sampler = BatchSampler([Source(load_records(file, progress=False))], 4, RowSampler(1, 2, 0), 0)
     collator = RerankCollator(
-        planner.sources,
-        planner.draw,
+        batch_sampler.sources,
+        batch_sampler.row_sampler,
         PairTokenizer(AutoTokenizer.from_pretrained(qwen3), RerankPrompt()),
         query_max_length=8,
         document_max_length=8,
@@ -32,8 +32,8 @@ def test_batches_come_from_workers_unchanged_and_keep_no_file_open(workers: int,
         share=True,
         packed=True,
     )
-    batches = list(load_batches(collator, planner, range(1, 4), workers))
-    plans = planner.plans(skip=1)
+    batches = list(load_batches(collator, batch_sampler, range(1, 4), workers))
+    plans = batch_sampler.batches(skip=1)
     for batch in batches:
         wanted = collator[next(plans)]
         assert batch.groups() == wanted.groups()

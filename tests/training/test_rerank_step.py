@@ -11,7 +11,7 @@ from nestling.backends.optimizer import adamw
 from nestling.backends.plain import Plain
 from nestling.batches.packing import AnyChunk
 from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator
-from nestling.batches.sampling import Draw, Plan, Source
+from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.losses.reranker import listwise, pointwise
 from nestling.models.reranker import Reranker
 from nestling.records import load_records
@@ -43,19 +43,19 @@ class Small:
         return self.forward(chunk, in_place=in_place)
 
 
-def alone(judged: Tensor, labels: Labels, batch: RerankBatch) -> Tensor:
-    return pointwise(judged[:, 0], labels.targets, positive_weight=2.0).sum() / batch.pairs
+def alone(logits: Tensor, labels: Labels, batch: RerankBatch) -> Tensor:
+    return pointwise(logits[:, 0], labels.targets, positive_weight=2.0).sum() / batch.pairs
 
 
-def compared(judged: Tensor, labels: Labels, batch: RerankBatch) -> Tensor:
+def compared(logits: Tensor, labels: Labels, batch: RerankBatch) -> Tensor:
     present, positive = labels.group >= 0, labels.targets[labels.group] > 0.5
-    return listwise(judged[:, 0][labels.group], positive, present, temperature=1.0).sum() / batch.queries
+    return listwise(logits[:, 0][labels.group], positive, present, temperature=1.0).sum() / batch.queries
 
 
 def collator_of(reranker: Reranker, data: Path, *, whole_groups: bool) -> RerankCollator:
     return RerankCollator(
         [Source(load_records(data, progress=False))],
-        Draw(positives=1, negatives=7, seed=0),
+        RowSampler(positives=1, negatives=7, seed=0),
         reranker.pairs,
         query_max_length=32,
         document_max_length=32,
@@ -77,7 +77,7 @@ def test_a_full_device_gets_smaller_chunks(
     assert callable(loss)
     reranker = Reranker.from_pretrained(qwen3_base)
     collator = collator_of(reranker, data, whole_groups=loss is compared)
-    batch = collator[Plan(0, [0, 1, 2, 3], [0] * 4)]
+    batch = collator[BatchIndices(0, [0, 1, 2, 3], [0] * 4)]
     backend = Plain(reranker, adamw(reranker, learning_rate=1e-3, weight_decay=0.0))
     expected_loss = RerankStep(backend, collator, loss, print)(batch)
     expected = gradients(reranker)
@@ -98,7 +98,7 @@ def test_a_full_device_gets_smaller_chunks(
 def test_what_cannot_be_cut_is_told(qwen3_base: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = Reranker.from_pretrained(qwen3_base)
     collator = collator_of(reranker, data, whole_groups=True)
-    batch = collator[Plan(0, [0, 3], [0, 0])]
+    batch = collator[BatchIndices(0, [0, 3], [0, 0])]
     monkeypatch.setattr(reranker, "forward", Small(reranker, 20))
     backend = Plain(reranker, adamw(reranker, learning_rate=1e-3, weight_decay=0.0))
     with pytest.raises(ValueError, match=r"out of memory with a chunk of \d+ positions, which cannot be cut"):
@@ -111,7 +111,7 @@ def test_ranks_end_the_step_together_where_they_can(
 ) -> None:
     reranker = Reranker.from_pretrained(qwen3_base)
     collator = collator_of(reranker, data, whole_groups=False)
-    batch = collator[Plan(0, [0, 1, 2, 3], [0] * 4)]
+    batch = collator[BatchIndices(0, [0, 1, 2, 3], [0] * 4)]
     backend = Plain(reranker, adamw(reranker, learning_rate=1e-3, weight_decay=0.0))
     backend.ranks, backend.independent = 2, independent
     step = RerankStep(backend, collator, alone, print)

@@ -10,12 +10,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from nestling.backends.sizes import Shares
+from nestling.backends.sizes import StateFractions
 from nestling.batches.packing import AnyChunk
 from nestling.models.token_model import TokenModel
 
 
-class Passes(Protocol):
+class ForwardBackward(Protocol):
     """The forward and backward passes of a step.
 
     Attributes:
@@ -40,7 +40,7 @@ class Passes(Protocol):
         """Add to the parameters' gradients, given that of a chunk's embeddings; synchronise them with the last."""
 
 
-class Backend(Passes, Protocol):
+class Backend(ForwardBackward, Protocol):
     """A model in training, and how its ranks synchronise.
 
     Attributes:
@@ -59,7 +59,7 @@ class Backend(Passes, Protocol):
         """Whether ranks communicate in no forward, and in no backward pass but the step's last."""
 
     @property
-    def shares(self) -> Shares:
+    def state_fractions(self) -> StateFractions:
         """What a rank holds of the model's state."""
 
     def update(self, learning_rate: float, max_norm: float, accepts: Callable[[float], bool]) -> float:

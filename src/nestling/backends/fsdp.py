@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from nestling.backends.agreement import agree_on_chunks
 from nestling.backends.plain import Plain
-from nestling.backends.sizes import Shares
+from nestling.backends.sizes import StateFractions
 from nestling.batches.packing import AnyChunk
 from nestling.checkpoint.state import OPTIMIZER, restore_tensors, save_optimizer, trainable_tensors
 from nestling.distributed.ranks import rank_and_world
@@ -46,8 +46,8 @@ class Fsdp(Plain):
         self.ranks = rank_and_world()[1]
 
     @property
-    def shares(self) -> Shares:
-        return fsdp_shares(self.ranks, whole_gradients=self.whole_gradients)
+    def state_fractions(self) -> StateFractions:
+        return fsdp_fractions(self.ranks, whole_gradients=self.whole_gradients)
 
     def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         return agree_on_chunks(chunks, kept)
@@ -88,7 +88,7 @@ class Fsdp(Plain):
             set_optimizer_state_dict(self.wrapped, self.optimizer, state, options=FROM_RANK_ZERO)
 
 
-def fsdp_shares(ranks: int, *, whole_gradients: bool) -> Shares:
+def fsdp_fractions(ranks: int, *, whole_gradients: bool) -> StateFractions:
     """What one of so many ranks holds."""
     part = 1 / ranks
-    return Shares(part, part + whole_gradients, 2 * part)
+    return StateFractions(part, part + whole_gradients, 2 * part)

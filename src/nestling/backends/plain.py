@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nestling.backends.optimizer import clip_gradients, set_learning_rate
-from nestling.backends.sizes import Shares
+from nestling.backends.sizes import StateFractions
 from nestling.batches.packing import AnyChunk
 from nestling.checkpoint.state import load_optimizer, restore_tensors, save_optimizer, trainable_tensors
 from nestling.distributed.ranks import rank_and_world
@@ -35,8 +35,8 @@ class Plain:
         self.optimizer = optimizer
 
     @property
-    def shares(self) -> Shares:
-        return Shares()
+    def state_fractions(self) -> StateFractions:
+        return StateFractions()
 
     def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         return chunks, kept

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Shares:
+class StateFractions:
     """What a rank holds of a model in training.
 
     Args:

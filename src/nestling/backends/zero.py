@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nestling.backends.agreement import agree_on_chunks
 from nestling.backends.optimizer import set_learning_rate
-from nestling.backends.sizes import Shares
+from nestling.backends.sizes import StateFractions
 from nestling.batches.packing import AnyChunk
 from nestling.checkpoint.state import trainable_tensors
 from nestling.distributed.ranks import any_rank, rank_and_world
@@ -47,9 +47,9 @@ class Zero:
         return self.whole_gradients and not self.sharded
 
     @property
-    def shares(self) -> Shares:
+    def state_fractions(self) -> StateFractions:
         offloaded = self.engine.zero_cpu_offload()
-        return zero_shares(self.stage, self.ranks, whole_gradients=self.whole_gradients, offloaded=offloaded)
+        return zero_fractions(self.stage, self.ranks, whole_gradients=self.whole_gradients, offloaded=offloaded)
 
     def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         if self.whole_gradients:
@@ -143,10 +143,10 @@ class Zero:
             raise ValueError(f"{folder} holds no DeepSpeed state; resume with the backend that the run started with")
 
 
-def zero_shares(stage: int, ranks: int, *, whole_gradients: bool, offloaded: bool) -> Shares:
+def zero_fractions(stage: int, ranks: int, *, whole_gradients: bool, offloaded: bool) -> StateFractions:
     """What one of so many ranks holds of a model; of the optimizer nothing where that is on the CPU."""
     part = 1 / ranks
-    return Shares(
+    return StateFractions(
         weights=part if stage == 3 else 1.0,
         gradients=part + whole_gradients,
         optimizer=0.0 if offloaded else 3 * part,

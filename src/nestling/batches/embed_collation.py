@@ -1,6 +1,6 @@
 """From a plan to tensors: what a worker reads and tokenises for its rank.
 
-Letters: Q queries and N documents of the global batch, R rows (query, positive) of this rank, P known positives,
+Shapes: Q queries and N documents of the global batch, R rows (query, positive) of this rank, P known positives,
 G documents of a query, n distinct texts of this rank, W ranks.
 """
 
@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from nestling.batches.packing import TokenBatch, pack
 from nestling.batches.prompts import Prompts, TextTokenizer
-from nestling.batches.sampling import Draw, Plan, Source
-from nestling.losses.reference import Layout
+from nestling.batches.sampling import BatchIndices, RowSampler, Source
+from nestling.losses.reference import BatchStructure
 from nestling.records import RecordTable
 
 
@@ -28,7 +28,7 @@ class TrainBatch:
         queries: [Q/W] int64, which of the texts each query of this rank is.
         documents: [N of this rank] int64, likewise each document.
         document_counts: [W] documents of each rank.
-        layout: The global batch, with the rows of this rank.
+        structure: The global batch, with the rows of this rank.
         group: [Q/W, G] int64, documents (of N) of each query of this rank, padded with -1; None without teacher scores.
         teacher: [Q/W, G] float32 teacher scores of these.
         scores: [Q] float32 labels of graded pairs in global order; None for retrieval data.
@@ -41,7 +41,7 @@ class TrainBatch:
     queries: Tensor
     documents: Tensor
     document_counts: list[int]
-    layout: Layout
+    structure: BatchStructure
     group: Tensor | None
     teacher: Tensor | None
     scores: Tensor | None
@@ -55,7 +55,7 @@ class TrainBatch:
             tokens=self.tokens.to(device),
             queries=self.queries.to(device),
             documents=self.documents.to(device),
-            layout=Layout(**{name: each.to(device) for name, each in vars(self.layout).items()}),
+            structure=BatchStructure(**{name: each.to(device) for name, each in vars(self.structure).items()}),
             group=None if self.group is None else self.group.to(device),
             teacher=None if self.teacher is None else self.teacher.to(device),
             scores=None if self.scores is None else self.scores.to(device),
@@ -81,8 +81,8 @@ class Collator(Dataset[TrainBatch]):
     Texts of other ranks are neither read nor tokenised, only their identities are read.
 
     Args:
-        sources: The datasets, as the planner has them.
-        draw: What is drawn from each row, as the planner does.
+        sources: The datasets, as the batch_sampler has them.
+        row_sampler: What is drawn from each row, as the batch_sampler does.
         tokenizer: Tokenises within a budget.
         prompts: The model's.
         query_max_length: Tokens of a query with its prompt.
@@ -97,7 +97,7 @@ class Collator(Dataset[TrainBatch]):
     def __init__(
         self,
         sources: Sequence[Source],
-        draw: Draw,
+        row_sampler: RowSampler,
         tokenizer: TextTokenizer,
         prompts: Prompts,
         *,
@@ -110,7 +110,7 @@ class Collator(Dataset[TrainBatch]):
         world_size: int = 1,
     ) -> None:
         self.sources = sources
-        self.draw = draw
+        self.row_sampler = row_sampler
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.query_max_length = query_max_length
@@ -121,10 +121,10 @@ class Collator(Dataset[TrainBatch]):
         self.rank = rank
         self.world_size = world_size
 
-    def __getitem__(self, plan: Plan) -> TrainBatch:
-        source = self.sources[plan.source]
+    def __getitem__(self, indices: BatchIndices) -> TrainBatch:
+        source = self.sources[indices.source]
         table = source.table
-        members = self._members(plan)
+        members = self._members(indices)
         share = len(members) // self.world_size
         mine = slice(self.rank * share, (self.rank + 1) * share)
         queries, documents = self._texts(table, members[mine])
@@ -136,23 +136,26 @@ class Collator(Dataset[TrainBatch]):
             queries=places[: len(queries)],
             documents=places[len(queries) :],
             document_counts=counts,
-            layout=lay_out(table, members, mine),
+            structure=batch_structure(table, members, mine),
             group=group,
             teacher=teacher,
-            scores=graded_scores(table, plan.rows) if table.graded else None,
+            scores=graded_scores(table, indices.rows) if table.graded else None,
             in_batch_negatives=source.in_batch_negatives,
-            source=plan.source,
+            source=indices.source,
             truncated=truncated,
         )
 
-    def texts(self, plan: Plan) -> tuple[list[str], list[str]]:
+    def texts(self, indices: BatchIndices) -> tuple[list[str], list[str]]:
         """Queries and documents of a plan with their prompts, over all ranks."""
-        return self._texts(self.sources[plan.source].table, self._members(plan))
+        return self._texts(self.sources[indices.source].table, self._members(indices))
 
-    def _members(self, plan: Plan) -> list[Member]:
-        table = self.sources[plan.source].table
-        drawn = [self.draw(table, row, passed) for row, passed in zip(plan.rows, plan.passes, strict=True)]
-        return [Member(row, *each) for row, each in zip(plan.rows, drawn, strict=True)]
+    def _members(self, indices: BatchIndices) -> list[Member]:
+        table = self.sources[indices.source].table
+        drawn = [
+            self.row_sampler(table, row, row_epoch)
+            for row, row_epoch in zip(indices.rows, indices.row_epochs, strict=True)
+        ]
+        return [Member(row, *each) for row, each in zip(indices.rows, drawn, strict=True)]
 
     def _texts(self, table: RecordTable, members: Sequence[Member]) -> tuple[list[str], list[str]]:
         """Queries and documents of some rows with their prompts."""
@@ -191,7 +194,7 @@ class Collator(Dataset[TrainBatch]):
         return group, teacher
 
 
-def lay_out(table: RecordTable, members: Sequence[Member], mine: slice) -> Layout:
+def batch_structure(table: RecordTable, members: Sequence[Member], mine: slice) -> BatchStructure:
     """Who belongs to whom in the global batch, with rows for the queries of `mine`.
 
     A row weighs 1 / (Q x its query's positives): the mean over queries of the mean over positives.
@@ -208,7 +211,7 @@ def lay_out(table: RecordTable, members: Sequence[Member], mine: slice) -> Layou
     )
     rows = np.flatnonzero(~is_negative & (owner >= mine.start) & (owner < mine.stop))
     positives = np.array([len(member.positives) for member in members])
-    return Layout(
+    return BatchStructure(
         query=torch.from_numpy(owner[rows]),
         positive=torch.from_numpy(rows),
         weight=torch.from_numpy((1 / (len(members) * positives[owner[rows]])).astype(np.float32)),
@@ -216,11 +219,11 @@ def lay_out(table: RecordTable, members: Sequence[Member], mine: slice) -> Layou
         is_negative=torch.from_numpy(is_negative),
         query_text=torch.from_numpy(table.query_ids[[member.row for member in members]]),
         document_text=torch.from_numpy(documents.astype(np.int64)),
-        known=known_in_batch(table, members, documents),
+        known_positives=known_positives_in_batch(table, members, documents),
     )
 
 
-def known_in_batch(table: RecordTable, members: Sequence[Member], documents: np.ndarray) -> Tensor:
+def known_positives_in_batch(table: RecordTable, members: Sequence[Member], documents: np.ndarray) -> Tensor:
     """Known positives of each query that are in the batch, [Q, P] int64 padded with -1."""
     present = np.unique(documents)
     known = [np.intersect1d(table.known_positives(member.row), present) for member in members]

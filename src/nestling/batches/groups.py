@@ -1,6 +1,6 @@
 """Prompts of a reranker, packed without padding; those of one query run the tokens that all begin with once.
 
-Letters: n prompts, S segments, T positions, K keys. A segment is the common beginning of a query's prompts, which
+Shapes: n prompts, S segments, T positions, K keys. A segment is the common beginning of a query's prompts, which
 attends to itself, or the rest of a prompt, which attends to that beginning and to itself.
 """
 
@@ -28,9 +28,9 @@ class GroupChunk:
         position_ids: [1, T] int64, which go on behind the common beginning.
         ends: [n] int64, where the last token of each prompt stands in T.
         lengths: [n] int64, tokens of each prompt, with its beginning.
-        bounds: [S + 1] int32, where each segment begins, and the end.
+        cu_seqlens: [S + 1] int32, where each segment begins, and the end.
         keys: [K] int64, what the segments attend to, one after the other.
-        key_bounds: [S + 1] int32, where the keys of each begin, and the end.
+        key_cu_seqlens: [S + 1] int32, where the keys of each begin, and the end.
         beginnings: For each segment which one it goes on from; -1 for none.
         longest: Tokens of the longest segment; kept, as are the next, since asking a GPU would wait for it.
         most_keys: Keys of the segment that has most.
@@ -41,9 +41,9 @@ class GroupChunk:
     position_ids: Tensor
     ends: Tensor
     lengths: Tensor
-    bounds: Tensor
+    cu_seqlens: Tensor
     keys: Tensor
-    key_bounds: Tensor
+    key_cu_seqlens: Tensor
     beginnings: tuple[int, ...]
     longest: int
     most_keys: int
@@ -58,10 +58,10 @@ class GroupChunk:
         """What `nestling.models.attention.varlen_attention` and the model have to know."""
         return {
             "position_ids": self.position_ids,
-            "bounds": self.bounds,
+            "cu_seqlens": self.cu_seqlens,
             "longest": self.longest,
             "keys": self.keys,
-            "key_bounds": self.key_bounds,
+            "key_cu_seqlens": self.key_cu_seqlens,
             "most_keys": self.most_keys,
             "beginnings": self.beginnings,
         }
@@ -74,7 +74,7 @@ class GroupChunk:
 
     def prompts(self) -> list[list[list[int]]]:
         """Token ids of the prompts of each group."""
-        parts = [part.tolist() for part in self.input_ids[0].split(self.bounds.diff().tolist())]
+        parts = [part.tolist() for part in self.input_ids[0].split(self.cu_seqlens.diff().tolist())]
         shared = set(self.beginnings)
         whole = iter(
             (parts[before] if before >= 0 else []) + part
@@ -98,8 +98,8 @@ def join_groups(groups: Sequence[Part], *, share: bool) -> GroupChunk:
         beginnings += [first if common else -1] * len(group)
     lengths = [len(part) for part in parts]
     before = [lengths[each] if each >= 0 else 0 for each in beginnings]
-    bounds = running(lengths)
-    starts = bounds.tolist()
+    cu_seqlens = running(lengths)
+    starts = cu_seqlens.tolist()
     keys = [
         torch.cat([torch.arange(starts[each], starts[each] + own_before), torch.arange(start, start + length)])
         for each, own_before, start, length in zip(beginnings, before, starts, lengths, strict=False)
@@ -111,9 +111,9 @@ def join_groups(groups: Sequence[Part], *, share: bool) -> GroupChunk:
         position_ids=torch.cat([torch.arange(b, b + n) for b, n in zip(before, lengths, strict=True)])[None],
         ends=torch.tensor([starts[i + 1] - 1 for i in prompts]),
         lengths=torch.tensor([before[i] + lengths[i] for i in prompts]),
-        bounds=bounds,
+        cu_seqlens=cu_seqlens,
         keys=torch.cat(keys),
-        key_bounds=running([len(each) for each in keys]),
+        key_cu_seqlens=running([len(each) for each in keys]),
         beginnings=tuple(beginnings),
         longest=max(lengths),
         most_keys=max(len(each) for each in keys),

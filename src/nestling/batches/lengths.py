@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 from nestling.batches.embed_collation import Collator
-from nestling.batches.sampling import Plan
+from nestling.batches.sampling import BatchIndices
 
 # Rows that are tokenised to learn the lengths: all of a small dataset, a sample of a large one.
 SAMPLE = 10_000
@@ -44,7 +44,7 @@ def measure_lengths(collator: Collator, source: int) -> Lengths:
     """Tokenise what the first pass over a dataset uses, or a sample of it."""
     count = len(collator.sources[source].table)
     rows = list(range(count)) if count <= SAMPLE else sorted(random.Random(0).sample(range(count), SAMPLE))
-    queries, documents = collator.texts(Plan(source, rows, [0] * len(rows)))
+    queries, documents = collator.texts(BatchIndices(source, rows, [0] * len(rows)))
     queries, documents = list(dict.fromkeys(queries)), list(dict.fromkeys(documents))
     first = collator.tokenizer(queries, collator.query_max_length)
     second = collator.tokenizer(documents, collator.document_max_length)

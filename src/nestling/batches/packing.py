@@ -1,6 +1,6 @@
 """Token batches with little padding, texts sorted by length, or with none, texts one after the other.
 
-A chunk holds as many texts as a budget of positions allows. Letters: B texts, L tokens of the longest, T of all.
+A chunk holds as many texts as a budget of positions allows. Shapes: B texts, L tokens of the longest, T of all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -61,14 +61,14 @@ class PackedChunk:
         input_ids: [1, T] int64.
         lengths: [B] int64, tokens of each text.
         position_ids: [1, T] int64, from 0 in each text.
-        bounds: [B + 1] int32, where each text begins, and the end.
+        cu_seqlens: [B + 1] int32, where each text begins, and the end.
         longest: Tokens of the longest text; kept, since asking a GPU would wait for it.
     """
 
     input_ids: Tensor
     lengths: Tensor
     position_ids: Tensor
-    bounds: Tensor
+    cu_seqlens: Tensor
     longest: int
 
     @property
@@ -78,14 +78,14 @@ class PackedChunk:
 
     def attention_arguments(self) -> dict[str, Any]:
         """What `nestling.models.attention.varlen_attention` and the model have to know."""
-        return {"position_ids": self.position_ids, "bounds": self.bounds, "longest": self.longest}
+        return {"position_ids": self.position_ids, "cu_seqlens": self.cu_seqlens, "longest": self.longest}
 
     def to(self, device: torch.device) -> "PackedChunk":
         return PackedChunk(
             self.input_ids.to(device),
             self.lengths.to(device),
             self.position_ids.to(device),
-            self.bounds.to(device),
+            self.cu_seqlens.to(device),
             self.longest,
         )
 
@@ -168,13 +168,13 @@ def by_tokens(order: list[int], lengths: list[int], budget: int) -> Iterator[lis
 def concatenate(ids: Sequence[Sequence[int]]) -> PackedChunk:
     """Texts one after the other."""
     lengths = torch.tensor([len(each) for each in ids], dtype=torch.int64)
-    bounds = torch.zeros(len(ids) + 1, dtype=torch.int32)
-    bounds[1:] = lengths.cumsum(dim=0)
+    cu_seqlens = torch.zeros(len(ids) + 1, dtype=torch.int32)
+    cu_seqlens[1:] = lengths.cumsum(dim=0)
     return PackedChunk(
         input_ids=torch.tensor([token for each in ids for token in each], dtype=torch.int64)[None],
         lengths=lengths,
         position_ids=torch.cat([torch.arange(len(each)) for each in ids])[None],
-        bounds=bounds,
+        cu_seqlens=cu_seqlens,
         longest=int(lengths.max()),
     )
 

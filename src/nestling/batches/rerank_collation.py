@@ -1,6 +1,6 @@
 """From a plan to the prompts and labels of a rank: what a worker reads and tokenises for a reranker.
 
-Letters: Q queries, n prompts of a chunk, G most documents of a query in it.
+Shapes: Q queries, n prompts of a chunk, G most documents of a query in it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from nestling.batches.groups import GroupChunk, Part, cut_parts, positions_of, split_group
 from nestling.batches.packing import AnyChunk, to_chunk
 from nestling.batches.pair_prompts import PairTokenizer
-from nestling.batches.sampling import Draw, Plan, Source
+from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.records import Record, RecordTable
 
 
@@ -113,8 +113,8 @@ class RerankCollator(Dataset[RerankBatch]):
     tokenised.
 
     Args:
-        sources: The datasets, as the planner has them.
-        draw: What is drawn from each row, as the planner does.
+        sources: The datasets, as the batch_sampler has them.
+        row_sampler: What is drawn from each row, as the batch_sampler does.
         tokenizer: Makes prompts within budgets.
         query_max_length: Tokens of a query.
         document_max_length: Tokens of a document.
@@ -130,7 +130,7 @@ class RerankCollator(Dataset[RerankBatch]):
     def __init__(
         self,
         sources: Sequence[Source],
-        draw: Draw,
+        row_sampler: RowSampler,
         tokenizer: PairTokenizer,
         *,
         query_max_length: int,
@@ -144,7 +144,7 @@ class RerankCollator(Dataset[RerankBatch]):
         world_size: int = 1,
     ) -> None:
         self.sources = sources
-        self.draw = draw
+        self.row_sampler = row_sampler
         self.tokenizer = tokenizer
         self.query_max_length = query_max_length
         self.document_max_length = document_max_length
@@ -156,9 +156,12 @@ class RerankCollator(Dataset[RerankBatch]):
         self.rank = rank
         self.world_size = world_size
 
-    def __getitem__(self, plan: Plan) -> RerankBatch:
-        table = self.sources[plan.source].table
-        drawn = [drawn_record(table, self.draw, *visit) for visit in zip(plan.rows, plan.passes, strict=True)]
+    def __getitem__(self, indices: BatchIndices) -> RerankBatch:
+        table = self.sources[indices.source].table
+        drawn = [
+            drawn_record(table, self.row_sampler, *visit)
+            for visit in zip(indices.rows, indices.row_epochs, strict=True)
+        ]
         mine = deal([characters(each) for each in drawn], self.world_size)[self.rank]
         groups, truncated = self._tokenize([drawn[i] for i in mine])
         return RerankBatch(
@@ -217,10 +220,10 @@ def prompts_of(chunk: AnyChunk) -> list[list[int]]:
     return [row[:length] for row, length in rows]
 
 
-def drawn_record(table: RecordTable, draw: Draw, row: int, passed: int) -> Record:
+def drawn_record(table: RecordTable, row_sampler: RowSampler, row: int, row_epoch: int) -> Record:
     """A row with the positives and negatives that are drawn from it."""
     record = table[row]
-    positives, negatives = draw(table, row, passed)
+    positives, negatives = row_sampler(table, row, row_epoch)
     return replace(
         record,
         positives=tuple(record.positives[i] for i in positives),

@@ -38,22 +38,22 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchIndices:
     """One global batch by index.
 
     Args:
         source: Which dataset.
         rows: Its rows, one a query.
-        passes: For each row, how often the dataset's stream had been through all rows before; rotates what is drawn.
+        row_epochs: For each row, how often the dataset had been gone through before; rotates what is drawn.
     """
 
     source: int
     rows: list[int]
-    passes: list[int]
+    row_epochs: list[int]
 
 
 @dataclass(frozen=True)
-class Draw:
+class RowSampler:
     """What is drawn from each row.
 
     Args:
@@ -66,27 +66,27 @@ class Draw:
     negatives: int
     seed: int
 
-    def __call__(self, table: RecordTable, row: int, passed: int) -> tuple[list[int], list[int]]:
-        """Indices of the positives and negatives that `row` brings in its stream's pass number `passed`."""
-        positives = self._rotate(len(table.positive_ids(row)), self.positives, 2 * row, passed)
-        return positives, self._rotate(len(table.negative_ids(row)), self.negatives, 2 * row + 1, passed)
+    def __call__(self, table: RecordTable, row: int, row_epoch: int) -> tuple[list[int], list[int]]:
+        """Indices of the positives and negatives that `row` brings in its stream's epoch number `row_epoch`."""
+        positives = self._rotate(len(table.positive_ids(row)), self.positives, 2 * row, row_epoch)
+        return positives, self._rotate(len(table.negative_ids(row)), self.negatives, 2 * row + 1, row_epoch)
 
-    def _rotate(self, available: int, wanted: int, salt: int, passed: int) -> list[int]:
+    def _rotate(self, available: int, wanted: int, salt: int, row_epoch: int) -> list[int]:
         """`wanted` of `available`: a window that moves on over a permutation of the row's own."""
         if available <= wanted:
             return list(range(available))
         order = random.Random(f"{self.seed} {salt}").sample(range(available), available)
-        start = passed * wanted
+        start = row_epoch * wanted
         return [order[i % available] for i in range(start, start + wanted)]
 
 
-class Planner:
+class BatchSampler:
     """Plans of all epochs.
 
     Args:
         sources: The datasets.
         batch_size: Queries in a global batch.
-        draw: What is drawn from each row.
+        row_sampler: What is drawn from each row.
         seed: Seeds order and mixture.
         mixing_temperature: Datasets take part in proportion to size ** (1 / temperature).
 
@@ -95,7 +95,12 @@ class Planner:
     """
 
     def __init__(
-        self, sources: Sequence[Source], batch_size: int, draw: Draw, seed: int, mixing_temperature: float = 1.0
+        self,
+        sources: Sequence[Source],
+        batch_size: int,
+        row_sampler: RowSampler,
+        seed: int,
+        mixing_temperature: float = 1.0,
     ) -> None:
         for source in sources:
             if len(source.table) < batch_size:
@@ -105,14 +110,14 @@ class Planner:
                 )
         self.sources = sources
         self.batch_size = batch_size
-        self.draw = draw
+        self.row_sampler = row_sampler
         self.seed = seed
-        self.batches = [math.ceil(rows / batch_size) for rows in epoch_rows(sources, mixing_temperature)]
+        self.batches_per_epoch = [math.ceil(rows / batch_size) for rows in epoch_rows(sources, mixing_temperature)]
         self._tables = {0: [source.table for source in sources]}
 
     @property
     def steps_per_epoch(self) -> int:
-        return sum(self.batches)
+        return sum(self.batches_per_epoch)
 
     def fingerprint(self) -> str:
         """Changes with any text of any dataset, so that a resumed run notices."""
@@ -126,11 +131,11 @@ class Planner:
         assert [len(table) for table in tables] == [len(source.table) for source in self.sources]
         self._tables[step] = list(tables)
 
-    def plans(self, skip: int = 0) -> Iterator[Plan]:
+    def batches(self, skip: int = 0) -> Iterator[BatchIndices]:
         """Plans without end, epoch after epoch, from the one numbered `skip`."""
-        return islice(self._all_plans(), skip, None)
+        return islice(self._all_batches(), skip, None)
 
-    def _all_plans(self) -> Iterator[Plan]:
+    def _all_batches(self) -> Iterator[BatchIndices]:
         tables: list[RecordTable] = []
         streams = [self._stream(i, tables) for i in range(len(self.sources))]
         for number, i in enumerate(self._turns()):
@@ -140,11 +145,11 @@ class Planner:
     def _turns(self) -> Iterator[int]:
         """Which dataset each batch is of."""
         for epoch in range(2**31):
-            turns = [i for i, batches in enumerate(self.batches) for _ in range(batches)]
+            turns = [i for i, batches in enumerate(self.batches_per_epoch) for _ in range(batches)]
             random.Random(f"{self.seed} epoch {epoch}").shuffle(turns)
             yield from turns
 
-    def _stream(self, source: int, tables: Sequence[RecordTable]) -> Iterator[Plan]:
+    def _stream(self, source: int, tables: Sequence[RecordTable]) -> Iterator[BatchIndices]:
         """Batches of one dataset: rows in random order, those that clash with the batch put off to a later one.
 
         `tables` are all datasets as they are at the time.
@@ -161,17 +166,17 @@ class Planner:
             missing = self.batch_size - len(batch)
             waiting = put_off[missing:]
             batch += put_off[:missing]
-            yield Plan(source, [row for row, _ in batch], [passed for _, passed in batch])
+            yield BatchIndices(source, [row for row, _ in batch], [row_epoch for _, row_epoch in batch])
 
     def _visits(self, source: int) -> Iterator[Visit]:
         count = len(self.sources[source].table)
-        for passed in range(2**31):
-            order = np.random.default_rng([self.seed, source, passed]).permutation(count)
-            yield from ((int(row), passed) for row in order)
+        for row_epoch in range(2**31):
+            order = np.random.default_rng([self.seed, source, row_epoch]).permutation(count)
+            yield from ((int(row), row_epoch) for row in order)
 
-    def _texts(self, table: RecordTable, row: int, passed: int) -> tuple[int, list[int], list[int]]:
+    def _texts(self, table: RecordTable, row: int, row_epoch: int) -> tuple[int, list[int], list[int]]:
         """Identities of the query, positives and negatives that a row brings."""
-        positives, negatives = self.draw(table, row, passed)
+        positives, negatives = self.row_sampler(table, row, row_epoch)
         return (
             int(table.query_ids[row]),
             table.positive_ids(row)[positives].tolist(),

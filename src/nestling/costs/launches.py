@@ -1,31 +1,31 @@
 """What a rank of each backend holds, with a device of a given size."""
 
-from nestling.backends.fsdp import fsdp_shares
+from nestling.backends.fsdp import fsdp_fractions
 from nestling.backends.prepare import gradients_fit
-from nestling.backends.sizes import Shares, trained_bytes, whole_bytes
-from nestling.backends.zero import zero_shares
+from nestling.backends.sizes import StateFractions, trained_bytes, whole_bytes
+from nestling.backends.zero import zero_fractions
 from nestling.config.costs import LaunchCosts
 from nestling.models.token_model import TokenModel
 
 
-def shares_of(launch: LaunchCosts, model: TokenModel, room: float) -> tuple[Shares, bool]:
+def shares_of(launch: LaunchCosts, model: TokenModel, room: float) -> tuple[StateFractions, bool]:
     """What a rank holds of a model, and whether whole gradients: where they fit into half of what is free without."""
     least = shares_with(launch, whole_gradients=False)
     whole = gradients_fit(trained_bytes(model), free_beside(launch, least, model, room))
     return shares_with(launch, whole_gradients=whole), whole
 
 
-def shares_with(launch: LaunchCosts, *, whole_gradients: bool) -> Shares:
+def shares_with(launch: LaunchCosts, *, whole_gradients: bool) -> StateFractions:
     ranks, backend = launch.processes, launch.backend
     if backend == "fsdp2":
-        return fsdp_shares(ranks, whole_gradients=whole_gradients)
+        return fsdp_fractions(ranks, whole_gradients=whole_gradients)
     if backend.startswith("zero"):
         stage, offloaded = int(backend[4]), backend.endswith("offload")
-        return zero_shares(stage, ranks, whole_gradients=whole_gradients, offloaded=offloaded)
-    return Shares()
+        return zero_fractions(stage, ranks, whole_gradients=whole_gradients, offloaded=offloaded)
+    return StateFractions()
 
 
-def free_beside(launch: LaunchCosts, shares: Shares, model: TokenModel, room: float) -> float:
+def free_beside(launch: LaunchCosts, shares: StateFractions, model: TokenModel, room: float) -> float:
     """What is free once weights are there, and the optimizer's state where DeepSpeed makes it at once."""
     weights = shares.weights * whole_bytes([*model.parameters(), *model.buffers()])
     early = shares.optimizer * trained_bytes(model) if launch.backend.startswith("zero") else 0.0

@@ -6,16 +6,16 @@ from functools import cache
 
 import torch
 
-from nestling.backends.sizes import Shares, trained_bytes
+from nestling.backends.sizes import StateFractions, trained_bytes
 from nestling.config import EmbedConfig, MineConfig, RerankConfig, TrainingConfig, require
 from nestling.config.costs import LaunchCosts, ScriptName, StageCosts
-from nestling.costs.hollow import Hollow
+from nestling.costs.fake_models import FakeModel
 from nestling.costs.launches import free_beside, shares_of
 from nestling.costs.recipes import read_recipe
 from nestling.costs.shapes import shape_of
 from nestling.costs.work import Reading, passes_of
 from nestling.models.token_model import TokenModel
-from nestling.training.memory import MemoryEstimate, estimate, kept_bytes, room_for_graphs
+from nestling.training.memory import MemoryEstimate, estimate, kept_bytes, room_for_activations
 
 CHUNK = 16384  # positions of a chunk on a GPU, as `nestling.batches.packing.token_budget` has it
 
@@ -78,13 +78,13 @@ def measured(
     """A recipe's model, of the shape of another one, and bytes of a graph for each position of a chunk."""
     config = read_recipe(script, path)
     reranker = isinstance(config, RerankConfig)
-    hollow = Hollow(
+    hollow = FakeModel(
         shape_of(model),
         dtype=dtype,
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         lora=asdict(config.lora) if lora else None,
         reranker=reranker,
-        whole_vocabulary=reranker and config.loss.label_space == "vocabulary",
+        full_vocabulary=reranker and config.loss.label_space == "vocabulary",
         checkpoint_length=config.checkpoint_length,
     )
     length = config.query_max_length + config.document_max_length if reranker else config.longest
@@ -96,7 +96,7 @@ def embedding_costs(
 ) -> Costs:
     """Chunks whose graphs do not stay between the passes run forward twice."""
     shares, whole = shares_of(launch, model, room)
-    half = room_for_graphs(free_beside(launch, shares, model, room), trained_bytes(model), shares)
+    half = room_for_activations(free_beside(launch, shares, model, room), trained_bytes(model), shares)
     graph_room = half if config.graph_memory is None else config.graph_memory * 1e9
     row = embedder_reading(config, stage)
     tokens = config.batch_size // launch.processes * row.tokens
@@ -172,9 +172,9 @@ def mining_costs(config: MineConfig, stage: StageCosts, room: float) -> Costs:
     """
     models = [each for each in config.retrievers if each not in ("bm25", "given")]
     require(bool(models), f"{stage.path}: no embedder among the retrievers, so that there is nothing to estimate")
-    model = Hollow(shape_of(stage.model or models[0]), dtype=torch.float32, precision=torch.float32, lora=None).model
+    model = FakeModel(shape_of(stage.model or models[0]), dtype=torch.float32, precision=torch.float32, lora=None).model
     documents = stage.documents or stage.examples * stage.positives
     reading = Reading.texts(stage.examples, stage.query_tokens) + Reading.texts(documents, stage.document_tokens)
     search = 2.0 * model.width * stage.examples * documents
-    memory = estimate(model, Shares(1.0, 0.0, 0.0), chunk=0.0, graphs=0.0, room=room)
+    memory = estimate(model, StateFractions(1.0, 0.0, 0.0), chunk=0.0, graphs=0.0, room=room)
     return Costs(memory, reading.tokens, 1.0, passes_of(model, reading).forward + search)

@@ -36,7 +36,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Passes:
+class ModelRuns:
     """Operations of one pass.
 
     Args:
@@ -48,7 +48,7 @@ class Passes:
     backward: float
 
 
-def passes_of(model: TokenModel, reading: Reading) -> Passes:
+def passes_of(model: TokenModel, reading: Reading) -> ModelRuns:
     """Operations of a model that reads something.
 
     Forward, each weight of a linear layer takes 2 operations a token, and each dimension of each head 4 for a token and
@@ -58,7 +58,7 @@ def passes_of(model: TokenModel, reading: Reading) -> Passes:
     frozen = sum(each.weight.numel() for each in layers if not each.weight.requires_grad)
     trained = sum(each.weight.numel() for each in layers if each.weight.requires_grad)
     attention = 4 * attention_width(model) * reading.keys
-    return Passes(
+    return ModelRuns(
         forward=2 * (frozen + trained) * reading.tokens + attention,
         backward=(2 * frozen + 4 * trained) * reading.tokens + 2 * attention,
     )

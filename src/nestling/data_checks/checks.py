@@ -1,6 +1,6 @@
 """All that is looked for in a dataset, as arrays over its distinct texts.
 
-Letters: Q distinct queries, U distinct documents.
+Shapes: Q distinct queries, U distinct documents.
 """
 
 from collections.abc import Mapping, Sequence

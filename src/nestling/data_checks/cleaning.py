@@ -1,6 +1,6 @@
 """Which rows and documents a cleaned copy leaves out, by which rule, and the writing of the copy.
 
-Letters: n rows, D documents over all rows (`SourceRows`).
+Shapes: n rows, D documents over all rows (`SourceRows`).
 """
 
 from collections.abc import Collection, Iterator

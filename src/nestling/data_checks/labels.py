@@ -1,6 +1,6 @@
 """Faults of labels, by the identities of texts alone.
 
-Letters: n rows, D documents over all rows (`SourceRows`).
+Shapes: n rows, D documents over all rows (`SourceRows`).
 """
 
 import numpy as np

@@ -7,7 +7,7 @@
 No pair that is reported is false. A pair at the threshold is missed with a probability of about `MISS`, beside what
 `IN_BUCKET` leaves out.
 
-Letters: N texts, B bands, C pairs. A pair is (earlier text, later text), by number.
+Shapes: N texts, B bands, C pairs. A pair is (earlier text, later text), by number.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,6 +1,6 @@
 """The rows of a dataset as its source has them: nothing dropped, a line for every row, an identity for every text.
 
-Letters: n rows, D documents over all rows, row by row and in each its positives first; U distinct texts of a kind,
+Shapes: n rows, D documents over all rows, row by row and in each its positives first; U distinct texts of a kind,
 numbered in the order in which they first occur.
 """
 

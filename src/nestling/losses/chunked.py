@@ -1,7 +1,7 @@
 """The contrastive loss of `nestling.losses.reference` in chunks of rows: the same value and gradient, all dimensions
 for about the price of one.
 
-Letters: Q queries and N documents of the global batch, S = N + Q texts, R rows (query, positive) of this rank, C rows
+Shapes: Q queries and N documents of the global batch, S = N + Q texts, R rows (query, positive) of this rank, C rows
 of a chunk, M columns: documents and queries seen from the query, then documents seen from the
 positive. D dimensions, P prefixes of them; block p are the coordinates that prefix p has more than the one before.
 
@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from nestling.losses.reference import (
     ALL_TERMS,
     NORM_FLOOR,
-    Layout,
+    BatchStructure,
     Negatives,
     Terms,
     check_temperature,
@@ -54,7 +54,7 @@ LN2 = math.log(2)
 def info_nce(
     queries: Tensor,
     documents: Tensor,
-    layout: Layout,
+    structure: BatchStructure,
     *,
     temperature: float,
     dims: Sequence[int],
@@ -67,8 +67,8 @@ def info_nce(
     """`nestling.losses.reference.info_nce`, which documents arguments, value and errors, in O((N + Q) D) memory."""
     check_temperature(temperature)
     objective = Objective(
-        layout=layout,
-        negatives=Negatives(layout, terms, mask_identity),
+        structure=structure,
+        negatives=Negatives(structure, terms, mask_identity),
         prefixes=prefixes(dims, dim_weights, queries.shape[1]),
         temperature=temperature,
         terms=terms,
@@ -78,18 +78,18 @@ def info_nce(
     dtype = loss_dtype(queries)
     queries, documents = queries.to(dtype), documents.to(dtype)
     if torch.is_grad_enabled() and (queries.requires_grad or documents.requires_grad):
-        loss: Tensor = StreamingInfoNCE.apply(queries, documents, objective)
+        loss: Tensor = ChunkedInfoNCE.apply(queries, documents, objective)
         return loss
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
-        return Stream(queries, documents, objective, gradients=False).loss()
+        return ChunkedLoss(queries, documents, objective, gradients=False).loss()
 
 
-class StreamingInfoNCE(torch.autograd.Function):
+class ChunkedInfoNCE(torch.autograd.Function):
     """The scalar for autograd, with the gradient that its forward has made."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, documents: Tensor, objective: "Objective") -> Tensor:
-        stream = Stream(queries, documents, objective, gradients=True)
+        stream = ChunkedLoss(queries, documents, objective, gradients=True)
         with torch.autocast(queries.device.type, enabled=False):
             loss = stream.loss()
         ctx.save_for_backward(stream.gradient)
@@ -107,7 +107,7 @@ class StreamingInfoNCE(torch.autograd.Function):
 class Objective:
     """What is to be computed: the arguments of `info_nce` but the embeddings."""
 
-    layout: Layout
+    structure: BatchStructure
     negatives: Negatives
     prefixes: list[tuple[int, float]]
     temperature: float
@@ -146,7 +146,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class RowBlock:
     """Some rows, with the buffers that they work in.
 
     Args:
@@ -166,7 +166,7 @@ class Chunk:
     slots: Tensor
 
 
-class Stream:
+class ChunkedLoss:
     """One evaluation of the loss, and of its gradient if asked for."""
 
     def __init__(self, queries: Tensor, documents: Tensor, objective: Objective, *, gradients: bool) -> None:
@@ -180,7 +180,7 @@ class Stream:
         self.seen = len(self.texts) if objective.terms.query_query else self.n  # texts seen from the query
         seen_from_positive = self.n if objective.terms.document_document else 0
         self.column_inverse = torch.cat([self.inverse[:, : self.seen], self.inverse[:, :seen_from_positive]], dim=1)
-        self.own = own_negatives(objective.layout)  # [Q, H]
+        self.own = own_negatives(objective.structure)  # [Q, H]
         if gradients:
             self.gradient = torch.zeros_like(self.texts)
             self.radial = torch.zeros_like(self.inverse)  # u, from rows
@@ -188,7 +188,7 @@ class Stream:
 
     def loss(self) -> Tensor:
         """The loss; afterwards `gradient` [S, D] is complete."""
-        rows, columns = len(self.objective.layout.query), self.column_inverse.shape[1]
+        rows, columns = len(self.objective.structure.query), self.column_inverse.shape[1]
         kept = len(self.blocks) if self.gradients else 1
         size = max(1, min(rows, chunk_rows((kept + 2) * columns, self.texts.numel())))
         # Buffers are made once: a freed large one goes back to the system, and page faults cost more than the sums.
@@ -208,10 +208,10 @@ class Stream:
         squares = [torch.linalg.vector_norm(self.texts[:, block], dim=1).square() for block in self.blocks]
         return torch.stack(squares).cumsum(dim=0).sqrt().clamp_min(NORM_FLOOR).reciprocal()
 
-    def _chunk(self, rows: slice, products: Tensor, scores: Tensor, slots: Tensor) -> Chunk:
-        objective, layout = self.objective, self.objective.layout
-        positive = layout.positive[rows]
-        looks = [(self.n + layout.query[rows], slice(0, self.seen), self.seen)]
+    def _chunk(self, rows: slice, products: Tensor, scores: Tensor, slots: Tensor) -> RowBlock:
+        objective, structure = self.objective, self.objective.structure
+        positive = structure.positive[rows]
+        looks = [(self.n + structure.query[rows], slice(0, self.seen), self.seen)]
         if objective.terms.document_document:
             looks.append((positive, slice(self.seen, self.seen + self.n), self.n))
         sides = [
@@ -225,21 +225,21 @@ class Stream:
             for texts, columns, right in looks
         ]
         self._mask(rows, products)
-        weight = layout.weight[rows, None].to(products.dtype)
-        return Chunk(sides, weight, self._exempt(rows), products, scores, slots)
+        weight = structure.weight[rows, None].to(products.dtype)
+        return RowBlock(sides, weight, self._exempt(rows), products, scores, slots)
 
     def _exempt(self, rows: slice) -> Tensor:
-        positive = self.objective.layout.positive[rows, None]
+        positive = self.objective.structure.positive[rows, None]
         if self.objective.mask_hard_negatives:
             return positive
-        own = self.own[self.objective.layout.query[rows]]
+        own = self.own[self.objective.structure.query[rows]]
         return torch.cat([positive, torch.where(own < 0, positive, own)], dim=1)
 
     def _mask(self, rows: slice, products: Tensor) -> None:
         """Start the products: 0 for the positive and for negatives, far below for all others."""
         terms = self.objective.terms
         from_query, queries, from_positive = self.objective.negatives.allowed(rows)
-        from_query.scatter_(1, self.objective.layout.positive[rows].unsqueeze(1), True)
+        from_query.scatter_(1, self.objective.structure.positive[rows].unsqueeze(1), True)
         masks = [from_query]
         if terms.query_query:
             masks.append(queries)
@@ -247,7 +247,7 @@ class Stream:
             masks.append(from_positive)
         products.copy_(torch.cat(masks, dim=1)).sub_(1).mul_(-MASKED)
 
-    def _losses(self, chunk: Chunk) -> Tensor:
+    def _losses(self, chunk: RowBlock) -> Tensor:
         """Weighted losses of the chunk's rows, [C]; their gradient is added up."""
         losses = torch.zeros_like(chunk.weight)
         for p, block in enumerate(self.blocks):
@@ -259,7 +259,7 @@ class Stream:
             self._multiply(chunk)
         return losses.squeeze(1)
 
-    def _prefix_losses(self, p: int, chunk: Chunk) -> Tensor:
+    def _prefix_losses(self, p: int, chunk: RowBlock) -> Tensor:
         """[C, 1] of one prefix; leaves the coefficients C^p in its slot and adds up u^p."""
         scores, weights = chunk.scores, chunk.slots[p if self.gradients else 0]
         torch.mul(chunk.products, self.column_inverse[p], out=scores)
@@ -283,7 +283,7 @@ class Stream:
             self._differentiate(p, chunk, LN2 * weight / (1 + partition))
         return weight * (torch.log1p(partition) - below)
 
-    def _differentiate(self, p: int, chunk: Chunk, share: Tensor) -> None:
+    def _differentiate(self, p: int, chunk: RowBlock, share: Tensor) -> None:
         """Turn weights into coefficients and add up weights x scores; both lack `share` [C, 1], the rows' factor."""
         radial, coefficients = chunk.scores, chunk.slots[p]
         self.column_radial[p].addmv_(radial.t(), share.squeeze(1))
@@ -293,7 +293,7 @@ class Stream:
             self.radial[p].index_add_(0, side.texts, of_rows)
             coefficients[:, side.columns].mul_(side.scale[p] * share)
 
-    def _multiply(self, chunk: Chunk) -> None:
+    def _multiply(self, chunk: RowBlock) -> None:
         """dA_b = E^b B_b and dB_b = (E^b)^T A_b for all blocks, from the last, with E^b summed in place."""
         for p in reversed(range(len(self.blocks))):
             block, coefficients = self.blocks[p], chunk.slots[p]
@@ -326,11 +326,11 @@ def chunk_rows(elements: int, embeddings: int) -> int:
     return max(1, min(CHUNK_ROWS, max(BUFFER_ELEMENTS, BUFFERS_TO_EMBEDDINGS * embeddings) // elements))
 
 
-def own_negatives(layout: Layout) -> Tensor:
+def own_negatives(structure: BatchStructure) -> Tensor:
     """[Q, H] int64: the hard negatives that each query brought, padded with -1 to the most of any."""
-    documents = torch.nonzero(layout.is_negative).squeeze(1)
-    owner, order = layout.owner[documents].sort()
-    counts = torch.bincount(owner, minlength=len(layout.query_text))
+    documents = torch.nonzero(structure.is_negative).squeeze(1)
+    owner, order = structure.owner[documents].sort()
+    counts = torch.bincount(owner, minlength=len(structure.query_text))
     place = torch.arange(len(owner), device=owner.device) - (counts.cumsum(dim=0) - counts)[owner]
     own = documents.new_full((len(counts), int(counts.max())), -1)
     own[owner, place] = documents[order]

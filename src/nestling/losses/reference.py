@@ -1,6 +1,6 @@
 """The training objectives, written to be read; `nestling.losses.chunked` computes the contrastive one fast.
 
-Letters: Q queries and N documents of the global batch, R rows (query, positive) of this rank, C rows of a chunk,
+Shapes: Q queries and N documents of the global batch, R rows (query, positive) of this rank, C rows of a chunk,
 P known positives of a query, G documents of a query's own group, B graded pairs, D dimensions.
 
 Every loss sums over the Matryoshka dimensions: sum_p w_p L(normalize(e[:d_p])), w_p = 1 unless given
@@ -43,7 +43,7 @@ ALL_TERMS = Terms()
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchStructure:
     """Who belongs to whom in the global batch, and the rows that this rank answers for.
 
     Args:
@@ -55,7 +55,8 @@ class Layout:
         is_negative: [N] bool, whether it was brought as a hard negative.
         query_text: [Q] int64 identities of texts.
         document_text: [N] int64 identities of texts.
-        known: [Q, P] int64 identities of all positives that the data has for each query's text, padded with -1.
+        known_positives: [Q, P] int64 identities of all positives that the data has for each query's text, padded with
+            -1.
     """
 
     query: Tensor
@@ -65,13 +66,13 @@ class Layout:
     is_negative: Tensor
     query_text: Tensor
     document_text: Tensor
-    known: Tensor
+    known_positives: Tensor
 
 
 def info_nce(
     queries: Tensor,
     documents: Tensor,
-    layout: Layout,
+    structure: BatchStructure,
     *,
     temperature: float,
     dims: Sequence[int],
@@ -94,7 +95,7 @@ def info_nce(
     Args:
         queries: [Q, D] raw embeddings.
         documents: [N, D] raw embeddings.
-        layout: Who belongs to whom.
+        structure: Who belongs to whom.
         temperature: tau.
         dims: Matryoshka dimensions in any order, all that are to be trained: the full one is not added.
         dim_weights: w_p, aligned with `dims`; default 1 each.
@@ -112,7 +113,7 @@ def info_nce(
     """
     check_temperature(temperature)
     steps = prefixes(dims, dim_weights, queries.shape[1])
-    negatives = Negatives(layout, terms, mask_identity)
+    negatives = Negatives(structure, terms, mask_identity)
     allowed = torch.cat(negatives.allowed(slice(None)), dim=1)  # [R, N + Q + N]
     exempt = torch.zeros_like(allowed)
     if not mask_hard_negatives:
@@ -121,13 +122,13 @@ def info_nce(
     with torch.autocast(queries.device.type, enabled=False):
         for dim, dim_weight in steps:
             q, d = unit(queries, dim), unit(documents, dim)
-            row, positive = q[layout.query], d[layout.positive]  # [R, dim] each
+            row, positive = q[structure.query], d[structure.positive]  # [R, dim] each
             scores = torch.cat([row @ d.T, row @ q.T, positive @ d.T], dim=1)  # [R, N + Q + N]
             target = (row * positive).sum(dim=1, keepdim=True)  # [R, 1]
             kept = allowed if score_margin is None else allowed & (exempt | (scores <= target + score_margin))
             logits = torch.cat([target, scores.masked_fill(~kept, -torch.inf)], dim=1) / temperature
             row_losses = torch.logsumexp(logits, dim=1) - logits[:, 0]
-            loss = loss + dim_weight * (layout.weight * row_losses).sum()
+            loss = loss + dim_weight * (structure.weight * row_losses).sum()
     return loss
 
 
@@ -222,19 +223,19 @@ class Negatives:
     The score mask is not here: it depends on the dimension.
     """
 
-    def __init__(self, layout: Layout, terms: Terms, mask_identity: bool) -> None:
-        self.layout = layout
+    def __init__(self, structure: BatchStructure, terms: Terms, mask_identity: bool) -> None:
+        self.structure = structure
         self.terms = terms
         self.mask_identity = mask_identity
         # Distinct texts of the documents, so that membership in `known` is a look-up however many are known.
-        self.texts, self.document = torch.unique(layout.document_text, return_inverse=True)  # [U], [N]
+        self.texts, self.document = torch.unique(structure.document_text, return_inverse=True)  # [U], [N]
 
     def allowed(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Bool [C, N], [C, Q], [C, N]: documents and queries seen from the query, documents from the positive."""
-        layout, terms = self.layout, self.terms
-        own = layout.owner == layout.query[rows, None]
-        other = ~own if terms.other_hard_negatives else ~own & ~layout.is_negative
-        known = self.known(rows)
+        structure, terms = self.structure, self.terms
+        own = structure.owner == structure.query[rows, None]
+        other = ~own if terms.other_hard_negatives else ~own & ~structure.is_negative
+        known = self.known_positives(rows)
         never = torch.zeros_like(own)
         from_query = (self.own(rows) if terms.hard_negatives else never) | (other if terms.query_document else never)
         from_positive = other if terms.document_document else never
@@ -242,14 +243,14 @@ class Negatives:
 
     def own(self, rows: slice) -> Tensor:
         """Bool [C, N]: the hard negatives that the row's query brought."""
-        return (self.layout.owner == self.layout.query[rows, None]) & self.layout.is_negative
+        return (self.structure.owner == self.structure.query[rows, None]) & self.structure.is_negative
 
-    def known(self, rows: slice) -> Tensor:
+    def known_positives(self, rows: slice) -> Tensor:
         """Bool [C, N]: the row's positive; with the identity mask, documents with a text that is positive for it."""
-        query, positive = self.layout.query[rows], self.layout.positive[rows]
+        query, positive = self.structure.query[rows], self.structure.positive[rows]
         if not self.mask_identity:
             return positive[:, None] == torch.arange(len(self.document), device=positive.device)
-        known = self.layout.known[query]  # [C, P]
+        known = self.structure.known_positives[query]  # [C, P]
         place = torch.searchsorted(self.texts, known).clamp_max(len(self.texts) - 1)
         place = torch.where(self.texts[place] == known, place, len(self.texts))  # U: not in this batch
         table = torch.zeros(len(query), len(self.texts) + 1, dtype=torch.bool, device=query.device)
@@ -258,14 +259,14 @@ class Negatives:
 
     def _queries(self, rows: slice, known: Tensor) -> Tensor:
         """Bool [C, Q]."""
-        layout, query = self.layout, self.layout.query[rows]
+        structure, query = self.structure, self.structure.query[rows]
         if not self.terms.query_query:
-            return torch.zeros(len(query), len(layout.query_text), dtype=torch.bool, device=query.device)
-        allowed = torch.arange(len(layout.query_text), device=query.device) != query[:, None]
+            return torch.zeros(len(query), len(structure.query_text), dtype=torch.bool, device=query.device)
+        allowed = torch.arange(len(structure.query_text), device=query.device) != query[:, None]
         if self.mask_identity:
-            allowed &= layout.query_text != layout.query_text[query, None]
-            row, document = torch.nonzero(known & ~layout.is_negative, as_tuple=True)
-            allowed[row, layout.owner[document]] = False  # two queries that share a positive must not repel each other
+            allowed &= structure.query_text != structure.query_text[query, None]
+            row, document = torch.nonzero(known & ~structure.is_negative, as_tuple=True)
+            allowed[row, structure.owner[document]] = False  # queries that share a positive must not repel each other
         return allowed
 
 

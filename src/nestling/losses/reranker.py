@@ -1,6 +1,6 @@
 """The objectives of a yes/no reranker (Qwen3 Embedding report, https://arxiv.org/abs/2506.05176, Eq. 2), and of groups.
 
-Letters: n pairs of a query and a document, Q queries, G documents of a query, z = z_yes - z_no the logit of a pair.
+Shapes: n pairs of a query and a document, Q queries, G documents of a query, z = z_yes - z_no the logit of a pair.
 
 Every loss comes one number a pair or a query, for the caller to weigh and sum, in float32 (float64 for float64 logits).
 """

@@ -1,6 +1,6 @@
 """The models of a merge, under the same names, and the products between them.
 
-Letters: k models, x_i a model's tensor as one long vector, b the base, d_i = x_i - b a model's change.
+Shapes: k models, x_i a model's tensor as one long vector, b the base, d_i = x_i - b a model's change.
 """
 
 from collections.abc import Mapping, Sequence

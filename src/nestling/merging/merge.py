@@ -19,7 +19,7 @@ from tqdm import tqdm
 from nestling.config.merge_methods import Recipe
 from nestling.merging.inputs import Inputs
 from nestling.merging.names import align
-from nestling.merging.plans import Plan, plan
+from nestling.merging.pieces import PieceMerge, plan
 from nestling.merging.report import MergeReport, describe
 from nestling.merging.sources import Spec
 from nestling.merging.workers import PIECE, Workers, working
@@ -160,7 +160,7 @@ def merge(
 def _merge_group(inputs: Inputs, recipe: Recipe, sink: Sink, names: Sequence[str], workers: Workers) -> Iterator[int]:
     """Bytes of each piece that is done."""
 
-    def work(part: tuple[str, Plan, int, int]) -> int:
+    def work(part: tuple[str, PieceMerge, int, int]) -> int:
         name, values, start, stop = part
         sink(name, start, values(start, stop))
         return (stop - start) * inputs.specs[name].dtype.itemsize

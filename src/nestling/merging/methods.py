@@ -3,7 +3,7 @@
 Such a combination depends on the inputs through their products alone. So a tensor is read once for the matrix of
 products, the coefficients are solved in float64, and it is read once more to be added up.
 
-Letters: k models, x_i a model's tensor as one long vector, w_i its weight, b the base, d_i = x_i - b its change.
+Shapes: k models, x_i a model's tensor as one long vector, w_i its weight, b the base, d_i = x_i - b its change.
 A gram is [k, k] float64, x_i . x_j or d_i . d_j; coefficients are [k] float64.
 """
 

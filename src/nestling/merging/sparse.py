@@ -1,6 +1,6 @@
 """What TIES and DARE do element by element: which changes are kept, and which of them agree.
 
-Letters: k models, n elements of a piece of a tensor, d a model's change in float32, w_i its weight.
+Shapes: k models, n elements of a piece of a tensor, d a model's change in float32, w_i its weight.
 """
 
 import hashlib

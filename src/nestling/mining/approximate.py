@@ -6,7 +6,7 @@ embeddings, so what is found stands as exact search would have it; `recall` meas
 Every rank holds its own shards, in an index that rank 0 trained for all, and ranks merge as in exact search. What is in
 memory is the index, a sample while it is trained, and a shard while it is added.
 
-Letters: q queries of one block, c documents that the index finds for each.
+Shapes: q queries of one block, c documents that the index finds for each.
 """
 
 import math
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nestling.distributed.ranks import on_every_rank, on_rank_zero
-from nestling.mining.found import Found
 from nestling.mining.nearest import QUERY_BLOCK, nearest, read_keys
+from nestling.mining.retrieved import Retrieved
 from nestling.mining.retrievers import products
 from nestling.mining.vectors import Vectors
 from nestling.retrieval.metrics import Integers
@@ -70,7 +70,7 @@ class Index:
             settings: Any = faiss.ParameterSpace()  # the types that FAISS ships know one of two signatures
             settings.set_index_parameters(index, self.search)
 
-    def __call__(self, queries: Vectors, documents: Vectors, size: int, depth: int, device: torch.device) -> Found:
+    def __call__(self, queries: Vectors, documents: Vectors, size: int, depth: int, device: torch.device) -> Retrieved:
         """As `nearest`, but for documents that the index misses; FAISS uses the CPU, `device` is where ranks meet.
 
         All ranks must call it. Raises ValueError if FAISS cannot build the index of these documents.
@@ -79,7 +79,7 @@ class Index:
         index = self.trained(documents, size)
         own = share(-(-size // documents.height))
         on_every_rank(lambda: self.add(index, documents, size, own))
-        found, kept = Found.nothing(len(queries), depth), min(depth, size)
+        found, kept = Retrieved.nothing(len(queries), depth), min(depth, size)
         for first in range(0, len(queries), QUERY_BLOCK):
             last = min(first + QUERY_BLOCK, len(queries))
             _, places = index.search(queries.span(first, last, CPU).numpy(), min(SURPLUS * depth, size))
@@ -142,7 +142,7 @@ def exact_keys(queries: Vectors, first: int, documents: Vectors, rows: Integers)
     return keys
 
 
-def recall(found: Found, queries: Vectors, documents: Vectors, size: int, device: torch.device) -> float:
+def recall(found: Retrieved, queries: Vectors, documents: Vectors, size: int, device: torch.device) -> float:
     """The share that was found of the nearest documents of RECALL_QUERIES queries, drawn; arguments as of `nearest`."""
     drawn = np.random.default_rng(SEED).permutation(len(queries))[:RECALL_QUERIES]
     some = Vectors([queries.take(drawn).half().numpy()], len(drawn))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
-from nestling.mining.found import Scores
 from nestling.mining.mined import Mined
+from nestling.mining.retrieved import Scores
 from nestling.report.histograms import histograms
 from nestling.retrieval.metrics import Integers
 

@@ -1,6 +1,6 @@
 """The candidates of all queries in flat arrays, with who found each of them, where, and with which score.
 
-Letters: Q queries, C candidates of all queries together, those of a query one after the other.
+Shapes: Q queries, C candidates of all queries together, those of a query one after the other.
 """
 
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.mining.found import Found, Scores
 from nestling.mining.lists import Lists
+from nestling.mining.retrieved import Retrieved, Scores
 from nestling.retrieval.metrics import Integers
 
 Ranks = NDArray[np.int32]
@@ -55,7 +55,7 @@ class Candidates:
         return replace(self, scores={**self.scores, name: scores})
 
 
-def unite(found: Mapping[str, Found]) -> Candidates:
+def unite(found: Mapping[str, Retrieved]) -> Candidates:
     """The union of what retrievers found for the same queries."""
     queries = len(next(iter(found.values())).rows)
     flat = {name: flatten(each) for name, each in found.items()}
@@ -77,7 +77,7 @@ def unite(found: Mapping[str, Found]) -> Candidates:
     return Candidates(Lists.grouped((keys // span)[order], (keys % span)[order], queries), scores_of, ranks_of)
 
 
-def flatten(found: Found) -> tuple[Integers, Integers, Ranks, Scores]:
+def flatten(found: Retrieved) -> tuple[Integers, Integers, Ranks, Scores]:
     """Query, row, rank and score of everything that a retriever found."""
     query, place = np.nonzero(found.rows >= 0)
     return query, found.rows[query, place], (place + 1).astype(np.int32), found.scores[query, place]

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from nestling.mining.found import Found, Scores
 from nestling.mining.lists import Lists, Mask
+from nestling.mining.retrieved import Retrieved, Scores
 
 
-def among_first(found: Found, positives: Lists, scores: Scores, top: int) -> Mask:
+def among_first(found: Retrieved, positives: Lists, scores: Scores, top: int) -> Mask:
     """[n] bool: whether fewer than `top` documents of the pool score above a positive; other positives do not count.
 
     Args:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling.mining.asked import Asked
 from nestling.mining.candidates import Candidates
 from nestling.mining.lists import Lists, Mask
 from nestling.mining.pool import Pool, flat_values
+from nestling.mining.query_set import QuerySet
 from nestling.records import RecordTable, load_records
 from nestling.retrieval.metrics import Integers
 
@@ -61,7 +61,7 @@ class Judgements:
     queries: Mask
 
     @classmethod
-    def read(cls, folder: str | Path, split: str, asked: Asked, pool: Pool) -> "Judgements":
+    def read(cls, folder: str | Path, split: str, asked: QuerySet, pool: Pool) -> "Judgements":
         """Raises ValueError if none of the queries was judged, or as `load_records` does."""
         table = load_records(folder, split=split, allow_no_positives=True, progress=False)
         order = np.argsort(table.query_ids, kind="stable")

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from nestling.distributed.ranks import on_every_rank, on_rank_zero, rank_and_world
 from nestling.mining.arrays import ArrayCache, cache_folder
-from nestling.mining.asked import Asked
 from nestling.mining.fingerprints import add_weights, of_reranker
-from nestling.mining.found import Scores
 from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
+from nestling.mining.query_set import QuerySet
+from nestling.mining.retrieved import Scores
 from nestling.models.encoding import progress_bar
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoreTally
@@ -96,7 +96,7 @@ def open_judge(model: str, *, precision: torch.dtype, device: torch.device) -> J
     return RerankerJudge(reranker.to(device))
 
 
-def judge_lists(judge: Judge, asked: Asked, pool: Pool, lists: Lists, *, progress: str | None = None) -> Scores:
+def judge_lists(judge: Judge, asked: QuerySet, pool: Pool, lists: Lists, *, progress: str | None = None) -> Scores:
     """Logits of listed documents, [n] float32 as `lists.values`, the same on every rank; all ranks must call it.
 
     Raises:
@@ -128,7 +128,7 @@ def judge_lists(judge: Judge, asked: Asked, pool: Pool, lists: Lists, *, progres
     return np.concatenate([np.zeros(0, np.float32), *(each for each in found if each is not None)])
 
 
-def block_key(asked: Asked, pool: Pool, lists: Lists, block: Sequence[int]) -> str:
+def block_key(asked: QuerySet, pool: Pool, lists: Lists, block: Sequence[int]) -> str:
     """A digest of the texts of some queries and of what is to be scored for them."""
     digest = xxhash.xxh3_128()
     for query in block:

@@ -1,6 +1,6 @@
 """From what retrievers found to hard negatives: scores, rules, a judge, a draw. Everything here is a pure function.
 
-Letters: Q queries, C candidates and n positives of all queries together.
+Shapes: Q queries, C candidates and n positives of all queries together.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nestling.mining.asked import Asked
 from nestling.mining.candidates import Candidates
-from nestling.mining.found import Scores
 from nestling.mining.lists import Lists, Mask, places_in_lists
 from nestling.mining.pool import Pool, near_identities, near_identity
+from nestling.mining.query_set import QuerySet
+from nestling.mining.retrieved import Scores
 from nestling.mining.selection import (
     Similarities,
     Thresholds,
@@ -66,7 +66,7 @@ class Mined:
         relabelled: For each query the candidates that became positives.
     """
 
-    asked: Asked
+    asked: QuerySet
     pool: Pool
     positives: Positives
     candidates: Candidates
@@ -76,7 +76,7 @@ class Mined:
     relabelled: Lists
 
 
-def known_rows(asked: Asked, pool: Pool) -> Lists:
+def known_rows(asked: QuerySet, pool: Pool) -> Lists:
     """The known positives of each query as documents of the pool."""
     rows = pool.find(asked.known.values)
     assert (rows >= 0).all()
@@ -99,7 +99,7 @@ def with_ensemble(candidates: Candidates, positives: Positives, members: Sequenc
     )
 
 
-def drop_copies(verdicts: Verdicts, asked: Asked, pool: Pool, positives: Lists, candidates: Candidates) -> None:
+def drop_copies(verdicts: Verdicts, asked: QuerySet, pool: Pool, positives: Lists, candidates: Candidates) -> None:
     """Drop positives of the query, what equals it or a positive of it, and what repeats a better candidate."""
     queries, rows = candidates.queries, candidates.rows
     verdicts.drop(KNOWN, positives.holds(queries, rows))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nestling.mining.found import Found
+from nestling.mining.retrieved import Retrieved
 from nestling.mining.vectors import Vectors
 from nestling.retrieval.metrics import Floats, Integers
 from nestling.retrieval.nearest import NOTHING, over_ranks, pack, unpack
@@ -24,7 +24,7 @@ GROUP = 32
 EVEN = 8 * GROUP
 
 
-def nearest(queries: Vectors, documents: Vectors, size: int, depth: int, device: torch.device) -> Found:
+def nearest(queries: Vectors, documents: Vectors, size: int, depth: int, device: torch.device) -> Retrieved:
     """The `depth` of the first `size` documents that are nearest to each query, best first, the same on every rank.
 
     Args:
@@ -34,7 +34,7 @@ def nearest(queries: Vectors, documents: Vectors, size: int, depth: int, device:
         depth: Documents of a query; fewer are found if there are fewer.
         device: Where scores are computed, in float32, and where ranks communicate.
     """
-    found = Found.nothing(len(queries), depth)
+    found = Retrieved.nothing(len(queries), depth)
     count = -(-size // documents.height)
     mine = share(count)
     # Of every product, since the last bit of a score depends on its shape; nearly even, and whole groups.

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from nestling.batches.embed_collation import Collator, TrainBatch
-from nestling.batches.sampling import Planner
+from nestling.batches.sampling import BatchSampler
 from nestling.config import RefreshConfig
 from nestling.distributed.ranks import on_rank_zero
 from nestling.mining.mined import hardness
@@ -38,11 +38,11 @@ class Refresher:
     Args:
         folder: Where the mined rows go.
         rules: How often, and which candidates become negatives.
-        planner: What the run trains on.
+        batch_sampler: What the run trains on.
         collator: What makes its batches.
         minables: For each dataset its queries and documents; None for those that are not mined for.
         embedder: The model in training.
-        lockstep: Whether its forward is a collective.
+        equal_forwards: Whether its forward is a collective.
         progress: Show bars.
         say: Takes a line to print.
         log: Takes a step and its figures.
@@ -52,21 +52,21 @@ class Refresher:
         self,
         folder: Path,
         rules: RefreshConfig,
-        planner: Planner,
+        batch_sampler: BatchSampler,
         collator: Collator,
         minables: Sequence[Minable | None],
         embedder: Embedder,
         *,
-        lockstep: bool,
+        equal_forwards: bool,
         progress: bool,
         say: Callable[[str], None],
         log: Callable[[int, Mapping[str, object]], None],
     ) -> None:
-        self.folder, self.rules, self.planner, self.collator = folder, rules, planner, collator
+        self.folder, self.rules, self.batch_sampler, self.collator = folder, rules, batch_sampler, collator
         self.minables, self.embedder, self.progress, self.say, self.log = minables, embedder, progress, say, log
-        self.every = rules.steps or planner.steps_per_epoch
-        self.tables = [source.table for source in planner.sources]
-        self.agree = partial(largest, device=embedder.device) if lockstep else alone
+        self.every = rules.steps or batch_sampler.steps_per_epoch
+        self.tables = [source.table for source in batch_sampler.sources]
+        self.agree = partial(largest, device=embedder.device) if equal_forwards else alone
 
     def batches(self, steps: range, workers: int) -> Iterator[TrainBatch]:
         """The batches of some steps of the run."""
@@ -77,7 +77,7 @@ class Refresher:
             if span.start % self.every == 0:
                 self._mine(span.start)
                 self._take(span.start)
-            yield from load_batches(self.collator, self.planner, span, workers)
+            yield from load_batches(self.collator, self.batch_sampler, span, workers)
 
     def _forget(self, done: int) -> None:
         """Remove what was mined after the checkpoint that the run goes on from: by weights that are lost."""
@@ -115,7 +115,7 @@ class Refresher:
                 agree=self.agree,
                 progress=self.progress,
             )
-            wanted, seed = self.collator.draw.negatives, self.collator.draw.seed + step
+            wanted, seed = self.collator.row_sampler.negatives, self.collator.row_sampler.seed + step
             mined = mine_anew(minable, dense, self.rules, negatives=wanted, seed=seed)
             on_rank_zero(partial(write_renewed, path, minable.table, mined))
             on_rank_zero(partial(shutil.rmtree, self.folder / VECTORS))
@@ -134,9 +134,9 @@ class Refresher:
                     "run"
                 )
             self.tables[i] = RecordTable(path, minable.table.name, minable.table.instruction)
-        self.planner.exchange(step, self.tables)
+        self.batch_sampler.exchange(step, self.tables)
         self.collator.sources = [
-            replace(source, table=table) for source, table in zip(self.planner.sources, self.tables, strict=True)
+            replace(source, table=table) for source, table in zip(self.batch_sampler.sources, self.tables, strict=True)
         ]
 
 

@@ -1,6 +1,6 @@
 """Hard negatives of a dataset by the model in training: the same rows with other negatives.
 
-Letters: n rows, Q distinct queries.
+Shapes: n rows, Q distinct queries.
 """
 
 import os
@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from nestling.config import RefreshConfig
 from nestling.files import named, sync
-from nestling.mining.asked import Asked
 from nestling.mining.candidates import unite
 from nestling.mining.lists import Lists
 from nestling.mining.mined import Mined, Positives, drop_copies, drop_high, hardness, known_rows
 from nestling.mining.pool import Pool, open_pool
+from nestling.mining.query_set import QuerySet
 from nestling.mining.retrievers import Dense
 from nestling.mining.selection import Thresholds, Verdicts, draw, make_noise
 from nestling.records import RecordTable
@@ -39,7 +39,7 @@ class Minable:
     """
 
     table: RecordTable
-    asked: Asked
+    asked: QuerySet
     pool: Pool
 
     @classmethod
@@ -55,7 +55,7 @@ class Minable:
         if table.graded:
             return None
         place = path if is_beir(Path(path)) else corpus
-        asked = Asked.of(table)
+        asked = QuerySet.of(table)
         pool = open_pool(table, None if place is None else Path(place), asked.known.values, progress=progress)
         return cls(table, asked, pool)
 

@@ -1,6 +1,6 @@
 """Where candidates come from: an embedder, BM25 or a run file. Each finds documents, and scores given ones.
 
-Letters: Q queries, P given pairs of a query and a document.
+Shapes: Q queries, P given pairs of a query and a document.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from nestling.mining.asked import Asked
 from nestling.mining.fingerprints import of_embedder
-from nestling.mining.found import Found, Scores
 from nestling.mining.lists import Lists, places_in_lists
 from nestling.mining.nearest import nearest
 from nestling.mining.pool import Pool, flat_values
+from nestling.mining.query_set import QuerySet
+from nestling.mining.retrieved import Retrieved, Scores
 from nestling.mining.vectors import Vectors, encode_cached, prompted
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import alone
@@ -30,7 +30,7 @@ from nestling.retrieval.ranks import reduce_sum, share
 PAIR_BLOCK = 8192
 
 # Queries, documents, how many of these, how many of a query, and the device, as of `nearest`.
-Neighbours = Callable[[Vectors, Vectors, int, int, torch.device], Found]
+Neighbours = Callable[[Vectors, Vectors, int, int, torch.device], Retrieved]
 
 
 class Retriever(Protocol):
@@ -43,7 +43,7 @@ class Retriever(Protocol):
     @property
     def name(self) -> str: ...
 
-    def search(self, depth: int) -> Found:
+    def search(self, depth: int) -> Retrieved:
         """The first documents of every query, at most `depth`."""
 
     def score(self, queries: Integers, rows: Integers) -> Scores:
@@ -77,7 +77,7 @@ class Dense:
         cls,
         name: str,
         embedder: Embedder,
-        asked: Asked,
+        asked: QuerySet,
         pool: Pool,
         *,
         query_max_length: int,
@@ -120,7 +120,7 @@ class Dense:
         ]
         return cls(name, queries, documents, pool.size, embedder.device, notes)
 
-    def search(self, depth: int) -> Found:
+    def search(self, depth: int) -> Retrieved:
         return self.neighbours(self.queries, self.documents, self.size, depth, self.device)
 
     def score(self, queries: Integers, rows: Integers) -> Scores:
@@ -143,13 +143,13 @@ def products(left: Vectors, left_rows: Integers, right: Vectors, right_rows: Int
 class Bm25:
     """BM25 over the pool as `nestling.retrieval.bm25_run` has it; documents that share no term are not found."""
 
-    def __init__(self, asked: Asked, pool: Pool, device: torch.device) -> None:
+    def __init__(self, asked: QuerySet, pool: Pool, device: torch.device) -> None:
         self.name = "bm25"
         self._device = device  # where ranks communicate
         self._queries, self._size = asked.texts, pool.size
         self._index = bm25_index(pool.texts)
 
-    def search(self, depth: int) -> Found:
+    def search(self, depth: int) -> Retrieved:
         rows = torch.zeros(len(self._queries), depth, dtype=torch.int64)  # one more than the row, 0 for none
         scores = torch.zeros(len(self._queries), depth)
         for query in share(len(self._queries)):
@@ -159,7 +159,7 @@ class Bm25:
             rows[query, : len(best)] = torch.from_numpy(best + 1)
             scores[query, : len(best)] = torch.from_numpy(own[best])
         listed_rows = reduce_sum(rows, self._device).numpy() - 1
-        return Found(
+        return Retrieved(
             listed_rows, np.where(listed_rows < 0, np.nan, reduce_sum(scores, self._device).numpy()).astype(np.float32)
         )
 
@@ -208,8 +208,8 @@ class RunFile:
             )
         self.missing = sum(not listed for listed in self._lists)
 
-    def search(self, depth: int) -> Found:
-        found = Found.nothing(len(self._lists), depth)
+    def search(self, depth: int) -> Retrieved:
+        found = Retrieved.nothing(len(self._lists), depth)
         for query, listed in enumerate(self._lists):
             best = sorted(listed.items(), key=lambda item: (-item[1], item[0]))[:depth]
             found.rows[query, : len(best)] = [row for row, _ in best]
@@ -230,7 +230,7 @@ class Given:
         table: The records.
     """
 
-    def __init__(self, asked: Asked, pool: Pool, table: RecordTable) -> None:
+    def __init__(self, asked: QuerySet, pool: Pool, table: RecordTable) -> None:
         self.name = "given"
         counts = np.array([len(table.negative_ids(row)) for row in range(len(table))], dtype=np.int64)
         owners, rows = np.repeat(asked.of_row, counts), pool.find(flat_values(table, "negative_ids"))
@@ -238,8 +238,8 @@ class Given:
         first.sort()
         self._lists = Lists.grouped(owners[first], rows[first], len(asked))
 
-    def search(self, depth: int) -> Found:
-        found = Found.nothing(len(self._lists), depth)
+    def search(self, depth: int) -> Retrieved:
+        found = Retrieved.nothing(len(self._lists), depth)
         place = places_in_lists(self._lists.owners, len(self._lists))
         listed = place < depth
         found.rows[self._lists.owners[listed], place[listed]] = self._lists.values[listed]
@@ -249,7 +249,7 @@ class Given:
         return np.full(len(queries), np.nan, np.float32)
 
 
-def query_ids(folder: Path, asked: Asked) -> list[list[str]]:
+def query_ids(folder: Path, asked: QuerySet) -> list[list[str]]:
     """The ids that a BEIR folder gives to the text of each query."""
     collection = open_collection(folder / "queries.jsonl", "queries", None, progress=False)
     by_text: dict[int, list[str]] = {}

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nestling.mining.found import Scores
 from nestling.mining.mined import Mined
 from nestling.mining.pool import flat_values
+from nestling.mining.retrieved import Scores
 from nestling.records import Record, RecordTable, without_none
 from nestling.retrieval.metrics import Integers
 

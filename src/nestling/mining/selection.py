@@ -3,7 +3,7 @@
 s(n) is a candidate's score and s(p) the lowest score of its query's positives, by one retriever or the judge.
 Definitions: NV-Retriever, arXiv 2407.15831, made safe for negative scores.
 
-Letters: Q queries, C candidates of all queries together.
+Shapes: Q queries, C candidates of all queries together.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.mining.found import Scores
 from nestling.mining.lists import Lists, Mask, expand, places_in_lists
+from nestling.mining.retrieved import Scores
 from nestling.retrieval.metrics import Integers
 
 Sampling = Literal["top", "random"]

@@ -8,10 +8,10 @@ import numpy as np
 from nestling.config import MineConfig, require
 from nestling.mining.candidates import Candidates, unite
 from nestling.mining.consistency import among_first
-from nestling.mining.found import Found
 from nestling.mining.judging import Judge, judge_lists
 from nestling.mining.lists import Lists
 from nestling.mining.mined import Positives, drop_high, drop_similar, known_rows, left_lists, with_ensemble
+from nestling.mining.retrieved import Retrieved
 from nestling.mining.retrievers import Dense, Retriever
 from nestling.mining.selection import Thresholds, Verdicts, draw, make_noise
 from nestling.mining.task import Task
@@ -64,7 +64,7 @@ def find_candidates(
     return candidates, replace(positives, trusted=trusted)
 
 
-def say_recall(task: Task, searching: dict[str, Dense], found: dict[str, Found]) -> None:
+def say_recall(task: Task, searching: dict[str, Dense], found: dict[str, Retrieved]) -> None:
     """Say what an index missed."""
     from nestling.mining.approximate import RECALL_QUERIES, recall  # which needs FAISS
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nestling.mining.candidates import Candidates
-from nestling.mining.found import Scores
 from nestling.mining.judgements import Judgements, Measured
 from nestling.mining.mined import Positives, drop_high, drop_ranks, finite_mean
+from nestling.mining.retrieved import Scores
 from nestling.mining.selection import Thresholds, Verdicts, draw
 from nestling.retrieval.metrics import Integers
 

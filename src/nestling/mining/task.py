@@ -9,10 +9,10 @@ import torch
 
 from nestling.config import MineConfig, require
 from nestling.distributed.launch import start_ranks
-from nestling.mining.asked import Asked
 from nestling.mining.judgements import Judgements
 from nestling.mining.mined import names_of
 from nestling.mining.pool import Pool, flat_values, open_pool
+from nestling.mining.query_set import QuerySet
 from nestling.mining.retrievers import Bm25, Dense, Given, Retriever, RunFile, query_ids
 from nestling.models.embedder import Embedder
 from nestling.records import RecordTable, load_records
@@ -33,7 +33,7 @@ class Task:
     """
 
     table: RecordTable
-    asked: Asked
+    asked: QuerySet
     pool: Pool
     device: torch.device
     main: bool
@@ -50,7 +50,7 @@ def open_task(config: MineConfig) -> Task:
         shown = accelerator.is_main_process
         table = load_records(config.data, split=config.split, instruction=config.instruction, progress=shown)
         require(not table.graded, f"{config.data}: graded pairs have their scores; expected queries with positives")
-        asked = Asked.of(table)
+        asked = QuerySet.of(table)
         own = Path(config.data) if is_beir(Path(config.data)) else None
         corpus = own if config.corpus is None else Path(config.corpus)
         given = [flat_values(table, "negative_ids")] if "given" in config.retrievers else []

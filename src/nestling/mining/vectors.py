@@ -3,7 +3,7 @@
 A shard is keyed by its texts, so a changed text costs one shard, and a killed run goes on behind the last whole one.
 Every shard is encoded by itself: its bytes do not depend on how many ranks there are.
 
-Letters: n texts, D dimensions.
+Shapes: n texts, D dimensions.
 """
 
 import json

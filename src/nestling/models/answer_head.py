@@ -27,21 +27,20 @@ class AnswerHead(nn.Module):
         self.answers: Tensor
         self.register_buffer("answers", torch.tensor([no, yes]), persistent=False)
 
-    def forward(self, states: Tensor, *, whole_vocabulary: bool = False, in_place: bool = False) -> Tensor:
+    def forward(self, states: Tensor, *, full_vocabulary: bool = False, in_place: bool = False) -> Tensor:
         """What last states [n, D] say, in float32 outside of autocast.
 
         Args:
             states: Of the last token of each prompt.
-            whole_vocabulary: Give log p of no and yes among all words, [n, 2]; else the logit
+            full_vocabulary: Give log p of no and yes among all words, [n, 2]; else the logit
                 z = h . (w_yes - w_no) of yes between the two, [n, 1].
             in_place: The backward pass adds to the gradient of the two rows alone (`token_lookup`).
         """
         wide = torch.promote_types(states.dtype, torch.float32)
         with torch.autocast(states.device.type, enabled=False):
-            if whole_vocabulary:
+            if full_vocabulary:
                 logits = linear(states.to(self.weight.dtype), self.weight, self.bias).to(wide)  # [n, V]
-                judged: Tensor = logits.log_softmax(dim=1)[:, self.answers]
-                return judged
+                return logits.log_softmax(dim=1)[:, self.answers]
             # One index for both: every separate one would make a gradient of the whole weight.
             rows = rows_in_place(self.weight, self.answers) if in_place else embedding(self.answers, self.weight)
             no, yes = rows.to(wide)

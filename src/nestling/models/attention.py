@@ -55,10 +55,10 @@ def varlen_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    bounds: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     longest: int = 0,
     keys: Tensor | None = None,
-    key_bounds: Tensor | None = None,
+    key_cu_seqlens: Tensor | None = None,
     most_keys: int = 0,
     beginnings: Sequence[int] = (),
     sliding_window: int | None = None,
@@ -70,7 +70,7 @@ def varlen_attention(
     `varlen_attn` (not yet seen to run here), which computes in half precision only; in any other, and on a CPU, it is
     one SDPA for each text.
     """
-    if bounds is None:
+    if cu_seqlens is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
         return output, None
     if sliding_window is not None and sliding_window < max(longest, most_keys):
@@ -79,12 +79,12 @@ def varlen_attention(
         )
     dtype = computing_type(query)
     if query.device.type == "cpu" or dtype not in (torch.bfloat16, torch.float16):
-        return _text_by_text(query, key, value, bounds, beginnings, scaling), None
+        return _text_by_text(query, key, value, cu_seqlens, beginnings, scaling), None
     q, k, v = (each[0].transpose(0, 1).to(dtype) for each in (query, key, value))  # [T, heads, d]
     if keys is not None:
         k, v = k[keys], v[keys]  # [K, heads, d]
-    key_bounds, most_keys = (bounds, longest) if key_bounds is None else (key_bounds, most_keys)
-    return _packed(q, k, v, (bounds, key_bounds), (longest, most_keys), scaling)[None], None
+    key_cu_seqlens, most_keys = (cu_seqlens, longest) if key_cu_seqlens is None else (key_cu_seqlens, most_keys)
+    return _packed(q, k, v, (cu_seqlens, key_cu_seqlens), (longest, most_keys), scaling)[None], None
 
 
 def computing_type(tensor: Tensor) -> torch.dtype:
@@ -98,23 +98,23 @@ def _packed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    bounds: tuple[Tensor, Tensor],
+    cu_seqlens: tuple[Tensor, Tensor],
     most: tuple[int, int],
     scaling: float | None,
 ) -> Tensor:
-    """[T, heads, d]; `bounds` of queries and keys, and the `most` of one text."""
+    """[T, heads, d]; `cu_seqlens` of queries and keys, and the `most` of one text."""
     from torch.nn.attention.varlen import varlen_attn
 
     causal = (-1, 0)  # aligned at the end of the keys
-    packed = varlen_attn(query, key, value, *bounds, *most, scale=scaling, window_size=causal, enable_gqa=True)
+    packed = varlen_attn(query, key, value, *cu_seqlens, *most, scale=scaling, window_size=causal, enable_gqa=True)
     return cast(Tensor, packed)
 
 
 def _text_by_text(
-    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, beginnings: Sequence[int], scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, beginnings: Sequence[int], scaling: float | None
 ) -> Tensor:
     """[1, T, heads, d] in the type of `query`; computed in float32, as `sdpa_in_float32`."""
-    lengths = bounds.diff().tolist()
+    lengths = cu_seqlens.diff().tolist()
     wide = torch.promote_types(query.dtype, torch.float32)
     queries, keys, values = (each.to(wide).split(lengths, dim=2) for each in (query, key, value))
     attend = partial(nn.functional.scaled_dot_product_attention, scale=scaling, enable_gqa=True)
@@ -136,4 +136,4 @@ def continuing_mask(before: int, length: int, device: torch.device) -> Tensor:
 
 
 def no_mask(*arguments: Any, **settings: Any) -> None:
-    """Causal models with padding on the right, or with `bounds`, need none."""
+    """Causal models with padding on the right, or with `cu_seqlens`, need none."""

@@ -145,7 +145,7 @@ class Embedder(TokenModel):
         with self.computing():
             hidden = self.hidden_states(chunk, in_place=in_place)
             if isinstance(chunk, PackedChunk):
-                return pool_packed(hidden, chunk.bounds, self.pooling).float()
+                return pool_packed(hidden, chunk.cu_seqlens, self.pooling).float()
             return POOL[self.pooling](hidden, chunk.lengths).float()
 
     def prefix(self, kind: Kind, instruction: str | None = None) -> str:

@@ -3,7 +3,7 @@
 Texts come in windows of some thousands. While the model runs one window, a thread tokenises, sorts and cuts the next:
 what is held at a time is two windows of tokens and one of embeddings, however many texts there are.
 
-Letters: b texts of one window, D dimensions.
+Shapes: b texts of one window, D dimensions.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,6 +1,6 @@
 """From token states to one embedding.
 
-Letters: B texts, L tokens, D dimensions. Texts are padded on the right.
+Shapes: B texts, L tokens, D dimensions. Texts are padded on the right.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,11 @@ def first_token(hidden: Tensor, lengths: Tensor) -> Tensor:
     return hidden[:, 0]
 
 
-def pool_packed(hidden: Tensor, bounds: Tensor, pooling: Pooling) -> Tensor:
+def pool_packed(hidden: Tensor, cu_seqlens: Tensor, pooling: Pooling) -> Tensor:
     """As the functions above, for texts one after the other: [1, T, D] and [B + 1] int32 -> [B, D]."""
     if pooling == "mean":
-        return torch.segment_reduce(hidden[0].float(), "mean", lengths=bounds.diff().long())
-    return hidden[0, bounds[1:] - 1] if pooling == "last" else hidden[0, bounds[:-1]]
+        return torch.segment_reduce(hidden[0].float(), "mean", lengths=cu_seqlens.diff().long())
+    return hidden[0, cu_seqlens[1:] - 1] if pooling == "last" else hidden[0, cu_seqlens[:-1]]
 
 
 POOL: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {"last": last_token, "mean": mean, "cls": first_token}

@@ -85,7 +85,7 @@ class Reranker(TokenModel):
         share_prefix: Whether the documents of a query run the tokens that their prompts begin with once.
 
     Attributes:
-        whole_vocabulary: Whether forward gives log-probabilities among all words, as a loss over these needs.
+        full_vocabulary: Whether forward gives log-probabilities among all words, as a loss over these needs.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Reranker(TokenModel):
         super().__init__(backbone, tokenizer, source=source, precision=precision)
         self.settings = settings
         self.share_prefix = share_prefix
-        self.whole_vocabulary = False
+        self.full_vocabulary = False
         self.pairs = PairTokenizer(tokenizer, settings.prompt, yes=settings.yes, no=settings.no)
 
     @classmethod
@@ -172,14 +172,14 @@ class Reranker(TokenModel):
 
     @property
     def width(self) -> int:
-        return 2 if self.whole_vocabulary else 1
+        return 2 if self.full_vocabulary else 1
 
     @property
     def head(self) -> AnswerHead:
         return cast(AnswerHead, without_adapters(self.backbone).get_output_embeddings())
 
     def forward(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
-        """Of each prompt, float32: the logit of yes, [n, 1], or with `whole_vocabulary` log p of no and yes, [n, 2].
+        """Of each prompt, float32: the logit of yes, [n, 1], or with `full_vocabulary` log p of no and yes, [n, 2].
 
         With `in_place` the backward pass adds to the gradient of token embeddings row by row (`token_lookup`).
         """
@@ -188,9 +188,9 @@ class Reranker(TokenModel):
             if isinstance(chunk, Chunk):
                 states = last_token(hidden, chunk.lengths)
             else:
-                states = hidden[0, chunk.bounds[1:] - 1 if isinstance(chunk, PackedChunk) else chunk.ends]
-            judged: Tensor = self.head(states, whole_vocabulary=self.whole_vocabulary, in_place=in_place)
-            return judged
+                states = hidden[0, chunk.cu_seqlens[1:] - 1 if isinstance(chunk, PackedChunk) else chunk.ends]
+            logits: Tensor = self.head(states, full_vocabulary=self.full_vocabulary, in_place=in_place)
+            return logits
 
     def score(
         self,

@@ -193,6 +193,6 @@ def _run(
     return torch.cat(found).cpu()
 
 
-def logit_of(judged: Tensor) -> Tensor:
+def logit_of(logits: Tensor) -> Tensor:
     """Logit of yes against no, [n], of what a reranker's forward gives: it itself, or log p of no and yes."""
-    return judged[:, 0] if judged.shape[1] == 1 else judged[:, 1] - judged[:, 0]
+    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]

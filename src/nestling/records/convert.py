@@ -5,7 +5,7 @@
 2. With only the identities in memory, rows that repeat and negatives that are positives of their query in
    another row are found, and the scratch file is copied without them.
 
-Letters: n rows, P positives and M hard negatives over all rows of the scratch file, U distinct query texts.
+Shapes: n rows, P positives and M hard negatives over all rows of the scratch file, U distinct query texts.
 Memory is O(n + P + M) integers, never texts.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from nestling.records.clean import CleanRecord, clean
-from nestling.records.plan import NO_DOCUMENT, Plan, make_plan
 from nestling.records.record import Record, located
+from nestling.records.selection import NO_DOCUMENT, RowSelection, select_rows
 from nestling.records.store import open_batches, scratch_file, write_batches
 from nestling.records.summary import DropCounter, LoadSummary
 from nestling.records.table import CONTENT, SCHEMA
@@ -65,7 +65,7 @@ def convert(source: RecordSource, path: Path, *, allow_no_positives: bool) -> No
         if not rows_read:
             raise ValueError(f"{source.location}:1: file: holds no rows; expected at least one")
         batches, _ = open_batches(scratch)
-        plan = make_plan(batches, source.location, source.drops)
+        plan = select_rows(batches, source.location, source.drops)
         summary = _summarise(source, rows_read, plan)
         if not summary.rows_kept:
             raise ValueError(f"{source.location}:1: file: no row can be kept\n{summary}")
@@ -111,7 +111,7 @@ def _batch(rows: list[tuple[Any, ...]]) -> Any:
     return pa.record_batch(columns, schema=SCRATCH_SCHEMA)
 
 
-def _summarise(source: RecordSource, rows_read: int, plan: Plan) -> LoadSummary:
+def _summarise(source: RecordSource, rows_read: int, plan: RowSelection) -> LoadSummary:
     positives, negatives = plan.positive_counts, plan.negative_counts
     return LoadSummary(
         source=source.name,

@@ -27,13 +27,13 @@ def evaluate_embedder(
     document_max_length: int,
     instruction: str | None = None,
     tokens_per_batch: int | None = None,
-    lockstep: bool = False,
+    equal_forwards: bool = False,
     progress: bool = False,
 ) -> dict[int, dict[str, float]]:
     """Mean nDCG@10, MRR@10, Recall@100 and MAP@100 at each dimension, {dim: {metric: value}}, the same on every rank.
 
     With torch.distributed initialised all ranks must call it with the same arguments (but for `progress`); they share
-    the encoding and search. `lockstep` is for models whose forward is a collective (ZeRO-3, FSDP2): the ranks run
+    the encoding and search. `equal_forwards` is for models whose forward is a collective (ZeRO-3, FSDP2): the ranks run
     equally many, whatever their share.
 
     Raises:
@@ -46,7 +46,7 @@ def evaluate_embedder(
         document_max_length=document_max_length,
         instruction=instruction,
         tokens_per_batch=tokens_per_batch,
-        lockstep=lockstep,
+        equal_forwards=equal_forwards,
         progress=progress,
     )
     return {dim: means(place(encoded, dim)) for dim in dims}
@@ -60,12 +60,12 @@ def encode_set(
     document_max_length: int,
     instruction: str | None = None,
     tokens_per_batch: int | None = None,
-    lockstep: bool = False,
+    equal_forwards: bool = False,
     progress: bool = False,
 ) -> EncodedSet:
     """Encode queries and documents, each rank a part of both; arguments and errors as in `evaluate_embedder`."""
     device = embedder.device
-    agree = partial(largest, device=device) if lockstep else alone
+    agree = partial(largest, device=device) if equal_forwards else alone
 
     def encode(texts: Sequence[str], kind: Kind, max_length: int) -> tuple[Tensor, Distinct, Tally]:
         label = f"{retrieval_set.name}: {'queries' if kind == 'query' else 'documents'}"

@@ -23,14 +23,14 @@ def rerank(
     *,
     instruction: str | None = None,
     tokens_per_batch: int | None = None,
-    lockstep: bool = False,
+    equal_forwards: bool = False,
     progress: bool = False,
     tally: ScoreTally | None = None,
 ) -> list[Floats]:
     """Logits of each query's candidates, Q arrays of float64 aligned with `candidates.rows`, the same on every rank.
 
     With torch.distributed initialised all ranks must call it with the same arguments (but for `progress`); they share
-    the queries. `lockstep` is for models whose forward is a collective (ZeRO-3, FSDP2).
+    the queries. `equal_forwards` is for models whose forward is a collective (ZeRO-3, FSDP2).
 
     Args:
         reranker: The model.
@@ -38,7 +38,7 @@ def rerank(
         candidates: Which documents to score for each query.
         instruction: Task of the queries; the model's default by default.
         tokens_per_batch: Positions of a chunk; by default what suits the device.
-        lockstep: The ranks run equally many chunks.
+        equal_forwards: The ranks run equally many chunks.
         progress: Show a bar.
         tally: Counts what this rank scores.
     """
@@ -52,7 +52,7 @@ def rerank(
         reranker,
         groups,
         tokens_per_batch=tokens_per_batch,
-        agree=partial(largest, device=reranker.device) if lockstep else alone,
+        agree=partial(largest, device=reranker.device) if equal_forwards else alone,
         progress=f"{retrieval_set.name}: candidates" if progress else None,
         tally=tally,
     )

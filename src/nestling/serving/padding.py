@@ -1,6 +1,6 @@
 """What texts of different lengths become in one batch when padding is mistaken for text.
 
-Letters: B texts, L tokens of the longest, D dimensions.
+Shapes: B texts, L tokens of the longest, D dimensions.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """What an embedder's directory gives, and what it would give if a server read it wrongly in one of the usual ways.
 
-Letters: n texts, L tokens of one of them, D dimensions.
+Shapes: n texts, L tokens of one of them, D dimensions.
 """
 
 from collections.abc import Callable, Iterator, Sequence

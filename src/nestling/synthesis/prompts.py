@@ -44,7 +44,7 @@ Language: {language}
 
 The passage has to answer the query, and the query has to name its subject, so that other passages of the collection \
 do not answer it as well. The person has not seen the passage: do not mention it, and do not repeat its sentences. \
-The person shapes the query but does not introduce themselves in it.
+The person shapes the query but does not describe themselves in it.
 
 Answer with one JSON object and nothing else, in this form:
 {{"query": "…"}}"""

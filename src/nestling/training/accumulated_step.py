@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nestling.backends import Passes
+from nestling.backends import ForwardBackward
 from nestling.batches.packing import AnyChunk
 
 
 def accumulated_backward(
-    backend: Passes, chunks: Sequence[AnyChunk], loss_of: Callable[[int, Tensor], Tensor]
+    backend: ForwardBackward, chunks: Sequence[AnyChunk], loss_of: Callable[[int, Tensor], Tensor]
 ) -> Tensor:
     """Add the gradient of the loss to the parameters' gradients; the loss of this rank, a detached scalar.
 
@@ -25,13 +25,13 @@ def accumulated_backward(
     with backend.computing(), backend.accumulation():
         for i, chunk in enumerate(everything):
             last = i + 1 == len(everything)
-            judged = backend.encode(chunk, last=last)
-            leaf = judged.detach().requires_grad_()
+            logits = backend.encode(chunk, last=last)
+            leaf = logits.detach().requires_grad_()
             if i < len(chunks):
                 loss = loss_of(i, leaf)
                 # Backends take the mean of the ranks' gradients, and the gradient is the sum of the shares'.
                 (loss * backend.ranks).backward()
                 total += loss.detach()
-            backend.backward(judged, torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, last=last)
-            del judged  # and its graph, before the next one is made
+            backend.backward(logits, torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, last=last)
+            del logits  # and its graph, before the next one is made
     return total

@@ -9,7 +9,7 @@ A contrastive loss needs all embeddings of the batch at once, but not all activa
 
 Chunks are differentiated in the same order whatever was kept, so that the gradient does not depend on how many were.
 
-Letters: n texts of this rank, D dimensions.
+Shapes: n texts of this rank, D dimensions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestling.backends import Backend, Passes, survive
+from nestling.backends import Backend, ForwardBackward, guard_out_of_memory
 from nestling.batches.packing import AnyChunk, TokenBatch
 
 
 @dataclass(frozen=True)
-class GraphBudget:
+class ActivationBudget:
     """How many graphs may be kept.
 
     Args:
@@ -50,7 +50,7 @@ class GraphBudget:
 
 
 def cached_backward(
-    backend: Passes, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor], budget: GraphBudget
+    backend: ForwardBackward, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor], budget: ActivationBudget
 ) -> Tensor:
     """Add the gradient of the loss to the parameters' gradients; the loss of this rank, detached.
 
@@ -99,7 +99,7 @@ class CachedStep:
     """
 
     backend: Backend
-    budget: GraphBudget
+    budget: ActivationBudget
     say: Callable[[str], None]
     halvings: int = 0
     ran_out: bool = False
@@ -110,16 +110,16 @@ class CachedStep:
         Raises:
             ValueError: Memory ran out where neither helps.
         """
-        return self._together(batch, loss_of) if self.backend.ranks > 1 else self._alone(batch, loss_of)
+        return self._several_ranks(batch, loss_of) if self.backend.ranks > 1 else self._one_rank(batch, loss_of)
 
-    def _together(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
-        def run(passes: Passes) -> Tensor:
+    def _several_ranks(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+        def run(passes: ForwardBackward) -> Tensor:
             return cached_backward(passes, batch, loss_of, self.budget)
 
-        loss, self.ran_out = survive(self.backend, run, batch.chunks, ", or with a lower graph_memory")
+        loss, self.ran_out = guard_out_of_memory(self.backend, run, batch.chunks, ", or with a lower graph_memory")
         return loss
 
-    def _alone(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+    def _one_rank(self, batch: TokenBatch, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
         state = RandomState.now(self.backend.model.device)
         for _ in range(self.halvings):
             batch = batch.halved()
@@ -148,7 +148,7 @@ class CachedStep:
             return None
 
 
-def _encode_without_graphs(backend: Passes, chunks: Sequence[AnyChunk]) -> tuple[list[Tensor], "RandomStates"]:
+def _encode_without_graphs(backend: ForwardBackward, chunks: Sequence[AnyChunk]) -> tuple[list[Tensor], "RandomStates"]:
     """Embeddings of some chunks in one tensor, if there are any, and the random state before each chunk.
 
     Each is copied to where there is room for all: thousands of small tensors, made between the large ones of the
@@ -168,7 +168,7 @@ def _encode_without_graphs(backend: Passes, chunks: Sequence[AnyChunk]) -> tuple
     return [] if everything is None else [everything], states
 
 
-def _encode_again(backend: Passes, chunk: AnyChunk, state: "RandomState", *, last: bool) -> Tensor:
+def _encode_again(backend: ForwardBackward, chunk: AnyChunk, state: "RandomState", *, last: bool) -> Tensor:
     with state.restored():
         return backend.encode(chunk, last=last)
 

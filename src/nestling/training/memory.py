@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nestling.backends.sizes import Shares, free_memory, trained_bytes, whole_bytes
+from nestling.backends.sizes import StateFractions, free_memory, trained_bytes, whole_bytes
 from nestling.batches.packing import Chunk
 
 
@@ -71,7 +71,7 @@ def gigabytes(size: float) -> str:
 
 
 def estimate(
-    model: nn.Module, shares: Shares, *, chunk: float, graphs: float, room: float | None = None
+    model: nn.Module, shares: StateFractions, *, chunk: float, graphs: float, room: float | None = None
 ) -> MemoryEstimate:
     """What a rank needs for a model that is on its device, before the first step.
 
@@ -102,7 +102,7 @@ def room_of(device: torch.device, weights: float) -> float:
     return free_memory(device) + there
 
 
-def room_for_graphs(free: float, trained: float, shares: Shares) -> float:
+def room_for_activations(free: float, trained: float, shares: StateFractions) -> float:
     """Half of what is free beside what the first step brings: gradients and AdamW's state.
 
     Args:
@@ -118,7 +118,7 @@ def kept_bytes(room: float, position: float, positions: float) -> float:
     return max(0.0, min(room, position * positions))
 
 
-def graph_bytes(model: nn.Module, encode: Callable[[Chunk], Tensor], chunk: Chunk) -> int:
+def activation_bytes(model: nn.Module, encode: Callable[[Chunk], Tensor], chunk: Chunk) -> int:
     """Bytes that the graph of a chunk holds beside the parameters.
 
     Args:

@@ -12,7 +12,7 @@ from nestling.console import table
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class StepProfile:
     """One step with chunks of some size.
 
     Args:
@@ -30,7 +30,9 @@ class Rehearsal:
     peak: float | None
 
 
-def rehearse(step: Callable[[int], tuple[int, int]], sizes: Sequence[int], device: torch.device) -> Iterator[Rehearsal]:
+def profile_step(
+    step: Callable[[int], tuple[int, int]], sizes: Sequence[int], device: torch.device
+) -> Iterator[StepProfile]:
     """Run `step` with chunks of each of `sizes`, the first of them once more to warm up; it gives tokens, positions."""
     for number, size in enumerate([sizes[0], *sizes]):
         peak = PeakMemory(device)
@@ -40,20 +42,20 @@ def rehearse(step: Callable[[int], tuple[int, int]], sizes: Sequence[int], devic
                 tokens, positions = step(size)
                 seconds = time.perf_counter() - started
         except torch.OutOfMemoryError:
-            yield Rehearsal(size, float("nan"), float("nan"), float("nan"), None)
+            yield StepProfile(size, float("nan"), float("nan"), float("nan"), None)
             return
         if number:
-            yield Rehearsal(size, seconds, tokens / seconds, positions / tokens, peak.bytes)
+            yield StepProfile(size, seconds, tokens / seconds, positions / tokens, peak.bytes)
 
 
-def rehearsed_sizes(size: int, ranks: int) -> list[int]:
+def profiled_sizes(size: int, ranks: int) -> list[int]:
     """The size that is set, smaller ones, and, in one process, larger ones: of several ranks one that runs out of
     memory would leave the others waiting."""
     larger = [2 * size, 4 * size] if ranks == 1 else []
     return [size, *(each for each in (size // 4, size // 2) if each), *larger]
 
 
-def rehearsal_table(found: Sequence[Rehearsal], tokens: int) -> str:
+def profile_table(found: Sequence[StepProfile], tokens: int) -> str:
     """What each size took for the `tokens` of a step, and the fastest."""
     rows = [[each.chunk_tokens, each.tokens_per_second, each.padding, (each.peak or 0) / 1e9] for each in found]
     best = max(found, key=lambda each: each.tokens_per_second if each.peak else 0)

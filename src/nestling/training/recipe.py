@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nestling.batches.sampling import Plan, Planner, Source
+from nestling.batches.sampling import BatchIndices, BatchSampler, Source
 from nestling.checkpoint import ignore_stop_signals
 from nestling.config import require
 from nestling.distributed.launch import start_ranks
@@ -26,7 +26,7 @@ from nestling.run_files import DataLine, DataRead, write_data_lines, write_data_
 Batch = TypeVar("Batch")
 
 # Batches among which a dry run takes the longest.
-REHEARSED = 16
+PROFILED = 16
 
 
 # How a step fits into memory.
@@ -58,12 +58,12 @@ def start(*, cpu: bool, batch_size: int, seed: int) -> Accelerator:
     return accelerator
 
 
-def load_batches(collator: Dataset[Batch], planner: Planner, steps: range, workers: int) -> Iterator[Batch]:
+def load_batches(collator: Dataset[Batch], batch_sampler: BatchSampler, steps: range, workers: int) -> Iterator[Batch]:
     """Batches of some steps, tokenised in workers."""
-    plans = islice(planner.plans(skip=steps.start), len(steps))
+    plans = islice(batch_sampler.batches(skip=steps.start), len(steps))
     loader: DataLoader[bytes] = DataLoader(
         cast(Dataset[bytes], collator),
-        sampler=cast(Sampler[Plan], plans),
+        sampler=cast(Sampler[BatchIndices], plans),
         batch_size=None,
         collate_fn=to_bytes,
         num_workers=workers,
@@ -83,10 +83,12 @@ def to_bytes(batch: object) -> bytes:
     return stream.getvalue()
 
 
-def longest_plan(planner: Planner, tokens_of: Callable[[Plan], int], device: torch.device) -> Plan:
+def longest_batch(
+    batch_sampler: BatchSampler, tokens_of: Callable[[BatchIndices], int], device: torch.device
+) -> BatchIndices:
     """The one of the first batches that is longest over all ranks, which so agree on it; `tokens_of` is a rank's."""
-    plans = list(islice(planner.plans(), REHEARSED))
-    tokens = sum_over_ranks([tokens_of(plan) for plan in plans], device)
+    plans = list(islice(batch_sampler.batches(), PROFILED))
+    tokens = sum_over_ranks([tokens_of(indices) for indices in plans], device)
     return plans[tokens.index(max(tokens))]
 
 

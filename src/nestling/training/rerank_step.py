@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestling.backends import Backend, Passes, survive
+from nestling.backends import Backend, ForwardBackward, guard_out_of_memory
 from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator
 from nestling.training.accumulated_step import accumulated_backward
 from nestling.training.cached_step import RandomState
@@ -43,7 +43,9 @@ class RerankStep:
             ValueError: Memory ran out where neither helps.
         """
         if self.backend.ranks > 1:
-            loss, self.ran_out = survive(self.backend, lambda passes: self._run(passes, batch), batch.chunks)
+            loss, self.ran_out = guard_out_of_memory(
+                self.backend, lambda passes: self._run(passes, batch), batch.chunks
+            )
             return loss
         state = RandomState.now(self.backend.model.device)
         if self.halvings:
@@ -77,8 +79,8 @@ class RerankStep:
             "be cut; lower the maximum lengths or negatives, or set checkpoint_length below the lengths"
         )
 
-    def _run(self, passes: Passes, batch: RerankBatch) -> Tensor:
-        def loss_of(chunk: int, judged: Tensor) -> Tensor:
-            return self.loss_of(judged, batch.labels[chunk], batch)
+    def _run(self, passes: ForwardBackward, batch: RerankBatch) -> Tensor:
+        def loss_of(chunk: int, logits: Tensor) -> Tensor:
+            return self.loss_of(logits, batch.labels[chunk], batch)
 
         return accumulated_backward(passes, batch.chunks, loss_of)

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, NoReturn
 
 from nestling.backends import Backend
-from nestling.batches.sampling import Planner
+from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint import (
     Checkpoints,
     NonFiniteGuard,
@@ -34,7 +34,7 @@ from nestling.training.tracking import Meter, Tracker, open_tracker
 
 
 @dataclass(frozen=True)
-class Cadence:
+class Intervals:
     """How often things happen, in steps; 0 is after each epoch.
 
     Args:
@@ -56,7 +56,7 @@ class Run:
 
     Args:
         folder: Where it writes.
-        planner: What it trains on.
+        batch_sampler: What it trains on.
         backend: The model, and how its ranks synchronise.
         checkpoints: Those that are kept.
         state: Where it stands.
@@ -72,11 +72,11 @@ class Run:
     """
 
     folder: RunFolder
-    planner: Planner
+    batch_sampler: BatchSampler
     backend: Backend
     checkpoints: Checkpoints
     state: TrainingState
-    cadence: Cadence
+    cadence: Intervals
     total: int
     measure: Callable[[], Results] | None
     cut: str
@@ -106,7 +106,7 @@ class Run:
 
     def due(self, every: int) -> bool:
         """Whether something happens now: every so many steps, or after each epoch with 0; always at the end."""
-        return self.state.step % (every or self.planner.steps_per_epoch) == 0 or self.state.step == self.total
+        return self.state.step % (every or self.batch_sampler.steps_per_epoch) == 0 or self.state.step == self.total
 
     def close_step(self, learning_rate: float, loss: float, gradient_norm: float, *, stopping: bool) -> bool:
         """Report, evaluate and save what is due; whether the run goes on. With `stopping` it is saved and left."""
@@ -138,7 +138,12 @@ class Run:
         """Write a line of metrics and move the progress bar."""
         state = self.state
         counts = {"tokens": state.tokens, "examples": state.examples, "truncated": state.truncated}
-        line = {"epoch": state.step / self.planner.steps_per_epoch, "learning_rate": learning_rate, **figures, **counts}
+        line = {
+            "epoch": state.step / self.batch_sampler.steps_per_epoch,
+            "learning_rate": learning_rate,
+            **figures,
+            **counts,
+        }
         self.tracker.log(state.step, {**line, "skipped_steps": self.guard.skipped})
         self.progress.update(
             state.step,
@@ -205,24 +210,24 @@ class Run:
 @contextmanager
 def open_run(
     folder: RunFolder,
-    planner: Planner,
+    batch_sampler: BatchSampler,
     backend: Backend,
     *,
     keep_checkpoints: int,
-    cadence: Cadence,
+    cadence: Intervals,
     total: int,
     measure: Callable[[], Results] | None,
     cut: str,
     main_rank: bool,
     max_bad_steps: int,
     settings: Mapping[str, Any],
-    introduce: Callable[[int], str],
+    describe: Callable[[int], str],
 ) -> Iterator[Run]:
     """The run in a folder: at its newest complete checkpoint if it is resumed, else from the beginning, measured.
 
     Args:
         folder: Where it writes.
-        planner: What it trains on.
+        batch_sampler: What it trains on.
         backend: The model, and how its ranks synchronise.
         keep_checkpoints: How many beside the best.
         cadence: As in `Run`, as are the next four.
@@ -232,13 +237,13 @@ def open_run(
         main_rank: Whether this is rank 0.
         max_bad_steps: The run stops after so many steps in a row that are not finite.
         settings: All of the recipe's, for the trackers, which of `wandb` and `tensorboard` among them.
-        introduce: What is to come, given the steps that are done; printed on rank 0.
+        describe: What is to come, given the steps that are done; printed on rank 0.
     """
     checkpoints = Checkpoints(folder.checkpoints, keep_checkpoints)
     newest = checkpoints.recover() if folder.resumed else None
-    state = start_state(backend, newest, planner.fingerprint(), folder)
+    state = start_state(backend, newest, batch_sampler.fingerprint(), folder)
     if main_rank:
-        print(introduce(state.step), flush=True)
+        print(describe(state.step), flush=True)
     with (
         open_tracker(
             folder.path,
@@ -252,7 +257,7 @@ def open_run(
         StopSignal() as stop,
     ):
         guard = NonFiniteGuard(max_bad_steps, state.skipped_steps, state.skipped_in_a_row)
-        made_of = (folder, planner, backend, checkpoints, state, cadence, total, measure, cut, main_rank)
+        made_of = (folder, batch_sampler, backend, checkpoints, state, cadence, total, measure, cut, main_rank)
         run = Run(*made_of, guard, tracker, progress, stop)
         if measure is not None and newest is None:
             run.evaluate()

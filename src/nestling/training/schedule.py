@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from nestling.batches.sampling import Planner
+from nestling.batches.sampling import BatchSampler
 
 
 def learning_rate_at(step: int, *, total: int, peak: float, warmup: int, schedule: str) -> float:
@@ -15,9 +15,9 @@ def learning_rate_at(step: int, *, total: int, peak: float, warmup: int, schedul
     return peak * {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[schedule]
 
 
-def total_steps(planner: Planner, *, epochs: float, max_steps: int | None) -> int:
+def total_steps(batch_sampler: BatchSampler, *, epochs: float, max_steps: int | None) -> int:
     """Steps of a whole run."""
-    return max_steps or math.ceil(epochs * planner.steps_per_epoch)
+    return max_steps or math.ceil(epochs * batch_sampler.steps_per_epoch)
 
 
 def course(total: int, *, peak: float, warmup: float, schedule: str) -> Callable[[int], float]:

@@ -1,6 +1,6 @@
 """A causal language model of transformers that answers batches of prompts here.
 
-Letters: B prompts, L tokens of the longest, V tokens of the vocabulary.
+Shapes: B prompts, L tokens of the longest, V tokens of the vocabulary.
 """
 
 from collections.abc import Callable, Iterator

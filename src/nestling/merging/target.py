@@ -49,7 +49,7 @@ class EvaluationSet:
     candidates: Candidates | None
 
 
-class Subject(Protocol):
+class MergeTarget(Protocol):
     """A model whose weights can be exchanged."""
 
     @property
@@ -71,7 +71,7 @@ class Subject(Protocol):
 
 
 @dataclass(frozen=True)
-class EmbedderSubject:
+class EmbedderTarget:
     """An embedder.
 
     Attributes:
@@ -125,7 +125,7 @@ class EmbedderSubject:
 
 
 @dataclass(frozen=True)
-class RerankerSubject:
+class RerankerTarget:
     """A reranker, a causal language model."""
 
     reranker: Reranker
@@ -162,7 +162,7 @@ def quality(results: Mapping[str, Metrics]) -> float:
     return fmean(by_cut[max(by_cut)]["nDCG@10"] for by_cut in results.values())
 
 
-def open_subject(model: str, base: str | None, precision: torch.dtype) -> Subject:
+def open_subject(model: str, base: str | None, precision: torch.dtype) -> MergeTarget:
     """What the models are that are merged, by the files of the first of them.
 
     Args:
@@ -192,19 +192,19 @@ def files_of(model: str, base: str | None) -> str:
     return model
 
 
-def of_run(run: Path, base: str | None, precision: torch.dtype) -> Subject:
+def of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeTarget:
     """A run's model as its recipe had it in memory, but whole."""
     config = read_run(run)
     source = base or config.model
     if isinstance(config, RerankConfig):
         settings = replace(read_settings(source), **config.reading)
-        return RerankerSubject(Reranker.from_pretrained(source, settings=settings, precision=precision))
+        return RerankerTarget(Reranker.from_pretrained(source, settings=settings, precision=precision))
     assert isinstance(config, EmbedConfig)
     embedder = Embedder.from_pretrained(
         source, pooling=config.pooling, instruction=config.query_instruction, precision=precision
     )
     instructions = {each.name or default_name(Path(each.path)): each.instruction for each in config.train}
-    return EmbedderSubject(
+    return EmbedderTarget(
         embedder,
         config.query_max_length,
         config.document_max_length,
@@ -213,11 +213,11 @@ def of_run(run: Path, base: str | None, precision: torch.dtype) -> Subject:
     )
 
 
-def of_directory(model: str, precision: torch.dtype) -> Subject:
+def of_directory(model: str, precision: torch.dtype) -> MergeTarget:
     """A directory or hub id, told apart by the modules of sentence-transformers and our reranker.json."""
     modules = [each["type"].split(".")[-1] for each in read_json(model, "modules.json") or []]
     if "LogitScore" in modules or read_json(model, "reranker.json") is not None:
-        return RerankerSubject(Reranker.from_pretrained(model, precision=precision))
+        return RerankerTarget(Reranker.from_pretrained(model, precision=precision))
     require(
         "Pooling" in modules,
         f"{model}: neither an embedder (modules.json with Pooling) nor a reranker (reranker.json, or LogitScore)",
@@ -225,4 +225,4 @@ def of_directory(model: str, precision: torch.dtype) -> Subject:
     length = int((read_json(model, "sentence_bert_config.json") or {}).get("max_seq_length") or LENGTH)
     config: dict[str, Any] = read_json(model, "config.json") or {}
     dims = config.get("matryoshka_dimensions") or []
-    return EmbedderSubject(Embedder.from_pretrained(model, precision=precision), length, length, dims, {})
+    return EmbedderTarget(Embedder.from_pretrained(model, precision=precision), length, length, dims, {})

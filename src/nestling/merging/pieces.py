@@ -15,12 +15,12 @@ from nestling.merging.sources import Source
 from nestling.merging.workers import Workers
 
 # From where a piece of the flat tensor starts and stops to its elements, [stop - start] float64.
-Plan = Callable[[int, int], Tensor]
+PieceMerge = Callable[[int, int], Tensor]
 # Which changes of a model are kept there, [stop - start] bool, given these changes.
 Keep = Callable[[int, int, Tensor], Tensor]
 
 
-def plan(inputs: Inputs, recipe: Recipe, name: str, workers: Workers) -> Plan:
+def plan(inputs: Inputs, recipe: Recipe, name: str, workers: Workers) -> PieceMerge:
     """How to merge a tensor whose gram has been measured."""
     weights = recipe.weights.of(name)
     if recipe.method in SPARSE:

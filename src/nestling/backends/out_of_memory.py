@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from nestling.backends.agreement import one_token
-from nestling.backends.backend import Backend, Passes
+from nestling.backends.backend import Backend, ForwardBackward
 from nestling.batches.packing import AnyChunk
 
 
-class Survivor:
+class OutOfMemoryGuard:
     """The passes of one step of an independent backend, which go on with zeros once memory has ended.
 
     The embeddings of this rank and the gradients of all ranks are worth nothing then. Memory that ends in the last
@@ -65,8 +65,8 @@ class Survivor:
         self.backend.backward(encoded, torch.zeros_like(encoded), last=True)
 
 
-def survive(
-    backend: Backend, run: Callable[[Passes], Tensor], chunks: Sequence[AnyChunk], otherwise: str = ""
+def guard_out_of_memory(
+    backend: Backend, run: Callable[[ForwardBackward], Tensor], chunks: Sequence[AnyChunk], otherwise: str = ""
 ) -> tuple[Tensor, bool]:
     """A step of several ranks: its loss, and whether memory ended on this one, where the step was ended all the same.
 
@@ -79,13 +79,13 @@ def survive(
     Raises:
         ValueError: Memory ended where ranks cannot go on together.
     """
-    survivor = Survivor(backend)
+    guard = OutOfMemoryGuard(backend)
     try:
-        loss = run(survivor if backend.independent else backend)
+        loss = run(guard if backend.independent else backend)
     except torch.OutOfMemoryError as error:
         most = max(chunk.positions for chunk in chunks)
         raise ValueError(
             f"a rank ran out of memory with chunks of up to {most} positions; resume with --chunk_tokens "
             f"{max(1, most // 2)}{otherwise}"
         ) from error
-    return loss, survivor.ran_out
+    return loss, guard.ran_out

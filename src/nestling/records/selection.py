@@ -1,6 +1,6 @@
 """Which rows and negatives of a scratch file stay, judged over the whole dataset by identities alone.
 
-Letters: n rows, P positives and M hard negatives over all rows, U distinct query texts, V distinct positives,
+Shapes: n rows, P positives and M hard negatives over all rows, U distinct query texts, V distinct positives,
 k kept rows. A pair of a query text and a known positive is one int64: index of the query << 32 | index of the
 positive, both among the sorted distinct identities.
 """
@@ -22,7 +22,7 @@ PAIR_SHIFT = 32
 
 
 @dataclass(frozen=True)
-class Plan:
+class RowSelection:
     """What to copy, and the figures of the copy.
 
     Args:
@@ -73,7 +73,7 @@ class Plan:
         return pa.record_batch([*columns, pa.array(first_row), lists], schema=SCHEMA)
 
 
-def make_plan(batches: list[Any], location: str, drops: DropCounter) -> Plan:
+def select_rows(batches: list[Any], location: str, drops: DropCounter) -> RowSelection:
     """Judge the rows of a scratch file; what is to be dropped is added to `drops`."""
     lines, row_ids, query_ids = (_values(batches, name) for name in ("line", "row_id", "query_id"))  # each [n]
     positive_counts, negative_counts = _counts(batches, "positive_ids"), _counts(batches, "negative_ids")  # [n]
@@ -98,7 +98,7 @@ def make_plan(batches: list[Any], location: str, drops: DropCounter) -> Plan:
         _valid(batches, "negative_scores") | (negative_counts == 0)
     )
     first_of, inverse = np.unique(query[keep_row], return_index=True, return_inverse=True)[1:]
-    return Plan(
+    return RowSelection(
         keep_row=keep_row,
         keep_negative=~false,
         query=query[keep_row],

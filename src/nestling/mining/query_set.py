@@ -15,7 +15,7 @@ from nestling.retrieval.metrics import Integers
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuerySet:
     """The Q distinct queries of n rows.
 
     Attributes:
@@ -33,7 +33,7 @@ class Asked:
     known: Lists
 
     @classmethod
-    def of(cls, table: RecordTable) -> "Asked":
+    def of(cls, table: RecordTable) -> "QuerySet":
         """The queries of a table in the order of the rows that ask them first."""
         tasks, task = read_instructions(table)
         both = np.stack([table.query_ids, task])

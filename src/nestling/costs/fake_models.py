@@ -17,12 +17,12 @@ from nestling.models.answer_head import AnswerHead
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
 from nestling.models.token_model import TokenModel, is_decoder
-from nestling.training.memory import graph_bytes, sample_chunk
+from nestling.training.memory import activation_bytes, sample_chunk
 
 ATTENTION = "sdpa"  # flash attention keeps as much
 
 
-class HollowEmbedder(Embedder):
+class FakeEmbedder(Embedder):
     """As `Embedder`, without a tokenizer."""
 
     def __init__(self, backbone: nn.Module, precision: torch.dtype) -> None:
@@ -30,17 +30,17 @@ class HollowEmbedder(Embedder):
         self.pooling = "last" if is_decoder(self.config) else "mean"
 
 
-class HollowReranker(Reranker):
+class FakeReranker(Reranker):
     """As `Reranker`, without a tokenizer; the first two words are its answers."""
 
-    def __init__(self, backbone: nn.Module, precision: torch.dtype, *, whole_vocabulary: bool) -> None:
+    def __init__(self, backbone: nn.Module, precision: torch.dtype, *, full_vocabulary: bool) -> None:
         TokenModel.__init__(self, backbone, cast(PreTrainedTokenizerBase, None), source="", precision=precision)
         causal = cast(Any, backbone)
         causal.set_output_embeddings(AnswerHead(causal.get_output_embeddings(), no=0, yes=1))
-        self.whole_vocabulary = whole_vocabulary
+        self.full_vocabulary = full_vocabulary
 
 
-class Hollow:
+class FakeModel:
     """A model for training, as `nestling.models.trainable.load_trainable` gives it.
 
     Args:
@@ -49,7 +49,7 @@ class Hollow:
         precision: Of the computation.
         lora: Arguments of `attach_lora`; None trains all weights.
         reranker: Whether it is one, and not an embedder.
-        whole_vocabulary: Of a reranker: whether its loss is over all words.
+        full_vocabulary: Of a reranker: whether its loss is over all words.
         checkpoint_length: Texts of more tokens recompute their activations; None for none.
     """
 
@@ -61,16 +61,16 @@ class Hollow:
         precision: torch.dtype,
         lora: Mapping[str, Any] | None,
         reranker: bool = False,
-        whole_vocabulary: bool = False,
+        full_vocabulary: bool = False,
         checkpoint_length: int | None = None,
     ) -> None:
         kind: Any = AutoModelForCausalLM if reranker else AutoModel
         with torch.device("meta"):
             backbone: nn.Module = kind.from_config(shape, dtype=dtype, attn_implementation=ATTENTION)
             self.model: TokenModel = (
-                HollowReranker(backbone, precision, whole_vocabulary=whole_vocabulary)
+                FakeReranker(backbone, precision, full_vocabulary=full_vocabulary)
                 if reranker
-                else HollowEmbedder(backbone, precision)
+                else FakeEmbedder(backbone, precision)
             )
             if lora is not None:
                 self.model.backbone = attach_lora(backbone, **lora)
@@ -92,7 +92,7 @@ class Hollow:
         with self.mode, self.model.computing(cache=False if sharded else None):
             device = torch.device("cpu")
             chunk = sample_chunk(min(length, positions), positions, self.model.config.vocab_size, device)
-            return graph_bytes(self.model, partial(self.model, in_place=True), chunk) / chunk.positions
+            return activation_bytes(self.model, partial(self.model, in_place=True), chunk) / chunk.positions
 
 
 def put_on_cpu(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Found:
+class Retrieved:
     """The first documents of each of Q queries, best first.
 
     Args:
@@ -23,5 +23,5 @@ class Found:
     scores: Scores
 
     @classmethod
-    def nothing(cls, queries: int, depth: int) -> "Found":
+    def nothing(cls, queries: int, depth: int) -> "Retrieved":
         return cls(np.full((queries, depth), -1), np.full((queries, depth), np.nan, np.float32))
