@@ -166,7 +166,7 @@ def test_ranks_share_a_batch(tmp_path: Path, qwen3: Path) -> None:
     for name in ("query", "positive", "weight"):
         together = torch.cat([getattr(part.structure, name) for part in parts])
         assert torch.equal(together, getattr(whole.structure, name)), name
-    for name in ("owner", "is_negative", "query_text", "document_text", "known"):
+    for name in ("owner", "is_negative", "query_text", "document_text", "known_positives"):
         assert torch.equal(getattr(parts[1].structure, name), getattr(whole.structure, name)), name
     assert parts[1].group is not None
     assert parts[1].group.tolist() == [[6, -1], [7, 8]]
