@@ -8,7 +8,7 @@ The directory appears only after it has passed the parity gate: reloaded by tran
 it gives the embeddings, or a reranker's scores, of the merged model in memory.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,21 +111,10 @@ def require_undamaged(checkpoint: Path) -> None:
 
 def embedder_of(checkpoint: Path, config: EmbedConfig, base: str | None) -> Trained:
     """The model of a checkpoint, as train/embed.py had it in memory."""
-    import torch
-
-    from nestling.models.embedder import Embedder
-    from nestling.models.trainable import load_trainable
     from nestling.records import default_name
+    from nestling.training.models import for_export, load_embedder
 
-    embedder = load_trainable(
-        Embedder,
-        base or config.model,
-        lora=None if config.tuning == "full" else asdict(config.lora),  # a base in 4 bits is exported whole
-        precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
-        pooling=config.pooling,
-        instruction=config.query_instruction,
-        cpu=True,
-    )
+    embedder = load_embedder(for_export(config, base))
     return Trained(
         embedder,
         restore(checkpoint, embedder, config),
@@ -138,19 +127,9 @@ def embedder_of(checkpoint: Path, config: EmbedConfig, base: str | None) -> Trai
 
 def reranker_of(checkpoint: Path, config: RerankConfig, base: str | None) -> "tuple[Reranker, Card]":
     """The model of a checkpoint, as train/rerank.py had it in memory, and its card."""
-    import torch
+    from nestling.training.models import for_export, load_reranker
 
-    from nestling.models.reranker import Reranker, read_settings
-    from nestling.models.trainable import load_trainable
-
-    reranker = load_trainable(
-        Reranker,
-        base or config.model,
-        settings=replace(read_settings(base or config.model), **config.reading),
-        lora=None if config.tuning == "full" else asdict(config.lora),
-        precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
-        cpu=True,
-    )
+    reranker = load_reranker(for_export(config, base))
     return reranker, restore(checkpoint, reranker, config)
 
 

@@ -9,28 +9,21 @@ from nestling.config import EmbedConfig, parse_config, run
 if __name__ == "__main__":
     CONFIG = parse_config(EmbedConfig, __doc__)  # before the slow imports, so that --help and bad keys answer at once
 
-import logging
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from nestling.backends import Backend, prepare
+from nestling.backends import prepare
 from nestling.backends.optimizer import adamw
-from nestling.backends.sizes import free_memory, trained_bytes, whole_shape
 from nestling.batches.embed_collation import Collator, TrainBatch
-from nestling.batches.lengths import measure_lengths
 from nestling.batches.packing import pack, token_budget
-from nestling.batches.sampling import BatchSampler, RowSampler, Source
-from nestling.checkpoint import RunFolder, check_run_folder, open_run_folder
-from nestling.config import DevData, LossConfig, require, require_dims, require_unique
-from nestling.console import summary
+from nestling.batches.sampling import BatchSampler, Source
+from nestling.checkpoint import RunFolder
+from nestling.config import LossConfig, TrainData, require, require_unique
 from nestling.distributed.gathering import gather_batch
 from nestling.distributed.ranks import sum_over_ranks
 from nestling.export.embedder import export_embedder
@@ -38,140 +31,188 @@ from nestling.export.embedder_card import run_card
 from nestling.losses.chunked import info_nce
 from nestling.losses.reference import Terms, cosent, distillation
 from nestling.mining.refresh import Refresher
-from nestling.mining.renewal import Minable
-from nestling.models.embedder import Embedder, read_model_files
-from nestling.models.token_model import max_positions, read_config
-from nestling.models.trainable import load_trainable
-from nestling.records import RetrievalSet, load_records, load_retrieval_set
+from nestling.mining.renewal import Minable, open_minables
+from nestling.models.embedder import Embedder
+from nestling.records import RecordTable
 from nestling.report.page import draw_run
 from nestling.retrieval import evaluate_embedder
 from nestling.run_files import Results
-from nestling.training.cached_step import ActivationBudget, CachedStep, cached_backward
-from nestling.training.memory import (
-    MemoryEstimate,
-    activation_bytes,
-    estimate,
-    kept_bytes,
-    room_for_activations,
-    sample_chunk,
-)
-from nestling.training.profiling import profile_step, profile_table, profiled_sizes
-from nestling.training.recipe import MAY_DIFFER, load_batches, longest_batch, record_data, seed_step, start
-from nestling.training.run import Intervals, Run, open_run
-from nestling.training.schedule import course, total_steps
+from nestling.training.cached import CachedPasses, cached_backward
+from nestling.training.data import build_batch_sampler, read_sources, record_data
+from nestling.training.dev_sets import load_dev_set
+from nestling.training.limits import matryoshka_dims, require_room_for_texts
+from nestling.training.loading import load_batches, longest_batch, seed_step
+from nestling.training.memory import activation_budget
+from nestling.training.models import load_embedder
+from nestling.training.parts import EmbedParts
+from nestling.training.profiling import profile_run
+from nestling.training.retry import OutOfMemoryRetry
+from nestling.training.run import Run, open_run
+from nestling.training.schedule import learning_rate_schedule, total_steps
+from nestling.training.start import run_folder, start
+from nestling.training.summary import embed_summary
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
+LESS_MEMORY = ", or with a lower graph_memory"
 
 
 def main(config: EmbedConfig) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    output, settings = Path(config.output_dir), asdict(config)
-    check_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER)
-    if (output / "final").exists():
-        print(f"{output} is complete: {output / 'final'} holds its model")
+    accelerator = start(config)
+    if accelerator is None:
         return
-    dims = nested_dims(config)
-    accelerator = start(cpu=config.cpu, batch_size=config.batch_size, seed=config.seed)
+    dims = matryoshka_dims(config)
+    show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.
     with accelerator.main_process_first():  # which fills the cache of Arrow files
-        sources = load_sources(config, accelerator.is_main_process)
-        dev_sets = [load_dev(dev, accelerator.is_main_process) for dev in config.dev]
-    require_unique("train", [source.table.name for source in sources])
+        sources = read_sources(config.train, partial(check_dataset, config), show=show)
+        dev_sets = [load_dev_set(dev, show=show) for dev in config.dev]
+        minables = open_minables(config, sources, show=show)
+    require_teacher_scores(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
-    row_sampler = RowSampler(config.positives, config.negatives, config.seed)
-    batch_sampler = BatchSampler(sources, config.batch_size, row_sampler, config.seed, config.mixing_temperature)
-    minables = open_minables(config, accelerator, sources)
+    batch_sampler = build_batch_sampler(config, sources)
 
-    # 2. The model, checked before the run folder is made.
-    embedder = load_model(config)
+    # 2. The model, checked before the run folder is made, and what makes batches and trains on them.
+    embedder = load_embedder(config)
+    require_room_for_texts(config, embedder)
+    optimizer = adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    share = config.batch_size // accelerator.num_processes
+    backend = prepare(accelerator, embedder, optimizer, share=share, max_norm=config.max_grad_norm)
+    collator = build_collator(config, batch_sampler, embedder, accelerator)
+    memory = None if config.graph_memory is None else config.graph_memory * 1e9
+    budget = activation_budget(backend, config.longest, collator.chunk_tokens, memory)
+    parts = EmbedParts(config, accelerator, dims, batch_sampler, dev_sets, embedder, collator, backend, budget)
 
     if config.dry_run:
-        dry_run(config, accelerator, batch_sampler, embedder, dims)
+        dry_run(parts)
         return
 
     # 3. The run: sections 4 to 6 below.
-    with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
-        if accelerator.is_main_process:
+    with run_folder(config) as folder:
+        if show:
             record_data(folder.path, sources, dev_sets)
-        train(config, accelerator, folder, batch_sampler, minables, dev_sets, embedder, dims)
+        train(parts, minables, folder)
     accelerator.end_training()
 
 
-def train(
-    config: EmbedConfig,
-    accelerator: Accelerator,
-    folder: RunFolder,
-    batch_sampler: BatchSampler,
-    minables: list[Minable | None],
-    dev_sets: list[RetrievalSet],
-    embedder: Embedder,
-    dims: dict[int, float],
-) -> None:
+def train(parts: EmbedParts, minables: list[Minable | None], folder: RunFolder) -> None:
+    config, accelerator, backend, collator = parts.config, parts.accelerator, parts.backend, parts.collator
     main_rank, device = accelerator.is_main_process, accelerator.device
-    total = total_steps(batch_sampler, epochs=config.epochs, max_steps=config.max_steps)
-    collator, backend = build_collator_and_backend(config, accelerator, batch_sampler, embedder)
-    budget = activation_budget(config, backend, collator)
-    measure = partial(evaluate, config, embedder, dev_sets, list(dims), backend.sharded, main_rank)
-    describe = partial(training_summary, config, batch_sampler, embedder, collator, backend, budget, list(dims), total)
+    total = total_steps(config, parts.batch_sampler)
 
     # 4. The run: at its newest complete checkpoint if it is resumed.
     with open_run(
+        config,
         folder,
-        batch_sampler,
+        parts.batch_sampler,
         backend,
-        keep_checkpoints=config.keep_checkpoints,
-        cadence=Intervals(config.log_steps, config.eval_steps, config.save_steps, config.early_stopping),
         total=total,
-        measure=measure if dev_sets else None,
-        cut="dim",
+        measure=partial(evaluate, parts) if parts.dev_sets else None,
+        axis="dim",
         main_rank=main_rank,
-        max_bad_steps=config.max_bad_steps,
-        settings=asdict(config),
-        describe=describe,
+        describe=partial(embed_summary, parts, total),
     ) as run:
         # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
         state = run.state
-        rate_at = course(total, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
-        step = CachedStep(backend, budget, run.progress.say)
-        for batch in open_batches(config, run, collator, minables, embedder):
+        learning_rate_at = learning_rate_schedule(config, total)
+        retry = OutOfMemoryRetry(
+            backend,
+            lambda batch: batch.tokens.chunks,
+            TrainBatch.in_smaller_chunks,
+            chunk_tokens=collator.chunk_tokens,
+            say=run.progress.say,
+            otherwise=LESS_MEMORY,
+        )
+        for batch in open_batches(parts, minables, run):
             seed_step(config.seed, state.step, accelerator.process_index)
-            embedder.train()
-            batch = batch.to(device)
-            share_of = partial(loss_share, batch=batch, loss=config.loss, dims=dims)
-            part = step(batch.tokens, share_of)
-            loss, tokens, truncated, stopping, ran_out = sum_over_ranks(
-                [part.item(), batch.tokens.tokens, batch.truncated, run.told_to_stop, step.ran_out], device
+            parts.embedder.train()
+            for attempt in retry.attempts(batch.to(device)):  # one, or more in smaller chunks if memory runs out
+                with attempt, CachedPasses(attempt.backend, parts.budget) as passes:
+                    embeddings = passes.forward(attempt.batch.tokens)  # [n, D], this rank's distinct texts
+                    loss = rank_loss(embeddings, attempt.batch, config.loss, parts.dims)
+                    passes.backward(loss)
+            mean_loss, tokens, truncated, stopping, ran_out = sum_over_ranks(
+                [loss.item(), batch.tokens.tokens, batch.truncated, run.told_to_stop, retry.ran_out], device
             )
             if ran_out:
-                run.give_up(collator.chunk_tokens, ", or with a lower graph_memory")
-            rate = rate_at(state.step)
-            norm = backend.update(rate, config.max_grad_norm, partial(run.guard.accepts, state.step, loss))
+                run.give_up(collator.chunk_tokens, LESS_MEMORY)
+            rate = learning_rate_at(state.step)
+            norm = backend.update(rate, config.max_grad_norm, partial(run.guard.accepts, state.step, mean_loss))
             state.advance(config.batch_size, int(tokens), int(truncated))
-            if not run.close_step(rate, loss, norm, stopping=stopping > 0):
+            if not run.close_step(rate, mean_loss, norm, stopping=stopping > 0):
                 break
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
-    run.publish(partial(export, config, run, embedder), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
+    run.export(partial(export, parts, run), EXPORT)
     if main_rank:
         draw_run(folder.path)
 
 
-def open_batches(
-    config: EmbedConfig, run: Run, collator: Collator, minables: list[Minable | None], embedder: Embedder
-) -> Iterator[TrainBatch]:
-    """The batches of the steps that are left; hard negatives are mined anew between them if that is set."""
+def rank_loss(embeddings: Tensor, batch: TrainBatch, loss: LossConfig, dims: dict[int, float]) -> Tensor:
+    """This rank's part of the loss of the global batch, a float32 scalar; the parts of all ranks sum to the loss.
+
+    `embeddings` are the raw ones of this rank's distinct texts, [n, D].
+    """
+    nested: Nested = {"dims": list(dims), "dim_weights": list(dims.values())}
+    own = embeddings[batch.queries]  # [Q/W, D]
+    queries, documents = gather_batch(own, embeddings[batch.documents], batch.document_counts)  # [Q, D], [N, D]
+    if batch.scores is not None:
+        whole = cosent(queries, documents, batch.scores, temperature=loss.graded_temperature, **nested)
+        return whole / len(batch.document_counts)  # every rank computes all of it
+    part = info_nce(
+        queries,
+        documents,
+        batch.structure,
+        temperature=loss.temperature,
+        terms=terms_of(loss, batch.in_batch_negatives),
+        score_margin=loss.score_margin,
+        mask_hard_negatives=loss.mask_hard_negatives,
+        mask_identity=loss.mask_identity,
+        **nested,
+    )
+    if batch.group is not None and batch.teacher is not None:
+        part = part + loss.distillation * distillation(
+            own,
+            documents,
+            batch.group,
+            batch.teacher,
+            own.new_full((len(own),), 1 / len(queries)),
+            temperature=loss.temperature,
+            teacher_temperature=loss.teacher_temperature,
+            **nested,
+        )
+    return part
+
+
+def terms_of(loss: LossConfig, in_batch: bool) -> Terms:
+    """The terms of the denominator; a dataset without in-batch negatives has only its own hard negatives."""
+    return Terms(
+        hard_negatives=loss.hard_negatives,
+        query_document=loss.query_document and in_batch,
+        query_query=loss.query_query and in_batch,
+        document_document=loss.document_document and in_batch,
+        other_hard_negatives=loss.other_hard_negatives,
+    )
+
+
+class Nested(TypedDict):
+    dims: list[int]
+    dim_weights: list[float]
+
+
+def open_batches(parts: EmbedParts, minables: list[Minable | None], run: Run) -> Iterator[TrainBatch]:
+    """The batches of the steps that are left; hard negatives are mined again between them if that is set."""
+    config, batch_sampler, collator = parts.config, parts.batch_sampler, parts.collator
     if config.refresh.steps is None:
-        return load_batches(collator, run.batch_sampler, run.steps, config.workers)
+        return load_batches(collator, batch_sampler, run.steps, config.workers)
     refresher = Refresher(
         run.folder.path / "refresh",
         config.refresh,
-        run.batch_sampler,
+        batch_sampler,
         collator,
         minables,
-        embedder,
-        equal_forwards=run.backend.sharded,
+        parts.embedder,
+        equal_forwards=parts.backend.sharded,
         progress=run.main_rank,
         say=run.progress.say,
         log=run.tracker.log,
@@ -179,167 +220,59 @@ def open_batches(
     return refresher.batches(run.steps, config.workers)
 
 
-def evaluate(
-    config: EmbedConfig,
-    embedder: Embedder,
-    dev_sets: list[RetrievalSet],
-    dims: list[int],
-    equal_forwards: bool,
-    shown: bool,
-) -> Results:
+def evaluate(parts: EmbedParts) -> Results:
     """Metrics of the model as it is now, on each dev set."""
+    config = parts.config
     return {
         dev_set.name: evaluate_embedder(
-            embedder,
+            parts.embedder,
             dev_set,
-            dims,
+            list(parts.dims),
             query_max_length=config.query_max_length,
             document_max_length=config.document_max_length,
             instruction=dev.instruction,
-            equal_forwards=equal_forwards,
-            progress=shown,
+            equal_forwards=parts.backend.sharded,
+            progress=parts.accelerator.is_main_process,
         )
-        for dev, dev_set in zip(config.dev, dev_sets, strict=True)
+        for dev, dev_set in zip(config.dev, parts.dev_sets, strict=True)
     }
 
 
-def build_collator_and_backend(
-    config: EmbedConfig, accelerator: Accelerator, batch_sampler: BatchSampler, embedder: Embedder
-) -> tuple[Collator, Backend]:
-    """What makes batches, and what trains on them."""
-    optimizer = adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    share = config.batch_size // accelerator.num_processes
-    backend = prepare(accelerator, embedder, optimizer, share=share, max_norm=config.max_grad_norm)
-    return build_collator(config, batch_sampler, embedder, accelerator), backend
-
-
-def dry_run(
-    config: EmbedConfig,
-    accelerator: Accelerator,
-    batch_sampler: BatchSampler,
-    embedder: Embedder,
-    dims: dict[int, float],
-) -> None:
+def dry_run(parts: EmbedParts) -> None:
     """--dry_run: the longest of the first batches in chunks of several sizes; nothing is written."""
-    collator, backend = build_collator_and_backend(config, accelerator, batch_sampler, embedder)
-    budget = activation_budget(config, backend, collator)
-    if accelerator.is_main_process:
-        print(
-            training_summary(
-                config, batch_sampler, embedder, collator, backend, budget, list(dims), batch_sampler.steps_per_epoch, 0
-            ),
-            flush=True,
-        )
-    longest = collator[
-        longest_batch(batch_sampler, lambda indices: collator[indices].tokens.tokens, accelerator.device)
-    ]
-    batch, ids = longest.to(accelerator.device), longest.tokens.ids()
-    share_of = partial(loss_share, batch=batch, loss=config.loss, dims=dims)
+    config, backend, collator, device = parts.config, parts.backend, parts.collator, parts.accelerator.device
+    if parts.accelerator.is_main_process:
+        print(embed_summary(parts, parts.batch_sampler.steps_per_epoch, 0), flush=True)
+    longest = collator[longest_batch(parts.batch_sampler, lambda indices: collator[indices].tokens.tokens, device)]
+    batch, ids = longest.to(device), longest.tokens.ids()
 
     def step(size: int) -> tuple[int, int]:
         tokens = pack(ids, size, collator.tokenizer.pad_id, padding_free=collator.padding_free)
-        cached_backward(backend, tokens.to(accelerator.device), share_of, budget)
+        loss = partial(rank_loss, batch=batch, loss=config.loss, dims=parts.dims)
+        cached_backward(backend, tokens.to(device), loss, parts.budget)
         backend.discard()
         return tokens.tokens, sum(chunk.positions for chunk in tokens.chunks)
 
-    embedder.train()
-    found = list(profile_step(step, profiled_sizes(collator.chunk_tokens, backend.ranks), accelerator.device))
-    if accelerator.is_main_process:
-        print(profile_table(found, batch.tokens.tokens))
+    parts.embedder.train()
+    profile_run(step, chunk_tokens=collator.chunk_tokens, tokens=batch.tokens.tokens, accelerator=parts.accelerator)
 
 
-def load_sources(config: EmbedConfig, main_rank: bool) -> list[Source]:
-    """Read the training sets and say what was read, kept and dropped."""
-    sources = []
-    for data in config.train:
-        table = load_records(
-            data.path, split=data.split, name=data.name, instruction=data.instruction, progress=main_rank
-        )
-        require(
-            data.in_batch_negatives
-            or table.graded
-            or config.refresh.steps is not None
-            or min(table.max_negatives, config.negatives) > 0,
-            f"{data.path}: without in_batch_negatives its rows need hard negatives, and it has or draws none",
-        )
-        sources.append(Source(table, data.weight, data.in_batch_negatives))
-        if main_rank:
-            print(table.summary, flush=True)
-    scored = any(source.table.has_scores for source in sources)
+def check_dataset(config: EmbedConfig, data: TrainData, table: RecordTable) -> None:
+    """Refuse a dataset without anything to contrast its positives with."""
     require(
-        not config.loss.distillation or scored,
+        data.in_batch_negatives
+        or table.graded
+        or config.refresh.steps is not None
+        or min(table.max_negatives, config.negatives) > 0,
+        f"{data.path}: without in_batch_negatives its rows need hard negatives, and it has or draws none",
+    )
+
+
+def require_teacher_scores(config: EmbedConfig, sources: list[Source]) -> None:
+    require(
+        not config.loss.distillation or any(source.table.has_scores for source in sources),
         "loss.distillation needs teacher scores, and no dataset has them in every row; set it to 0 without them",
     )
-    return sources
-
-
-def open_minables(config: EmbedConfig, accelerator: Accelerator, sources: list[Source]) -> list[Minable | None]:
-    """The queries and documents of each dataset, if negatives are mined anew."""
-    if config.refresh.steps is None:
-        return []
-    shown = accelerator.is_main_process
-    with accelerator.main_process_first():  # which fills the cache of Arrow files
-        minables = [
-            Minable.open(source.table, data.path, config.refresh.corpus, progress=shown)
-            for data, source in zip(config.train, sources, strict=True)
-        ]
-    if shown:
-        print(*(f"negatives from {each.pool}" for each in minables if each is not None), sep="\n", flush=True)
-    return minables
-
-
-def load_dev(dev: DevData, main_rank: bool) -> RetrievalSet:
-    retrieval_set = load_retrieval_set(dev.path, dev.split)
-    if main_rank:
-        print(retrieval_set.summary, flush=True)
-    return replace(retrieval_set, name=dev.name) if dev.name else retrieval_set
-
-
-def load_model(config: EmbedConfig) -> Embedder:
-    """The model with what is to be trained."""
-    embedder = load_trainable(
-        Embedder,
-        config.model,
-        lora=None if config.tuning == "full" else asdict(config.lora),
-        quantised=config.tuning == "qlora",
-        precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
-        attention=config.attention,
-        pooling=config.pooling,
-        dropout=config.dropout,
-        instruction=config.query_instruction,
-        cpu=config.cpu,
-    )
-    require_room(config, embedder, {data.instruction for data in config.train})
-    if config.checkpoint_length is not None:
-        embedder.recompute_above(config.checkpoint_length)
-    return embedder
-
-
-def require_room(config: EmbedConfig, embedder: Embedder, instructions: Iterable[str | None]) -> None:
-    """Refuse length limits that leave no room for a text beside its prompt."""
-    limits = [(embedder.prompts.query(each), config.query_max_length, "query_max_length") for each in instructions]
-    for prompt, limit, name in [
-        *limits,
-        (embedder.prompts.document, config.document_max_length, "document_max_length"),
-    ]:
-        used = embedder.text_tokenizer.overhead(prompt)
-        require(limit > used, f"{name} is {limit}, and prompt and special tokens alone take {used}; raise it")
-
-
-def nested_dims(config: EmbedConfig) -> dict[int, float]:
-    """The dimensions to train and their weights, largest first, the full one always among them.
-
-    Checks them and the lengths against the model's config.json, before its weights load.
-    """
-    published = read_config(config.model, read_model_files(config.model).subfolder)
-    require_dims(config.dims, published.hidden_size)
-    readable = max_positions(published)
-    require(
-        config.longest <= readable,
-        f"query_max_length, document_max_length: {config.longest} tokens are more than the model's {readable}",
-    )
-    weights = dict(zip(config.dims, config.dim_weights or [1.0] * len(config.dims), strict=True))
-    return {dim: weights.get(dim, 1.0) for dim in sorted({*config.dims, published.hidden_size}, reverse=True)}
 
 
 def build_collator(
@@ -360,125 +293,10 @@ def build_collator(
     )
 
 
-def activation_budget(config: EmbedConfig, backend: Backend, collator: Collator) -> ActivationBudget:
-    """Room for graphs between the passes: as set, or half of what is free beside gradients and AdamW's state."""
-    model = backend.model
-    length = min(config.longest, collator.chunk_tokens)
-    chunk = sample_chunk(length, collator.chunk_tokens, model.config.vocab_size, model.device)
-    model.train()
-    with backend.computing():
-        measured = activation_bytes(model, partial(backend.encode, last=True), chunk)
-    half = room_for_activations(free_memory(model.device), trained_bytes(model), backend.state_fractions)
-    return ActivationBudget(
-        half if config.graph_memory is None else config.graph_memory * 1e9, measured / chunk.positions
-    )
-
-
-def memory(config: EmbedConfig, collator: Collator, backend: Backend, budget: ActivationBudget) -> MemoryEstimate:
-    """What a rank needs; the graphs of a step as long as the limits allow, as far as they are kept."""
-    return estimate(
-        backend.model,
-        backend.state_fractions,
-        chunk=budget.position * collator.chunk_tokens,
-        graphs=kept_bytes(budget.memory, budget.position, config.most_tokens(backend.ranks)),
-    )
-
-
-def training_summary(
-    config: EmbedConfig,
-    batch_sampler: BatchSampler,
-    embedder: Embedder,
-    collator: Collator,
-    backend: Backend,
-    budget: ActivationBudget,
-    dims: list[int],
-    total: int,
-    done: int,
-) -> str:
-    """What follows from the settings and the data, to read before step 1."""
-    in_batch = batch_sampler.batch_size - 1
-    trainable = sum(whole_shape(each).numel() for each in embedder.parameters() if each.requires_grad)
-    everything = sum(whole_shape(each).numel() for each in embedder.parameters())
-    lengths = [measure_lengths(collator, i) for i in range(len(batch_sampler.sources))]
-    items: dict[str, object] = {
-        "model": f"{config.model} ({embedder.pooling} pooling, {embedder.dim} dimensions, {config.precision})",
-        "query prompt": repr(embedder.prompts.query()),
-        "trained": f"{trainable:,} of {everything:,} parameters ({config.tuning})",
-        "dimensions": ", ".join(map(str, dims)),
-        "processes": f"{collator.world_size} ({backend.name})",
-        "global batch": f"{config.batch_size} queries, {config.batch_size // collator.world_size} on each process",
-        "negatives a query": f"up to {config.negatives} of its own, and documents of {in_batch} other queries",
-        **mined_anew(config, batch_sampler),
-        "steps": f"{total:,} ({batch_sampler.steps_per_epoch:,} an epoch)" + (f", {done:,} done" if done else ""),
-        "activations": str(budget),
-        **memory(config, collator, backend, budget).items(),
-    }
-    for source, length in zip(batch_sampler.sources, lengths, strict=True):
-        items[f"data {source.table.name}"] = str(length)
-    return summary("training", items)
-
-
-def mined_anew(config: EmbedConfig, batch_sampler: BatchSampler) -> dict[str, object]:
-    if config.refresh.steps is None:
-        return {}
-    return {"hard negatives": f"mined anew every {config.refresh.steps or batch_sampler.steps_per_epoch:,} steps"}
-
-
-class Nested(TypedDict):
-    dims: list[int]
-    dim_weights: list[float]
-
-
-def loss_share(embeddings: Tensor, batch: TrainBatch, loss: LossConfig, dims: dict[int, float]) -> Tensor:
-    """This rank's share of the loss of the global batch, a float32 scalar; the shares of all ranks sum to it.
-
-    `embeddings` are the raw ones of this rank's distinct texts, [n, D].
-    """
-    nested: Nested = {"dims": list(dims), "dim_weights": list(dims.values())}
-    own = embeddings[batch.queries]  # [Q/W, D]
-    queries, documents = gather_batch(own, embeddings[batch.documents], batch.document_counts)  # [Q, D], [N, D]
-    if batch.scores is not None:
-        whole = cosent(queries, documents, batch.scores, temperature=loss.graded_temperature, **nested)
-        return whole / len(batch.document_counts)  # every rank computes all of it
-    share = info_nce(
-        queries,
-        documents,
-        batch.structure,
-        temperature=loss.temperature,
-        terms=terms_of(loss, batch.in_batch_negatives),
-        score_margin=loss.score_margin,
-        mask_hard_negatives=loss.mask_hard_negatives,
-        mask_identity=loss.mask_identity,
-        **nested,
-    )
-    if batch.group is not None and batch.teacher is not None:
-        share = share + loss.distillation * distillation(
-            own,
-            documents,
-            batch.group,
-            batch.teacher,
-            own.new_full((len(own),), 1 / len(queries)),
-            temperature=loss.temperature,
-            teacher_temperature=loss.teacher_temperature,
-            **nested,
-        )
-    return share
-
-
-def terms_of(loss: LossConfig, in_batch: bool) -> Terms:
-    """The terms of the denominator; a dataset without in-batch negatives has only its own hard negatives."""
-    return Terms(
-        hard_negatives=loss.hard_negatives,
-        query_document=loss.query_document and in_batch,
-        query_query=loss.query_query and in_batch,
-        document_document=loss.document_document and in_batch,
-        other_hard_negatives=loss.other_hard_negatives,
-    )
-
-
-def export(config: EmbedConfig, run: Run, embedder: Embedder, step: int) -> None:
+def export(parts: EmbedParts, run: Run, step: int) -> None:
+    config = parts.config
     report = export_embedder(
-        embedder,
+        parts.embedder,
         run.folder.final,
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
@@ -488,7 +306,7 @@ def export(config: EmbedConfig, run: Run, embedder: Embedder, step: int) -> None
         },
         card=run_card(run.folder.path, config.published(), step),
     )
-    print("\n".join(["parity gate row_epoch", *(f"  {line}" for line in report.lines())]), flush=True)
+    print("\n".join(["parity gate passed", *(f"  {line}" for line in report.lines())]), flush=True)
 
 
 if __name__ == "__main__":

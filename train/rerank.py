@@ -9,155 +9,139 @@ from nestling.config import RerankConfig, parse_config, run
 if __name__ == "__main__":
     CONFIG = parse_config(RerankConfig, __doc__)  # before the slow imports, so that --help and bad keys answer at once
 
-import logging
-import os
-from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from nestling.backends import Backend, prepare
+from nestling.backends import prepare
 from nestling.backends.optimizer import adamw
-from nestling.backends.sizes import whole_shape
 from nestling.batches.packing import token_budget
 from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator
-from nestling.batches.sampling import BatchSampler, RowSampler, Source
-from nestling.checkpoint import RunFolder, check_run_folder, open_run_folder
-from nestling.config import CandidateData, RerankLossConfig, require, require_unique
-from nestling.console import summary
+from nestling.batches.sampling import BatchSampler
+from nestling.checkpoint import RunFolder
+from nestling.config import RerankLossConfig, TrainData, require, require_unique
 from nestling.distributed.ranks import sum_over_ranks
 from nestling.export.embedder_card import run_card
 from nestling.export.reranker import export_reranker
 from nestling.losses.reranker import kl, listwise, pointwise, pointwise_vocabulary
-from nestling.models.reranker import Reranker, read_settings
+from nestling.models.reranker import Reranker
 from nestling.models.scoring import logit_of
-from nestling.models.token_model import max_positions, read_config
-from nestling.models.trainable import load_trainable
-from nestling.records import RetrievalSet, load_records, load_retrieval_set
+from nestling.records import RecordTable
 from nestling.report.page import draw_run
-from nestling.retrieval import Candidates, evaluate_candidates, open_candidates, rerank
+from nestling.retrieval import evaluate_candidates, rerank
 from nestling.run_files import Results
-from nestling.training.accumulated_step import accumulated_backward
-from nestling.training.memory import MemoryEstimate, activation_bytes, estimate, sample_chunk
-from nestling.training.profiling import profile_step, profile_table, profiled_sizes
-from nestling.training.recipe import MAY_DIFFER, PROFILED, load_batches, longest_batch, record_data, seed_step, start
-from nestling.training.rerank_step import RerankStep
-from nestling.training.run import Intervals, Run, open_run
-from nestling.training.schedule import course, total_steps
+from nestling.training.accumulated import AccumulatedPasses, accumulated_backward
+from nestling.training.data import build_batch_sampler, read_sources, record_data
+from nestling.training.dev_sets import load_rerank_dev_set
+from nestling.training.limits import require_readable_pairs
+from nestling.training.loading import load_batches, longest_batch, seed_step
+from nestling.training.memory import bytes_per_position
+from nestling.training.models import load_reranker
+from nestling.training.parts import RerankParts
+from nestling.training.profiling import profile_run
+from nestling.training.retry import OutOfMemoryRetry
+from nestling.training.run import Run, open_run
+from nestling.training.schedule import learning_rate_schedule, total_steps
+from nestling.training.start import run_folder, start
+from nestling.training.summary import rerank_summary
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
 
 
-@dataclass(frozen=True)
-class DevSet:
-    """A development set with its candidates."""
-
-    retrieval_set: RetrievalSet
-    candidates: Candidates
-    instruction: str | None
-
-    @property
-    def depth(self) -> int:
-        """Candidates of the query that has most."""
-        return max(len(rows) for rows in self.candidates.rows)
-
-
 def main(config: RerankConfig) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    output, settings = Path(config.output_dir), asdict(config)
-    check_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER)
-    if (output / "final").exists():
-        print(f"{output} is complete: {output / 'final'} holds its model")
+    accelerator = start(config)
+    if accelerator is None:
         return
-    published = read_config(config.model)
-    accelerator = start(cpu=config.cpu, batch_size=config.batch_size, seed=config.seed)
+    show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.
     with accelerator.main_process_first():  # which fills the cache of Arrow files
-        sources = load_sources(config, accelerator.is_main_process)
-        dev_sets = [load_dev(dev, accelerator.is_main_process) for dev in config.dev]
-    require_unique("train", [source.table.name for source in sources])
+        check = partial(check_dataset, config)
+        sources = read_sources(config.train, check, show=show, allow_no_positives=True)
+        dev_sets = [load_rerank_dev_set(dev, show=show) for dev in config.dev]
     require_unique("dev", [each.retrieval_set.name for each in dev_sets])
-    row_sampler = RowSampler(config.positives, config.negatives, config.seed)
-    batch_sampler = BatchSampler(sources, config.batch_size, row_sampler, config.seed, config.mixing_temperature)
+    batch_sampler = build_batch_sampler(config, sources)
 
-    # 2. The model, checked before the run folder is made.
-    reranker = load_model(config)
-    require_room(config, reranker, max_positions(published))
+    # 2. The model, checked before the run folder is made, and what makes batches and trains on them.
+    reranker = load_reranker(config)
+    reranker.full_vocabulary = config.loss.label_space == "vocabulary"
+    require_readable_pairs(config, reranker.pairs)
+    optimizer = adamw(reranker, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    share = config.batch_size // accelerator.num_processes
+    backend = prepare(accelerator, reranker, optimizer, share=share, max_norm=config.max_grad_norm)
+    collator = build_collator(config, batch_sampler, reranker, accelerator)
+    longest = config.query_max_length + config.document_max_length
+    position_bytes = bytes_per_position(backend, longest, collator.chunk_tokens)
+    parts = RerankParts(config, accelerator, batch_sampler, dev_sets, reranker, collator, backend, position_bytes)
 
     if config.dry_run:
-        dry_run(config, accelerator, batch_sampler, reranker)
+        dry_run(parts)
         return
 
     # 3. The run: sections 4 to 6 below.
-    with open_run_folder(output, settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
-        if accelerator.is_main_process:
+    with run_folder(config) as folder:
+        if show:
             record_data(folder.path, sources, [each.retrieval_set for each in dev_sets])
-        train(config, accelerator, folder, batch_sampler, dev_sets, reranker)
+        train(parts, folder)
     accelerator.end_training()
 
 
-def train(
-    config: RerankConfig,
-    accelerator: Accelerator,
-    folder: RunFolder,
-    batch_sampler: BatchSampler,
-    dev_sets: list[DevSet],
-    reranker: Reranker,
-) -> None:
+def train(parts: RerankParts, folder: RunFolder) -> None:
+    config, accelerator, backend, collator = parts.config, parts.accelerator, parts.backend, parts.collator
     main_rank, device = accelerator.is_main_process, accelerator.device
-    total = total_steps(batch_sampler, epochs=config.epochs, max_steps=config.max_steps)
-    collator, backend = build_collator_and_backend(config, accelerator, batch_sampler, reranker)
-    needed = memory(reranker, collator, backend)
-    measure = partial(evaluate, reranker, dev_sets, config.chunk_tokens, backend.sharded, main_rank)
-    describe = partial(training_summary, config, batch_sampler, reranker, collator, backend, needed, total)
+    total = total_steps(config, parts.batch_sampler)
 
     # 4. The run: at its newest complete checkpoint if it is resumed.
     with open_run(
+        config,
         folder,
-        batch_sampler,
+        parts.batch_sampler,
         backend,
-        keep_checkpoints=config.keep_checkpoints,
-        cadence=Intervals(config.log_steps, config.eval_steps, config.save_steps, config.early_stopping),
         total=total,
-        measure=measure if dev_sets else None,
-        cut="depth",
+        measure=partial(evaluate, parts) if parts.dev_sets else None,
+        axis="depth",
         main_rank=main_rank,
-        max_bad_steps=config.max_bad_steps,
-        settings=asdict(config),
-        describe=describe,
+        describe=partial(rerank_summary, parts, total),
     ) as run:
         # 5. The loop. All that is random is a function of (seed, step, rank): resuming needs no generator's state.
         state = run.state
-        rate_at = course(total, peak=config.learning_rate, warmup=config.warmup, schedule=config.schedule)
-        step = RerankStep(backend, collator, partial(loss_share, loss=config.loss), run.progress.say)
-        for batch in load_batches(collator, batch_sampler, run.steps, config.workers):
+        learning_rate_at = learning_rate_schedule(config, total)
+        retry = OutOfMemoryRetry(
+            backend,
+            lambda batch: batch.chunks,
+            collator.in_smaller_chunks,
+            chunk_tokens=collator.chunk_tokens,
+            say=run.progress.say,
+        )
+        for batch in load_batches(collator, parts.batch_sampler, run.steps, config.workers):
             seed_step(config.seed, state.step, accelerator.process_index)
-            reranker.train()
-            part = step(batch.to(device))
-            loss, tokens, truncated, stopping, ran_out = sum_over_ranks(
-                [part.item(), batch.tokens, batch.truncated, run.told_to_stop, step.ran_out], device
+            parts.reranker.train()
+            for attempt in retry.attempts(batch.to(device)):  # one, or more in smaller chunks if memory runs out
+                with attempt, AccumulatedPasses(attempt.backend, attempt.batch.chunks) as passes:
+                    for chunk, labels in zip(attempt.batch.chunks, attempt.batch.labels, strict=True):
+                        logits = passes.forward(chunk)  # [n, C]
+                        loss = chunk_loss(logits, labels, attempt.batch, config.loss)
+                        passes.backward(loss)
+            mean_loss, tokens, truncated, stopping, ran_out = sum_over_ranks(
+                [passes.loss.item(), batch.tokens, batch.truncated, run.told_to_stop, retry.ran_out], device
             )
             if ran_out:
                 run.give_up(collator.chunk_tokens)
-            rate = rate_at(state.step)
-            norm = backend.update(rate, config.max_grad_norm, partial(run.guard.accepts, state.step, loss))
+            rate = learning_rate_at(state.step)
+            norm = backend.update(rate, config.max_grad_norm, partial(run.guard.accepts, state.step, mean_loss))
             state.advance(config.batch_size, int(tokens), int(truncated))
-            if not run.close_step(rate, loss, norm, stopping=stopping > 0):
+            if not run.close_step(rate, mean_loss, norm, stopping=stopping > 0):
                 break
 
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gates.
-    run.publish(partial(export, config, run, reranker), EXPORT, best=config.export_best, whole=config.tuning != "qlora")
+    run.export(partial(export, parts, run), EXPORT)
     if main_rank:
         draw_run(folder.path)
 
 
-def loss_share(logits: Tensor, labels: Labels, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:
+def chunk_loss(logits: Tensor, labels: Labels, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:
     """What a chunk has in the loss of the global batch: the mean over its pairs, or over its queries.
 
     `logits` is what the model gives for the n prompts of the chunk, [n, C].
@@ -181,38 +165,79 @@ def loss_share(logits: Tensor, labels: Labels, batch: RerankBatch, loss: RerankL
     return kl(scores, labels.teacher[labels.group], present, **temperatures).sum() / batch.queries
 
 
-def evaluate(
-    reranker: Reranker, dev_sets: list[DevSet], chunk_tokens: int | None, equal_forwards: bool, shown: bool
-) -> Results:
+def evaluate(parts: RerankParts) -> Results:
     """Metrics of the candidates as the model orders them now, on each dev set."""
     return {
         each.retrieval_set.name: {
             each.depth: evaluate_candidates(
                 rerank(
-                    reranker,
+                    parts.reranker,
                     each.retrieval_set,
                     each.candidates,
                     instruction=each.instruction,
-                    tokens_per_batch=chunk_tokens,
-                    equal_forwards=equal_forwards,
-                    progress=shown,
+                    tokens_per_batch=parts.config.chunk_tokens,
+                    equal_forwards=parts.backend.sharded,
+                    progress=parts.accelerator.is_main_process,
                 ),
                 each.candidates,
                 each.retrieval_set,
             )
         }
-        for each in dev_sets
+        for each in parts.dev_sets
     }
 
 
-def build_collator_and_backend(
-    config: RerankConfig, accelerator: Accelerator, batch_sampler: BatchSampler, reranker: Reranker
-) -> tuple[RerankCollator, Backend]:
-    """What makes batches, and what trains on them."""
-    optimizer = adamw(reranker, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    share = config.batch_size // accelerator.num_processes
-    backend = prepare(accelerator, reranker, optimizer, share=share, max_norm=config.max_grad_norm)
-    collator = RerankCollator(
+def dry_run(parts: RerankParts) -> None:
+    """--dry_run: the longest of the first batches in chunks of several sizes; nothing is written."""
+    config, backend, collator, device = parts.config, parts.backend, parts.collator, parts.accelerator.device
+    if parts.accelerator.is_main_process:
+        print(rerank_summary(parts, parts.batch_sampler.steps_per_epoch, 0), flush=True)
+    batch = collator[longest_batch(parts.batch_sampler, lambda indices: collator[indices].tokens, device)].to(device)
+
+    def step(size: int) -> tuple[int, int]:
+        again = collator.again(batch, size)
+        accumulated_backward(
+            backend, again.chunks, lambda i, logits: chunk_loss(logits, again.labels[i], again, config.loss)
+        )
+        backend.discard()
+        return again.tokens, again.positions
+
+    parts.reranker.train()
+    profile_run(step, chunk_tokens=collator.chunk_tokens, tokens=batch.tokens, accelerator=parts.accelerator)
+
+
+def check_dataset(config: RerankConfig, data: TrainData, table: RecordTable) -> None:
+    """Refuse a dataset that the objective cannot learn from."""
+    require(
+        table.graded or min(table.max_negatives, config.negatives) > 0,
+        f"{data.path}: a reranker learns from negatives, and it has or draws none; mine some first",
+    )
+    require(
+        not table.graded or config.loss.objective == "pointwise",
+        f"{data.path}: graded pairs have one document a query, and the {config.loss.objective} objective compares "
+        "several; choose pointwise",
+    )
+    require(
+        config.loss.objective != "listwise" or table.max_positives > 0,
+        f"{data.path}: no row has a positive, and listwise compares positives with negatives; choose pointwise",
+    )
+    require(
+        not config.loss.needs_scores or table.has_scores or table.graded,
+        f"{data.path}: the loss needs scores, and not every row has them; write them with "
+        "scripts/mine.py --judge, or choose another objective",
+    )
+    if config.loss.labels == "teacher" or table.graded:
+        low, high = table.score_range()
+        require(
+            0 <= low <= high <= 1,
+            f"{data.path}: scores from {low:g} to {high:g} are no probabilities; scale them to 0..1",
+        )
+
+
+def build_collator(
+    config: RerankConfig, batch_sampler: BatchSampler, reranker: Reranker, accelerator: Accelerator
+) -> RerankCollator:
+    return RerankCollator(
         batch_sampler.sources,
         batch_sampler.row_sampler,
         reranker.pairs,
@@ -226,176 +251,13 @@ def build_collator_and_backend(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    return collator, backend
 
 
-def dry_run(config: RerankConfig, accelerator: Accelerator, batch_sampler: BatchSampler, reranker: Reranker) -> None:
-    """--dry_run: the longest of the first batches in chunks of several sizes; nothing is written."""
-    collator, backend = build_collator_and_backend(config, accelerator, batch_sampler, reranker)
-    needed = memory(reranker, collator, backend)
-    if accelerator.is_main_process:
-        print(
-            training_summary(
-                config, batch_sampler, reranker, collator, backend, needed, batch_sampler.steps_per_epoch, 0
-            ),
-            flush=True,
-        )
-    indices = longest_batch(batch_sampler, lambda each: collator[each].tokens, accelerator.device)
-    batch = collator[indices].to(accelerator.device)
-
-    def take(size: int) -> tuple[int, int]:
-        again = collator.again(batch, size)
-        accumulated_backward(
-            backend, again.chunks, lambda i, logits: loss_share(logits, again.labels[i], again, config.loss)
-        )
-        backend.discard()
-        return again.tokens, again.positions
-
-    reranker.train()
-    found = list(profile_step(take, profiled_sizes(collator.chunk_tokens, backend.ranks), accelerator.device))
-    if accelerator.is_main_process:
-        print(profile_table(found, batch.tokens))
-
-
-def load_sources(config: RerankConfig, main_rank: bool) -> list[Source]:
-    """Read the training sets and say what was read, kept and dropped."""
-    sources = []
-    for data in config.train:
-        table = load_records(
-            data.path,
-            split=data.split,
-            name=data.name,
-            instruction=data.instruction,
-            progress=main_rank,
-            allow_no_positives=True,
-        )
-        if main_rank:
-            print(table.summary, flush=True)
-        require(
-            table.graded or min(table.max_negatives, config.negatives) > 0,
-            f"{data.path}: a reranker learns from negatives, and it has or draws none; mine some first",
-        )
-        require(
-            not table.graded or config.loss.objective == "pointwise",
-            f"{data.path}: graded pairs have one document a query, and the {config.loss.objective} objective compares "
-            "several; choose pointwise",
-        )
-        require(
-            config.loss.objective != "listwise" or table.max_positives > 0,
-            f"{data.path}: no row has a positive, and listwise compares positives with negatives; choose pointwise",
-        )
-        require(
-            not config.loss.needs_scores or table.has_scores or table.graded,
-            f"{data.path}: the loss needs scores, and not every row has them; write them with "
-            "scripts/mine.py --judge, or choose another objective",
-        )
-        if config.loss.labels == "teacher" or table.graded:
-            low, high = table.score_range()
-            require(
-                0 <= low <= high <= 1,
-                f"{data.path}: scores from {low:g} to {high:g} are no probabilities; scale them to 0..1",
-            )
-        sources.append(Source(table, data.weight))
-    return sources
-
-
-def load_dev(dev: CandidateData, main_rank: bool) -> DevSet:
-    retrieval_set = load_retrieval_set(dev.path, dev.split)
-    retrieval_set = replace(retrieval_set, name=dev.name) if dev.name else retrieval_set
-    candidates = open_candidates(dev.candidates, retrieval_set, dev.depth)
-    if main_rank:
-        print(f"{retrieval_set.summary}\n  {dev.candidates}: {candidates}", flush=True)
-        before = evaluate_candidates(candidates.before, candidates, retrieval_set)
-        print("  their order: " + ", ".join(f"{name} {value:.4f}" for name, value in before.items()), flush=True)
-    return DevSet(retrieval_set, candidates, dev.instruction)
-
-
-def load_model(config: RerankConfig) -> Reranker:
-    """The model with what is to be trained."""
-    reranker = load_trainable(
-        Reranker,
-        config.model,
-        settings=replace(read_settings(config.model), **config.reading),
-        lora=None if config.tuning == "full" else asdict(config.lora),
-        quantised=config.tuning == "qlora",
-        precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
-        attention=config.attention,
-        share_prefix=config.share_prefix,
-        dropout=config.dropout,
-        cpu=config.cpu,
-    )
-    reranker.full_vocabulary = config.loss.label_space == "vocabulary"
-    if config.checkpoint_length is not None:
-        reranker.recompute_above(config.checkpoint_length)
-    return reranker
-
-
-def require_room(config: RerankConfig, reranker: Reranker, readable: int) -> None:
-    """Refuse length limits that make prompts longer than the model can read."""
-    tasks = [*(data.instruction for data in config.train), *(data.instruction for data in config.dev)]
-    overhead = max(map(reranker.pairs.overhead, tasks))
-    longest = overhead + config.query_max_length + config.document_max_length
-    require(
-        longest <= readable,
-        f"query_max_length, document_max_length: with the {overhead} tokens of the prompt they make {longest}, more "
-        f"than the model's {readable}",
-    )
-
-
-def memory(reranker: Reranker, collator: RerankCollator, backend: Backend) -> MemoryEstimate:
-    """What a rank needs; graphs do not outlive their chunk."""
-    length = min(collator.query_max_length + collator.document_max_length, collator.chunk_tokens)
-    chunk = sample_chunk(length, collator.chunk_tokens, reranker.config.vocab_size, reranker.device)
-    reranker.train()
-    with backend.computing():
-        bytes_held = activation_bytes(reranker, partial(backend.encode, last=True), chunk)
-    return estimate(
-        reranker, backend.state_fractions, chunk=bytes_held / chunk.positions * collator.chunk_tokens, graphs=0.0
-    )
-
-
-def training_summary(
-    config: RerankConfig,
-    batch_sampler: BatchSampler,
-    reranker: Reranker,
-    collator: RerankCollator,
-    backend: Backend,
-    needed: MemoryEstimate,
-    total: int,
-    done: int,
-) -> str:
-    """What follows from the settings and the data, to read before step 1."""
-    trainable = sum(whole_shape(each).numel() for each in reranker.parameters() if each.requires_grad)
-    everything = sum(whole_shape(each).numel() for each in reranker.parameters())
-    first = [
-        collator[indices] for indices in islice(batch_sampler.batches(), min(PROFILED, batch_sampler.steps_per_epoch))
-    ]
-    tokens, positions = sum(each.tokens for each in first), sum(each.positions for each in first)
-    loss = config.loss
-    items: dict[str, object] = {
-        "model": f"{config.model} ({config.precision})",
-        "prompt": repr(reranker.settings.prompt.body("{query}", "{document}")),
-        "answers": f"{reranker.settings.yes!r} and {reranker.settings.no!r}",
-        "trained": f"{trainable:,} of {everything:,} parameters ({config.tuning})",
-        "objective": f"{loss.objective}" + (f" over {loss.label_space}" if loss.objective == "pointwise" else ""),
-        "processes": f"{collator.world_size} ({backend.name})",
-        "global batch": f"{config.batch_size} queries, {config.batch_size // collator.world_size} on each process",
-        "documents a query": f"up to {config.positives} positives and {config.negatives} negatives",
-        "steps": f"{total:,} ({batch_sampler.steps_per_epoch:,} an epoch)" + (f", {done:,} done" if done else ""),
-        "prompts": f"{tokens / sum(each.pairs for each in first) * collator.world_size:.0f} tokens each, "
-        f"{positions / tokens:.3f} positions a token"
-        + (" (common beginnings run once)" if reranker.share_prefix else ""),
-        **needed.items(),
-        "truncated": f"{sum(each.truncated for each in first):,} queries and documents of the first "
-        f"{len(first)} batches" + (", in this process" if collator.world_size > 1 else ""),
-    }
-    return summary("training", items)
-
-
-def export(config: RerankConfig, run: Run, reranker: Reranker, step: int) -> None:
-    reranker.full_vocabulary = False
-    report = export_reranker(reranker, run.folder.final, card=run_card(run.folder.path, config.published(), step))
-    print("\n".join(["parity gates row_epoch", *(f"  {line}" for line in report.lines())]), flush=True)
+def export(parts: RerankParts, run: Run, step: int) -> None:
+    parts.reranker.full_vocabulary = False
+    card = run_card(run.folder.path, parts.config.published(), step)
+    report = export_reranker(parts.reranker, run.folder.final, card=card)
+    print("\n".join(["parity gates passed", *(f"  {line}" for line in report.lines())]), flush=True)
 
 
 if __name__ == "__main__":

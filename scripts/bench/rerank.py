@@ -282,7 +282,7 @@ def ours(case: Case, device: "torch.device") -> Side:
     from nestling.backends.optimizer import adamw
     from nestling.backends.plain import Plain
     from nestling.losses.reranker import pointwise
-    from nestling.training.accumulated_step import accumulated_backward
+    from nestling.training.accumulated import accumulated_backward
 
     reranker = load_reranker(case).to(device).train()
     optimizer = adamw(reranker, learning_rate=0.0, weight_decay=0.0)

@@ -153,7 +153,7 @@ class Stepper:
         """Gradients of a batch, and an update by nothing: every step computes the same."""
         from nestling.batches.packing import pack
         from nestling.losses.chunked import info_nce
-        from nestling.training.cached_step import ActivationBudget, cached_backward
+        from nestling.training.cached import ActivationBudget, cached_backward
 
         batch = pack(write_texts(rows, self.config), self.chunk_tokens, 0).to(self.device)
         structure = tuples(rows, self.config.negatives, self.device)

@@ -243,7 +243,7 @@ def ours(case: Case, device: "torch.device", *, memory: float) -> Side:
     from nestling.backends.plain import Plain
     from nestling.batches.packing import pack, token_budget
     from nestling.models.embedder import Embedder
-    from nestling.training.cached_step import ActivationBudget, cached_backward
+    from nestling.training.cached import ActivationBudget, cached_backward
     from nestling.training.memory import activation_bytes, sample_chunk
 
     embedder = Embedder.from_pretrained(case.folder, cpu=device.type == "cpu").to(device).train()

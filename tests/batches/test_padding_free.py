@@ -12,7 +12,7 @@ from nestling.backends.plain import Plain
 from nestling.batches.packing import PackedChunk, TokenBatch, concatenate, pack
 from nestling.models.embedder import Embedder
 from nestling.models.pooling import Pooling
-from nestling.training.cached_step import ActivationBudget, cached_backward
+from nestling.training.cached import ActivationBudget, cached_backward
 
 LENGTHS = [5, 17, 3, 9, 17, 8, 2, 11]
 

@@ -28,7 +28,7 @@ from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
 from nestling.models.token_model import TokenModel
-from nestling.training.cached_step import ActivationBudget, cached_backward
+from nestling.training.cached import ActivationBudget, cached_backward
 from nestling.training.memory import activation_bytes, estimate, sample_chunk
 from recipes.runs import run_main
 from scripts import costs
@@ -109,7 +109,7 @@ def test_a_model_without_weights_is_estimated_as_the_real_one(lora: bool, qwen3:
     hollow = FakeModel(
         shape_of(str(qwen3)), dtype=torch.float32, precision=torch.float32, lora=LORA if lora else None
     ).model
-    found, expected = (estimate(each, StateFractions(), chunk=1.0, graphs=2.0, room=3e9) for each in (hollow, model))
+    found, expected = (estimate(each, StateFractions(), chunk=1.0, kept=2.0, room=3e9) for each in (hollow, model))
     assert found == expected
     assert found.weights > 1e5
 
@@ -242,7 +242,7 @@ def test_costs_of_a_stage(recipe: StageCosts) -> None:
     assert none.operations == 2 * passes.forward + passes.backward
     assert found.gpu_hours(1e12) == pytest.approx(found.operations / 3.6e15)
     assert found.memory.weights == whole_bytes([*model.parameters(), *model.buffers()])
-    assert found.memory.graphs == pytest.approx(found.memory.chunk / 128 * 64 * 96)
+    assert found.memory.kept == pytest.approx(found.memory.chunk / 128 * 64 * 96)
 
 
 def yaml_model(stage: StageCosts) -> str:
@@ -287,7 +287,7 @@ def test_what_training_prints_is_what_is_estimated(recipe: StageCosts, qwen3: Pa
     chunk = sample_chunk(config.longest, 128, model.config.vocab_size, CPU)
     with model.computing():
         measured = activation_bytes(model, partial(model, in_place=True), chunk)
-    found, expected = costs_of(recipe, ONE, 1e12).memory, estimate(model, StateFractions(), chunk=measured, graphs=0.0)
+    found, expected = costs_of(recipe, ONE, 1e12).memory, estimate(model, StateFractions(), chunk=measured, kept=0.0)
     assert (found.weights, found.gradients, found.optimizer) == (
         expected.weights,
         expected.gradients,

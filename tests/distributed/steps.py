@@ -18,7 +18,7 @@ from nestling.distributed.gathering import gather_batch
 from nestling.losses.reference import cosent, distillation, info_nce
 from nestling.models.embedder import Embedder
 from nestling.records import load_records
-from nestling.training.cached_step import ActivationBudget, cached_backward
+from nestling.training.cached import ActivationBudget, cached_backward
 
 DIMS = {64: 1.0, 16: 0.5}
 BUDGETS = {
@@ -101,16 +101,16 @@ def prepared(folder: Path, case: Case, world: int, *, adam: bool = False) -> Bac
 def take_step(backend: Backend, case: Case, collator: Collator, indices: BatchIndices) -> tuple[float, float]:
     """This rank's share of the loss, and the norm of the gradient."""
     batch, loss = collator[indices], loss_config(case)
-    part = cached_backward(backend, batch.tokens, lambda each: recipe_share(each, batch, loss), BUDGETS[case.kept])
+    part = cached_backward(backend, batch.tokens, lambda each: recipe_loss(each, batch, loss), BUDGETS[case.kept])
     norm = backend.update(RATE, case.clip, lambda norm: norm < float("inf"))
     return float(part), norm
 
 
-SHARE = recipe("embed").loss_share
+RANK_LOSS = recipe("embed").rank_loss
 
 
-def recipe_share(embeddings: Tensor, batch: Any, loss: LossConfig) -> Tensor:
-    share: Tensor = SHARE(embeddings, batch, loss, DIMS)
+def recipe_loss(embeddings: Tensor, batch: Any, loss: LossConfig) -> Tensor:
+    share: Tensor = RANK_LOSS(embeddings, batch, loss, DIMS)
     return share
 
 

@@ -42,7 +42,7 @@ def measure(port: int, rank: int, folder: Path) -> None:
         backend: Backend = prepared(folder, case, 2, adam=True)
         take_step(backend, case, collate(folder, case, backend.model, rank, 2), plans()[0])
         stage = int(case.backend[-1]) if case.backend.startswith("zero") else 0
-        found = estimate(backend.model, backend.state_fractions, chunk=0.0, graphs=0.0)
+        found = estimate(backend.model, backend.state_fractions, chunk=0.0, kept=0.0)
         weights = size([*backend.model.parameters(), *backend.model.buffers()])
         figures = [found.weights, weights, found.optimizer, optimizer_bytes(backend, stage)]
         (folder / f"{case.backend}-{rank}.json").write_text(json.dumps(figures))

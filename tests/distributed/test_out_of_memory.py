@@ -10,13 +10,13 @@ import pytest
 import torch
 from launches import free_port, join, plans, usable
 from ranks import ROOT, run_ranks, run_recipe
-from steps import BUDGETS, Case, collate, loss_config, prepared, recipe_share, save, take_step
+from steps import BUDGETS, Case, collate, loss_config, prepared, recipe_loss, save, take_step
 from test_backends import prepare_folder
 
 from nestling.backends import Backend
 from nestling.distributed.ranks import sum_over_ranks
-from nestling.training.cached_step import CachedStep
 from recipes.runs import arguments, losses, write_data
+from retried import embed_retry, embed_step
 
 CASES = [Case("ddp"), Case("ddp", "all"), Case("zero1", "some"), Case("zero2")]
 
@@ -43,11 +43,11 @@ def broken_step(backend: Backend, case: Case, batch: Any, place: str, rank: int)
     if rank == 1:
         call = {"first pass": chunks - 1, "second pass": chunks, "backward": 0}[place]
         setattr(owner, name, failing(original, call, spare_last=place == "backward"))
-    step = CachedStep(backend, BUDGETS[case.kept], print)
-    loss = step(batch.tokens, lambda each: recipe_share(each, batch, loss_config(case)))
+    retry = embed_retry(backend, print)
+    loss = embed_step(retry, batch.tokens, lambda each: recipe_loss(each, batch, loss_config(case)), BUDGETS[case.kept])
     assert loss.isfinite()
     setattr(owner, name, original)
-    return sum_over_ranks([step.ran_out], torch.device("cpu"))[0]
+    return sum_over_ranks([retry.ran_out], torch.device("cpu"))[0]
 
 
 def run_out(port: int, rank: int, folder: Path) -> None:

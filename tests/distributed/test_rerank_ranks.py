@@ -38,7 +38,7 @@ from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.records import Record, RecordTable, RetrievalSet, load_records
 from nestling.records.summary import LoadSummary
 from nestling.retrieval import Candidates, rerank
-from nestling.training.accumulated_step import accumulated_backward
+from nestling.training.accumulated import accumulated_backward
 from tiny import tiny_qwen3
 
 RECIPE = recipe("rerank")
@@ -180,7 +180,7 @@ def take_step(backend: Backend, case: Case, batch: RerankBatch) -> float:
 
     def share_of(chunk: int, logits: Tensor) -> Tensor:
         labels: Labels = batch.labels[chunk]
-        share: Tensor = RECIPE.loss_share(logits, labels, batch, case.loss)
+        share: Tensor = RECIPE.chunk_loss(logits, labels, batch, case.loss)
         return share
 
     part = accumulated_backward(backend, batch.chunks, share_of)

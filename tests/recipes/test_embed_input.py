@@ -10,6 +10,7 @@ import pytest
 from launches import recipe
 
 from nestling.config import EmbedConfig, parse_config
+from nestling.training.limits import matryoshka_dims
 from recipes.runs import arguments, refusal, unloadable, write_dev, write_pairs
 
 RECIPE = recipe("embed")
@@ -127,4 +128,4 @@ def test_dimensions_may_come_in_any_order_and_keep_their_weights(bert: Path) -> 
     flags = ["--model", str(bert), "--output_dir", "o", "--train", "a", "--dims", "16,48,24"]
     lengths = ["--query_max_length", "64", "--document_max_length", "64"]
     config = parse_config(EmbedConfig, None, [*flags, *lengths, "--dim_weights", "1,2,3"])
-    assert list(RECIPE.nested_dims(config).items()) == [(48, 2.0), (24, 3.0), (16, 1.0)]
+    assert list(matryoshka_dims(config).items()) == [(48, 2.0), (24, 3.0), (16, 1.0)]

@@ -13,7 +13,7 @@ from nestling.backends.sizes import StateFractions, whole_bytes
 from nestling.batches.packing import pack
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
-from nestling.training.cached_step import ActivationBudget, cached_backward
+from nestling.training.cached import ActivationBudget, cached_backward
 from nestling.training.memory import MemoryEstimate, estimate, kept_bytes, room_for_activations
 
 
@@ -29,7 +29,7 @@ def test_the_state_of_a_model_is_what_a_step_leaves(lora: bool, qwen3: Path) -> 
         model.backbone = attach_lora(model.backbone, r=4, alpha=8, dropout=0.0)
     optimizer = adamw(model, learning_rate=1e-3, weight_decay=0.0)
     backend = Plain(model, optimizer)
-    found = estimate(model, backend.state_fractions, chunk=10.0, graphs=1.0)
+    found = estimate(model, backend.state_fractions, chunk=10.0, kept=1.0)
     batch = pack([[5, 6, 7], [8, 9]], 8, 0)
     cached_backward(backend, batch, lambda each: each.square().sum(), ActivationBudget(0.0, 1.0))
     assert found.weights == held([*model.parameters(), *model.buffers()])
@@ -43,8 +43,8 @@ def test_the_state_of_a_model_is_what_a_step_leaves(lora: bool, qwen3: Path) -> 
 
 def test_a_rank_holds_its_share(bert: Path) -> None:
     model = Embedder.from_pretrained(bert, dtype=torch.float32)
-    whole = estimate(model, StateFractions(), chunk=0.0, graphs=0.0)
-    part = estimate(model, StateFractions(0.25, 1.25, 0.5), chunk=0.0, graphs=0.0)
+    whole = estimate(model, StateFractions(), chunk=0.0, kept=0.0)
+    part = estimate(model, StateFractions(0.25, 1.25, 0.5), chunk=0.0, kept=0.0)
     assert whole_bytes(model.parameters()) <= whole.weights == 4 * part.weights
     assert (part.gradients, part.optimizer) == (1.25 * whole.gradients, 0.25 * whole.optimizer)
 
@@ -57,7 +57,7 @@ def test_graphs_get_half_of_what_gradients_and_optimizer_leave() -> None:
     assert [kept_bytes(room, 2.0, 10.0) for room in (-1.0, 15.0, 40.0)] == [0.0, 15.0, 20.0]
 
 
-GIGABYTES = MemoryEstimate(weights=4e9, gradients=3e9, optimizer=6e9, chunk=2e9, graphs=5e9, room=24e9)
+GIGABYTES = MemoryEstimate(weights=4e9, gradients=3e9, optimizer=6e9, chunk=2e9, kept=5e9, room=24e9)
 
 
 def test_a_summary_says_what_is_needed() -> None:
@@ -67,7 +67,7 @@ def test_a_summary_says_what_is_needed() -> None:
         "- gradients": "3.00 GB",
         "- optimizer": "6.00 GB",
         "- largest chunk": "2.00 GB",
-        "- graphs": "up to 5.00 GB",
+        "- kept activations": "up to 5.00 GB",
     }
 
 

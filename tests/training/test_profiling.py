@@ -25,7 +25,7 @@ def test_every_size_runs() -> None:
     assert "20 tokens a step; fastest here: --chunk_tokens " in profile_table(found, 20)
 
 
-def test_a_size_that_does_not_fit_ends_the_rehearsal() -> None:
+def test_a_size_that_does_not_fit_ends_the_profile() -> None:
     def step(size: int) -> tuple[int, int]:
         batch = pack(TEXTS, size, 0)
         if max(chunk.positions for chunk in batch.chunks) > 9:

@@ -1,13 +1,13 @@
 """A rank that ran out of memory stays with the others to the end of the step, so that all can save and leave."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from nestling.backends.agreement import one_token
-from nestling.backends.backend import Backend, ForwardBackward
+from nestling.backends.backend import Backend
 from nestling.batches.packing import AnyChunk
 
 
@@ -63,29 +63,3 @@ class OutOfMemoryGuard:
     def _synchronise(self) -> None:
         encoded = self.backend.encode(self._token, last=True)
         self.backend.backward(encoded, torch.zeros_like(encoded), last=True)
-
-
-def guard_out_of_memory(
-    backend: Backend, run: Callable[[ForwardBackward], Tensor], chunks: Sequence[AnyChunk], otherwise: str = ""
-) -> tuple[Tensor, bool]:
-    """A step of several ranks: its loss, and whether memory ended on this one, where the step was ended all the same.
-
-    Args:
-        backend: The model, and how its ranks synchronise.
-        run: Takes the step with the passes it is given.
-        chunks: What it runs, for the error.
-        otherwise: What else than a smaller `chunk_tokens` would help.
-
-    Raises:
-        ValueError: Memory ended where ranks cannot go on together.
-    """
-    guard = OutOfMemoryGuard(backend)
-    try:
-        loss = run(guard if backend.independent else backend)
-    except torch.OutOfMemoryError as error:
-        most = max(chunk.positions for chunk in chunks)
-        raise ValueError(
-            f"a rank ran out of memory with chunks of up to {most} positions; resume with --chunk_tokens "
-            f"{max(1, most // 2)}{otherwise}"
-        ) from error
-    return loss, guard.ran_out

@@ -61,6 +61,13 @@ class TrainBatch:
             scores=None if self.scores is None else self.scores.to(device),
         )
 
+    def in_smaller_chunks(self, halvings: int) -> "TrainBatch":
+        """The same texts, in chunks that have been halved so many times."""
+        tokens = self.tokens
+        for _ in range(halvings):
+            tokens = tokens.halved()
+        return replace(self, tokens=tokens)
+
 
 @dataclass(frozen=True)
 class Member:

@@ -177,6 +177,10 @@ class RerankCollator(Dataset[RerankBatch]):
         chunks, labels = self.chunks(batch.groups(), chunk_tokens)
         return replace(batch, chunks=chunks, labels=labels).to(batch.chunks[0].input_ids.device)
 
+    def in_smaller_chunks(self, batch: RerankBatch, halvings: int) -> RerankBatch:
+        """The same prompts in chunks of a budget that has been halved so many times."""
+        return self.again(batch, self.chunk_tokens >> halvings) if halvings else batch
+
     def chunks(self, groups: Sequence[Labelled], chunk_tokens: int) -> tuple[list[AnyChunk], list[Labels]]:
         """Groups in chunks of at most `chunk_tokens` positions, or of one group that has more and must stay whole."""
         # Padded prompts share nothing, and lie best beside prompts of their length.

@@ -106,7 +106,7 @@ def embedding_costs(
         model,
         shares,
         chunk=position * (config.chunk_tokens or CHUNK),
-        graphs=kept_bytes(graph_room, position, config.most_tokens(launch.processes)),
+        kept=kept_bytes(graph_room, position, config.most_tokens(launch.processes)),
         room=room,
     )
     again = recomputed(config, max(cut_lengths(config, stage)))
@@ -121,7 +121,7 @@ def reranking_costs(
     chunk = position * (config.chunk_tokens or CHUNK)
     reading = reranker_reading(config, stage).times(rows_of(config, stage))
     again = recomputed(config, stage.query_tokens + stage.document_tokens)
-    return training_costs(model, estimate(model, shares, chunk=chunk, graphs=0.0, room=room), reading, 1 + again)
+    return training_costs(model, estimate(model, shares, chunk=chunk, kept=0.0, room=room), reading, 1 + again)
 
 
 def training_costs(model: TokenModel, memory: MemoryEstimate, reading: Reading, forwards: float) -> Costs:
@@ -176,5 +176,5 @@ def mining_costs(config: MineConfig, stage: StageCosts, room: float) -> Costs:
     documents = stage.documents or stage.examples * stage.positives
     reading = Reading.texts(stage.examples, stage.query_tokens) + Reading.texts(documents, stage.document_tokens)
     search = 2.0 * model.width * stage.examples * documents
-    memory = estimate(model, StateFractions(1.0, 0.0, 0.0), chunk=0.0, graphs=0.0, room=room)
+    memory = estimate(model, StateFractions(1.0, 0.0, 0.0), chunk=0.0, kept=0.0, room=room)
     return Costs(memory, reading.tokens, 1.0, passes_of(model, reading).forward + search)

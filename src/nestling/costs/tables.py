@@ -52,13 +52,13 @@ class Row:
 
 def memory_table(rows: Sequence[Row], *, markdown: bool) -> str:
     """Gigabytes of each process."""
-    headers = ["recipe", "started on", "weights", "gradients", "optimizer", "chunk", "graphs", "in all", "fits"]
+    headers = ["recipe", "started on", "weights", "gradients", "optimizer", "chunk", "kept", "in all", "fits"]
     return table(headers, list(map(memory_cells, rows)), digits=1, markdown=markdown)
 
 
 def memory_cells(row: Row) -> list[object]:
     found = row.costs.memory
-    parts = (found.weights, found.gradients, found.optimizer, found.chunk, found.graphs, found.total)
+    parts = (found.weights, found.gradients, found.optimizer, found.chunk, found.kept, found.total)
     return [row.name, row.started, *(part / 1e9 for part in parts), "yes" if row.costs.fits else "no"]
 
 

@@ -17,7 +17,7 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
     `counts` is known to every rank beforehand. The backward pass sums what the ranks make of a row and hands each rank
     its own (a reduce-scatter). Data parallel training then takes the mean over W ranks, so a loss whose rows weigh
-    their share of the global batch has to be multiplied by W: that happens in `nestling.training.cached_step`, once.
+    their share of the global batch has to be multiplied by W: that happens in `nestling.training.cached`, once.
     """
     return rows if len(counts) == 1 else _GatherRows.apply(rows, list(counts))
 

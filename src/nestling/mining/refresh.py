@@ -24,7 +24,7 @@ from nestling.models.embedder import Embedder
 from nestling.models.encoding import alone
 from nestling.records import RecordTable
 from nestling.retrieval.ranks import largest
-from nestling.training.recipe import load_batches
+from nestling.training.loading import load_batches
 
 STEP = re.compile(r"step-(\d+)")
 VECTORS = ".vectors"

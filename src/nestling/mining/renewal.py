@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from nestling.batches.sampling import Source
 from nestling.config import RefreshConfig
+from nestling.config.embed import EmbedConfig
 from nestling.files import named, sync
 from nestling.mining.candidates import unite
 from nestling.mining.lists import Lists
@@ -130,3 +132,16 @@ def renewal_line(mined: Mined, wanted: int) -> str:
         f"{len(mined.negatives.values):,} hard negatives mined anew, cosine {score:.4f} in the mean, {gap:.4f} below "
         f"the lowest positive{fewer}"
     )
+
+
+def open_minables(config: EmbedConfig, sources: Sequence[Source], *, show: bool) -> list[Minable | None]:
+    """The queries and documents of each dataset, if hard negatives are mined again during training; else none."""
+    if config.refresh.steps is None:
+        return []
+    minables = [
+        Minable.open(source.table, data.path, config.refresh.corpus, progress=show)
+        for data, source in zip(config.train, sources, strict=True)
+    ]
+    if show:
+        print(*(f"negatives from {each.pool}" for each in minables if each is not None), sep="\n", flush=True)
+    return minables

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from nestling.backends import Backend
 from nestling.backends.sizes import StateFractions, free_memory, trained_bytes, whole_bytes
 from nestling.batches.packing import Chunk
+from nestling.training.cached import ActivationBudget
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,8 @@ class MemoryEstimate:
         weights: Parameters and buffers.
         gradients: Of the trained parameters.
         optimizer: State, and copies of weights.
-        chunk: The graph of the largest chunk.
-        graphs: Those that stay between the passes, at the most.
+        chunk: Activations of the largest chunk.
+        kept: Activations kept between the two passes, at the most.
         room: What is free, and what of the above is there already.
     """
 
@@ -27,12 +30,12 @@ class MemoryEstimate:
     gradients: float
     optimizer: float
     chunk: float
-    graphs: float
+    kept: float
     room: float
 
     @property
     def total(self) -> float:
-        return self._state + self.chunk + self.graphs
+        return self._state + self.chunk + self.kept
 
     @property
     def _state(self) -> float:
@@ -47,8 +50,8 @@ class MemoryEstimate:
             "- optimizer": gigabytes(self.optimizer),
             "- largest chunk": gigabytes(self.chunk),
         }
-        if self.graphs:
-            lines["- graphs"] = f"up to {gigabytes(self.graphs)}"
+        if self.kept:
+            lines["- kept activations"] = f"up to {gigabytes(self.kept)}"
         return lines if self.advice is None else {**lines, "WARNING": self.advice}
 
     @property
@@ -63,7 +66,7 @@ class MemoryEstimate:
             )
         if self._state + self.chunk > self.room:
             return "the largest chunk does not fit; lower chunk_tokens, or set checkpoint_length"
-        return "the graphs between the passes may not fit; lower graph_memory"
+        return "the activations kept between the two passes may not fit; lower graph_memory"
 
 
 def gigabytes(size: float) -> str:
@@ -71,7 +74,7 @@ def gigabytes(size: float) -> str:
 
 
 def estimate(
-    model: nn.Module, shares: StateFractions, *, chunk: float, graphs: float, room: float | None = None
+    model: nn.Module, fractions: StateFractions, *, chunk: float, kept: float, room: float | None = None
 ) -> MemoryEstimate:
     """What a rank needs for a model that is on its device, before the first step.
 
@@ -79,19 +82,19 @@ def estimate(
 
     Args:
         model: With all its parameters, trained or not.
-        shares: What the rank holds of it.
-        chunk: Bytes of the largest chunk's graph.
-        graphs: Bytes of those that stay.
+        fractions: What the rank holds of its state.
+        chunk: Bytes of the largest chunk's activations.
+        kept: Bytes of the activations kept between the two passes.
         room: Bytes of a device that is not here; by default what the model's own has.
     """
-    weights = shares.weights * whole_bytes([*model.parameters(), *model.buffers()])
+    weights = fractions.weights * whole_bytes([*model.parameters(), *model.buffers()])
     trained = trained_bytes(model)
     return MemoryEstimate(
         weights=weights,
-        gradients=shares.gradients * trained,
-        optimizer=shares.optimizer * trained,
+        gradients=fractions.gradients * trained,
+        optimizer=fractions.optimizer * trained,
         chunk=chunk,
-        graphs=graphs,
+        kept=kept,
         room=room_of(next(model.parameters()).device, weights) if room is None else room,
     )
 
@@ -102,29 +105,29 @@ def room_of(device: torch.device, weights: float) -> float:
     return free_memory(device) + there
 
 
-def room_for_activations(free: float, trained: float, shares: StateFractions) -> float:
-    """Half of what is free beside what the first step brings: gradients and AdamW's state.
+def room_for_activations(free: float, trained: float, fractions: StateFractions) -> float:
+    """Half of the memory that is free once the first step has allocated gradients and AdamW's state.
 
     Args:
         free: Bytes, with the weights in their place.
         trained: Bytes of the trained parameters, whole.
-        shares: What the rank holds.
+        fractions: What the rank holds of them.
     """
-    return (free - (shares.gradients + shares.optimizer) * trained) / 2
+    return (free - (fractions.gradients + fractions.optimizer) * trained) / 2
 
 
 def kept_bytes(room: float, position: float, positions: float) -> float:
-    """Bytes of the graphs that stay between the passes: of so many positions, as far as there is room."""
+    """Bytes of the activations kept between the two passes: those of so many positions, as far as there is room."""
     return max(0.0, min(room, position * positions))
 
 
 def activation_bytes(model: nn.Module, encode: Callable[[Chunk], Tensor], chunk: Chunk) -> int:
-    """Bytes that the graph of a chunk holds beside the parameters.
+    """Bytes of the activations that a chunk's forward keeps for its backward, parameters excluded.
 
     Args:
         model: Whose parameters do not count.
         encode: Runs it on a chunk.
-        chunk: Run twice: what the second graph shares with the first, such as cast weights, does not count either.
+        chunk: Run twice: tensors that both forwards keep, such as weights cast to bfloat16, do not count either.
     """
     # By the storage itself: tensors of a model without weights (`nestling.costs`) have no addresses.
     seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -151,3 +154,28 @@ def sample_chunk(length: int, positions: int, vocabulary: int, device: torch.dev
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(vocabulary, (rows, length), generator=generator)
     return Chunk(input_ids, torch.full((rows,), length), padded=False).to(device)
+
+
+def bytes_per_position(backend: Backend, length: int, chunk_tokens: int) -> float:
+    """Bytes of activations for each position, measured on a chunk of texts of `length` tokens."""
+    model = backend.model
+    length = min(length, chunk_tokens)
+    chunk = sample_chunk(length, chunk_tokens, model.config.vocab_size, model.device)
+    model.train()
+    with backend.computing():
+        return activation_bytes(model, partial(backend.encode, last=True), chunk) / chunk.positions
+
+
+def activation_budget(backend: Backend, length: int, chunk_tokens: int, memory: float | None) -> ActivationBudget:
+    """How much memory activations may keep between the two passes.
+
+    Args:
+        backend: The model in training.
+        length: Tokens of the longest texts.
+        chunk_tokens: Token budget of a chunk.
+        memory: Bytes; None for half of what is free once gradients and AdamW's state are allocated.
+    """
+    model = backend.model
+    position = bytes_per_position(backend, length, chunk_tokens)
+    half = room_for_activations(free_memory(model.device), trained_bytes(model), backend.state_fractions)
+    return ActivationBudget(half if memory is None else memory, position)

@@ -1,4 +1,4 @@
-"""A step before the first: how much memory it takes, how fast it is, and whether other chunks would be faster."""
+"""Profiling a step: how much memory it takes, how fast it is, and whether chunks of another size would be faster."""
 
 import threading
 import time
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 import torch
+from accelerate import Accelerator
 
 from nestling.console import table
 
@@ -65,6 +66,23 @@ def profile_table(found: Sequence[StepProfile], tokens: int) -> str:
             f"{tokens:,} tokens a step; fastest here: --chunk_tokens {best.chunk_tokens}",
         ]
     )
+
+
+def profile_run(
+    step: Callable[[int], tuple[int, int]], *, chunk_tokens: int, tokens: int, accelerator: Accelerator
+) -> None:
+    """--dry_run: profile a step in chunks of several sizes, and print the table on rank 0.
+
+    Args:
+        step: Takes a step, without an update, in chunks of so many tokens; gives its tokens and positions.
+        chunk_tokens: The size that is set.
+        tokens: Tokens of the step.
+        accelerator: This rank, and its device.
+    """
+    sizes = profiled_sizes(chunk_tokens, accelerator.num_processes)
+    profiles = list(profile_step(step, sizes, accelerator.device))
+    if accelerator.is_main_process:
+        print(profile_table(profiles, tokens))
 
 
 class PeakMemory:

@@ -1,13 +1,13 @@
-"""A run in training: where it stands, what is due after a step, and how it ends."""
+"""A run in training: its state, what is due after a step, and how it ends."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ from nestling.checkpoint import (
     restore_tensors,
     write_training,
 )
-from nestling.config import require
+from nestling.config import TrainingConfig, require
 from nestling.console import Progress, table
 from nestling.distributed.ranks import on_rank_zero
 from nestling.export.embedder_card import before_and_after
@@ -33,53 +33,37 @@ from nestling.run_files import Results, evaluation_at
 from nestling.training.tracking import Meter, Tracker, open_tracker
 
 
-@dataclass(frozen=True)
-class Intervals:
-    """How often things happen, in steps; 0 is after each epoch.
-
-    Args:
-        log: A line of metrics; at least 1.
-        evaluate: An evaluation on the dev sets.
-        save: A checkpoint.
-        patience: The run stops after so many evaluations without a better result; 0 never does.
-    """
-
-    log: int
-    evaluate: int
-    save: int
-    patience: int
-
-
 @dataclass
 class Run:
-    """A run in training: what it was made of, and where it stands.
+    """A run in training: its parts, its state, and what is due after a step.
 
     Args:
+        config: Settings of the recipe.
         folder: Where it writes.
         batch_sampler: What it trains on.
         backend: The model, and how its ranks synchronise.
         checkpoints: Those that are kept.
-        state: Where it stands.
-        cadence: How often it does what.
+        state: Step, counts and best result so far.
         total: Steps of the whole run.
         measure: Evaluates the model as it is now; None without dev sets.
-        cut: What evaluations are made at beside the data: "dim" or "depth".
+        axis: Evaluation axis, what a dev set is evaluated at several values of: "dim" of an embedding, or "depth", the
+            number of a reranker's candidates.
         main_rank: Whether this is rank 0.
-        guard: Against losses that are not finite.
-        tracker: Takes its figures.
+        guard: Skips updates of losses that are not finite.
+        tracker: Writes metrics.
         progress: Shows them.
-        stop: Whether it was told to stop.
+        stop: Holds the signal that asked the run to stop.
     """
 
+    config: TrainingConfig
     folder: RunFolder
     batch_sampler: BatchSampler
     backend: Backend
     checkpoints: Checkpoints
     state: TrainingState
-    cadence: Intervals
     total: int
     measure: Callable[[], Results] | None
-    cut: str
+    axis: str
     main_rank: bool
     guard: NonFiniteGuard
     tracker: Tracker
@@ -91,13 +75,13 @@ class Run:
 
     @property
     def steps(self) -> range:
-        """Those that are left; none for a run that had stopped for want of better results."""
-        return range(self.state.step, self.state.step if self.stale else self.total)
+        """Steps that are left; none for a run that early stopping had ended."""
+        return range(self.state.step, self.state.step if self.early_stopping else self.total)
 
     @property
-    def stale(self) -> bool:
-        """Whether it is time to stop for want of better results."""
-        return 0 < self.cadence.patience <= self.state.evaluations_since_best
+    def early_stopping(self) -> bool:
+        """Whether so many evaluations brought no better result that the run is to stop."""
+        return 0 < self.config.early_stopping <= self.state.evaluations_since_best
 
     @property
     def told_to_stop(self) -> bool:
@@ -105,34 +89,35 @@ class Run:
         return self.stop.received is not None
 
     def due(self, every: int) -> bool:
-        """Whether something happens now: every so many steps, or after each epoch with 0; always at the end."""
+        """Whether something that happens every so many steps, or after each epoch with 0, happens now; always at the
+        end."""
         return self.state.step % (every or self.batch_sampler.steps_per_epoch) == 0 or self.state.step == self.total
 
     def close_step(self, learning_rate: float, loss: float, gradient_norm: float, *, stopping: bool) -> bool:
-        """Report, evaluate and save what is due; whether the run goes on. With `stopping` it is saved and left."""
-        state, cadence = self.state, self.cadence
+        """Log, evaluate and save what is due; whether the run goes on. With `stopping` it saves and exits."""
+        state, config = self.state, self.config
         self._meter.add(loss, gradient_norm, time.perf_counter() - self._started)
-        if self.due(cadence.log):
+        if self.due(config.log_steps):
             self.report(learning_rate, self._meter.read(state.tokens))
-        if self.measure is not None and self.due(cadence.evaluate):
+        if self.measure is not None and self.due(config.eval_steps):
             self.evaluate()
-        if state.best_step == state.step or self.stale or stopping or self.due(cadence.save):
+        if state.best_step == state.step or self.early_stopping or stopping or self.due(config.save_steps):
             self.save()
         if stopping:
             self.leave()
-        if self.stale:
-            self.progress.say(f"no better result in {cadence.patience} evaluations: stopping at step {state.step}")
+        if self.early_stopping:
+            self.progress.say(f"no better result in {config.early_stopping} evaluations: stopping at step {state.step}")
         self._started = time.perf_counter()
-        return not self.stale
+        return not self.early_stopping
 
     def evaluate(self) -> None:
-        """Measure, report, and judge by nDCG@10 at the largest cut, averaged over the dev sets."""
+        """Measure and log; results are compared by nDCG@10 at the axis' largest value, averaged over the dev sets."""
         assert self.measure is not None
         results = self.measure()
         self.tracker.log_evaluation(self.state.step, results)
         if self.state.step:  # the model as it came is there to compare with, not a checkpoint
-            self.state.judge(fmean(by_cut[max(by_cut)]["nDCG@10"] for by_cut in results.values()))
-        self.progress.say(f"step {self.state.step}\n{evaluation_table(results, self.cut)}")
+            self.state.judge(fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values()))
+        self.progress.say(f"step {self.state.step}\n{evaluation_table(results, self.axis)}")
 
     def report(self, learning_rate: float, figures: dict[str, float]) -> None:
         """Write a line of metrics and move the progress bar."""
@@ -182,64 +167,60 @@ class Run:
             f"--resume true and --chunk_tokens {max(1, chunk_tokens // 2)}{otherwise}"
         )
 
-    def publish(self, export: Callable[[int], object], script: Path, *, best: bool, whole: bool) -> None:
-        """Write final/ from the best checkpoint or the last, and print before and after.
+    def export(self, write: Callable[[int], object], script: Path) -> None:
+        """Write final/ from the best checkpoint or the last, and print the results before and after.
 
         Args:
-            export: Writes the model in memory, given its step; on rank 0.
-            script: scripts/export.py.
-            best: Take the best checkpoint where there is one.
-            whole: Whether the weights in memory are; else the script loads the checkpoint in a process of its own.
+            write: Exports the model in memory, given its step; called on rank 0.
+            script: scripts/export.py, which exports a checkpoint in a process of its own where the weights in memory
+                are quantised or sharded.
         """
-        state = self.state
-        step = state.best_step if best and state.best_step is not None else state.step
+        best = self.state.best_step if self.config.export_best else None
+        step = self.state.step if best is None else best
         checkpoint = self.checkpoints.verified(step)
-        if not whole or self.backend.sharded:
+        if self.config.tuning == "qlora" or self.backend.sharded:
             on_rank_zero(lambda: export_checkpoint(script, checkpoint, self.folder.final))
         else:
-            if step != state.step:
+            if step != self.state.step:
                 restore_tensors(checkpoint, self.backend.model)
-            on_rank_zero(lambda: export(step))
+            on_rank_zero(lambda: write(step))
         if self.main_rank:
-            scores = before_and_after(evaluation_at(self.folder.metrics, 0), evaluation_at(self.folder.metrics, step))
-            rows = [[each.dataset, each.dim, each.before, each.after] for each in scores if each.metric == "nDCG@10"]
-            print(table(["dev set", self.cut, "nDCG@10 before", "after"], rows, digits=4) if rows else "")
-            print(f"{self.folder.final} holds the model of step {step}")
+            self._print_results(step)
+
+    def _print_results(self, step: int) -> None:
+        scores = before_and_after(evaluation_at(self.folder.metrics, 0), evaluation_at(self.folder.metrics, step))
+        rows = [[each.dataset, each.dim, each.before, each.after] for each in scores if each.metric == "nDCG@10"]
+        print(table(["dev set", self.axis, "nDCG@10 before", "after"], rows, digits=4) if rows else "")
+        print(f"{self.folder.final} holds the model of step {step}")
 
 
 @contextmanager
 def open_run(
+    config: TrainingConfig,
     folder: RunFolder,
     batch_sampler: BatchSampler,
     backend: Backend,
     *,
-    keep_checkpoints: int,
-    cadence: Intervals,
     total: int,
     measure: Callable[[], Results] | None,
-    cut: str,
+    axis: str,
     main_rank: bool,
-    max_bad_steps: int,
-    settings: Mapping[str, Any],
     describe: Callable[[int], str],
 ) -> Iterator[Run]:
-    """The run in a folder: at its newest complete checkpoint if it is resumed, else from the beginning, measured.
+    """The run in a folder: from its newest complete checkpoint if it is resumed, else from step 0, evaluated first.
 
     Args:
+        config: As in `Run`, as are all but the last.
         folder: Where it writes.
         batch_sampler: What it trains on.
         backend: The model, and how its ranks synchronise.
-        keep_checkpoints: How many beside the best.
-        cadence: As in `Run`, as are the next four.
         total: Steps of the whole run.
         measure: Evaluates the model as it is now; None without dev sets.
-        cut: What evaluations are made at beside the data.
+        axis: What evaluations are made at.
         main_rank: Whether this is rank 0.
-        max_bad_steps: The run stops after so many steps in a row that are not finite.
-        settings: All of the recipe's, for the trackers, which of `wandb` and `tensorboard` among them.
-        describe: What is to come, given the steps that are done; printed on rank 0.
+        describe: A summary of the run, given the number of steps done before; printed on rank 0.
     """
-    checkpoints = Checkpoints(folder.checkpoints, keep_checkpoints)
+    checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
     newest = checkpoints.recover() if folder.resumed else None
     state = start_state(backend, newest, batch_sampler.fingerprint(), folder)
     if main_rank:
@@ -249,23 +230,36 @@ def open_run(
             folder.path,
             main_rank=main_rank,
             resumed_step=state.step if newest else None,
-            wandb_project=settings["wandb"],
-            tensorboard=settings["tensorboard"],
-            config=settings,
+            wandb_project=config.wandb,
+            tensorboard=config.tensorboard,
+            config=asdict(config),
         ) as tracker,
         Progress(total, done=state.step, shown=main_rank) as progress,
         StopSignal() as stop,
     ):
-        guard = NonFiniteGuard(max_bad_steps, state.skipped_steps, state.skipped_in_a_row)
-        made_of = (folder, batch_sampler, backend, checkpoints, state, cadence, total, measure, cut, main_rank)
-        run = Run(*made_of, guard, tracker, progress, stop)
+        run = Run(
+            config=config,
+            folder=folder,
+            batch_sampler=batch_sampler,
+            backend=backend,
+            checkpoints=checkpoints,
+            state=state,
+            total=total,
+            measure=measure,
+            axis=axis,
+            main_rank=main_rank,
+            guard=NonFiniteGuard(config.max_bad_steps, state.skipped_steps, state.skipped_in_a_row),
+            tracker=tracker,
+            progress=progress,
+            stop=stop,
+        )
         if measure is not None and newest is None:
             run.evaluate()
         yield run
 
 
 def start_state(backend: Backend, newest: Path | None, data: str, folder: RunFolder) -> TrainingState:
-    """Where to start: from the beginning, or at a checkpoint, whose data must be the same."""
+    """The state to start from: step 0, or that of a checkpoint, whose training data must be the same."""
     if newest is None:
         return TrainingState(data=data)
     state = load_state(newest)
@@ -277,11 +271,13 @@ def start_state(backend: Backend, newest: Path | None, data: str, folder: RunFol
     return state
 
 
-def evaluation_table(results: Results, cut: str) -> str:
-    """Results in a table, a line for each dev set and cut."""
-    rows = [[name, at, *metrics.values()] for name, by_cut in results.items() for at, metrics in by_cut.items()]
+def evaluation_table(results: Results, axis: str) -> str:
+    """Results in a table, a line for each dev set and value of the axis."""
+    rows = [
+        [name, value, *metrics.values()] for name, by_value in results.items() for value, metrics in by_value.items()
+    ]
     names = list(next(iter(next(iter(results.values())).values())))
-    return table(["dev set", cut, *names], rows, digits=4)
+    return table(["dev set", axis, *names], rows, digits=4)
 
 
 def export_checkpoint(script: Path, checkpoint: Path, output: Path) -> None:

@@ -1,10 +1,27 @@
-"""The learning-rate schedule: warm-up, then down to zero."""
+"""How long a run trains, and the learning rate of each step."""
 
 import math
 from collections.abc import Callable
 from functools import partial
 
 from nestling.batches.sampling import BatchSampler
+from nestling.config import TrainingConfig
+
+
+def total_steps(config: TrainingConfig, batch_sampler: BatchSampler) -> int:
+    """Steps of the whole run."""
+    return config.max_steps or math.ceil(config.epochs * batch_sampler.steps_per_epoch)
+
+
+def learning_rate_schedule(config: TrainingConfig, total: int) -> Callable[[int], float]:
+    """From a step to its learning rate, for a run of `total` steps."""
+    return partial(
+        learning_rate_at,
+        total=total,
+        peak=config.learning_rate,
+        warmup=round(config.warmup * total),
+        schedule=config.schedule,
+    )
 
 
 def learning_rate_at(step: int, *, total: int, peak: float, warmup: int, schedule: str) -> float:
@@ -13,13 +30,3 @@ def learning_rate_at(step: int, *, total: int, peak: float, warmup: int, schedul
         return peak * (step + 1) / (warmup + 1)
     left = (total - step) / max(1, total - warmup)
     return peak * {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[schedule]
-
-
-def total_steps(batch_sampler: BatchSampler, *, epochs: float, max_steps: int | None) -> int:
-    """Steps of a whole run."""
-    return max_steps or math.ceil(epochs * batch_sampler.steps_per_epoch)
-
-
-def course(total: int, *, peak: float, warmup: float, schedule: str) -> Callable[[int], float]:
-    """The learning rate of each step."""
-    return partial(learning_rate_at, total=total, peak=peak, warmup=round(warmup * total), schedule=schedule)

@@ -12,7 +12,7 @@ from nestling.batches.rerank_collation import RerankCollator
 from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.config import CandidateData, RerankConfig, TrainData
 from nestling.records import load_records
-from nestling.training.recipe import load_batches
+from nestling.training.loading import load_batches
 
 
 @pytest.mark.parametrize("workers", [0, 2])

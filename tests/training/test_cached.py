@@ -12,8 +12,10 @@ from nestling.batches.packing import Chunk, TokenBatch, pack
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
 from nestling.models.token_lookup import look_up_in_place
-from nestling.training.cached_step import ActivationBudget, CachedStep, RandomState, RandomStates, cached_backward
+from nestling.training.cached import ActivationBudget, cached_backward
 from nestling.training.memory import activation_bytes, sample_chunk
+from nestling.training.random_state import RandomState, RandomStates
+from retried import embed_retry, embed_step
 
 EVERYTHING, NOTHING = ActivationBudget(float("inf"), 1.0), ActivationBudget(0.0, 1.0)
 SOME = ActivationBudget(40.0, 1.0)  # graphs of 40 positions
@@ -204,22 +206,21 @@ def test_out_of_memory_repeats_the_step_with_smaller_chunks(bert: Path, monkeypa
     embedder.zero_grad()
     said: list[str] = []
     backend = Plain(embedder, adamw(embedder, learning_rate=1e-3, weight_decay=0.0))
-    step = CachedStep(backend, NOTHING, said.append)
-    with pytest.raises(ValueError, match="out of memory with a single text of 17 tokens"):
-        step(batch(), loss_of)
+    with pytest.raises(ValueError, match="out of memory with a chunk of 17 positions, which cannot be split further"):
+        embed_step(embed_retry(backend, said.append), batch(), loss_of, NOTHING)
     monkeypatch.undo()
     monkeypatch.setattr(embedder, "forward", Small(embedder, 17))
     embedder.zero_grad()
     said.clear()
-    step = CachedStep(backend, NOTHING, said.append)
-    loss = step(batch(), loss_of)
+    retry = embed_retry(backend, said.append)
+    loss = embed_step(retry, batch(), loss_of, NOTHING)
     assert said[0].startswith("out of memory; the step is repeated in chunks of at most ")
     torch.testing.assert_close(loss, expected_loss)
     for name, gradient in gradients(embedder).items():
         torch.testing.assert_close(gradient, expected[name])
-    halvings = step.halvings
-    step(batch(), loss_of)
-    assert (halvings, len(said)) == (step.halvings, halvings)
+    halvings, lines = retry.halvings, len(said)
+    embed_step(retry, batch(), loss_of, NOTHING)
+    assert (retry.halvings, len(said)) == (halvings, lines), "the next step begins with the smaller chunks"
 
 
 def one_of_two(embedder: Embedder, *, independent: bool) -> Plain:
@@ -236,15 +237,15 @@ def test_ranks_that_cannot_end_the_step_are_told_what_to_resume_with(
     embedder = load(bert)
     monkeypatch.setattr(embedder, "forward", Small(embedder, limit))
     with pytest.raises(ValueError, match="resume with --chunk_tokens 12"):
-        CachedStep(one_of_two(embedder, independent=independent), NOTHING, print)(batch(), loss_of)
+        embed_step(embed_retry(one_of_two(embedder, independent=independent), print), batch(), loss_of, NOTHING)
 
 
 def test_independent_ranks_end_the_step(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = load(bert)
-    step = CachedStep(one_of_two(embedder, independent=True), NOTHING, print)
+    retry = embed_retry(one_of_two(embedder, independent=True), print)
     with monkeypatch.context() as small:
         small.setattr(embedder, "forward", Small(embedder, 9))
-        assert step(batch(), loss_of).isfinite()
-        assert step.ran_out
-    step(batch(), loss_of)
-    assert not step.ran_out
+        assert embed_step(retry, batch(), loss_of, NOTHING).isfinite()
+        assert retry.ran_out
+    embed_step(retry, batch(), loss_of, NOTHING)
+    assert not retry.ran_out

@@ -15,7 +15,7 @@ from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.losses.reranker import listwise, pointwise
 from nestling.models.reranker import Reranker
 from nestling.records import load_records
-from nestling.training.rerank_step import RerankStep
+from retried import rerank_retry, rerank_step
 
 BUDGET = 400
 
@@ -79,19 +79,21 @@ def test_a_full_device_gets_smaller_chunks(
     collator = collator_of(reranker, data, whole_groups=loss is compared)
     batch = collator[BatchIndices(0, [0, 1, 2, 3], [0] * 4)]
     backend = Plain(reranker, adamw(reranker, learning_rate=1e-3, weight_decay=0.0))
-    expected_loss = RerankStep(backend, collator, loss, print)(batch)
+    expected_loss = rerank_step(rerank_retry(backend, collator, print), batch, loss)
     expected = gradients(reranker)
     reranker.zero_grad()
 
     said: list[str] = []
-    step = RerankStep(backend, collator, loss, said.append)
+    retry = rerank_retry(backend, collator, said.append)
     most = max(chunk.positions for chunk in batch.chunks)
     monkeypatch.setattr(reranker, "forward", Small(reranker, most - 1))
-    torch.testing.assert_close(step(batch), expected_loss)
-    assert said == [f"out of memory; the step is repeated in chunks of at most {BUDGET >> step.halvings} positions"]
+    torch.testing.assert_close(rerank_step(retry, batch, loss), expected_loss)
+    (line,) = said
+    positions = int(line.removeprefix("out of memory; the step is repeated in chunks of at most ").split()[0])
+    assert positions == max(each.positions for each in collator.in_smaller_chunks(batch, retry.halvings).chunks) < most
     for name, gradient in gradients(reranker).items():
         torch.testing.assert_close(gradient, expected[name])
-    step(batch)  # cut at once
+    rerank_step(retry, batch, loss)  # in smaller chunks from the beginning
     assert len(said) == 1
 
 
@@ -101,8 +103,8 @@ def test_what_cannot_be_cut_is_told(qwen3_base: Path, data: Path, monkeypatch: p
     batch = collator[BatchIndices(0, [0, 3], [0, 0])]
     monkeypatch.setattr(reranker, "forward", Small(reranker, 20))
     backend = Plain(reranker, adamw(reranker, learning_rate=1e-3, weight_decay=0.0))
-    with pytest.raises(ValueError, match=r"out of memory with a chunk of \d+ positions, which cannot be cut"):
-        RerankStep(backend, collator, compared, print)(batch)
+    with pytest.raises(ValueError, match=r"out of memory with a chunk of \d+ positions, which cannot be split"):
+        rerank_step(rerank_retry(backend, collator, print), batch, compared)
 
 
 @pytest.mark.parametrize("independent", [True, False])
@@ -114,11 +116,11 @@ def test_ranks_end_the_step_together_where_they_can(
     batch = collator[BatchIndices(0, [0, 1, 2, 3], [0] * 4)]
     backend = Plain(reranker, adamw(reranker, learning_rate=1e-3, weight_decay=0.0))
     backend.ranks, backend.independent = 2, independent
-    step = RerankStep(backend, collator, alone, print)
+    retry = rerank_retry(backend, collator, print)
     monkeypatch.setattr(reranker, "forward", Small(reranker, 20))
     if independent:
-        assert step(batch).isfinite()
-        assert step.ran_out
+        assert rerank_step(retry, batch, alone).isfinite()
+        assert retry.ran_out
     else:
         with pytest.raises(ValueError, match=r"a rank ran out of memory .* resume with --chunk_tokens"):
-            step(batch)
+            rerank_step(retry, batch, alone)

@@ -1,0 +1,65 @@
+"""The datasets of a run: read, checked and shown before any weights load, and recorded in the run's folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from nestling.batches.sampling import BatchSampler, RowSampler, Source
+from nestling.config import TrainData, TrainingConfig, require_unique
+from nestling.records import RecordTable, RetrievalSet, load_records
+from nestling.run_files import DataLine, DataRead, write_data_lines, write_data_read
+
+
+def read_sources(
+    datasets: Sequence[TrainData],
+    check: Callable[[TrainData, RecordTable], None],
+    *,
+    show: bool,
+    allow_no_positives: bool = False,
+) -> list[Source]:
+    """Read the training sets, and say what was read, kept and dropped.
+
+    Args:
+        datasets: The settings of each.
+        check: Raises ValueError for a dataset that the recipe cannot train on.
+        show: Whether this process prints.
+        allow_no_positives: Keep rows that have negatives alone.
+    """
+    sources = []
+    for data in datasets:
+        table = load_records(
+            data.path,
+            split=data.split,
+            name=data.name,
+            instruction=data.instruction,
+            progress=show,
+            allow_no_positives=allow_no_positives,
+        )
+        if show:
+            print(table.summary, flush=True)
+        check(data, table)
+        sources.append(Source(table, data.weight, data.in_batch_negatives))
+    require_unique("train", [source.table.name for source in sources])
+    return sources
+
+
+def build_batch_sampler(config: TrainingConfig, sources: Sequence[Source]) -> BatchSampler:
+    """Which rows make up which global batch."""
+    row_sampler = RowSampler(config.positives, config.negatives, config.seed)
+    return BatchSampler(sources, config.batch_size, row_sampler, config.seed, config.mixing_temperature)
+
+
+def record_data(folder: Path, sources: Sequence[Source], dev_sets: Sequence[RetrievalSet]) -> None:
+    """Leave in a run's folder what its model's card says of the data, and what its report does."""
+    write_data_lines(folder, [data_line(source) for source in sources])
+    train = [DataRead(source.table.name, "train", asdict(source.table.summary)) for source in sources]
+    write_data_read(folder, [*train, *(DataRead(each.name, "dev", asdict(each.summary)) for each in dev_sets)])
+
+
+def data_line(source: Source) -> DataLine:
+    """A dataset in one line of the model card."""
+    table = source.table
+    negatives = f", {table.summary.negatives:,} hard negatives" if table.summary.negatives else ""
+    instruction = f", instruction: {table.instruction}" if table.instruction else ""
+    text = f"{table.summary.positives:,} positives{negatives}{instruction}"
+    return DataLine(table.name, len(table), text)

@@ -1,0 +1,46 @@
+"""The development sets of a run, read and shown before any weights load."""
+
+from dataclasses import dataclass, replace
+
+from nestling.config import CandidateData, DevData
+from nestling.records import RetrievalSet, load_retrieval_set
+from nestling.retrieval import Candidates, evaluate_candidates, open_candidates
+
+
+@dataclass(frozen=True)
+class RerankDevSet:
+    """A development set with the candidates that a reranker orders.
+
+    Args:
+        retrieval_set: Queries, documents and judgements.
+        candidates: Of each query, from a first stage.
+        instruction: Task of the queries; None for the model's own.
+    """
+
+    retrieval_set: RetrievalSet
+    candidates: Candidates
+    instruction: str | None
+
+    @property
+    def depth(self) -> int:
+        """Candidates of the query that has most."""
+        return max(len(rows) for rows in self.candidates.rows)
+
+
+def load_dev_set(dev: DevData, *, show: bool) -> RetrievalSet:
+    """Read a development set; `show` prints what was read."""
+    retrieval_set = load_retrieval_set(dev.path, dev.split)
+    if show:
+        print(retrieval_set.summary, flush=True)
+    return replace(retrieval_set, name=dev.name) if dev.name else retrieval_set
+
+
+def load_rerank_dev_set(dev: CandidateData, *, show: bool) -> RerankDevSet:
+    """Read a development set and its candidates; `show` prints what was read, and the metrics of their first order."""
+    retrieval_set = load_dev_set(dev, show=show)
+    candidates = open_candidates(dev.candidates, retrieval_set, dev.depth)
+    if show:
+        first = evaluate_candidates(candidates.before, candidates, retrieval_set)
+        print(f"  {dev.candidates}: {candidates}", flush=True)
+        print("  their order: " + ", ".join(f"{name} {value:.4f}" for name, value in first.items()), flush=True)
+    return RerankDevSet(retrieval_set, candidates, dev.instruction)

@@ -1,0 +1,48 @@
+"""Limits of a recipe's settings against what the model can read, refused before any training."""
+
+from nestling.batches.pair_prompts import PairTokenizer
+from nestling.config import EmbedConfig, RerankConfig, require, require_dims
+from nestling.models.embedder import Embedder, read_model_files
+from nestling.models.token_model import max_positions, read_config
+
+
+def matryoshka_dims(config: EmbedConfig) -> dict[int, float]:
+    """The dimensions to train and their weights, largest first, the full one always among them.
+
+    Raises:
+        ValueError: A dimension or a length is more than the model has, by its config.json: before its weights load.
+    """
+    model = read_config(config.model, read_model_files(config.model).subfolder)
+    require_dims(config.dims, model.hidden_size)
+    readable = max_positions(model)
+    require(
+        config.longest <= readable,
+        f"query_max_length, document_max_length: {config.longest} tokens are more than the model's {readable}",
+    )
+    weights = dict(zip(config.dims, config.dim_weights or [1.0] * len(config.dims), strict=True))
+    return {dim: weights.get(dim, 1.0) for dim in sorted({*config.dims, model.hidden_size}, reverse=True)}
+
+
+def require_room_for_texts(config: EmbedConfig, embedder: Embedder) -> None:
+    """Raise ValueError for a length limit that leaves no room for a text beside its prompt."""
+    queries = [embedder.prompts.query(each) for each in {data.instruction for data in config.train}]
+    limits = [(prompt, config.query_max_length, "query_max_length") for prompt in queries]
+    for prompt, limit, name in [
+        *limits,
+        (embedder.prompts.document, config.document_max_length, "document_max_length"),
+    ]:
+        used = embedder.text_tokenizer.overhead(prompt)
+        require(limit > used, f"{name} is {limit}, and prompt and special tokens alone take {used}; raise it")
+
+
+def require_readable_pairs(config: RerankConfig, pairs: PairTokenizer) -> None:
+    """Raise ValueError for length limits that make prompts longer than the model can read."""
+    readable = max_positions(read_config(config.model))
+    instructions = [*(data.instruction for data in config.train), *(data.instruction for data in config.dev)]
+    overhead = max(map(pairs.overhead, instructions))
+    longest = overhead + config.query_max_length + config.document_max_length
+    require(
+        longest <= readable,
+        f"query_max_length, document_max_length: with the {overhead} tokens of the prompt they make {longest}, more "
+        f"than the model's {readable}",
+    )

@@ -1,0 +1,61 @@
+"""The model of a recipe, as its settings say."""
+
+from dataclasses import asdict, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from nestling.config import EmbedConfig, RerankConfig
+from nestling.models.embedder import Embedder
+from nestling.models.reranker import Reranker, read_settings
+from nestling.models.trainable import load_trainable
+
+Config = TypeVar("Config", EmbedConfig, RerankConfig)
+
+
+def load_embedder(config: EmbedConfig) -> Embedder:
+    """The embedder that train/embed.py trains."""
+    embedder = load_trainable(
+        Embedder, config.model, pooling=config.pooling, instruction=config.query_instruction, **arguments(config)
+    )
+    if config.checkpoint_length is not None:
+        embedder.recompute_above(config.checkpoint_length)
+    return embedder
+
+
+def load_reranker(config: RerankConfig) -> Reranker:
+    """The reranker that train/rerank.py trains."""
+    settings = replace(read_settings(config.model), **config.reading)
+    reranker = load_trainable(
+        Reranker, config.model, settings=settings, share_prefix=config.share_prefix, **arguments(config)
+    )
+    if config.checkpoint_length is not None:
+        reranker.recompute_above(config.checkpoint_length)
+    return reranker
+
+
+def arguments(config: EmbedConfig | RerankConfig) -> dict[str, Any]:
+    """Arguments of `load_trainable` that both kinds share."""
+    return {
+        "lora": None if config.tuning == "full" else asdict(config.lora),
+        "quantised": config.tuning == "qlora",
+        "precision": torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        "attention": config.attention,
+        "dropout": config.dropout,
+        "cpu": config.cpu,
+    }
+
+
+def for_export(config: Config, base: str | None) -> Config:
+    """The settings of a run for loading its model on the CPU, to be exported.
+
+    Args:
+        config: Of the run.
+        base: Where its base model is now, if it has moved.
+    """
+    tuning: Literal["lora", "full"] = (
+        "full" if config.tuning == "full" else "lora"
+    )  # a base in 4 bits is exported whole
+    return replace(
+        config, model=base or config.model, tuning=tuning, attention="auto", checkpoint_length=None, cpu=True
+    )

@@ -1,0 +1,68 @@
+"""Everything that a recipe builds before its loop."""
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from nestling.backends import Backend
+from nestling.batches.embed_collation import Collator
+from nestling.batches.rerank_collation import RerankCollator
+from nestling.batches.sampling import BatchSampler
+from nestling.config import EmbedConfig, RerankConfig
+from nestling.models.embedder import Embedder
+from nestling.models.reranker import Reranker
+from nestling.records import RetrievalSet
+from nestling.training.cached import ActivationBudget
+from nestling.training.dev_sets import RerankDevSet
+
+
+@dataclass(frozen=True)
+class EmbedParts:
+    """Of train/embed.py.
+
+    Args:
+        config: The settings.
+        accelerator: This rank, its device and the others.
+        dims: The dimensions to train, largest first, and their weights.
+        batch_sampler: Which rows make up a batch.
+        dev_sets: What the model is evaluated on.
+        embedder: The model.
+        collator: Makes tensors of a batch.
+        backend: The model in training, and how its ranks synchronise.
+        budget: Memory for activations between the two passes.
+    """
+
+    config: EmbedConfig
+    accelerator: Accelerator
+    dims: dict[int, float]
+    batch_sampler: BatchSampler
+    dev_sets: list[RetrievalSet]
+    embedder: Embedder
+    collator: Collator
+    backend: Backend
+    budget: ActivationBudget
+
+
+@dataclass(frozen=True)
+class RerankParts:
+    """Of train/rerank.py.
+
+    Args:
+        config: The settings.
+        accelerator: This rank, its device and the others.
+        batch_sampler: Which rows make up a batch.
+        dev_sets: What the model is evaluated on.
+        reranker: The model.
+        collator: Makes tensors of a batch.
+        backend: The model in training, and how its ranks synchronise.
+        position_bytes: Bytes of activations for each position of a chunk.
+    """
+
+    config: RerankConfig
+    accelerator: Accelerator
+    batch_sampler: BatchSampler
+    dev_sets: list[RerankDevSet]
+    reranker: Reranker
+    collator: RerankCollator
+    backend: Backend
+    position_bytes: float

@@ -1,0 +1,64 @@
+"""How a training recipe begins: its run folder, its processes."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from nestling.checkpoint import RunFolder, check_run_folder, open_run_folder
+from nestling.config import TrainingConfig, require
+from nestling.distributed.launch import start_ranks
+
+# How a step fits into memory.
+MEMORY = ("chunk_tokens", "graph_memory", "checkpoint_length")
+
+# A resumed run may differ in these: they touch neither data, weights nor learning-rate schedule.
+MAY_DIFFER = (
+    "output_dir",
+    "resume",
+    "wandb",
+    "tensorboard",
+    "workers",
+    "log_steps",
+    "keep_checkpoints",
+    "cpu",
+    *MEMORY,
+)
+
+
+def start(config: TrainingConfig) -> Accelerator | None:
+    """The process group of a recipe, once its run folder can be used; None if that run is complete already.
+
+    The model itself computes in the precision asked for: Accelerate's mixed precision stays off.
+
+    Raises:
+        ValueError: The run folder belongs to another run, or the batch does not divide by the number of processes.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    output = Path(config.output_dir)
+    check_run_folder(output, asdict(config), resume=config.resume, may_differ=MAY_DIFFER)
+    if (output / "final").exists():
+        print(f"{output} is complete: {output / 'final'} holds its model")
+        return None
+    accelerator = start_ranks(cpu=config.cpu)
+    require(
+        config.batch_size % accelerator.num_processes == 0,
+        f"batch_size {config.batch_size} is for all {accelerator.num_processes} processes together and must divide by "
+        "their number",
+    )
+    torch.manual_seed(config.seed)
+    return accelerator
+
+
+@contextmanager
+def run_folder(config: TrainingConfig) -> Iterator[RunFolder]:
+    """The run's folder, held by this run: new, or that of the run that is resumed."""
+    settings = asdict(config)
+    with open_run_folder(Path(config.output_dir), settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
+        yield folder
