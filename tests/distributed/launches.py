@@ -26,7 +26,7 @@ from nestling.models.adapters import attach_lora
 from nestling.models.token_model import TokenModel
 
 BACKENDS = ("ddp", "zero1", "zero2", "zero3", "fsdp")
-RATE = 0.1
+RATE = 0.5  # clipped updates must stand well above the rounding of float32 weights
 QUERIES = 4  # of a global batch
 Weights = dict[str, Tensor]
 

@@ -97,7 +97,7 @@ def test_the_recipe_saves_says_what_to_do_and_goes_on(qwen3: Path, tmp_path: Pat
     result = run_recipe(*broken, ranks=2, check=False)
     assert result.returncode != 0
     message = (
-        f"error: a rank ran out of memory in step 4; saved {run}/checkpoints/step-3; go on with --resume true and "
+        f"error: a rank ran out of memory in step 4; saved {run}/checkpoints/step-3; continue with --resume true and "
     )
     assert f"{message}--chunk_tokens 32, or with a lower graph_memory" in result.stderr, result.stderr
     assert json.loads((run / "checkpoints" / "step-3" / "state.json").read_text())["step"] == 3
