@@ -26,7 +26,7 @@ from nestling.models.adapters import attach_lora
 from nestling.models.token_model import TokenModel
 
 BACKENDS = ("ddp", "zero1", "zero2", "zero3", "fsdp")
-RATE = 0.5  # clipped updates must stand well above the rounding of float32 weights
+RATE = 0.1
 QUERIES = 4  # of a global batch
 Weights = dict[str, Tensor]
 
@@ -152,7 +152,11 @@ def recipe(name: str) -> ModuleType:
 
 
 def train_by_hand(
-    model: TokenModel, loss_of: Callable[[BatchIndices], Tensor], plans: Iterable[BatchIndices], clip: float
+    model: TokenModel,
+    loss_of: Callable[[BatchIndices], Tensor],
+    plans: Iterable[BatchIndices],
+    clip: float,
+    rate: float = RATE,
 ) -> tuple[Weights, Weights]:
     """Weights before and after a step for each plan: one process, one graph, gradients by hand."""
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
@@ -164,7 +168,7 @@ def train_by_hand(
         scale = min(1.0, clip / norm.item()) if clip else 1.0
         for each in trained.values():
             if each.grad is not None:
-                each.data -= RATE * scale * each.grad
+                each.data -= rate * scale * each.grad
                 each.grad = None
     return before, {name: each.detach().clone() for name, each in trained.items()}
 

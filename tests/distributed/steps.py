@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launches import RATE, Weights, adapt, launch, plans, recipe, train_by_hand
+from launches import Weights, adapt, launch, plans, recipe, train_by_hand
 from torch import Tensor
 
 from nestling.backends import Backend
@@ -21,6 +21,7 @@ from nestling.records import load_records
 from nestling.training.cached import ActivationBudget, cached_backward
 
 DIMS = {64: 1.0, 16: 0.5}
+RATE = 0.5  # clipped updates must stand well above the rounding of float32 weights
 BUDGETS = {
     "none": ActivationBudget(0.0, 1.0),
     "some": ActivationBudget(45.0, 1.0),
@@ -145,7 +146,7 @@ def train_plainly(folder: Path, case: Case) -> tuple[Weights, Weights]:
         embeddings = torch.cat([embedder(chunk) for chunk in batch.tokens.chunks])[batch.tokens.position]
         return plain_loss(embeddings, batch, loss_config(case))
 
-    return train_by_hand(embedder, loss_of, plans(), case.clip)
+    return train_by_hand(embedder, loss_of, plans(), case.clip, RATE)
 
 
 def plain_loss(embeddings: Tensor, batch: Any, loss: LossConfig) -> Tensor:
