@@ -14,7 +14,7 @@ from itertools import chain, islice
 import numpy as np
 import xxhash
 
-from nestling.records import RecordTable
+from nestling.records.table import RecordTable
 
 # How many batches' worth of rows are looked through for ones that do not clash with a batch.
 LOOKAHEAD = 8

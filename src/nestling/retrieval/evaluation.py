@@ -11,10 +11,10 @@ from torch import Tensor
 from nestling.distributed.ranks import rank_and_world
 from nestling.models.embedder import Embedder, Kind
 from nestling.models.encoding import Tally, alone, encode_texts
-from nestling.records import RetrievalSet
+from nestling.records.beir import RetrievalSet
 from nestling.retrieval.distinct import Distinct, Seen, find_distinct
 from nestling.retrieval.metrics import means
-from nestling.retrieval.ranks import largest, reduce_sum, share
+from nestling.retrieval.ranks import largest, reduce_sum, share, sum_tally
 from nestling.retrieval.search import DOCUMENT_BLOCK, EncodedSet, place
 
 
@@ -142,12 +142,6 @@ def encode_share(
     total = sum_tally(tally, embedder.device)
     total.seconds = time.perf_counter() - started
     return embeddings[: tally.encoded], distinct, total
-
-
-def sum_tally(tally: Tally, device: torch.device) -> Tally:
-    """The counts of all ranks together."""
-    counts = torch.tensor([tally.texts, tally.truncated, tally.encoded, tally.tokens, tally.positions])
-    return Tally(*reduce_sum(counts, device).tolist())
 
 
 def require_finite(queries: Tensor, documents: Tensor, device: torch.device) -> None:

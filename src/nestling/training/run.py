@@ -14,16 +14,10 @@ from typing import Any, NoReturn
 
 from nestling.backends import Backend
 from nestling.batches.sampling import BatchSampler
-from nestling.checkpoint import (
-    Checkpoints,
-    NonFiniteGuard,
-    RunFolder,
-    StopSignal,
-    TrainingState,
-    load_state,
-    restore_tensors,
-    write_training,
-)
+from nestling.checkpoint.guards import NonFiniteGuard, StopSignal
+from nestling.checkpoint.run_folder import RunFolder
+from nestling.checkpoint.state import TrainingState, load_state, restore_tensors, write_training
+from nestling.checkpoint.store import Checkpoints
 from nestling.config import TrainingConfig, require
 from nestling.console import Progress, table
 from nestling.distributed.ranks import on_rank_zero
