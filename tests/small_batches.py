@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestling.losses.reference import BatchStructure
+from nestling.losses.negatives import BatchStructure
 
 
 @dataclass(frozen=True)

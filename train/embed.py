@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nestling.backends import Backend, prepare
 from nestling.backends.optimizer import adamw
-from nestling.backends.sizes import free_memory, trained_bytes, whole_shape
+from nestling.backends.sizes import free_memory, full_shape, trained_bytes
 from nestling.batches.embed_collation import Collator, TrainBatch
 from nestling.batches.lengths import measure_lengths
 from nestling.batches.packing import pack, token_budget
@@ -36,7 +36,9 @@ from nestling.distributed.ranks import sum_over_ranks
 from nestling.export.embedder import export_embedder
 from nestling.export.embedder_card import run_card
 from nestling.losses.chunked import info_nce
-from nestling.losses.reference import Terms, cosent, distillation
+from nestling.losses.cosent import cosent
+from nestling.losses.distillation import distillation
+from nestling.losses.negatives import Terms
 from nestling.mining.refresh import Refresher
 from nestling.mining.renewal import Minable
 from nestling.models.embedder import Embedder, read_model_files
@@ -209,7 +211,7 @@ def build_collator_and_backend(
     """What makes batches, and what trains on them."""
     optimizer = adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     share = config.batch_size // accelerator.num_processes
-    backend = prepare(accelerator, embedder, optimizer, share=share, max_norm=config.max_grad_norm)
+    backend = prepare(accelerator, embedder, optimizer, queries_per_rank=share, max_norm=config.max_grad_norm)
     return build_collator(config, batch_sampler, embedder, accelerator), backend
 
 
@@ -239,7 +241,7 @@ def dry_run(
     def step(size: int) -> tuple[int, int]:
         tokens = pack(ids, size, collator.tokenizer.pad_id, padding_free=collator.padding_free)
         cached_backward(backend, tokens.to(accelerator.device), share_of, budget)
-        backend.discard()
+        backend.zero_grad()
         return tokens.tokens, sum(chunk.positions for chunk in tokens.chunks)
 
     embedder.train()
@@ -311,7 +313,7 @@ def load_model(config: EmbedConfig) -> Embedder:
     )
     require_room(config, embedder, {data.instruction for data in config.train})
     if config.checkpoint_length is not None:
-        embedder.recompute_above(config.checkpoint_length)
+        embedder.checkpoint_activations_above(config.checkpoint_length)
     return embedder
 
 
@@ -367,7 +369,7 @@ def activation_budget(config: EmbedConfig, backend: Backend, collator: Collator)
     chunk = sample_chunk(length, collator.chunk_tokens, model.config.vocab_size, model.device)
     model.train()
     with backend.computing():
-        measured = activation_bytes(model, partial(backend.encode, last=True), chunk)
+        measured = activation_bytes(model, partial(backend.forward, last=True), chunk)
     half = room_for_activations(free_memory(model.device), trained_bytes(model), backend.state_fractions)
     return ActivationBudget(
         half if config.graph_memory is None else config.graph_memory * 1e9, measured / chunk.positions
@@ -397,8 +399,8 @@ def training_summary(
 ) -> str:
     """What follows from the settings and the data, to read before step 1."""
     in_batch = batch_sampler.batch_size - 1
-    trainable = sum(whole_shape(each).numel() for each in embedder.parameters() if each.requires_grad)
-    everything = sum(whole_shape(each).numel() for each in embedder.parameters())
+    trainable = sum(full_shape(each).numel() for each in embedder.parameters() if each.requires_grad)
+    everything = sum(full_shape(each).numel() for each in embedder.parameters())
     lengths = [measure_lengths(collator, i) for i in range(len(batch_sampler.sources))]
     items: dict[str, object] = {
         "model": f"{config.model} ({embedder.pooling} pooling, {embedder.dim} dimensions, {config.precision})",

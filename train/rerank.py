@@ -22,9 +22,10 @@ from torch import Tensor
 
 from nestling.backends import Backend, prepare
 from nestling.backends.optimizer import adamw
-from nestling.backends.sizes import whole_shape
+from nestling.backends.sizes import full_shape
 from nestling.batches.packing import token_budget
-from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator
+from nestling.batches.rerank_batch import ChunkLabels, RerankBatch
+from nestling.batches.rerank_collation import RerankCollator
 from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.checkpoint import RunFolder, check_run_folder, open_run_folder
 from nestling.config import CandidateData, RerankLossConfig, require, require_unique
@@ -157,7 +158,7 @@ def train(
         draw_run(folder.path)
 
 
-def loss_share(logits: Tensor, labels: Labels, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:
+def loss_share(logits: Tensor, labels: ChunkLabels, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:
     """What a chunk has in the loss of the global batch: the mean over its pairs, or over its queries.
 
     `logits` is what the model gives for the n prompts of the chunk, [n, C].
@@ -211,7 +212,7 @@ def build_collator_and_backend(
     """What makes batches, and what trains on them."""
     optimizer = adamw(reranker, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     share = config.batch_size // accelerator.num_processes
-    backend = prepare(accelerator, reranker, optimizer, share=share, max_norm=config.max_grad_norm)
+    backend = prepare(accelerator, reranker, optimizer, queries_per_rank=share, max_norm=config.max_grad_norm)
     collator = RerankCollator(
         batch_sampler.sources,
         batch_sampler.row_sampler,
@@ -219,10 +220,10 @@ def build_collator_and_backend(
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
         chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
-        share=reranker.share_prefix,
-        packed=reranker.padding_free,
+        share_prefix=reranker.share_prefix,
+        padding_free=reranker.padding_free,
         whole_groups=config.loss.objective != "pointwise",
-        soft=config.loss.labels == "teacher",
+        teacher_targets=config.loss.labels == "teacher",
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
@@ -244,11 +245,11 @@ def dry_run(config: RerankConfig, accelerator: Accelerator, batch_sampler: Batch
     batch = collator[indices].to(accelerator.device)
 
     def take(size: int) -> tuple[int, int]:
-        again = collator.again(batch, size)
+        again = collator.rechunk(batch, size)
         accumulated_backward(
             backend, again.chunks, lambda i, logits: loss_share(logits, again.labels[i], again, config.loss)
         )
-        backend.discard()
+        backend.zero_grad()
         return again.tokens, again.positions
 
     reranker.train()
@@ -326,7 +327,7 @@ def load_model(config: RerankConfig) -> Reranker:
     )
     reranker.full_vocabulary = config.loss.label_space == "vocabulary"
     if config.checkpoint_length is not None:
-        reranker.recompute_above(config.checkpoint_length)
+        reranker.checkpoint_activations_above(config.checkpoint_length)
     return reranker
 
 
@@ -348,7 +349,7 @@ def memory(reranker: Reranker, collator: RerankCollator, backend: Backend) -> Me
     chunk = sample_chunk(length, collator.chunk_tokens, reranker.config.vocab_size, reranker.device)
     reranker.train()
     with backend.computing():
-        bytes_held = activation_bytes(reranker, partial(backend.encode, last=True), chunk)
+        bytes_held = activation_bytes(reranker, partial(backend.forward, last=True), chunk)
     return estimate(
         reranker, backend.state_fractions, chunk=bytes_held / chunk.positions * collator.chunk_tokens, graphs=0.0
     )
@@ -365,8 +366,8 @@ def training_summary(
     done: int,
 ) -> str:
     """What follows from the settings and the data, to read before step 1."""
-    trainable = sum(whole_shape(each).numel() for each in reranker.parameters() if each.requires_grad)
-    everything = sum(whole_shape(each).numel() for each in reranker.parameters())
+    trainable = sum(full_shape(each).numel() for each in reranker.parameters() if each.requires_grad)
+    everything = sum(full_shape(each).numel() for each in reranker.parameters())
     first = [
         collator[indices] for indices in islice(batch_sampler.batches(), min(PROFILED, batch_sampler.steps_per_epoch))
     ]

@@ -130,7 +130,7 @@ def test_an_evaluation_is_the_best_only_if_it_beats_the_best() -> None:
     state = TrainingState()
     for metric in (0.5, 0.4, 0.5):
         state.advance(examples=64, tokens=1000, truncated=1)
-        state.judge(metric)
+        state.record_evaluation(metric)
     assert state == TrainingState(
         step=3, tokens=3000, examples=192, truncated=3, best_metric=0.5, best_step=1, evaluations_since_best=2
     )

@@ -126,12 +126,12 @@ def launch(case: Launch, world: int, load: Callable[[], TokenModel], *, adam: bo
         optimizer: torch.optim.Optimizer = adamw(model, learning_rate=1e-2, weight_decay=0.1)
     else:
         optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=RATE)
-    backend = prepare(accelerator, model, optimizer, share=QUERIES // world, max_norm=case.clip)
+    backend = prepare(accelerator, model, optimizer, queries_per_rank=QUERIES // world, max_norm=case.clip)
     expected = {"ddp": "DDP", "fsdp": "FSDP2"}.get(case.backend, f"DeepSpeed ZeRO-{case.backend[-1]}")
     assert backend.name == expected, backend.name  # accelerate falls back to DDP without a word
     assert backend.ranks == world
     if not case.whole:
-        backend.whole_gradients = False  # type: ignore[attr-defined]
+        backend.full_gradients = False  # type: ignore[attr-defined]
     return backend
 
 

@@ -15,7 +15,9 @@ from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.checkpoint import Checkpoints, TrainingState, write_training
 from nestling.config import LossConfig
 from nestling.distributed.gathering import gather_batch
-from nestling.losses.reference import cosent, distillation, info_nce
+from nestling.losses.cosent import cosent
+from nestling.losses.distillation import distillation
+from nestling.losses.reference import info_nce
 from nestling.models.embedder import Embedder
 from nestling.records import load_records
 from nestling.training.cached_step import ActivationBudget, cached_backward

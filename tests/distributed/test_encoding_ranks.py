@@ -42,8 +42,10 @@ def encode_in_step(rank: int, folder: Path) -> None:
     nestling.models.encoding.WINDOW = 16
     model = Collective.from_pretrained(folder / "bert")
     texts = TEXTS[: COUNTS[rank]]
-    agree = partial(largest, device=CPU)
-    blocks = list(encode_texts(model, texts, prefix="", max_length=32, tokens_per_batch=40, agree=agree))
+    max_over_ranks = partial(largest, device=CPU)
+    blocks = list(
+        encode_texts(model, texts, prefix="", max_length=32, tokens_per_batch=40, max_over_ranks=max_over_ranks)
+    )
     assert [rows.stop - rows.start for rows, _ in blocks] == {5: [5, 0, 0], 0: [0, 0, 0], 43: [16, 16, 11]}[len(texts)]
     torch.save(torch.cat([block for _, block in blocks]), folder / f"{rank}.pt")
     (folder / f"{rank}.json").write_text(json.dumps(model.forwards))

@@ -67,7 +67,7 @@ def run_out(port: int, rank: int, folder: Path) -> None:
             for indices in first:
                 take_step(backend, case, collator, indices)
             assert broken_step(backend, case, collator[last], place, rank) == 1
-            backend.discard()
+            backend.zero_grad()
             save(backend, folder / f"{case}-{place}", rank)
             again = prepared(folder, case, 2, adam=True)
             again.restore(folder / f"{case}-{place}" / "step-1")

@@ -31,7 +31,8 @@ from torch.nn.functional import kl_div, log_softmax
 
 from nestling.backends import Backend
 from nestling.batches.packing import pad
-from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator, drawn_record
+from nestling.batches.rerank_batch import ChunkLabels, RerankBatch
+from nestling.batches.rerank_collation import RerankCollator, sampled_record
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.config import RerankLossConfig
 from nestling.models.reranker import Reranker, RerankerSettings
@@ -167,9 +168,9 @@ def collate(folder: Path, case: Case, reranker: Reranker, rank: int, world: int)
         document_max_length=LENGTH,
         chunk_tokens=WHOLE_CHUNK if whole else CHUNK,
         share=True,
-        packed=True,
+        padding_free=True,
         whole_groups=whole,
-        soft=case.kind == "soft",
+        teacher_targets=case.kind == "soft",
         rank=rank,
         world_size=world,
     )
@@ -179,7 +180,7 @@ def take_step(backend: Backend, case: Case, batch: RerankBatch) -> float:
     """This rank's share of the loss."""
 
     def share_of(chunk: int, logits: Tensor) -> Tensor:
-        labels: Labels = batch.labels[chunk]
+        labels: ChunkLabels = batch.labels[chunk]
         share: Tensor = RECIPE.loss_share(logits, labels, batch, case.loss)
         return share
 
@@ -279,7 +280,7 @@ def assert_trained_as_one(folder: Path, case: Case) -> None:
 
     def loss_of(indices: BatchIndices) -> Tensor:
         visits = zip(indices.rows, indices.row_epochs, strict=True)
-        loss = plain_loss(reranker, [drawn_record(rows, DRAW, *visit) for visit in visits], case)
+        loss = plain_loss(reranker, [sampled_record(rows, DRAW, *visit) for visit in visits], case)
         expected_losses.append(loss.item())
         return loss
 

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from nestling.losses import chunked
-from nestling.losses.reference import BatchStructure, Terms, cosent, distillation, info_nce, prefixes
+from nestling.losses.cosent import cosent
+from nestling.losses.distillation import distillation
+from nestling.losses.matryoshka import weighted_dims
+from nestling.losses.negatives import BatchStructure, Terms
+from nestling.losses.reference import info_nce
 from small_batches import Batch, random_batch, tuples
 
 FORMS = pytest.mark.parametrize("loss", [info_nce, chunked.info_nce], ids=["reference", "chunked"])
@@ -268,7 +272,7 @@ def test_refuses_what_makes_no_sense(loss: Any, arguments: dict[str, Any], messa
 
 
 def test_weights_go_with_their_dims_in_any_order() -> None:
-    assert prefixes([4, 12, 2], [0.4, 1.2, 0.2], 12) == [(2, 0.2), (4, 0.4), (12, 1.2)]
+    assert weighted_dims([4, 12, 2], [0.4, 1.2, 0.2], 12) == [(2, 0.2), (4, 0.4), (12, 1.2)]
 
 
 def test_distillation_equals_the_formula_written_as_loops() -> None:

@@ -20,12 +20,12 @@ def accumulated_backward(
         loss_of: From the number of a chunk and what the model gives for it, [n, C], to its share of the loss of the
             global batch. The shares of all chunks of all ranks sum to the loss.
     """
-    everything, _ = backend.agree(chunks, 0)
+    everything, _ = backend.agree_on_chunks(chunks, 0)
     total = torch.zeros((), device=chunks[0].input_ids.device)
     with backend.computing(), backend.accumulation():
         for i, chunk in enumerate(everything):
             last = i + 1 == len(everything)
-            logits = backend.encode(chunk, last=last)
+            logits = backend.forward(chunk, last=last)
             leaf = logits.detach().requires_grad_()
             if i < len(chunks):
                 loss = loss_of(i, leaf)

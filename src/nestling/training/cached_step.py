@@ -61,13 +61,13 @@ def cached_backward(
             batch; may communicate. The shares of all ranks sum to the loss.
         budget: What may be kept between the passes.
     """
-    chunks, kept = backend.agree(batch.chunks, budget.kept(batch.chunks))
+    chunks, kept = backend.agree_on_chunks(batch.chunks, budget.kept(batch.chunks))
     first_kept = len(chunks) - kept
     with torch.no_grad(), backend.computing():
         encoded, states = _encode_without_graphs(backend, chunks[:first_kept])
     # A context of its own: casts that were made without gradients stay behind.
     with backend.computing():
-        graphs = [backend.encode(chunks[i], last=i == 0) for i in range(first_kept, len(chunks))]
+        graphs = [backend.forward(chunks[i], last=i == 0) for i in range(first_kept, len(chunks))]
         # Rows of chunks beyond the batch's own come last, and no position points there.
         leaves = torch.cat([*encoded, *(each.detach() for each in graphs)])[batch.position].requires_grad_()
         loss = loss_of(leaves)
@@ -125,7 +125,7 @@ class CachedStep:
             batch = batch.halved()
         loss = self._try(batch, loss_of)
         while loss is None:
-            self.backend.discard()
+            self.backend.zero_grad()
             state.set()
             self.halvings += 1
             batch = batch.halved()
@@ -159,7 +159,7 @@ def _encode_without_graphs(backend: ForwardBackward, chunks: Sequence[AnyChunk])
     start = 0
     for i, chunk in enumerate(chunks):
         states.keep(i, RandomState.now(chunk.input_ids.device))
-        encoded = backend.encode(chunk, last=i == 0)
+        encoded = backend.forward(chunk, last=i == 0)
         if everything is None:
             everything = encoded.new_empty(rows, encoded.shape[1])
         everything[start : start + len(encoded)] = encoded
@@ -170,7 +170,7 @@ def _encode_without_graphs(backend: ForwardBackward, chunks: Sequence[AnyChunk])
 
 def _encode_again(backend: ForwardBackward, chunk: AnyChunk, state: "RandomState", *, last: bool) -> Tensor:
     with state.restored():
-        return backend.encode(chunk, last=last)
+        return backend.forward(chunk, last=last)
 
 
 def _by_chunk(leaves: Tensor, batch: TokenBatch, chunks: Sequence[AnyChunk]) -> list[Tensor]:

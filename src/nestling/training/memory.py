@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nestling.backends.sizes import StateFractions, free_memory, trained_bytes, whole_bytes
+from nestling.backends.sizes import StateFractions, free_memory, full_bytes, trained_bytes
 from nestling.batches.packing import Chunk
 
 
@@ -84,7 +84,7 @@ def estimate(
         graphs: Bytes of those that stay.
         room: Bytes of a device that is not here; by default what the model's own has.
     """
-    weights = shares.weights * whole_bytes([*model.parameters(), *model.buffers()])
+    weights = shares.weights * full_bytes([*model.parameters(), *model.buffers()])
     trained = trained_bytes(model)
     return MemoryEstimate(
         weights=weights,

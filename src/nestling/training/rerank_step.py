@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from nestling.backends import Backend, ForwardBackward, guard_out_of_memory
-from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator
+from nestling.batches.rerank_batch import ChunkLabels, RerankBatch
+from nestling.batches.rerank_collation import RerankCollator
 from nestling.training.accumulated_step import accumulated_backward
 from nestling.training.cached_step import RandomState
 
@@ -31,7 +32,7 @@ class RerankStep:
 
     backend: Backend
     collator: RerankCollator
-    loss_of: Callable[[Tensor, Labels, RerankBatch], Tensor]
+    loss_of: Callable[[Tensor, ChunkLabels, RerankBatch], Tensor]
     say: Callable[[str], None]
     halvings: int = 0
     ran_out: bool = False
@@ -49,9 +50,9 @@ class RerankStep:
             return loss
         state = RandomState.now(self.backend.model.device)
         if self.halvings:
-            batch = self.collator.again(batch, self._size())
+            batch = self.collator.rechunk(batch, self._size())
         while (found := self._try(batch)) is None:
-            self.backend.discard()
+            self.backend.zero_grad()
             state.set()
             batch = self._smaller(batch)
             self.say(f"out of memory; the step is repeated in chunks of at most {self._size()} positions")
@@ -71,7 +72,7 @@ class RerankStep:
         """The batch in more chunks, halved as often as that takes."""
         while self._size() > 1:
             self.halvings += 1
-            cut = self.collator.again(batch, self._size())
+            cut = self.collator.rechunk(batch, self._size())
             if len(cut.chunks) > len(batch.chunks):
                 return cut
         raise ValueError(
