@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nestling.batches.packing import AnyChunk, pad, prompts_to_chunk, token_budget
-from nestling.batches.pair_prompts import PairTokenizer
+from nestling.batches.pair_prompts import PairTokenizer, TokenizedPairs
 from nestling.batches.prefix_sharing import PromptGroup, chunk_groups, split_group
 from nestling.heap import trimming
 from nestling.models.encoding import evaluating, prefetch, progress_bar, single_process
@@ -85,6 +85,13 @@ class ScoringStats:
     truncated_documents: int = 0
     tokens: int = 0
     positions: int = 0
+
+    def count(self, pairs: TokenizedPairs) -> None:
+        """Add the documents of a query and their tokens."""
+        self.documents += len(pairs.ids)
+        self.truncated_queries += pairs.truncated_query
+        self.truncated_documents += pairs.truncated_documents
+        self.tokens += sum(map(len, pairs.ids))
 
     def __str__(self) -> str:
         return (
@@ -174,10 +181,7 @@ def _tokenize(model: Scorer, chunk_tokens: int, groups: Sequence[Group]) -> Toke
             parts += split_group(tokenized.ids, chunk_tokens, share_prefix=share_prefix)
         else:
             parts += [[ids] for ids in tokenized.ids]
-        stats.documents += len(tokenized.ids)
-        stats.truncated_queries += tokenized.truncated_query
-        stats.truncated_documents += tokenized.truncated_documents
-        stats.tokens += sum(map(len, tokenized.ids))
+        stats.count(tokenized)
     chunks = [
         prompts_to_chunk(chunk, share_prefix=share_prefix, padding_free=padding_free)
         for chunk in chunk_groups(parts, chunk_tokens, share_prefix=share_prefix, padding_free=padding_free)
