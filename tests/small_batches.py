@@ -75,3 +75,7 @@ def tuples(size: int, negatives: int) -> BatchStructure:
         document_text=torch.arange(size * columns),
         known_positives=rows.unsqueeze(1),
     )
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b) / (a @ a).sqrt() / (b @ b).sqrt()
