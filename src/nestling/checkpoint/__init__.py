@@ -1,4 +1,4 @@
-"""Run folders, atomic checkpoints, exact resume and preemption."""
+"""Run folders, atomic checkpoints, exact resuming and preemption."""
 
 from nestling.checkpoint.guards import NonFiniteGuard, StopSignal, ignore_stop_signals
 from nestling.checkpoint.run_folder import RunFolder, check_run_folder, open_run_folder

@@ -78,7 +78,7 @@ class FakeModel:
         with self.mode:  # peft does not put adapters on fake tensors, so that they come last
             put_on_cpu(self.model)
         if checkpoint_length is not None:
-            self.model.recompute_above(checkpoint_length)
+            self.model.checkpoint_activations_above(checkpoint_length)
 
     def bytes_a_position(self, length: int, positions: int, *, sharded: bool = False) -> float:
         """What training measures before its first step: the graph of a chunk, for each of its positions.

@@ -19,7 +19,7 @@ from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Retrieved, Scores
 from nestling.mining.vectors import Vectors, encode_cached, prompted
 from nestling.models.embedder import Embedder
-from nestling.models.encoding import alone
+from nestling.models.encoding import single_process
 from nestling.records.collection import open_collection
 from nestling.records.record import text_id
 from nestling.records.table import RecordTable
@@ -81,7 +81,7 @@ class Dense:
         query_max_length: int,
         document_max_length: int,
         folder: Path | None = None,
-        agree: Callable[[int], int] = alone,
+        max_over_ranks: Callable[[int], int] = single_process,
         progress: bool = False,
     ) -> "Dense":
         """Encode what the cache does not have; errors as in `encode_cached`.
@@ -91,17 +91,17 @@ class Dense:
         fingerprint = of_embedder(embedder) if folder is None else ""
         prefixes = [embedder.prefix("query", each) for each in asked.instructions]
         different = np.array([text_id(each) for each in prefixes])
-        queries, query_tally = encode_cached(
+        queries, query_stats = encode_cached(
             embedder,
             prompted(asked.texts, prefixes),
             np.stack([asked.identities, different], axis=1),
             fingerprint=fingerprint,
             max_length=query_max_length,
             folder=folder,
-            agree=agree,
+            max_over_ranks=max_over_ranks,
             progress=f"{name}: queries" if progress else None,
         )
-        documents, document_tally = encode_cached(
+        documents, document_stats = encode_cached(
             embedder,
             pool.texts,
             pool.identities,
@@ -109,12 +109,12 @@ class Dense:
             prefix=embedder.prefix("document"),
             max_length=document_max_length,
             folder=folder,
-            agree=agree,
+            max_over_ranks=max_over_ranks,
             progress=f"{name}: documents" if progress else None,
         )
         notes = [
-            f"{what}: {len(vectors) - tally.texts:,} in the cache" + (f"; {tally}" if tally.texts else "")
-            for what, vectors, tally in (("queries", queries, query_tally), ("documents", documents, document_tally))
+            f"{what}: {len(vectors) - stats.texts:,} in the cache" + (f"; {stats}" if stats.texts else "")
+            for what, vectors, stats in (("queries", queries, query_stats), ("documents", documents, document_stats))
         ]
         return cls(name, queries, documents, pool.size, embedder.device, notes)
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nestling.distributed.ranks import rank_and_world
-from nestling.models.encoding import Tally
+from nestling.models.encoding import EncodingStats
 
 
 def share(count: int) -> range:
@@ -46,7 +46,7 @@ def _all_reduce(values: Tensor, operation: dist.ReduceOp.RedOpType, device: torc
     return reduced.to(values.device)
 
 
-def sum_tally(tally: Tally, device: torch.device) -> Tally:
+def sum_stats(tally: EncodingStats, device: torch.device) -> EncodingStats:
     """The counts of all ranks together."""
     counts = torch.tensor([tally.texts, tally.truncated, tally.encoded, tally.tokens, tally.positions])
-    return Tally(*reduce_sum(counts, device).tolist())
+    return EncodingStats(*reduce_sum(counts, device).tolist())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nestling.backends import Backend
-from nestling.backends.sizes import StateFractions, free_memory, trained_bytes, whole_bytes
+from nestling.backends.sizes import StateFractions, free_memory, full_bytes, trained_bytes
 from nestling.batches.packing import Chunk
 from nestling.training.cached import ActivationBudget
 
@@ -87,7 +87,7 @@ def estimate(
         kept: Bytes of the activations kept between the two passes.
         room: Bytes of another device; by default the model's own.
     """
-    weights = fractions.weights * whole_bytes([*model.parameters(), *model.buffers()])
+    weights = fractions.weights * full_bytes([*model.parameters(), *model.buffers()])
     trained = trained_bytes(model)
     return MemoryEstimate(
         weights=weights,
@@ -163,7 +163,7 @@ def bytes_per_position(backend: Backend, length: int, chunk_tokens: int) -> floa
     chunk = sample_chunk(length, chunk_tokens, model.config.vocab_size, model.device)
     model.train()
     with backend.computing():
-        return activation_bytes(model, partial(backend.encode, last=True), chunk) / chunk.positions
+        return activation_bytes(model, partial(backend.forward, last=True), chunk) / chunk.positions
 
 
 def activation_budget(backend: Backend, length: int, chunk_tokens: int, memory: float | None) -> ActivationBudget:

@@ -109,7 +109,7 @@ class Run:
         results = self.measure()
         self.tracker.log_evaluation(self.state.step, results)
         if self.state.step:  # the model as it came is there to compare with, not a checkpoint
-            self.state.judge(fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values()))
+            self.state.record_evaluation(fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values()))
         self.progress.say(f"step {self.state.step}\n{evaluation_table(results, self.axis)}")
 
     def report(self, learning_rate: float, figures: dict[str, float]) -> None:
@@ -152,7 +152,7 @@ class Run:
 
     def give_up(self, chunk_tokens: int, otherwise: str = "") -> NoReturn:
         """Discard the unfinished step, save the ones before it, and fail: memory ran out on one of several ranks."""
-        self.backend.discard()
+        self.backend.zero_grad()
         self.save()
         step = self.state.step
         raise ValueError(
