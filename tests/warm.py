@@ -19,9 +19,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -106,8 +106,10 @@ def first_zygote() -> Zygote | None:
     variables = {**os.environ, **QUIET, "JE_ARROW_MALLOC_CONF": "background_thread:false"}  # forks have one thread
     variables.pop("PYTHONPATH", None)  # each process has its own
     code = f"import sys; sys.path[0] = {str(Path(__file__).parent)!r}; import warm; warm.begin({theirs.fileno()})"
-    subprocess.Popen([sys.executable, "-c", code], env=variables, pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL)
+    command, files = [sys.executable, "-c", code], [theirs.fileno()]
+    process = subprocess.Popen(command, env=variables, pass_fds=files, stdout=subprocess.DEVNULL)
     theirs.close()
+    atexit.register(end, ours, process.wait)
     assert ours.recv(64), "the process that forks others did not start"
     return Zygote(ours, variables)
 
@@ -205,7 +207,7 @@ def started(channel: socket.socket) -> Request:
             theirs.close()
             zygote = Zygote(ours, request.variables)
             adopt_orphans()
-            atexit.register(end, ours, process)
+            atexit.register(end, ours, partial(os.waitpid, process, 0))
             return request
         ours.close()
         channel = theirs
@@ -223,9 +225,10 @@ def settle(request: Request) -> None:
     tempfile.tempdir = None
 
 
-def end(channel: socket.socket, process: int) -> None:
+def end(channel: socket.socket, wait: Callable[[], object]) -> None:
+    """End a zygote."""
     channel.close()
-    os.waitpid(process, 0)
+    wait()
 
 
 def next_request(channel: socket.socket) -> Request:
