@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def main() -> None:
     config = read_config(sys.argv[1:])
     kind = config.kind or kind_of(Path(config.model))
-    key = read_key(config.key_env)
+    key = read_key(config.api_key_env)
     if kind == "embedding":
         from nestling.models.embedder import read_width
 

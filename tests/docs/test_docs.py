@@ -224,7 +224,7 @@ def test_commands_are_found_where_they_stand() -> None:
 
 
 def test_flags_and_settings_within_lines_exist() -> None:
-    """`--negatives`, `loss.temperature`: of any script, or of a launcher."""
+    """`--num_negatives`, `loss.temperature`: of any script, or of a launcher."""
     classes = [config_class(path.relative_to(ROOT).as_posix()) for path in SCRIPTS]
     launchers = (launch_command_parser(), get_args_parser())
     others = {option for parser in launchers for option in parser._option_string_actions} | {"--fresh"}

@@ -10,8 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def attach_lora(backbone: nn.Module, *, r: int, alpha: int, dropout: float, targets: Sequence[str] = ()) -> PeftModel:
-    """Freeze `backbone` and give its linear layers adapters; all of them unless `targets` names some.
+def attach_lora(
+    backbone: nn.Module, *, r: int, alpha: int, dropout: float, target_modules: Sequence[str] = ()
+) -> PeftModel:
+    """Freeze `backbone` and give its linear layers adapters; all of them unless `target_modules` names some.
 
     The adapters are float32 whatever the backbone's dtype, as master weights. BERT's pooler head is left out: it does
     not take part in an embedding, and a parameter without gradient stops distributed training.
@@ -21,14 +23,14 @@ def attach_lora(backbone: nn.Module, *, r: int, alpha: int, dropout: float, targ
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=list(targets) or "all-linear",
+        target_modules=list(target_modules) or "all-linear",
         exclude_modules=r".*\bpooler\b.*" if has_pooler else None,
     )
     try:
         with without_deprecations():
             return get_peft_model(cast(PreTrainedModel, backbone), config)
     except ValueError as error:
-        raise ValueError(f"lora.targets {list(targets)}: {error}") from error
+        raise ValueError(f"lora.target_modules {list(target_modules)}: {error}") from error
 
 
 def load_lora(backbone: nn.Module, adapter: str) -> PeftModel:
