@@ -171,11 +171,11 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
                 yield make_row(each, placements, dim, embedding_precision, truncated), each, ranking
 
 
-def load(kind: Any, model: str | None, compute: str) -> Any:
+def load(kind: Any, model: str | None, precision: str) -> Any:
     """An embedder or reranker on the device."""
     import torch
 
-    loaded = kind.from_pretrained(model, precision=torch.bfloat16 if compute == "bf16" else torch.float32)
+    loaded = kind.from_pretrained(model, precision=torch.bfloat16 if precision == "bf16" else torch.float32)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

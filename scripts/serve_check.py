@@ -65,7 +65,7 @@ def read_key(variable: str | None) -> str | None:
     """The key that an environment variable holds."""
     key = os.environ.get(variable) if variable else None
     require(
-        variable is None or bool(key), f"--key_env {variable}: the environment has no such variable, or it is empty"
+        variable is None or bool(key), f"--api_key_env {variable}: the environment has no such variable, or it is empty"
     )
     return key
 

@@ -295,7 +295,7 @@ def test_a_sweep_measures_false_negatives(bert: Path, tmp_path: Path) -> None:
     asked = sum(f"q{i}" in everything for i, _ in pairs)
     assert naive[6:] == [str(false), f"{false / asked:.2%}", f"{false / judged:.2%}"]
     assert f"{false} of the {asked} negatives of judged queries are relevant" in done.stdout
-    names = [line[:14].strip() for line in lines]
+    names = [line[:16].strip() for line in lines]
     assert {"rank from 2", "margin 0.1", "percent 0.95"} <= set(names)
 
 
@@ -363,7 +363,7 @@ def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeyp
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--ceiling", "0.9"], "ceiling needs an embedder"),
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--index", "Flat"], "index needs an embedder"),
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--index_search", "a=1"], "index_search is for an index"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--marjin", "1"], "did you mean 'margin'"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a", "--percnt", "1"], "did you mean 'percent'"),
     ],
 )
 def test_settings_that_cannot_work(pairs: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Set
 RENAMED = {
     "absolute": "max_score",
     "attention": "attn_implementation",
+    "candidates": "num_personas",
     "checkpoint_length": "gradient_checkpointing_length",
     "compute": "precision",
     "cpu": "use_cpu",
