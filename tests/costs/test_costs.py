@@ -53,10 +53,12 @@ def small(**more: Any) -> Qwen3Config:
     return Qwen3Config(**{**SMALL, **more})
 
 
-def real(*, dtype: torch.dtype, precision: torch.dtype, lora: bool, reranker: bool, attention: str) -> TokenModel:
+def real(
+    *, dtype: torch.dtype, precision: torch.dtype, lora: bool, reranker: bool, attn_implementation: str
+) -> TokenModel:
     """A model with weights, of the shape of `small`."""
     kind: Any = AutoModelForCausalLM if reranker else AutoModel
-    backbone = kind.from_config(small(), dtype=dtype, attn_implementation=attention)
+    backbone = kind.from_config(small(), dtype=dtype, attn_implementation=attn_implementation)
     model: TokenModel = (
         FakeReranker(backbone, precision, full_vocabulary=False) if reranker else FakeEmbedder(backbone, precision)
     )
@@ -90,7 +92,7 @@ def test_a_model_without_weights_keeps_what_a_real_one_keeps(
         reranker=reranker,
         gradient_checkpointing_length=gradient_checkpointing_length,
     )
-    model = real(dtype=dtype, precision=precision, lora=lora, reranker=reranker, attention="sdpa")
+    model = real(dtype=dtype, precision=precision, lora=lora, reranker=reranker, attn_implementation="sdpa")
     if gradient_checkpointing_length is not None:
         model.recompute_above(gradient_checkpointing_length)
     chunk = sample_chunk(48, 480, 300, CPU)
@@ -150,7 +152,9 @@ def counted(model: TokenModel, chunk: Any, *, backward: bool) -> int:
 
 @pytest.mark.parametrize("reranker", [False, True])
 def test_operations_are_those_that_are_counted(reranker: bool) -> None:
-    model = real(dtype=torch.float32, precision=torch.float32, lora=False, reranker=reranker, attention="eager")
+    model = real(
+        dtype=torch.float32, precision=torch.float32, lora=False, reranker=reranker, attn_implementation="eager"
+    )
     chunk, found = sample_chunk(48, 480, 300, CPU), passes_of(model, Reading.texts(10, 48))
     words = 2 * 10 * 64 if reranker else 0  # the two words, of which there is one difference
     assert counted(model, chunk, backward=False) == found.forward + words
@@ -159,7 +163,7 @@ def test_operations_are_those_that_are_counted(reranker: bool) -> None:
 
 def test_frozen_weights_need_no_gradient() -> None:
     """The first layer's input needs none either, which is 4 % of two layers."""
-    model = real(dtype=torch.float32, precision=torch.float32, lora=True, reranker=False, attention="eager")
+    model = real(dtype=torch.float32, precision=torch.float32, lora=True, reranker=False, attn_implementation="eager")
     chunk, found = sample_chunk(48, 480, 300, CPU), passes_of(model, Reading.texts(10, 48))
     assert counted(model, chunk, backward=False) == found.forward
     assert counted(model, chunk, backward=True) == pytest.approx(found.forward + found.backward, rel=0.05)
@@ -170,7 +174,7 @@ def test_frozen_weights_need_no_gradient() -> None:
 def test_passes_of_a_step(room: float, forwards: int, checkpointed: bool) -> None:
     """Chunks without room run forward twice, and once more where activations are recomputed, but for the last product
     of each layer, of which torch knows that nobody needs it."""
-    model = real(dtype=torch.float32, precision=torch.float32, lora=False, reranker=False, attention="eager")
+    model = real(dtype=torch.float32, precision=torch.float32, lora=False, reranker=False, attn_implementation="eager")
     if checkpointed:
         model.recompute_above(0)
     batch = pack([list(range(1, 41))] * 8, 80, 0)
@@ -227,7 +231,7 @@ def recipe(tmp_path: Path, qwen3: Path) -> StageCosts:
     file = tmp_path / "recipe.yaml"
     file.write_text(
         f"model: {qwen3}\noutput_dir: o\ntrain: [{{path: a}}]\ntuning: full\nprecision: fp32\nbatch_size: 64\n"
-        "negatives: 1\npositives: 1\nquery_max_length: 32\ndocument_max_length: 32\nchunk_tokens: 128\n"
+        "num_negatives: 1\nnum_positives: 1\nquery_max_length: 32\ndocument_max_length: 32\nchunk_tokens: 128\n"
     )
     return StageCosts(path=str(file), script="embed", examples=640, query_tokens=16, document_tokens=32)
 
@@ -347,7 +351,7 @@ COSTS = sorted((ROOT / "configs" / "costs").glob("*.yaml"))
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ("dims: [8]", EmbedConfig),
+        ("matryoshka_dims: [8]", EmbedConfig),
         ("refresh: {steps: 1}", EmbedConfig),
         ("loss: {objective: listwise}", RerankConfig),
         ("dev: [{path: a, depth: 5}]", RerankConfig),

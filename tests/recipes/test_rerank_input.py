@@ -116,8 +116,11 @@ def test_settings(settings: dict[str, object], message: str, refuse: Callable[..
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"yes": "relevant document"}, "of the answer 'relevant document'; expected one token, choose another word"),
-        ({"no": "yes"}, "'yes' and 'yes' are the same token"),
+        (
+            {"answers": "relevant document,no"},
+            "of the answer 'relevant document'; expected one token, choose another word",
+        ),
+        ({"answers": "yes,yes"}, "'yes' and 'yes' are the same token"),
         ({"document_max_length": 480}, "query_max_length, document_max_length: with the "),
     ],
 )

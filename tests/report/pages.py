@@ -101,7 +101,7 @@ def write_result(
 def write_run(folder: Path, *, steps: int = 6, more: str = "") -> Path:
     """A run folder with two evaluations."""
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": "base", "export_best": True, "note": more}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": "base", "save_total_limit": 3, "note": more}))
     launch = {"started": "2026-01-01T00:00:00+00:00", "world_size": 1, "versions": {"torch": "2"}, "git": None}
     (folder / "run.json").write_text(json.dumps({"launches": [launch]}))
     counts = {"examples": 8, "tokens": 100, "truncated": 3, "skipped_steps": 0}

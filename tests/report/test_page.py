@@ -140,7 +140,7 @@ def test_a_run_shows_its_curves_data_and_settings(tmp_path: Path) -> None:
         assert part in text
     assert "Gradient norm" not in text, "it was never finite"
     assert "ignored field 'extra' in 4 rows" in text
-    assert "export_best: true" in text
+    assert "save_total_limit: 3" in text
     assert len(page.html) < 60_000, "long curves are thinned"
 
 

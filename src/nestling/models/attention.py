@@ -15,18 +15,18 @@ FLOAT32 = "sdpa_float32"
 VARLEN = "varlen"
 
 
-def resolve_attention(attention: str, precision: torch.dtype, *, cpu: bool = False) -> str:
+def resolve_attention(attn_implementation: str, precision: torch.dtype, *, cpu: bool = False) -> str:
     """The name to load a model with: "auto" takes the fastest exact one at hand, other names stay. `cpu` says that
     the model stays on the CPU though there is a GPU.
 
     In bfloat16 a GPU takes flash attention if it is installed, and a CPU takes SDPA in float32: its bfloat16 kernels
     are two to six times slower forward and backward (texts of 20 to 128 tokens), and less exact.
     """
-    if attention == VARLEN:
+    if attn_implementation == VARLEN:
         AttentionInterface.register(VARLEN, varlen_attention)
         AttentionMaskInterface.register(VARLEN, no_mask)
-    if attention != "auto":
-        return attention
+    if attn_implementation != "auto":
+        return attn_implementation
     if precision != torch.bfloat16:
         return "sdpa"
     if torch.accelerator.is_available() and not cpu:
@@ -75,7 +75,7 @@ def varlen_attention(
         return output, None
     if sliding_window is not None and sliding_window < max(longest, most_keys):
         raise ValueError(
-            f"attention: varlen has no sliding window, and the model's is {sliding_window} tokens; use sdpa"
+            f"attn_implementation: varlen has no sliding window, and the model's is {sliding_window} tokens; use sdpa"
         )
     dtype = computing_type(query)
     if query.device.type == "cpu" or dtype not in (torch.bfloat16, torch.float16):

@@ -78,7 +78,7 @@ class Embedder(TokenModel):
         *,
         dtype: torch.dtype | Literal["auto"] = torch.float32,
         precision: torch.dtype = torch.float32,
-        attention: str = "auto",
+        attn_implementation: str = "auto",
         pooling: Pooling | None = None,
         dropout: float | None = 0.0,
         instruction: str | None = None,
@@ -91,7 +91,7 @@ class Embedder(TokenModel):
             model: Directory or hub id.
             dtype: Of the weights in memory; float32 for training all of them, "auto" for the published one.
             precision: Of the computation.
-            attention: "sdpa", "eager", "flash_attention_2", or "auto" for the fastest that is installed.
+            attn_implementation: "sdpa", "eager", "flash_attention_2", or "auto" for the fastest that is installed.
             pooling: Overrides what the files say; without either, decoders take the last token and encoders the mean.
             dropout: Inside the model; None keeps the model's own.
             instruction: Default task of queries, in place of the model's own query prompt.
@@ -104,8 +104,10 @@ class Embedder(TokenModel):
         files = read_model_files(str(model))
         config = read_config(model, files.subfolder)
         decoder = is_decoder(config)
-        if attention == VARLEN and not decoder:
-            raise ValueError(f"{model}: attention: varlen is for causal models, and this one is not; use sdpa")
+        if attn_implementation == VARLEN and not decoder:
+            raise ValueError(
+                f"{model}: attn_implementation: varlen is for causal models, and this one is not; use sdpa"
+            )
         chosen: Pooling = pooling or files.pooling or ("last" if decoder else "mean")
         prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
         if instruction is not None:
@@ -116,7 +118,7 @@ class Embedder(TokenModel):
             config,
             subfolder=files.subfolder,
             dtype=dtype,
-            attention=resolve_attention(attention, precision, cpu=cpu),
+            attn_implementation=resolve_attention(attn_implementation, precision, cpu=cpu),
             dropout=dropout,
             quantisation=quantisation,
         )

@@ -111,7 +111,7 @@ class Reranker(TokenModel):
         *,
         dtype: torch.dtype | Literal["auto"] = torch.float32,
         precision: torch.dtype = torch.float32,
-        attention: str = "auto",
+        attn_implementation: str = "auto",
         dropout: float | None = 0.0,
         settings: RerankerSettings | None = None,
         share_prefix: bool = True,
@@ -124,7 +124,7 @@ class Reranker(TokenModel):
             model: Directory or hub id.
             dtype: Of the weights in memory; float32 for training all of them, "auto" for the published one.
             precision: Of the computation.
-            attention: "auto" or "varlen" for packed prompts, which `share_prefix` needs; else transformers' name.
+            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs; else as in transformers.
             dropout: Inside the model; None keeps the model's own.
             settings: What it is to read; by default what its files say, or Qwen3-Reranker's.
             share_prefix: Run the tokens that the prompts of a query have in common once.
@@ -140,13 +140,13 @@ class Reranker(TokenModel):
             raise ValueError(f"{model}: a reranker is a causal language model, and this is {config.model_type}")
         if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
             raise ValueError(f"{model} is a classifier, without the words that it answers; load the causal directory")
-        packed = attention in ("auto", VARLEN)
+        packed = attn_implementation in ("auto", VARLEN)
         backbone = load_backbone(
             AutoModelForCausalLM,
             model,
             config,
             dtype=dtype,
-            attention=resolve_attention(VARLEN if packed else attention, precision, cpu=cpu),
+            attn_implementation=resolve_attention(VARLEN if packed else attn_implementation, precision, cpu=cpu),
             dropout=dropout,
             quantisation=quantisation,
         )

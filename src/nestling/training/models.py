@@ -40,7 +40,7 @@ def arguments(config: EmbedConfig | RerankConfig) -> dict[str, Any]:
         "lora": None if config.tuning == "full" else asdict(config.lora),
         "quantised": config.tuning == "qlora",
         "precision": torch.bfloat16 if config.precision == "bf16" else torch.float32,
-        "attention": config.attn_implementation,
+        "attn_implementation": config.attn_implementation,
         "dropout": config.dropout,
         "cpu": config.use_cpu,
     }
