@@ -124,7 +124,7 @@ class Reranker(TokenModel):
             model: Directory or hub id.
             dtype: Of the weights in memory; float32 for training all of them, "auto" for the published one.
             precision: Of the computation.
-            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs; else as in transformers.
+            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs; else transformers'.
             dropout: Inside the model; None keeps the model's own.
             settings: What it is to read; by default what its files say, or Qwen3-Reranker's.
             share_prefix: Run the tokens that the prompts of a query have in common once.
