@@ -12,7 +12,7 @@ from typing import Any
 from nestling.config import parse_config, require, run
 from nestling.console import table
 
-# Data set, dimension and precision; the last two are None for BM25 and runs, which have no vectors.
+# Data set, dimension and embedding precision; the last two are None for BM25 and runs, which have no vectors.
 Key = tuple[str, int | None, str | None]
 
 
@@ -44,7 +44,7 @@ def main() -> None:
         if order != "first stage"  # which has a result of its own, over all its documents
     }
     print(config.metric)
-    print(table(["data", "dim", "precision", *columns], rows(columns)))
+    print(table(["data", "dim", "embedding precision", *columns], rows(columns)))
 
 
 def read_results(path: Path, metric: str) -> dict[str | None, dict[Key, float]]:
@@ -56,7 +56,9 @@ def read_results(path: Path, metric: str) -> dict[str | None, dict[Key, float]]:
     require(path.is_file(), f"{path}: no such file; expected one that scripts/evaluate.py --output wrote")
     try:
         results: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["results"]
-        keyed = [(row.get("order"), (row["data"], row["dim"], row["precision"]), row["metrics"]) for row in results]
+        keyed = [
+            (row.get("order"), (row["data"], row["dim"], row["embedding_precision"]), row["metrics"]) for row in results
+        ]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{path}: not a result of scripts/evaluate.py --output") from None
     named = dict.fromkeys(name for *_, metrics in keyed for name in metrics)

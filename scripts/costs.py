@@ -2,7 +2,8 @@
 
     python scripts/costs.py --config configs/costs/qwen3-0.6b.yaml
     python scripts/costs.py --config configs/costs/qwen3-8b.yaml --gpu a100-80 --mfu 0.3
-    python scripts/costs.py --gpu l4 --launches '[{backend: one, processes: 1}, {backend: ddp, processes: 4}]' \\
+    python scripts/costs.py --gpu l4 \\
+        --launches '[{backend: one, num_processes: 1}, {backend: ddp, num_processes: 4}]' \\
         --stages '[{path: configs/rerank/qwen3-0.6b-lora.yaml, script: rerank, examples: 10000, query_tokens: 112,
                    document_tokens: 208}]'
 

@@ -1,7 +1,7 @@
 """Measure an embedding model, BM25, a TREC run or a reranker of their results on retrieval sets in the BEIR layout.
 
     python scripts/evaluate.py --model runs/my-model/final --data data/my-set --split test --dims 384,128,64
-    python scripts/evaluate.py --model runs/my-model/final --data data/my-set --precision float32,int8,binary
+    python scripts/evaluate.py --model runs/my-model/final --data data/my-set --embedding_precision float32,int8,binary
     python scripts/evaluate.py --model runs/my-model/final --data data/my-set --output after.json --details true
     python scripts/evaluate.py --first_stage bm25 --data data/my-set
     python scripts/evaluate.py --first_stage bm25 --data data/my-set --reranker runs/my-reranker/final --depth 100
@@ -54,7 +54,7 @@ class Row:
     queries: int
     documents: int
     dim: int | None
-    precision: str | None
+    embedding_precision: str | None
     metrics: dict[str, float]
     truncated_queries: int = 0
     truncated_documents: int = 0
@@ -151,11 +151,11 @@ def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | No
 
 
 def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Retrieved]":
-    """Encode each set once, then measure every dimension and precision."""
+    """Encode each set once, then measure every dimension and embedding precision."""
     from nestling.models.embedder import Embedder
     from nestling.retrieval import embedder_ranking, place_scored
 
-    embedder = load(Embedder, config.model, config.compute)
+    embedder = load(Embedder, config.model, config.precision)
     for each in sets:
         encoded = encode(embedder, each, config)
         print(f"{each.name}: queries: {encoded.query_stats}", file=sys.stderr)
@@ -165,17 +165,17 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
         print(f"  {len(each.queries):,} queries, {truncated[0]:,} cut to {config.query_max_length} tokens")
         print(f"  {len(each.documents):,} documents, {truncated[1]:,} cut to {config.document_max_length} tokens")
         for dim in dims:
-            for precision in config.precision:
-                placements, scores = place_scored(encoded, dim, precision)
-                ranking = partial(embedder_ranking, encoded, each, placements, scores, dim, precision)
-                yield make_row(each, placements, dim, precision, truncated), each, ranking
+            for embedding_precision in config.embedding_precision:
+                placements, scores = place_scored(encoded, dim, embedding_precision)
+                ranking = partial(embedder_ranking, encoded, each, placements, scores, dim, embedding_precision)
+                yield make_row(each, placements, dim, embedding_precision, truncated), each, ranking
 
 
-def load(kind: Any, model: str | None, compute: str) -> Any:
+def load(kind: Any, model: str | None, precision: str) -> Any:
     """An embedder or reranker on the device."""
     import torch
 
-    loaded = kind.from_pretrained(model, precision=torch.bfloat16 if compute == "bf16" else torch.float32)
+    loaded = kind.from_pretrained(model, precision=torch.bfloat16 if precision == "bf16" else torch.float32)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -199,7 +199,7 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
     from nestling.retrieval import candidates_ranking, fuse, place_candidates, rerank
 
     assert config.reranker is not None
-    reranker = load(Reranker, config.reranker, config.compute)
+    reranker = load(Reranker, config.reranker, config.precision)
     for data, candidates in candidate_lists(config, sets, dims[0] if dims else None):
         stats = ScoringStats()
         shown = sys.stderr.isatty()
@@ -221,7 +221,7 @@ def candidate_lists(
     from nestling.models.embedder import Embedder
     from nestling.retrieval import Candidates, open_candidates, search_top
 
-    embedder = load(Embedder, config.model, config.compute) if config.model else None
+    embedder = load(Embedder, config.model, config.precision) if config.model else None
     for each in sets:
         if embedder is None:
             assert config.first_stage is not None
@@ -274,9 +274,9 @@ def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int
     embedder = None
     if config.model:
         lengths = {name: getattr(config, name) for name in ("query_max_length", "document_max_length")}
-        embedder = MtebEmbedder(load(Embedder, config.model, config.compute), dim=dims[0], **lengths, **told)
+        embedder = MtebEmbedder(load(Embedder, config.model, config.precision), dim=dims[0], **lengths, **told)
     if config.reranker:
-        reranker = MtebReranker(load(Reranker, config.reranker, config.compute), **told)
+        reranker = MtebReranker(load(Reranker, config.reranker, config.precision), **told)
         return measure_reranker(reranker, tasks, embedder=embedder, first_stage=config.first_stage, depth=config.depth)
     assert embedder is not None
     return measure_embedder(embedder, tasks, dims)
@@ -284,14 +284,14 @@ def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int
 
 def task_rows(measured: "Measured") -> list[Row]:
     """The lines that show what mteb found."""
-    precision, order = (None, "reranked") if measured.dim is None else ("float32", None)
+    embedding_precision, order = (None, "reranked") if measured.dim is None else ("float32", None)
     return [
         Row(
             f"{each.name} (mteb)",
             each.queries,
             each.documents,
             measured.dim,
-            precision,
+            embedding_precision,
             each.metrics,
             *measured.truncated,
             order,
@@ -304,24 +304,26 @@ def make_row(
     data: "RetrievalSet",
     placements: "Placements",
     dim: int | None = None,
-    precision: str | None = None,
+    embedding_precision: str | None = None,
     truncated: tuple[int, int] = (0, 0),
 ) -> Row:
     from nestling.retrieval.metrics import means
 
-    return Row(data.name, len(data.queries), len(data.documents), dim, precision, means(placements), *truncated)
+    return Row(
+        data.name, len(data.queries), len(data.documents), dim, embedding_precision, means(placements), *truncated
+    )
 
 
 def print_table(rows: list[Row]) -> None:
-    """One row a set and dimension and precision, or order."""
+    """One row a set and dimension and embedding precision, or order."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     width = max(len(row.data) for row in rows)
     reranked = rows[0].order is not None
-    heading = f"{'order':11}" if reranked else f"{'dim':>5}  {'precision':9}"
+    heading = f"{'order':11}" if reranked else f"{'dim':>5}  {'embedding precision':19}"
     print(f"\n{'':{width}}  {heading}  " + "  ".join(f"{name:>10}" for name in metrics))
     for row in rows:
         values = "  ".join(f"{row.metrics.get(name, math.nan):10.4f}" for name in metrics)
-        what = f"{row.order:11}" if reranked else f"{row.dim or '-':>5}  {row.precision or '-':9}"
+        what = f"{row.order:11}" if reranked else f"{row.dim or '-':>5}  {row.embedding_precision or '-':19}"
         print(f"{row.data:{width}}  {what}  {values}")
 
 
@@ -335,7 +337,12 @@ def write_details(output: Path, found: "Iterable[Retrieved]") -> list[Row]:
     def lines() -> Iterator[dict[str, Any]]:
         for row, data, ranking in found:
             rows.append(row)
-            place = {"data": row.data, "dim": row.dim, "precision": row.precision, "order": row.order}
+            place = {
+                "data": row.data,
+                "dim": row.dim,
+                "embedding_precision": row.embedding_precision,
+                "order": row.order,
+            }
             yield from ({**place, **line} for line in detail_lines(ranking(), data))
 
     write_jsonl(details_path(output), lines())

@@ -120,7 +120,7 @@ def embedder_of(checkpoint: Path, config: EmbedConfig, base: str | None) -> Trai
         restore(checkpoint, embedder, config),
         config.query_max_length,
         config.document_max_length,
-        config.dims,
+        config.matryoshka_dims,
         {data.name or default_name(Path(data.path)): data.instruction for data in config.train if data.instruction},
     )
 
@@ -139,7 +139,7 @@ def restore(checkpoint: Path, model: "Embedder | Reranker", config: EmbedConfig 
     from nestling.export.embedder_card import run_card
 
     restore_tensors(checkpoint, model)
-    return run_card(checkpoint.resolve().parents[1], config.published(), load_state(checkpoint).step)
+    return run_card(checkpoint.resolve().parents[1], config.card_settings(), load_state(checkpoint).step)
 
 
 def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
@@ -154,9 +154,9 @@ def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
 
     assert config.base is not None
     embedder = Embedder.from_pretrained(config.base, instruction=config.instruction)
-    require_dims(config.dims, embedder.dim)
+    require_dims(config.matryoshka_dims, embedder.dim, "matryoshka_dims")
     embedder.backbone = load_lora(embedder.backbone, str(adapter))
-    return Trained(embedder, Card(), config.query_max_length, config.document_max_length, config.dims, {})
+    return Trained(embedder, Card(), config.query_max_length, config.document_max_length, config.matryoshka_dims, {})
 
 
 if __name__ == "__main__":

@@ -80,10 +80,10 @@ def check(config: MakeQueriesConfig) -> None:
 
 
 def key_of(endpoint: EndpointConfig) -> str | None:
-    if endpoint.key_variable is None:
+    if endpoint.api_key_env is None:
         return None
-    key = os.environ.get(endpoint.key_variable)
-    require(bool(key), f"endpoint.key_variable: the environment has no {endpoint.key_variable}; export the key there")
+    key = os.environ.get(endpoint.api_key_env)
+    require(bool(key), f"endpoint.api_key_env: the environment has no {endpoint.api_key_env}; export the key there")
     return key
 
 
@@ -107,7 +107,7 @@ def open_task(config: MakeQueriesConfig) -> "Task":
         passages=passages,
         choices=Choices(config.question_types, config.difficulties, config.lengths, config.languages),
         personas=personas,
-        candidates=min(config.candidates, len(personas)),
+        candidates=min(config.num_personas, len(personas)),
         suited=None if config.embedder is None else suited_personas(config, personas, passages),
         attempts=config.attempts,
         seed=config.seed,
@@ -122,7 +122,7 @@ def suited_personas(config: MakeQueriesConfig, personas: list[str], passages: "P
 
     assert config.embedder is not None
     embedder = Embedder.from_pretrained(config.embedder).to("cuda" if torch.cuda.is_available() else "cpu")
-    return nearest_personas(embedder, personas, passages, config.candidates, progress=sys.stderr.isatty())
+    return nearest_personas(embedder, personas, passages, config.num_personas, progress=sys.stderr.isatty())
 
 
 def settings_of(config: MakeQueriesConfig, task: "Task") -> dict[str, Any]:

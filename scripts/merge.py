@@ -116,7 +116,7 @@ def checkpoints_of(config: MergeConfig) -> list[str]:
     chosen = config.steps or present[-(config.last or len(present)) :]
     require(
         config.last is None or len(chosen) == config.last,
-        f"last is {config.last}, and {folder} has {len(present)} checkpoints; --keep_checkpoints keeps more",
+        f"last is {config.last}, and {folder} has {len(present)} checkpoints; --save_total_limit keeps more",
     )
     return [str(folder / f"step-{step}") for step in chosen]
 
@@ -141,7 +141,7 @@ def open_bench(config: MergeConfig, models: list[str], base: str | None) -> Benc
     read = {kind: [named_set(each) for each in data] for kind, data in given.items()}
     require_unique("dev, test and other", [each.name for sets in read.values() for each in sets])
     print(*(each.summary for sets in read.values() for each in sets), sep="\n", flush=True)
-    subject = open_subject(models[0], config.base, torch.bfloat16 if config.compute == "bf16" else torch.float32)
+    subject = open_subject(models[0], config.base, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     sets = {kind: list(map(subject.open, given[kind], read[kind])) for kind in given}
     return Bench(subject, inputs, sets)
 

@@ -153,12 +153,12 @@ def sweep(
         positives,
         verdicts,
         order,
-        negatives=config.negatives,
+        negatives=config.num_negatives,
         cosines=order in dense_ones(retrievers),
         probabilities=likely,
         judgements=judgements,
     )
-    task.say(f"the {config.negatives} highest by {order} of what each rule leaves:")
+    task.say(f"the {config.num_negatives} highest by {order} of what each rule leaves:")
     task.say(*table_lines(list(outcomes), judged=judgements is not None))
 
 
@@ -178,7 +178,7 @@ def report(config: MineConfig, task: "Task", mined: "Mined", judgements: "Judgem
         scores = [probabilities(each) for each in scores]
     rows = MinedRows(task.table, mined, *scores)
     write_jsonl(Path(config.output), mined_lines(config, rows))
-    lines = list(summary_lines(mined, config.negatives))
+    lines = list(summary_lines(mined, config.num_negatives))
     if judgements is not None:
         lines.append(f"  {judgements.measure(mined.candidates, mined.negatives.values)}")
     lines.append(f"{config.output}: {rows.written}, with scores of {written}")

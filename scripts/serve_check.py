@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def main() -> None:
     config = read_config(sys.argv[1:])
     kind = config.kind or kind_of(Path(config.model))
-    key = read_key(config.key_env)
+    key = read_key(config.api_key_env)
     if kind == "embedding":
         from nestling.models.embedder import read_width
 
@@ -65,7 +65,7 @@ def read_key(variable: str | None) -> str | None:
     """The key that an environment variable holds."""
     key = os.environ.get(variable) if variable else None
     require(
-        variable is None or bool(key), f"--key_env {variable}: the environment has no such variable, or it is empty"
+        variable is None or bool(key), f"--api_key_env {variable}: the environment has no such variable, or it is empty"
     )
     return key
 

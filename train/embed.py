@@ -55,7 +55,7 @@ from nestling.training.start import run_folder, start
 from nestling.training.summary import embed_summary
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
-LESS_MEMORY = ", or with a lower graph_memory"
+LESS_MEMORY = ", or with a lower activation_memory"
 
 
 def main(config: EmbedConfig) -> None:
@@ -83,7 +83,7 @@ def main(config: EmbedConfig) -> None:
         accelerator, embedder, optimizer, queries_per_rank=queries_per_rank, max_norm=config.max_grad_norm
     )
     collator = build_collator(config, batch_sampler, embedder, accelerator)
-    memory = None if config.graph_memory is None else config.graph_memory * 1e9
+    memory = None if config.activation_memory is None else config.activation_memory * 1e9
     budget = activation_budget(backend, config.longest, collator.chunk_tokens, memory)
     parts = EmbedParts(config, accelerator, dims, batch_sampler, dev_sets, embedder, collator, backend, budget)
 
@@ -175,7 +175,7 @@ def rank_loss(embeddings: Tensor, batch: TrainBatch, loss: LossConfig, dims: dic
         **nested,
     )
     if batch.group is not None and batch.teacher is not None:
-        part = part + loss.distillation * distillation(
+        part = part + loss.distillation_weight * distillation(
             own,
             documents,
             batch.group,
@@ -191,10 +191,9 @@ def rank_loss(embeddings: Tensor, batch: TrainBatch, loss: LossConfig, dims: dic
 def terms_of(loss: LossConfig, in_batch: bool) -> Terms:
     """The terms of the denominator; a dataset without in-batch negatives has only its own hard negatives."""
     return Terms(
-        hard_negatives=loss.hard_negatives,
-        query_document=loss.query_document and in_batch,
-        query_query=loss.query_query and in_batch,
-        document_document=loss.document_document and in_batch,
+        query_document="query_document" in loss.terms and in_batch,
+        query_query="query_query" in loss.terms and in_batch,
+        document_document="document_document" in loss.terms and in_batch,
         other_hard_negatives=loss.other_hard_negatives,
     )
 
@@ -208,7 +207,7 @@ def open_batches(parts: EmbedParts, minables: list[Minable | None], run: Run) ->
     """The batches of the steps that are left; hard negatives are mined again between them if that is set."""
     config, batch_sampler, collator = parts.config, parts.batch_sampler, parts.collator
     if config.refresh.steps is None:
-        return load_batches(collator, batch_sampler, run.steps, config.workers)
+        return load_batches(collator, batch_sampler, run.steps, config.dataloader_num_workers)
     refresher = Refresher(
         run.folder.path / "refresh",
         config.refresh,
@@ -221,7 +220,7 @@ def open_batches(parts: EmbedParts, minables: list[Minable | None], run: Run) ->
         say=run.progress.say,
         log=run.tracker.log,
     )
-    return refresher.batches(run.steps, config.workers)
+    return refresher.batches(run.steps, config.dataloader_num_workers)
 
 
 def evaluate(parts: EmbedParts) -> Results:
@@ -267,15 +266,15 @@ def check_dataset(config: EmbedConfig, data: TrainData, table: RecordTable) -> N
         data.in_batch_negatives
         or table.graded
         or config.refresh.steps is not None
-        or min(table.max_negatives, config.negatives) > 0,
+        or min(table.max_negatives, config.num_negatives) > 0,
         f"{data.path}: without in_batch_negatives its rows need hard negatives, and it has or draws none",
     )
 
 
 def require_teacher_scores(config: EmbedConfig, sources: list[Source]) -> None:
     require(
-        not config.loss.distillation or any(source.table.has_scores for source in sources),
-        "loss.distillation needs teacher scores, and no dataset has them in every row; set it to 0 without them",
+        not config.loss.distillation_weight or any(source.table.has_scores for source in sources),
+        "loss.distillation_weight needs teacher scores, and no dataset has them in every row; set it to 0 without them",
     )
 
 
@@ -290,7 +289,7 @@ def build_collator(
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
         chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
-        teacher=config.loss.distillation > 0,
+        teacher=config.loss.distillation_weight > 0,
         padding_free=embedder.padding_free,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -304,11 +303,11 @@ def export(parts: EmbedParts, run: Run, step: int) -> None:
         run.folder.final,
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
-        dims=config.dims,
+        dims=config.matryoshka_dims,
         instructions={
             each.table.name: each.table.instruction for each in run.batch_sampler.sources if each.table.instruction
         },
-        card=run_card(run.folder.path, config.published(), step),
+        card=run_card(run.folder.path, config.card_settings(), step),
     )
     print("\n".join(["parity gate passed", *(f"  {line}" for line in report.lines())]), flush=True)
 

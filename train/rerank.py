@@ -66,7 +66,7 @@ def main(config: RerankConfig) -> None:
 
     # 2. The model, checked before the run folder is made, and what makes batches and trains on them.
     reranker = load_reranker(config)
-    reranker.full_vocabulary = config.loss.label_space == "vocabulary"
+    reranker.full_vocabulary = config.loss.objective == "pointwise_vocabulary"
     require_readable_pairs(config, reranker.pairs)
     optimizer = adamw(reranker, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     queries_per_rank = config.batch_size // accelerator.num_processes
@@ -117,7 +117,7 @@ def train(parts: RerankParts, folder: RunFolder) -> None:
             chunk_tokens=collator.chunk_tokens,
             say=run.progress.say,
         )
-        for batch in load_batches(collator, parts.batch_sampler, run.steps, config.workers):
+        for batch in load_batches(collator, parts.batch_sampler, run.steps, config.dataloader_num_workers):
             seed_step(config.seed, state.step, accelerator.process_index)
             parts.reranker.train()
             for attempt in retry.attempts(batch.to(device)):  # one, or more in smaller chunks if memory runs out
@@ -148,8 +148,8 @@ def chunk_loss(logits: Tensor, labels: ChunkLabels, batch: RerankBatch, loss: Re
 
     `logits` is what the model gives for the n prompts of the chunk, [n, C].
     """
-    if loss.objective == "pointwise":
-        whole = loss.label_space == "vocabulary"
+    if loss.pointwise:
+        whole = loss.objective == "pointwise_vocabulary"
         weight = {"positive_weight": loss.positive_weight}
         losses = (
             pointwise_vocabulary(logits, labels.targets, **weight)
@@ -211,11 +211,11 @@ def dry_run(parts: RerankParts) -> None:
 def check_dataset(config: RerankConfig, data: TrainData, table: RecordTable) -> None:
     """Refuse a dataset that the objective cannot learn from."""
     require(
-        table.graded or min(table.max_negatives, config.negatives) > 0,
+        table.graded or min(table.max_negatives, config.num_negatives) > 0,
         f"{data.path}: a reranker learns from negatives, and it has or draws none; mine some first",
     )
     require(
-        not table.graded or config.loss.objective == "pointwise",
+        not table.graded or config.loss.pointwise,
         f"{data.path}: graded pairs have one document a query, and the {config.loss.objective} objective compares "
         "several; choose pointwise",
     )
@@ -248,7 +248,7 @@ def build_collator(
         chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
         share_prefix=reranker.share_prefix,
         padding_free=reranker.padding_free,
-        whole_groups=config.loss.objective != "pointwise",
+        whole_groups=not config.loss.pointwise,
         teacher_targets=config.loss.labels == "teacher",
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -257,7 +257,7 @@ def build_collator(
 
 def export(parts: RerankParts, run: Run, step: int) -> None:
     parts.reranker.full_vocabulary = False
-    card = run_card(run.folder.path, parts.config.published(), step)
+    card = run_card(run.folder.path, parts.config.card_settings(), step)
     report = export_reranker(parts.reranker, run.folder.final, card=card)
     print("\n".join(["parity gates passed", *(f"  {line}" for line in report.lines())]), flush=True)
 

@@ -28,7 +28,7 @@ class ListsConfig:
         output: JSONL file of records; must not exist.
         split: Which qrels file to use.
         depth: Documents of BM25 to look at.
-        negatives: How many of these to take, the first that are not relevant.
+        num_negatives: How many of these to take, the first that are not relevant.
         others: Random documents of a query.
         seed: Of these.
     """
@@ -37,7 +37,7 @@ class ListsConfig:
     output: str
     split: str = "train"
     depth: int = 60
-    negatives: int = 40
+    num_negatives: int = 40
     others: int = 16
     seed: int = 0
 
@@ -63,8 +63,8 @@ def rows(retrieval_set: "RetrievalSet", config: ListsConfig) -> Iterator[dict[st
     for query, relevant, listed in zip(retrieval_set.queries, retrieval_set.relevant, found.rows, strict=True):
         positives = {documents[int(row)] for row in relevant}
         first = [text for text in map(documents.__getitem__, listed.tolist()) if text not in positives]
-        negatives = first[: config.negatives]
-        while len(negatives) < min(len(first), config.negatives) + config.others:
+        negatives = first[: config.num_negatives]
+        while len(negatives) < min(len(first), config.num_negatives) + config.others:
             text = documents[source.randrange(len(documents))]
             if text not in positives and text not in negatives:
                 negatives.append(text)

@@ -1,7 +1,7 @@
 """Time and memory of the streaming loss beside sentence-transformers' losses, from embeddings to their gradients.
 
 python scripts/bench/loss.py
-python scripts/bench/loss.py --rows 512 --negatives 1,3 --repeats 9
+python scripts/bench/loss.py --rows 512 --num_negatives 1,3 --repeats 9
 
 Both compute the same loss: query-document, query-query and document-document directions, all Matryoshka dimensions,
 masks off; the last columns switch our masks on. Up to `plain_negatives` hard negatives the peer is
@@ -44,7 +44,7 @@ class LossBenchConfig:
 
     Args:
         rows: Sizes of the batch.
-        negatives: Hard negatives a row.
+        num_negatives: Hard negatives a row.
         plain_negatives: Up to so many the peer is its plain loss.
         dims: Matryoshka dimensions; the greatest is the embedding's.
         cached_rows: Rows that the peer's cached loss works on at a time.
@@ -52,7 +52,7 @@ class LossBenchConfig:
     """
 
     rows: list[int] = field(default_factory=lambda: [512, 2048])
-    negatives: list[int] = field(default_factory=lambda: [1, 3, 7])
+    num_negatives: list[int] = field(default_factory=lambda: [1, 3, 7])
     plain_negatives: int = 3
     dims: list[int] = field(default_factory=lambda: [1024, 768, 512, 256, 128, 64, 32])
     cached_rows: int = 512
@@ -60,7 +60,7 @@ class LossBenchConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.rows) and min(self.rows) > 0, "rows: give sizes above 0")
-        require(bool(self.negatives) and min(self.negatives) >= 0, "negatives: give numbers from 0")
+        require(bool(self.num_negatives) and min(self.num_negatives) >= 0, "num_negatives: give numbers from 0")
         require(bool(self.dims), "dims is empty; give at least one dimension")
         require_dims(self.dims)
         require(self.cached_rows > 0 and self.repeats > 0, "cached_rows and repeats have to be above 0")
@@ -83,7 +83,7 @@ def main() -> None:
     )
     lines = []
     for rows in config.rows:
-        for negatives in config.negatives:
+        for negatives in config.num_negatives:
             case = Case(rows, negatives, config.dims, config.cached_rows)
             lines.append(compare(case, "plain" if negatives <= config.plain_negatives else "cached", config.repeats))
     headings = ["N, K", "peer", "peer s", "ours s", "time", "peer MiB", "ours MiB", "memory", "masks: time", "memory"]

@@ -126,7 +126,7 @@ def run_side(config: MineBenchConfig, side: str, folder: Path, number: int) -> R
     if side == "nestling":
         command = [str(ROOT / "scripts" / "mine.py"), "--data", str(folder / "pairs.jsonl")]
         command += ["--corpus", str(folder / "corpus.jsonl"), "--retrievers", config.model, "--depth", str(DEPTH)]
-        command += ["--negatives", str(NEGATIVES), "--percent", str(PERCENT), "--query_max_length", length]
+        command += ["--num_negatives", str(NEGATIVES), "--percent", str(PERCENT), "--query_max_length", length]
         command += ["--document_max_length", length, "--output", str(folder / f"mined-{number}.jsonl")]
     else:
         command = [__file__, "--side", side, "--model", config.model, "--folder", str(folder)]

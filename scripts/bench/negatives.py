@@ -38,7 +38,7 @@ class NegativesConfig:
         seeds: One run of each setting for each.
         settings: Which of in-batch, naive, filtered and distilled.
         miner: Directory of the model to mine with; the one to train by default.
-        negatives: Hard negatives drawn of a query and step.
+        num_negatives: Hard negatives drawn of a query and step.
         max_length: Tokens of a text.
         mining: Flags of scripts/mine.py for both kinds of hard negatives, one string.
         filter: Flags of scripts/mine.py for the filtered ones, one string.
@@ -53,12 +53,14 @@ class NegativesConfig:
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     settings: list[str] = field(default_factory=lambda: list(FILES))
     miner: str | None = None
-    negatives: int = 2
+    num_negatives: int = 2
     max_length: int = 64
-    mining: str = "--depth=100 --negatives=4"
+    mining: str = "--depth=100 --num_negatives=4"
     filter: str = "--percent=0.95 --sampling=random --among=10"
-    training: str = "--batch_size=64 --learning_rate=1e-4 --precision=bf16 --chunk_tokens=512 --workers=1"
-    distillation: str = "--loss.distillation=1"
+    training: str = (
+        "--batch_size=64 --learning_rate=1e-4 --precision=bf16 --chunk_tokens=512 --dataloader_num_workers=1"
+    )
+    distillation: str = "--loss.distillation_weight=1"
     splits: list[str] = field(default_factory=lambda: ["test"])
 
     def __post_init__(self) -> None:
@@ -107,7 +109,7 @@ def train(config: NegativesConfig, setting: str, seed: int) -> None:
         "tuning": "full",
         "query_max_length": config.max_length,
         "document_max_length": config.max_length,
-        "negatives": 0 if setting == "in-batch" else config.negatives,
+        "num_negatives": 0 if setting == "in-batch" else config.num_negatives,
         "seed": seed,
         "resume": "true",
     }
@@ -118,7 +120,7 @@ def train(config: NegativesConfig, setting: str, seed: int) -> None:
         if not output.exists():
             lengths = dict.fromkeys(("query_max_length", "document_max_length"), config.max_length)
             about = {"model": folder / "final", "data": config.data, "split": split, "output": output}
-            start("scripts/evaluate.py", {**about, **lengths, "compute": "bf16"}, [])
+            start("scripts/evaluate.py", {**about, **lengths, "precision": "bf16"}, [])
 
 
 def start(script: str, settings: dict[str, object], more: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Time and memory of a cached step as the batch grows: the batch is not bounded by the memory of its activations.
 
 python scripts/bench/scale.py
-python scripts/bench/scale.py --rows 256,1024 --negatives 1 --repeats 1
+python scripts/bench/scale.py --rows 256,1024 --num_negatives 1 --repeats 1
 
 A small Qwen3 with random weights in float32, rows of random texts with lognormal lengths (8 to 512 tokens, median 70),
 the streaming loss with all its terms and masks, every chunk encoded twice (no graphs kept). Each size has a process of
@@ -42,7 +42,7 @@ class ScaleBenchConfig:
 
     Args:
         rows: Sizes of the batch.
-        negatives: Hard negatives a row, beside its query and positive.
+        num_negatives: Hard negatives a row, beside its query and positive.
         hidden: Hidden size; heads have 32 dimensions, and a key-value head serves two query heads.
         layers: Layers of the model.
         dims: Matryoshka dimensions.
@@ -52,7 +52,7 @@ class ScaleBenchConfig:
     """
 
     rows: list[int] = field(default_factory=lambda: [256, 1024, 4096, 16384])
-    negatives: int = 0
+    num_negatives: int = 0
     hidden: int = 128
     layers: int = 2
     dims: list[int] = field(default_factory=lambda: [128, 64, 32])
@@ -62,7 +62,7 @@ class ScaleBenchConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.rows) and min(self.rows) > 0, "rows: give sizes above 0")
-        require(self.negatives >= 0, f"negatives is {self.negatives}; expected a number from 0")
+        require(self.num_negatives >= 0, f"negatives is {self.num_negatives}; expected a number from 0")
         require(min(self.layers, self.repeats) > 0, "layers and repeats have to be above 0")
         require(self.chunk_tokens is None or self.chunk_tokens > 0, "chunk_tokens has to be above 0")
         require(self.hidden > 0 and self.hidden % 64 == 0, f"hidden is {self.hidden}; expected a multiple of 64")
@@ -90,7 +90,7 @@ def main() -> None:
     config = parse_config(ScaleBenchConfig, __doc__)
     print(
         f"{machine(pick_device(config.device))}, {config.repeats} runs each; hidden {config.hidden}, "
-        f"{config.layers} layers, dims {config.dims}, {config.negatives} hard negatives",
+        f"{config.layers} layers, dims {config.dims}, {config.num_negatives} hard negatives",
         flush=True,
     )
     found = measure(config)
@@ -156,7 +156,7 @@ class Stepper:
         from nestling.training.cached import ActivationBudget, cached_backward
 
         batch = pack(write_texts(rows, self.config), self.chunk_tokens, 0).to(self.device)
-        structure = tuples(rows, self.config.negatives, self.device)
+        structure = tuples(rows, self.config.num_negatives, self.device)
         self.optimizer.zero_grad(set_to_none=False)  # gradients stay allocated, and do not count
         before_loss, loss_seconds, of_loss = 0.0, 0.0, 0.0
         memory = Peak(self.device)
@@ -205,7 +205,7 @@ def random_model(config: ScaleBenchConfig) -> "Embedder":
 def write_texts(rows: int, config: ScaleBenchConfig) -> list[list[int]]:
     """Random tokens of all queries, then of all positives, then of all hard negatives."""
     source = random.Random(0)
-    lengths = [round(exp(source.gauss(log(MEDIAN), SPREAD))) for _ in range(rows * (2 + config.negatives))]
+    lengths = [round(exp(source.gauss(log(MEDIAN), SPREAD))) for _ in range(rows * (2 + config.num_negatives))]
     return [source.choices(range(VOCABULARY), k=min(max(each, SHORTEST), LONGEST)) for each in lengths]
 
 

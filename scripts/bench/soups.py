@@ -47,7 +47,7 @@ class SoupsConfig:
         output: A folder for the results.
         search: Merges that the search tries, of each run.
         dev_documents: Documents of dev that are searched, those that are relevant among them; all by default.
-        compute: Precision of the models.
+        precision: Precision of the models.
     """
 
     runs: list[str]
@@ -57,7 +57,7 @@ class SoupsConfig:
     output: str
     search: int = 20
     dev_documents: int | None = None
-    compute: str = "bf16"
+    precision: str = "bf16"
 
     def __post_init__(self) -> None:
         require(len(self.runs) > 1, "runs: give two or more, which differ in their seed")
@@ -101,14 +101,14 @@ def main() -> None:
 def checkpoints(folder: Path) -> list[str]:
     """Those of a run, oldest first."""
     found = sorted((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    require(len(found) > 1, f"{folder} has {len(found)} checkpoints; train with --save_steps and --keep_checkpoints 5")
+    require(len(found) > 1, f"{folder} has {len(found)} checkpoints; train with --save_steps and --save_total_limit 5")
     return [str(path) for path in found]
 
 
 def open_kitchen(config: SoupsConfig, models: list[str]) -> Kitchen:
     base = read_run(Path(config.runs[0])).model
     require_alike(list(dict.fromkeys(files_of(model, None) for model in models)), base)
-    subject = open_subject(models[0], None, torch.bfloat16 if config.compute == "bf16" else torch.float32)
+    subject = open_subject(models[0], None, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     folders = {"dev": (config.dev, "dev"), "test": (config.test, "test"), "other": (config.other, "test")}
     sets = {}
     for name, (folder, split) in folders.items():

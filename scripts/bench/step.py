@@ -58,7 +58,7 @@ class StepBenchConfig:
         dims: Matryoshka dimensions; the greatest is the embedding's.
         mini_batch: Texts that the peer encodes at a time; its default.
         chunk_tokens: Positions of our chunks; by default what training takes on the device.
-        graph_memory: GB of graphs that our second side keeps.
+        activation_memory: GB of graphs that our second side keeps.
         repeats: Timed steps of each side.
         device: cpu, cuda, or auto.
     """
@@ -71,7 +71,7 @@ class StepBenchConfig:
     dims: list[int] = field(default_factory=lambda: [128, 64, 32])
     mini_batch: int = 32
     chunk_tokens: int | None = None
-    graph_memory: float = 2.0
+    activation_memory: float = 2.0
     repeats: int = 3
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -377,7 +377,7 @@ SIDES: dict[str, Callable[[Case, "torch.device"], Side]] = {
     LEFT: partial(peer, padding="left"),
     TWICE: partial(ours, memory=0.0),
     KEPT: partial(ours, memory=float("inf")),
-    SOME: lambda case, device: ours(case, device, memory=case.config.graph_memory * 1e9),
+    SOME: lambda case, device: ours(case, device, memory=case.config.activation_memory * 1e9),
     SINGLE: single_graph,
 }
 

@@ -113,7 +113,7 @@ def train_ours(config: TrainingBenchConfig) -> float:
         "output_dir": run_folder,
         "train": pairs_file(config),
         "tuning": "full",
-        "dims": ",".join(map(str, config.dims)),
+        "matryoshka_dims": ",".join(map(str, config.dims)),
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
         "query_max_length": config.max_length,

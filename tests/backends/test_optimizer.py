@@ -47,7 +47,7 @@ def test_only_matrices_have_weight_decay_and_frozen_parameters_are_left_out() ->
 
 @pytest.mark.parametrize(
     ("schedule", "rates"),
-    [("linear", [0.5, 1.0, 0.75, 0.5, 0.25]), ("constant", [0.5, 1.0, 1.0, 1.0, 1.0])],
+    [("linear", [0.5, 1.0, 0.75, 0.5, 0.25]), ("constant_with_warmup", [0.5, 1.0, 1.0, 1.0, 1.0])],
 )
 def test_learning_rate_by_step(schedule: str, rates: list[float]) -> None:
     found = [learning_rate_at(i, total=5, peak=1.0, warmup=1, schedule=schedule) for i in range(5)]

@@ -69,9 +69,11 @@ def flat(tensors: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
 def test_packed_equals_padded(pooling: Pooling, qwen3: Path) -> None:
-    embedder = Embedder.from_pretrained(qwen3, dtype=torch.float64, attention="varlen", pooling=pooling).train()
+    embedder = Embedder.from_pretrained(
+        qwen3, dtype=torch.float64, attn_implementation="varlen", pooling=pooling
+    ).train()
     assert embedder.padding_free
-    padded = Embedder.from_pretrained(qwen3, dtype=torch.float64, attention="sdpa", pooling=pooling).train()
+    padded = Embedder.from_pretrained(qwen3, dtype=torch.float64, attn_implementation="sdpa", pooling=pooling).train()
     assert not padded.padding_free
     batch = pack(texts(), 40, 0, padding_free=True)
     assert any(isinstance(chunk, PackedChunk) and len(chunk.lengths) > 1 for chunk in batch.chunks)
@@ -106,4 +108,4 @@ def test_a_cache_or_a_mask_would_silently_mix_packed_texts(qwen3: Path) -> None:
 
 def test_varlen_is_for_causal_models(bert: Path) -> None:
     with pytest.raises(ValueError, match="varlen is for causal models"):
-        Embedder.from_pretrained(bert, attention="varlen")
+        Embedder.from_pretrained(bert, attn_implementation="varlen")

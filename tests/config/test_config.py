@@ -42,9 +42,11 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def test_flags_and_comma_lists() -> None:
-    config = parse("--model", "m", "--output_dir=o", "--train=a.jsonl,b", "--dims", "256,128,64", "--lora.r", "8")
+    config = parse(
+        "--model", "m", "--output_dir=o", "--train=a.jsonl,b", "--matryoshka_dims", "256,128,64", "--lora.r", "8"
+    )
     assert config.train == [TrainData("a.jsonl"), TrainData("b")]
-    assert config.dims == [256, 128, 64]
+    assert config.matryoshka_dims == [256, 128, 64]
     assert config.lora == LoraConfig(r=8)
 
 
@@ -64,7 +66,7 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         ("lora: {rr: 1}", "unknown key 'rr'; did you mean 'r'?"),
         ("temperatur: 1", "unknown key 'temperatur'; did you mean 'loss.temperature'?"),
         ("qqqq: 1", "unknown key 'qqqq'; --help lists the keys"),
-        ("epochs: null", "Parser key \"epochs\": Expected a <class 'float'>. Got value: None"),
+        ("num_train_epochs: null", "Parser key \"num_train_epochs\": Expected a <class 'float'>. Got value: None"),
         ("loss: {temperature: null}", "Parser key \"loss.temperature\": Expected a <class 'float'>. Got value: None"),
     ],
 )
@@ -91,10 +93,13 @@ def test_an_unknown_flag_and_an_abbreviation_are_refused(capsys: pytest.CaptureF
     [
         (["--batch_size", "1"], "batch_size is 1; in-batch negatives need at least 2 queries"),
         (["--batch_size", "x"], "Parser key \"batch_size\": Expected a <class 'int'>. Got value: x"),
-        (["--dims", "64,64"], "dims: 64 is given 2 times; name each dimension once"),
-        (["--dims", "64,0"], "dims: 0 is not a dimension; expected whole numbers above 0"),
-        (["--dims", "64", "--dim_weights", "1,2"], "dim_weights has 2 values and dims 1; give one weight a dimension"),
-        (["--early_stopping", "2"], "early_stopping needs a dev set; give one with --dev FOLDER"),
+        (["--matryoshka_dims", "64,64"], "matryoshka_dims: 64 is given 2 times; name each dimension once"),
+        (["--matryoshka_dims", "64,0"], "matryoshka_dims: 0 is not a dimension; expected whole numbers above 0"),
+        (
+            ["--matryoshka_dims", "64", "--matryoshka_weights", "1,2"],
+            "matryoshka_weights has 2 values and matryoshka_dims 1; expected as many",
+        ),
+        (["--early_stopping_patience", "2"], "early_stopping_patience needs a dev set; give one with --dev FOLDER"),
         (["--loss.temperature", "0"], "loss.temperature is 0, expected a finite number above 0"),
         (["--learning_rate", "-1"], "learning_rate is -1, expected a finite number above 0"),
         (["--tuning", "half"], "tuning"),
@@ -110,11 +115,11 @@ def test_contradictions_are_one_line(argv: list[str], message: str, capsys: pyte
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("epochs: .inf", "epochs is inf, expected a finite number above 0"),
+        ("num_train_epochs: .inf", "num_train_epochs is inf, expected a finite number above 0"),
         ("learning_rate: .inf", "learning_rate is inf, expected a finite number above 0"),
         ("mixing_temperature: .nan", "mixing_temperature is nan, expected a finite number above 0"),
         ("loss: {temperature: .inf}", "loss.temperature is inf, expected a finite number above 0"),
-        ("loss: {distillation: .inf}", "loss.distillation is inf, expected 0 or more"),
+        ("loss: {distillation_weight: .inf}", "loss.distillation_weight is inf, expected at least 0"),
         ("loss: {score_margin: .nan}", "loss.score_margin is nan, expected a number, or null for no mask"),
         ("train: [{path: a, weight: .inf}]", "train: weight is inf, expected a finite number above 0"),
     ],
@@ -211,9 +216,9 @@ def test_every_yaml_of_merging_loads() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attention": "sdpa"}, "attention: sdpa cannot share prefixes; set attention: auto, or share_prefix: false"),
+        ({"answers": ["yes"]}, "answers: ['yes'], expected two words: for relevant and not relevant"),
         ({"train": [TrainData("a", in_batch_negatives=False)]}, "in_batch_negatives is the embedder's"),
-        ({"early_stopping": 2}, "early_stopping needs a dev set"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience needs a dev set"),
         ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
     ],
 )
@@ -225,7 +230,7 @@ def test_what_a_reranker_refuses(settings: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "listwise", "label_space": "vocabulary"}, "are pointwise's, and the objective is listwise"),
+        ({"objective": "listwise", "positive_weight": 2.0}, "are pointwise's, and the objective is listwise"),
         ({"temperature": 0.5}, "pointwise has no temperature; set objective: listwise or distillation"),
         ({"positive_weight": math.inf}, "loss.positive_weight is inf, expected a finite number above 0"),
     ],

@@ -92,7 +92,7 @@ def test_a_stage_reads_what_earlier_ones_wrote(size: str) -> None:
 
 def test_merges_find_the_checkpoints_that_training_keeps(size: str) -> None:
     for trained, merged in (("3-supervised", "4-merge"), ("5-rerank", "6-merge-reranker")):
-        assert load(size, merged).last == load(size, trained).keep_checkpoints
+        assert load(size, merged).last == load(size, trained).save_total_limit
 
 
 def test_what_the_report_says(size: str) -> None:
@@ -100,12 +100,12 @@ def test_what_the_report_says(size: str) -> None:
     width = {"qwen3-0.6b": 1024, "qwen3-4b": 2560, "qwen3-8b": 4096}[size]
     for stage in ("1-weak", "3-supervised"):
         config = load(size, stage)
-        assert (max(config.dims), min(config.dims)) == (width, 32)
-        terms = (config.loss.hard_negatives, config.loss.query_document, config.loss.query_query)
-        assert (*terms, config.loss.document_document, config.loss.mask_identity) == (True,) * 5
+        assert (max(config.matryoshka_dims), min(config.matryoshka_dims)) == (width, 32)
+        assert set(config.loss.terms) == {"query_document", "query_query", "document_document"}
+        assert config.loss.other_hard_negatives and config.loss.mask_identity
         assert config.loss.score_margin == 0.1
     assert load(size, "2-select").least_score == 0.7
-    assert load(size, "5-rerank").loss.label_space == "vocabulary"
+    assert load(size, "5-rerank").loss.objective == "pointwise_vocabulary"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -132,19 +132,25 @@ def test_the_commands_of_a_stage(stage: str, size: str) -> None:
 
 def scaled_down(model: Path) -> dict[str, Sequence[str]]:
     """Flags that leave the stages what they are, and make them small."""
-    small = ["--cpu=true", "--precision=fp32", "--batch_size=4", "--negatives=2", "--query_max_length=96"]
+    small = ["--use_cpu=true", "--precision=fp32", "--batch_size=4", "--num_negatives=2", "--query_max_length=96"]
     training = [*small, "--document_max_length=24", "--chunk_tokens=512", "--max_steps=3", "--save_steps=1",
-                "--workers=0"]  # fmt: skip
-    base, dims = f"--model={model}", "--dims=64,32"
-    mining = ["--compute=fp32", "--percent=null", "--negatives=3", "--query_max_length=96", "--document_max_length=24"]
+                "--dataloader_num_workers=0"]  # fmt: skip
+    base, dims = f"--model={model}", "--matryoshka_dims=64,32"
+    mining = [
+        "--precision=fp32",
+        "--percent=null",
+        "--num_negatives=3",
+        "--query_max_length=96",
+        "--document_max_length=24",
+    ]
     return {
-        "1-weak": [*training, "--negatives=0", base, dims],
+        "1-weak": [*training, "--num_negatives=0", base, dims],
         "2-mine": mining,
         "2-select": [*mining, "--least_score=-1"],  # a random model finds nothing similar
         "3-supervised": [*training, dims],
-        "4-merge": ["--compute=fp32", "--last=3"],
+        "4-merge": ["--precision=fp32", "--last=3"],
         "5-rerank": [*training, base],
-        "6-merge-reranker": ["--compute=fp32", "--last=3"],
+        "6-merge-reranker": ["--precision=fp32", "--last=3"],
     }
 
 

@@ -36,7 +36,7 @@ from scripts import costs
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
-ONE, FOUR = LaunchCosts(backend="one", processes=1), LaunchCosts(backend="ddp", processes=4)
+ONE, FOUR = LaunchCosts(backend="one", num_processes=1), LaunchCosts(backend="ddp", num_processes=4)
 SMALL = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -53,10 +53,12 @@ def small(**more: Any) -> Qwen3Config:
     return Qwen3Config(**{**SMALL, **more})
 
 
-def real(*, dtype: torch.dtype, precision: torch.dtype, lora: bool, reranker: bool, attention: str) -> TokenModel:
+def real(
+    *, dtype: torch.dtype, precision: torch.dtype, lora: bool, reranker: bool, attn_implementation: str
+) -> TokenModel:
     """A model with weights, of the shape of `small`."""
     kind: Any = AutoModelForCausalLM if reranker else AutoModel
-    backbone = kind.from_config(small(), dtype=dtype, attn_implementation=attention)
+    backbone = kind.from_config(small(), dtype=dtype, attn_implementation=attn_implementation)
     model: TokenModel = (
         FakeReranker(backbone, precision, full_vocabulary=False) if reranker else FakeEmbedder(backbone, precision)
     )
@@ -66,7 +68,7 @@ def real(*, dtype: torch.dtype, precision: torch.dtype, lora: bool, reranker: bo
 
 
 @pytest.mark.parametrize(
-    ("precision", "checkpoint_length", "reranker", "lora", "sharded"),
+    ("precision", "gradient_checkpointing_length", "reranker", "lora", "sharded"),
     [
         (torch.float32, None, False, False, False),
         (torch.bfloat16, None, False, False, False),
@@ -78,7 +80,7 @@ def real(*, dtype: torch.dtype, precision: torch.dtype, lora: bool, reranker: bo
     ],
 )
 def test_a_model_without_weights_keeps_what_a_real_one_keeps(
-    precision: torch.dtype, checkpoint_length: int | None, reranker: bool, lora: bool, sharded: bool
+    precision: torch.dtype, gradient_checkpointing_length: int | None, reranker: bool, lora: bool, sharded: bool
 ) -> None:
     """The graph of a chunk, measured as training does, within 10 %; fake attention copies a little more."""
     dtype = precision if lora else torch.float32
@@ -88,11 +90,11 @@ def test_a_model_without_weights_keeps_what_a_real_one_keeps(
         precision=precision,
         lora=LORA if lora else None,
         reranker=reranker,
-        checkpoint_length=checkpoint_length,
+        gradient_checkpointing_length=gradient_checkpointing_length,
     )
-    model = real(dtype=dtype, precision=precision, lora=lora, reranker=reranker, attention="sdpa")
-    if checkpoint_length is not None:
-        model.checkpoint_activations_above(checkpoint_length)
+    model = real(dtype=dtype, precision=precision, lora=lora, reranker=reranker, attn_implementation="sdpa")
+    if gradient_checkpointing_length is not None:
+        model.checkpoint_activations_above(gradient_checkpointing_length)
     chunk = sample_chunk(48, 480, 300, CPU)
     model.train()
     with model.computing(cache=False if sharded else None):
@@ -150,7 +152,9 @@ def counted(model: TokenModel, chunk: Any, *, backward: bool) -> int:
 
 @pytest.mark.parametrize("reranker", [False, True])
 def test_operations_are_those_that_are_counted(reranker: bool) -> None:
-    model = real(dtype=torch.float32, precision=torch.float32, lora=False, reranker=reranker, attention="eager")
+    model = real(
+        dtype=torch.float32, precision=torch.float32, lora=False, reranker=reranker, attn_implementation="eager"
+    )
     chunk, found = sample_chunk(48, 480, 300, CPU), passes_of(model, Reading.texts(10, 48))
     words = 2 * 10 * 64 if reranker else 0  # the two words, of which there is one difference
     assert counted(model, chunk, backward=False) == found.forward + words
@@ -159,7 +163,7 @@ def test_operations_are_those_that_are_counted(reranker: bool) -> None:
 
 def test_frozen_weights_need_no_gradient() -> None:
     """The first layer's input needs none either, which is 4 % of two layers."""
-    model = real(dtype=torch.float32, precision=torch.float32, lora=True, reranker=False, attention="eager")
+    model = real(dtype=torch.float32, precision=torch.float32, lora=True, reranker=False, attn_implementation="eager")
     chunk, found = sample_chunk(48, 480, 300, CPU), passes_of(model, Reading.texts(10, 48))
     assert counted(model, chunk, backward=False) == found.forward
     assert counted(model, chunk, backward=True) == pytest.approx(found.forward + found.backward, rel=0.05)
@@ -170,7 +174,7 @@ def test_frozen_weights_need_no_gradient() -> None:
 def test_passes_of_a_step(room: float, forwards: int, checkpointed: bool) -> None:
     """Chunks without room run forward twice, and once more where activations are recomputed, but for the last product
     of each layer, of which torch knows that nobody needs it."""
-    model = real(dtype=torch.float32, precision=torch.float32, lora=False, reranker=False, attention="eager")
+    model = real(dtype=torch.float32, precision=torch.float32, lora=False, reranker=False, attn_implementation="eager")
     if checkpointed:
         model.checkpoint_activations_above(0)
     batch = pack([list(range(1, 41))] * 8, 80, 0)
@@ -189,17 +193,17 @@ def embed_config(**more: Any) -> EmbedConfig:
 
 def test_what_a_row_reads() -> None:
     stage = StageCosts(path="x", examples=10, query_tokens=10, document_tokens=30, positives=2.5)
-    row = embedder_reading(embed_config(negatives=3, document_max_length=20), stage)
+    row = embedder_reading(embed_config(num_negatives=3, document_max_length=20), stage)
     assert row == Reading(10 + 5.5 * 20, 10 * 10 + 5.5 * 20 * 20)  # documents are cut at 20 tokens
     settings: dict[str, Any] = {
         "model": "m",
         "output_dir": "o",
         "train": [TrainData("a")],
-        "positives": 1,
-        "negatives": 3,
+        "num_positives": 1,
+        "num_negatives": 3,
     }
     assert reranker_reading(RerankConfig(**settings), stage) == Reading(10 + 4 * 30, 10 * 10 + 4 * 30 * 40)
-    apart = RerankConfig(**settings, share_prefix=False)
+    apart = RerankConfig(**settings, attn_implementation="sdpa")
     assert reranker_reading(apart, stage) == Reading(4 * 40, 4 * 40 * 40)
 
 
@@ -218,7 +222,7 @@ def test_a_rank_of_four_holds_whole_gradients_where_they_fit(
     backend: Any, room: float, expected: StateFractions
 ) -> None:
     model = FakeModel(small(), dtype=torch.float32, precision=torch.float32, lora=None).model
-    assert shares_of(LaunchCosts(backend=backend, processes=4), model, room)[0] == expected
+    assert shares_of(LaunchCosts(backend=backend, num_processes=4), model, room)[0] == expected
 
 
 @pytest.fixture
@@ -227,7 +231,7 @@ def recipe(tmp_path: Path, qwen3: Path) -> StageCosts:
     file = tmp_path / "recipe.yaml"
     file.write_text(
         f"model: {qwen3}\noutput_dir: o\ntrain: [{{path: a}}]\ntuning: full\nprecision: fp32\nbatch_size: 64\n"
-        "negatives: 1\npositives: 1\nquery_max_length: 32\ndocument_max_length: 32\nchunk_tokens: 128\n"
+        "num_negatives: 1\nnum_positives: 1\nquery_max_length: 32\ndocument_max_length: 32\nchunk_tokens: 128\n"
     )
     return StageCosts(path=str(file), script="embed", examples=640, query_tokens=16, document_tokens=32)
 
@@ -251,9 +255,9 @@ def yaml_model(stage: StageCosts) -> str:
 
 @pytest.mark.parametrize(("length", "forwards"), [(31, 2), (32, 1)])
 def test_texts_that_are_cut_are_as_long_as_the_limit(length: int, forwards: int, recipe: StageCosts) -> None:
-    """Of 90 tokens 32 are left, of which more than `checkpoint_length` are computed twice."""
+    """Of 90 tokens 32 are left, of which more than `gradient_checkpointing_length` are computed twice."""
     with Path(recipe.path).open("a") as stream:
-        stream.write(f"checkpoint_length: {length}\n")
+        stream.write(f"gradient_checkpointing_length: {length}\n")
     assert costs_of(replace(recipe, document_tokens=90), ONE, 1e12).forwards == forwards
 
 
@@ -300,7 +304,11 @@ def test_what_training_prints_is_what_is_estimated(recipe: StageCosts, qwen3: Pa
     ("change", "launch", "message"),
     [
         ({"model": "other/model"}, ONE, "model other/model: neither a directory with a config.json nor a Qwen3 model"),
-        ({}, LaunchCosts(backend="ddp", processes=7), "batch_size is 64, which 7 processes cannot share out equally"),
+        (
+            {},
+            LaunchCosts(backend="ddp", num_processes=7),
+            "batch_size is 64, which 7 processes cannot share out equally",
+        ),
         ({"documents": 1}, ONE, "recipe.yaml: documents is of mining"),
         ({"script": None}, ONE, "recipe.yaml: embed and rerank have its keys alike; give the stage a script"),
         ({"script": "mine"}, ONE, "recipe.yaml, read as mine: unknown key 'model'"),
@@ -317,9 +325,9 @@ def test_what_cannot_be_estimated(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LaunchCosts(backend="one", processes=2), "2 processes with backend one"),
-        (lambda: LaunchCosts(backend="fsdp2", processes=1), "1 processes with backend fsdp2"),
-        (lambda: LaunchCosts(backend="ddp", processes=0), "processes is 0, expected at least 1"),
+        (lambda: LaunchCosts(backend="one", num_processes=2), "2 processes with backend one"),
+        (lambda: LaunchCosts(backend="fsdp2", num_processes=1), "1 processes with backend fsdp2"),
+        (lambda: LaunchCosts(backend="ddp", num_processes=0), "num_processes is 0, expected at least 1"),
         (lambda: StageCosts(path="x", examples=0, query_tokens=1, document_tokens=1), "x: examples is 0"),
         (lambda: CostsConfig(stages=[]), "stages is empty"),
     ],
@@ -343,7 +351,7 @@ COSTS = sorted((ROOT / "configs" / "costs").glob("*.yaml"))
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ("dims: [8]", EmbedConfig),
+        ("matryoshka_dims: [8]", EmbedConfig),
         ("refresh: {steps: 1}", EmbedConfig),
         ("loss: {objective: listwise}", RerankConfig),
         ("dev: [{path: a, depth: 5}]", RerankConfig),

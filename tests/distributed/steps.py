@@ -94,7 +94,7 @@ def collate(folder: Path, case: Case, embedder: Embedder, rank: int, world: int)
 
 
 def loss_config(case: Case) -> LossConfig:
-    return LossConfig(temperature=0.2, distillation=0.7 if case.kind == "distilled" else 0.0)
+    return LossConfig(temperature=0.2, distillation_weight=0.7 if case.kind == "distilled" else 0.0)
 
 
 def prepared(folder: Path, case: Case, world: int, *, adam: bool = False) -> Backend:

@@ -91,7 +91,7 @@ def test_ranks_finish_the_step_together_and_resume_before_it(tmp_path: Path) -> 
 @pytest.mark.timeout(300)
 def test_the_recipe_saves_gives_advice_and_resumes(qwen3: Path, tmp_path: Path) -> None:
     data, run, uninterrupted = write_data(tmp_path), tmp_path / "run", tmp_path / "uninterrupted"
-    more = {"max_steps": 5, "save_steps": 100, "graph_memory": 0, "lora.dropout": 0.0}
+    more = {"max_steps": 5, "save_steps": 100, "activation_memory": 0, "lora.dropout": 0.0}
     broken = arguments(qwen3, data, run, **more)
     broken[0] = str(ROOT / "tests" / "distributed" / "small_device.py")
     result = run_recipe(*broken, ranks=2, check=False)
@@ -99,7 +99,7 @@ def test_the_recipe_saves_gives_advice_and_resumes(qwen3: Path, tmp_path: Path) 
     message = (
         f"error: a rank ran out of memory in step 4; saved {run}/checkpoints/step-3; continue with --resume true and "
     )
-    assert f"{message}--chunk_tokens 32, or with a lower graph_memory" in result.stderr, result.stderr
+    assert f"{message}--chunk_tokens 32, or with a lower activation_memory" in result.stderr, result.stderr
     assert json.loads((run / "checkpoints" / "step-3" / "state.json").read_text())["step"] == 3
     run_recipe(*arguments(qwen3, data, run, **more | {"chunk_tokens": 32}), "--resume=true", ranks=2)
     run_recipe(*arguments(qwen3, data, uninterrupted, **more), ranks=2)

@@ -105,7 +105,7 @@ class Case:
         if self.kind in ("listwise", "distillation"):
             return RerankLossConfig(objective=self.kind, **TEMPERATURES)  # type: ignore[arg-type]
         return RerankLossConfig(
-            label_space="vocabulary" if self.kind == "vocabulary" else "answers",
+            objective="pointwise_vocabulary" if self.kind == "vocabulary" else "pointwise",
             labels="teacher" if self.kind == "soft" else "hard",
             positive_weight=1.5,
         )

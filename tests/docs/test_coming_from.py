@@ -31,7 +31,7 @@ SIZE, LINES = "list files by size", "count the lines of a file"
 TASK = "Find the shell command"
 # What makes two steps on a tiny model of a command that is for a real one.
 LENGTHS = "--query_max_length 64 --document_max_length 64 --chunk_tokens 128"
-TINY = f"--max_steps 2 --batch_size 2 {LENGTHS} --workers 0 --cpu true"
+TINY = f"--max_steps 2 --batch_size 2 {LENGTHS} --dataloader_num_workers 0 --use_cpu true"
 QUICK = ("ms-swift: an embedder", "sentence-transformers: a reranker")  # the others are as slow as these
 EXAMPLES: dict[str, list[Record]] = {
     "ms-swift: an embedder": [
@@ -110,7 +110,7 @@ def test_our_command_trains_on_them(title: str, tmp_path: Path, qwen3: Path, qwe
     (command,) = commands(blocks(title)[2])
     recipe = command.words[next(i for i, word in enumerate(command.words) if word.startswith("train/")) :]
     model = qwen3_base if "rerank" in recipe[0] else qwen3 if "Qwen3" in " ".join(recipe) else bert
-    dims = ["--dims", "32,16"] if "--dims" in recipe else []
+    dims = ["--matryoshka_dims", "32,16"] if "--matryoshka_dims" in recipe else []
     new = ["--model", str(model), "--train", str(rows), "--output_dir", str(tmp_path / "run"), *dims]
     done = run_recipe(*recipe, *new, *TINY.split())
     assert done.returncode == 0, done.stderr

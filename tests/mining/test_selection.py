@@ -85,10 +85,10 @@ def test_the_lowest_positive_of_each_query() -> None:
 @pytest.mark.parametrize(
     ("thresholds", "keeps"),
     [
-        (Thresholds(absolute=0.4), lambda n, p: n <= np.float32(0.4)),
-        (Thresholds(margin=0.25), lambda n, p: n < p - 0.25),
+        (Thresholds(max_score=0.4), lambda n, p: n <= np.float32(0.4)),
+        (Thresholds(absolute_margin=0.25), lambda n, p: n < p - 0.25),
         (Thresholds(percent=0.75), lambda n, p: n < p - abs(p) * 0.25),
-        (Thresholds(absolute=0.4, percent=0.5), lambda n, p: n <= np.float32(0.4) and n < p - abs(p) * 0.5),
+        (Thresholds(max_score=0.4, percent=0.5), lambda n, p: n <= np.float32(0.4) and n < p - abs(p) * 0.5),
     ],
 )
 def test_thresholds_keep_what_their_definitions_keep(thresholds: Thresholds, keeps: object, sign: int) -> None:

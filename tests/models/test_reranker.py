@@ -64,7 +64,7 @@ def untied(tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(model: Path, form: str, dtype: torch.dtype = torch.float64, *, lora: bool = False) -> Reranker:
     attention, share_prefix = FORMS[form]
-    reranker = Reranker.from_pretrained(model, dtype=dtype, attention=attention, share_prefix=share_prefix)
+    reranker = Reranker.from_pretrained(model, dtype=dtype, attn_implementation=attention, share_prefix=share_prefix)
     assert reranker.share_prefix == share_prefix
     if lora:
         reranker.backbone = attach_lora(reranker.backbone, r=4, alpha=8, dropout=0.0)

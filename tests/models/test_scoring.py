@@ -37,7 +37,9 @@ class Counting(Reranker):
 
 def load(folder: Path, attention: str = "auto", *, share_prefix: bool = True) -> Counting:
     settings = RerankerSettings(prefix="", suffix="\nanswer:", query_max_length=24, document_max_length=32)
-    model = Counting.from_pretrained(folder, settings=settings, attention=attention, share_prefix=share_prefix).train()
+    model = Counting.from_pretrained(
+        folder, settings=settings, attn_implementation=attention, share_prefix=share_prefix
+    ).train()
     model.forwards = []
     return model
 

@@ -24,12 +24,12 @@ WHOLE: dict[str, Any] = {
     "reranker_model": "base-reranker",
     "check": {"drop": ["repeated_rows"]},
     "mine": {"percent": 0.9},
-    "embed": {"dims": [32, 16], "loss": {"score_margin": None}},
+    "embed": {"matryoshka_dims": [32, 16], "loss": {"score_margin": None}},
     "merge": {"last": 2, "search": 9},
     "remine": {"retrievers": ["embedder"], "scorer": "embedder"},
     "score": {"judge": "teacher"},
     "rerank": {"suffix": "[SEP]", "prefix": ""},
-    "evaluate": {"dims": [32, 16], "precision": ["float32", "int8"], "depth": 7},
+    "evaluate": {"dims": [32, 16], "embedding_precision": ["float32", "int8"], "depth": 7},
     "export": {},
 }
 STEPS = Path("runs/p/steps")
@@ -91,7 +91,9 @@ def test_settings_stay_what_they_were_in_the_file() -> None:
     assert "--loss.score_margin=null" in steps["embed"].arguments
     assert steps["embed"].settings["loss.temperature"] == 0.05, "what is not given is in the settings too"
     evaluated = steps["evaluate-reranker"].arguments
-    assert "--depth=7" in evaluated and not any(word.startswith(("--dims", "--precision")) for word in evaluated)
+    assert "--depth=7" in evaluated and not any(
+        word.startswith(("--dims", "--embedding_precision")) for word in evaluated
+    )
     assert setting(steps["evaluate-both"], "dims") == [32]
 
 
@@ -149,10 +151,13 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
     ("changes", "message"),
     [
         ({"embed": {"learning_rat": 1}}, "embed: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
-        ({"remine": {"marjin": 1}}, "remine: unknown key 'marjin'; did you mean 'margin'?"),
+        ({"remine": {"percnt": 1}}, "remine: unknown key 'percnt'; did you mean 'percent'?"),
         ({"mine": {"percent": 2}}, "mine: percent is 2.0, expected a share"),
         ({"rerank": {"loss": {"objectiv": "listwise"}}}, "rerank: unknown key 'objectiv'"),
-        ({"embed": {"epochs": None}}, "embed: Parser key \"epochs\": Expected a <class 'float'>. Got value: None"),
+        (
+            {"embed": {"num_train_epochs": None}},
+            "embed: Parser key \"num_train_epochs\": Expected a <class 'float'>. Got value: None",
+        ),
         ({"embed": None}, "merge needs a trained embedder, thus embed"),
         ({"embed": None, "merge": None}, "remine needs a trained embedder, thus embed"),
         ({"embedder_model": None}, "embed needs an embedder_model, which it adapts"),
@@ -163,7 +168,7 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
         ({"test": []}, "evaluate and report need a test set"),
         ({"evaluate": None, "report": {}}, "report shows evaluations; give the section evaluate"),
         ({"test": ["a/beir", "b/beir"]}, "test: two datasets are called 'beir'"),
-        ({"merge": {"last": 3}}, "merge: last is 3, and embed keeps 2 checkpoints; set its keep_checkpoints to 3"),
+        ({"merge": {"last": 3}}, "merge: last is 3, and embed keeps 2 checkpoints; set its save_total_limit to 3"),
         ({"merge": {"alphas": [0, 1]}}, "merge: alphas is filled in by the pipeline; leave it away"),
         ({"embed": {"dry_run": True}}, "embed: dry_run is filled in by the pipeline; leave it away"),
         ({"score": {}}, "score: name a judge, a reranker or CrossEncoder"),

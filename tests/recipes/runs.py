@@ -70,12 +70,12 @@ def arguments(model: Path, data: Path, output: Path, /, **more: object) -> list[
         "lora.r": 4,
         "lora.dropout": 0.2,
         "precision": "fp32",
-        "dims": "32,16",
+        "matryoshka_dims": "32,16",
         "batch_size": 8,
-        "negatives": 2,
+        "num_negatives": 2,
         "learning_rate": 1e-2,
         "chunk_tokens": 64,
-        "cpu": "true",
+        "use_cpu": "true",
         **more,
     }
     return ["train/embed.py", *(f"--{name}={value}" for name, value in settings.items())]

@@ -11,7 +11,7 @@ from scripts.compare import main, read_results, rows
 
 def write(path: Path, *results: tuple[str, int | None, float]) -> Path:
     listed = [
-        {"data": data, "dim": dim, "precision": dim and "float32", "metrics": {"nDCG@10": value}}
+        {"data": data, "dim": dim, "embedding_precision": dim and "float32", "metrics": {"nDCG@10": value}}
         for data, dim, value in results
     ]
     path.write_text(json.dumps({"results": listed}), encoding="utf-8")
@@ -33,7 +33,7 @@ def test_what_has_no_dimension_stands_in_every_row_of_its_data(tmp_path: Path) -
 def test_a_reranker_has_a_column_for_its_order_and_one_for_the_fused(tmp_path: Path) -> None:
     orders = {"first stage": 0.25, "reranked": 0.5, "fused": 0.75}
     listed = [
-        {"data": "a", "dim": None, "precision": None, "order": order, "metrics": {"nDCG@10": value}}
+        {"data": "a", "dim": None, "embedding_precision": None, "order": order, "metrics": {"nDCG@10": value}}
         for order, value in orders.items()
     ]
     (tmp_path / "both.json").write_text(json.dumps({"results": listed}), encoding="utf-8")
@@ -41,15 +41,15 @@ def test_a_reranker_has_a_column_for_its_order_and_one_for_the_fused(tmp_path: P
     done = run_main(main, "--results", f"{model},{tmp_path / 'both.json'}")
     assert done.returncode == 0, done.stderr
     heading, _, row = done.stdout.splitlines()[1:]
-    assert heading.split() == ["data", "dim", "precision", "model", "both", "both", "fused"]
+    assert heading.split() == ["data", "dim", "embedding_precision", "model", "both", "both", "fused"]
     assert row.split() == ["a", "384", "float32", "0.125", "0.500", "0.750"]
 
 
 def test_sets_that_were_measured_otherwise_are_left_out(tmp_path: Path) -> None:
     """As mteb's tasks of other kinds are."""
     listed = [
-        {"data": "a", "dim": 8, "precision": "float32", "metrics": {"nDCG@10": 0.5}},
-        {"data": "b", "dim": 8, "precision": "float32", "metrics": {"cosine_spearman": 0.25}},
+        {"data": "a", "dim": 8, "embedding_precision": "float32", "metrics": {"nDCG@10": 0.5}},
+        {"data": "b", "dim": 8, "embedding_precision": "float32", "metrics": {"cosine_spearman": 0.25}},
     ]
     (tmp_path / "mteb.json").write_text(json.dumps({"results": listed}), encoding="utf-8")
     assert read_results(tmp_path / "mteb.json", "nDCG@10") == {None: {("a", 8, "float32"): 0.5}}

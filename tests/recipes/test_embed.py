@@ -33,7 +33,7 @@ from report.pages import Read
 def finished(qwen3: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run with evaluation, on the path of Qwen3-Embedding with LoRA."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    more = {"max_steps": 8, "eval_steps": 4, "tensorboard": "true"}
+    more = {"max_steps": 8, "eval_steps": 4, "report_to": "tensorboard"}
     return run_and_record(arguments(qwen3, data, run, dev=data / "dev", **more), run)
 
 
@@ -87,7 +87,7 @@ def test_a_run_ends_with_a_page_about_it(finished: Path) -> None:
 
 def test_the_same_run_again_is_the_same_to_the_bit(finished: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "again"
-    run_recipe(*arguments(qwen3, data, run, dev=data / "dev", max_steps=8, eval_steps=4, workers=0))
+    run_recipe(*arguments(qwen3, data, run, dev=data / "dev", max_steps=8, eval_steps=4, dataloader_num_workers=0))
     assert losses(run) == losses(finished)
     assert_same_weights(weights(run, 8), weights(finished, 8))
 
@@ -111,7 +111,7 @@ def test_ranks_of_a_dry_run_agree_on_the_batch(bert: Path, tmp_path: Path) -> No
         for i in range(120)
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = arguments(bert, tmp_path, tmp_path / "run", train=file, negatives=6, dry_run="true")
+    command = arguments(bert, tmp_path, tmp_path / "run", train=file, num_negatives=6, dry_run="true")
     assert "fastest here" in run_recipe(*command, ranks=2).stdout
 
 
@@ -129,7 +129,7 @@ def test_killed_and_resumed_equals_uninterrupted(ranks: int, qwen3: Path, data: 
     command = arguments(qwen3, data, killed, max_steps=14, save_steps=2)
     kill_after_step(command, killed, random.randint(3, 12), ranks)
     assert not (killed / "final").exists()
-    run_recipe(*command, "--resume=true", "--workers=1", ranks=ranks)
+    run_recipe(*command, "--resume=true", "--dataloader_num_workers=1", ranks=ranks)
     assert losses(killed) == losses(whole)
     assert_same_weights(weights(killed, 14), weights(whole, 14))
     assert_same_weights(
@@ -158,7 +158,7 @@ def test_hard_negatives_mined_anew_in_a_run_that_is_killed(qwen3: Path, data: Pa
     assert refreshed == {(0, "bare"), *((step, name) for step in (4, 8) for name in ("first", "bare"))}
     command = refreshing(qwen3, data, bare, killed)
     kill_after_step(command, killed, random.randint(3, 13), 1)  # lines of metrics, among them those of refreshes
-    run_recipe(*command, "--resume=true", "--workers=1")
+    run_recipe(*command, "--resume=true", "--dataloader_num_workers=1")
     assert losses(killed) == losses(whole)
     assert_same_weights(weights(killed, 12), weights(whole, 12))
     for path in (whole / "refresh").rglob("*.arrow"):
@@ -193,7 +193,17 @@ def test_two_ranks_and_packed_chunks_take_the_steps_of_one(qwen3: Path, data: Pa
     run_recipe(*arguments(qwen3, data, one, **more))
     run_recipe(*arguments(qwen3, data, two, **more), ranks=2)
     packed = tmp_path / "packed"
-    run_recipe(*arguments(qwen3, data, packed, **more, attention="varlen", checkpoint_length=0, graph_memory=0))
+    run_recipe(
+        *arguments(
+            qwen3,
+            data,
+            packed,
+            **more,
+            attn_implementation="varlen",
+            gradient_checkpointing_length=0,
+            activation_memory=0,
+        )
+    )
     for step, (loss, norm) in losses(one).items():
         assert losses(two)[step] == pytest.approx((loss, norm), rel=2e-4), step
         assert losses(packed)[step] == pytest.approx((loss, norm), rel=2e-4), step
@@ -218,8 +228,9 @@ def test_graded_pairs_teacher_scores_and_own_negatives_train_side_by_side(bert: 
     settings = tmp_path / "run.yaml"
     settings.write_text(
         f"train:\n- path: {tmp_path}/graded.jsonl\n- path: {tmp_path}/scored.jsonl\n  in_batch_negatives: false\n"
-        "loss: {distillation: 0.5}\nbatch_size: 8\nprecision: fp32\ndims: [16]\nlearning_rate: 1e-3\nepochs: 2\n"
-        "query_max_length: 16\ndocument_max_length: 16\ncpu: true\n"
+        "loss: {distillation_weight: 0.5}\nbatch_size: 8\nprecision: fp32\nmatryoshka_dims: [16]\n"
+        "learning_rate: 1e-3\nnum_train_epochs: 2\n"
+        "query_max_length: 16\ndocument_max_length: 16\nuse_cpu: true\n"
     )
     run = tmp_path / "run"
     run_recipe("train/embed.py", "--config", str(settings), f"--model={bert}", f"--output_dir={run}")
@@ -230,11 +241,11 @@ def test_graded_pairs_teacher_scores_and_own_negatives_train_side_by_side(bert: 
 
 def test_a_step_that_is_not_finite_is_skipped_and_a_row_of_them_stops(bert: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = arguments(bert, data, run, learning_rate=1e30, warmup=0, max_grad_norm=0, max_steps=30, max_bad_steps=3)
+    command = arguments(bert, data, run, learning_rate=1e30, warmup_ratio=0, max_grad_norm=0, max_steps=30)
     result = run_recipe(*command, "--tuning=full", check=False)
     assert result.returncode != 0
-    assert "3 steps in a row had a loss or gradient that is not finite" in result.stderr
-    assert metrics(run)[-1]["skipped_steps"] == 2
+    assert "5 steps in a row had a loss or gradient that is not finite" in result.stderr
+    assert metrics(run)[-1]["skipped_steps"] == 4
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def refuse(model: Path, workplace: Path) -> Callable[..., str]:
     """Start the recipe in this process; returns its only line of errors, without the folder of the test."""
 
     def started(output_dir: str = "run", **settings: object) -> str:
-        _, *flags = arguments(model, workplace, Path(output_dir), **{"dims": "24", **settings})
+        _, *flags = arguments(model, workplace, Path(output_dir), **{"matryoshka_dims": "24", **settings})
         return refusal(lambda: RECIPE.main(parse_config(EmbedConfig, None)), *flags, folder=workplace)
 
     return started
@@ -85,15 +85,18 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
     ("settings", "message"),
     [
         ({"batch_size": 1}, "batch_size is 1; in-batch negatives need at least 2 queries"),
-        ({"dims": "96,24"}, "dims: 96 is more than the model's embedding has, 48"),
-        ({"dims": "24,24"}, "dims: 24 is given 2 times; name each dimension once"),
-        ({"dims": "24,0"}, "dims: 0 is not a dimension; expected whole numbers above 0"),
+        ({"matryoshka_dims": "96,24"}, "matryoshka_dims: 96 is more than the model's embedding has, 48"),
+        ({"matryoshka_dims": "24,24"}, "matryoshka_dims: 24 is given 2 times; name each dimension once"),
+        ({"matryoshka_dims": "24,0"}, "matryoshka_dims: 0 is not a dimension; expected whole numbers above 0"),
         ({"learnin_rate": 1}, "unknown key 'learnin_rate'; did you mean 'learning_rate'?"),
         (
             {"document_max_length": 4096},
             "query_max_length, document_max_length: 4096 tokens are more than the model's 128",
         ),
-        ({"loss.distillation": 1.0}, "loss.distillation needs teacher scores, and no dataset has them in every row"),
+        (
+            {"loss.distillation_weight": 1.0},
+            "loss.distillation_weight needs teacher scores, and no dataset has",
+        ),
         ({"train": "pairs.jsonl,pairs.jsonl"}, "train: two datasets are called 'pairs'; give each a name of its own"),
         ({"model": "no/such-model"}, "model no/such-model: not a directory with a config.json, and no id that the hub"),
         ({"train": "nowhere.jsonl"}, "nowhere.jsonl: file: there is no such file or folder"),
@@ -125,7 +128,7 @@ def test_a_cache_that_does_not_fit_on_the_disk(refuse: Callable[..., str], tmp_p
 
 
 def test_dimensions_may_come_in_any_order_and_keep_their_weights(bert: Path) -> None:
-    flags = ["--model", str(bert), "--output_dir", "o", "--train", "a", "--dims", "16,48,24"]
+    flags = ["--model", str(bert), "--output_dir", "o", "--train", "a", "--matryoshka_dims", "16,48,24"]
     lengths = ["--query_max_length", "64", "--document_max_length", "64"]
-    config = parse_config(EmbedConfig, None, [*flags, *lengths, "--dim_weights", "1,2,3"])
+    config = parse_config(EmbedConfig, None, [*flags, *lengths, "--matryoshka_weights", "1,2,3"])
     assert list(matryoshka_dims(config).items()) == [(48, 2.0), (24, 3.0), (16, 1.0)]

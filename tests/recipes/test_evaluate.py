@@ -38,7 +38,16 @@ def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
 
 def test_a_model_is_measured_at_every_dimension_and_precision(beir: Path, bert: Path, tmp_path: Path) -> None:
     output = tmp_path / "results.json"
-    options = ["--dims", "48,16", "--precision", "float32,binary", "--output", output, "--document_max_length", "16"]
+    options = [
+        "--dims",
+        "48,16",
+        "--embedding_precision",
+        "float32,binary",
+        "--output",
+        output,
+        "--document_max_length",
+        "16",
+    ]
     done = evaluate("--model", bert, "--data", beir, "--query_max_length", "16", *options)
     assert done.returncode == 0, done.stderr
     assert "2 queries, 0 cut to 16 tokens" in done.stdout
@@ -46,7 +55,7 @@ def test_a_model_is_measured_at_every_dimension_and_precision(beir: Path, bert: 
     assert "small/test: documents: 3 texts, 1 truncated; 3 encoded with " in done.stderr
     assert "tokens/s" in done.stderr
     results = json.loads(output.read_text())["results"]
-    assert [(row["dim"], row["precision"]) for row in results] == [
+    assert [(row["dim"], row["embedding_precision"]) for row in results] == [
         (48, "float32"),
         (48, "binary"),
         (16, "float32"),
@@ -99,8 +108,11 @@ def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None
         (["--data", "{beir}", "--first_stage", "bm25", "--dims", "16"], "need a --model"),
         (["--data", "{beir}", "--model", "{model}", "--dims", "16,0"], "dims: 0 is not a dimension"),
         (["--data", "{beir}", "--model", "{model}", "--dims", "16,8,16"], "dims: 16 is given 2 times"),
-        (["--data", "{beir}", "--model", "{model}", "--precision", "int4"], "int4"),
-        (["--data", "{beir}", "--model", "{model}", "--precison", "int8"], "did you mean 'precision'"),
+        (["--data", "{beir}", "--model", "{model}", "--embedding_precision", "int4"], "int4"),
+        (
+            ["--data", "{beir}", "--model", "{model}", "--embedding_precison", "int8"],
+            "did you mean 'embedding_precision'",
+        ),
         (["--data", "{beir}", "--model", "{model}", "--query_max_length", "0"], "query_max_length is 0"),
         (["--data", "{beir}", "--model", "{tmp}/nowhere"], "no such directory"),
         (["--data", "{beir}", "--first_stage", "{tmp}/nowhere.trec"], "no such file"),

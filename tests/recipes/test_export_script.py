@@ -86,7 +86,7 @@ def test_checkpoint_and_its_adapter(
         tuning=tuning,
         lora=LoraConfig(r=4, alpha=8),
         precision="fp32",
-        dims=[32, 16],
+        matryoshka_dims=[32, 16],
     )
     embedder = trained(config)
     checkpoint = write_run(tmp_path / "run", config, embedder, 64)
@@ -168,7 +168,10 @@ def test_an_embedder_has_no_shape(tmp_path: Path, qwen3: Path, monkeypatch: pyte
     [
         (["--output", "new"], "either --checkpoint, or --adapter"),
         (["--output", "new", "--adapter", "a"], "--adapter needs --base"),
-        (["--output", "new", "--checkpoint", "a", "--dims", "8"], "those of a checkpoint are in the run's config.yaml"),
+        (
+            ["--output", "new", "--checkpoint", "a", "--matryoshka_dims", "8"],
+            "those of a checkpoint are in the run's config.yaml",
+        ),
         (["--output", "new", "--model", "a"], "--model needs --shape"),
         (["--output", "new", "--model", "a", "--shape", "classifier", "--checkpoint", "b"], "give either --checkpoint"),
         (["--output", "new", "--adapter", "a", "--base", "b", "--shape", "causal"], "adapters are embedders'"),

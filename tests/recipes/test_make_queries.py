@@ -272,9 +272,9 @@ def test_a_key_comes_from_the_environment_and_stays_there(
 ) -> None:
     output = tmp_path / "pairs.jsonl"
     with serving() as server:
-        more = ["--endpoint.key_variable", "TEST_KEY"]
+        more = ["--endpoint.api_key_env", "TEST_KEY"]
         done = make_queries(*command(corpus, server, output, *more))
-        assert "error: endpoint.key_variable: the environment has no TEST_KEY" in done.stderr and not server.requests
+        assert "error: endpoint.api_key_env: the environment has no TEST_KEY" in done.stderr and not server.requests
         monkeypatch.setenv("TEST_KEY", "sesame")
         done = make_queries(*command(corpus, server, output, *more))
     assert done.returncode == 0 and {each.key for each in server.requests} == {"Bearer sesame"}
@@ -332,7 +332,7 @@ def test_an_embedder_chooses_the_candidates(corpus: Path, tmp_path: Path, bert: 
     with serving() as server:
         for output, more in zip(outputs, ([], ["--embedder", str(bert)]), strict=True):
             server.requests.clear()
-            done = make_queries(*command(corpus, server, output, "--candidates", "3", "--limit", "6", *more))
+            done = make_queries(*command(corpus, server, output, "--num_personas", "3", "--limit", "6", *more))
             assert done.returncode == 0, done.stderr
             prompts = {
                 each.passage: each.body["messages"][0]["content"] for each in server.requests if each.step == "setup"

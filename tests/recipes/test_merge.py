@@ -26,7 +26,7 @@ merge = partial(run_main, main)
 def run(qwen3: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with LoRA and four checkpoints."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    more = {"max_steps": 8, "save_steps": 2, "keep_checkpoints": 4, "lora.dropout": 0.0, "dev": data / "dev"}
+    more = {"max_steps": 8, "save_steps": 2, "save_total_limit": 4, "lora.dropout": 0.0, "dev": data / "dev"}
     run_recipe(*arguments(qwen3, data, folder, **more))
     return folder
 
@@ -143,7 +143,7 @@ def test_rerankers_are_merged_and_measured_on_candidates(qwen3_base: Path, data:
         ({}, "give either --models or --run"),
         ({"models": "a"}, "one model, a, is no merge"),
         ({"models": "a,a"}, "models: one is given twice"),
-        ({"run": "RUN", "last": 9}, "last is 9, and .* has 4 checkpoints; --keep_checkpoints keeps more"),
+        ({"run": "RUN", "last": 9}, "last is 9, and .* has 4 checkpoints; --save_total_limit keeps more"),
         ({"run": "RUN", "steps": "2,3"}, "has no step 3; it has 2, 4, 6, 8"),
         ({"run": "RUN", "method": "slerp"}, "slerp of 4 models, expected 2"),
         ({"run": "RUN", "weights": "1,2"}, "weights: 2 numbers for 4 models"),

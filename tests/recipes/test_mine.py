@@ -93,7 +93,7 @@ def expected_negatives(pairs: Path, model: Path, *, percent: float, wanted: int)
 
 def test_negatives_are_those_of_a_loop(pairs: Path, qwen3: Path, tmp_path: Path) -> None:
     output = tmp_path / "mined.jsonl"
-    options = ["--negatives", "3", "--percent", "0.9", "--explain", "true", "--depth", "500", *SHORT]
+    options = ["--num_negatives", "3", "--percent", "0.9", "--explain", "true", "--depth", "500", *SHORT]
     done = mine("--data", pairs, "--retrievers", qwen3, "--output", output, *options)
     assert done.returncode == 0, done.stderr
     expected = expected_negatives(pairs, qwen3, percent=0.9, wanted=3)
@@ -117,7 +117,18 @@ def test_negatives_are_those_of_a_loop(pairs: Path, qwen3: Path, tmp_path: Path)
 
 def test_an_ensemble_scores_every_document_by_all_retrievers(pairs: Path, bert: Path, tmp_path: Path) -> None:
     output = tmp_path / "mined.jsonl"
-    options = ["--scores", "ensemble", "--negatives", "500", "--percent", "null", "--depth", "500", "--explain", "true"]
+    options = [
+        "--scores",
+        "ensemble",
+        "--num_negatives",
+        "500",
+        "--percent",
+        "null",
+        "--depth",
+        "500",
+        "--explain",
+        "true",
+    ]
     done = mine("--data", pairs, "--retrievers", f"bm25,{bert}", "--output", output, *options, *SHORT)
     assert done.returncode == 0, done.stderr
     assert "with scores of ensemble" in done.stdout
@@ -141,7 +152,7 @@ def test_an_ensemble_scores_every_document_by_all_retrievers(pairs: Path, bert: 
 
 @pytest.mark.parametrize("dialect", ["sentence-transformers", "flagembedding"])
 def test_other_dialects_hold_the_same(pairs: Path, bert: Path, tmp_path: Path, dialect: str) -> None:
-    common = ["--data", pairs, "--retrievers", f"bm25,{bert}", "--negatives", "2", *SHORT]
+    common = ["--data", pairs, "--retrievers", f"bm25,{bert}", "--num_negatives", "2", *SHORT]
     ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
     assert mine(*common, "--output", ours).returncode == 0
     done = mine(*common, "--output", theirs, "--format", dialect)
@@ -161,7 +172,7 @@ def test_a_run_and_bm25_over_a_beir_folder(tmp_path: Path) -> None:
         "q0 Q0 d5 1 0.5 tag\nq0 Q0 d0 2 0.75 tag\nq0 Q0 d7 3 0.7 tag\nq1 Q0 d9 1 1 tag\n"
     )
     output = tmp_path / "mined.jsonl"
-    options = ["--split", "test", "--negatives", "20", "--explain", "true", "--percent", "0.9"]
+    options = ["--split", "test", "--num_negatives", "20", "--explain", "true", "--percent", "0.9"]
     done = mine("--data", tmp_path / "set", "--retrievers", f"{tmp_path}/run.trec,bm25", "--output", output, *options)
     assert done.returncode == 0, done.stderr
     first, second = read(output)
@@ -256,7 +267,7 @@ def test_a_sweep_measures_false_negatives(bert: Path, tmp_path: Path) -> None:
     write_beir(tmp_path / "judged", texts, WORDS, everything)
     rows = [{"query": WORDS[i], "positives": [texts[i]]} for i in range(12)]
     data, corpus = write_rows(tmp_path / "rows.jsonl", rows), write_corpus(tmp_path / "corpus.jsonl", texts)
-    options = ["--judgements", tmp_path / "judged", "--split", "test", "--negatives", "4", *SHORT]
+    options = ["--judgements", tmp_path / "judged", "--split", "test", "--num_negatives", "4", *SHORT]
     done = mine("--data", data, "--corpus", corpus, "--retrievers", f"bm25,{bert}", *options, "--sweep", "true")
     assert done.returncode == 0, done.stderr
     lines = done.stdout[done.stdout.index("naive") :].splitlines()
@@ -284,7 +295,7 @@ def test_a_sweep_measures_false_negatives(bert: Path, tmp_path: Path) -> None:
     asked = sum(f"q{i}" in everything for i, _ in pairs)
     assert naive[6:] == [str(false), f"{false / asked:.2%}", f"{false / judged:.2%}"]
     assert f"{false} of the {asked} negatives of judged queries are relevant" in done.stdout
-    names = [line[:14].strip() for line in lines]
+    names = [line[:16].strip() for line in lines]
     assert {"rank from 2", "margin 0.1", "percent 0.95"} <= set(names)
 
 
@@ -352,7 +363,7 @@ def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeyp
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--ceiling", "0.9"], "ceiling needs an embedder"),
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--index", "Flat"], "index needs an embedder"),
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--index_search", "a=1"], "index_search is for an index"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--marjin", "1"], "did you mean 'margin'"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a", "--percnt", "1"], "did you mean 'percent'"),
     ],
 )
 def test_settings_that_cannot_work(pairs: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -29,13 +29,13 @@ TRAINING = {
     **SHORT,
     "precision": "fp32",
     "batch_size": 8,
-    "negatives": 2,
+    "num_negatives": 2,
     "max_steps": 6,
     "save_steps": 1,
-    "workers": 0,
-    "cpu": True,
+    "dataloader_num_workers": 0,
+    "use_cpu": True,
 }
-MINING = {**SHORT, "depth": 8, "negatives": 2, "percent": None}
+MINING = {**SHORT, "depth": 8, "num_negatives": 2, "percent": None}
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_killed_at_any_moment_the_whole_pipeline_ends_with_the_same_files(
     more = {
         "reranker_model": str(qwen3_base),
         "check": {"drop": ["repeated_rows"]},
-        "embed": {**settings["embed"], "keep_checkpoints": 2},
+        "embed": {**settings["embed"], "save_total_limit": 2},
         "merge": {"last": 2, "method": "linear"},
         "remine": MINING,
         "score": {"judge": str(qwen3_base)},
@@ -287,7 +287,7 @@ def test_queries_are_made_where_there_are_none(tmp_path: Path, steady: None) -> 
     corpus = write_corpus(tmp_path / "corpus.jsonl", texts)
     with serving() as server:
         queries = {"model": "m", "endpoint": {"url": server.url}}
-        mine = {"retrievers": ["bm25"], "percent": None, "negatives": 2}
+        mine = {"retrievers": ["bm25"], "percent": None, "num_negatives": 2}
         command = write(tmp_path, {"corpus": str(corpus), "queries": queries, "mine": mine})
         assert found(run_pipeline(command)) == {"queries": "new", "mine": "new"}
         asked = len(server.requests)

@@ -44,13 +44,13 @@ def arguments(model: Path, data: Path, output: Path, /, **more: object) -> list[
         "lora.r": 4,
         "precision": "fp32",
         "batch_size": 8,
-        "negatives": 2,
+        "num_negatives": 2,
         "learning_rate": 3e-3,
         "chunk_tokens": 128,
         "max_steps": STEPS,
         "eval_steps": 5,
         "save_steps": 2,
-        "cpu": "true",
+        "use_cpu": "true",
         **more,
     }
     return ["train/rerank.py", *(f"--{name}={value}" for name, value in settings.items())]
@@ -143,7 +143,7 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(
     assert "continue with the same command and --resume true" in said
     kill_after_step([*command, "--resume=true"], run, random.randint(6, 9), 1)  # among which is an evaluation or two
     assert not (run / "final").exists()
-    run_recipe(*command, "--resume=true", "--workers=1", "--chunk_tokens=128")
+    run_recipe(*command, "--resume=true", "--dataloader_num_workers=1", "--chunk_tokens=128")
     assert losses(run) == losses(whole)
     assert [line["eval"] for line in metrics(run) if "eval" in line] == [
         line["eval"] for line in metrics(whole) if "eval" in line
@@ -178,9 +178,9 @@ def test_deepspeed_takes_the_steps_of_one(
 @pytest.mark.parametrize(
     "more",
     [
-        {"loss.label_space": "vocabulary", "tuning": "full", "learning_rate": 1e-3},
-        {"loss.objective": "listwise", "attention": "sdpa", "share_prefix": "false"},
-        {"precision": "bf16", "checkpoint_length": 0},
+        {"loss.objective": "pointwise_vocabulary", "tuning": "full", "learning_rate": 1e-3},
+        {"loss.objective": "listwise", "attn_implementation": "sdpa"},
+        {"precision": "bf16", "gradient_checkpointing_length": 0},
     ],
     ids=["vocabulary", "listwise", "bf16"],
 )

@@ -25,7 +25,7 @@ def refuse(weightless: Path, workplace: Path) -> Callable[..., str]:
 
     def started(**more: object) -> str:
         settings = {"model": weightless, "output_dir": "run", "query_max_length": 48, "document_max_length": 24}
-        settings |= {"batch_size": 4, "cpu": "true", **more}
+        settings |= {"batch_size": 4, "use_cpu": "true", **more}
         flags = [f"--{name}={value}" for name, value in settings.items()]
         return refusal(lambda: RECIPE.main(parse_config(RerankConfig, None)), *flags, folder=workplace)
 
@@ -55,7 +55,7 @@ SOME_SCORES: list[dict[str, object]] = [*rows(**SCORES)[:-1], rows()[-1]]
     ("content", "settings", "message"),
     [
         (rows(negatives=[]), {}, NO_NEGATIVES),
-        (rows(), {"negatives": 0}, NO_NEGATIVES),
+        (rows(), {"num_negatives": 0}, NO_NEGATIVES),
         (rows(), DISTILLED, NO_SCORES),
         (rows(), SOFT, NO_SCORES),
         (SOME_SCORES, DISTILLED, NO_SCORES),
@@ -87,20 +87,20 @@ def test_graded_pairs_have_nothing_to_compare(objective: str, refuse: Callable[.
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attention": "sdpa"}, "attention: sdpa cannot share prefixes; set attention: auto, or share_prefix: false"),
         (
-            {"attention": "flash_attention_2", "share_prefix": "false", "precision": "fp32"},
-            "attention: flash_attention_2 computes in bfloat16 only; set precision: bf16",
+            {"attn_implementation": "flash_attention_2", "precision": "fp32"},
+            "attn_implementation: flash_attention_2 computes in bfloat16 only; set precision: bf16",
         ),
         ({"loss.temperature": 2}, "loss: pointwise has no temperature; set objective: listwise or distillation"),
         (
-            {"loss.objective": "listwise", "loss.label_space": "vocabulary"},
-            "loss: label_space, labels and positive_weight are pointwise's, and the objective is listwise",
+            {"loss.objective": "listwise", "loss.labels": "teacher"},
+            "loss: labels and positive_weight are pointwise's, and the objective is listwise",
         ),
         ({"loss.positive_weight": 0}, "loss.positive_weight is 0, expected a finite number above 0"),
-        ({"loss.label_spce": "answers"}, "unknown key 'loss.label_spce'; did you mean 'loss.label_space'?"),
-        ({"dims": "64"}, "unknown key 'dims'; "),
-        ({"early_stopping": 1}, "early_stopping needs a dev set; give one with --dev FOLDER"),
+        ({"loss.objectve": "listwise"}, "unknown key 'loss.objectve'; did you mean 'loss.objective'?"),
+        ({"matryoshka_dims": "64"}, "unknown key 'matryoshka_dims'; "),
+        ({"answers": "yes"}, "answers: ['yes'], expected two words: for relevant and not relevant"),
+        ({"early_stopping_patience": 1}, "early_stopping_patience needs a dev set; give one with --dev FOLDER"),
         ({"train": '[{"path": "pairs.jsonl", "in_batch_negatives": false}]'}, "train: in_batch_negatives is the embed"),
         ({"dev": '[{"path": "dev", "depth": 0}]'}, "dev: depth is 0, expected at least 1"),
         ({"dev": '[{"path": "dev", "candidates": "gone.run"}]'}, "gone.run"),
@@ -116,8 +116,11 @@ def test_settings(settings: dict[str, object], message: str, refuse: Callable[..
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"yes": "relevant document"}, "of the answer 'relevant document'; expected one token, choose another word"),
-        ({"no": "yes"}, "'yes' and 'yes' are the same token"),
+        (
+            {"answers": "relevant document,no"},
+            "of the answer 'relevant document'; expected one token, choose another word",
+        ),
+        ({"answers": "yes,yes"}, "'yes' and 'yes' are the same token"),
         ({"document_max_length": 480}, "query_max_length, document_max_length: with the "),
     ],
 )

@@ -61,7 +61,7 @@ def detail(query: str, value: float, text: str | None = None, **key: Any) -> dic
     return {
         "data": "set/test",
         "dim": 8,
-        "precision": "float32",
+        "embedding_precision": "float32",
         "order": None,
         **key,
         "query_id": query,
@@ -79,10 +79,10 @@ def write_result(
     """A file of results whose rows are the means of lines of details, and those beside it."""
     rows: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for line in lines:
-        rows.setdefault(tuple(line[name] for name in ("data", "dim", "precision", "order")), []).append(line)
+        rows.setdefault(tuple(line[name] for name in ("data", "dim", "embedding_precision", "order")), []).append(line)
     results = [
         {
-            **dict(zip(("data", "dim", "precision", "order"), key, strict=True)),
+            **dict(zip(("data", "dim", "embedding_precision", "order"), key, strict=True)),
             "queries": len(of_row),
             "documents": 9,
             "metrics": {
@@ -101,7 +101,7 @@ def write_result(
 def write_run(folder: Path, *, steps: int = 6, more: str = "") -> Path:
     """A run folder with two evaluations."""
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": "base", "export_best": True, "note": more}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": "base", "save_total_limit": 3, "note": more}))
     launch = {"started": "2026-01-01T00:00:00+00:00", "world_size": 1, "versions": {"torch": "2"}, "git": None}
     (folder / "run.json").write_text(json.dumps({"launches": [launch]}))
     counts = {"examples": 8, "tokens": 100, "truncated": 3, "skipped_steps": 0}

@@ -34,7 +34,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = [(dim, kind) for dim in (1024, 64) for kind in ("float32", "int8", "binary")]
     lines = [
         {
-            **detail(f"q{i}", (i % 5) / 5 + at / 100, text=f"{WORD} {i}", dim=dim, precision=kind),
+            **detail(f"q{i}", (i % 5) / 5 + at / 100, text=f"{WORD} {i}", dim=dim, embedding_precision=kind),
             "first": [document(WORD, 0.1, 0.0, WORD), document("d", 0.1, 2.0)],
         }
         for at, (dim, kind) in enumerate(kinds)

@@ -66,7 +66,7 @@ def test_a_result_is_compared_with_the_baseline(tmp_path: Path) -> None:
 
 
 def test_the_baseline_is_the_first_of_a_model_or_the_one_that_is_named(tmp_path: Path) -> None:
-    bm25 = write_result(tmp_path / "bm25.json", [detail("q0", 0.1, dim=None, precision=None)], model=None)
+    bm25 = write_result(tmp_path / "bm25.json", [detail("q0", 0.1, dim=None, embedding_precision=None)], model=None)
     one, other = (write_result(tmp_path / f"{name}.json", [detail("q0", 0.5)]) for name in ("one", "other"))
     assert "other against one" in draw(bm25, one, other).summary[0]
     assert "other against bm25" in draw(bm25, one, other, baseline="bm25").summary[0]
@@ -106,7 +106,7 @@ def test_a_single_result_has_nothing_to_be_compared_with(tmp_path: Path) -> None
 
 def test_a_reranker_is_compared_with_its_first_stage(tmp_path: Path) -> None:
     orders = {"first stage": 0.25, "reranked": 0.75, "fused": 0.5}
-    lines = [detail("q0", value, dim=None, precision=None, order=order) for order, value in orders.items()]
+    lines = [detail("q0", value, dim=None, embedding_precision=None, order=order) for order, value in orders.items()]
     page = draw(write_result(tmp_path / "reranker.json", lines))
     assert "set/test: nDCG@10 .250 → .750, +.500 [" in page.summary[0]
     assert page.summary[0].endswith("(reranker, reranked against reranker, first stage)")
@@ -115,8 +115,8 @@ def test_a_reranker_is_compared_with_its_first_stage(tmp_path: Path) -> None:
 
 
 def test_dimensions_and_precisions_are_drawn_by_size(tmp_path: Path) -> None:
-    kinds = [(dim, precision) for dim in (8, 4) for precision in ("float32", "int8", "binary")]
-    lines = [detail("q0", 1 / (1 + i), dim=dim, precision=kind) for i, (dim, kind) in enumerate(kinds)]
+    kinds = [(dim, embedding_precision) for dim in (8, 4) for embedding_precision in ("float32", "int8", "binary")]
+    lines = [detail("q0", 1 / (1 + i), dim=dim, embedding_precision=kind) for i, (dim, kind) in enumerate(kinds)]
     paths = [write_result(tmp_path / f"{name}.json", lines) for name in ("before", "after")]
     text = Read(draw(*paths).html).text
     assert "nDCG@10 by dimension" in text
@@ -140,7 +140,7 @@ def test_a_run_shows_its_curves_data_and_settings(tmp_path: Path) -> None:
         assert part in text
     assert "Gradient norm" not in text, "it was never finite"
     assert "ignored field 'extra' in 4 rows" in text
-    assert "export_best: true" in text
+    assert "save_total_limit: 3" in text
     assert len(page.html) < 60_000, "long curves are thinned"
 
 

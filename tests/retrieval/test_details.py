@@ -13,8 +13,8 @@ from nestling.models.embedder import Embedder
 from nestling.records import RetrievalSet
 from nestling.retrieval import (
     Candidates,
+    EmbeddingPrecision,
     EncodedSet,
-    Precision,
     Ranking,
     bm25_run,
     candidates_ranking,
@@ -43,29 +43,31 @@ def encoded(data: RetrievalSet, bert: Path) -> EncodedSet:
     return encode_set(Embedder.from_pretrained(bert), data, query_max_length=32, document_max_length=32)
 
 
-def lines_of(encoded: EncodedSet, data: RetrievalSet, dim: int, precision: Precision) -> list[dict[str, Any]]:
-    placements, scores = place_scored(encoded, dim, precision)
-    return list(detail_lines(embedder_ranking(encoded, data, placements, scores, dim, precision), data))
+def lines_of(
+    encoded: EncodedSet, data: RetrievalSet, dim: int, embedding_precision: EmbeddingPrecision
+) -> list[dict[str, Any]]:
+    placements, scores = place_scored(encoded, dim, embedding_precision)
+    return list(detail_lines(embedder_ranking(encoded, data, placements, scores, dim, embedding_precision), data))
 
 
 @pytest.mark.parametrize("dim", [48, 16])
-@pytest.mark.parametrize("precision", ["float32", "int8", "binary"])
+@pytest.mark.parametrize("embedding_precision", ["float32", "int8", "binary"])
 def test_means_of_an_embedders_lines_are_its_metrics(
-    encoded: EncodedSet, data: RetrievalSet, dim: int, precision: Precision
+    encoded: EncodedSet, data: RetrievalSet, dim: int, embedding_precision: EmbeddingPrecision
 ) -> None:
-    lines = lines_of(encoded, data, dim, precision)
+    lines = lines_of(encoded, data, dim, embedding_precision)
     assert [line["query_id"] for line in lines] == list(data.query_ids)
-    for name, mean in means(place(encoded, dim, precision)).items():
+    for name, mean in means(place(encoded, dim, embedding_precision)).items():
         assert np.mean([line["metrics"][name] for line in lines]) == mean
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8", "binary"])
+@pytest.mark.parametrize("embedding_precision", ["float32", "int8", "binary"])
 def test_first_judged_and_other_documents_of_an_embedder(
-    encoded: EncodedSet, data: RetrievalSet, precision: Precision
+    encoded: EncodedSet, data: RetrievalSet, embedding_precision: EmbeddingPrecision
 ) -> None:
     """Ranks, scores and relevance of what is judged agree with those of what comes first."""
     texts = dict(zip(data.document_ids, data.documents, strict=True))
-    for line, relevant in zip(lines_of(encoded, data, 48, precision), judgements(data).values(), strict=True):
+    for line, relevant in zip(lines_of(encoded, data, 48, embedding_precision), judgements(data).values(), strict=True):
         scores = [each["score"] for each in line["first"]]
         assert len(scores) == 10
         assert scores == sorted(scores, reverse=True)

@@ -16,8 +16,8 @@ from nestling.models.embedder import Embedder
 from nestling.models.encoding import EncodingStats
 from nestling.records import load_retrieval_set
 from nestling.retrieval import (
+    EmbeddingPrecision,
     EncodedSet,
-    Precision,
     bm25_run,
     encode_set,
     evaluate_embedder,
@@ -94,12 +94,12 @@ def test_metrics_agree_with_trec_eval() -> None:
 
 
 @pytest.mark.parametrize("count", [3, 65, 1000])
-@pytest.mark.parametrize("precision", ["float32", "int8", "binary"])
-def test_a_constant_model_ties_every_document(count: int, precision: Precision) -> None:
+@pytest.mark.parametrize("embedding_precision", ["float32", "int8", "binary"])
+def test_a_constant_model_ties_every_document(count: int, embedding_precision: EmbeddingPrecision) -> None:
     vector = torch.randn(1, 100)
     encoded = make_encoded(torch.randn(9, 100), vector.repeat(count, 1), [[count - 1]] * 9, block=64)
     for dim in (100, 37):
-        placements = place(encoded, dim, precision)
+        placements = place(encoded, dim, embedding_precision)
         assert placements.above.tolist() == [0] * 9
         assert placements.equal.tolist() == [count] * 9
 
@@ -191,9 +191,9 @@ def evaluate_sets(model: Path, folders: list[Path]) -> list[dict[str, Any]]:
     for folder in folders:
         encoded = encode_set(embedder, load_retrieval_set(folder, "test"), query_max_length=16, document_max_length=8)
         found = {"counts": [counts(encoded.query_stats), counts(encoded.document_stats)]}
-        for precision in ("float32", "int8", "binary"):
-            placements = place(encoded, 24, precision)
-            found[precision] = [*placements.above.tolist(), *placements.equal.tolist()]
+        for embedding_precision in ("float32", "int8", "binary"):
+            placements = place(encoded, 24, embedding_precision)
+            found[embedding_precision] = [*placements.above.tolist(), *placements.equal.tolist()]
         results.append(found)
     return results
 

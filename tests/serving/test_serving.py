@@ -277,7 +277,7 @@ def assert_not_checked(done: subprocess.CompletedProcess[str], message: str) -> 
         ("localhost:8000", [], "is not an address"),
         ("{url}/qwen3/healthy", ["--dims", "128"], "more than the model's embedding has, 64"),
         ("{url}/qwen3/healthy", ["--model", "nowhere"], "no directory with a config.json"),
-        ("{url}/qwen3/healthy", ["--key_env", "NESTLING_NO_SUCH_KEY"], "no such variable"),
+        ("{url}/qwen3/healthy", ["--api_key_env", "NESTLING_NO_SUCH_KEY"], "no such variable"),
         ("{url}/qwen3/healthy", ["--least_cosin", "0.9"], "did you mean 'least_cosine'"),
         ("http://127.0.0.1:9", [], "is the server up?"),
         ("{url}/qwen3/not-json", [], "expected JSON, got '<html>"),
@@ -299,7 +299,7 @@ def test_what_could_not_be_checked(
 
 def test_the_key_comes_from_the_environment(url: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NESTLING_TEST_KEY", "secret")
-    done = serve_check(f"{url}/qwen3/key", "--model", models["qwen3"], "--key_env", "NESTLING_TEST_KEY")
+    done = serve_check(f"{url}/qwen3/key", "--model", models["qwen3"], "--api_key_env", "NESTLING_TEST_KEY")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "secret" not in done.stdout + done.stderr
 

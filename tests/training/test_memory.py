@@ -72,7 +72,7 @@ def test_a_summary_says_what_is_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "advice"), [(12.9e9, "tuning lora"), (14.9e9, "lower chunk_tokens"), (19.9e9, "lower graph_memory")]
+    ("room", "advice"), [(12.9e9, "tuning lora"), (14.9e9, "lower chunk_tokens"), (19.9e9, "lower activation_memory")]
 )
 def test_what_does_not_fit_comes_with_advice(room: float, advice: str) -> None:
     assert advice in str(replace(GIGABYTES, room=room).items()["WARNING"])

@@ -81,7 +81,7 @@ def test_a_full_disk_is_named_with_the_file(tmp_path: Path, full_device: Path) -
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    with open_tracker(tmp_path, main_rank=False, wandb_project="unused", tensorboard=True) as tracker:
+    with open_tracker(tmp_path, main_rank=False, report_to=["wandb", "tensorboard"]) as tracker:
         tracker.log(1, {"loss": 0.5})
     assert list(tmp_path.iterdir()) == []
 
@@ -96,7 +96,7 @@ def test_tensorboard_holds_each_step_once_after_a_resume(tmp_path: Path) -> None
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for resumed_step, steps in ((None, range(1, 6)), (3, range(4, 7))):
-        with open_tracker(tmp_path, main_rank=True, resumed_step=resumed_step, tensorboard=True) as tracker:
+        with open_tracker(tmp_path, main_rank=True, resumed_step=resumed_step, report_to=["tensorboard"]) as tracker:
             for step in steps:
                 tracker.log(step, {"loss": step / 4, "norm": math.nan})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -110,7 +110,7 @@ def test_wandb_offline_keeps_its_id_over_a_resume(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("WANDB_SILENT", "true")
     for resumed_step in (None, 1):
         with open_tracker(
-            tmp_path, main_rank=True, resumed_step=resumed_step, wandb_project="nestling", config={"dims": [8]}
+            tmp_path, main_rank=True, resumed_step=resumed_step, report_to=["wandb"], config={"dims": [8]}
         ) as tracker:
             tracker.log(1, {"loss": 0.5})
     run_id = (tmp_path / "wandb_id").read_text()
@@ -120,8 +120,8 @@ def test_wandb_offline_keeps_its_id_over_a_resume(tmp_path: Path, monkeypatch: p
 
 def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match="wandb is asked for and not installed; pip install wandb"):
-        open_tracker(tmp_path, main_rank=True, wandb_project="nestling")
+    with pytest.raises(ValueError, match="report_to: wandb is not installed; pip install wandb"):
+        open_tracker(tmp_path, main_rank=True, report_to=["wandb"])
 
 
 def test_import_leaves_wandb_and_tensorboard_alone() -> None:

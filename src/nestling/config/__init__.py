@@ -15,19 +15,21 @@ from nestling.config.checks import (
     require_unique,
 )
 from nestling.config.costs import CostsConfig, LaunchCosts, StageCosts
+from nestling.config.datasets import CandidateData, DevData, TrainData
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
 from nestling.config.evaluate import EvaluateConfig, details_path
 from nestling.config.export import ExportConfig
+from nestling.config.lora import LoraConfig
 from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
 from nestling.config.pipeline import PipelineConfig
 from nestling.config.queries import EndpointConfig, MakeQueriesConfig
 from nestling.config.report import ReportConfig
-from nestling.config.rerank import CandidateData, RerankConfig, RerankLossConfig
+from nestling.config.rerank import RerankConfig, RerankLossConfig
 from nestling.config.runs import read_run
 from nestling.config.sections import read_section
 from nestling.config.serve_check import ServeCheckConfig
-from nestling.config.training import DevData, LoraConfig, TrainData, TrainingConfig
+from nestling.config.training import TrainingConfig
 
 __all__ = [
     "CandidateData",

@@ -1,8 +1,9 @@
 """From a YAML file and command-line flags to a frozen dataclass."""
 
+import json
 import re
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -10,6 +11,8 @@ from itertools import pairwise
 from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+
+from nestling.config.retired import retired
 
 Config = TypeVar("Config")
 
@@ -29,9 +32,7 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
 
     Lists of values may be written with commas (`--dims 256,128,64`); lists of datasets as paths with commas.
     """
-    parser = ArgumentParser(description=description, allow_abbrev=False, exit_on_error=False, formatter_class=Formatter)
-    parser.add_argument("--config", action="config", help="YAML file; flags after it override its keys.")
-    parser.add_class_arguments(cls, fail_untyped=True)
+    parser = build_parser(cls, description)
     arguments = bracket_lists(cls, sys.argv[1:] if argv is None else argv)
     try:
         parsed = parser.parse_args(arguments)
@@ -40,6 +41,41 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
         return cls(**parser.instantiate(parsed).as_dict())
     except (ArgumentError, ValueError, TypeError) as error:
         fail(explain(error, cls))
+
+
+def build_parser(cls: type, description: str | None) -> ArgumentParser:
+    """A parser with a flag for every setting, and for nothing else."""
+    parser = ArgumentParser(
+        description=description,
+        allow_abbrev=False,
+        exit_on_error=False,
+        formatter_class=Formatter,
+        epilog="\n\n".join(explained_items(cls)),
+    )
+    parser.add_argument("--config", action="config", help="YAML file; flags after it override its keys.")
+    parser.add_class_arguments(cls, fail_untyped=True)
+    sections = {f"--{name}" for name, hint in get_type_hints(cls).items() if is_dataclass(hint)}
+    for action in list(parser._actions):  # jsonargparse's own: `--loss FILE` for a section, `--train.help` for a list
+        if sections.intersection(action.option_strings) or action.dest.endswith(".help"):
+            remove_flag(parser, action)
+    return parser
+
+
+def remove_flag(parser: ArgumentParser, action: Action) -> None:
+    parser._remove_action(action)
+    for group in parser._action_groups:
+        if action in group._group_actions:
+            group._group_actions.remove(action)
+    for flag in action.option_strings:
+        del parser._option_string_actions[flag]
+
+
+def explained_items(cls: type) -> Iterator[str]:
+    """Of each list of datasets and the like, the keys of an item with their explanations."""
+    for name, item in list_fields(cls):
+        if is_dataclass(item):
+            keys = re.findall(r"^ +(\w+): (.+)$", item.__doc__ or "", re.M)
+            yield "\n".join([f"Keys of each item of {name}, in YAML:", *(f"  {key:<22}{text}" for key, text in keys)])
 
 
 def run(main: Callable[[], None]) -> None:
@@ -68,7 +104,9 @@ def bracketed(value: str, item: type) -> str:
     if value.startswith(("[", "{")):
         return value
     if is_dataclass(item):
-        return "[" + ",".join(f'{{"path": "{path}"}}' for path in value.split(",")) + "]"
+        return json.dumps([{"path": path} for path in value.split(",")])
+    if item is str:
+        return json.dumps(value.split(",") if value else [])  # quoted, for YAML takes yes and no for booleans
     return f"[{value}]"
 
 
@@ -93,13 +131,19 @@ def known_keys(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def explain(error: Exception, cls: type) -> str:
-    """The parser's message in one line, with the nearest key where a key is unknown."""
+    """The parser's message in one line; of an unknown key, what it is called now, or the nearest one."""
     message = " ".join(str(error).split())
     unknown = UNKNOWN_KEY.search(message)
     if unknown is None:
         return message
     key = next(group for group in unknown.groups() if group)
     known = list(known_keys(cls))
+    inside = next((name for name in known if name.startswith(f"{key}.")), None)
+    if inside is not None:
+        return f"'{key}' is a section; give its keys, --{inside} for instance"
+    now = retired(key, set(known))
+    if now is not None:
+        return f"unknown key '{key}'; {now}"
     near = get_close_matches(key, known, n=1) or get_close_matches(key, [name.rsplit(".")[-1] for name in known], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "; --help lists the keys"
     return f"unknown key '{key}'{hint}"

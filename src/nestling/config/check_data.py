@@ -14,18 +14,18 @@ class CheckConfig:
         data: Training records: any file, folder or dataset id that the recipes read.
         split: The split of a BEIR folder or of a dataset id.
         eval: Evaluation sets in the BEIR layout, whose queries and relevant documents are looked for in the data.
-        eval_split: Which qrels file of these.
-        threshold: Texts that share this much of their shingles (Jaccard) are nearly equal.
-        shingle: Words in a shingle. 1 ignores the order of words; more take longer texts to differ more.
-        min_characters: Texts with fewer are short.
-        model: Directory or hub id of an embedding model, to count tokens with; its weights are not read.
+        eval_split: Which qrels file of the evaluation sets to use.
+        threshold: Texts that share this much of their shingles (Jaccard) are near duplicates.
+        shingle: Words in a shingle; 1 ignores the order of words.
+        min_characters: Texts with fewer characters are short.
+        model: Directory or hub id of an embedding model, whose tokenizer counts tokens.
         query_max_length: A limit of tokens to try on queries, besides 64, 128, 256, ...
-        document_max_length: Likewise on documents.
-        sample: Texts, at random, that languages and tokens are counted of; queries and documents each.
-        examples: How many of each finding are shown.
+        document_max_length: A limit of tokens to try on documents, likewise.
+        sample: Queries, and documents, drawn at random to count languages and tokens.
+        examples: Examples to show of each finding.
         output: JSONL file for a cleaned copy; must not exist.
-        drop: What the copy leaves out.
-        report: Report with all figures: a .json file, or a page as .html; must not exist.
+        drop: Rules by which the copy leaves rows and documents out.
+        report: File for all figures: .json, or .html for a page; must not exist.
     """
 
     data: str

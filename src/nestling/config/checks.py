@@ -1,5 +1,6 @@
 """Conditions on settings, with errors for users."""
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +9,30 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
+
+
+def require_at_least(least: int, settings: object, *names: str, section: str = "") -> None:
+    """Raise ValueError unless the settings of these names are None, or finite and `least` or more.
+
+    `section` is what stands before the names in an error, such as "loss.".
+    """
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or least <= value < math.inf, f"{section}{name} is {value}, expected at least {least}")
+
+
+def require_positive(settings: object, *names: str, section: str = "") -> None:
+    """Raise ValueError unless the settings of these names are finite and above 0."""
+    for name in names:
+        value = getattr(settings, name)
+        require(0 < value < math.inf, f"{section}{name} is {value:g}, expected a finite number above 0")
+
+
+def require_share(settings: object, *names: str, section: str = "") -> None:
+    """Raise ValueError unless the settings of these names are None, or above 0 and at most 1."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or 0 < value <= 1, f"{section}{name} is {value}, expected a share: above 0 and at most 1")
 
 
 def require_new(flag: str, path: str | Path | None) -> None:
@@ -40,10 +65,10 @@ def require_unique(what: str, names: list[str]) -> None:
         require(names.count(name) == 1, f"{what}: two datasets are called {name!r}; give each a name of its own")
 
 
-def require_dims(dims: list[int], limit: int | None = None) -> None:
+def require_dims(dims: list[int], limit: int | None = None, name: str = "dims") -> None:
     """Raise ValueError unless `dims` are positive, different and at most `limit`, the width of the model."""
     for dim in dims:
-        require(dim > 0, f"dims: {dim} is not a dimension; expected whole numbers above 0")
-        require(dims.count(dim) == 1, f"dims: {dim} is given {dims.count(dim)} times; name each dimension once")
+        require(dim > 0, f"{name}: {dim} is not a dimension; expected whole numbers above 0")
+        require(dims.count(dim) == 1, f"{name}: {dim} is given {dims.count(dim)} times; name each dimension once")
         if limit is not None:
-            require(dim <= limit, f"dims: {dim} is more than the model's embedding has, {limit}")
+            require(dim <= limit, f"{name}: {dim} is more than the model's embedding has, {limit}")

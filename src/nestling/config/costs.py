@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nestling.config.checks import require
+from nestling.config.checks import require, require_at_least, require_share
 
 BackendName = Literal["one", "ddp", "zero1", "zero2", "zero2-offload", "zero3", "fsdp2"]
 GpuName = Literal["l4", "a100-40", "a100-80", "h100", "h200"]
@@ -16,13 +16,13 @@ class StageCosts:
 
     Args:
         path: YAML file of train/embed.py, train/rerank.py or scripts/mine.py.
-        script: Which of them; by default told by the file's keys.
-        examples: Rows of its data; weights of datasets are not looked at.
-        query_tokens: Mean tokens of a query with its prompt; for a reranker of all that stands before the document.
-        document_tokens: Mean tokens of a document; for a reranker with what stands behind it.
-        positives: Mean positives of a row, as far as the recipe draws them.
-        documents: Of mining: documents that are searched; by default as many as there are positives.
-        model: Of which hub id or directory it has the shape; by default that of its YAML.
+        script: The script that the file is for; by default told by its keys.
+        examples: Rows of the data, without regard to the weights of datasets.
+        query_tokens: Mean tokens of a query with its prompt; for a reranker, of all before the document.
+        document_tokens: Mean tokens of a document; for a reranker, with all after it.
+        positives: Mean positives of a row.
+        documents: For mining: documents that are searched; by default as many as there are positives.
+        model: Directory or hub id of a model of the same shape; by default the model of the file.
     """
 
     path: str
@@ -44,20 +44,20 @@ class LaunchCosts:
     """How a stage is started.
 
     Args:
-        backend: one process, or a file of configs/accelerate.
-        processes: GPUs of all machines.
-        tuning: In place of the recipe's own.
+        backend: one for a single process, or the name of a file in configs/accelerate.
+        num_processes: Processes on all machines together, one for each GPU.
+        tuning: What is trained, in place of the recipe's own setting.
     """
 
     backend: BackendName
-    processes: int
+    num_processes: int
     tuning: Literal["lora", "full"] | None = None
 
     def __post_init__(self) -> None:
-        require(self.processes >= 1, f"launches: processes is {self.processes}, expected at least 1")
+        require_at_least(1, self, "num_processes", section="launches: ")
         require(
-            (self.backend == "one") == (self.processes == 1),
-            f"launches: {self.processes} processes with backend {self.backend}; one process has the backend one",
+            (self.backend == "one") == (self.num_processes == 1),
+            f"launches: {self.num_processes} processes with backend {self.backend}; one process has the backend one",
         )
 
 
@@ -68,14 +68,14 @@ class CostsConfig:
     Args:
         stages: Recipes and what they read.
         launches: How each is started.
-        gpu: Its memory and its published speed in bfloat16, dense.
-        gpu_memory: Gigabytes of it, in place of the published ones.
-        mfu: Share of the published speed that is reached.
-        markdown: Print tables for a page.
+        gpu: Kind of GPU, whose memory and published dense bfloat16 speed are known.
+        gpu_memory: Gigabytes of memory of a GPU; by default what is published.
+        mfu: Model FLOPs utilization: share of the published speed that is reached.
+        markdown: Print the tables in Markdown.
     """
 
     stages: list[StageCosts]
-    launches: list[LaunchCosts] = field(default_factory=lambda: [LaunchCosts(backend="one", processes=1)])
+    launches: list[LaunchCosts] = field(default_factory=lambda: [LaunchCosts(backend="one", num_processes=1)])
     gpu: GpuName = "h100"
     gpu_memory: float | None = None
     mfu: float = 0.4
@@ -84,5 +84,5 @@ class CostsConfig:
     def __post_init__(self) -> None:
         require(bool(self.stages), "stages is empty; give at least one recipe and what it reads")
         require(bool(self.launches), "launches is empty; give at least one")
-        require(0 < self.mfu <= 1, f"mfu is {self.mfu:g}, expected a share: 0 < mfu <= 1")
+        require_share(self, "mfu")
         require(self.gpu_memory is None or self.gpu_memory > 0, f"gpu_memory is {self.gpu_memory}, expected above 0")

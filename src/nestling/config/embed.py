@@ -4,8 +4,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nestling.config.checks import require, require_dims
-from nestling.config.training import DevData, TrainingConfig
+from nestling.config.checks import require, require_at_least, require_dims, require_positive, require_share
+from nestling.config.datasets import DevData
+from nestling.config.training import TrainingConfig, require_dev_and_attention
+
+Term = Literal["query_document", "query_query", "document_document"]
 
 
 @dataclass(frozen=True)
@@ -14,74 +17,57 @@ class LossConfig:
 
     Args:
         temperature: Divides the cosines.
-        hard_negatives: A row's own hard negatives enter the denominator.
-        query_document: Documents of other rows enter it.
-        query_query: Other queries enter it.
-        document_document: Documents of other rows, seen from the row's positive, enter it.
-        other_hard_negatives: Other rows' hard negatives are among those documents.
-        score_margin: Mask a negative that scores above the positive by more than this; null switches the mask off.
-        mask_hard_negatives: The score mask may hit a row's own hard negatives too.
+        terms: In-batch negatives: other documents and other queries for the query, other documents for its positive.
+        other_hard_negatives: Whether the hard negatives of other rows are among those documents.
+        score_margin: Mask a negative that scores above the positive by more than this; null: mask none.
+        mask_hard_negatives: Whether that mask applies to a row's own hard negatives too.
         mask_identity: Mask known positives and equal queries by their text.
-        distillation: Weight of the KL term towards the teacher scores of the data.
+        distillation_weight: Weight of the KL term towards the teacher scores of the data; 0: no such term.
         teacher_temperature: Divides the teacher scores.
-        graded_temperature: Temperature of CoSENT, for graded pairs.
+        graded_temperature: Temperature of CoSENT, the loss of graded pairs.
     """
 
     temperature: float = 0.05
-    hard_negatives: bool = True
-    query_document: bool = True
-    query_query: bool = True
-    document_document: bool = True
+    terms: list[Term] = field(default_factory=lambda: ["query_document", "query_query", "document_document"])
     other_hard_negatives: bool = True
     score_margin: float | None = 0.1
     mask_hard_negatives: bool = False
     mask_identity: bool = True
-    distillation: float = 0.0
+    distillation_weight: float = 0.0
     teacher_temperature: float = 1.0
     graded_temperature: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "teacher_temperature", "graded_temperature"):
-            value = getattr(self, name)
-            require(0 < value < math.inf, f"loss.{name} is {value:g}, expected a finite number above 0")
-        require(0 <= self.distillation < math.inf, f"loss.distillation is {self.distillation:g}, expected 0 or more")
+        require_positive(self, "temperature", "teacher_temperature", "graded_temperature", section="loss.")
+        require_at_least(0, self, "distillation_weight", section="loss.")
         require(
             not math.isnan(self.score_margin or 0), "loss.score_margin is nan, expected a number, or null for no mask"
         )
-        terms = (self.hard_negatives, self.query_document, self.query_query, self.document_document)
-        require(any(terms), "loss: every term is switched off; switch on at least one, query_document for instance")
+        require(len(set(self.terms)) == len(self.terms), f"loss.terms: {self.terms}, expected each term once")
 
 
 @dataclass(frozen=True)
 class RefreshConfig:
-    """Hard negatives mined anew during training by the model as it is (docs/mining.md).
+    """Hard negatives mined again during training, by the model as it is then (docs/mining.md).
 
     Args:
-        steps: Mine every so many steps; 0 mines after each epoch; null never.
-        corpus: Where negatives of datasets that are no BEIR folders come from: a BEIR folder or a corpus.jsonl; all
-            documents of the dataset by default.
-        depth: Candidates of a query.
-        margin: Keep one only if it scores lower than the lowest positive by more than this.
-        percent: Keep one only if it scores below this share of the lowest positive's score; null for no such rule.
-        among: Draw among so many that score highest.
+        steps: Mine every this many steps; 0: after each epoch, null: never.
+        corpus: BEIR folder or corpus.jsonl to mine in; by default a dataset's own folder, or all its documents.
+        depth: Candidates found for a query.
+        percent: Keep a candidate only below this share of the lowest positive's score; null: no such rule.
+        among: Draw among this many candidates, those that score highest.
     """
 
     steps: int | None = None
     corpus: str | None = None
     depth: int = 100
-    margin: float | None = None
     percent: float | None = 0.95
     among: int = 10
 
     def __post_init__(self) -> None:
-        require(self.steps is None or self.steps >= 0, f"refresh.steps is {self.steps}, expected 0 or more, or null")
-        require(self.depth >= 1, f"refresh.depth is {self.depth}, expected at least 1")
-        require(self.among >= 1, f"refresh.among is {self.among}, expected at least 1")
-        require(self.margin is None or self.margin >= 0, f"refresh.margin is {self.margin}, expected 0 or more")
-        require(
-            self.percent is None or 0 < self.percent <= 1,
-            f"refresh.percent is {self.percent}, expected a share: 0 < p <= 1",
-        )
+        require_at_least(0, self, "steps", section="refresh.")
+        require_at_least(1, self, "depth", "among", section="refresh.")
+        require_share(self, "percent", section="refresh.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,52 +75,58 @@ class EmbedConfig(TrainingConfig):
     """Fine-tune an embedding model.
 
     Args:
-        dev: Retrieval sets for evaluation during training; paths with commas between do as well.
-        attention: Attention implementation; auto takes flash attention where it is installed and a GPU present, and
-            varlen packs the texts of causal models without padding.
-        pooling: How token states become one embedding; what the model's files say by default.
-        graph_memory: Gigabytes of each process for activations that are kept, so that their chunks run forward once; by
-            default half of what is free.
-        dims: Matryoshka dimensions; the full one is always trained.
-        dim_weights: Weight of each of dims in the loss; all 1 by default.
+        dev: Retrieval sets for evaluation during training; on the command line also paths with commas between.
+        attn_implementation: As in transformers; auto: what suits the model; varlen: causal models without padding.
+        pooling: How token states become one embedding; by default what the model's files say.
+        activation_memory: Gigabytes of each process for kept activations; by default half of what is free.
+        matryoshka_dims: Dimensions to train besides the full one.
+        matryoshka_weights: Weight of each of matryoshka_dims in the loss; by default 1.
         loss: The objective.
-        refresh: Hard negatives mined anew during training.
+        refresh: Hard negatives mined again during training.
     """
 
     dev: list[DevData] = field(default_factory=list)
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "varlen"] = "auto"
+    attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
     pooling: Literal["last", "mean", "cls"] | None = None
-    graph_memory: float | None = None
-    dims: list[int] = field(default_factory=list)
-    dim_weights: list[float] = field(default_factory=list)
+    activation_memory: float | None = None
+    matryoshka_dims: list[int] = field(default_factory=list)
+    matryoshka_weights: list[float] = field(default_factory=list)
     loss: LossConfig = LossConfig()
     refresh: RefreshConfig = RefreshConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.batch_size >= 2, f"batch_size is {self.batch_size}; in-batch negatives need at least 2 queries")
-        weights = self.dim_weights
-        require(all(0 < each < math.inf for each in weights), f"dim_weights: {weights}, expected numbers above 0")
+        require_dev_and_attention(self, bool(self.dev), self.attn_implementation)
+        require_at_least(0, self, "activation_memory")
         require(
-            self.precision == "bf16" or self.attention != "flash_attention_2",
-            "attention: flash_attention_2 computes in bfloat16 only; set precision: bf16",
+            bool(self.loss.terms) or self.num_negatives > 0,
+            "loss.terms is empty and num_negatives is 0, which leaves no negative; name a term, query_document say",
         )
-        require(self.graph_memory is None or self.graph_memory >= 0, f"graph_memory is {self.graph_memory}, below 0")
+        self._check_dims()
         if self.refresh.steps is not None:
-            require(
-                1 <= self.negatives <= self.refresh.among,
-                f"negatives is {self.negatives}, and refresh.among {self.refresh.among}: a refresh draws negatives "
-                "among so many; expected 1 to that number",
-            )
-            require(
-                self.loss.distillation == 0,
-                "refresh.steps: mined negatives have no teacher scores; set loss.distillation to 0",
-            )
-        require(not self.early_stopping or bool(self.dev), "early_stopping needs a dev set; give one with --dev FOLDER")
-        require_dims(self.dims)
+            self._check_refresh()
+
+    def _check_dims(self) -> None:
+        dims, weights = self.matryoshka_dims, self.matryoshka_weights
+        require_dims(dims, name="matryoshka_dims")
         require(
-            not self.dim_weights or len(self.dim_weights) == len(self.dims),
-            f"dim_weights has {len(self.dim_weights)} values and dims {len(self.dims)}; give one weight a dimension",
+            all(0 < each < math.inf for each in weights), f"matryoshka_weights: {weights}, expected numbers above 0"
+        )
+        require(
+            not weights or len(weights) == len(dims),
+            f"matryoshka_weights has {len(weights)} values and matryoshka_dims {len(dims)}; expected as many",
+        )
+
+    def _check_refresh(self) -> None:
+        require(
+            1 <= self.num_negatives <= self.refresh.among,
+            f"num_negatives is {self.num_negatives}, and refresh.among {self.refresh.among}: a refresh draws negatives "
+            "among so many; expected 1 to that number",
+        )
+        require(
+            self.loss.distillation_weight == 0,
+            "refresh.steps: mined negatives have no teacher scores; set loss.distillation_weight to 0",
         )
 
     @property
@@ -144,5 +136,5 @@ class EmbedConfig(TrainingConfig):
 
     def most_tokens(self, ranks: int) -> int:
         """Tokens of all texts of a step on one of so many ranks, at the most."""
-        documents = (self.positives + self.negatives) * self.document_max_length
+        documents = (self.num_positives + self.num_negatives) * self.document_max_length
         return self.batch_size // ranks * (self.query_max_length + documents)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nestling.config.checks import require, require_dims
+from nestling.config.checks import require, require_at_least, require_dims
 
 
 @dataclass(frozen=True)
@@ -12,17 +12,16 @@ class ExportConfig:
 
     Args:
         output: Folder to write; must not exist.
-        checkpoint: A step-N folder of a run, whose config.yaml says all else.
+        checkpoint: A run's folder checkpoints/step-N; all else is in the run's config.yaml.
         adapter: A folder that peft wrote for an embedder.
-        base: Directory or hub id of the model under the adapter; with a checkpoint, where it has moved to.
-        model: Directory or hub id of a reranker that is a causal language model, to be written in another shape.
-        shape: Of a reranker: the causal language model, which is a CrossEncoder as well, or a classifier of one label;
-            a checkpoint's is causal by default.
-        dtype: Of the written weights; the base's own by default.
-        dims: Matryoshka dimensions that the adapter was trained at.
-        instruction: Task of the queries that the adapter was trained with; the base's own query prompt by default.
-        query_max_length: Tokens of a query that the adapter was trained with.
-        document_max_length: Tokens of a document, likewise.
+        base: Directory or hub id of the model under the adapter; for a checkpoint, where that model is now.
+        model: Directory or hub id of a reranker that is a causal language model, to write it in another shape.
+        shape: Shape of a reranker: causal language model (also a CrossEncoder), or classifier; by default causal.
+        dtype: Type of the written weights; by default the base's own.
+        matryoshka_dims: Dimensions that the adapter was trained at.
+        instruction: Task of the queries that the adapter was trained with; by default the base's query prompt.
+        query_max_length: Longest query in tokens that the adapter was trained with.
+        document_max_length: Longest document in tokens that the adapter was trained with.
     """
 
     output: str
@@ -32,7 +31,7 @@ class ExportConfig:
     model: str | None = None
     shape: Literal["causal", "classifier"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    dims: list[int] = field(default_factory=list)
+    matryoshka_dims: list[int] = field(default_factory=list)
     instruction: str | None = None
     query_max_length: int = 512
     document_max_length: int = 512
@@ -50,12 +49,13 @@ class ExportConfig:
             "--model needs --shape, causal or classifier, and takes no --base",
         )
         require(self.adapter is None or self.shape is None, "shape is a reranker's, and adapters are embedders'")
-        of_adapters = self.dims or self.instruction or (self.query_max_length, self.document_max_length) != (512, 512)
+        of_adapters = (
+            self.matryoshka_dims or self.instruction or (self.query_max_length, self.document_max_length) != (512, 512)
+        )
         require(
             self.adapter is not None or not of_adapters,
-            "dims, instruction and the lengths go with --adapter; those of a checkpoint are in the run's config.yaml, "
-            "and a model's in its own files",
+            "matryoshka_dims, instruction and the lengths go with --adapter; those of a checkpoint are in the run's "
+            "config.yaml, and a model's in its own files",
         )
-        require_dims(self.dims)
-        for name in ("query_max_length", "document_max_length"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        require_dims(self.matryoshka_dims, name="matryoshka_dims")
+        require_at_least(1, self, "query_max_length", "document_max_length")

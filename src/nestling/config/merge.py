@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nestling.config.checks import require, require_unique
+from nestling.config.datasets import CandidateData
 from nestling.config.merge_methods import WITH_BASE, Method, Recipe, Weights, default_method, equal_weights
-from nestling.config.rerank import CandidateData
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,8 @@ class LayerWeights:
     """Weights of some tensors.
 
     Args:
-        pattern: Regular expression, found anywhere in a tensor's name; the first that is found counts.
-        weights: One a model.
+        pattern: Regular expression to find anywhere in a tensor's name; the first that matches counts.
+        weights: One number for each model.
     """
 
     pattern: str
@@ -26,29 +26,27 @@ class MergeConfig:
     """Merge models, adapters or checkpoints of a run into one model, or look for the best way to.
 
     Args:
-        output: Folder of the merged model; must not exist. With alphas none is written.
+        output: Folder of the merged model; must not exist; none is written with alphas.
         models: Directories or hub ids of models, folders of peft adapters, step-N folders; with commas between.
-        run: The folder of a run, whose checkpoints are merged.
-        last: So many of its newest checkpoints; all by default.
-        steps: These of its checkpoints.
-        base: The model that all were trained from: methods with a base need it, a search tries it too; that of the run
-            by default. For adapters and checkpoints, where the base that they name has moved to.
-        method: How; by default slerp of two models and karcher of more.
-        weights: One a model; the same for all by default.
-        layers: Weights of tensors whose names have a pattern.
-        scale: Of the change to the base, for task arithmetic, TIES and DARE.
-        density: Share of each model's changes that TIES and DARE keep.
-        seed: Of DARE's masks.
-        dtype: Of the written weights; the base's own by default.
-        search: Try so many weights at the most on dev, the models themselves among them, and write the best.
-        alphas: Shares of the merge beside the base to try, from 0, the base, to 1, the merge.
-        dev: Retrieval sets that decide a search, by nDCG@10; paths with commas between do as well. Rerankers order the
-            candidates.
+        run: Folder of a run, whose checkpoints are merged.
+        last: Merge this many of the run's newest checkpoints; by default all.
+        steps: Merge the checkpoints of these steps of the run.
+        base: Model that all were trained from, or where it is now; by default what run or adapters name.
+        method: Method of merging; by default slerp for two models and karcher for more.
+        weights: One number for each model; by default all the same.
+        layers: Other weights for tensors whose names match a pattern.
+        scale: For task arithmetic, TIES and DARE: scale of the change to the base.
+        density: For TIES and DARE: share of each model's changes that is kept.
+        seed: Seed of DARE's masks.
+        dtype: Type of the written weights; by default the base's own.
+        search: Try up to this many weights on dev, each model alone among them, and write the best.
+        alphas: Points to try between the base (0) and the merged model (1).
+        dev: Retrieval sets that decide a search by nDCG@10; on the command line also paths with commas between.
         test: Retrieval sets that the result is reported on.
-        other: Retrieval sets of another domain, which show what is forgotten; they decide nothing.
-        compute: Precision of the models for these; bf16 is quicker where the hardware has it.
+        other: Retrieval sets of another domain, which show what is forgotten and decide nothing.
+        precision: Type of the computation when models are measured; bf16 is faster where the hardware has it.
         results: JSON file for everything that was measured; must not exist.
-        plot: Picture (png, svg or pdf) of alphas; must not exist.
+        plot: Picture (png, svg or pdf) of the results at alphas; must not exist.
     """
 
     output: str | None = None
@@ -69,7 +67,7 @@ class MergeConfig:
     dev: list[CandidateData] = field(default_factory=list)
     test: list[CandidateData] = field(default_factory=list)
     other: list[CandidateData] = field(default_factory=list)
-    compute: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["bf16", "fp32"] = "fp32"
     results: str | None = None
     plot: str | None = None
 

@@ -32,31 +32,30 @@ class PipelineConfig:
     and {} does it with the script's defaults.
 
     Args:
-        output_dir: Folder of the run; the same command goes on in it.
-        train: Training records: any file, folder or dataset id that the recipes read. Leave it away to make queries.
+        output_dir: Folder of the run; the same command continues in it.
+        train: Training records: any file, folder or dataset id that the recipes read; leave it out to make queries.
         train_split: The split of a BEIR folder or of a dataset id.
-        corpus: A BEIR folder or a corpus.jsonl: where negatives come from, and what queries are made for; by default
-            the corpus of train, if that is a BEIR folder.
+        corpus: BEIR folder or corpus.jsonl to make queries for and mine in; by default that of train.
         dev: BEIR folder for evaluation during training, and for a merge's search.
-        dev_split: Which qrels file of it.
+        dev_split: Which qrels file of dev to use.
         test: BEIR folders that the models are measured on at the end.
-        test_split: Which qrels file of these.
+        test_split: Which qrels file of test to use.
         embedder_model: Directory or hub id of the embedder to adapt.
         reranker_model: Directory or hub id of the reranker to adapt, or of a causal language model.
-        launcher: Arguments of `accelerate launch` for training and mining; none starts them with plain python.
-        queries: Of scripts/make_queries.py: queries for the corpus.
-        check: Of scripts/check_data.py; with drop in it, training goes on with the cleaned copy.
-        mine: Of scripts/mine.py: hard negatives by the embedder as it comes.
-        embed: Of train/embed.py.
-        merge: Of scripts/merge.py: checkpoints of the embedder's run.
-        remine: Of scripts/mine.py: hard negatives by the adapted embedder.
-        score: Of scripts/mine.py: scores of a judge for the documents of the records.
-        rerank: Of train/rerank.py.
-        evaluate: Of scripts/evaluate.py: every model alone, both together, and BM25.
-        export: Of scripts/export.py: dtype and shape of the reranker; {} copies both models as training left them.
-        report: Of scripts/report.py.
+        launcher: Arguments of `accelerate launch` for training and mining; by default plain python starts them.
+        queries: Settings of scripts/make_queries.py: queries for the corpus.
+        check: Settings of scripts/check_data.py; with drop in it, training reads the cleaned copy.
+        mine: Settings of scripts/mine.py: hard negatives by the embedder before training.
+        embed: Settings of train/embed.py.
+        merge: Settings of scripts/merge.py: checkpoints of the embedder's run.
+        remine: Settings of scripts/mine.py: hard negatives by the embedder after training.
+        score: Settings of scripts/mine.py: scores of a judge for the documents of the records.
+        rerank: Settings of train/rerank.py.
+        evaluate: Settings of scripts/evaluate.py: every model alone, both together, and BM25.
+        export: Settings of scripts/export.py: dtype, and shape of the reranker; {} copies the models as they are.
+        report: Settings of scripts/report.py.
         only: Do this step alone, with what the steps before it have left.
-        from_step: Do the steps from this one on, likewise.
+        from_step: Do this step and those after it, with what the steps before it have left.
         dry_run: Print the steps, why each is to be done, and their commands; do nothing.
     """
 

@@ -30,20 +30,19 @@ class EndpointConfig:
     """A server with OpenAI's API: vLLM, llama.cpp, SGLang, or a hosted one.
 
     Args:
-        url: Its base URL, such as http://localhost:8000/v1; without one the model is a directory and runs here.
-        key_variable: Environment variable that holds the key; by default none is sent.
+        url: Base URL, such as http://localhost:8000/v1; without one the model is a directory and runs here.
+        api_key_env: Environment variable that holds the server's key; by default none is sent.
         concurrency: Requests at a time.
-        requests_per_minute: No more than these, evenly spaced; by default as many as the server answers.
-        timeout: Seconds that the server may be silent.
-        retries: How often a request is sent again after silence, a lost connection, a response that is no chat
-            completion, or status 408, 409, 429 or 5xx.
-        body: Fields of every request's body, beside or in place of ours; null leaves one out.
-        price_in: Of a million tokens of prompts.
-        price_out: Of a million tokens of answers.
+        requests_per_minute: Highest number of requests a minute; by default as many as the server answers.
+        timeout: Seconds of silence after which a request has failed.
+        retries: How often a request that failed is sent again.
+        body: More fields of each request's body, or others in place of ours; null leaves one out.
+        price_in: Price of a million tokens of prompts.
+        price_out: Price of a million tokens of answers.
     """
 
     url: str | None = None
-    key_variable: str | None = None
+    api_key_env: str | None = None
     concurrency: int = 8
     requests_per_minute: float | None = None
     timeout: float = 120
@@ -76,29 +75,28 @@ class MakeQueriesConfig:
 
     Args:
         data: The documents: a BEIR folder or a corpus.jsonl.
-        model: What the endpoint calls the model; or the directory of a causal language model with a chat template.
-        output: JSONL file for the pairs; must not exist. The journal of answers is kept beside it.
+        model: Name of the model at the endpoint, or directory of a causal language model with a chat template.
+        output: JSONL file for the pairs; must not exist; the journal of answers is kept beside it.
         endpoint: The server that runs the model.
-        personas: File with a searcher a line; data/personas.txt by default.
-        candidates: How many of them the model chooses from for a document.
-        embedder: Directory or hub id of an embedder: candidates are those nearest to the document; by default they are
-            drawn.
-        question_types: What the model chooses from, each with what it means.
-        difficulties: Likewise.
-        lengths: Words of a query, such as 2-6, each with a weight; one is drawn for a document.
-        languages: Languages of queries, each with a weight, likewise; document is the document's own.
-        instruction: Task that is written into each row.
-        limit: So many documents, drawn; by default all. It may change between runs that share a journal.
-        min_characters: Shorter documents are skipped.
-        max_characters: Of a longer document the model sees so many.
-        temperature: Of sampling; 0 takes the likeliest tokens.
-        max_tokens: Tokens of an answer.
-        attempts: How often an answer is asked for until it can be used.
-        batch_size: Prompts that a model without an endpoint answers at a time.
-        seed: Of all draws, and with the document of the model's sampling.
-        budget: No new document is begun when this has been spent, by the endpoint's prices.
-        explain: Write the document's id and what the query was asked to be beside each row.
-        dry_run: Print the prompts of a few documents and an estimate of the tokens; ask nothing, write nothing.
+        personas: File with one searcher a line; by default data/personas.txt.
+        num_personas: Personas of a document that the model chooses from.
+        embedder: Directory or hub id of an embedder that picks the nearest personas; by default they are drawn.
+        question_types: Types of question that the model chooses from, each with its meaning.
+        difficulties: Difficulties that the model chooses from, each with its meaning.
+        lengths: Ranges of words of a query, such as 2-6, each with a weight; one is drawn for a document.
+        languages: Languages of queries, each with a weight; document stands for the document's own language.
+        instruction: Task to write into each row.
+        limit: Number of documents, drawn at random; by default all; may change between runs with one journal.
+        min_characters: Skip shorter documents.
+        max_characters: Show the model only this many characters of a longer document.
+        temperature: Temperature of sampling; 0 takes the likeliest tokens.
+        max_tokens: Longest answer in tokens.
+        attempts: How often to ask for a document's answer until one can be used.
+        batch_size: Prompts at a time of a model that runs here, without an endpoint.
+        seed: Seed of all draws, and, with the document, of the model's sampling.
+        budget: Start no new document once this much has been spent, by the endpoint's prices.
+        explain: Also write each row's document id and what the query was asked to be.
+        dry_run: Print the prompts of a few documents and an estimate of the tokens; ask and write nothing.
     """
 
     data: str
@@ -106,7 +104,7 @@ class MakeQueriesConfig:
     output: str | None = None
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     personas: str | None = None
-    candidates: int = 5
+    num_personas: int = 5
     embedder: str | None = None
     question_types: dict[str, str] = field(default_factory=QUESTION_TYPES.copy)
     difficulties: dict[str, str] = field(default_factory=DIFFICULTIES.copy)
@@ -126,7 +124,7 @@ class MakeQueriesConfig:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "min_characters", "max_characters", "max_tokens", "attempts", "batch_size"):
+        for name in ("num_personas", "min_characters", "max_characters", "max_tokens", "attempts", "batch_size"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         require(self.limit is None or self.limit >= 1, f"limit is {self.limit}, expected at least 1")
         require(self.seed >= 0, f"seed is {self.seed}, expected 0 or more")

@@ -14,10 +14,9 @@ class ReportConfig:
         output: HTML file to write; must not exist.
         title: Heading of the page; by default the names of the runs, or of the results.
         runs: Folders of runs of train/embed.py and train/rerank.py, with commas between.
-        results: Files of scripts/evaluate.py --output, with commas between; each bears its file's name and brings its
-            details along. The last is the one after training.
-        baseline: The name of the result to compare all others with; by default the first of a model.
-        config_file: A file of settings to show, such as that of a pipeline.
+        results: Files of scripts/evaluate.py --output, with commas between; the last is the one after training.
+        baseline: Name, without .json, of the result to compare the others with; by default the first of a model.
+        config_file: File of settings to show, such as a pipeline's.
     """
 
     output: str

@@ -1,32 +1,12 @@
 """Settings of train/rerank.py."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nestling.config.checks import require
-from nestling.config.training import DevData, TrainingConfig
-
-
-@dataclass(frozen=True)
-class CandidateData(DevData):
-    """One development set in the BEIR layout, and the documents that are scored for each of its queries.
-
-    Args:
-        path: The folder with corpus.jsonl, queries.jsonl and qrels/.
-        split: Which qrels file to use.
-        name: How reports call it; the folder's name by default.
-        instruction: Task of its queries; the run's instruction by default.
-        candidates: Where the documents of each query come from: bm25, a TREC run file, or a .jsonl file of lists.
-        depth: How many of bm25 or a run; a .jsonl file's lists are scored whole.
-    """
-
-    candidates: str = "bm25"
-    depth: int = 100
-
-    def __post_init__(self) -> None:
-        require(self.depth >= 1, f"dev: depth is {self.depth}, expected at least 1")
+from nestling.config.checks import require, require_positive
+from nestling.config.datasets import CandidateData
+from nestling.config.training import TrainingConfig, require_dev_and_attention
 
 
 @dataclass(frozen=True)
@@ -34,35 +14,34 @@ class RerankLossConfig:
     """The objective of a reranker (docs/reranking.md).
 
     Args:
-        objective: Each document's answer by itself; the positives against the negatives of their query; or the
-            divergence from a teacher's scores over the documents of a query.
-        label_space: Of pointwise: the two answers, as at inference, or all words, as a language model is trained.
-        labels: Of pointwise: 1 and 0, or the scores of the data as probabilities.
-        positive_weight: Of pointwise: weight of the part of yes.
-        temperature: Of listwise and distillation: divides the logits.
-        teacher_temperature: Of distillation: divides the teacher's scores.
+        objective: pointwise over the two answers or over the vocabulary, listwise, or distillation from teacher scores.
+        labels: For pointwise: 1 and 0 (hard), or the scores of the data as probabilities (teacher).
+        positive_weight: For pointwise: weight of the loss of relevant documents.
+        temperature: For listwise and distillation: divides the logits.
+        teacher_temperature: For distillation: divides the teacher's scores.
     """
 
-    objective: Literal["pointwise", "listwise", "distillation"] = "pointwise"
-    label_space: Literal["answers", "vocabulary"] = "answers"
+    objective: Literal["pointwise", "pointwise_vocabulary", "listwise", "distillation"] = "pointwise"
     labels: Literal["hard", "teacher"] = "hard"
     positive_weight: float = 1.0
     temperature: float = 1.0
     teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("positive_weight", "temperature", "teacher_temperature"):
-            value = getattr(self, name)
-            require(0 < value < math.inf, f"loss.{name} is {value:g}, expected a finite number above 0")
-        pointwise = self.objective == "pointwise"
+        require_positive(self, "positive_weight", "temperature", "teacher_temperature", section="loss.")
         require(
-            pointwise or (self.label_space, self.labels, self.positive_weight) == ("answers", "hard", 1.0),
-            f"loss: label_space, labels and positive_weight are pointwise's, and the objective is {self.objective}",
+            self.pointwise or (self.labels, self.positive_weight) == ("hard", 1.0),
+            f"loss: labels and positive_weight are pointwise's, and the objective is {self.objective}",
         )
         require(
-            self.objective != "pointwise" or (self.temperature, self.teacher_temperature) == (1.0, 1.0),
-            "loss: pointwise has no temperature; set objective: listwise or distillation",
+            not self.pointwise or (self.temperature, self.teacher_temperature) == (1.0, 1.0),
+            f"loss: {self.objective} has no temperature; set objective: listwise or distillation",
         )
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each document is judged by itself."""
+        return self.objective in ("pointwise", "pointwise_vocabulary")
 
     @property
     def needs_scores(self) -> bool:
@@ -75,45 +54,35 @@ class RerankConfig(TrainingConfig):
     """Fine-tune a reranker.
 
     Args:
-        dev: Retrieval sets whose candidates are reranked during training; paths with commas between do as well.
-        attention: auto packs prompts without padding; sdpa, eager and flash_attention_2 are transformers' own.
-        share_prefix: Run the tokens that the prompts of a query have in common once; takes attention: auto.
-        prefix: What stands before instruction, query and document; what the model's files say by default, or
-            Qwen3-Reranker's.
-        suffix: What stands behind them, up to the answer; likewise.
-        yes: The word for relevant, one token.
-        no: The word for not relevant, one token.
+        dev: Retrieval sets for evaluation during training; on the command line also paths with commas between.
+        attn_implementation: As in transformers; varlen: no padding; auto: also runs a query's common prompt once.
+        prefix: Text before instruction, query and document; by default the model's own, or Qwen3-Reranker's.
+        suffix: Text after them, up to the answer; by default likewise.
+        answers: The words for relevant and for not relevant, one token each; by default the model's own, or yes,no.
         loss: The objective.
     """
 
     dev: list[CandidateData] = field(default_factory=list)
     batch_size: int = 16
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    share_prefix: bool = True
+    attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
     prefix: str | None = None
     suffix: str | None = None
-    yes: str | None = None
-    no: str | None = None
+    answers: list[str] = field(default_factory=list)
     loss: RerankLossConfig = RerankLossConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(not self.early_stopping or bool(self.dev), "early_stopping needs a dev set; give one with --dev FOLDER")
+        require_dev_and_attention(self, bool(self.dev), self.attn_implementation)
         require(
-            self.attention == "auto" or not self.share_prefix,
-            f"attention: {self.attention} cannot share prefixes; set attention: auto, or share_prefix: false",
-        )
-        require(
-            self.precision == "bf16" or self.attention != "flash_attention_2",
-            "attention: flash_attention_2 computes in bfloat16 only; set precision: bf16",
+            len(self.answers) in (0, 2), f"answers: {self.answers}, expected two words: for relevant and not relevant"
         )
         require(
             all(data.in_batch_negatives for data in self.train),
             "train: in_batch_negatives is the embedder's; a reranker learns from each query's own documents",
         )
 
-    def published(self) -> dict[str, object]:
-        settings = super().published()
+    def card_settings(self) -> dict[str, object]:
+        settings = super().card_settings()
         dev = [
             {**asdict(each), "path": Path(each.path).name, "candidates": Path(each.candidates).name}
             for each in self.dev
@@ -121,9 +90,14 @@ class RerankConfig(TrainingConfig):
         return {**settings, "dev": dev}
 
     @property
+    def share_prefix(self) -> bool:
+        """Whether the tokens that the prompts of a query have in common run once."""
+        return self.attn_implementation == "auto"
+
+    @property
     def reading(self) -> dict[str, Any]:
         """What it sets of `nestling.models.reranker.RerankerSettings`; the rest is as the model's files say."""
-        given = {"instruction": self.query_instruction}
-        given |= {name: getattr(self, name) for name in ("prefix", "suffix", "yes", "no")}
+        given = {"instruction": self.query_instruction, "prefix": self.prefix, "suffix": self.suffix}
+        given |= dict(zip(("yes", "no"), self.answers, strict=False))
         lengths = {name: getattr(self, name) for name in ("query_max_length", "document_max_length")}
         return {name: value for name, value in given.items() if value is not None} | lengths

@@ -18,6 +18,6 @@ def read_run(folder: Path) -> EmbedConfig | RerankConfig:
         f"{folder} has no config.yaml; expected a run's folder, and RUN/checkpoints/step-N of a step",
     )
     arguments = ["--config", str(path)]
-    if "share_prefix" in yaml.safe_load(path.read_text(encoding="utf-8")):
+    if "prefix" in yaml.safe_load(path.read_text(encoding="utf-8")):
         return parse_config(RerankConfig, None, arguments)
     return parse_config(EmbedConfig, None, arguments)

@@ -11,14 +11,14 @@ class ServeCheckConfig:
     """Settings of scripts/serve_check.py.
 
     Args:
-        url: The server's address, http://localhost:8000 say, or an endpoint's; it may stand first, without --url.
+        url: Address of the server or endpoint, such as http://localhost:8000; may come first, without --url.
         model: The directory that it serves.
-        kind: What the directory is; told by its files by default.
-        api_model: What requests call the model; the first that the server lists by default.
+        kind: What the directory holds; by default told by its files.
+        api_model: Name of the model in requests; by default the first that the server lists.
         dims: Dimensions to ask for, of an embedder trained at several.
-        least_cosine: Of embeddings with the directory's, for a server that fits.
+        least_cosine: Lowest cosine to the directory's own embeddings at which the server passes.
         timeout: Seconds to wait for an answer.
-        key_env: Environment variable that holds the server's key.
+        api_key_env: Environment variable that holds the server's key.
     """
 
     url: str
@@ -28,7 +28,7 @@ class ServeCheckConfig:
     dims: list[int] = field(default_factory=list)
     least_cosine: float = 0.999
     timeout: float = 60.0
-    key_env: str | None = None
+    api_key_env: str | None = None
 
     def __post_init__(self) -> None:
         require(

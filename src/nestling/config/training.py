@@ -1,74 +1,24 @@
-"""Settings that both training recipes have."""
+"""Settings that both training recipes have, called as in transformers' TrainingArguments where it has them."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from nestling.config.checks import require
+from nestling.config.checks import require, require_at_least, require_positive
+from nestling.config.datasets import TrainData
+from nestling.config.lora import LoraConfig
 
-
-@dataclass(frozen=True)
-class TrainData:
-    """One training dataset.
-
-    Args:
-        path: A JSONL(.gz), Parquet or CSV file, a BEIR folder, or a dataset id.
-        split: The split of a BEIR folder or of a dataset id.
-        name: How reports call it; the file's name without its ending by default.
-        instruction: Task of the queries of this dataset; a row's own instruction goes first.
-        weight: How often an epoch visits each row: 0.5 takes half of the rows, 2 takes each twice.
-        in_batch_negatives: Whether documents of other rows count as negatives; off for classification-like data.
-    """
-
-    path: str
-    split: str = "train"
-    name: str | None = None
-    instruction: str | None = None
-    weight: float = 1.0
-    in_batch_negatives: bool = True
-
-    def __post_init__(self) -> None:
-        require(0 < self.weight < math.inf, f"train: weight is {self.weight:g}, expected a finite number above 0")
-
-
-@dataclass(frozen=True)
-class DevData:
-    """One development set in the BEIR layout.
-
-    Args:
-        path: The folder with corpus.jsonl, queries.jsonl and qrels/.
-        split: Which qrels file to use.
-        name: How reports call it; the folder's name by default.
-        instruction: Task of its queries; the run's instruction by default.
-    """
-
-    path: str
-    split: str = "dev"
-    name: str | None = None
-    instruction: str | None = None
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters.
-
-    Args:
-        r: Rank.
-        alpha: Scale; the update is alpha / r times B A.
-        dropout: Dropout before A.
-        targets: Names of the layers to adapt; every linear layer when empty.
-    """
-
-    r: int = 32
-    alpha: int = 64
-    dropout: float = 0.0
-    targets: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        require(self.r > 0, f"lora.r is {self.r}, expected at least 1 (for full fine-tuning set tuning: full)")
-        require(self.alpha > 0, f"lora.alpha is {self.alpha}, expected at least 1")
-        require(0 <= self.dropout < 1, f"lora.dropout is {self.dropout:g}, expected 0 <= dropout < 1")
+# They do not change the model; its card leaves them out, with the folders of somebody's machine.
+NOT_ON_THE_CARD = (
+    "output_dir",
+    "resume",
+    "dataloader_num_workers",
+    "report_to",
+    "use_cpu",
+    "logging_steps",
+    "save_total_limit",
+    "dry_run",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,43 +27,39 @@ class TrainingConfig:
 
     Args:
         model: Directory or hub id of the model to adapt.
-        output_dir: Run folder; must not exist unless resume is set.
-        train: Training datasets; on the command line paths with commas between do as well.
-        instruction: Task of the queries; the model's own by default.
-        query_max_length: Tokens of a query.
-        document_max_length: Tokens of a document.
-        tuning: Train low-rank adapters, the same over a base in 4 bits (qlora, on a GPU), or all weights.
-        lora: Adapter settings, with tuning lora.
-        precision: Compute in bfloat16 over float32 master weights, or in float32.
-        dropout: Dropout inside the model, whatever its files say; null keeps theirs.
-        checkpoint_length: Texts of more tokens recompute their activations in the backward pass (gradient
-            checkpointing), 0 for all; null for none.
-        chunk_tokens: Positions that run through the model at once; by default what suits the device.
-        batch_size: Queries in a global batch, over all processes.
-        negatives: Hard negatives drawn per query and step, rotating over the epochs.
-        positives: Positives drawn per query and step, rotating over the epochs.
-        mixing_temperature: Above 1, evens out the sizes of the datasets.
-        epochs: Passes over the data.
-        max_steps: Stop after this many steps.
+        output_dir: Folder of the run; must not exist, unless resume is true.
+        train: Training datasets; on the command line also paths with commas between.
+        instruction: Task of the queries; by default the model's own.
+        query_max_length: Longest query in tokens; longer ones are cut.
+        document_max_length: Longest document in tokens; longer ones are cut.
+        tuning: Train LoRA adapters (lora), adapters over a base in 4 bits on a GPU (qlora), or all weights (full).
+        lora: Settings of the adapters, for tuning lora and qlora.
+        precision: Type of the computation, over float32 master weights: bfloat16 or float32.
+        dropout: Dropout inside the model; null takes what the model's files say.
+        gradient_checkpointing_length: Use gradient checkpointing for texts of more tokens; 0: for all, null: for none.
+        chunk_tokens: Tokens, padding included, that run through the model at once; by default what suits the device.
+        batch_size: Queries in a step, over all processes together.
+        num_negatives: Hard negatives of a query in a step, drawn in turn over the epochs.
+        num_positives: Positives of a query in a step, drawn in turn over the epochs.
+        mixing_temperature: Values above 1 make the shares of large and small datasets more equal.
+        num_train_epochs: Passes over the data.
+        max_steps: Stop after this many steps; by default num_train_epochs counts.
         learning_rate: Peak learning rate of AdamW.
-        schedule: Course of the learning rate after warm-up.
-        warmup: Share of the steps over which the learning rate rises.
-        weight_decay: Decoupled weight decay of matrices.
-        max_grad_norm: Gradient norm is clipped to this; 0 does not clip.
-        seed: Seeds sampling, initialisation and dropout.
-        eval_steps: Evaluate on dev every so many steps; 0 evaluates after each epoch.
-        early_stopping: Stop after so many evaluations without a better result; 0 never does.
-        save_steps: Save a checkpoint every so many steps; 0 saves after each epoch.
-        keep_checkpoints: Checkpoints kept beside the best one.
-        export_best: Export the best checkpoint by dev nDCG@10 rather than the last.
-        log_steps: Write a line of metrics every so many steps.
-        wandb: Weights & Biases project to log to.
-        tensorboard: Write TensorBoard files into the run folder.
-        workers: Processes that read and tokenise.
+        lr_scheduler_type: Course of the learning rate after the warm-up.
+        warmup_ratio: Share of the steps over which the learning rate rises.
+        weight_decay: Weight decay of AdamW, on matrices only.
+        max_grad_norm: Clip the gradient to this norm; 0: do not clip.
+        seed: Seed of sampling, initialisation and dropout.
+        eval_steps: Evaluate on dev every this many steps; 0: after each epoch.
+        early_stopping_patience: Stop after this many evaluations without a better result; 0: never.
+        save_steps: Save a checkpoint every this many steps; 0: after each epoch.
+        save_total_limit: Checkpoints to keep, besides the best one.
+        logging_steps: Write a line of metrics every this many steps.
+        report_to: Also log to wandb (its project is WANDB_PROJECT), to tensorboard, or to both.
+        dataloader_num_workers: Processes that read and tokenize the data.
         resume: Continue the run in output_dir.
-        max_bad_steps: Stop after so many steps in a row with a non-finite loss or gradient.
-        cpu: Train on the CPU even if there is a GPU.
-        dry_run: Take the longest of the first batches forward and backward, print memory and speed, and train nothing.
+        use_cpu: Train on the CPU even if there is a GPU.
+        dry_run: Run the longest of the first batches, print memory and speed, and train nothing.
     """
 
     model: str
@@ -123,71 +69,51 @@ class TrainingConfig:
     query_max_length: int = 512
     document_max_length: int = 512
     tuning: Literal["lora", "qlora", "full"] = "lora"
-    lora: LoraConfig = LoraConfig()
+    lora: LoraConfig = field(default_factory=LoraConfig)
     precision: Literal["bf16", "fp32"] = "bf16"
     dropout: float | None = 0.0
-    checkpoint_length: int | None = 2048
+    gradient_checkpointing_length: int | None = 2048
     chunk_tokens: int | None = None
     batch_size: int = 64
-    negatives: int = 7
-    positives: int = 4
+    num_negatives: int = 7
+    num_positives: int = 4
     mixing_temperature: float = 1.0
-    epochs: float = 1.0
+    num_train_epochs: float = 1.0
     max_steps: int | None = None
     learning_rate: float = 1e-4
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = 0.1
+    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    warmup_ratio: float = 0.1
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     seed: int = 42
     eval_steps: int = 0
-    early_stopping: int = 0
+    early_stopping_patience: int = 0
     save_steps: int = 0
-    keep_checkpoints: int = 2
-    export_best: bool = True
-    log_steps: int = 1
-    wandb: str | None = None
-    tensorboard: bool = False
-    workers: int = 2
+    save_total_limit: int = 2
+    logging_steps: int = 1
+    report_to: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
+    dataloader_num_workers: int = 2
     resume: bool = False
-    max_bad_steps: int = 5
-    cpu: bool = False
+    use_cpu: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         require(bool(self.train), "train is empty; name at least one dataset, such as --train data/sample.jsonl")
-        for name in (
-            "batch_size",
-            "query_max_length",
-            "document_max_length",
-            "positives",
-            "log_steps",
-            "keep_checkpoints",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} is {value}, expected at least 1")
-        for name in ("negatives", "eval_steps", "save_steps", "early_stopping", "workers", "seed"):
-            value = getattr(self, name)
-            require(value >= 0, f"{name} is {value}, expected 0 or more")
-        for name in ("weight_decay", "max_grad_norm"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"{name} is {value}, expected 0 or more")
-        require(self.max_bad_steps >= 1, f"max_bad_steps is {self.max_bad_steps}, expected at least 1")
-        for name in ("learning_rate", "epochs", "mixing_temperature"):
-            value = getattr(self, name)
-            require(0 < value < math.inf, f"{name} is {value:g}, expected a finite number above 0")
-        require(self.chunk_tokens is None or self.chunk_tokens > 0, f"chunk_tokens is {self.chunk_tokens}, not above 0")
-        require(
-            self.checkpoint_length is None or self.checkpoint_length >= 0,
-            f"checkpoint_length is {self.checkpoint_length}, expected 0 or more, or null",
-        )
+        require_at_least(1, self, "query_max_length", "document_max_length", "chunk_tokens", "batch_size")
+        require_at_least(1, self, "num_positives", "max_steps", "save_total_limit", "logging_steps")
+        require_at_least(0, self, "num_negatives", "eval_steps", "save_steps", "early_stopping_patience", "seed")
+        require_at_least(0, self, "weight_decay", "max_grad_norm", "dataloader_num_workers")
+        require_at_least(0, self, "gradient_checkpointing_length")
+        require_positive(self, "learning_rate", "num_train_epochs", "mixing_temperature")
         require(
             self.tuning != "qlora" or self.precision == "bf16",
             "tuning: qlora computes in bfloat16; set precision: bf16",
         )
-        require(self.max_steps is None or self.max_steps > 0, f"max_steps is {self.max_steps}, expected at least 1")
         require(0 <= (self.dropout or 0.0) < 1, f"dropout is {self.dropout}, expected 0 <= dropout < 1")
-        require(0 <= self.warmup < 1, f"warmup is {self.warmup:g}, expected a share of the steps, 0 <= warmup < 1")
+        require(
+            0 <= self.warmup_ratio < 1,
+            f"warmup_ratio is {self.warmup_ratio:g}, expected a share of the steps, 0 <= warmup_ratio < 1",
+        )
 
     @property
     def query_instruction(self) -> str | None:
@@ -195,21 +121,22 @@ class TrainingConfig:
         of_datasets = {data.instruction for data in self.train}
         return self.instruction or (of_datasets.pop() if len(of_datasets) == 1 else None)
 
-    def published(self) -> dict[str, object]:
-        """The settings that make the model what it is, for its card: no folders of anyone's machine."""
-        private = (
-            "output_dir",
-            "resume",
-            "workers",
-            "wandb",
-            "tensorboard",
-            "cpu",
-            "log_steps",
-            "keep_checkpoints",
-            "dry_run",
-        )
-        settings = {name: value for name, value in asdict(self).items() if name not in private}
+    def card_settings(self) -> dict[str, object]:
+        """The settings that a model card shows: those that make the model what it is, without folders."""
+        settings = {name: value for name, value in asdict(self).items() if name not in NOT_ON_THE_CARD}
         settings["model"] = Path(self.model).name if Path(self.model).is_dir() else self.model
         for key in ("train", "dev"):
             settings[key] = [{**each, "path": Path(each["path"]).name} for each in settings[key]]
         return settings
+
+
+def require_dev_and_attention(config: TrainingConfig, dev: bool, attn_implementation: str) -> None:
+    """Raise ValueError for early stopping without a dev set, and for an attention that the precision rules out."""
+    require(
+        not config.early_stopping_patience or dev,
+        "early_stopping_patience needs a dev set; give one with --dev FOLDER",
+    )
+    require(
+        config.precision == "bf16" or attn_implementation != "flash_attention_2",
+        "attn_implementation: flash_attention_2 computes in bfloat16 only; set precision: bf16",
+    )

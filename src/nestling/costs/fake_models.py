@@ -50,7 +50,7 @@ class FakeModel:
         lora: Arguments of `attach_lora`; None trains all weights.
         reranker: Whether it is one, and not an embedder.
         full_vocabulary: Of a reranker: whether its loss is over all words.
-        checkpoint_length: Texts of more tokens recompute their activations; None for none.
+        gradient_checkpointing_length: Texts of more tokens recompute their activations; None for none.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class FakeModel:
         lora: Mapping[str, Any] | None,
         reranker: bool = False,
         full_vocabulary: bool = False,
-        checkpoint_length: int | None = None,
+        gradient_checkpointing_length: int | None = None,
     ) -> None:
         kind: Any = AutoModelForCausalLM if reranker else AutoModel
         with torch.device("meta"):
@@ -77,8 +77,8 @@ class FakeModel:
         self.mode = FakeTensorMode()
         with self.mode:  # peft does not put adapters on fake tensors, so that they come last
             put_on_cpu(self.model)
-        if checkpoint_length is not None:
-            self.model.checkpoint_activations_above(checkpoint_length)
+        if gradient_checkpointing_length is not None:
+            self.model.checkpoint_activations_above(gradient_checkpointing_length)
 
     def bytes_a_position(self, length: int, positions: int, *, sharded: bool = False) -> float:
         """What training measures before its first step: the graph of a chunk, for each of its positions.

@@ -16,7 +16,7 @@ def shares_of(launch: LaunchCosts, model: TokenModel, room: float) -> tuple[Stat
 
 
 def shares_with(launch: LaunchCosts, *, full_gradients: bool) -> StateFractions:
-    ranks, backend = launch.processes, launch.backend
+    ranks, backend = launch.num_processes, launch.backend
     if backend == "fsdp2":
         return fsdp_fractions(ranks, full_gradients=full_gradients)
     if backend.startswith("zero"):

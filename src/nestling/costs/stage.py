@@ -56,8 +56,9 @@ def costs_of(stage: StageCosts, launch: LaunchCosts, room: float) -> Costs:
         return mining_costs(config, stage, room)
     require(stage.documents is None, f"{stage.path}: documents is of mining")
     require(
-        config.batch_size % launch.processes == 0,
-        f"{stage.path}: batch_size is {config.batch_size}, which {launch.processes} processes cannot share out equally",
+        config.batch_size % launch.num_processes == 0,
+        f"{stage.path}: batch_size is {config.batch_size}, which {launch.num_processes} processes cannot share out "
+        "equally",
     )
     tuning = launch.tuning or config.tuning
     require(tuning != "qlora", f"{stage.path}: what 4 bits take is not estimated; give tuning: lora to a launch")
@@ -84,8 +85,8 @@ def measured(
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         lora=asdict(config.lora) if lora else None,
         reranker=reranker,
-        full_vocabulary=reranker and config.loss.label_space == "vocabulary",
-        checkpoint_length=config.checkpoint_length,
+        full_vocabulary=reranker and config.loss.objective == "pointwise_vocabulary",
+        gradient_checkpointing_length=config.gradient_checkpointing_length,
     )
     length = config.query_max_length + config.document_max_length if reranker else config.longest
     return hollow.model, hollow.bytes_a_position(length, config.chunk_tokens or CHUNK, sharded=sharded)
@@ -97,16 +98,16 @@ def embedding_costs(
     """Chunks whose graphs do not stay between the passes run forward twice."""
     shares, whole = shares_of(launch, model, room)
     half = room_for_activations(free_beside(launch, shares, model, room), trained_bytes(model), shares)
-    graph_room = half if config.graph_memory is None else config.graph_memory * 1e9
+    graph_room = half if config.activation_memory is None else config.activation_memory * 1e9
     row = embedder_reading(config, stage)
-    tokens = config.batch_size // launch.processes * row.tokens
+    tokens = config.batch_size // launch.num_processes * row.tokens
     # ZeRO-3 keeps none where it reduces gradients after each chunk.
     kept = kept_bytes(graph_room, position, tokens) if whole or launch.backend != "zero3" else 0.0
     memory = estimate(
         model,
         shares,
         chunk=position * (config.chunk_tokens or CHUNK),
-        kept=kept_bytes(graph_room, position, config.most_tokens(launch.processes)),
+        kept=kept_bytes(graph_room, position, config.most_tokens(launch.num_processes)),
         room=room,
     )
     again = recomputed(config, max(cut_lengths(config, stage)))
@@ -131,18 +132,18 @@ def training_costs(model: TokenModel, memory: MemoryEstimate, reading: Reading, 
 
 def recomputed(config: TrainingConfig, length: float) -> int:
     """How often the backward pass runs texts of a length forward again; torch spares the last product of each layer."""
-    return int(config.checkpoint_length is not None and length > config.checkpoint_length)
+    return int(config.gradient_checkpointing_length is not None and length > config.gradient_checkpointing_length)
 
 
 def rows_of(config: TrainingConfig, stage: StageCosts) -> float:
     """Rows that a run visits."""
-    steps = config.max_steps or math.ceil(config.epochs * stage.examples / config.batch_size)
+    steps = config.max_steps or math.ceil(config.num_train_epochs * stage.examples / config.batch_size)
     return float(steps * config.batch_size)
 
 
 def documents_of(config: TrainingConfig, stage: StageCosts) -> float:
     """Documents that are drawn for a row."""
-    return min(config.positives, stage.positives) + config.negatives
+    return min(config.num_positives, stage.positives) + config.num_negatives
 
 
 def embedder_reading(config: EmbedConfig, stage: StageCosts) -> Reading:

@@ -42,7 +42,7 @@ class Row:
     @property
     def started(self) -> str:
         """The backend, the number of GPUs and what is trained."""
-        count = f"{self.launch.processes} GPU{'s' if self.launch.processes > 1 else ''}"
+        count = f"{self.launch.num_processes} GPU{'s' if self.launch.num_processes > 1 else ''}"
         recipe = read_recipe(self.stage.script, self.stage.path)
         if isinstance(recipe, MineConfig):
             return count
@@ -75,7 +75,7 @@ def work_cells(row: Row, speed: float) -> list[object]:
         float(row.costs.forwards),
         row.costs.operations / 1e18,
         hours,
-        hours / row.launch.processes,
+        hours / row.launch.num_processes,
     )
     return [row.name, row.started, *figures]
 

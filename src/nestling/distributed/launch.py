@@ -25,7 +25,7 @@ def require_launch(world_size: int, backend: str) -> None:
     if launched != world_size:
         raise ValueError(
             f"the launcher started {launched} processes, but they form a group of {world_size}; on a CPU launch with "
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N, or torchrun with --cpu true"
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N, or torchrun with --use_cpu true"
         )
     for plugin in ("DEEPSPEED", "FSDP"):
         if launched_with(plugin) and backend != plugin:
@@ -34,7 +34,7 @@ def require_launch(world_size: int, backend: str) -> None:
                 + (
                     "FSDP needs GPUs"
                     if plugin == "FSDP"
-                    else "ACCELERATE_USE_CPU=true excludes DeepSpeed, --cpu true does not"
+                    else "ACCELERATE_USE_CPU=true excludes DeepSpeed, --use_cpu true does not"
                 )
             )
 

@@ -209,7 +209,7 @@ def of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeTarget:
         embedder,
         config.query_max_length,
         config.document_max_length,
-        config.dims,
+        config.matryoshka_dims,
         {name: text for name, text in instructions.items() if text},
     )
 

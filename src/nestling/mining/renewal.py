@@ -69,7 +69,7 @@ def mine_anew(minable: Minable, dense: Dense, rules: RefreshConfig, *, negatives
     positives = Positives(lists, {dense.name: scores}, np.ones(len(scores), dtype=bool))
     verdicts = Verdicts(len(candidates))
     drop_copies(verdicts, asked, pool, lists, candidates)
-    drop_high(verdicts, candidates, positives, dense.name, Thresholds(margin=rules.margin, percent=rules.percent))
+    drop_high(verdicts, candidates, positives, dense.name, Thresholds(percent=rules.percent))
     noise = make_noise(seed, asked.identities[candidates.queries], pool.identities[candidates.rows])
     chosen = draw(
         candidates.lists, candidates.scores[dense.name], verdicts.left, negatives, noise=noise, among=rules.among

@@ -26,13 +26,13 @@ class Thresholds:
     """What keeps a candidate that scores too high from being a negative; None switches a rule off.
 
     Args:
-        absolute: Keep n only if s(n) <= absolute.
-        margin: Keep n only if s(n) < s(p) - margin.
+        max_score: Keep n only if s(n) <= max_score.
+        absolute_margin: Keep n only if s(n) < s(p) - absolute_margin.
         percent: Keep n only if s(n) < s(p) - |s(p)| (1 - percent), which is percent * s(p) where s(p) > 0.
     """
 
-    absolute: float | None = None
-    margin: float | None = None
+    max_score: float | None = None
+    absolute_margin: float | None = None
     percent: float | None = None
 
     def __str__(self) -> str:
@@ -110,11 +110,11 @@ def too_high(scores: Scores, positive: Scores, thresholds: Thresholds) -> Iterat
         positive: [C] float32, s(p) of each candidate's query.
         thresholds: The rules.
     """
-    if thresholds.absolute is not None:
-        yield f"scores above {thresholds.absolute:g}", scores > thresholds.absolute
+    if thresholds.max_score is not None:
+        yield f"scores above {thresholds.max_score:g}", scores > thresholds.max_score
     bounds = {}
-    if thresholds.margin is not None:
-        bounds[f"within {thresholds.margin:g} of the positive's score"] = positive - thresholds.margin
+    if thresholds.absolute_margin is not None:
+        bounds[f"within {thresholds.absolute_margin:g} of the positive's score"] = positive - thresholds.absolute_margin
     if thresholds.percent is not None:
         name = f"scores {thresholds.percent:.0%} of the positive or more"
         bounds[name] = positive - np.abs(positive) * (1 - thresholds.percent)

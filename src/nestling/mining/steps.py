@@ -91,7 +91,7 @@ def drop_by_score(
     scorer: str,
 ) -> None:
     """Thresholds, and the ceiling of the similarity with positives."""
-    thresholds = Thresholds(config.absolute, config.margin, config.percent)
+    thresholds = Thresholds(config.max_score, config.absolute_margin, config.percent)
     drop_high(verdicts, candidates, positives, scorer, thresholds)
     if config.ceiling is not None:
         dense = next(iter(dense_ones(retrievers).values()))
@@ -118,5 +118,10 @@ def draw_negatives(config: MineConfig, task: Task, candidates: Candidates, verdi
         queries, documents = task.asked.identities[candidates.queries], task.pool.identities[candidates.rows]
         noise = make_noise(config.seed, queries, documents)
     return draw(
-        candidates.lists, candidates.scores[scorer], verdicts.left, config.negatives, noise=noise, among=config.among
+        candidates.lists,
+        candidates.scores[scorer],
+        verdicts.left,
+        config.num_negatives,
+        noise=noise,
+        among=config.among,
     )

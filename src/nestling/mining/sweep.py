@@ -71,9 +71,9 @@ def settings(naive: Scores, *, cosines: bool, judged: bool) -> Iterator[Setting]
         yield Setting(f"rank from {rank}", rank_from=rank)
     known = naive[~np.isnan(naive)]
     for value in np.unique(np.round(np.quantile(known, QUANTILES), 3))[::-1].tolist() if len(known) else []:
-        yield Setting(f"absolute {value:g}", Thresholds(absolute=value))
+        yield Setting(f"max score {value:g}", Thresholds(max_score=value))
     for value in MARGINS if cosines else ():
-        yield Setting(f"margin {value:g}", Thresholds(margin=value))
+        yield Setting(f"margin {value:g}", Thresholds(absolute_margin=value))
     for value in PERCENTS:
         yield Setting(f"percent {value:g}", Thresholds(percent=value))
     for value in PROBABILITIES if judged else ():
@@ -125,10 +125,10 @@ def measure(judgements: Judgements | None, candidates: Candidates, chosen: Integ
 
 def table_lines(outcomes: Sequence[Outcome], *, judged: bool) -> Iterator[str]:
     """The outcomes for people; shares of false negatives are of those of judged queries, and of those judged."""
-    heading = f"{'':14} {'left':>11} {'negatives':>11} {'short':>8} {'score':>8} {'gap':>8}"
+    heading = f"{'':16} {'left':>11} {'negatives':>11} {'short':>8} {'score':>8} {'gap':>8}"
     yield heading + (f" {'false':>8} {'% of all':>9} {'% judged':>9}" if judged else "")
     for each in outcomes:
         found = each.measured
-        line = f"{each.setting:14} {each.left:11,} {found.total:11,} {each.short:8,} {each.score:8.4f} {each.gap:8.4f}"
+        line = f"{each.setting:16} {each.left:11,} {found.total:11,} {each.short:8,} {each.score:8.4f} {each.gap:8.4f}"
         shares = f" {found.false:8,} {found.share:9.2%} {found.share_of_judged:9.2%}"
         yield line + (shares if judged else "")

@@ -102,7 +102,7 @@ def open_retriever(config: MineConfig, task: Task, spec: str, name: str) -> Retr
 
 
 def precision_of(config: MineConfig) -> torch.dtype:
-    return torch.bfloat16 if config.compute == "bf16" else torch.float32
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
 def read_judgements(config: MineConfig, task: Task) -> Judgements | None:

@@ -10,8 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def attach_lora(backbone: nn.Module, *, r: int, alpha: int, dropout: float, targets: Sequence[str] = ()) -> PeftModel:
-    """Freeze `backbone` and add LoRA adapters to its linear layers: to all of them, or to those named by `targets`.
+def attach_lora(
+    backbone: nn.Module, *, r: int, alpha: int, dropout: float, target_modules: Sequence[str] = ()
+) -> PeftModel:
+    """Freeze `backbone` and add LoRA adapters to its linear layers: all of them, or those that `target_modules` names.
 
     The adapters are float32 whatever the backbone's dtype, as master weights. BERT's pooler head gets none: embeddings
     do not depend on it, and distributed training fails on a parameter without gradient.
@@ -21,14 +23,14 @@ def attach_lora(backbone: nn.Module, *, r: int, alpha: int, dropout: float, targ
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=list(targets) or "all-linear",
+        target_modules=list(target_modules) or "all-linear",
         exclude_modules=r".*\bpooler\b.*" if has_pooler else None,
     )
     try:
         with without_deprecations():
             return get_peft_model(cast(PreTrainedModel, backbone), config)
     except ValueError as error:
-        raise ValueError(f"lora.targets {list(targets)}: {error}") from error
+        raise ValueError(f"lora.target_modules {list(target_modules)}: {error}") from error
 
 
 def load_lora(backbone: nn.Module, adapter: str) -> PeftModel:

@@ -15,7 +15,7 @@ FLOAT32 = "sdpa_float32"
 VARLEN = "varlen"
 
 
-def resolve_attention(attention: str, precision: torch.dtype, *, cpu: bool = False) -> str:
+def resolve_attention(attn_implementation: str, precision: torch.dtype, *, cpu: bool = False) -> str:
     """The name of the attention implementation to load a model with.
 
     Args:
@@ -25,11 +25,11 @@ def resolve_attention(attention: str, precision: torch.dtype, *, cpu: bool = Fal
             128 tokens) and less exact.
         cpu: Whether the model will stay on the CPU even if there is a GPU.
     """
-    if attention == VARLEN:
+    if attn_implementation == VARLEN:
         AttentionInterface.register(VARLEN, varlen_attention)
         AttentionMaskInterface.register(VARLEN, no_mask)
-    if attention != "auto":
-        return attention
+    if attn_implementation != "auto":
+        return attn_implementation
     if precision != torch.bfloat16:
         return "sdpa"
     if torch.accelerator.is_available() and not cpu:
@@ -78,7 +78,7 @@ def varlen_attention(
         return output, None
     if sliding_window is not None and sliding_window < max(max_seqlen_q, max_seqlen_k):
         raise ValueError(
-            f"attention: varlen has no sliding window, and the model's is {sliding_window} tokens; use sdpa"
+            f"attn_implementation: varlen has no sliding window, and the model's is {sliding_window} tokens; use sdpa"
         )
     dtype = autocast_dtype(query)
     if query.device.type == "cpu" or dtype not in (torch.bfloat16, torch.float16):

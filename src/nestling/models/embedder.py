@@ -78,7 +78,7 @@ class Embedder(TokenModel):
         *,
         dtype: torch.dtype | Literal["auto"] = torch.float32,
         precision: torch.dtype = torch.float32,
-        attention: str = "auto",
+        attn_implementation: str = "auto",
         pooling: Pooling | None = None,
         dropout: float | None = 0.0,
         instruction: str | None = None,
@@ -91,7 +91,7 @@ class Embedder(TokenModel):
             model: Directory or hub id.
             dtype: Dtype of the weights in memory: float32 for training all of them, "auto" for the published dtype.
             precision: Dtype of the computation, float32 or bfloat16.
-            attention: "sdpa", "eager", "flash_attention_2", or "auto" for the fastest that is installed.
+            attn_implementation: "sdpa", "eager", "flash_attention_2", or "auto" for the fastest that is installed.
             pooling: Overrides the pooling in the files; by default, without files, decoders use the last token and
                 encoders the mean.
             dropout: Dropout probability in the model; None keeps the model's own.
@@ -105,8 +105,10 @@ class Embedder(TokenModel):
         files = read_model_files(str(model))
         config = read_config(model, files.subfolder)
         decoder = is_decoder(config)
-        if attention == VARLEN and not decoder:
-            raise ValueError(f"{model}: attention: varlen is for causal models, and this one is not; use sdpa")
+        if attn_implementation == VARLEN and not decoder:
+            raise ValueError(
+                f"{model}: attn_implementation: varlen is for causal models, and this one is not; use sdpa"
+            )
         chosen: Pooling = pooling or files.pooling or ("last" if decoder else "mean")
         prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
         if instruction is not None:
@@ -117,7 +119,7 @@ class Embedder(TokenModel):
             config,
             subfolder=files.subfolder,
             dtype=dtype,
-            attention=resolve_attention(attention, precision, cpu=cpu),
+            attn_implementation=resolve_attention(attn_implementation, precision, cpu=cpu),
             dropout=dropout,
             quantisation=quantisation,
         )

@@ -105,7 +105,7 @@ class Reranker(TokenModel):
         *,
         dtype: torch.dtype | Literal["auto"] = torch.float32,
         precision: torch.dtype = torch.float32,
-        attention: str = "auto",
+        attn_implementation: str = "auto",
         dropout: float | None = 0.0,
         settings: RerankerSettings | None = None,
         share_prefix: bool = True,
@@ -118,8 +118,8 @@ class Reranker(TokenModel):
             model: Directory or hub id.
             dtype: Dtype of the weights in memory: float32 for training all of them, "auto" for the published dtype.
             precision: Dtype of the computation, float32 or bfloat16.
-            attention: "auto" or "varlen" for packed prompts, which `share_prefix` needs; or a name that transformers
-                knows.
+            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs; or a name that
+                transformers knows.
             dropout: Dropout probability in the model; None keeps the model's own.
             settings: Prompt format and length limits; by default those in its files, or Qwen3-Reranker's.
             share_prefix: Whether the tokens that the prompts of a query begin with run once.
@@ -135,13 +135,13 @@ class Reranker(TokenModel):
             raise ValueError(f"{model}: a reranker is a causal language model, and this is {config.model_type}")
         if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
             raise ValueError(f"{model} is a classifier, without the words that it answers; load the causal directory")
-        padding_free = attention in ("auto", VARLEN)
+        padding_free = attn_implementation in ("auto", VARLEN)
         backbone = load_backbone(
             AutoModelForCausalLM,
             model,
             config,
             dtype=dtype,
-            attention=resolve_attention(VARLEN if padding_free else attention, precision, cpu=cpu),
+            attn_implementation=resolve_attention(VARLEN if padding_free else attn_implementation, precision, cpu=cpu),
             dropout=dropout,
             quantisation=quantisation,
         )

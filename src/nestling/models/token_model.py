@@ -143,7 +143,7 @@ def load_backbone(
     *,
     subfolder: str = "",
     dtype: torch.dtype | str,
-    attention: str,
+    attn_implementation: str,
     dropout: float | None,
     quantisation: BitsAndBytesConfig | None = None,
 ) -> nn.Module:
@@ -167,7 +167,7 @@ def load_backbone(
         config=config,
         subfolder=subfolder,
         dtype=dtype,
-        attn_implementation=attention,
+        attn_implementation=attn_implementation,
         quantization_config=quantisation,
     )
     trim_heap()  # loading has freed more memory than a small model's weights take

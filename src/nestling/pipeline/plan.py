@@ -115,10 +115,10 @@ class Plan:
             yield training
             if self.config.merge is not None:
                 merge = self.merge(self.config.merge)
-                last, kept = merge.settings["last"], training.settings["keep_checkpoints"]
+                last, kept = merge.settings["last"], training.settings["save_total_limit"]
                 require(
                     last is None or int(str(last)) <= int(str(kept)),
-                    f"merge: last is {last}, and embed keeps {kept} checkpoints; set its keep_checkpoints to {last}",
+                    f"merge: last is {last}, and embed keeps {kept} checkpoints; set its save_total_limit to {last}",
                 )
                 yield merge
         if self.config.remine is not None:
@@ -158,7 +158,7 @@ class Plan:
         if self.config.evaluate is None:
             return
         of_embedder = self.config.evaluate
-        of_reranker = {key: value for key, value in of_embedder.items() if key not in ("dims", "precision")}
+        of_reranker = {key: value for key, value in of_embedder.items() if key not in ("dims", "embedding_precision")}
         dims = of_embedder.get("dims")
         of_both = {**of_reranker, **({"dims": dims[:1]} if isinstance(dims, list) else {})}
         base, embedder = self.config.embedder_model, self.latest.embedder

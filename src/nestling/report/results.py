@@ -25,19 +25,19 @@ class Key(NamedTuple):
     Args:
         data: The set.
         dim: Of the embeddings; None without any.
-        precision: Likewise.
+        embedding_precision: Likewise.
         order: "first stage", "reranked" or "fused" of a reranker's; None of others.
     """
 
     data: str
     dim: int | None
-    precision: str | None
+    embedding_precision: str | None
     order: str | None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Key":
         """That of a row of results, or of a line of details."""
-        return cls(row["data"], row["dim"], row["precision"], row.get("order"))
+        return cls(row["data"], row["dim"], row["embedding_precision"], row.get("order"))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Result:
         keys = [key for key in self.rows if key.data == data]
         largest = max((key.dim or 0 for key in keys), default=0)
         widest = [key for key in keys if (key.dim or 0) == largest]
-        return [key for key in widest if key.precision == widest[0].precision]
+        return [key for key in widest if key.embedding_precision == widest[0].embedding_precision]
 
     def after(self, data: str) -> Key:
         """The row that the result is about: what a reranker made of its first stage, and else the only order."""
@@ -162,5 +162,5 @@ def same_mean(mean: float | None, values: Floats) -> bool:
 
 def describe(key: Key) -> str:
     """A row in words."""
-    parts = [key.data, key.dim and f"{key.dim} dimensions", key.precision, key.order]
+    parts = [key.data, key.dim and f"{key.dim} dimensions", key.embedding_precision, key.order]
     return ", ".join(str(part) for part in parts if part)

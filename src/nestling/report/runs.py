@@ -75,11 +75,11 @@ class RunRecord:
 
     @property
     def published_step(self) -> int | None:
-        """The step of final/ as far as the evaluations tell: the best, or the last if the run asked for that."""
+        """The step of final/ as far as the evaluations tell: the best."""
         steps = [step for step in self.evaluations if step > 0]
         if not steps:
             return None
-        return max(steps, key=self._judge) if self.settings.get("export_best") else steps[-1]
+        return max(steps, key=self._judge)
 
     def _judge(self, step: int) -> float:
         return fmean(by_cut[max(by_cut)][METRIC] for by_cut in self.evaluations[step].values())
@@ -87,7 +87,7 @@ class RunRecord:
     @property
     def cut(self) -> str:
         """What evaluations are made at beside the data."""
-        return "depth" if "share_prefix" in self.settings else "dimensions"
+        return "depth" if "prefix" in self.settings else "dimensions"
 
     @property
     def scores(self) -> list[DevScores]:

@@ -34,17 +34,17 @@ class TableRow:
 
 @dataclass(frozen=True)
 class DimensionRow:
-    """nDCG@10 at a dimension and precision.
+    """nDCG@10 at a dimension and embedding precision.
 
     Args:
         dim: Values of a vector.
-        precision: How they are kept.
+        embedding_precision: How they are kept.
         size: Bytes of a vector.
         values: By result; None where one was not measured.
     """
 
     dim: int
-    precision: str
+    embedding_precision: str
     size: int
     values: Sequence[float | None]
 
@@ -77,7 +77,7 @@ class SetView:
         summary: The result in words.
         metrics: Columns of the table.
         table: A row for each system.
-        dimensions: A row for each dimension and precision; empty if there is one only.
+        dimensions: A row for each dimension and embedding precision; empty if there is one only.
         names: Columns of that.
         charts: nDCG@10 over dimensions and bytes.
         scores: Histograms of each system before and after, with its name.
@@ -155,25 +155,25 @@ def with_vectors(data: str, results: Sequence[Result]) -> list[Result]:
 
 
 def dimension_rows(data: str, results: Sequence[Result]) -> list[DimensionRow]:
-    """Every dimension and precision that was measured; nothing if it was one."""
+    """Every dimension and embedding precision that was measured; nothing if it was one."""
     vectors = with_vectors(data, results)
     keys = dict.fromkeys(key for each in vectors for key in each.rows if key.data == data and key.dim is not None)
     rows = [
         DimensionRow(
             key.dim,
-            key.precision,
-            vector_bytes(key.dim, key.precision),
+            key.embedding_precision,
+            vector_bytes(key.dim, key.embedding_precision),
             [each.rows.get(key, {}).get(METRIC) for each in vectors],
         )
         for key in keys
-        if key.dim is not None and key.precision is not None
+        if key.dim is not None and key.embedding_precision is not None
     ]
     return sorted(rows, key=lambda row: -row.size) if len(rows) > 1 else []
 
 
-def vector_bytes(dim: int, precision: str) -> int:
+def vector_bytes(dim: int, embedding_precision: str) -> int:
     """What a store keeps of a vector, without its index."""
-    return -(-dim * BITS[precision] // 8)
+    return -(-dim * BITS[embedding_precision] // 8)
 
 
 def dimension_charts(data: str, results: Sequence[Result]) -> list[Chart]:
@@ -189,12 +189,16 @@ def dimension_charts(data: str, results: Sequence[Result]) -> list[Chart]:
         for key, value in found.items():
             if key.dim is None and key.order is None:
                 levels[each.name] = value
-        for dash, precision in enumerate(dict.fromkeys(key.precision for key in found if key.precision is not None)):
-            points = sorted((key.dim or 0, value) for key, value in found.items() if key.precision == precision)
+        for dash, embedding_precision in enumerate(
+            dict.fromkeys(key.embedding_precision for key in found if key.embedding_precision is not None)
+        ):
+            points = sorted(
+                (key.dim or 0, value) for key, value in found.items() if key.embedding_precision == embedding_precision
+            )
             if dash == 0:
                 by_dim[each.name] = points
-            name = f"{each.name}, {precision}"
-            by_size[name] = [(vector_bytes(dim, precision), value) for dim, value in points]
+            name = f"{each.name}, {embedding_precision}"
+            by_size[name] = [(vector_bytes(dim, embedding_precision), value) for dim, value in points]
             styles[name] = (colour, dash)
     charts = [
         line_chart("nDCG@10 by dimension", by_dim, x_label="dimensions", log_x=True, levels=levels, styles=styles),

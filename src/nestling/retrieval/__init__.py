@@ -14,12 +14,12 @@ from nestling.retrieval.first_stage import bm25_run, check_run, judgements, read
 from nestling.retrieval.metrics import Run
 from nestling.retrieval.nearest import search_top
 from nestling.retrieval.reranking import rerank
-from nestling.retrieval.search import EncodedSet, Precision, place, place_scored
+from nestling.retrieval.search import EmbeddingPrecision, EncodedSet, place, place_scored
 
 __all__ = [
     "Candidates",
+    "EmbeddingPrecision",
     "EncodedSet",
-    "Precision",
     "Ranking",
     "Run",
     "bm25_run",

@@ -16,7 +16,7 @@ from nestling.records.collection import positions
 from nestling.retrieval.candidates import Candidates
 from nestling.retrieval.metrics import Floats, Placements, Run, per_query
 from nestling.retrieval.nearest import search_top
-from nestling.retrieval.search import EncodedSet, Precision, score_pairs
+from nestling.retrieval.search import EmbeddingPrecision, EncodedSet, score_pairs
 
 FIRST = 10
 SAMPLED = 20
@@ -48,13 +48,13 @@ def embedder_ranking(
     placements: Placements,
     scores: Floats,
     dim: int,
-    precision: Precision,
+    embedding_precision: EmbeddingPrecision,
 ) -> Ranking:
     """Of an embedder in one process; `placements` and `scores` are those of `place_scored`."""
-    first = search_top(encoded, retrieval_set, FIRST, dim=dim, precision=precision)
+    first = search_top(encoded, retrieval_set, FIRST, dim=dim, embedding_precision=embedding_precision)
     queries = np.repeat(np.arange(len(placements)), SAMPLED)
     rows = np.random.default_rng(0).integers(len(encoded.which), size=len(queries))
-    sampled = score_pairs(encoded, queries, encoded.which[rows], dim, precision).reshape(-1, SAMPLED)
+    sampled = score_pairs(encoded, queries, encoded.which[rows], dim, embedding_precision).reshape(-1, SAMPLED)
     others = [
         own[~np.isin(encoded.which[chosen], encoded.which[relevant])]
         for own, chosen, relevant in zip(sampled, rows.reshape(-1, SAMPLED), retrieval_set.relevant, strict=True)

@@ -16,7 +16,7 @@ from nestling.distributed.ranks import rank_and_world
 from nestling.records.beir import RetrievalSet
 from nestling.retrieval.metrics import Floats, Integers, Run
 from nestling.retrieval.ranks import reduce_sum
-from nestling.retrieval.search import QUERY_BLOCK, Codec, EncodedSet, Precision, pad_rows, score_blocks
+from nestling.retrieval.search import QUERY_BLOCK, Codec, EmbeddingPrecision, EncodedSet, pad_rows, score_blocks
 
 PLACE_BITS = 32
 LAST_PLACE = 2**PLACE_BITS - 1
@@ -29,7 +29,7 @@ def search_top(
     depth: int,
     *,
     dim: int | None = None,
-    precision: Precision = "float32",
+    embedding_precision: EmbeddingPrecision = "float32",
 ) -> Run:
     """The `depth` documents nearest to each query, best first, the same on every rank.
 
@@ -40,10 +40,10 @@ def search_top(
         retrieval_set: Gives the ids.
         depth: Documents of a query, all if there are fewer.
         dim: Cut embeddings to their first values; None for all of them.
-        precision: How the vectors are kept, as in `place`.
+        embedding_precision: How the vectors are kept, as in `place`.
     """
     assert depth > 0
-    found = list(with_copies(nearest_keys(encoded, depth, dim, precision), encoded.which, depth))
+    found = list(with_copies(nearest_keys(encoded, depth, dim, embedding_precision), encoded.which, depth))
     wanted = {row for rows, _ in found for row in rows.tolist()}
     ids = {row: identifier for row, identifier in enumerate(retrieval_set.document_ids) if row in wanted}
     return {
@@ -52,13 +52,15 @@ def search_top(
     }
 
 
-def nearest_keys(encoded: EncodedSet, depth: int, dim: int | None = None, precision: Precision = "float32") -> Integers:
+def nearest_keys(
+    encoded: EncodedSet, depth: int, dim: int | None = None, embedding_precision: EmbeddingPrecision = "float32"
+) -> Integers:
     """[Q, k] int64, descending: `pack` of each query's `depth` best distinct documents, all if there are fewer.
 
     A distinct document's place is that of the first of its copies, so no copy of another can come between the `depth`
     best documents and be missed.
     """
-    codec = Codec.fit(encoded, encoded.queries.shape[1] if dim is None else dim, precision)
+    codec = Codec.fit(encoded, encoded.queries.shape[1] if dim is None else dim, embedding_precision)
     distinct, first_rows = np.unique(encoded.which, return_index=True)
     places = np.full(len(encoded.documents), LAST_PLACE)
     mine = (distinct >= encoded.first) & (distinct < encoded.first + len(places))

@@ -22,7 +22,7 @@ from nestling.models.encoding import EncodingStats
 from nestling.retrieval.metrics import Floats, Integers, Placements
 from nestling.retrieval.ranks import reduce_max, reduce_sum
 
-Precision = Literal["float32", "int8", "binary"]
+EmbeddingPrecision = Literal["float32", "int8", "binary"]
 
 QUERY_BLOCK = 256
 DOCUMENT_BLOCK = 4096
@@ -31,7 +31,7 @@ PAIR_BLOCK = 512
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """A retrieval set's embeddings, from which every dimension and precision is measured.
+    """A retrieval set's embeddings, from which every dimension and embedding precision is measured.
 
     Attributes:
         queries: [Q, D] float32, all of them on every rank.
@@ -62,19 +62,21 @@ class EncodedSet:
     document_stats: EncodingStats = field(default_factory=EncodingStats)
 
 
-def place(encoded: EncodedSet, dim: int, precision: Precision = "float32") -> Placements:
+def place(encoded: EncodedSet, dim: int, embedding_precision: EmbeddingPrecision = "float32") -> Placements:
     """Where each query's relevant documents stand among all documents; the same on every rank.
 
     Embeddings are cut to their first `dim` values and normalised again, then kept as a vector store would keep them
     (`Codec`). With torch.distributed initialised all ranks must call it.
     """
-    return place_scored(encoded, dim, precision)[0]
+    return place_scored(encoded, dim, embedding_precision)[0]
 
 
-def place_scored(encoded: EncodedSet, dim: int, precision: Precision = "float32") -> tuple[Placements, Floats]:
+def place_scored(
+    encoded: EncodedSet, dim: int, embedding_precision: EmbeddingPrecision = "float32"
+) -> tuple[Placements, Floats]:
     """What `place` gives, and the scores of the relevant documents, [R] float64."""
     assert 0 < dim <= encoded.queries.shape[1], f"dim {dim} of {encoded.queries.shape[1]}"
-    codec = Codec.fit(encoded, dim, precision)
+    codec = Codec.fit(encoded, dim, embedding_precision)
     own = torch.zeros(len(encoded.relevant), device=encoded.device)
     for rows in scores_by_block(encoded, codec):
         own[rows.pairs][rows.inside] = rows.scores[rows.inside, rows.column[rows.inside]]
@@ -91,7 +93,9 @@ def place_scored(encoded: EncodedSet, dim: int, precision: Precision = "float32"
     return Placements(encoded.offsets.numpy(), encoded.gains, above, equal), own.double().cpu().numpy()
 
 
-def score_pairs(encoded: EncodedSet, queries: Integers, documents: Integers, dim: int, precision: Precision) -> Floats:
+def score_pairs(
+    encoded: EncodedSet, queries: Integers, documents: Integers, dim: int, embedding_precision: EmbeddingPrecision
+) -> Floats:
     """[p] float64: scores of pairs of a query and a distinct document, in one process.
 
     Args:
@@ -99,10 +103,10 @@ def score_pairs(encoded: EncodedSet, queries: Integers, documents: Integers, dim
         queries: [p] int64, which of the Q queries.
         documents: [p] int64, which of the n distinct documents.
         dim: As in `place`.
-        precision: As in `place`.
+        embedding_precision: As in `place`.
     """
     assert len(encoded.documents) == len(encoded.copies) > encoded.which.max(), "the documents of other ranks lack"
-    codec = Codec.fit(encoded, dim, precision)
+    codec = Codec.fit(encoded, dim, embedding_precision)
     scores = np.empty(len(queries))
     for start in range(0, len(queries), encoded.block):
         part = slice(start, start + encoded.block)
@@ -114,7 +118,7 @@ def score_pairs(encoded: EncodedSet, queries: Integers, documents: Integers, dim
 
 @dataclass(frozen=True)
 class Codec:
-    """Vectors as a store keeps them, given back as float32 so that one product serves every precision.
+    """Vectors as a store keeps them, given back as float32 so that one product serves every embedding precision.
 
     float32: as they are. int8: documents in 256 steps between the smallest and the largest value that the documents
     have in each dimension, queries in float32, scores between the query and the decoded document (faiss SQ8,
@@ -123,36 +127,36 @@ class Codec:
     """
 
     dim: int
-    precision: Precision
+    embedding_precision: EmbeddingPrecision
     low: Tensor
     step: Tensor
 
     @classmethod
-    def fit(cls, encoded: EncodedSet, dim: int, precision: Precision) -> "Codec":
+    def fit(cls, encoded: EncodedSet, dim: int, embedding_precision: EmbeddingPrecision) -> "Codec":
         """Calibrate on the documents of all ranks; `low` and `step` are [d] float32, used by int8 only."""
         negative_low = torch.full((dim,), -torch.inf, device=encoded.device)
         high = negative_low.clone()
-        if precision == "int8":
+        if embedding_precision == "int8":
             for start in range(0, len(encoded.documents), encoded.block):  # none on a rank without documents
                 vectors = shorten(encoded.documents[start : start + encoded.block].to(encoded.device), dim)
                 negative_low = torch.maximum(negative_low, (-vectors).amax(dim=0))
                 high = torch.maximum(high, vectors.amax(dim=0))
             negative_low, high = reduce_max(torch.stack([negative_low, high]), encoded.device)
         step = (high + negative_low) / 255
-        return cls(dim, precision, low=-negative_low, step=torch.where(step == 0, 1.0, step))
+        return cls(dim, embedding_precision, low=-negative_low, step=torch.where(step == 0, 1.0, step))
 
     def queries(self, embeddings: Tensor) -> Tensor:
         """[Q, D] to [Q, d] float32."""
         vectors = shorten(embeddings, self.dim)
-        return signs(vectors) if self.precision == "binary" else vectors
+        return signs(vectors) if self.embedding_precision == "binary" else vectors
 
     def documents(self, embeddings: Tensor) -> Tensor:
         """[n, D] to [n, d] float32."""
         vectors = shorten(embeddings, self.dim)
-        if self.precision == "int8":
+        if self.embedding_precision == "int8":
             codes = ((vectors - self.low) / self.step).floor().clamp(0, 255)
             return codes * self.step + self.low
-        return signs(vectors) if self.precision == "binary" else vectors
+        return signs(vectors) if self.embedding_precision == "binary" else vectors
 
 
 def shorten(embeddings: Tensor, dim: int) -> Tensor:

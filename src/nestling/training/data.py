@@ -47,7 +47,7 @@ def read_sources(
 
 def build_batch_sampler(config: TrainingConfig, sources: Sequence[Source]) -> BatchSampler:
     """Which rows make up which global batch."""
-    row_sampler = RowSampler(config.positives, config.negatives, config.seed)
+    row_sampler = RowSampler(config.num_positives, config.num_negatives, config.seed)
     return BatchSampler(sources, config.batch_size, row_sampler, config.seed, config.mixing_temperature)
 
 

@@ -13,14 +13,16 @@ def matryoshka_dims(config: EmbedConfig) -> dict[int, float]:
         ValueError: A dimension or a length is more than the model has, by its config.json: before its weights load.
     """
     model = read_config(config.model, read_model_files(config.model).subfolder)
-    require_dims(config.dims, model.hidden_size)
+    require_dims(config.matryoshka_dims, model.hidden_size, name="matryoshka_dims")
     readable = max_positions(model)
     require(
         config.longest <= readable,
         f"query_max_length, document_max_length: {config.longest} tokens are more than the model's {readable}",
     )
-    weights = dict(zip(config.dims, config.dim_weights or [1.0] * len(config.dims), strict=True))
-    return {dim: weights.get(dim, 1.0) for dim in sorted({*config.dims, model.hidden_size}, reverse=True)}
+    weights = dict(
+        zip(config.matryoshka_dims, config.matryoshka_weights or [1.0] * len(config.matryoshka_dims), strict=True)
+    )
+    return {dim: weights.get(dim, 1.0) for dim in sorted({*config.matryoshka_dims, model.hidden_size}, reverse=True)}
 
 
 def require_room_for_texts(config: EmbedConfig, embedder: Embedder) -> None:

@@ -65,8 +65,8 @@ class MemoryEstimate:
                 "ZeRO-3 or FSDP2"
             )
         if self._state + self.chunk > self.room:
-            return "the largest chunk does not fit; lower chunk_tokens, or set checkpoint_length"
-        return "the activations kept between the two passes may not fit; lower graph_memory"
+            return "the largest chunk does not fit; lower chunk_tokens, or set gradient_checkpointing_length"
+        return "the activations kept between the two passes may not fit; lower activation_memory"
 
 
 def gigabytes(size: float) -> str:

@@ -18,8 +18,8 @@ def load_embedder(config: EmbedConfig) -> Embedder:
     embedder = load_trainable(
         Embedder, config.model, pooling=config.pooling, instruction=config.query_instruction, **arguments(config)
     )
-    if config.checkpoint_length is not None:
-        embedder.checkpoint_activations_above(config.checkpoint_length)
+    if config.gradient_checkpointing_length is not None:
+        embedder.checkpoint_activations_above(config.gradient_checkpointing_length)
     return embedder
 
 
@@ -29,8 +29,8 @@ def load_reranker(config: RerankConfig) -> Reranker:
     reranker = load_trainable(
         Reranker, config.model, settings=settings, share_prefix=config.share_prefix, **arguments(config)
     )
-    if config.checkpoint_length is not None:
-        reranker.checkpoint_activations_above(config.checkpoint_length)
+    if config.gradient_checkpointing_length is not None:
+        reranker.checkpoint_activations_above(config.gradient_checkpointing_length)
     return reranker
 
 
@@ -40,9 +40,9 @@ def arguments(config: EmbedConfig | RerankConfig) -> dict[str, Any]:
         "lora": None if config.tuning == "full" else asdict(config.lora),
         "quantised": config.tuning == "qlora",
         "precision": torch.bfloat16 if config.precision == "bf16" else torch.float32,
-        "attention": config.attention,
+        "attn_implementation": config.attn_implementation,
         "dropout": config.dropout,
-        "cpu": config.cpu,
+        "cpu": config.use_cpu,
     }
 
 
@@ -57,5 +57,10 @@ def for_export(config: Config, base: str | None) -> Config:
         "full" if config.tuning == "full" else "lora"
     )  # a base in 4 bits is exported whole
     return replace(
-        config, model=base or config.model, tuning=tuning, attention="auto", checkpoint_length=None, cpu=True
+        config,
+        model=base or config.model,
+        tuning=tuning,
+        attn_implementation="auto",
+        gradient_checkpointing_length=None,
+        use_cpu=True,
     )

@@ -78,7 +78,7 @@ class OutOfMemoryRetry(Generic[Batch]):
                 return smaller
         raise ValueError(
             f"out of memory with a chunk of {self._largest(current)} positions, which cannot be split further; lower "
-            "the maximum lengths or the number of negatives, or set checkpoint_length below the lengths"
+            "the maximum lengths or the number of negatives, or set gradient_checkpointing_length below the lengths"
         )
 
     def _largest(self, batch: Batch) -> int:

@@ -75,7 +75,7 @@ class Run:
     @property
     def early_stopping(self) -> bool:
         """Whether so many evaluations brought no better result that the run is to stop."""
-        return 0 < self.config.early_stopping <= self.state.evaluations_since_best
+        return 0 < self.config.early_stopping_patience <= self.state.evaluations_since_best
 
     @property
     def told_to_stop(self) -> bool:
@@ -90,7 +90,7 @@ class Run:
         """Log, evaluate and save what is due; whether the run goes on. With `stopping` it saves and exits."""
         state, config = self.state, self.config
         self._meter.add(loss, gradient_norm, time.perf_counter() - self._started)
-        if self.due(config.log_steps):
+        if self.due(config.logging_steps):
             self.report(learning_rate, self._meter.read(state.tokens))
         if self.measure is not None and self.due(config.eval_steps):
             self.evaluate()
@@ -99,7 +99,9 @@ class Run:
         if stopping:
             self.leave()
         if self.early_stopping:
-            self.progress.say(f"no better result in {config.early_stopping} evaluations: stopping at step {state.step}")
+            self.progress.say(
+                f"no better result in {config.early_stopping_patience} evaluations: stopping at step {state.step}"
+            )
         self._started = time.perf_counter()
         return not self.early_stopping
 
@@ -168,7 +170,7 @@ class Run:
             script: scripts/export.py, which exports a checkpoint in a process of its own where the weights in memory
                 are quantised or sharded.
         """
-        best = self.state.best_step if self.config.export_best else None
+        best = self.state.best_step
         step = self.state.step if best is None else best
         checkpoint = self.checkpoints.verified(step)
         if self.config.tuning == "qlora" or self.backend.sharded:
@@ -213,7 +215,7 @@ def open_run(
         main_rank: Whether this is rank 0.
         describe: A summary of the run, given the number of steps done before; printed on rank 0.
     """
-    checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
+    checkpoints = Checkpoints(folder.checkpoints, config.save_total_limit)
     newest = checkpoints.recover() if folder.resumed else None
     state = start_state(backend, newest, batch_sampler.fingerprint(), folder)
     if main_rank:
@@ -223,8 +225,7 @@ def open_run(
             folder.path,
             main_rank=main_rank,
             resumed_step=state.step if newest else None,
-            wandb_project=config.wandb,
-            tensorboard=config.tensorboard,
+            report_to=config.report_to,
             config=asdict(config),
         ) as tracker,
         Progress(total, done=state.step, shown=main_rank) as progress,
@@ -241,7 +242,7 @@ def open_run(
             measure=measure,
             axis=axis,
             main_rank=main_rank,
-            guard=NonFiniteGuard(config.max_bad_steps, state.skipped_steps, state.skipped_in_a_row),
+            guard=NonFiniteGuard(skipped=state.skipped_steps, in_a_row=state.skipped_in_a_row),
             tracker=tracker,
             progress=progress,
             stop=stop,

@@ -10,7 +10,7 @@ from nestling.config import TrainingConfig
 
 def total_steps(config: TrainingConfig, batch_sampler: BatchSampler) -> int:
     """Steps of the whole run."""
-    return config.max_steps or math.ceil(config.epochs * batch_sampler.steps_per_epoch)
+    return config.max_steps or math.ceil(config.num_train_epochs * batch_sampler.steps_per_epoch)
 
 
 def learning_rate_schedule(config: TrainingConfig, total: int) -> Callable[[int], float]:
@@ -19,8 +19,8 @@ def learning_rate_schedule(config: TrainingConfig, total: int) -> Callable[[int]
         learning_rate_at,
         total=total,
         peak=config.learning_rate,
-        warmup=round(config.warmup * total),
-        schedule=config.schedule,
+        warmup=round(config.warmup_ratio * total),
+        schedule=config.lr_scheduler_type,
     )
 
 
@@ -29,4 +29,4 @@ def learning_rate_at(step: int, *, total: int, peak: float, warmup: int, schedul
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     left = (total - step) / max(1, total - warmup)
-    return peak * {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[schedule]
+    return peak * {"constant_with_warmup": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[schedule]

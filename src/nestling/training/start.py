@@ -15,18 +15,17 @@ from nestling.config import TrainingConfig, require
 from nestling.distributed.launch import start_ranks
 
 # How a step fits into memory.
-MEMORY = ("chunk_tokens", "graph_memory", "checkpoint_length")
+MEMORY = ("chunk_tokens", "activation_memory", "gradient_checkpointing_length")
 
 # A resumed run may differ in these: they touch neither data, weights nor learning-rate schedule.
 MAY_DIFFER = (
     "output_dir",
     "resume",
-    "wandb",
-    "tensorboard",
-    "workers",
-    "log_steps",
-    "keep_checkpoints",
-    "cpu",
+    "report_to",
+    "dataloader_num_workers",
+    "logging_steps",
+    "save_total_limit",
+    "use_cpu",
     *MEMORY,
 )
 
@@ -46,7 +45,7 @@ def start(config: TrainingConfig) -> Accelerator | None:
     if (output / "final").exists():
         print(f"{output} is complete: {output / 'final'} holds its model")
         return None
-    accelerator = start_ranks(cpu=config.cpu)
+    accelerator = start_ranks(cpu=config.use_cpu)
     require(
         config.batch_size % accelerator.num_processes == 0,
         f"batch_size {config.batch_size} is for all {accelerator.num_processes} processes together and must divide by "

@@ -3,8 +3,9 @@
 import json
 import logging
 import math
+import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from statistics import fmean
@@ -59,8 +60,7 @@ def open_tracker(
     *,
     main_rank: bool,
     resumed_step: int | None = None,
-    wandb_project: str | None = None,
-    tensorboard: bool = False,
+    report_to: Collection[str] = (),
     config: Mapping[str, object] | None = None,
 ) -> Tracker:
     """Open the sinks of a run; none on ranks other than 0.
@@ -70,8 +70,8 @@ def open_tracker(
         main_rank: Whether this is rank 0.
         resumed_step: Step of the checkpoint that training resumes from: later lines of metrics.jsonl are removed.
             None for a run that starts at step 0.
-        wandb_project: Log to this Weights & Biases project; WANDB_MODE=offline works without a network.
-        tensorboard: Write TensorBoard files into the run folder.
+        report_to: "wandb", whose project is WANDB_PROJECT (nestling by default) and which works without a network with
+            WANDB_MODE=offline; "tensorboard", which writes into the run folder; or both.
         config: The resolved settings, shown by wandb.
 
     Raises:
@@ -80,9 +80,9 @@ def open_tracker(
     if not main_rank:
         return Tracker([])
     sinks: list[Sink] = []
-    if wandb_project is not None:
-        sinks.append(Wandb(folder, wandb_project, config or {}))
-    if tensorboard:
+    if "wandb" in report_to:
+        sinks.append(Wandb(folder, config or {}))
+    if "tensorboard" in report_to:
         sinks.append(TensorBoard(folder / TENSORBOARD, resumed_step))
     return Tracker([JsonLines(folder / METRICS, resumed_step), *sinks])
 
@@ -134,16 +134,23 @@ class Wandb:
     own counter that is past, and a run that was killed repeats some steps.
     """
 
-    def __init__(self, folder: Path, project: str, config: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, object]) -> None:
         try:
             import wandb
         except ImportError as error:
-            raise ValueError("wandb is asked for and not installed; pip install wandb, or leave wandb unset") from error
+            raise ValueError(
+                "report_to: wandb is not installed; pip install wandb, or leave it out of report_to"
+            ) from error
         if not (folder / WANDB_ID).exists():
             replace_text(folder / WANDB_ID, secrets.token_hex(4))
         run_id = (folder / WANDB_ID).read_text(encoding="utf-8")
         self.run = wandb.init(
-            project=project, name=folder.resolve().name, id=run_id, resume="allow", dir=folder, config=dict(config)
+            project=os.environ.get("WANDB_PROJECT", "nestling"),
+            name=folder.resolve().name,
+            id=run_id,
+            resume="allow",
+            dir=folder,
+            config=dict(config),
         )
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
@@ -163,7 +170,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ValueError(
-                "tensorboard is asked for and not installed; pip install tensorboard, or unset it"
+                "report_to: tensorboard is not installed; pip install tensorboard, or leave it out of report_to"
             ) from error
         self.writer = SummaryWriter(folder, purge_step=0 if resumed_step is None else resumed_step + 1)
 

@@ -22,7 +22,7 @@ from nestling.synthesis.writers import Talk
 
 # The key, the account or the name of the model is wrong: no document would be answered.
 HOPELESS = {
-    401: "check the key, endpoint.key_variable",
+    401: "check the key, endpoint.api_key_env",
     402: "check the account",
     403: "check the key and the account",
     404: "check endpoint.url and the name of the model",
