@@ -62,7 +62,7 @@ def random_batch(
 
 
 def tuples(size: int, negatives: int) -> BatchStructure:
-    """Rows with one positive and equally many negatives, all texts different; the first documents are the positives, in order."""
+    """Rows with one positive and equally many negatives, all texts different; the positives are the first documents."""
     rows = torch.arange(size)
     columns = 1 + negatives
     return BatchStructure(
