@@ -1,5 +1,5 @@
-"""Random global batches for the tests of losses, with everything that real ones hold: ragged negatives, several
-positives, positives shared by queries, repeated texts, and ids that no document of the batch has."""
+"""Random global batches for tests of losses, with all that real ones have: unequal numbers of negatives, several
+positives, positives shared by queries, repeated texts, and known positives that are not in the batch."""
 
 from dataclasses import dataclass
 
@@ -19,24 +19,24 @@ class Batch:
 def random_batch(
     seed: int, *, size: int = 7, dim: int = 12, dtype: torch.dtype = torch.float64, texts: int = 12
 ) -> Batch:
-    """Queries and documents take their texts among few, so that many are equal; equal texts have equal embeddings.
+    """Queries and documents with texts out of `texts`, of which many are equal if these are few.
 
-    With `texts` far above the size of the batch hardly any are equal.
+    Equal texts have equal embeddings.
     """
     random = torch.Generator().manual_seed(seed)
 
-    def whole(low: int, high: int) -> int:
+    def integer(low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=random))
 
     query_text = torch.randint(0, texts, (size,), generator=random)
     known = torch.full((texts, 4), -1)
     for text in range(texts):
-        count = whole(1, 4)
+        count = integer(1, 4)
         known[text, :count] = 1000 + torch.randperm(texts, generator=random)[:count]
     owner, is_negative, document_text = [], [], []
     for i in range(size):
-        positives = [int(each) for each in known[query_text[i]] if each >= 0][: whole(1, 4)]
-        negatives = [1000 + whole(0, texts) for _ in range(whole(0, 4))]
+        positives = [int(each) for each in known[query_text[i]] if each >= 0][: integer(1, 4)]
+        negatives = [1000 + integer(0, texts) for _ in range(integer(0, 4))]
         owner += [i] * (len(positives) + len(negatives))
         is_negative += [False] * len(positives) + [True] * len(negatives)
         document_text += positives + negatives
@@ -62,7 +62,7 @@ def random_batch(
 
 
 def tuples(size: int, negatives: int) -> BatchStructure:
-    """Rows with one positive and equally many negatives, all texts different; documents stand column by column."""
+    """Rows with one positive and equally many negatives, all texts different; the positives are the first documents."""
     rows = torch.arange(size)
     columns = 1 + negatives
     return BatchStructure(

@@ -167,7 +167,7 @@ def collate(folder: Path, case: Case, reranker: Reranker, rank: int, world: int)
         query_max_length=LENGTH,
         document_max_length=LENGTH,
         chunk_tokens=WHOLE_CHUNK if whole else CHUNK,
-        share=True,
+        share_prefix=True,
         padding_free=True,
         whole_groups=whole,
         teacher_targets=case.kind == "soft",
