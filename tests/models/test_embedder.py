@@ -134,7 +134,7 @@ def test_pooling_by_hand() -> None:
 
 
 def test_an_unknown_pooling_is_refused_for_padded_and_packed_texts(qwen3: Path) -> None:
-    embedder = Embedder.from_pretrained(qwen3, attention="varlen")
+    embedder = Embedder.from_pretrained(qwen3, attn_implementation="varlen")
     embedder.pooling = "max"  # type: ignore[assignment]
     for chunk in (pad([[5, 6], [7]], 0), concatenate([[5, 6], [7]])):
         with pytest.raises(ValueError, match="the pooling is 'max'; expected one of last, mean, cls"):
@@ -171,7 +171,7 @@ def test_lora_trains_adapters_only_and_leaves_the_pooler(bert: Path) -> None:
 
 
 def test_unknown_lora_targets_are_refused(bert: Path) -> None:
-    with pytest.raises(ValueError, match=r"lora.targets \['q_prj'\]"):
+    with pytest.raises(ValueError, match=r"lora.target_modules \['q_prj'\]"):
         attach_lora(Embedder.from_pretrained(bert).backbone, r=4, alpha=8, dropout=0.0, target_modules=["q_prj"])
 
 

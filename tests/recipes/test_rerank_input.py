@@ -118,7 +118,7 @@ def test_settings(settings: dict[str, object], message: str, refuse: Callable[..
     [
         (
             {"answers": "relevant document,no"},
-            "of the answer 'relevant document'; expected one token, choose another word",
+            "the answer 'relevant document' into",
         ),
         ({"answers": "yes,yes"}, "'yes' and 'yes' are the same token"),
         ({"document_max_length": 480}, "query_max_length, document_max_length: with the "),
