@@ -39,35 +39,35 @@ STEP = 0.25  # by which a search first moves a weight
 
 @dataclass(frozen=True)
 class Bench:
-    """A subject, what its weights can be made of, and what it is measured on.
+    """A model, what its weights can be made of, and what it is measured on.
 
     Args:
-        subject: The model whose weights are exchanged.
+        target: The model whose weights are exchanged.
         inputs: What is merged.
         sets: Evaluation sets: dev, test and other.
     """
 
-    subject: "MergeTarget"
+    target: "MergeTarget"
     inputs: "Inputs"
     sets: "dict[str, list[EvaluationSet]]"
 
     def take(self, model: str) -> None:
-        """Give the subject the weights of a directory or hub id."""
+        """Give the model the weights of a directory or hub id."""
         from nestling.merging.inputs import Inputs
         from nestling.merging.merge import merge_into
         from nestling.merging.models import open_model
 
-        merge_into(Inputs.of([open_model(model)]), Recipe("linear", Weights((1.0,))), self.subject.backbone)
+        merge_into(Inputs.of([open_model(model)]), Recipe("linear", Weights((1.0,))), self.target.backbone)
 
     def merge(self, recipe: Recipe) -> "MergeReport":
-        """Give the subject the weights of a merge."""
+        """Give the model the weights of a merge."""
         from nestling.merging.merge import merge_into
 
-        return merge_into(self.inputs, recipe, self.subject.backbone)
+        return merge_into(self.inputs, recipe, self.target.backbone)
 
     def measure(self, kind: str) -> "dict[str, Metrics]":
         """Metrics of the weights as they are now on some of the sets, by name."""
-        return {each.retrieval_set.name: self.subject.measure(each) for each in self.sets[kind]}
+        return {each.retrieval_set.name: self.target.measure(each) for each in self.sets[kind]}
 
     def measure_all(self) -> "dict[str, Metrics]":
         return {name: each for kind in self.sets for name, each in self.measure(kind).items()}
@@ -98,7 +98,7 @@ def main() -> None:
     elif config.search is not None:
         search(config, bench, base)
     else:
-        publish(config, bench, recipe, base, {})
+        write_merge(config, bench, recipe, base, {})
 
 
 def needs_base(config: MergeConfig) -> bool:
@@ -128,7 +128,7 @@ def open_bench(config: MergeConfig, models: list[str], base: str | None) -> Benc
     from nestling.merging.alike import require_alike
     from nestling.merging.inputs import Inputs
     from nestling.merging.models import open_model
-    from nestling.merging.target import files_of, named_set, open_subject
+    from nestling.merging.target import files_of, named_set, open_target
 
     files = {model: files_of(model, config.base) for model in models}
     require_alike(list(dict.fromkeys(files.values())), base)
@@ -141,9 +141,9 @@ def open_bench(config: MergeConfig, models: list[str], base: str | None) -> Benc
     read = {kind: [named_set(each) for each in data] for kind, data in given.items()}
     require_unique("dev, test and other", [each.name for sets in read.values() for each in sets])
     print(*(each.summary for sets in read.values() for each in sets), sep="\n", flush=True)
-    subject = open_subject(models[0], config.base, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    sets = {kind: list(map(subject.open, given[kind], read[kind])) for kind in given}
-    return Bench(subject, inputs, sets)
+    target = open_target(models[0], config.base, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    sets = {kind: list(map(target.open, given[kind], read[kind])) for kind in given}
+    return Bench(target, inputs, sets)
 
 
 def search(config: MergeConfig, bench: Bench, base: str | None) -> None:
@@ -176,7 +176,7 @@ def search(config: MergeConfig, bench: Bench, base: str | None) -> None:
         raise ValueError(
             f"the base is best, with nDCG@10 {of_base:.4f} on dev, which no merge exceeds; none is written"
         )
-    publish(config, bench, config.recipe(count, best.weights), base, {"search": trials, "stage": best.stage})
+    write_merge(config, bench, config.recipe(count, best.weights), base, {"search": trials, "stage": best.stage})
 
 
 def trial_table(found: "Search") -> str:
@@ -216,7 +216,7 @@ def share(weights: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def publish(config: MergeConfig, bench: Bench, recipe: Recipe, base: str | None, more: dict[str, Any]) -> None:
+def write_merge(config: MergeConfig, bench: Bench, recipe: Recipe, base: str | None, more: dict[str, Any]) -> None:
     """Merge, measure beside the base, and write the directory, which its gates must pass."""
     from nestling.export.embedder_card import Card, base_name, before_and_after
 
@@ -239,11 +239,11 @@ def publish(config: MergeConfig, bench: Bench, recipe: Recipe, base: str | None,
     }
     scores = before_and_after(before, after)
     card = Card(base=None if base is None else base_name(base), config={"merged": record}, scores=scores)
-    report = bench.subject.export(Path(config.output), config.dtype, card)
+    report = bench.target.export(Path(config.output), config.dtype, card)
     print("\n".join([f"{config.output} passed the parity gate", *(f"  {line}" for line in report.lines())]))
     rows = [[each.dataset, each.dim, each.before, each.after] for each in scores if each.metric == "nDCG@10"]
     if rows:
-        print(table(["data", bench.subject.cut, "nDCG@10 of the base", "of the merge"], rows, digits=4))
+        print(table(["data", bench.target.axis, "nDCG@10 of the base", "of the merge"], rows, digits=4))
     write_results(config, {**record, "report": asdict(merged), "base": before, "results": after, **more})
 
 

@@ -71,7 +71,7 @@ def mine(config: MineConfig) -> None:
 
     # 3. Rules, in this order: the first that hits a candidate counts.
     verdicts = Verdicts(len(candidates))
-    drop_copies(verdicts, task.asked, task.pool, positives.lists, candidates)
+    drop_copies(verdicts, task.query_set, task.pool, positives.lists, candidates)
     if config.sweep:
         sweep(config, task, retrievers, candidates, positives, verdicts, order, judgements)
         return
@@ -91,14 +91,14 @@ def mine(config: MineConfig) -> None:
     # 4. The draw, and what came of it.
     added = np.flatnonzero(likely) if config.relabel else np.zeros(0, np.int64)
     mined = Mined(
-        asked=task.asked,
+        query_set=task.query_set,
         pool=task.pool,
         positives=positives,
         candidates=candidates,
         verdicts=verdicts,
         scorer=scorer,
         negatives=draw_negatives(config, task, candidates, verdicts, scorer),
-        relabelled=Lists.grouped(candidates.queries[added], added, len(task.asked)),
+        relabelled=Lists.grouped(candidates.queries[added], added, len(task.query_set)),
     )
     on_rank_zero(lambda: report(config, task, mined, judgements))
 

@@ -205,8 +205,10 @@ def search_times(queries: int, documents: int, repeats: int) -> tuple[float, flo
         halves = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
         return Vectors([halves[start : start + SHARD] for start in range(0, count, SHARD)], SHARD)
 
-    asked, pool = vectors(queries), vectors(documents)
-    blocks = [asked.span(first, min(first + QUERY_BLOCK, queries), device) for first in range(0, queries, QUERY_BLOCK)]
+    query_set, pool = vectors(queries), vectors(documents)
+    blocks = [
+        query_set.span(first, min(first + QUERY_BLOCK, queries), device) for first in range(0, queries, QUERY_BLOCK)
+    ]
     shards = [pool.span(first, min(first + SHARD, documents), device).T for first in range(0, documents, SHARD)]
 
     def products() -> Iterator[Any]:
@@ -215,7 +217,7 @@ def search_times(queries: int, documents: int, repeats: int) -> tuple[float, flo
                 yield block @ shard
 
     def search() -> Iterator[Any]:
-        yield nearest(asked, pool, documents, DEPTH, device)
+        yield nearest(query_set, pool, documents, DEPTH, device)
 
     turns = [(timed(search), timed(products)) for _ in range(max(repeats, 3))]
     return statistics.median(one for one, _ in turns), statistics.median(other for _, other in turns)

@@ -38,15 +38,15 @@ def main() -> None:
     config = parse_config(QuestionPairsConfig, __doc__)
     require_new("--output", config.output)
 
-    asked, answering = questions(config.data, config.split), questions(config.data, "train")
+    query_set, answering = questions(config.data, config.split), questions(config.data, "train")
     of_intent: dict[str, list[int]] = defaultdict(list)
     for i, (_, intent) in enumerate(answering):
         of_intent[intent].append(i)
     source = random.Random(config.seed)
-    judged = [of_intent[intent] for _, intent in asked]
-    write(Path(config.output) / "judged", asked, answering, judged)
-    write(Path(config.output) / "pairs", asked, answering, [[source.choice(each)] for each in judged])
-    print(f"{config.output}: {len(asked):,} questions, {len(answering):,} to find, {len(of_intent)} intents")
+    judged = [of_intent[intent] for _, intent in query_set]
+    write(Path(config.output) / "judged", query_set, answering, judged)
+    write(Path(config.output) / "pairs", query_set, answering, [[source.choice(each)] for each in judged])
+    print(f"{config.output}: {len(query_set):,} questions, {len(answering):,} to find, {len(of_intent)} intents")
 
 
 def questions(data: str, split: str) -> list[tuple[str, str]]:
@@ -58,7 +58,7 @@ def questions(data: str, split: str) -> list[tuple[str, str]]:
 
 
 def write(
-    folder: Path, asked: list[tuple[str, str]], answering: list[tuple[str, str]], relevant: list[list[int]]
+    folder: Path, query_set: list[tuple[str, str]], answering: list[tuple[str, str]], relevant: list[list[int]]
 ) -> None:
     """Write a folder whose split is named train, since it is mined for."""
     from nestling.files import replace_text, write_jsonl
@@ -67,7 +67,7 @@ def write(
     write_jsonl(
         folder / "corpus.jsonl", ({"_id": f"d{i}", "title": "", "text": text} for i, (text, _) in enumerate(answering))
     )
-    write_jsonl(folder / "queries.jsonl", ({"_id": f"q{i}", "text": text} for i, (text, _) in enumerate(asked)))
+    write_jsonl(folder / "queries.jsonl", ({"_id": f"q{i}", "text": text} for i, (text, _) in enumerate(query_set)))
     lines = [f"q{i}\td{row}\t1\n" for i, rows in enumerate(relevant) for row in rows]
     replace_text(folder / "qrels" / "train.tsv", "".join(["query-id\tcorpus-id\tscore\n", *lines]))
 

@@ -26,7 +26,7 @@ from nestling.merging.inputs import Inputs
 from nestling.merging.merge import merge_into
 from nestling.merging.models import open_model
 from nestling.merging.search import Search
-from nestling.merging.target import EvaluationSet, MergeTarget, files_of, named_set, open_subject, quality
+from nestling.merging.target import EvaluationSet, MergeTarget, files_of, named_set, open_target, quality
 from nestling.records import RetrievalSet
 
 # Those that are merges of their own: at scale 1, task arithmetic with even shares is the linear mean.
@@ -64,28 +64,28 @@ class SoupsConfig:
 
 
 @dataclass(frozen=True)
-class Kitchen:
+class Workspace:
     """What one soup after another is cooked and tasted with.
 
     Args:
-        subject: Takes the weights.
+        target: Takes the weights.
         sets: dev, test and other.
         base: The model before training.
     """
 
-    subject: MergeTarget
+    target: MergeTarget
     sets: dict[str, EvaluationSet]
     base: str
 
     def serve(self, models: list[str], recipe: Recipe) -> None:
-        """Give the subject the weights of a merge."""
+        """Give the model the weights of a merge."""
         based = self.base if recipe.method in WITH_BASE else None
         inputs = Inputs.of([open_model(model) for model in models], open_model(based) if based else None)
-        merge_into(inputs, recipe, self.subject.backbone)
+        merge_into(inputs, recipe, self.target.backbone)
 
     def taste(self, *names: str) -> dict[str, float]:
         """nDCG@10 on some of the sets."""
-        return {name: quality({name: self.subject.measure(self.sets[name])}) for name in names}
+        return {name: quality({name: self.target.measure(self.sets[name])}) for name in names}
 
 
 def main() -> None:
@@ -93,8 +93,8 @@ def main() -> None:
     Path(config.output).mkdir(parents=True, exist_ok=True)
     inputs = {Path(name).name: checkpoints(Path(name)) for name in config.runs}
     inputs[TOGETHER] = [models[-1] for models in inputs.values()]
-    kitchen = open_kitchen(config, inputs[TOGETHER])
-    found = {name: measured(config, kitchen, name, models) for name, models in inputs.items()}
+    workspace = open_kitchen(config, inputs[TOGETHER])
+    found = {name: measured(config, workspace, name, models) for name, models in inputs.items()}
     report(found)
 
 
@@ -105,10 +105,10 @@ def checkpoints(folder: Path) -> list[str]:
     return [str(path) for path in found]
 
 
-def open_kitchen(config: SoupsConfig, models: list[str]) -> Kitchen:
+def open_kitchen(config: SoupsConfig, models: list[str]) -> Workspace:
     base = read_run(Path(config.runs[0])).model
     require_alike(list(dict.fromkeys(files_of(model, None) for model in models)), base)
-    subject = open_subject(models[0], None, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    target = open_target(models[0], None, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     folders = {"dev": (config.dev, "dev"), "test": (config.test, "test"), "other": (config.other, "test")}
     sets = {}
     for name, (folder, split) in folders.items():
@@ -117,8 +117,8 @@ def open_kitchen(config: SoupsConfig, models: list[str]) -> Kitchen:
         if name == "dev" and config.dev_documents:
             read = thinned(read, config.dev_documents)
         print(f"{name}: {read.name}, {len(read.queries):,} queries, {len(read.documents):,} documents")
-        sets[name] = subject.open(data, read)
-    return Kitchen(subject, sets, base)
+        sets[name] = target.open(data, read)
+    return Workspace(target, sets, base)
 
 
 def thinned(data: RetrievalSet, count: int) -> RetrievalSet:
@@ -135,43 +135,43 @@ def thinned(data: RetrievalSet, count: int) -> RetrievalSet:
     )
 
 
-def measured(config: SoupsConfig, kitchen: Kitchen, name: str, models: list[str]) -> dict[str, Any]:
+def measured(config: SoupsConfig, workspace: Workspace, name: str, models: list[str]) -> dict[str, Any]:
     """Results of all soups of some models, by the soup's name; those of an earlier start are kept."""
     path = Path(config.output) / f"{name}.json"
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for soup, cook in soups(kitchen, models, config.search):
+    for soup, cook in soups(workspace, models, config.search):
         if soup not in results:
             about = cook()
-            results[soup] = {**about, **kitchen.taste("test", "other")}
+            results[soup] = {**about, **workspace.taste("test", "other")}
             replace_text(path, json.dumps(results, indent=1) + "\n")
             print(name, soup, {key: value for key, value in results[soup].items() if key != "trials"}, flush=True)
     return results
 
 
-def soups(kitchen: Kitchen, models: list[str], budget: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """The name of each soup, and what gives its weights to the subject and says what they are."""
+def soups(workspace: Workspace, models: list[str], budget: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """The name of each soup, and what gives its weights to the model and says what they are."""
 
     def alone(model: str) -> dict[str, Any]:
-        kitchen.serve([model], Recipe("linear", Weights((1.0,))))
+        workspace.serve([model], Recipe("linear", Weights((1.0,))))
         return {"of": model}
 
     def even(members: list[str], method: Method) -> dict[str, Any]:
-        kitchen.serve(members, Recipe(method, shares(len(members), method), density=DENSITY.get(method, 1.0)))
+        workspace.serve(members, Recipe(method, shares(len(members), method), density=DENSITY.get(method, 1.0)))
         return {"of": members}
 
     def searched() -> dict[str, Any]:
-        found = look(kitchen, models, budget)
-        kitchen.serve(models, Recipe("karcher", Weights(found.best.weights)))
+        found = look(workspace, models, budget)
+        workspace.serve(models, Recipe("karcher", Weights(found.best.weights)))
         return {"weights": found.best.weights, "dev": found.best.score, "trials": [vars(each) for each in found.trials]}
 
     def best() -> dict[str, Any]:
         scores = []
         for model in models:
             alone(model)
-            scores.append(kitchen.taste("dev")["dev"])
+            scores.append(workspace.taste("dev")["dev"])
         return {**alone(models[scores.index(max(scores))]), "dev": scores}
 
-    yield "base", lambda: alone(kitchen.base)
+    yield "base", lambda: alone(workspace.base)
     yield "last", lambda: alone(models[-1])
     yield "best on dev", best
     yield "slerp of the last two", lambda: even(models[-2:], "slerp")
@@ -185,13 +185,13 @@ def shares(count: int, method: Method) -> Weights:
     return Weights((1 / count,) * count) if method.startswith("dare") else equal_weights(count)
 
 
-def look(kitchen: Kitchen, models: list[str], budget: int) -> Search:
+def look(workspace: Workspace, models: list[str], budget: int) -> Search:
     """Karcher means of the models, searched on dev."""
     inputs = Inputs.of([open_model(model) for model in models])
 
     def score(weights: tuple[float, ...]) -> float:
-        merge_into(inputs, Recipe("karcher", Weights(weights)), kitchen.subject.backbone)
-        return kitchen.taste("dev")["dev"]
+        merge_into(inputs, Recipe("karcher", Weights(weights)), workspace.target.backbone)
+        return workspace.taste("dev")["dev"]
 
     found = Search(len(models), score, budget)
     found.run(0.25)

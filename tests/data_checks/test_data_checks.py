@@ -15,7 +15,7 @@ from nestling.data_checks.checks import Checks, check
 from nestling.data_checks.cleaning import clean, evaluation_rows, write_copy
 from nestling.data_checks.findings import Finding, find
 from nestling.data_checks.language import SCRIPTS, languages, main_scripts
-from nestling.data_checks.lengths import Cut, cuts, measure, spread
+from nestling.data_checks.lengths import Truncation, distribution, measure, truncations
 from nestling.data_checks.near import (
     IN_BUCKET,
     MISS,
@@ -325,17 +325,17 @@ def test_lengths() -> None:
     assert measured.words.tolist() == [2, 1, 1, 1, 2]
     assert measured.wordless.tolist() == [False, False, True, False, False]
     assert [SCRIPTS[i] for i in measured.scripts] == ["Latin", "Han", "none", "Latin", "Cyrillic"]
-    assert spread(np.arange(1, 101)).quantiles == {"5%": 5, "25%": 25, "50%": 50, "75%": 75, "95%": 95, "99%": 99}
+    assert distribution(np.arange(1, 101)).quantiles == {"5%": 5, "25%": 25, "50%": 50, "75%": 75, "95%": 95, "99%": 99}
 
 
 def test_what_limits_cut() -> None:
     lengths = np.array([10, 100, 200, 300])
-    assert cuts(lengths, 150) == [
-        Cut(64, 3, 0.75, (36 + 136 + 236) / 610),
-        Cut(128, 2, 0.5, (72 + 172) / 610),
-        Cut(150, 2, 0.5, (50 + 150) / 610),
-        Cut(256, 1, 0.25, 44 / 610),
-        Cut(512, 0, 0.0, 0.0),
+    assert truncations(lengths, 150) == [
+        Truncation(64, 3, 0.75, (36 + 136 + 236) / 610),
+        Truncation(128, 2, 0.5, (72 + 172) / 610),
+        Truncation(150, 2, 0.5, (50 + 150) / 610),
+        Truncation(256, 1, 0.25, 44 / 610),
+        Truncation(512, 0, 0.0, 0.0),
     ]
 
 

@@ -95,8 +95,10 @@ def test_pieces_of_an_adapted_weight_do_not_depend_on_where_they_are_cut(tmp_pat
         expected = whole(source, name).view(-1)
         assert expected.dtype == torch.float32
         for length in (1000, 777, 64):
-            cut = [source.read(name, at, min(at + length, len(expected))) for at in range(0, len(expected), length)]
-            assert torch.equal(torch.cat(cut), expected)
+            threshold = [
+                source.read(name, at, min(at + length, len(expected))) for at in range(0, len(expected), length)
+            ]
+            assert torch.equal(torch.cat(threshold), expected)
 
 
 def test_weights_of_more_rows_than_are_multiplied_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from merging.held import Held, family, merged, near, random_tensors, recipe
 from nestling.merging.inputs import Inputs
-from nestling.merging.sparse import Cut, kept_by_chance, kept_by_cut, kept_count, largest, magnitude_bits
+from nestling.merging.sparse import (
+    MagnitudeThreshold,
+    above_threshold,
+    kept_by_chance,
+    kept_count,
+    largest,
+    magnitude_bits,
+)
 from nestling.merging.workers import BLOCK
 
 
@@ -76,9 +83,9 @@ def test_the_bin_that_holds_the_last_one_wanted() -> None:
     assert [largest(counts, wanted) for wanted in (1, 2, 3, 4, 8)] == [(4, 1), (2, 1), (2, 2), (0, 1), (0, 5)]
     bits = magnitude_bits(torch.tensor([1.0, -2.0, 1.0, 0.5, -1.0]))
     assert (bits.argsort(stable=True) == torch.tensor([3, 0, 2, 4, 1])).all()
-    one = Cut(int(bits[0]), 2)
-    assert kept_by_cut(bits, one, 0).tolist() == [True, True, True, False, False]
-    assert kept_by_cut(bits, one, 1).tolist() == [True, True, False, False, False]
+    one = MagnitudeThreshold(int(bits[0]), 2)
+    assert above_threshold(bits, one, 0).tolist() == [True, True, True, False, False]
+    assert above_threshold(bits, one, 1).tolist() == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])

@@ -43,9 +43,9 @@ def random_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def opened(rows: Path, corpus: Path | None = None) -> tuple[RecordTable, QuerySet, Pool]:
     table = load_records(rows, progress=False)
-    asked = QuerySet.of(table)
-    needed = np.concatenate([asked.known.values, flat_values(table, "negative_ids")])
-    return table, asked, open_pool(table, corpus, needed, progress=False)
+    query_set = QuerySet.of(table)
+    needed = np.concatenate([query_set.known.values, flat_values(table, "negative_ids")])
+    return table, query_set, open_pool(table, corpus, needed, progress=False)
 
 
 def make_vectors(values: np.ndarray, height: int) -> Vectors:

@@ -42,16 +42,18 @@ def make_mined(tmp_path: Path) -> Mined:
         {"query": "is 1 < 2 & 3?", "positives": ["<b>yes</b>"], "negatives": ["no & no"]},
         {"query": "second", "positives": ["right"], "negatives": ["wrong", "x" * 5000]},
     ]
-    _, asked, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
+    _, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
     texts = list(pool.texts)
     wanted = [[texts.index("no & no"), -1], [texts.index("wrong"), texts.index("x" * 5000)]]
     candidates = unite({"m": Retrieved(np.array(wanted), np.array([[0.2, np.nan], [0.7, 0.1]], np.float32))})
     verdicts = Verdicts(3)
     verdicts.drop("some rule", np.array([False, False, False]))
-    lists = known_rows(asked, pool)
+    lists = known_rows(query_set, pool)
     positives = Positives(lists, {"m": np.array([0.9, 0.5], np.float32)}, np.ones(2, dtype=bool))
     negatives = Lists.grouped(candidates.queries, np.arange(3), 2)
-    return Mined(asked, pool, positives, candidates, verdicts, "m", negatives, Lists.of([np.zeros(0, np.int64)] * 2))
+    return Mined(
+        query_set, pool, positives, candidates, verdicts, "m", negatives, Lists.of([np.zeros(0, np.int64)] * 2)
+    )
 
 
 def test_it_shows_what_there_is(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[QuerySet, Poo
     """Queries, documents, and some of these to judge for each; one query has none."""
     monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(nestling.mining.judging, "BLOCK", 4)
-    _, asked, pool = opened(write_rows(tmp_path / "rows.jsonl", random_rows(12)))
+    _, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", random_rows(12)))
     rng = np.random.default_rng(0)
-    return asked, pool, Lists.of([rng.choice(len(pool), i % 4, replace=False) for i in range(len(asked))])
+    return query_set, pool, Lists.of([rng.choice(len(pool), i % 4, replace=False) for i in range(len(query_set))])
 
 
 def cross_encoder(bert: Path, folder: Path, outputs: int) -> Path:
@@ -41,14 +41,14 @@ def cross_encoder(bert: Path, folder: Path, outputs: int) -> Path:
 
 
 def test_a_rerankers_logits(task: tuple[QuerySet, Pool, Lists], qwen3: Path) -> None:
-    asked, pool, lists = task
+    query_set, pool, lists = task
     logits = judge_lists(open_judge(str(qwen3), precision=torch.float32, device=CPU), *task)
     reranker = Reranker.from_pretrained(qwen3)
-    for query in range(len(asked)):
+    for query in range(len(query_set)):
         span = slice(lists.offsets[query], lists.offsets[query + 1])
-        pairs = [(asked.texts[query], pool.texts[row]) for row in lists[query].tolist()]
+        pairs = [(query_set.texts[query], pool.texts[row]) for row in lists[query].tolist()]
         if pairs:
-            expected = reranker.score(pairs, instruction=asked.instructions[query])
+            expected = reranker.score(pairs, instruction=query_set.instructions[query])
             np.testing.assert_allclose(probabilities(logits[span]), expected.numpy(), atol=1e-6)
     assert logits.dtype == np.float32
 
@@ -88,10 +88,10 @@ def test_a_killed_judge_goes_on_and_reads_nothing_twice(task: tuple[QuerySet, Po
 
 
 def test_a_cross_encoder(task: tuple[QuerySet, Pool, Lists], bert: Path, tmp_path: Path) -> None:
-    asked, pool, lists = task
+    query_set, pool, lists = task
     model = cross_encoder(bert, tmp_path / "cross", outputs=1)
     logits = judge_lists(open_judge(str(model), precision=torch.float32, device=CPU), *task)
-    pairs = [(asked.texts[query], pool.texts[row]) for query, row in zip(lists.owners, lists.values, strict=True)]
+    pairs = [(query_set.texts[query], pool.texts[row]) for query, row in zip(lists.owners, lists.values, strict=True)]
     expected = CrossEncoder(str(model), device="cpu").predict(pairs, show_progress_bar=False)  # through a sigmoid
     np.testing.assert_allclose(probabilities(logits), expected, atol=1e-6)
     with pytest.raises(ValueError, match="it gives 3 scores a pair, expected one"):

@@ -25,21 +25,21 @@ ROWS = [
 
 
 def encode(embedder: Embedder, *opened_: object) -> Dense:
-    asked, pool = opened_
-    return Dense.encode("tiny", embedder, asked, pool, query_max_length=24, document_max_length=16)  # type: ignore[arg-type]
+    query_set, pool = opened_
+    return Dense.encode("tiny", embedder, query_set, pool, query_max_length=24, document_max_length=16)  # type: ignore[arg-type]
 
 
 def test_an_embedder_finds_what_its_cosines_say(tmp_path: Path, qwen3: Path) -> None:
     """Queries of different instructions and documents beyond the corpus included."""
     corpus = write_corpus(tmp_path / "corpus.jsonl", [row["positives"][0] for row in random_rows(60, seed=1)])
-    table, asked, pool = opened(write_rows(tmp_path / "rows.jsonl", random_rows(40)), corpus)
+    table, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", random_rows(40)), corpus)
     assert pool.size < len(pool)
     embedder = Embedder.from_pretrained(qwen3)
-    dense = encode(embedder, asked, pool)
+    dense = encode(embedder, query_set, pool)
     queries = torch.cat(
         [
             embedder.encode([text], kind="query", max_length=24, instruction=task)
-            for text, task in zip(asked.texts, asked.instructions, strict=True)
+            for text, task in zip(query_set.texts, query_set.instructions, strict=True)
         ]
     )
     documents = embedder.encode(list(pool.texts), kind="document", max_length=16)
@@ -50,13 +50,13 @@ def test_an_embedder_finds_what_its_cosines_say(tmp_path: Path, qwen3: Path) -> 
     np.testing.assert_allclose(found.scores, best, atol=2e-4, rtol=0)
     np.testing.assert_allclose(np.take_along_axis(expected, found.rows, axis=1), best, atol=2e-4, rtol=0)
     rng = np.random.default_rng(0)
-    some, others = rng.integers(0, len(asked), 50), rng.integers(0, len(pool), 50)
+    some, others = rng.integers(0, len(query_set), 50), rng.integers(0, len(pool), 50)
     np.testing.assert_allclose(dense.score(some, others), expected[some, others], atol=2e-4, rtol=0)
     both = (documents @ documents.T).numpy()
     np.testing.assert_allclose(dense.similarities(others, others[::-1]), both[others, others[::-1]], atol=5e-4, rtol=0)
-    assert dense.notes[0].startswith(f"queries: 0 in the cache; {len(asked)} texts")
-    assert encode(embedder, asked, pool).notes[1] == f"documents: {len(pool)} in the cache"
-    assert len(table) > len(asked)
+    assert dense.notes[0].startswith(f"queries: 0 in the cache; {len(query_set)} texts")
+    assert encode(embedder, query_set, pool).notes[1] == f"documents: {len(pool)} in the cache"
+    assert len(table) > len(query_set)
 
 
 def beir_rows(folder: Path) -> Path:
@@ -72,11 +72,11 @@ def beir_rows(folder: Path) -> Path:
 def test_bm25_is_that_of_evaluation(tmp_path: Path) -> None:
     texts = [f"{' '.join(row['positives'])} {i}" for i, row in enumerate(random_rows(80))]
     data = write_beir(tmp_path / "set", texts, WORDS, {f"q{i}": {f"d{i}": 1} for i in range(len(WORDS))})
-    _, asked, pool = opened(beir_rows(tmp_path / "set"), tmp_path / "set")
+    _, query_set, pool = opened(beir_rows(tmp_path / "set"), tmp_path / "set")
     expected = bm25_run(data, depth=len(texts))
-    bm25 = Bm25(asked, pool, CPU)
+    bm25 = Bm25(query_set, pool, CPU)
     found = bm25.search(6)
-    for query, (identifier,) in enumerate(query_ids(tmp_path / "set", asked)):
+    for query, (identifier,) in enumerate(query_ids(tmp_path / "set", query_set)):
         best = sorted(expected[identifier].items(), key=lambda item: (-item[1], int(item[0][1:])))[:6]
         assert [f"d{row}" for row in found.rows[query].tolist() if row >= 0] == [document for document, _ in best]
         assert [score for score in found.scores[query].tolist() if score == score] == [score for _, score in best]
@@ -87,16 +87,16 @@ def test_bm25_is_that_of_evaluation(tmp_path: Path) -> None:
 
 def test_words_that_no_document_has(tmp_path: Path) -> None:
     rows = [{"query": "alpha", "positives": ["beta"]}, {"query": "gamma", "positives": ["the"]}]
-    _, asked, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
-    found = Bm25(asked, pool, CPU).search(3)
+    _, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
+    found = Bm25(query_set, pool, CPU).search(3)
     assert found.rows.tolist() == [[-1, -1, -1], [-1, -1, -1]]
     assert np.isnan(found.scores).all()
 
 
 def test_a_run_by_ids(tmp_path: Path) -> None:
     data = random_set(tmp_path / "set", documents=30, queries=4)
-    _, asked, pool = opened(beir_rows(tmp_path / "set"), tmp_path / "set")
-    ids = query_ids(tmp_path / "set", asked)
+    _, query_set, pool = opened(beir_rows(tmp_path / "set"), tmp_path / "set")
+    ids = query_ids(tmp_path / "set", query_set)
     run = {"q0": {"d3": 1.0, "d5": 2.5, "d9": 1.0, "gone": 9.0}, "q2": {"d1": -1.0}, "other": {"d1": 1.0}}
     lists = RunFile("run", run, ids, pool)
     assert lists.missing == 2
@@ -111,19 +111,22 @@ def test_a_run_by_ids(tmp_path: Path) -> None:
 
 
 def test_given_negatives(tmp_path: Path) -> None:
-    table, asked, pool = opened(write_rows(tmp_path / "rows.jsonl", ROWS))
+    table, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", ROWS))
     texts = list(pool.texts)
-    found = Given(asked, pool, table).search(3)
+    found = Given(query_set, pool, table).search(3)
     named = [[texts[row] if row >= 0 else "" for row in rows] for rows in found.rows.tolist()]
     assert named == [["rm", "cat", "mv"], ["tac", "", ""]]
     assert np.isnan(found.scores).all()
 
 
 def retrieve(rank: int, folder: Path) -> None:
-    _, asked, pool = opened(folder / "rows.jsonl")
-    found = [encode(Embedder.from_pretrained(folder / "bert"), asked, pool).search(7), Bm25(asked, pool, CPU).search(7)]
+    _, query_set, pool = opened(folder / "rows.jsonl")
+    found = [
+        encode(Embedder.from_pretrained(folder / "bert"), query_set, pool).search(7),
+        Bm25(query_set, pool, CPU).search(7),
+    ]
     pairs = np.arange(20), np.arange(20)[::-1].copy()
-    scores = Bm25(asked, pool, CPU).score(*pairs).tolist()
+    scores = Bm25(query_set, pool, CPU).score(*pairs).tolist()
     lists = [[each.rows.tolist(), np.nan_to_num(each.scores).tolist()] for each in found]
     (folder / f"{rank}.json").write_text(json.dumps([lists, scores]))
 

@@ -52,6 +52,6 @@ def test_batches_come_from_workers_unchanged_and_keep_no_file_open(workers: int,
 def test_a_card_names_no_folders_of_a_machine() -> None:
     dev = CandidateData("/runs/me/sets/mine", candidates="/runs/me/runs/first.trec")
     config = RerankConfig(model="m", output_dir="/runs/me/o", train=[TrainData("/runs/me/a.jsonl")], dev=[dev])
-    published = config.card_settings()
-    assert "/runs" not in str(published)
-    assert "'candidates': 'first.trec'" in str(published)
+    settings = config.card_settings()
+    assert "/runs" not in str(settings)
+    assert "'candidates': 'first.trec'" in str(settings)

@@ -42,7 +42,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
         if is_disk_full(error):
             raise OSError(errno.ENOSPC, disk_full_message(target, written)) from error
         raise
-    on_rank_zero(lambda: publish(partial, target))
+    on_rank_zero(lambda: move_into_place(partial, target))
 
 
 def begin(partial: Path) -> None:
@@ -65,7 +65,7 @@ def discard(partial: Path) -> int:
     return written
 
 
-def publish(partial: Path, target: Path) -> None:
+def move_into_place(partial: Path, target: Path) -> None:
     """Rename a complete partial folder to its target. If killed between the renames, `clean_up` finishes the work."""
     older = set_aside(target) if target.exists() else None
     os.replace(partial, target)

@@ -32,7 +32,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Distribution:
     """Mean, quantiles (lengths that occur) and extremes of lengths."""
 
     mean: float
@@ -42,7 +42,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Truncation:
     """What a limit cuts.
 
     Args:
@@ -64,24 +64,24 @@ def measure(texts: Sequence[str]) -> Measured:
     return Measured(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
 
 
-def spread(lengths: np.ndarray) -> Spread:
+def distribution(lengths: np.ndarray) -> Distribution:
     """Figures of [N] lengths, N above 0."""
     values = np.quantile(lengths, QUANTILES, method="inverted_cdf")
     quantiles = {f"{share:.0%}": int(value) for share, value in zip(QUANTILES, values, strict=True)}
-    return Spread(float(lengths.mean()), int(lengths.min()), quantiles, int(lengths.max()))
+    return Distribution(float(lengths.mean()), int(lengths.min()), quantiles, int(lengths.max()))
 
 
-def cuts(lengths: np.ndarray, given: int | None) -> list[Cut]:
+def truncations(lengths: np.ndarray, given: int | None) -> list[Truncation]:
     """What the usual limits cut, up to the first that cuts nothing, and what a given one does."""
     enough = next((limit for limit in LIMITS if limit >= lengths.max()), LIMITS[-1])
     limits = {limit for limit in LIMITS if limit <= enough} | ({given} if given else set())
     return [_cut(lengths, limit) for limit in sorted(limits)]
 
 
-def _cut(lengths: np.ndarray, limit: int) -> Cut:
+def _cut(lengths: np.ndarray, limit: int) -> Truncation:
     longer = lengths > limit
     lost = (lengths - limit)[longer].sum() / lengths.sum()
-    return Cut(limit, int(longer.sum()), float(longer.mean()), float(lost))
+    return Truncation(limit, int(longer.sum()), float(longer.mean()), float(lost))
 
 
 def _measure(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from nestling.console import table
 from nestling.data_checks.checks import PLURAL
 from nestling.data_checks.cleaning import Copy, Dropped
 from nestling.data_checks.findings import Example, Finding
-from nestling.data_checks.lengths import Spread
+from nestling.data_checks.lengths import Distribution
 from nestling.data_checks.near import Nearness
 from nestling.data_checks.statistics import Statistics
 from nestling.models.embedder import Kind
@@ -137,13 +137,13 @@ def _lengths(statistics: Mapping[Kind, Statistics]) -> Section:
         many = f"{each.texts:,} distinct {PLURAL[kind]}"
         rows += [(many, "characters", *_spread(each.characters)), (many, "words", *_spread(each.words))]
         if each.tokens is not None:
-            rows.append((f"{each.sampled:,} of them", "tokens", *_spread(each.tokens.spread)))
+            rows.append((f"{each.sampled:,} of them", "tokens", *_spread(each.tokens.distribution)))
     quantiles = list(next(iter(statistics.values())).characters.quantiles)
     note = "Words are what stands between spaces. Tokens include prompt and special tokens."
     return Section("lengths", ("", "in", "mean", "least", *quantiles, "most"), rows, note)
 
 
-def _spread(each: Spread) -> tuple[object, ...]:
+def _spread(each: Distribution) -> tuple[object, ...]:
     return f"{each.mean:,.1f}", *(f"{value:,}" for value in (each.least, *each.quantiles.values(), each.most))
 
 
@@ -151,7 +151,8 @@ def _cuts(kind: Kind, each: Statistics) -> Iterator[Section]:
     if each.tokens is not None:
         many = PLURAL[kind]
         rows = [
-            (f"{cut.limit:,}", f"{cut.texts:,}", f"{cut.share:.2%}", f"{cut.tokens:.2%}") for cut in each.tokens.cuts
+            (f"{cut.limit:,}", f"{cut.texts:,}", f"{cut.share:.2%}", f"{cut.tokens:.2%}")
+            for cut in each.tokens.truncations
         ]
         headers = ("limit in tokens", f"{many} cut", f"share of {many}", "share of tokens lost")
         yield Section(f"what a limit cuts of {each.sampled:,} distinct {many}", headers, rows)

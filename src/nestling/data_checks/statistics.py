@@ -7,7 +7,7 @@ import numpy as np
 
 from nestling.data_checks.checks import KINDS, Checks, distinct
 from nestling.data_checks.language import SCRIPTS, languages
-from nestling.data_checks.lengths import Cut, Spread, cuts, spread
+from nestling.data_checks.lengths import Distribution, Truncation, distribution, truncations
 from nestling.data_checks.rows import SourceRows
 from nestling.data_checks.tokens import TokenCounter
 from nestling.models.embedder import Kind
@@ -20,8 +20,8 @@ SEED = 0
 class Tokens:
     """Token counts under a model, prompt and special tokens included."""
 
-    spread: Spread
-    cuts: list[Cut]
+    distribution: Distribution
+    truncations: list[Truncation]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Statistics:
 
     texts: int
     sampled: int
-    characters: Spread
-    words: Spread
+    characters: Distribution
+    words: Distribution
     scripts: dict[str, int]
     languages: dict[str, int]
     tokens: Tokens | None
@@ -74,12 +74,12 @@ def _of_kind(
     tokens = None
     if counter is not None:
         lengths = counter(drawn, kind)
-        tokens = Tokens(spread(lengths), cuts(lengths, limit))
+        tokens = Tokens(distribution(lengths), truncations(lengths, limit))
     return Statistics(
         texts=len(texts),
         sampled=len(drawn),
-        characters=spread(measured.characters),
-        words=spread(measured.words),
+        characters=distribution(measured.characters),
+        words=distribution(measured.words),
         scripts={SCRIPTS[i]: int(counts[i]) for i in np.argsort(-counts, kind="stable") if counts[i]},
         languages=dict(languages(drawn).most_common()),
         tokens=tokens,

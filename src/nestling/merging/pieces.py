@@ -110,7 +110,7 @@ def keep_largest(inputs: Inputs, recipe: Recipe, name: str, model: int, workers:
     wanted = sparse.kept_count(inputs.specs[name].numel, recipe.density)
     high, wanted = sparse.largest(sparse.total(over(sparse.high_counts)), wanted)
     low, wanted = sparse.largest(sparse.total(over(lambda bits: sparse.low_counts(bits, high))), wanted)
-    cut = sparse.Cut((high << sparse.LOW_BITS) + low, wanted)
-    equal = [int(count) for count in over(lambda bits: (bits == cut.bits).sum())]
+    threshold = sparse.MagnitudeThreshold((high << sparse.LOW_BITS) + low, wanted)
+    equal = [int(count) for count in over(lambda bits: (bits == threshold.bits).sum())]
     before = dict(zip((start for start, _ in pieces), accumulate(equal, initial=0), strict=False))
-    return lambda start, stop, change: sparse.kept_by_cut(sparse.magnitude_bits(change), cut, before[start])
+    return lambda start, stop, change: sparse.above_threshold(sparse.magnitude_bits(change), threshold, before[start])

@@ -16,7 +16,7 @@ HIGHS, LOWS = 2**15, 2**LOW_BITS  # a magnitude in float32 has 31 bits
 
 
 @dataclass(frozen=True)
-class Cut:
+class MagnitudeThreshold:
     """Which elements have the largest magnitudes.
 
     Args:
@@ -65,10 +65,10 @@ def total(counts: Iterable[Tensor]) -> Tensor:
     return found
 
 
-def kept_by_cut(bits: Tensor, cut: Cut, equal_before: int) -> Tensor:
+def above_threshold(bits: Tensor, threshold: MagnitudeThreshold, equal_before: int) -> Tensor:
     """[n] bool; `equal_before` elements with the cut's bits come earlier in the tensor."""
-    equal = bits == cut.bits
-    return (bits > cut.bits) | (equal & (equal.cumsum(0) + equal_before <= cut.equal))
+    equal = bits == threshold.bits
+    return (bits > threshold.bits) | (equal & (equal.cumsum(0) + equal_before <= threshold.equal))
 
 
 def kept_by_chance(name: str, model: int, start: int, stop: int, *, density: float, seed: int) -> Tensor:

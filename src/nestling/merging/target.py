@@ -1,6 +1,6 @@
 """What is merged, as a whole: an embedder or a reranker that takes merged weights, is measured and is exported.
 
-A subject is loaded once. Its weights are then exchanged in place for each merge that is tried, and nothing is written
+A model is loaded once. Its weights are then exchanged in place for each merge that is tried, and nothing is written
 until the best one is exported.
 """
 
@@ -58,14 +58,14 @@ class MergeTarget(Protocol):
         """The transformers model, in float32."""
 
     @property
-    def cut(self) -> str:
+    def axis(self) -> str:
         """What its metrics are at: "dim" or "depth"."""
 
     def open(self, data: CandidateData, retrieval_set: RetrievalSet) -> EvaluationSet:
         """What a retrieval set is measured with, as its settings say."""
 
     def measure(self, data: EvaluationSet) -> Metrics:
-        """Metrics of the weights as they are now, by cut."""
+        """Metrics of the weights as they are now, by value of the axis."""
 
     def export(self, output: Path, dtype: Dtype | None, card: Card) -> Report:
         """Write a directory to serve, after its gates."""
@@ -88,7 +88,7 @@ class EmbedderTarget:
     document_max_length: int
     dims: Sequence[int]
     instructions: Mapping[str, str]
-    cut: str = "dim"
+    axis: str = "dim"
 
     @property
     def backbone(self) -> nn.Module:
@@ -130,7 +130,7 @@ class RerankerTarget:
     """A reranker, a causal language model."""
 
     reranker: Reranker
-    cut: str = "depth"
+    axis: str = "depth"
 
     @property
     def backbone(self) -> nn.Module:
@@ -159,11 +159,11 @@ def named_set(data: CandidateData) -> RetrievalSet:
 
 
 def quality(results: Mapping[str, Metrics]) -> float:
-    """What decides: nDCG@10 at the largest cut, averaged over the sets."""
-    return fmean(by_cut[max(by_cut)]["nDCG@10"] for by_cut in results.values())
+    """What decides: nDCG@10 at the largest value of the axis, averaged over the sets."""
+    return fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values())
 
 
-def open_subject(model: str, base: str | None, precision: torch.dtype) -> MergeTarget:
+def open_target(model: str, base: str | None, precision: torch.dtype) -> MergeTarget:
     """What the models are that are merged, by the files of the first of them.
 
     Args:

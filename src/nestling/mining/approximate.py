@@ -115,8 +115,8 @@ class Index:
         try:
             yield
         except RuntimeError as error:
-            asked = self.factory if self.search is None else f"{self.factory} with {self.search}"
-            raise ValueError(f"index: FAISS refuses {asked}: {FAISS_PLACE.sub('', str(error))}") from error
+            query_set = self.factory if self.search is None else f"{self.factory} with {self.search}"
+            raise ValueError(f"index: FAISS refuses {query_set}: {FAISS_PLACE.sub('', str(error))}") from error
 
 
 def sample_rows(index: faiss.Index, size: int) -> Integers:

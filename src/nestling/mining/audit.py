@@ -96,7 +96,7 @@ def most_doubtful(mined: Mined, doubts: Scores, count: int) -> list[int]:
 def any_of(mined: Mined, count: int) -> list[int]:
     """Some queries that have negatives, always the same for the same queries: those with the smallest identities."""
     filled = np.flatnonzero(mined.negatives.counts > 0)
-    chosen: list[int] = filled[np.argsort(mined.asked.identities[filled], kind="stable")][:count].tolist()
+    chosen: list[int] = filled[np.argsort(mined.query_set.identities[filled], kind="stable")][:count].tolist()
     return chosen
 
 
@@ -107,7 +107,7 @@ def show(mined: Mined, query: int, doubts: Scores) -> Case:
     negatives = mined.negatives[query]
     negatives = negatives[np.argsort(-np.nan_to_num(doubts[negatives], nan=-np.inf), kind="stable")]
     return Case(
-        query=shorten(mined.asked.texts[query]),
+        query=shorten(mined.query_set.texts[query]),
         positives=[
             Document(text, scores)
             for text, scores in zip(

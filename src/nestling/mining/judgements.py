@@ -62,16 +62,16 @@ class Judgements:
     queries: Mask
 
     @classmethod
-    def read(cls, folder: str | Path, split: str, asked: QuerySet, pool: Pool) -> "Judgements":
+    def read(cls, folder: str | Path, split: str, query_set: QuerySet, pool: Pool) -> "Judgements":
         """Raises ValueError if none of the queries was judged, or as `load_records` does."""
         table = load_records(folder, split=split, allow_no_positives=True, progress=False)
         order = np.argsort(table.query_ids, kind="stable")
-        at = np.minimum(np.searchsorted(table.query_ids, asked.identities, sorter=order), len(table) - 1)
-        rows = np.where(table.query_ids[order[at]] == asked.identities, order[at], -1)
+        at = np.minimum(np.searchsorted(table.query_ids, query_set.identities, sorter=order), len(table) - 1)
+        rows = np.where(table.query_ids[order[at]] == query_set.identities, order[at], -1)
         if not (rows >= 0).any():
             raise ValueError(
-                f"--judgements {folder}: split {split!r} judges none of the {len(asked):,} queries, for instance "
-                f"{asked.texts[0][:60]!r}"
+                f"--judgements {folder}: split {split!r} judges none of the {len(query_set):,} queries, for instance "
+                f"{query_set.texts[0][:60]!r}"
             )
         return cls(
             lists_of(table, "positive_ids", rows, pool),

@@ -97,7 +97,7 @@ def open_judge(model: str, *, precision: torch.dtype, device: torch.device) -> J
     return RerankerJudge(reranker.to(device))
 
 
-def judge_lists(judge: Judge, asked: QuerySet, pool: Pool, lists: Lists, *, progress: str | None = None) -> Scores:
+def judge_lists(judge: Judge, query_set: QuerySet, pool: Pool, lists: Lists, *, progress: str | None = None) -> Scores:
     """Logits of listed documents, [n] float32 as `lists.values`, the same on every rank; all ranks must call it.
 
     Raises:
@@ -107,7 +107,7 @@ def judge_lists(judge: Judge, asked: QuerySet, pool: Pool, lists: Lists, *, prog
     cache = ArrayCache(cache_folder(f"judged-{Path(judge.source).name}", judge.fingerprint))
     filled = np.flatnonzero(lists.counts > 0)
     blocks = [filled[start : start + BLOCK].tolist() for start in range(0, len(filled), BLOCK)]
-    keys = [block_key(asked, pool, lists, block) for block in blocks]
+    keys = [block_key(query_set, pool, lists, block) for block in blocks]
     missing = on_rank_zero(lambda: [i for i, each in enumerate(keys) if cache.open(each) is None])
     rank, world = rank_and_world()
 
@@ -116,7 +116,7 @@ def judge_lists(judge: Judge, asked: QuerySet, pool: Pool, lists: Lists, *, prog
         with progress_bar(sum(len(blocks[i]) for i in mine), progress, "query") as bar:
             for i in mine:
                 groups = [
-                    Group(asked.texts[query], Chosen(pool.texts, lists[query]), asked.instructions[query])
+                    Group(query_set.texts[query], Chosen(pool.texts, lists[query]), query_set.instructions[query])
                     for query in blocks[i]
                 ]
                 cache.write(keys[i], finite(torch.cat(judge.logits(groups)), judge.source).numpy())
@@ -129,12 +129,12 @@ def judge_lists(judge: Judge, asked: QuerySet, pool: Pool, lists: Lists, *, prog
     return np.concatenate([np.zeros(0, np.float32), *(each for each in found if each is not None)])
 
 
-def block_key(asked: QuerySet, pool: Pool, lists: Lists, block: Sequence[int]) -> str:
+def block_key(query_set: QuerySet, pool: Pool, lists: Lists, block: Sequence[int]) -> str:
     """A digest of the texts of some queries and of what is to be scored for them."""
     digest = xxhash.xxh3_128()
     for query in block:
-        task = asked.instructions[query]
-        about = [int(asked.identities[query]), None if task is None else text_id(task), len(lists[query])]
+        task = query_set.instructions[query]
+        about = [int(query_set.identities[query]), None if task is None else text_id(task), len(lists[query])]
         digest.update(json.dumps(about).encode())
         digest.update(pool.identities[lists[query]].tobytes())
     return digest.hexdigest()

@@ -56,7 +56,7 @@ class Mined:
     """What came out for Q queries.
 
     Attributes:
-        asked: The queries.
+        query_set: The queries.
         pool: The documents.
         positives: What was relevant beforehand.
         candidates: What was found.
@@ -66,7 +66,7 @@ class Mined:
         relabelled: For each query the candidates that became positives.
     """
 
-    asked: QuerySet
+    query_set: QuerySet
     pool: Pool
     positives: Positives
     candidates: Candidates
@@ -76,11 +76,11 @@ class Mined:
     relabelled: Lists
 
 
-def known_rows(asked: QuerySet, pool: Pool) -> Lists:
+def known_rows(query_set: QuerySet, pool: Pool) -> Lists:
     """The known positives of each query as documents of the pool."""
-    rows = pool.find(asked.known.values)
+    rows = pool.find(query_set.known.values)
     assert (rows >= 0).all()
-    return Lists(asked.known.offsets, rows)
+    return Lists(query_set.known.offsets, rows)
 
 
 def with_ensemble(candidates: Candidates, positives: Positives, members: Sequence[str]) -> tuple[Candidates, Positives]:
@@ -99,11 +99,11 @@ def with_ensemble(candidates: Candidates, positives: Positives, members: Sequenc
     )
 
 
-def drop_copies(verdicts: Verdicts, asked: QuerySet, pool: Pool, positives: Lists, candidates: Candidates) -> None:
+def drop_copies(verdicts: Verdicts, query_set: QuerySet, pool: Pool, positives: Lists, candidates: Candidates) -> None:
     """Drop positives of the query, what equals it or a positive of it, and what repeats a better candidate."""
     queries, rows = candidates.queries, candidates.rows
     verdicts.drop(KNOWN, positives.holds(queries, rows))
-    own = np.array([near_identity(text) for text in asked.texts], dtype=np.int64)
+    own = np.array([near_identity(text) for text in query_set.texts], dtype=np.int64)
     parts = [near_identities(pool, rows), near_identities(pool, positives.values), own]
     # Numbered anew, so that a query and a kind fit into one int64.
     kinds = np.split(
@@ -174,7 +174,7 @@ def summary_lines(mined: Mined, wanted: int) -> Iterator[str]:
     """What became of the candidates, for people."""
     candidates, total = mined.candidates, max(len(mined.candidates), 1)
     finders = ", ".join(f"{name} found {int((ranks > 0).sum()):,}" for name, ranks in candidates.ranks.items())
-    yield f"{len(candidates):,} candidates of {len(mined.asked):,} queries ({finders})"
+    yield f"{len(candidates):,} candidates of {len(mined.query_set):,} queries ({finders})"
     for reason, count in mined.verdicts.counts().items():
         yield f"  dropped {count:>9,} ({count / total:6.1%})  {reason}"
     counts = mined.negatives.counts

@@ -107,7 +107,7 @@ class Refresher:
             dense = Dense.encode(
                 minable.table.name,
                 self.embedder,
-                minable.asked,
+                minable.query_set,
                 minable.pool,
                 query_max_length=self.collator.query_max_length,
                 document_max_length=self.collator.document_max_length,

@@ -35,12 +35,12 @@ class Minable:
 
     Attributes:
         table: Its n rows.
-        asked: Their queries.
+        query_set: Their queries.
         pool: The documents that negatives come from.
     """
 
     table: RecordTable
-    asked: QuerySet
+    query_set: QuerySet
     pool: Pool
 
     @classmethod
@@ -56,31 +56,31 @@ class Minable:
         if table.graded:
             return None
         place = path if is_beir(Path(path)) else corpus
-        asked = QuerySet.of(table)
-        pool = open_pool(table, None if place is None else Path(place), asked.known.values, progress=progress)
-        return cls(table, asked, pool)
+        query_set = QuerySet.of(table)
+        pool = open_pool(table, None if place is None else Path(place), query_set.known.values, progress=progress)
+        return cls(table, query_set, pool)
 
 
 def mine_anew(minable: Minable, dense: Dense, rules: RefreshConfig, *, negatives: int, seed: int) -> Mined:
     """What a model finds for the queries, at most `negatives` of each; all ranks must call it."""
-    asked, pool = minable.asked, minable.pool
-    candidates, lists = unite({dense.name: dense.search(rules.depth)}), known_rows(asked, pool)
+    query_set, pool = minable.query_set, minable.pool
+    candidates, lists = unite({dense.name: dense.search(rules.depth)}), known_rows(query_set, pool)
     scores = dense.score(lists.owners, lists.values)
     positives = Positives(lists, {dense.name: scores}, np.ones(len(scores), dtype=bool))
     verdicts = Verdicts(len(candidates))
-    drop_copies(verdicts, asked, pool, lists, candidates)
+    drop_copies(verdicts, query_set, pool, lists, candidates)
     drop_high(verdicts, candidates, positives, dense.name, Thresholds(percent=rules.percent))
-    noise = make_noise(seed, asked.identities[candidates.queries], pool.identities[candidates.rows])
+    noise = make_noise(seed, query_set.identities[candidates.queries], pool.identities[candidates.rows])
     chosen = draw(
         candidates.lists, candidates.scores[dense.name], verdicts.left, negatives, noise=noise, among=rules.among
     )
-    nothing = Lists.of([np.zeros(0, np.int64)] * len(asked))
-    return Mined(asked, pool, positives, candidates, verdicts, dense.name, chosen, nothing)
+    nothing = Lists.of([np.zeros(0, np.int64)] * len(query_set))
+    return Mined(query_set, pool, positives, candidates, verdicts, dense.name, chosen, nothing)
 
 
 def write_renewed(path: Path, table: RecordTable, mined: Mined) -> None:
     """Write the table's rows, in their order, with mined negatives and no teacher scores; whole or not at all."""
-    counts = mined.negatives.counts[mined.asked.of_row]
+    counts = mined.negatives.counts[mined.query_set.of_row]
     summary = replace(
         table.summary, negatives=int(counts.sum()), max_negatives=int(counts.max(initial=0)), rows_scored=0
     )
@@ -97,7 +97,7 @@ def renewed_batches(table: RecordTable, mined: Mined) -> Iterator[Any]:
     """The record batches of a table with other negatives."""
     start = 0
     for batch in open_batches(table.path)[0]:
-        queries = mined.asked.of_row[start : start + batch.num_rows]
+        queries = mined.query_set.of_row[start : start + batch.num_rows]
         start += batch.num_rows
         documents = [mined.candidates.rows[mined.negatives[query]] for query in queries.tolist()]
         none = [None] * batch.num_rows
@@ -126,7 +126,7 @@ def renewal_line(mined: Mined, wanted: int) -> str:
     """What came out, to read."""
     score, gap = hardness(mined)
     short = int((mined.negatives.counts < wanted).sum())
-    fewer = f"; {short:,} of {len(mined.asked):,} queries have fewer than {wanted}" if short else ""
+    fewer = f"; {short:,} of {len(mined.query_set):,} queries have fewer than {wanted}" if short else ""
     return (
         f"{len(mined.negatives.values):,} hard negatives mined anew, cosine {score:.4f} in the mean, {gap:.4f} below "
         f"the lowest positive{fewer}"

@@ -75,7 +75,7 @@ class Dense:
         cls,
         name: str,
         embedder: Embedder,
-        asked: QuerySet,
+        query_set: QuerySet,
         pool: Pool,
         *,
         query_max_length: int,
@@ -89,12 +89,12 @@ class Dense:
         A model in training will not be the same again: its embeddings go into a `folder` that can be removed.
         """
         fingerprint = of_embedder(embedder) if folder is None else ""
-        prefixes = [embedder.prefix("query", each) for each in asked.instructions]
+        prefixes = [embedder.prefix("query", each) for each in query_set.instructions]
         different = np.array([text_id(each) for each in prefixes])
         queries, query_stats = encode_cached(
             embedder,
-            prompted(asked.texts, prefixes),
-            np.stack([asked.identities, different], axis=1),
+            prompted(query_set.texts, prefixes),
+            np.stack([query_set.identities, different], axis=1),
             fingerprint=fingerprint,
             max_length=query_max_length,
             folder=folder,
@@ -132,10 +132,10 @@ class Dense:
 class Bm25:
     """BM25 over the pool as `nestling.retrieval.bm25_run` has it; documents that share no term are not found."""
 
-    def __init__(self, asked: QuerySet, pool: Pool, device: torch.device) -> None:
+    def __init__(self, query_set: QuerySet, pool: Pool, device: torch.device) -> None:
         self.name = "bm25"
         self._device = device  # where ranks communicate
-        self._queries, self._size = asked.texts, pool.size
+        self._queries, self._size = query_set.texts, pool.size
         self._index = bm25_index(pool.texts)
 
     def search(self, depth: int) -> Retrieved:
@@ -214,18 +214,18 @@ class Given:
     """The negatives that the records have, in their order: `given` among retrievers judges and filters them anew.
 
     Args:
-        asked: The queries.
+        query_set: The queries.
         pool: Documents, these negatives among them.
         table: The records.
     """
 
-    def __init__(self, asked: QuerySet, pool: Pool, table: RecordTable) -> None:
+    def __init__(self, query_set: QuerySet, pool: Pool, table: RecordTable) -> None:
         self.name = "given"
         counts = np.array([len(table.negative_ids(row)) for row in range(len(table))], dtype=np.int64)
-        owners, rows = np.repeat(asked.of_row, counts), pool.find(flat_values(table, "negative_ids"))
+        owners, rows = np.repeat(query_set.of_row, counts), pool.find(flat_values(table, "negative_ids"))
         _, first = np.unique(np.stack([owners, rows]), axis=1, return_index=True)
         first.sort()
-        self._lists = Lists.grouped(owners[first], rows[first], len(asked))
+        self._lists = Lists.grouped(owners[first], rows[first], len(query_set))
 
     def search(self, depth: int) -> Retrieved:
         found = Retrieved.nothing(len(self._lists), depth)
@@ -238,10 +238,10 @@ class Given:
         return np.full(len(queries), np.nan, np.float32)
 
 
-def query_ids(folder: Path, asked: QuerySet) -> list[list[str]]:
+def query_ids(folder: Path, query_set: QuerySet) -> list[list[str]]:
     """The ids that a BEIR folder gives to the text of each query."""
     collection = open_collection(folder / "queries.jsonl", "queries", None, progress=False)
     by_text: dict[int, list[str]] = {}
     for identifier, text in zip(collection.ids(), collection.texts(), strict=True):
         by_text.setdefault(text_id(text), []).append(identifier)
-    return [by_text.get(each, []) for each in asked.identities.tolist()]
+    return [by_text.get(each, []) for each in query_set.identities.tolist()]

@@ -67,7 +67,7 @@ class MinedRows:
         self._positive_scores, self._candidate_scores = positive_scores, candidate_scores
         counts = np.array([len(table.positive_ids(row)) for row in range(len(table))], dtype=np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(counts)])
-        owners = np.repeat(mined.asked.of_row, counts)
+        owners = np.repeat(mined.query_set.of_row, counts)
         # Where each positive of each row stands among the positives of its query.
         self._places = mined.positives.lists.find(owners, mined.pool.find(flat_values(table, "positive_ids")))
         self.counts = dict.fromkeys(vars(Written()), 0)
@@ -84,7 +84,7 @@ class MinedRows:
         return Written(**self.counts)
 
     def _make(self, row: int) -> tuple[Record, dict[str, Any]] | None:
-        mined, query = self._mined, int(self._mined.asked.of_row[row])
+        mined, query = self._mined, int(self._mined.query_set.of_row[row])
         record = self._table[row]
         places = self._places[self._offsets[row] : self._offsets[row + 1]]
         kept = mined.positives.trusted[places]

@@ -43,7 +43,7 @@ def find_candidates(
     found = {name: retrievers[name].search(config.depth) for name in searching}
     if config.index is not None:
         say_recall(task, dense_ones({name: retrievers[name] for name in searching}), found)
-    candidates, lists = unite(found), known_rows(task.asked, task.pool)
+    candidates, lists = unite(found), known_rows(task.query_set, task.pool)
     trusted = np.ones(len(lists.values), dtype=bool)
     members = searching if config.scores == "ensemble" else []
     of_positives = {}
@@ -70,7 +70,7 @@ def say_recall(task: Task, searching: dict[str, Dense], found: dict[str, Retriev
 
     for name, dense in searching.items():
         share = recall(found[name], dense.queries, dense.documents, dense.size, dense.device)
-        depth, queries = min(found[name].rows.shape[1], dense.size), min(RECALL_QUERIES, len(task.asked))
+        depth, queries = min(found[name].rows.shape[1], dense.size), min(RECALL_QUERIES, len(task.query_set))
         task.say(f"{name}: the index found {share:.1%} of the {depth:,} nearest documents of each of {queries} queries")
 
 
@@ -105,8 +105,8 @@ def read_by_judge(
     shown = "judging" if task.main and sys.stderr.isatty() else None
     lists, places = left_lists(left, candidates)
     logits = np.full(len(candidates), np.nan, np.float32)
-    logits[places] = judge_lists(judge, task.asked, task.pool, lists, progress=shown)
-    of_positives = judge_lists(judge, task.asked, task.pool, positives.lists, progress=shown)
+    logits[places] = judge_lists(judge, task.query_set, task.pool, lists, progress=shown)
+    of_positives = judge_lists(judge, task.query_set, task.pool, positives.lists, progress=shown)
     scores = {**positives.scores, "judge": of_positives}
     return candidates.with_scores("judge", logits), replace(positives, scores=scores)
 
@@ -115,7 +115,7 @@ def draw_negatives(config: MineConfig, task: Task, candidates: Candidates, verdi
     """The negatives of each query, as positions of candidates."""
     noise = None
     if config.sampling == "random":
-        queries, documents = task.asked.identities[candidates.queries], task.pool.identities[candidates.rows]
+        queries, documents = task.query_set.identities[candidates.queries], task.pool.identities[candidates.rows]
         noise = make_noise(config.seed, queries, documents)
     return draw(
         candidates.lists,

@@ -27,14 +27,14 @@ class Task:
 
     Args:
         table: The records.
-        asked: Their distinct queries.
+        query_set: Their distinct queries.
         pool: The documents.
         device: Where models compute and ranks communicate.
         main: Whether this rank prints and writes.
     """
 
     table: RecordTable
-    asked: QuerySet
+    query_set: QuerySet
     pool: Pool
     device: torch.device
     main: bool
@@ -51,13 +51,13 @@ def open_task(config: MineConfig) -> Task:
         shown = accelerator.is_main_process
         table = load_records(config.data, split=config.split, instruction=config.instruction, progress=shown)
         require(not table.graded, f"{config.data}: graded pairs have their scores; expected queries with positives")
-        asked = QuerySet.of(table)
+        query_set = QuerySet.of(table)
         own = Path(config.data) if is_beir(Path(config.data)) else None
         corpus = own if config.corpus is None else Path(config.corpus)
         given = [flat_values(table, "negative_ids")] if "given" in config.retrievers else []
-        pool = open_pool(table, corpus, np.concatenate([asked.known.values, *given]), progress=shown)
-    task = Task(table, asked, pool, accelerator.device, accelerator.is_main_process)
-    task.say(table.summary, f"{len(asked):,} different queries", pool)
+        pool = open_pool(table, corpus, np.concatenate([query_set.known.values, *given]), progress=shown)
+    task = Task(table, query_set, pool, accelerator.device, accelerator.is_main_process)
+    task.say(table.summary, f"{len(query_set):,} different queries", pool)
     replaced = table.summary.negatives
     if replaced and "given" not in config.retrievers:
         task.say(f"the {replaced:,} negatives that rows have are replaced; name the retriever given to judge them anew")
@@ -74,20 +74,20 @@ def open_retrievers(config: MineConfig, task: Task) -> dict[str, Retriever]:
 
 def open_retriever(config: MineConfig, task: Task, spec: str, name: str) -> Retriever:
     if spec == "bm25":
-        return Bm25(task.asked, task.pool, task.device)
+        return Bm25(task.query_set, task.pool, task.device)
     if spec == "given":
-        return Given(task.asked, task.pool, task.table)
+        return Given(task.query_set, task.pool, task.table)
     if Path(spec).is_file():
         folder = Path(config.data)
         require(is_beir(folder), f"{spec}: a run file needs query ids; give --data as a folder in the BEIR layout")
-        run_file = RunFile(name, read_run(spec), query_ids(folder, task.asked), task.pool)
-        task.say(f"{name}: lists nothing for {run_file.missing:,} of {len(task.asked):,} queries")
+        run_file = RunFile(name, read_run(spec), query_ids(folder, task.query_set), task.pool)
+        task.say(f"{name}: lists nothing for {run_file.missing:,} of {len(task.query_set):,} queries")
         return run_file
     embedder = Embedder.from_pretrained(spec, precision=precision_of(config)).to(task.device)
     dense = Dense.encode(
         name,
         embedder,
-        task.asked,
+        task.query_set,
         task.pool,
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
@@ -109,6 +109,6 @@ def read_judgements(config: MineConfig, task: Task) -> Judgements | None:
     """What negatives are measured by, if anything."""
     if config.judgements is None:
         return None
-    judgements = Judgements.read(config.judgements, config.split, task.asked, task.pool)
+    judgements = Judgements.read(config.judgements, config.split, task.query_set, task.pool)
     task.say(f"{config.judgements} judges {judgements.queries.sum():,} of the queries")
     return judgements

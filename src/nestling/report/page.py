@@ -108,11 +108,11 @@ def run_summary(runs: Sequence[RunRecord]) -> list[str]:
     lines = []
     for run in runs:
         for each in run.scores:
-            if each.cut == max(other.cut for other in run.scores if other.data == each.data):
+            if each.value == max(other.value for other in run.scores if other.data == each.data):
                 before, after = each.metrics[METRIC]
                 lines.append(
                     f"{each.data}: {METRIC} {figure(before)} → {figure(after)}, {signed(after - before)} "
-                    f"({run.name}, step {run.published_step:,}, on the dev set that chose it)"
+                    f"({run.name}, step {run.exported_step:,}, on the dev set that chose it)"
                 )
     return lines
 

@@ -12,7 +12,7 @@ import yaml
 from nestling.config import require
 from nestling.report.charts import Points
 from nestling.report.results import METRIC
-from nestling.run_files import CONFIG, LAUNCHES, METRICS, READ, DataRead, read_data, read_metrics
+from nestling.run_files import CONFIG, LAUNCHES, METRICS, READ, DataRead, Results, read_data, read_metrics
 
 CURVES = {
     "loss": "Loss",
@@ -20,22 +20,20 @@ CURVES = {
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens a second",
 }
-# {dev set: {cut: {metric: value}}}
-Results = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
 class DevScores:
-    """A dev set at a cut, before training and after.
+    """A dev set at a value of the evaluation axis, before training and after.
 
     Args:
         data: Its name.
-        cut: Dimension, or candidates a query.
+        value: Dimension of an embedder, or number of candidates of a reranker.
         metrics: Both values of each.
     """
 
     data: str
-    cut: int
+    value: int
     metrics: Mapping[str, tuple[float, float]]
 
 
@@ -66,15 +64,15 @@ class RunRecord:
         return [(line["step"], line[name]) for line in self.steps if line.get(name) is not None]
 
     def learning_curves(self) -> dict[str, Points]:
-        """nDCG@10 at the largest cut over the steps, of each dev set."""
+        """nDCG@10 at the largest value of the axis over the steps, of each dev set."""
         curves: dict[str, list[tuple[float, float]]] = {}
         for step, results in self.evaluations.items():
-            for data, by_cut in results.items():
-                curves.setdefault(data, []).append((step, by_cut[max(by_cut)][METRIC]))
+            for data, by_value in results.items():
+                curves.setdefault(data, []).append((step, by_value[max(by_value)][METRIC]))
         return dict(curves)
 
     @property
-    def published_step(self) -> int | None:
+    def exported_step(self) -> int | None:
         """The step of final/ as far as the evaluations tell: the best."""
         steps = [step for step in self.evaluations if step > 0]
         if not steps:
@@ -82,23 +80,23 @@ class RunRecord:
         return max(steps, key=self._judge)
 
     def _judge(self, step: int) -> float:
-        return fmean(by_cut[max(by_cut)][METRIC] for by_cut in self.evaluations[step].values())
+        return fmean(by_value[max(by_value)][METRIC] for by_value in self.evaluations[step].values())
 
     @property
-    def cut(self) -> str:
+    def axis(self) -> str:
         """What evaluations are made at beside the data."""
         return "depth" if "prefix" in self.settings else "dimensions"
 
     @property
     def scores(self) -> list[DevScores]:
-        """The dev sets before training and at the published step; empty where one of these was not measured."""
-        before, step = self.evaluations.get(0), self.published_step
+        """The dev sets before training and at the exported step; empty where one of these was not measured."""
+        before, step = self.evaluations.get(0), self.exported_step
         if before is None or step is None:
             return []
         return [
-            DevScores(data, cut, {name: (before[data][cut][name], value) for name, value in after.items()})
-            for data, by_cut in self.evaluations[step].items()
-            for cut, after in by_cut.items()
+            DevScores(data, value, {name: (before[data][value][name], result) for name, result in after.items()})
+            for data, by_value in self.evaluations[step].items()
+            for value, after in by_value.items()
         ]
 
     @property
@@ -163,7 +161,7 @@ def read_run_record(folder: Path) -> RunRecord:
         settings = yaml.safe_load(config)
         evaluations = {
             int(line["step"]): {
-                data: {int(cut): each for cut, each in by_cut.items()} for data, by_cut in line["eval"].items()
+                data: {int(value): each for value, each in by_value.items()} for data, by_value in line["eval"].items()
             }
             for line in lines
             if "eval" in line

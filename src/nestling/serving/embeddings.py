@@ -57,7 +57,7 @@ def check_embeddings(server: Server, reference: Reference, *, dims: Sequence[int
     )
     probes, served = ask_one_by_one(server, make_probes(reference), check)
     texts = [probe.text for probe in probes]
-    expected = reference.published(texts)
+    expected = reference.expected_embeddings(texts)
     check.findings += [*find_nan(served), *find_width(served, expected)]
     if not np.isfinite(served).all() or served.shape[1] > expected.shape[1]:
         return check
@@ -235,7 +235,7 @@ def check_limit(server: Server, reference: Reference, least: float, check: Check
     except RefusedError as refused:
         check.notes.append(f"texts beyond the limit are refused, so cut them before: {refused.reason}")
         return
-    own = reference.published([text])[:, : served.shape[1]]
+    own = reference.expected_embeddings([text])[:, : served.shape[1]]
     check.rows.append(["longer than the limit", limit, *compare(served, own)])
     if cosines(served, own)[0] >= least or any(each.aspect not in HARMLESS for each in check.findings):
         return

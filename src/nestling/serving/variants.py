@@ -90,7 +90,7 @@ class Reference:
         default = [instruct(DEFAULT_INSTRUCTION)] if own.default_query.startswith("Instruct: ") else []
         return list(dict.fromkeys(["", own.default_query, own.document, *default]))
 
-    def published(self, texts: Sequence[str]) -> Floats:
+    def expected_embeddings(self, texts: Sequence[str]) -> Floats:
         """[n, D] float64: embeddings as the directory's files say, normalised if they say so."""
         raw = self.embed([self.tokens(text) for text in texts])
         return normalised(raw) if self.embedder.normalize else raw
