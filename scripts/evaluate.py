@@ -158,9 +158,9 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
     embedder = load(Embedder, config.model, config.precision)
     for each in sets:
         encoded = encode(embedder, each, config)
-        print(f"{each.name}: queries: {encoded.query_tally}", file=sys.stderr)
-        print(f"{each.name}: documents: {encoded.document_tally}", file=sys.stderr)
-        truncated = (encoded.query_tally.truncated, encoded.document_tally.truncated)
+        print(f"{each.name}: queries: {encoded.query_stats}", file=sys.stderr)
+        print(f"{each.name}: documents: {encoded.document_stats}", file=sys.stderr)
+        truncated = (encoded.query_stats.truncated, encoded.document_stats.truncated)
         print(f"{each.name}:")
         print(f"  {len(each.queries):,} queries, {truncated[0]:,} cut to {config.query_max_length} tokens")
         print(f"  {len(each.documents):,} documents, {truncated[1]:,} cut to {config.document_max_length} tokens")
@@ -195,22 +195,22 @@ def encode(embedder: "Embedder", data: "RetrievalSet", config: EvaluateConfig) -
 def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Retrieved]":
     """The first stage's order of the candidates, the reranker's, and both fused."""
     from nestling.models.reranker import Reranker
-    from nestling.models.scoring import ScoreTally
+    from nestling.models.scoring import ScoringStats
     from nestling.retrieval import candidates_ranking, fuse, place_candidates, rerank
 
     assert config.reranker is not None
     reranker = load(Reranker, config.reranker, config.precision)
     for data, candidates in candidate_lists(config, sets, dims[0] if dims else None):
-        tally = ScoreTally()
+        stats = ScoringStats()
         shown = sys.stderr.isatty()
-        scores = rerank(reranker, data, candidates, instruction=config.instruction, progress=shown, tally=tally)
-        print(f"{data.name}:\n  {candidates}\n  {tally}")
+        scores = rerank(reranker, data, candidates, instruction=config.instruction, progress=shown, stats=stats)
+        print(f"{data.name}:\n  {candidates}\n  {stats}")
         orders = {"first stage": candidates.before, "reranked": scores}
         if candidates.scores is not None:
             orders["fused"] = fuse(candidates.scores, scores)
         for order, values in orders.items():
             placements = place_candidates(values, candidates, data)
-            row = replace(make_row(data, placements), order=order, truncated_documents=tally.truncated_documents)
+            row = replace(make_row(data, placements), order=order, truncated_documents=stats.truncated_documents)
             yield row, data, partial(candidates_ranking, values, candidates, data, placements)
 
 

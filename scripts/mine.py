@@ -219,17 +219,17 @@ def judge_records(config: MineConfig) -> None:
     from nestling.mining.rows import in_dialect
     from nestling.mining.task import precision_of
     from nestling.models.reranker import Reranker
-    from nestling.models.scoring import ScoreTally
+    from nestling.models.scoring import ScoringStats
 
     assert config.judge is not None
     assert config.output is not None
     reranker = Reranker.from_pretrained(config.judge, precision=precision_of(config))
     reranker.to("cuda" if torch.cuda.is_available() else "cpu")
-    tally = ScoreTally()
+    stats = ScoringStats()
     probable = config.scores == "probability"
-    judged = judged_records(reranker, table, tally, probabilities=probable, progress=sys.stderr.isatty())
+    judged = judged_records(reranker, table, stats, probabilities=probable, progress=sys.stderr.isatty())
     write_jsonl(Path(config.output), (row for record in judged for row in in_dialect(record, config.format)))
-    print(f"{tally}\n{config.output} holds {len(table):,} rows with {config.scores} scores of {config.judge}")
+    print(f"{stats}\n{config.output} holds {len(table):,} rows with {config.scores} scores of {config.judge}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nestling.backends import Backend
 from nestling.batches.packing import TokenBatch
-from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator
+from nestling.batches.rerank_collation import ChunkLabels, RerankBatch, RerankCollator
 from nestling.training.accumulated import AccumulatedPasses
 from nestling.training.cached import ActivationBudget, CachedPasses
 from nestling.training.retry import OutOfMemoryRetry
@@ -50,7 +50,7 @@ def rerank_retry(
 def rerank_step(
     retry: OutOfMemoryRetry[RerankBatch],
     batch: RerankBatch,
-    loss_of: Callable[[Tensor, Labels, RerankBatch], Tensor],
+    loss_of: Callable[[Tensor, ChunkLabels, RerankBatch], Tensor],
 ) -> Tensor:
     for attempt in retry.attempts(batch):
         with attempt, AccumulatedPasses(attempt.backend, attempt.batch.chunks) as passes:

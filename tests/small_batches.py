@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestling.losses.reference import BatchStructure
+from nestling.losses.negatives import BatchStructure
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,7 @@ def tuples(size: int, negatives: int) -> BatchStructure:
         document_text=torch.arange(size * columns),
         known_positives=rows.unsqueeze(1),
     )
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b) / (a @ a).sqrt() / (b @ b).sqrt()

@@ -29,7 +29,9 @@ from nestling.distributed.ranks import sum_over_ranks
 from nestling.export.embedder import export_embedder
 from nestling.export.embedder_card import run_card
 from nestling.losses.chunked import info_nce
-from nestling.losses.reference import Terms, cosent, distillation
+from nestling.losses.cosent import cosent
+from nestling.losses.distillation import distillation
+from nestling.losses.negatives import Terms
 from nestling.mining.refresh import Refresher
 from nestling.mining.renewal import Minable, open_minables
 from nestling.models.embedder import Embedder
@@ -76,8 +78,10 @@ def main(config: EmbedConfig) -> None:
     embedder = load_embedder(config)
     require_room_for_texts(config, embedder)
     optimizer = adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    share = config.batch_size // accelerator.num_processes
-    backend = prepare(accelerator, embedder, optimizer, share=share, max_norm=config.max_grad_norm)
+    queries_per_rank = config.batch_size // accelerator.num_processes
+    backend = prepare(
+        accelerator, embedder, optimizer, queries_per_rank=queries_per_rank, max_norm=config.max_grad_norm
+    )
     collator = build_collator(config, batch_sampler, embedder, accelerator)
     memory = None if config.activation_memory is None else config.activation_memory * 1e9
     budget = activation_budget(backend, config.longest, collator.chunk_tokens, memory)
@@ -249,7 +253,7 @@ def dry_run(parts: EmbedParts) -> None:
         tokens = pack(ids, size, collator.tokenizer.pad_id, padding_free=collator.padding_free)
         loss = partial(rank_loss, batch=batch, loss=config.loss, dims=parts.dims)
         cached_backward(backend, tokens.to(device), loss, parts.budget)
-        backend.discard()
+        backend.zero_grad()
         return tokens.tokens, sum(chunk.positions for chunk in tokens.chunks)
 
     parts.embedder.train()

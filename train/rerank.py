@@ -18,7 +18,7 @@ from torch import Tensor
 from nestling.backends import prepare
 from nestling.backends.optimizer import adamw
 from nestling.batches.packing import token_budget
-from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator
+from nestling.batches.rerank_collation import ChunkLabels, RerankBatch, RerankCollator
 from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint import RunFolder
 from nestling.config import RerankLossConfig, TrainData, require, require_unique
@@ -69,8 +69,10 @@ def main(config: RerankConfig) -> None:
     reranker.full_vocabulary = config.loss.objective == "pointwise_vocabulary"
     require_readable_pairs(config, reranker.pairs)
     optimizer = adamw(reranker, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    share = config.batch_size // accelerator.num_processes
-    backend = prepare(accelerator, reranker, optimizer, share=share, max_norm=config.max_grad_norm)
+    queries_per_rank = config.batch_size // accelerator.num_processes
+    backend = prepare(
+        accelerator, reranker, optimizer, queries_per_rank=queries_per_rank, max_norm=config.max_grad_norm
+    )
     collator = build_collator(config, batch_sampler, reranker, accelerator)
     longest = config.query_max_length + config.document_max_length
     position_bytes = bytes_per_position(backend, longest, collator.chunk_tokens)
@@ -141,7 +143,7 @@ def train(parts: RerankParts, folder: RunFolder) -> None:
         draw_run(folder.path)
 
 
-def chunk_loss(logits: Tensor, labels: Labels, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:
+def chunk_loss(logits: Tensor, labels: ChunkLabels, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:
     """What a chunk has in the loss of the global batch: the mean over its pairs, or over its queries.
 
     `logits` is what the model gives for the n prompts of the chunk, [n, C].
@@ -195,12 +197,12 @@ def dry_run(parts: RerankParts) -> None:
     batch = collator[longest_batch(parts.batch_sampler, lambda indices: collator[indices].tokens, device)].to(device)
 
     def step(size: int) -> tuple[int, int]:
-        again = collator.again(batch, size)
+        rechunked = collator.rechunk(batch, size)
         accumulated_backward(
-            backend, again.chunks, lambda i, logits: chunk_loss(logits, again.labels[i], again, config.loss)
+            backend, rechunked.chunks, lambda i, logits: chunk_loss(logits, rechunked.labels[i], rechunked, config.loss)
         )
-        backend.discard()
-        return again.tokens, again.positions
+        backend.zero_grad()
+        return rechunked.tokens, rechunked.positions
 
     parts.reranker.train()
     profile_run(step, chunk_tokens=collator.chunk_tokens, tokens=batch.tokens, accelerator=parts.accelerator)
@@ -244,10 +246,10 @@ def build_collator(
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
         chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
-        share=reranker.share_prefix,
-        packed=reranker.padding_free,
+        share_prefix=reranker.share_prefix,
+        padding_free=reranker.padding_free,
         whole_groups=not config.loss.pointwise,
-        soft=config.loss.labels == "teacher",
+        teacher_targets=config.loss.labels == "teacher",
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-    from nestling.losses.reference import BatchStructure
+    from nestling.losses.negatives import BatchStructure
 
 TEMPERATURE = 0.05
 DIRECTIONS: tuple[Literal["query_to_doc"], Literal["query_to_query"], Literal["doc_to_doc"]] = (
@@ -184,7 +184,7 @@ def tuples(rows: int, negatives: int) -> "BatchStructure":
     """One positive and equally many negatives a row, documents standing column by column, all texts different."""
     import torch
 
-    from nestling.losses.reference import BatchStructure
+    from nestling.losses.negatives import BatchStructure
 
     order = torch.arange(rows)
     return BatchStructure(

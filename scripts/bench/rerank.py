@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from nestling.batches.groups import GroupChunk
+    from nestling.batches.prefix_sharing import SharedPrefixChunk
     from nestling.models.reranker import Reranker, RerankerSettings
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ SHORTEST, LONGEST, POSITIONS = 8, 512, 2048
 SPECIAL = ["<|endoftext|>", "no", "yes", "<Instruct>:", "<Query>:", "<Document>:"]
 TOLERANCE = 1e-5  # relative, of the loss and of the gradient
 
-PEER, SHARED, SEPARATE, ENCODER = "sentence-transformers", "shared beginnings", "separate rows", "encoder alone"
+PEER, SHARED, SEPARATE, ENCODER = "sentence-transformers", "shared prefixes", "separate rows", "encoder alone"
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,9 @@ def write_groups(config: RerankBenchConfig) -> list[Group]:
 
 
 def token_ratio(config: RerankBenchConfig, folder: Path) -> float:
-    """Tokens of all prompts over the positions that are left with beginnings shared: G (P + l) / (P + G l)."""
+    """Tokens of all prompts over the positions that are left with prefixes shared: G (P + l) / (P + G l)."""
     reranker = load_reranker(Case(SHARED, folder, config))
-    chunks = [to_chunk(reranker, [group]) for group in write_groups(config)]
+    chunks = [prompts_to_chunk(reranker, [group]) for group in write_groups(config)]
     return sum(int(chunk.lengths.sum()) for chunk in chunks) / sum(chunk.positions for chunk in chunks)
 
 
@@ -296,7 +296,7 @@ def ours(case: Case, device: "torch.device") -> Side:
             return losses.sum() / (len(groups) * DOCUMENTS)
 
         def backward() -> "Tensor":
-            chunks = [to_chunk(reranker, part).to(device) for part in cut(groups, case.config.micro_batch)]
+            chunks = [prompts_to_chunk(reranker, part).to(device) for part in cut(groups, case.config.micro_batch)]
             return accumulated_backward(backend, chunks, share_of)
 
         return backward
@@ -314,9 +314,9 @@ def encoder(case: Case, device: "torch.device") -> Side:
 
     def load(groups: list[Group]) -> Callable[[], "Tensor"]:
         def backward() -> "Tensor":
-            chunks = [to_chunk(reranker, part).to(device) for part in cut(groups, case.config.micro_batch)]
+            chunks = [prompts_to_chunk(reranker, part).to(device) for part in cut(groups, case.config.micro_batch)]
             for chunk in chunks:
-                states = reranker.hidden_states(chunk, in_place=True)[0, chunk.ends]
+                states = reranker.hidden_states(chunk, in_place=True)[0, chunk.last_positions]
                 states.backward(torch.full_like(states, 1 / len(states)))
             return torch.zeros(())
 
@@ -340,13 +340,13 @@ def load_reranker(case: Case) -> "Reranker":
     )
 
 
-def to_chunk(reranker: "Reranker", groups: list[Group]) -> "GroupChunk":
+def prompts_to_chunk(reranker: "Reranker", groups: list[Group]) -> "SharedPrefixChunk":
     """Prompts of some groups, tokenised and packed."""
-    from nestling.batches.groups import join_groups
+    from nestling.batches.prefix_sharing import pack_groups
 
     read = partial(reranker.pairs, query_max_length=LONGEST, document_max_length=LONGEST)
     parts = [read(group.query, group.documents).ids for group in groups]
-    return join_groups(parts, share=reranker.share_prefix)
+    return pack_groups(parts, share_prefix=reranker.share_prefix)
 
 
 def comparison(results: dict[str, Result]) -> str:

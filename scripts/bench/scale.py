@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from nestling.losses.reference import BatchStructure
+    from nestling.losses.negatives import BatchStructure
     from nestling.models.embedder import Embedder
 
 TEMPERATURE = 0.05
@@ -213,7 +213,7 @@ def tuples(rows: int, negatives: int, device: "torch.device") -> "BatchStructure
     """A positive and equally many negatives a row, documents standing column by column, all texts different."""
     import torch
 
-    from nestling.losses.reference import BatchStructure
+    from nestling.losses.negatives import BatchStructure
 
     order, documents = torch.arange(rows, device=device), torch.arange(rows * (1 + negatives), device=device)
     return BatchStructure(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from nestling.losses.reference import BatchStructure
+    from nestling.losses.negatives import BatchStructure
 
 TEMPERATURE = 0.05  # the peer's default scale of 20
 SHORTEST, MEDIAN, LONGEST, SPREAD = 8, 70, 512, 0.75  # of texts, in tokens; SPREAD of their logarithm
@@ -252,7 +252,7 @@ def ours(case: Case, device: "torch.device", *, memory: float) -> Side:
     chunk_tokens = case.config.chunk_tokens or token_budget(device)
     chunk = sample_chunk(LONGEST, chunk_tokens, case.config.vocabulary, device)
     budget = ActivationBudget(
-        memory, activation_bytes(embedder, partial(backend.encode, last=True), chunk) / chunk.positions
+        memory, activation_bytes(embedder, partial(backend.forward, last=True), chunk) / chunk.positions
     )
 
     def load(columns: list[list[str]]) -> Callable[[], "Tensor"]:
@@ -298,7 +298,7 @@ def single_graph(case: Case, device: "torch.device") -> Side:
 def loss_of_rows(rows: int, config: StepBenchConfig, device: "torch.device") -> Callable[["Tensor"], "Tensor"]:
     """The peer's loss, which looks from queries to documents alone and masks none."""
     from nestling.losses.chunked import info_nce
-    from nestling.losses.reference import Terms
+    from nestling.losses.negatives import Terms
 
     structure = tuples(rows, device)
 
@@ -321,7 +321,7 @@ def tuples(rows: int, device: "torch.device") -> "BatchStructure":
     """A positive and a hard negative a row, documents standing column by column, all texts different."""
     import torch
 
-    from nestling.losses.reference import BatchStructure
+    from nestling.losses.negatives import BatchStructure
 
     order, documents = torch.arange(rows, device=device), torch.arange(2 * rows, device=device)
     return BatchStructure(

@@ -16,14 +16,14 @@ def test_clipping_scales_to_the_norm_and_returns_the_one_before() -> None:
     assert clip_gradients(model.parameters(), 0.0) == pytest.approx(0.5, rel=1e-6)
 
 
-def test_a_norm_that_is_not_finite_changes_nothing() -> None:
+def test_clipping_with_a_non_finite_norm_changes_nothing() -> None:
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([float("inf"), 1.0])
     assert clip_gradients([parameter], 1.0) == float("inf")
     assert parameter.grad.tolist() == [float("inf"), 1.0]
 
 
-def test_matrices_that_zero3_has_emptied_decay() -> None:
+def test_matrices_sharded_by_zero3_have_weight_decay() -> None:
     model = nn.Linear(2, 3)
     for parameter in model.parameters():
         parameter.ds_shape = parameter.shape
@@ -35,7 +35,7 @@ def test_matrices_that_zero3_has_emptied_decay() -> None:
     ]
 
 
-def test_only_matrices_decay_and_frozen_parameters_stay_out() -> None:
+def test_only_matrices_have_weight_decay_and_frozen_parameters_are_left_out() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     model[2].requires_grad_(False)
     groups = adamw(model, learning_rate=1e-3, weight_decay=0.1).param_groups

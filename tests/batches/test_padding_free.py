@@ -22,18 +22,18 @@ def texts() -> list[list[int]]:
     return [torch.randint(5, 60, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-def test_texts_stand_one_after_the_other() -> None:
+def test_packed_texts_by_hand() -> None:
     chunk = concatenate([[7, 8, 9], [5, 6]])
     assert chunk.input_ids.tolist() == [[7, 8, 9, 5, 6]]
     assert chunk.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     assert chunk.cu_seqlens.tolist() == [0, 3, 5]
     assert chunk.cu_seqlens.dtype == torch.int32
-    assert (chunk.longest, chunk.positions) == (3, 5)
+    assert (chunk.max_seqlen, chunk.positions) == (3, 5)
     assert [half.input_ids.tolist() for half in chunk.halves()] == [[[7, 8, 9]], [[5, 6]]]
 
 
 @pytest.mark.parametrize("padding_free", [False, True])
-def test_chunks_keep_within_the_budget_and_can_be_undone(padding_free: bool) -> None:
+def test_chunks_have_at_most_chunk_tokens_positions_and_return_their_ids(padding_free: bool) -> None:
     batch = pack(texts(), 24, 0, padding_free=padding_free)
     assert all(chunk.positions <= 24 for chunk in batch.chunks)
     assert [length for chunk in batch.chunks for length in chunk.lengths.tolist()] == sorted(LENGTHS, reverse=True)
@@ -88,8 +88,8 @@ def test_packed_equals_padded(pooling: Pooling, qwen3: Path) -> None:
     assert error(evaluated[pack(texts(), 40, 0).position], wanted) < tolerance
 
 
-def test_a_cache_or_a_mask_beside_positions_would_mix_the_texts_in_silence(qwen3: Path) -> None:
-    """Why the embedder passes neither for packed texts."""
+def test_a_cache_or_a_mask_would_silently_mix_packed_texts(qwen3: Path) -> None:
+    """This is why the embedder passes neither to transformers for packed texts."""
     model = AutoModel.from_pretrained(qwen3, dtype=torch.float64, attn_implementation="sdpa").eval()
     chunk = concatenate(texts())
     ends = chunk.cu_seqlens[1:].long() - 1

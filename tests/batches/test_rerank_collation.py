@@ -1,4 +1,4 @@
-"""From records to a rank's prompts and labels."""
+"""From records to the prompts and labels of a rank."""
 
 import json
 import pickle
@@ -12,25 +12,23 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nestling.batches.groups import GroupChunk, positions_of
 from nestling.batches.packing import Chunk
 from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
+from nestling.batches.prefix_sharing import SharedPrefixChunk, group_positions
+from nestling.batches.rerank_batch import LabelledGroup, RerankBatch, join_labels
 from nestling.batches.rerank_collation import (
-    Labelled,
-    RerankBatch,
     RerankCollator,
-    characters,
-    deal,
-    drawn_record,
-    join_labels,
-    label,
+    balance_over_ranks,
+    sampled_record,
+    targets_and_teacher,
+    text_size,
 )
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.records import Record, RecordTable, load_records
 
 WORDS = ["files", "folders", "users", "lines", "count", "sort", "print", "remove"]
 EVERYTHING = RowSampler(positives=9, negatives=9, seed=0)
-PLAN = BatchIndices(0, list(range(8)), [0] * 8)
+INDICES = BatchIndices(0, list(range(8)), [0] * 8)
 Pairs = Counter[tuple[tuple[int, ...], float, float | None]]
 
 
@@ -42,7 +40,7 @@ def table(folder: Path, rows: Sequence[dict[str, Any]], name: str = "rows") -> R
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> RecordTable:
-    """Ragged: one to three positives or none, none to five negatives, all with scores that tell them apart."""
+    """Rows with no to three positives and no to five negatives, each with a score of its own."""
     generator = random.Random(1)
     made: list[dict[str, Any]] = []
     for i in range(8):
@@ -75,18 +73,18 @@ def collator(records: RecordTable, pairs: PairTokenizer, **more: Any) -> RerankC
         "query_max_length": 32,
         "document_max_length": 32,
         "chunk_tokens": 120,
-        "share": True,
-        "packed": True,
+        "share_prefix": True,
+        "padding_free": True,
         **more,
     }
     return RerankCollator([Source(records)], EVERYTHING, pairs, **settings)
 
 
 def prompts(batch: RerankBatch) -> list[list[list[int]]]:
-    """Of each chunk."""
+    """Token ids of the prompts of each chunk."""
     found = []
     for chunk in batch.chunks:
-        if isinstance(chunk, GroupChunk):
+        if isinstance(chunk, SharedPrefixChunk):
             found.append([prompt for group in chunk.prompts() for prompt in group])
         else:
             found.append([row[:n] for row, n in zip(chunk.input_ids.tolist(), chunk.lengths.tolist(), strict=True)])
@@ -94,7 +92,7 @@ def prompts(batch: RerankBatch) -> list[list[list[int]]]:
 
 
 def labelled(batches: Sequence[RerankBatch]) -> Pairs:
-    """How often each prompt with its target and its teacher's score comes."""
+    """Counts of (prompt, target, teacher score)."""
     found: Pairs = Counter()
     for batch in batches:
         assert len(batch.chunks) == len(batch.labels)
@@ -105,8 +103,8 @@ def labelled(batches: Sequence[RerankBatch]) -> Pairs:
     return found
 
 
-def expected(records: RecordTable, pairs: PairTokenizer, *, soft: bool = False) -> Pairs:
-    """The same, read off the records one by one."""
+def expected(records: RecordTable, pairs: PairTokenizer, *, teacher_targets: bool = False) -> Pairs:
+    """The same counts, made from the records one by one."""
     found: Pairs = Counter()
     for i in range(len(records)):
         record = records[i]
@@ -116,11 +114,11 @@ def expected(records: RecordTable, pairs: PairTokenizer, *, soft: bool = False) 
         ):
             for text, score in zip(texts, scores or (), strict=True):
                 (ids,) = pairs(record.query, [text], query_max_length=32, document_max_length=32).ids
-                found[tuple(ids), score if soft else hard, score] += 1
+                found[tuple(ids), score if teacher_targets else hard, score] += 1
     return found
 
 
-def test_a_batch_to_the_letter(pairs: PairTokenizer, tmp_path: Path) -> None:
+def test_a_batch_by_hand(pairs: PairTokenizer, tmp_path: Path) -> None:
     records = table(
         tmp_path,
         [
@@ -132,7 +130,7 @@ def test_a_batch_to_the_letter(pairs: PairTokenizer, tmp_path: Path) -> None:
     (chunk,), (labels,) = batch.chunks, batch.labels
     limits = {"query_max_length": 32, "document_max_length": 32}
     first, second = (pairs("a", ["files", "users", "lines"], **limits).ids, pairs("b", ["sort"], **limits).ids)
-    assert isinstance(chunk, GroupChunk)
+    assert isinstance(chunk, SharedPrefixChunk)
     assert chunk.prompts() == [first, second]  # the longer group first
     assert labels.targets.tolist() == [1, 0, 0, 1]
     assert labels.targets.dtype == torch.float32
@@ -143,27 +141,41 @@ def test_a_batch_to_the_letter(pairs: PairTokenizer, tmp_path: Path) -> None:
     assert batch.positions == chunk.positions < batch.tokens
 
 
-@pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize(("share", "packed"), [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize("teacher_targets", [False, True])
+@pytest.mark.parametrize(("share_prefix", "padding_free"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("budget", [1, 120, 5000])
-def test_every_prompt_has_its_label_in_any_chunks(
-    budget: int, whole: bool, share: bool, packed: bool, soft: bool, rows: RecordTable, pairs: PairTokenizer
+def test_every_prompt_has_its_label_however_it_is_chunked(
+    budget: int,
+    whole: bool,
+    share_prefix: bool,
+    padding_free: bool,
+    teacher_targets: bool,
+    rows: RecordTable,
+    pairs: PairTokenizer,
 ) -> None:
-    made = collator(rows, pairs, chunk_tokens=budget, whole_groups=whole, share=share, packed=packed, soft=soft)
-    batch = made[PLAN]
-    assert labelled([batch]) == expected(rows, pairs, soft=soft)
+    made = collator(
+        rows,
+        pairs,
+        chunk_tokens=budget,
+        whole_groups=whole,
+        share_prefix=share_prefix,
+        padding_free=padding_free,
+        teacher_targets=teacher_targets,
+    )
+    batch = made[INDICES]
+    assert labelled([batch]) == expected(rows, pairs, teacher_targets=teacher_targets)
     assert batch.pairs == expected(rows, pairs).total()
-    assert all(isinstance(chunk, GroupChunk if packed else Chunk) for chunk in batch.chunks)
+    assert all(isinstance(chunk, SharedPrefixChunk if padding_free else Chunk) for chunk in batch.chunks)
     for own, labels in zip(prompts(batch), batch.labels, strict=True):
         groups = [[own[i] for i in row if i >= 0] for row in labels.group.tolist()]
         assert [prompt for group in groups for prompt in group] == own
-        sizes = [positions_of(group, share=share) for group in groups]
+        sizes = [group_positions(group, share_prefix=share_prefix) for group in groups]
         single = len(groups) == 1 and (whole or len(groups[0]) == 1)
         assert single or sum(sizes) <= budget
         assert labels.teacher is not None
         scores = labels.teacher.tolist()
-        for row in labels.group.tolist():  # prompts of one query, by what its scores begin with
+        for row in labels.group.tolist():  # the integer part identifies the query
             assert len({scores[i] * 128 // 10 for i in row if i >= 0}) == 1
     if whole:
         assert sorted(len(row[row >= 0]) for labels in batch.labels for row in labels.group) == sorted(
@@ -174,9 +186,9 @@ def test_every_prompt_has_its_label_in_any_chunks(
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
-def test_the_ranks_have_the_batch_of_one_together(world: int, rows: RecordTable, pairs: PairTokenizer) -> None:
-    one = collator(rows, pairs)[PLAN]
-    parts = [collator(rows, pairs, rank=rank, world_size=world)[PLAN] for rank in range(world)]
+def test_ranks_together_have_the_batch_of_one_process(world: int, rows: RecordTable, pairs: PairTokenizer) -> None:
+    one = collator(rows, pairs)[INDICES]
+    parts = [collator(rows, pairs, rank=rank, world_size=world)[INDICES] for rank in range(world)]
     assert labelled(parts) == labelled([one])
     assert sum(part.tokens for part in parts) == one.tokens
     for part in parts:
@@ -185,26 +197,26 @@ def test_the_ranks_have_the_batch_of_one_together(world: int, rows: RecordTable,
 
 
 def test_long_groups_come_first(rows: RecordTable, pairs: PairTokenizer) -> None:
-    batch = collator(rows, pairs, chunk_tokens=1, whole_groups=True)[PLAN]
+    batch = collator(rows, pairs, chunk_tokens=1, whole_groups=True)[INDICES]
     sizes = [chunk.positions for chunk in batch.chunks]
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_cut_texts_are_counted(rows: RecordTable, pairs: PairTokenizer) -> None:
-    batch = collator(rows, pairs, document_max_length=3)[PLAN]
+def test_truncated_texts_are_counted(rows: RecordTable, pairs: PairTokenizer) -> None:
+    batch = collator(rows, pairs, document_max_length=3)[INDICES]
     limits = {"query_max_length": 32, "document_max_length": 3}
     cut = [pairs(rows[i].query, rows[i].positives + rows[i].negatives, **limits) for i in range(8)]
     assert batch.truncated == sum(each.truncated_documents for each in cut) > 8
-    parts = [collator(rows, pairs, document_max_length=3, rank=rank, world_size=2)[PLAN] for rank in range(2)]
+    parts = [collator(rows, pairs, document_max_length=3, rank=rank, world_size=2)[INDICES] for rank in range(2)]
     assert sum(part.truncated for part in parts) == batch.truncated
 
 
-def test_what_is_drawn_keeps_its_scores(rows: RecordTable) -> None:
+def test_sampled_texts_keep_their_scores(rows: RecordTable) -> None:
     row_sampler = RowSampler(positives=1, negatives=2, seed=3)
     seen = set()
     for row_epoch in range(4):
         for row in range(8):
-            record, whole = drawn_record(rows, row_sampler, row, row_epoch), rows[row]
+            record, whole = sampled_record(rows, row_sampler, row, row_epoch), rows[row]
             assert len(record.positives) == min(1, len(whole.positives))
             assert len(record.negatives) == min(2, len(whole.negatives))
             for texts, scores, all_texts, all_scores in (
@@ -221,7 +233,7 @@ SCORED = Record("q", ("p",), ("n", "m"), positive_scores=(0.75,), negative_score
 
 
 @pytest.mark.parametrize(
-    ("record", "soft", "targets", "teacher"),
+    ("record", "teacher_targets", "targets", "teacher"),
     [
         (PLAIN, False, [1, 0, 0], None),
         (SCORED, False, [1, 0, 0], [0.75, 0.5, 0.25]),
@@ -235,50 +247,54 @@ SCORED = Record("q", ("p",), ("n", "m"), positive_scores=(0.75,), negative_score
         (Record("q", ("p",), score=0.25), True, [0.25], [0.25]),
     ],
 )
-def test_labels(record: Record, soft: bool, targets: list[float], teacher: list[float] | None) -> None:
-    assert label(record, soft=soft) == (targets, teacher)
+def test_targets_and_teacher_scores(
+    record: Record, teacher_targets: bool, targets: list[float], teacher: list[float] | None
+) -> None:
+    assert targets_and_teacher(record, teacher_targets=teacher_targets) == (targets, teacher)
 
 
-def test_a_chunk_has_teacher_scores_if_all_of_it_has() -> None:
-    scored, bare = Labelled([[1], [2]], [1.0, 0.0], [3.0, 2.0]), Labelled([[3]], [0.0], None)
+def test_a_chunk_has_teacher_scores_if_all_its_groups_have() -> None:
+    scored, bare = LabelledGroup([[1], [2]], [1.0, 0.0], [3.0, 2.0]), LabelledGroup([[3]], [0.0], None)
     both = join_labels([scored, bare])
     assert both.teacher is None
     assert both.group.tolist() == [[0, 1], [2, -1]]
-    alone = join_labels([scored]).to(torch.device("cpu"))
-    assert alone.teacher is not None and alone.teacher.tolist() == [3, 2]
+    single = join_labels([scored]).to(torch.device("cpu"))
+    assert single.teacher is not None and single.teacher.tolist() == [3, 2]
 
 
-def test_deals_are_complete_and_balanced() -> None:
+def test_ranks_get_equally_many_queries_of_balanced_size() -> None:
     generator = random.Random(0)
     for _ in range(200):
         ranks = generator.randint(1, 8)
         sizes = [
             generator.choice([1, 5, 5, 200, generator.randint(1, 1000)]) for _ in range(ranks * generator.randint(1, 6))
         ]
-        hands = deal(sizes, ranks)
-        assert sorted(i for hand in hands for i in hand) == list(range(len(sizes)))
-        assert {len(hand) for hand in hands} == {len(sizes) // ranks}
-        assert all(hand == sorted(hand) for hand in hands)
-        loads = [sum(sizes[i] for i in hand) for hand in hands]
+        assigned = balance_over_ranks(sizes, ranks)
+        assert sorted(i for part in assigned for i in part) == list(range(len(sizes)))
+        assert {len(part) for part in assigned} == {len(sizes) // ranks}
+        assert all(part == sorted(part) for part in assigned)
+        loads = [sum(sizes[i] for i in part) for part in assigned]
         assert max(loads) - min(loads) <= max(sizes) - min(sizes)
-    assert deal([5, 1, 4, 2], 2) == [[0, 1], [2, 3]]
+    assert balance_over_ranks([5, 1, 4, 2], 2) == [[0, 1], [2, 3]]
 
 
-def test_the_deal_goes_by_what_is_read() -> None:
-    assert characters(Record("abc", ("12", "345"), ("6",))) == 2 + 3 + 1 + 3 * 3
-    assert characters(Record("abc", (), ())) == 0
+def test_text_size_counts_the_characters_of_all_prompts() -> None:
+    assert text_size(Record("abc", ("12", "345"), ("6",))) == 2 + 3 + 1 + 3 * 3
+    assert text_size(Record("abc", (), ())) == 0
 
 
-def test_workers_get_copies_that_make_the_same(rows: RecordTable, pairs: PairTokenizer) -> None:
+def test_a_pickled_collator_makes_the_same_batches(rows: RecordTable, pairs: PairTokenizer) -> None:
     original = collator(rows, pairs)
     copy = pickle.loads(pickle.dumps(original))
-    assert prompts(copy[PLAN]) == prompts(original[PLAN])
+    assert prompts(copy[INDICES]) == prompts(original[INDICES])
 
 
-def test_padded_chunks_keep_within_the_budget_with_their_padding(rows: RecordTable, pairs: PairTokenizer) -> None:
-    """Prompts of one length lie together, whichever query they are of, since they share nothing."""
+def test_padded_chunks_have_at_most_chunk_tokens_positions_with_padding(
+    rows: RecordTable, pairs: PairTokenizer
+) -> None:
+    """Prompts are sorted by length, whichever query they are of, since padded prompts share no prefix."""
     budget = 120
-    batch = collator(rows, pairs, share=False, packed=False, chunk_tokens=budget)[PLAN]
+    batch = collator(rows, pairs, share_prefix=False, padding_free=False, chunk_tokens=budget)[INDICES]
     assert sum(len(chunk.lengths) for chunk in batch.chunks) == batch.pairs
     assert any(isinstance(chunk, Chunk) and chunk.padded for chunk in batch.chunks)
     assert all(chunk.positions <= budget or len(chunk.lengths) == 1 for chunk in batch.chunks)

@@ -14,7 +14,7 @@ from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.batches.sampling import BatchIndices, BatchSampler, RowSampler, Source
 from nestling.records import RecordTable, load_records, text_id
 
-DRAW = RowSampler(positives=1, negatives=2, seed=0)
+ROW_SAMPLER = RowSampler(positives=1, negatives=2, seed=0)
 
 
 def table(folder: Path, rows: list[dict[str, object]], name: str = "rows") -> RecordTable:
@@ -28,7 +28,7 @@ def pairs(folder: Path, count: int, name: str = "pairs") -> RecordTable:
 
 
 def collator(
-    sources: list[Source], tokenizer: Path, row_sampler: RowSampler = DRAW, rank: int = 0, world_size: int = 1
+    sources: list[Source], tokenizer: Path, row_sampler: RowSampler = ROW_SAMPLER, rank: int = 0, world_size: int = 1
 ) -> Collator:
     return Collator(
         sources,
@@ -44,36 +44,36 @@ def collator(
     )
 
 
-def test_an_epoch_visits_every_row_and_the_stream_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    batch_sampler = BatchSampler([Source(pairs(tmp_path, 10))], 4, DRAW, seed=1)
+def test_an_epoch_visits_every_row_and_the_next_continues_the_stream(tmp_path: Path) -> None:
+    batch_sampler = BatchSampler([Source(pairs(tmp_path, 10))], 4, ROW_SAMPLER, seed=1)
     assert batch_sampler.steps_per_epoch == 3
-    plans = list(islice(batch_sampler.batches(), 5))
-    visits = [visit for indices in plans for visit in zip(indices.row_epochs, indices.rows, strict=True)]
+    batches = list(islice(batch_sampler.batches(), 5))
+    visits = [visit for indices in batches for visit in zip(indices.row_epochs, indices.rows, strict=True)]
     assert Counter(visits).most_common(1)[0][1] == 1
     assert {row for row_epoch, row in visits if row_epoch == 0} == set(range(10))
 
 
 def test_one_dataset_a_batch_in_proportion_to_size_and_weight(tmp_path: Path) -> None:
     small, large = pairs(tmp_path, 16, "small"), pairs(tmp_path, 64, "large")
-    batch_sampler = BatchSampler([Source(small, weight=2.0), Source(large)], 8, DRAW, seed=1)
+    batch_sampler = BatchSampler([Source(small, weight=2.0), Source(large)], 8, ROW_SAMPLER, seed=1)
     assert Counter(indices.source for indices in islice(batch_sampler.batches(), 12)) == {0: 4, 1: 8}
-    even = BatchSampler([Source(small), Source(large)], 8, DRAW, seed=1, mixing_temperature=2.0)
+    even = BatchSampler([Source(small), Source(large)], 8, ROW_SAMPLER, seed=1, mixing_temperature=2.0)
     assert even.batches_per_epoch == [4, 7]
 
 
-def test_plans_depend_on_the_seed_alone_and_can_be_skipped(tmp_path: Path) -> None:
+def test_batches_depend_on_the_seed_alone_and_can_be_skipped(tmp_path: Path) -> None:
     sources = [Source(pairs(tmp_path, 40, "a")), Source(pairs(tmp_path, 30, "b"))]
-    plans = list(islice(BatchSampler(sources, 8, DRAW, seed=3).batches(), 20))
-    assert plans[7:] == list(islice(BatchSampler(sources, 8, DRAW, seed=3).batches(skip=7), 13))
-    assert plans != list(islice(BatchSampler(sources, 8, DRAW, seed=4).batches(), 20))
+    batches = list(islice(BatchSampler(sources, 8, ROW_SAMPLER, seed=3).batches(), 20))
+    assert batches[7:] == list(islice(BatchSampler(sources, 8, ROW_SAMPLER, seed=3).batches(skip=7), 13))
+    assert batches != list(islice(BatchSampler(sources, 8, ROW_SAMPLER, seed=4).batches(), 20))
 
 
-def test_equal_queries_and_clashing_negatives_go_to_different_batches(tmp_path: Path) -> None:
+def test_equal_queries_and_conflicting_negatives_go_to_different_batches(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"query": f"q{i // 2}", "positives": [f"d{i}"], "negatives": [f"d{(i + 2) % 16}"]} for i in range(16)
     ]
     rows_table = table(tmp_path, rows)
-    for indices in islice(BatchSampler([Source(rows_table)], 4, DRAW, seed=0).batches(), 40):
+    for indices in islice(BatchSampler([Source(rows_table)], 4, ROW_SAMPLER, seed=0).batches(), 40):
         records = [rows_table[row] for row in indices.rows]
         assert len({record.query for record in records}) == 4
         positives = {text for record in records for text in record.positives}
@@ -82,28 +82,28 @@ def test_equal_queries_and_clashing_negatives_go_to_different_batches(tmp_path: 
         assert len(set(negatives)) == len(negatives)
 
 
-def test_rows_that_always_clash_are_still_trained(tmp_path: Path) -> None:
+def test_rows_that_always_conflict_are_still_trained(tmp_path: Path) -> None:
     same = table(tmp_path, [{"query": "q", "positives": [f"d{i}"]} for i in range(8)])
-    plans = list(islice(BatchSampler([Source(same)], 4, DRAW, seed=0).batches(), 6))
-    assert sorted(row for indices in plans[:2] for row in indices.rows) == list(range(8))
+    batches = list(islice(BatchSampler([Source(same)], 4, ROW_SAMPLER, seed=0).batches(), 6))
+    assert sorted(row for indices in batches[:2] for row in indices.rows) == list(range(8))
 
 
 def test_a_dataset_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pairs has 3 rows, fewer than the batch_size of 4"):
-        BatchSampler([Source(pairs(tmp_path, 3))], 4, DRAW, seed=0)
+        BatchSampler([Source(pairs(tmp_path, 3))], 4, ROW_SAMPLER, seed=0)
 
 
-def test_draws_rotate_through_all_negatives_before_any_returns(tmp_path: Path) -> None:
+def test_sampling_uses_all_negatives_before_it_repeats_one(tmp_path: Path) -> None:
     negatives = [f"n{i}" for i in range(6)]
     rows_table = table(tmp_path, [{"query": "q", "positives": ["a", "b", "c"], "negatives": negatives}])
-    drawn = [DRAW(rows_table, 0, row_epoch) for row_epoch in range(3)]
+    drawn = [ROW_SAMPLER(rows_table, 0, row_epoch) for row_epoch in range(3)]
     assert sorted(i for _, negatives in drawn for i in negatives) == list(range(6))
     assert sorted(i for positives, _ in drawn for i in positives) == [0, 1, 2]
-    assert DRAW(rows_table, 0, 3)[1] == drawn[0][1]
+    assert ROW_SAMPLER(rows_table, 0, 3)[1] == drawn[0][1]
     assert RowSampler(9, 9, 0)(rows_table, 0, 5) == ([0, 1, 2], list(range(6)))
 
 
-def test_rows_of_negatives_only_are_planned_as_others(tmp_path: Path) -> None:
+def test_rows_without_positives_are_sampled_like_others(tmp_path: Path) -> None:
     file = tmp_path / "judged.jsonl"
     rows = [
         {"query": f"q{i}", "positives": [f"p{i}"] * (i % 2), "negatives": [f"n{i} {j}" for j in range(3)]}
@@ -111,11 +111,11 @@ def test_rows_of_negatives_only_are_planned_as_others(tmp_path: Path) -> None:
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     judged = load_records(file, progress=False, allow_no_positives=True)
-    assert [DRAW(judged, row, 0)[0] for row in range(4)] == [[], [0], [], [0]]
-    drawn = [DRAW(judged, 0, row_epoch)[1] for row_epoch in range(3)]
+    assert [ROW_SAMPLER(judged, row, 0)[0] for row in range(4)] == [[], [0], [], [0]]
+    drawn = [ROW_SAMPLER(judged, 0, row_epoch)[1] for row_epoch in range(3)]
     assert sorted(i for negatives in drawn for i in negatives) == [0, 0, 1, 1, 2, 2]
-    plans = list(islice(BatchSampler([Source(judged)], 4, DRAW, seed=0).batches(), 3))
-    assert sorted(row for indices in plans for row in indices.rows) == list(range(12))
+    batches = list(islice(BatchSampler([Source(judged)], 4, ROW_SAMPLER, seed=0).batches(), 3))
+    assert sorted(row for indices in batches for row in indices.rows) == list(range(12))
 
 
 ROWS: list[dict[str, object]] = [
@@ -126,7 +126,7 @@ ROWS: list[dict[str, object]] = [
 ]
 
 
-def test_layout_by_hand(tmp_path: Path, qwen3: Path) -> None:
+def test_batch_structure_by_hand(tmp_path: Path, qwen3: Path) -> None:
     batch = collator([Source(table(tmp_path, ROWS))], qwen3, RowSampler(2, 2, 0))[
         BatchIndices(0, [0, 1, 2, 3], [0, 0, 0, 0])
     ]
@@ -145,7 +145,7 @@ def test_layout_by_hand(tmp_path: Path, qwen3: Path) -> None:
     assert batch.teacher.tolist() == [[3, 2, 1], [5, 0, 1], [4, 0, 0], [1, 0, 0]]
 
 
-def test_equal_texts_are_tokenised_once_and_found_again(tmp_path: Path, qwen3: Path) -> None:
+def test_equal_texts_are_tokenised_once(tmp_path: Path, qwen3: Path) -> None:
     collate = collator([Source(table(tmp_path, ROWS))], qwen3, RowSampler(2, 2, 0))
     batch = collate[BatchIndices(0, [0, 1, 2, 3], [0, 0, 0, 0])]
     rows = [row for chunk in batch.tokens.chunks for row in zip(chunk.input_ids, chunk.lengths, strict=True)]
@@ -172,7 +172,7 @@ def test_ranks_share_a_batch(tmp_path: Path, qwen3: Path) -> None:
     assert parts[1].group.tolist() == [[6, -1], [7, 8]]
 
 
-def test_graded_pairs_bring_their_labels(tmp_path: Path, qwen3: Path) -> None:
+def test_graded_pairs_have_their_labels(tmp_path: Path, qwen3: Path) -> None:
     rows: list[dict[str, object]] = [
         {"sentence1": f"left {i}", "sentence2": f"right {i}", "score": i / 4} for i in range(4)
     ]
@@ -181,7 +181,7 @@ def test_graded_pairs_bring_their_labels(tmp_path: Path, qwen3: Path) -> None:
     assert batch.scores.tolist() == [0.75, 0.25]
 
 
-def test_a_row_s_own_instruction_goes_first(tmp_path: Path, qwen3: Path) -> None:
+def test_the_instruction_of_a_row_replaces_the_default_prompt(tmp_path: Path, qwen3: Path) -> None:
     rows: list[dict[str, object]] = [
         {"query": "q1", "positives": ["d1"], "instruction": "Find"},
         {"query": "q2", "positives": ["d2"]},
@@ -199,19 +199,19 @@ def test_a_collator_pickles_small(tmp_path: Path, qwen3: Path) -> None:
     assert len(pickle.dumps(collate.sources)) < 2000
 
 
-def test_lengths_count_what_is_cut(tmp_path: Path, qwen3: Path) -> None:
+def test_lengths_count_truncated_texts(tmp_path: Path, qwen3: Path) -> None:
     rows: list[dict[str, object]] = [
         {"query": "q1", "positives": ["word " * 100]},
         {"query": "q2", "positives": ["word " * 100]},
         {"query": "q3 " * 100, "positives": ["short"]},
     ]
     lengths = measure_lengths(collator([Source(table(tmp_path, rows))], qwen3), 0)
-    assert (lengths.queries, lengths.cut_queries, lengths.documents, lengths.cut_documents) == (3, 1, 2, 1)
+    assert (lengths.queries, lengths.truncated_queries, lengths.documents, lengths.truncated_documents) == (3, 1, 2, 1)
     assert "truncated 1 of 3 queries and 1 of 2 documents" in str(lengths)
 
 
 def test_banking77_batches_share_positives(shared_data: Path) -> None:
     rows_table = load_records(shared_data / "banking77", progress=False)
-    indices = next(BatchSampler([Source(rows_table)], 64, DRAW, seed=0).batches())
+    indices = next(BatchSampler([Source(rows_table)], 64, ROW_SAMPLER, seed=0).batches())
     positives = [int(rows_table.positive_ids(row)[0]) for row in indices.rows]
     assert len(set(positives)) < 60

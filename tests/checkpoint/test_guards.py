@@ -1,4 +1,4 @@
-"""Signals, on one rank and two, and steps that are not finite."""
+"""Stop signals on one rank and on two, and steps whose loss or gradient is not finite."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from nestling.checkpoint import Checkpoints, NonFiniteGuard, StopSignal
 
 
-def test_sigterm_sets_the_flag_and_handlers_come_back() -> None:
+def test_sigterm_sets_the_flag_and_handlers_are_restored() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with StopSignal() as stop:
         assert stop.received is None
@@ -77,7 +77,7 @@ TWO_RANKS = f"""{LOOP}
 
 
 def launch(folder: Path, script: str, launcher: list[str], ranks: int) -> "subprocess.Popen[str]":
-    """Run a script in a process group of its own until each rank has made a step."""
+    """Run a script in a process group of its own until each rank has done a step."""
     (folder / "script.py").write_text(textwrap.dedent(script))
     process = subprocess.Popen(
         [sys.executable, *launcher, str(folder / "script.py"), str(folder)],
@@ -124,7 +124,7 @@ def test_ranks_fail_together_and_stop_at_the_same_step(tmp_path: Path) -> None:
     assert [(tmp_path / f"stopped-{rank}").read_text().split()[0] for rank in (0, 1)] == [str(step)] * 2, errors
 
 
-def test_non_finite_steps_are_counted_and_a_row_of_them_stops() -> None:
+def test_non_finite_steps_are_skipped_and_too_many_in_a_row_raise() -> None:
     guard = NonFiniteGuard(limit=3)
     nan, inf = float("nan"), float("inf")
     pairs = [(1.0, 1.0), (nan, 1.0), (1.0, inf), (1.0, 0.0), (inf, inf), (1.0, nan)]

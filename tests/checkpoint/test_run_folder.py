@@ -1,4 +1,4 @@
-"""Run folders: new, resumed, refused, locked."""
+"""Run folders: started, resumed, refused, locked."""
 
 import json
 import multiprocessing
@@ -48,7 +48,9 @@ def test_an_existing_run_is_resumed_or_refused(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "run.json").read_text())["launches"]) == 2
 
 
-def test_a_place_that_cannot_hold_a_run_is_refused_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_cannot_hold_a_run_is_refused_and_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"file is a file, so that .*file/runs/first cannot be a folder"):
         check_run_folder(tmp_path / "file" / "runs" / "first", CONFIG, resume=False)
@@ -81,7 +83,7 @@ def test_resume_of_a_run_that_never_started_starts_it(tmp_path: Path) -> None:
     assert (tmp_path / "config.yaml").exists()
 
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     for resume, message in ((False, "is not empty"), (True, "has no config.yaml")):
         with pytest.raises(FileExistsError, match=message), open_run_folder(tmp_path, CONFIG, resume=resume):
@@ -92,7 +94,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused_until_its_process_dies(tmp_path: Path) -> None:
-    """The process is killed while a data worker of its lives on, which must not hold the folder."""
+    """The process is killed while one of its data workers lives on, which must not keep the lock."""
     reader, sender = fork.Pipe(duplex=False)
 
     def use_folder() -> None:

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, and that it restores exactly."""
+"""The content of a checkpoint, and that it is restored exactly."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) ->
 
 
 def exact(value: object) -> object:
-    """A comparable form of nested state, bit by bit with dtype and device."""
+    """A comparable form of nested state: bits, dtypes and devices."""
     if isinstance(value, torch.Tensor):
         return (value.dtype, value.device, tuple(value.shape), value.detach().numpy().tobytes())
     if isinstance(value, dict):
@@ -51,7 +51,7 @@ def exact(value: object) -> object:
 
 
 @pytest.mark.parametrize("options", [{"fused": True}, {"foreach": False, "amsgrad": True}])
-def test_a_restored_run_goes_on_bit_by_bit(tmp_path: Path, options: dict[str, bool]) -> None:
+def test_a_resumed_run_is_bit_for_bit_the_same(tmp_path: Path, options: dict[str, bool]) -> None:
     def build(seed: int) -> tuple[Model, torch.optim.AdamW]:
         torch.manual_seed(seed)
         model = Model()
@@ -130,7 +130,7 @@ def test_an_evaluation_is_the_best_only_if_it_beats_the_best() -> None:
     state = TrainingState()
     for metric in (0.5, 0.4, 0.5):
         state.advance(examples=64, tokens=1000, truncated=1)
-        state.judge(metric)
+        state.record_evaluation(metric)
     assert state == TrainingState(
         step=3, tokens=3000, examples=192, truncated=3, best_metric=0.5, best_step=1, evaluations_since_best=2
     )

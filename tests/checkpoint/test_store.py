@@ -1,4 +1,4 @@
-"""Checkpoints under kills, damage and full disks."""
+"""Checkpoints of killed processes, damaged checkpoints, and full disks."""
 
 import ctypes
 import errno
@@ -149,7 +149,7 @@ def test_kills_at_random_moments_leave_the_last_complete_checkpoint(tmp_path: Pa
         (lambda folder: (folder / "manifest.json").write_text('{"files": ["model"]}'), "manifest.json is not readable"),
     ],
 )
-def test_damage_is_named_and_an_older_checkpoint_taken(
+def test_damage_is_reported_and_an_older_checkpoint_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], object], reason: str
 ) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
@@ -166,7 +166,7 @@ def test_damage_is_named_and_an_older_checkpoint_taken(
     assert (tmp_path / "step-2.damaged").is_dir()
 
 
-def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
+def test_an_error_while_writing_leaves_no_files(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, writer(1))
 
@@ -180,7 +180,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("full_file", ["model", "optimizer"])
-def test_a_full_disk_is_named_and_keeps_older_checkpoints(small_disk: Path, full_file: str) -> None:
+def test_a_full_disk_is_reported_and_keeps_older_checkpoints(small_disk: Path, full_file: str) -> None:
     small, large = {"weight": torch.zeros(64_000)}, {"weight": torch.zeros(500_000)}
     checkpoints = Checkpoints(small_disk / "checkpoints", keep=1)
 
@@ -197,7 +197,7 @@ def test_a_full_disk_is_named_and_keeps_older_checkpoints(small_disk: Path, full
     assert checkpoints.recover() == checkpoints.path(1)
 
 
-def test_a_disk_that_is_full_at_the_sync_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_at_the_sync_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, Qwen3Config
 
 from nestling.backends.optimizer import adamw
 from nestling.backends.plain import Plain
-from nestling.backends.sizes import StateFractions, trained_bytes, whole_bytes
+from nestling.backends.sizes import StateFractions, full_bytes, trained_bytes
 from nestling.batches.packing import pack
 from nestling.config import CostsConfig, EmbedConfig, LaunchCosts, RerankConfig, StageCosts, TrainData, parse_config
 from nestling.costs.fake_models import FakeEmbedder, FakeModel, FakeReranker
@@ -94,7 +94,7 @@ def test_a_model_without_weights_keeps_what_a_real_one_keeps(
     )
     model = real(dtype=dtype, precision=precision, lora=lora, reranker=reranker, attn_implementation="sdpa")
     if gradient_checkpointing_length is not None:
-        model.recompute_above(gradient_checkpointing_length)
+        model.checkpoint_activations_above(gradient_checkpointing_length)
     chunk = sample_chunk(48, 480, 300, CPU)
     model.train()
     with model.computing(cache=False if sharded else None):
@@ -176,7 +176,7 @@ def test_passes_of_a_step(room: float, forwards: int, checkpointed: bool) -> Non
     of each layer, of which torch knows that nobody needs it."""
     model = real(dtype=torch.float32, precision=torch.float32, lora=False, reranker=False, attn_implementation="eager")
     if checkpointed:
-        model.recompute_above(0)
+        model.checkpoint_activations_above(0)
     batch = pack([list(range(1, 41))] * 8, 80, 0)
     backend = Plain(model, adamw(model, learning_rate=1e-3, weight_decay=0.0))
     with FlopCounterMode(display=False) as counter:
@@ -245,7 +245,7 @@ def test_costs_of_a_stage(recipe: StageCosts) -> None:
     assert found.operations == passes.forward + passes.backward
     assert none.operations == 2 * passes.forward + passes.backward
     assert found.gpu_hours(1e12) == pytest.approx(found.operations / 3.6e15)
-    assert found.memory.weights == whole_bytes([*model.parameters(), *model.buffers()])
+    assert found.memory.weights == full_bytes([*model.parameters(), *model.buffers()])
     assert found.memory.kept == pytest.approx(found.memory.chunk / 128 * 64 * 96)
 
 

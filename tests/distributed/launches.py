@@ -1,4 +1,4 @@
-"""What tests of training on ranks share: processes and backends as launchers configure them, and their updates.
+"""Helpers for tests of training on several ranks: processes and backends as launchers configure them, and updates.
 
 SGD, because AdamW hides a gradient that is a constant factor off.
 """
@@ -32,12 +32,12 @@ Weights = dict[str, Tensor]
 
 
 class Launch(Protocol):
-    """A way to train.
+    """A case of training that is tested.
 
     Attributes:
         backend: ddp, zero1, zero2, zero3 or fsdp.
         clip: What gradients are clipped to; 0 does not clip.
-        whole: Whether whole gradients are kept until they are reduced once.
+        full_gradients: Whether full gradients are kept until they are reduced once per step.
     """
 
     @property
@@ -47,14 +47,14 @@ class Launch(Protocol):
     def clip(self) -> float: ...
 
     @property
-    def whole(self) -> bool: ...
+    def full_gradients(self) -> bool: ...
 
 
 Case = TypeVar("Case", bound=Launch)
 
 
 def usable(cases: Sequence[Case]) -> list[Case]:
-    """Those whose packages are installed."""
+    """The cases whose packages are installed."""
     zero = importlib.util.find_spec("deepspeed") is not None
     return [case for case in cases if zero or not case.backend.startswith("zero")]
 
@@ -65,7 +65,7 @@ def require_deepspeed(case: Launch) -> None:
 
 
 def join(rank: int, world: int, port: int) -> None:
-    """What a launcher tells its processes."""
+    """Set the environment variables that a launcher sets in its processes."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -87,7 +87,7 @@ def free_port() -> int:
 
 
 def start(backend: str) -> Accelerator:
-    """An Accelerator as the launchers configure it; accelerate wants GPUs for FSDP2, hence the detour there."""
+    """An Accelerator as the launchers configure it; for FSDP2 accelerate is told that there are GPUs."""
     AcceleratorState._reset_state(reset_partial_state=True)
     unset_hf_deepspeed_config()  # with which transformers would go on to shard what it loads
     for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
@@ -110,7 +110,7 @@ def start(backend: str) -> Accelerator:
 
 
 def adapt(model: TokenModel) -> None:
-    """Put adapters on a model, the same every time, that all have a gradient."""
+    """Add LoRA adapters to a model, the same every time, all with a gradient."""
     torch.manual_seed(0)
     model.backbone = attach_lora(model.backbone, r=4, alpha=8, dropout=0.0)
     for name, parameter in model.named_parameters():
@@ -119,23 +119,23 @@ def adapt(model: TokenModel) -> None:
 
 
 def launch(case: Launch, world: int, load: Callable[[], TokenModel], *, adam: bool = False) -> Backend:
-    """The model in its backend, which trains with SGD or AdamW."""
+    """The model in the backend of the case, with SGD or AdamW."""
     accelerator = start(case.backend)  # before the model, as in the recipes: ZeRO-3 shards it while it loads
     model = load()
     if adam:
         optimizer: torch.optim.Optimizer = adamw(model, learning_rate=1e-2, weight_decay=0.1)
     else:
         optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=RATE)
-    backend = prepare(accelerator, model, optimizer, share=QUERIES // world, max_norm=case.clip)
+    backend = prepare(accelerator, model, optimizer, queries_per_rank=QUERIES // world, max_norm=case.clip)
     expected = {"ddp": "DDP", "fsdp": "FSDP2"}.get(case.backend, f"DeepSpeed ZeRO-{case.backend[-1]}")
     assert backend.name == expected, backend.name  # accelerate falls back to DDP without a word
     assert backend.ranks == world
-    if not case.whole:
-        backend.whole_gradients = False  # type: ignore[attr-defined]
+    if not case.full_gradients:
+        backend.full_gradients = False  # type: ignore[attr-defined]
     return backend
 
 
-def plans() -> list[BatchIndices]:
+def global_batches() -> list[BatchIndices]:
     return [
         BatchIndices(0, rows, [step] * QUERIES) for step, rows in enumerate([[0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]])
     ]
@@ -152,19 +152,23 @@ def recipe(name: str) -> ModuleType:
 
 
 def train_by_hand(
-    model: TokenModel, loss_of: Callable[[BatchIndices], Tensor], plans: Iterable[BatchIndices], clip: float
+    model: TokenModel,
+    loss_of: Callable[[BatchIndices], Tensor],
+    global_batches: Iterable[BatchIndices],
+    clip: float,
+    rate: float = RATE,
 ) -> tuple[Weights, Weights]:
-    """Weights before and after a step for each plan: one process, one graph, gradients by hand."""
+    """Weights before and after a step for each global batch, in one process without chunks, with SGD written out."""
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     before = {name: each.detach().clone() for name, each in trained.items()}
-    for indices in plans:
+    for indices in global_batches:
         loss_of(indices).backward()
         gradients = [each.grad for each in trained.values() if each.grad is not None]
         norm = torch.cat([each.flatten() for each in gradients]).norm()
         scale = min(1.0, clip / norm.item()) if clip else 1.0
         for each in trained.values():
             if each.grad is not None:
-                each.data -= RATE * scale * each.grad
+                each.data -= rate * scale * each.grad
                 each.grad = None
     return before, {name: each.detach().clone() for name, each in trained.items()}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launches import RATE, Weights, adapt, launch, plans, recipe, train_by_hand
+from launches import Weights, adapt, global_batches, launch, recipe, train_by_hand
 from torch import Tensor
 
 from nestling.backends import Backend
@@ -15,12 +15,15 @@ from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.checkpoint import Checkpoints, TrainingState, write_training
 from nestling.config import LossConfig
 from nestling.distributed.gathering import gather_batch
-from nestling.losses.reference import cosent, distillation, info_nce
+from nestling.losses.cosent import cosent
+from nestling.losses.distillation import distillation
+from nestling.losses.reference import info_nce
 from nestling.models.embedder import Embedder
 from nestling.records import load_records
 from nestling.training.cached import ActivationBudget, cached_backward
 
 DIMS = {64: 1.0, 16: 0.5}
+RATE = 0.5  # clipped updates must stand well above the rounding of float32 weights
 BUDGETS = {
     "none": ActivationBudget(0.0, 1.0),
     "some": ActivationBudget(45.0, 1.0),
@@ -39,15 +42,15 @@ GRADED = [{"sentence1": f"left {i}", "sentence2": f"right {i % 3}", "score": (i 
 
 @dataclass(frozen=True)
 class Case:
-    """A way to train.
+    """A case of training that is tested.
 
     Args:
         backend: ddp, zero1, zero2, zero3 or fsdp.
-        kept: Which graphs stay between the passes: none, some or all.
+        kept: Which chunks keep their activations until the backward pass: none, some or all.
         tuning: full or lora.
         kind: contrastive, distilled or graded.
         clip: What gradients are clipped to; 0 does not clip.
-        whole: Whether whole gradients are kept until they are reduced once.
+        full_gradients: Whether full gradients are kept until they are reduced once per step.
     """
 
     backend: str
@@ -55,11 +58,11 @@ class Case:
     tuning: str = "full"
     kind: str = "contrastive"
     clip: float = 0.0
-    whole: bool = True
+    full_gradients: bool = True
 
     def __str__(self) -> str:
-        clip, whole = "-clip" if self.clip else "", "" if self.whole else "-parts"
-        return f"{self.backend}-{self.kept}-{self.tuning}-{self.kind}{clip}{whole}"
+        clip, reduction = "-clip" if self.clip else "", "" if self.full_gradients else "-parts"
+        return f"{self.backend}-{self.kept}-{self.tuning}-{self.kind}{clip}{reduction}"
 
 
 def write_data(folder: Path) -> None:
@@ -99,7 +102,7 @@ def prepared(folder: Path, case: Case, world: int, *, adam: bool = False) -> Bac
 
 
 def take_step(backend: Backend, case: Case, collator: Collator, indices: BatchIndices) -> tuple[float, float]:
-    """This rank's share of the loss, and the norm of the gradient."""
+    """This rank's part of the loss, and the norm of the gradient."""
     batch, loss = collator[indices], loss_config(case)
     part = cached_backward(backend, batch.tokens, lambda each: recipe_loss(each, batch, loss), BUDGETS[case.kept])
     norm = backend.update(RATE, case.clip, lambda norm: norm < float("inf"))
@@ -127,16 +130,16 @@ def save(backend: Backend, folder: Path, rank: int) -> None:
 
 
 def train_on_ranks(folder: Path, case: Case, rank: int, world: int) -> Weights:
-    """Trained weights after three steps, whole, on rank 0."""
+    """Unsharded trained weights after three steps, on rank 0."""
     backend = prepared(folder, case, world)
     collator = collate(folder, case, backend.model, rank, world)
-    for indices in plans():
+    for indices in global_batches():
         take_step(backend, case, collator, indices)
     return {name: each.detach().clone() for name, each in backend.tensors().items()}
 
 
 def train_plainly(folder: Path, case: Case) -> tuple[Weights, Weights]:
-    """Weights before and after the same steps: one process, one graph, the reference loss."""
+    """Weights before and after the same steps, in one process without chunks, with the reference loss."""
     embedder = load(folder, case)
     collator = collate(folder, case, embedder, 0, 1)
 
@@ -145,7 +148,7 @@ def train_plainly(folder: Path, case: Case) -> tuple[Weights, Weights]:
         embeddings = torch.cat([embedder(chunk) for chunk in batch.tokens.chunks])[batch.tokens.position]
         return plain_loss(embeddings, batch, loss_config(case))
 
-    return train_by_hand(embedder, loss_of, plans(), case.clip)
+    return train_by_hand(embedder, loss_of, global_batches(), case.clip, RATE)
 
 
 def plain_loss(embeddings: Tensor, batch: Any, loss: LossConfig) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every backend, on real ranks, takes the steps of one process on the whole batch: nothing times or over W."""
+"""Every backend, on real ranks, takes the steps of one process on the global batch, without a factor of W."""
 
 import json
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from launches import (
     assert_same_update,
     flat,
     free_port,
+    global_batches,
     join,
-    plans,
     require_deepspeed,
     usable,
 )
@@ -27,30 +27,30 @@ from torch.profiler import ProfilerActivity, profile
 from nestling.backends.zero import Zero
 from tiny import tiny_qwen3
 
-# Every value of each setting with every backend, and most pairs of values; the whole product is marked slow.
+# Every value of each setting with every backend, and most pairs of values; the full product is marked slow.
 PAIRWISE = [
     Case("ddp", "none", "full", "contrastive", 0.5),
     Case("ddp", "some", "lora", "distilled", 0.0),
     Case("ddp", "all", "full", "graded", 0.0),
     Case("zero1", "none", "lora", "contrastive", 0.0),
     Case("zero1", "some", "full", "distilled", 0.5),
-    Case("zero1", "all", "full", "contrastive", 0.0, whole=False),
+    Case("zero1", "all", "full", "contrastive", 0.0, full_gradients=False),
     Case("zero2", "none", "full", "distilled", 0.0),
     Case("zero2", "some", "full", "graded", 0.5),
     Case("zero2", "all", "lora", "contrastive", 0.5),
-    Case("zero2", "some", "full", "contrastive", 0.0, whole=False),
+    Case("zero2", "some", "full", "contrastive", 0.0, full_gradients=False),
     Case("zero3", "none", "full", "contrastive", 0.5),
     Case("zero3", "some", "lora", "distilled", 0.0),
     Case("zero3", "all", "full", "graded", 0.0),
-    Case("zero3", "some", "full", "distilled", 0.0, whole=False),
+    Case("zero3", "some", "full", "distilled", 0.0, full_gradients=False),
     Case("fsdp", "none", "lora", "distilled", 0.5),
     Case("fsdp", "some", "full", "contrastive", 0.5),
     Case("fsdp", "all", "full", "graded", 0.0),
-    Case("fsdp", "some", "lora", "contrastive", 0.0, whole=False),
+    Case("fsdp", "some", "lora", "contrastive", 0.0, full_gradients=False),
 ]
 PRODUCT = [
-    Case(backend, kept, tuning, kind, clip, whole)
-    for backend, kept, tuning, kind, clip, whole in product(
+    Case(backend, kept, tuning, kind, clip, full_gradients)
+    for backend, kept, tuning, kind, clip, full_gradients in product(
         BACKENDS,
         ("none", "some", "all"),
         ("full", "lora"),
@@ -58,7 +58,7 @@ PRODUCT = [
         (0.0, 0.5),
         (True, False),
     )
-    if whole or backend != "ddp"
+    if full_gradients or backend != "ddp"
 ]
 
 
@@ -94,7 +94,7 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole_product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("product"), PRODUCT, 2)
 
 
@@ -119,9 +119,9 @@ def test_four_ranks_take_the_steps_of_one(case: Case, four_ranks: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("case", PRODUCT, ids=str)
-def test_every_combination_takes_the_steps_of_one(case: Case, whole_product: Path) -> None:
+def test_every_combination_takes_the_steps_of_one(case: Case, full_product: Path) -> None:
     require_deepspeed(case)
-    assert_trained_as_one(whole_product, case, 2)
+    assert_trained_as_one(full_product, case, 2)
 
 
 def collectives(port: int, rank: int, folder: Path) -> None:
@@ -130,7 +130,7 @@ def collectives(port: int, rank: int, folder: Path) -> None:
     for case in usable([Case("ddp", "some"), Case("zero1", "some"), Case("zero2", "some")]):
         backend = prepared(folder, case, 2)
         collator = collate(folder, case, backend.model, rank, 2)
-        for indices in plans():  # the last one is kept: DDP arranges its buckets during the first two
+        for indices in global_batches():  # the last one is kept: DDP arranges its buckets during the first two
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
                 take_step(backend, case, collator, indices)
         if rank == 0:
@@ -139,14 +139,14 @@ def collectives(port: int, rank: int, folder: Path) -> None:
 
 
 def spoiled(port: int, rank: int, folder: Path) -> None:
-    """ZeRO-2 with `engine.backward` for every chunk and nothing more, as most code has it."""
+    """ZeRO-2 with only `engine.backward` for every chunk, as most code uses it."""
     join(rank, 2, port)
     case = Case("zero2")
     backend = prepared(folder, case, 2)
     assert isinstance(backend, Zero)
     backend.accumulation = nullcontext  # type: ignore[method-assign]
     collator = collate(folder, case, backend.model, rank, 2)
-    for indices in plans():
+    for indices in global_batches():
         take_step(backend, case, collator, indices)
     if rank == 0:
         torch.save(backend.tensors(), folder / f"2-{case}.pt")
@@ -166,7 +166,7 @@ def test_a_step_gathers_scatters_and_reduces_once(tmp_path: Path) -> None:
         assert json.loads((tmp_path / f"{case.backend}.json").read_text()) == expected[case.backend]
 
 
-def test_zero_without_the_accumulation_is_wrong_in_silence(tmp_path: Path) -> None:
+def test_zero_without_the_accumulation_is_silently_wrong(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
     prepare_folder(tmp_path)
     run_ranks(2, partial(spoiled, free_port()), tmp_path)
@@ -177,32 +177,32 @@ def test_zero_without_the_accumulation_is_wrong_in_silence(tmp_path: Path) -> No
 
 
 def resumed(port: int, rank: int, folder: Path) -> None:
-    """The weights after three steps, in one go and with a checkpoint after the second."""
+    """The weights after three steps, without interruption and resumed from a checkpoint after the second."""
     join(rank, 2, port)
     for case in usable([Case(name, "some", tuning) for name in BACKENDS for tuning in ("full", "lora")]):
         backend = prepared(folder, case, 2, adam=True)
         collator = collate(folder, case, backend.model, rank, 2)
-        *first, last = plans()
+        *first, last = global_batches()
         for indices in first:
             take_step(backend, case, collator, indices)
         save(backend, folder / str(case), rank)
         take_step(backend, case, collator, last)
-        whole = {name: each.detach().clone() for name, each in backend.tensors().items()}
+        uninterrupted = {name: each.detach().clone() for name, each in backend.tensors().items()}
         again = prepared(folder, case, 2, adam=True)
         again.restore(folder / str(case) / "step-1")
         take_step(again, case, collator, last)
         found = again.tensors()
         if rank == 0:
-            torch.save((whole, found), folder / f"{case}.pt")
+            torch.save((uninterrupted, found), folder / f"{case}.pt")
 
 
-def test_a_checkpoint_goes_on_bit_by_bit_on_every_backend(tmp_path: Path) -> None:
+def test_a_resumed_run_is_bit_for_bit_the_same_on_every_backend(tmp_path: Path) -> None:
     prepare_folder(tmp_path)
     run_ranks(2, partial(resumed, free_port()), tmp_path)
     for case in usable([Case(name, "some", tuning) for name in BACKENDS for tuning in ("full", "lora")]):
-        whole, again = torch.load(tmp_path / f"{case}.pt")
-        assert whole.keys() == again.keys()
-        for name, each in whole.items():
+        uninterrupted, again = torch.load(tmp_path / f"{case}.pt")
+        assert uninterrupted.keys() == again.keys()
+        for name, each in uninterrupted.items():
             assert torch.equal(again[name], each), (case, name)
 
 
@@ -213,7 +213,7 @@ def last_step(folder: Path, case: Case, rank: int, world: int, checkpoint: Path 
     """Write the weights before and after the third step, to which two steps lead, or another run's checkpoint."""
     backend = prepared(folder, case, world, adam=True)
     collator = collate(folder, case, backend.model, rank, world)
-    *first, last = plans()
+    *first, last = global_batches()
     if checkpoint is None:
         for indices in first:
             take_step(backend, case, collator, indices)
@@ -224,7 +224,9 @@ def last_step(folder: Path, case: Case, rank: int, world: int, checkpoint: Path 
     take_step(backend, case, collator, last)
     after = backend.tensors()
     if rank == 0:
-        torch.save((before, after), folder / f"{case}-{world}-{'whole' if checkpoint is None else 'resumed'}.pt")
+        torch.save(
+            (before, after), folder / f"{case}-{world}-{'uninterrupted' if checkpoint is None else 'resumed'}.pt"
+        )
 
 
 def go_on(data: Path, world: int, other: int | None, port: int, rank: int, _: Path) -> None:
@@ -239,8 +241,8 @@ def go_on(data: Path, world: int, other: int | None, port: int, rank: int, _: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
-    """With whole optimizer states, two ranks go on as four and four as two; AdamW, whose moments would show."""
+def test_a_run_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
+    """With unsharded optimizer states, from two ranks to four and back; with AdamW, whose moments would show errors."""
     data = tmp_path / "data"
     data.mkdir()
     prepare_folder(data)
@@ -250,7 +252,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
         run_ranks(world, partial(go_on, data, world, other, free_port()), meeting)
     for case in ELASTIC:
         for world, other in ((4, 2), (2, 4)):
-            before, expected = torch.load(data / f"{case}-{other}-whole.pt")
+            before, expected = torch.load(data / f"{case}-{other}-uninterrupted.pt")
             start, found = torch.load(data / f"{case}-{world}-resumed.pt")
             assert all(torch.equal(start[name], each) for name, each in before.items())
             update, wanted = (flat({name: each[name] - before[name] for name in before}) for each in (found, expected))

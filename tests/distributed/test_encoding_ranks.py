@@ -1,4 +1,4 @@
-"""Models whose forward is a collective: ranks run equally many, whatever texts they have."""
+"""Models whose forward pass is a collective: all ranks run equally many, whatever texts they have."""
 
 import json
 from functools import partial
@@ -26,7 +26,7 @@ TEXTS = [" ".join(["alpha", "beta", "gamma"] * (1 + i % 5)) + f" {i}" for i in r
 
 
 class Collective(Embedder):
-    """Every forward waits for all ranks, and counts."""
+    """A model whose forward passes wait for all ranks and are counted."""
 
     forwards = 0
 
@@ -42,8 +42,10 @@ def encode_in_step(rank: int, folder: Path) -> None:
     nestling.models.encoding.WINDOW = 16
     model = Collective.from_pretrained(folder / "bert")
     texts = TEXTS[: COUNTS[rank]]
-    agree = partial(largest, device=CPU)
-    blocks = list(encode_texts(model, texts, prefix="", max_length=32, tokens_per_batch=40, agree=agree))
+    max_over_ranks = partial(largest, device=CPU)
+    blocks = list(
+        encode_texts(model, texts, prefix="", max_length=32, tokens_per_batch=40, max_over_ranks=max_over_ranks)
+    )
     assert [rows.stop - rows.start for rows, _ in blocks] == {5: [5, 0, 0], 0: [0, 0, 0], 43: [16, 16, 11]}[len(texts)]
     torch.save(torch.cat([block for _, block in blocks]), folder / f"{rank}.pt")
     (folder / f"{rank}.json").write_text(json.dumps(model.forwards))
@@ -74,7 +76,7 @@ def evaluate_in_step(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_evaluation_in_step_equals_that_of_one_process(tmp_path: Path) -> None:
+def test_evaluation_with_equal_forwards_equals_that_of_one_process(tmp_path: Path) -> None:
     embedder = Embedder.from_pretrained(tiny_bert(tmp_path / "bert"))
     run_ranks(3, evaluate_in_step, tmp_path)
     expected = evaluate_embedder(embedder, small_set(), [48], query_max_length=16, document_max_length=8)[48]

@@ -13,7 +13,7 @@ COUNTS = [3, 0, 5]
 D = 4
 
 
-def whole() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def global_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     queries = torch.randn(6, D, generator=generator, dtype=torch.float64)
     documents = torch.randn(8, D, generator=generator, dtype=torch.float64)
@@ -27,7 +27,7 @@ def share_of_the_loss(
 
 
 def gathered_gradients(rank: int, folder: Path) -> None:
-    queries, documents, weights = whole()
+    queries, documents, weights = global_batch()
     first = sum(COUNTS[:rank])
     mine = queries[2 * rank : 2 * rank + 2].clone().requires_grad_()
     own = documents[first : first + COUNTS[rank]].clone().requires_grad_()
@@ -39,9 +39,9 @@ def gathered_gradients(rank: int, folder: Path) -> None:
     torch.save((mine.grad, own.grad, sum_over_ranks([loss.item(), 1.0], torch.device("cpu"))), folder / f"{rank}.pt")
 
 
-def test_gathering_sums_what_all_ranks_make_of_a_row(tmp_path: Path) -> None:
+def test_gathering_sums_the_gradients_of_all_ranks(tmp_path: Path) -> None:
     run_ranks(3, gathered_gradients, tmp_path)
-    queries, documents, weights = (each.requires_grad_() for each in whole())
+    queries, documents, weights = (each.requires_grad_() for each in global_batch())
     loss = share_of_the_loss(queries, documents, weights, slice(0, 6))
     loss.backward()
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]

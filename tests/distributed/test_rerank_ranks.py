@@ -1,4 +1,4 @@
-"""Every backend, on real ranks, trains a reranker as one process does on the whole batch, and ranks with it alike."""
+"""Every backend, on real ranks, trains a reranker as one process does on the global batch, and gives its scores."""
 
 import json
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from launches import (
     adapt,
     assert_same_update,
     free_port,
+    global_batches,
     join,
     launch,
-    plans,
     recipe,
     require_deepspeed,
     train_by_hand,
@@ -31,7 +31,8 @@ from torch.nn.functional import kl_div, log_softmax
 
 from nestling.backends import Backend
 from nestling.batches.packing import pad
-from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator, drawn_record
+from nestling.batches.rerank_batch import ChunkLabels, RerankBatch
+from nestling.batches.rerank_collation import RerankCollator, sampled_record
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.config import RerankLossConfig
 from nestling.models.reranker import Reranker, RerankerSettings
@@ -81,10 +82,10 @@ ROWS = [
 
 @dataclass(frozen=True)
 class Case:
-    """A way to train.
+    """A case of training that is tested.
 
     Args:
-        backend: As in `launches.Launch`, as are `clip` and `whole`.
+        backend: As in `launches.Launch`, as are `clip` and `full_gradients`.
         kind: The objective: answers, vocabulary, soft, listwise or distillation.
         tuning: full or lora.
     """
@@ -93,11 +94,11 @@ class Case:
     kind: str
     tuning: str = "full"
     clip: float = 0.0
-    whole: bool = True
+    full_gradients: bool = True
 
     def __str__(self) -> str:
-        clip, whole = "-clip" if self.clip else "", "" if self.whole else "-parts"
-        return f"{self.backend}-{self.kind}-{self.tuning}{clip}{whole}"
+        clip, reduction = "-clip" if self.clip else "", "" if self.full_gradients else "-parts"
+        return f"{self.backend}-{self.kind}-{self.tuning}{clip}{reduction}"
 
     @property
     def loss(self) -> RerankLossConfig:
@@ -110,7 +111,7 @@ class Case:
         )
 
 
-# Every value of each setting with every backend, and most pairs of values; the whole product is marked slow. Gradients
+# Every value of each setting with every backend, and most pairs of values; the full product is marked slow. Gradients
 # of all weights have norms of 11 to 17: clipped to far less, updates would be lost in the rounding of the weights.
 PAIRWISE = [
     Case("ddp", "answers", "full", 4.0),
@@ -119,28 +120,28 @@ PAIRWISE = [
     Case("ddp", "distillation", "full"),
     Case("zero1", "answers", "lora"),
     Case("zero1", "listwise", "full", 4.0),
-    Case("zero1", "vocabulary", "full", whole=False),
+    Case("zero1", "vocabulary", "full", full_gradients=False),
     Case("zero2", "vocabulary", "full", 4.0),
     Case("zero2", "distillation", "lora"),
-    Case("zero2", "soft", "full", whole=False),
+    Case("zero2", "soft", "full", full_gradients=False),
     Case("zero3", "answers", "full"),
     Case("zero3", "vocabulary", "lora", 0.5),
-    Case("zero3", "listwise", "full", whole=False),
+    Case("zero3", "listwise", "full", full_gradients=False),
     Case("fsdp", "answers", "full", 4.0),
-    Case("fsdp", "vocabulary", "full", whole=False),
+    Case("fsdp", "vocabulary", "full", full_gradients=False),
     Case("fsdp", "soft", "lora"),
     Case("fsdp", "distillation", "full"),
 ]
 PRODUCT = [
-    Case(backend, kind, tuning, clip, whole)
-    for backend, kind, (tuning, norm), whole in product(
+    Case(backend, kind, tuning, clip, full_gradients)
+    for backend, kind, (tuning, norm), full_gradients in product(
         BACKENDS,
         ("answers", "vocabulary", "soft", "listwise", "distillation"),
         (("full", 4.0), ("lora", 0.5)),
         (True, False),
     )
     for clip in (0.0, norm)
-    if whole or backend != "ddp"
+    if full_gradients or backend != "ddp"
 ]
 
 
@@ -167,19 +168,19 @@ def collate(folder: Path, case: Case, reranker: Reranker, rank: int, world: int)
         document_max_length=LENGTH,
         chunk_tokens=WHOLE_CHUNK if whole else CHUNK,
         share=True,
-        packed=True,
+        padding_free=True,
         whole_groups=whole,
-        soft=case.kind == "soft",
+        teacher_targets=case.kind == "soft",
         rank=rank,
         world_size=world,
     )
 
 
 def take_step(backend: Backend, case: Case, batch: RerankBatch) -> float:
-    """This rank's share of the loss."""
+    """This rank's part of the loss."""
 
     def share_of(chunk: int, logits: Tensor) -> Tensor:
-        labels: Labels = batch.labels[chunk]
+        labels: ChunkLabels = batch.labels[chunk]
         share: Tensor = RECIPE.chunk_loss(logits, labels, batch, case.loss)
         return share
 
@@ -204,7 +205,7 @@ def small_set() -> RetrievalSet:
 
 
 def scores(reranker: Reranker, *, equal_forwards: bool) -> Tensor:
-    """Logits of lists of unequal length, one of them empty, the last one in several chunks."""
+    """Logits of lists of unequal lengths: one is empty, and the last one has several chunks."""
     rows = [np.array([4, 1]), np.array([], dtype=np.int64), np.array([0, 3, 2, 1, 4])]
     found = rerank(reranker, small_set(), Candidates(rows), tokens_per_batch=CHUNK, equal_forwards=equal_forwards)
     assert [len(each) for each in found] == [2, 0, 5]
@@ -218,7 +219,7 @@ def on_a_rank(cases: Sequence[Case], port: int, rank: int, folder: Path) -> None
         reranker = backend.model
         assert isinstance(reranker, Reranker)
         collator = collate(folder, case, reranker, rank, 2)
-        batches = [collator[indices] for indices in plans()]
+        batches = [collator[indices] for indices in global_batches()]
         losses = [take_step(backend, case, batch) for batch in batches]
         weights = {name: each.detach().clone() for name, each in backend.tensors().items()}
         logits = scores(reranker, equal_forwards=backend.sharded)
@@ -239,14 +240,14 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole_product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = prepare_folder(tmp_path_factory.mktemp("product"))
     run_ranks(2, partial(on_a_rank, usable(PRODUCT), free_port()), folder)
     return folder
 
 
 def plain_loss(reranker: Reranker, records: Sequence[Record], case: Case) -> Tensor:
-    """The mean over the pairs, or the queries, of a global batch, each prompt in a row, as the formulas have it."""
+    """The mean loss of a global batch over its pairs or queries, with one prompt in a row, as in the formulas."""
     losses: list[Tensor] = []
     for record in records:
         documents = [*record.positives, *record.negatives]
@@ -279,11 +280,11 @@ def assert_trained_as_one(folder: Path, case: Case) -> None:
 
     def loss_of(indices: BatchIndices) -> Tensor:
         visits = zip(indices.rows, indices.row_epochs, strict=True)
-        loss = plain_loss(reranker, [drawn_record(rows, DRAW, *visit) for visit in visits], case)
+        loss = plain_loss(reranker, [sampled_record(rows, DRAW, *visit) for visit in visits], case)
         expected_losses.append(loss.item())
         return loss
 
-    before, expected = train_by_hand(reranker, loss_of, plans(), case.clip)
+    before, expected = train_by_hand(reranker, loss_of, global_batches(), case.clip)
     found = [torch.load(folder / f"{rank}-{case}.pt") for rank in range(2)]
     weights: Weights = found[0][0]
     assert_same_update(before, expected, weights)
@@ -300,7 +301,7 @@ def test_two_ranks_take_the_steps_of_one(case: Case, two_ranks: Path) -> None:
 
 
 def test_ranks_have_unequal_numbers_of_chunks(two_ranks: Path) -> None:
-    """Or else the tests above would not show that sharded models agree on them."""
+    """Otherwise the tests above would not test that ranks of sharded models agree on them."""
     for case in usable(PAIRWISE):
         first, second = (torch.load(two_ranks / f"{rank}-{case}.pt")[3] for rank in range(2))
         assert all(one != other for one, other in zip(first, second, strict=True)), case
@@ -309,6 +310,6 @@ def test_ranks_have_unequal_numbers_of_chunks(two_ranks: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("case", PRODUCT, ids=str)
-def test_every_combination_takes_the_steps_of_one(case: Case, whole_product: Path) -> None:
+def test_every_combination_takes_the_steps_of_one(case: Case, full_product: Path) -> None:
     require_deepspeed(case)
-    assert_trained_as_one(whole_product, case)
+    assert_trained_as_one(full_product, case)

@@ -1,4 +1,4 @@
-"""The streaming form against the reference: value and gradient, precision, memory."""
+"""The chunked form of the contrastive loss against the reference: value and gradient, precision, memory."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nestling.losses import chunked, reference
-from nestling.losses.reference import BatchStructure, Terms
+from nestling.losses import chunked, reference, row_blocks
+from nestling.losses.negatives import BatchStructure, Terms
 from small_batches import Batch, random_batch, tuples
 
 
@@ -21,9 +21,9 @@ def evaluate(loss: Any, batch: Batch, **arguments: Any) -> tuple[Tensor, Tensor,
 
 
 @pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of three rows."""
-    monkeypatch.setattr(chunked, "CHUNK_ROWS", 3)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of three rows."""
+    monkeypatch.setattr(row_blocks, "BLOCK_ROWS", 3)
 
 
 switches = st.booleans()
@@ -52,9 +52,9 @@ def test_equals_the_reference_in_float64(
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("score_margin", [None, 0.1])
-def test_chunks_that_do_not_divide_the_rows(score_margin: float | None) -> None:
+def test_blocks_that_do_not_divide_the_rows(score_margin: float | None) -> None:
     batch = random_batch(11, size=10, texts=30)
     assert len(batch.structure.query) % 3
     arguments: dict[str, Any] = {"temperature": 0.05, "dims": [4, 12, 9], "score_margin": score_margin}
@@ -128,7 +128,7 @@ def test_masked_pairs_stay_masked_whatever_the_length_of_embeddings(length: floa
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_an_embedding_below_the_least_norm() -> None:
+def test_an_embedding_below_the_norm_floor() -> None:
     batch = random_batch(4)
     with torch.no_grad():
         batch.queries[0] *= 1e-9
@@ -138,7 +138,7 @@ def test_an_embedding_below_the_least_norm() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_the_gradient_follows_the_scale_and_may_be_asked_for_twice() -> None:
+def test_the_gradient_is_scaled_and_can_be_computed_twice() -> None:
     batch = random_batch(6)
     _, expected, _ = evaluate(chunked.info_nce, batch, temperature=0.05, dims=[12])
     value = 3 * chunked.info_nce(batch.queries, batch.documents, batch.structure, temperature=0.05, dims=[12])
@@ -147,19 +147,19 @@ def test_the_gradient_follows_the_scale_and_may_be_asked_for_twice() -> None:
         torch.testing.assert_close(actual, 3 * expected, rtol=1e-12, atol=0)
 
 
-def test_one_side_may_be_fixed() -> None:
+def test_only_documents_may_require_gradients() -> None:
     batch = random_batch(6)
     _, _, expected = evaluate(chunked.info_nce, batch, temperature=0.05, dims=[12])
     value = chunked.info_nce(batch.queries.detach(), batch.documents, batch.structure, temperature=0.05, dims=[12])
     torch.testing.assert_close(torch.autograd.grad(value, batch.documents)[0], expected, rtol=0, atol=0)
 
 
-def test_no_work_on_gradients_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = random_batch(6)
     expected = chunked.info_nce(batch.queries, batch.documents, batch.structure, temperature=0.05, dims=[12, 3])
 
     def never(*_: object) -> None:
-        raise AssertionError("gradient work")
+        raise AssertionError("a gradient is computed")
 
     for name in ("_differentiate", "_multiply", "_subtract_radial"):
         monkeypatch.setattr(chunked.ChunkedLoss, name, never)
@@ -170,7 +170,7 @@ def test_no_work_on_gradients_where_none_is_wanted(monkeypatch: pytest.MonkeyPat
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the most elements that any tensor had."""
+    """Records the number of elements of the largest tensor."""
 
     elements = 0
 
@@ -182,8 +182,8 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_nothing_of_queries_times_documents_is_ever_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "CHUNK_ROWS", 2)
+def test_no_tensor_has_the_size_of_queries_times_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_blocks, "BLOCK_ROWS", 2)
     queries = torch.randn(64, 4, requires_grad=True)
     documents = torch.randn(128, 4, requires_grad=True)
     structure: BatchStructure = tuples(64, 1)
@@ -193,14 +193,16 @@ def test_nothing_of_queries_times_documents_is_ever_there(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("dims", "factor"), [([16], 1), ([16, 4], 4)])
-def test_buffers_hold_no_more_than_they_may(dims: list[int], factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "BUFFER_ELEMENTS", 64)
-    monkeypatch.setattr(chunked, "BUFFERS_TO_EMBEDDINGS", factor)
+def test_buffers_hold_at_most_the_allowed_elements(
+    dims: list[int], factor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_blocks, "BUFFER_ELEMENTS", 64)
+    monkeypatch.setattr(row_blocks, "BUFFERS_TO_EMBEDDINGS", factor)
     batch = pairs(torch.float64, size=256, dim=16)
     expected = evaluate(reference.info_nce, batch, temperature=0.05, dims=dims)
     embeddings, columns = 1024 * 16, 1024 + 768
     row = (len(dims) + 2) * columns
-    assert 1 < chunked.chunk_rows(row, embeddings) < chunked.CHUNK_ROWS
+    assert 1 < row_blocks.block_rows(row, embeddings) < row_blocks.BLOCK_ROWS
     with Largest() as largest:
         actual = evaluate(chunked.info_nce, batch, temperature=0.05, dims=dims)
     assert largest.elements <= factor * embeddings
@@ -208,13 +210,13 @@ def test_buffers_hold_no_more_than_they_may(dims: list[int], factor: int, monkey
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_chunks_have_fewer_rows_only_where_batches_are_large() -> None:
+def test_blocks_have_fewer_rows_only_where_batches_are_large() -> None:
     def rows(pairs: int, dim: int, prefixes: int) -> int:
-        return chunked.chunk_rows((prefixes + 2) * 3 * pairs, 2 * pairs * dim)
+        return row_blocks.block_rows((prefixes + 2) * 3 * pairs, 2 * pairs * dim)
 
-    assert rows(8192, 128, 3) == rows(4096, 1024, 7) == chunked.CHUNK_ROWS
+    assert rows(8192, 128, 3) == rows(4096, 1024, 7) == row_blocks.BLOCK_ROWS
     assert rows(2**14, 128, 3) == rows(2**20, 128, 3) == 68
-    assert rows(2**20, 1024, 7) == chunked.CHUNK_ROWS
+    assert rows(2**20, 1024, 7) == row_blocks.BLOCK_ROWS
 
 
 def test_a_non_finite_embedding_shows_in_the_loss() -> None:

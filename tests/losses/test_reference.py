@@ -1,4 +1,4 @@
-"""The objectives against the formulas, written out as loops, and against the mistakes that others made."""
+"""The contrastive loss against the formula, written out as loops, and against known mistakes."""
 
 import math
 from dataclasses import replace
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from nestling.losses import chunked
-from nestling.losses.reference import BatchStructure, Terms, cosent, distillation, info_nce, prefixes
-from small_batches import Batch, random_batch, tuples
+from nestling.losses.matryoshka import weighted_dims
+from nestling.losses.negatives import BatchStructure, Terms
+from nestling.losses.reference import info_nce
+from small_batches import Batch, cosine, random_batch, tuples
 
 FORMS = pytest.mark.parametrize("loss", [info_nce, chunked.info_nce], ids=["reference", "chunked"])
 
@@ -32,10 +34,6 @@ SWITCHES: list[dict[str, Any]] = [
 ]
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b) / (a @ a).sqrt() / (b @ b).sqrt()
-
-
 def literal(
     batch: Batch,
     *,
@@ -47,7 +45,7 @@ def literal(
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
 ) -> Tensor:
-    """Eq. 1 word for word: one row, one dimension and one text at a time."""
+    """Eq. 1 written out: one (query, positive) pair, one dimension and one text at a time."""
     structure = batch.structure
     loss = torch.zeros((), dtype=torch.float64)
     for p, dim in enumerate(dims):
@@ -77,15 +75,15 @@ def literal(
                         score = cosine(d[plus], d[j])
                         z = z + m(score) * torch.exp(score / temperature)
             for j in range(len(q)):
-                brought = [structure.document_text[k].item() for k in range(len(d)) if structure.owner[k] == j]
+                own_texts = [structure.document_text[k].item() for k in range(len(d)) if structure.owner[k] == j]
                 negative = [structure.is_negative[k].item() for k in range(len(d)) if structure.owner[k] == j]
-                shares = any(text in known for text, no in zip(brought, negative, strict=True) if not no)
+                shared = any(text in known for text, no in zip(own_texts, negative, strict=True) if not no)
                 same = mask_identity and structure.query_text[i] == structure.query_text[j]
-                if terms.query_query and j != i and not same and not shares:
+                if terms.query_query and j != i and not same and not shared:
                     score = cosine(q[i], q[j])
                     z = z + m(score) * torch.exp(score / temperature)
-            share = weight * (dim_weights[p] if dim_weights else 1)
-            loss = loss + share * -torch.log(torch.exp(target / temperature) / z)
+            factor = weight * (dim_weights[p] if dim_weights else 1)
+            loss = loss + factor * -torch.log(torch.exp(target / temperature) / z)
     return loss
 
 
@@ -128,7 +126,7 @@ def test_equals_sentence_transformers_where_the_definitions_coincide(loss: Any, 
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def sharing() -> tuple[Tensor, Tensor, BatchStructure]:
+def shared_positive() -> tuple[Tensor, Tensor, BatchStructure]:
     """Two queries, each with its own copy of one positive."""
     positive = torch.tensor([3.0, 4.0])
     structure = replace(tuples(2, 0), document_text=torch.tensor([7, 7]), known_positives=torch.tensor([[7], [7]]))
@@ -137,7 +135,7 @@ def sharing() -> tuple[Tensor, Tensor, BatchStructure]:
 
 @FORMS
 def test_queries_that_share_a_positive_do_not_repel_it_or_each_other(loss: Any) -> None:
-    queries, documents, structure = sharing()
+    queries, documents, structure = shared_positive()
     masked = loss(queries, documents, structure, temperature=0.05, dims=[2])
     (gradient,) = torch.autograd.grad(masked, queries)
     assert masked.item() == 0
@@ -146,7 +144,7 @@ def test_queries_that_share_a_positive_do_not_repel_it_or_each_other(loss: Any) 
 
 @FORMS
 def test_without_the_identity_mask_they_do(loss: Any) -> None:
-    queries, documents, structure = sharing()
+    queries, documents, structure = shared_positive()
     terms = Terms(query_query=False, document_document=False)
     value = loss(queries, documents, structure, temperature=0.05, dims=[2], terms=terms, mask_identity=False)
     assert value.item() == pytest.approx(math.log(2), abs=1e-6)
@@ -267,69 +265,5 @@ def test_refuses_what_makes_no_sense(loss: Any, arguments: dict[str, Any], messa
         loss(batch.queries, batch.documents, batch.structure, **{"temperature": 0.05, "dims": [12], **arguments})
 
 
-def test_weights_go_with_their_dims_in_any_order() -> None:
-    assert prefixes([4, 12, 2], [0.4, 1.2, 0.2], 12) == [(2, 0.2), (4, 0.4), (12, 1.2)]
-
-
-def test_distillation_equals_the_formula_written_as_loops() -> None:
-    random = torch.Generator().manual_seed(0)
-    queries = torch.randn(3, 6, generator=random, dtype=torch.float64)
-    documents = torch.randn(7, 6, generator=random, dtype=torch.float64)
-    group = torch.tensor([[0, 1, 2], [3, 4, -1], [-1, -1, -1]])
-    teacher = torch.tensor([[4.0, 1.0, 3.0], [0.5, 2.0, math.nan], [0.0, 0.0, 0.0]])
-    weight = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
-    expected = 0.0
-    for dim, dim_weight in ((2, 0.5), (6, 1.0)):
-        for i, own in enumerate([[0, 1, 2], [3, 4]]):
-            logits = [cosine(queries[i, :dim], documents[j, :dim]).item() / 0.1 for j in own]
-            wanted = [teacher[i, k].item() / 2.0 for k in range(len(own))]
-            p = [math.exp(each) / sum(map(math.exp, wanted)) for each in wanted]
-            s = [math.exp(each) / sum(map(math.exp, logits)) for each in logits]
-            divergence = sum(a * math.log(a / b) for a, b in zip(p, s, strict=True))
-            expected += dim_weight * weight[i].item() * divergence
-    queries.requires_grad_()
-    actual = distillation(
-        queries,
-        documents,
-        group,
-        teacher,
-        weight,
-        temperature=0.1,
-        teacher_temperature=2.0,
-        dims=[6, 2],
-        dim_weights=[1.0, 0.5],
-    )
-    assert actual.item() == pytest.approx(expected, rel=1e-6)  # the teacher's scores are float32
-    (gradient,) = torch.autograd.grad(actual, queries)
-    assert gradient.isfinite().all()
-    assert not gradient[2].any()
-
-
-def test_distillation_is_zero_for_a_student_that_agrees() -> None:
-    queries, documents = torch.randn(2, 4), torch.randn(4, 4)
-    group = torch.tensor([[0, 1], [2, 3]])
-    cosines = torch.stack([torch.stack([cosine(queries[i], documents[j]) for j in group[i]]) for i in range(2)])
-    value = distillation(
-        queries, documents, group, cosines, torch.ones(2), temperature=0.05, teacher_temperature=0.05, dims=[4]
-    )
-    assert value.item() == pytest.approx(0, abs=1e-5)
-
-
-def test_cosent_equals_the_formula_written_as_loops() -> None:
-    random = torch.Generator().manual_seed(0)
-    left, right = torch.randn(2, 5, 6, generator=random, dtype=torch.float64)
-    scores = torch.tensor([0.2, 1.0, 0.2, 0.0, 0.7])
-    expected = 0.0
-    for dim in (3, 6):
-        cosines = [cosine(a[:dim], b[:dim]).item() for a, b in zip(left, right, strict=True)]
-        pairs = [(i, j) for i in range(5) for j in range(5) if scores[i] > scores[j]]
-        expected += math.log(1 + sum(math.exp((cosines[j] - cosines[i]) / 0.05) for i, j in pairs))
-    actual = cosent(left, right, scores, temperature=0.05, dims=[3, 6])
-    assert actual.item() == pytest.approx(expected, rel=1e-12)
-
-
-def test_cosent_of_equal_labels_is_zero() -> None:
-    left = torch.randn(3, 4, requires_grad=True)
-    value = cosent(left, torch.randn(3, 4), torch.ones(3), temperature=0.05, dims=[4])
-    assert value.item() == 0
-    assert not torch.autograd.grad(value, left)[0].any()
+def test_weights_are_sorted_with_their_dims() -> None:
+    assert weighted_dims([4, 12, 2], [0.4, 1.2, 0.2], 12) == [(2, 0.2), (4, 0.4), (12, 1.2)]

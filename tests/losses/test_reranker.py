@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestling.losses.reference import distillation
+from nestling.losses.distillation import distillation
 from nestling.losses.reranker import kl, listwise, pointwise, pointwise_vocabulary
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}

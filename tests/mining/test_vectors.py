@@ -16,7 +16,7 @@ from nestling.mining.arrays import ArrayCache
 from nestling.mining.fingerprints import of_embedder
 from nestling.mining.vectors import Vectors, encode_cached
 from nestling.models.embedder import Embedder
-from nestling.models.encoding import Tally
+from nestling.models.encoding import EncodingStats
 from nestling.records import text_id
 from nestling.records.store import CacheError, default_cache
 from tiny import tiny_bert
@@ -38,7 +38,7 @@ def shorten(texts: int) -> None:
 
 def encode(
     embedder: Embedder, texts: list[str] = TEXTS, prefix: str = "", max_length: int = 16
-) -> tuple[Vectors, Tally]:
+) -> tuple[Vectors, EncodingStats]:
     identities = np.array([text_id(text) for text in texts])
     return encode_cached(
         embedder, texts, identities, fingerprint=of_embedder(embedder), prefix=prefix, max_length=max_length
@@ -52,23 +52,23 @@ def embedder(bert: Path) -> Embedder:
 
 def test_they_are_the_embedders_and_made_once(embedder: Embedder) -> None:
     expected = embedder.encode(TEXTS, kind="document", max_length=16)
-    vectors, tally = encode(embedder)
-    assert (len(vectors), [len(shard) for shard in vectors.shards], tally.encoded) == (22, [8, 8, 6], 22)
+    vectors, stats = encode(embedder)
+    assert (len(vectors), [len(shard) for shard in vectors.shards], stats.encoded) == (22, [8, 8, 6], 22)
     everything = vectors.span(0, 22, torch.device("cpu"))
     torch.testing.assert_close(everything, expected, atol=5e-4, rtol=0)
     assert torch.equal(vectors.span(5, 18, torch.device("cpu")), everything[5:18])
     rows = np.array([21, 0, 7, 8, 21])
     assert torch.equal(vectors.take(rows), everything[rows])
-    again, tally = encode(embedder)
-    assert tally.texts == 0
+    again, stats = encode(embedder)
+    assert stats.texts == 0
     assert all(np.array_equal(one, other) for one, other in zip(again.shards, vectors.shards, strict=True))
 
 
 def test_a_changed_text_costs_its_shard(embedder: Embedder) -> None:
     encode(embedder)
     texts = [*TEXTS[:9], "another one", *TEXTS[10:], "one more"]
-    vectors, tally = encode(embedder, texts)
-    assert tally.texts == 8 + 7
+    vectors, stats = encode(embedder, texts)
+    assert stats.texts == 8 + 7
     expected = embedder.encode(texts, kind="document", max_length=16)
     torch.testing.assert_close(vectors.span(0, 23, torch.device("cpu")), expected, atol=5e-4, rtol=0)
 
@@ -94,8 +94,8 @@ def test_a_damaged_or_missing_shard_is_made_again(embedder: Embedder) -> None:
     content[140] ^= 1
     files[0].write_bytes(content)
     files[1].write_bytes(files[1].read_bytes()[:-40])
-    again, tally = encode(embedder)
-    assert tally.texts in (16, 14)
+    again, stats = encode(embedder)
+    assert stats.texts in (16, 14)
     assert all(np.array_equal(one, other) for one, other in zip(again.shards, kept, strict=True))
 
 
@@ -137,8 +137,8 @@ def test_embeddings_that_are_not_finite_are_refused(embedder: Embedder) -> None:
 
 def encode_as_rank(rank: int, folder: Path) -> None:
     shorten(8)
-    vectors, tally = encode(Embedder.from_pretrained(folder / "bert"))
-    (folder / f"{rank}.json").write_text(json.dumps([[shard.tolist() for shard in vectors.shards], tally.texts]))
+    vectors, stats = encode(Embedder.from_pretrained(folder / "bert"))
+    (folder / f"{rank}.json").write_text(json.dumps([[shard.tolist() for shard in vectors.shards], stats.texts]))
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -8,11 +9,11 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer
 
-from nestling.batches.packing import pack
+from nestling.batches.packing import concatenate, pack, pad
 from nestling.batches.prompts import TextTokenizer, instruct
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder, read_width
-from nestling.models.pooling import POOL
+from nestling.models.pooling import POOL, Pooling, pool_packed, pool_padded
 from tiny import tiny_bert, tiny_qwen3
 
 TEXTS = ["find all files", "short", "向量检索", "def f(x):\n    return x", "word " * 300, "a"]
@@ -72,7 +73,7 @@ def test_what_cannot_be_reproduced_is_refused(tmp_path: Path) -> None:
         Embedder.from_pretrained(folder)
 
 
-def test_a_base_model_is_taught_to_append_the_end_token(tmp_path: Path) -> None:
+def test_the_tokenizer_of_a_base_model_appends_the_end_token(tmp_path: Path) -> None:
     folder = tiny_qwen3(tmp_path, sentence_transformers=False)
     embedder = Embedder.from_pretrained(folder)
     end = embedder.text_tokenizer.backend.token_to_id("<|endoftext|>")
@@ -112,7 +113,7 @@ def test_chunks_change_neither_value_nor_gradient(folder: str, request: pytest.F
             torch.testing.assert_close(mine, first, atol=1e-6, rtol=1e-6)
 
 
-def test_pack_sorts_by_length_within_a_budget() -> None:
+def test_pack_sorts_by_length_and_fills_chunks() -> None:
     batch = pack([[1], [1, 2, 3], [1, 2], [4, 5, 6]], 6, pad_id=9)
     assert [chunk.input_ids.tolist() for chunk in batch.chunks] == [[[1, 2, 3], [4, 5, 6]], [[1, 2], [1, 9]]]
     assert [chunk.lengths.tolist() for chunk in batch.chunks] == [[3, 3], [2, 1]]
@@ -126,9 +127,21 @@ def test_pooling_by_hand() -> None:
     assert POOL["last"](hidden, lengths).tolist() == [[2, 3], [10, 11]]
     assert POOL["cls"](hidden, lengths).tolist() == [[0, 1], [6, 7]]
     torch.testing.assert_close(POOL["mean"](hidden, lengths), torch.tensor([[1.0, 2.0], [8.0, 9.0]]))
+    rows, cu_seqlens = torch.cat([hidden[0, :2], hidden[1]])[None], torch.tensor([0, 2, 5], dtype=torch.int32)
+    for pooling in get_args(Pooling):
+        expected = pool_padded(hidden, lengths, pooling)
+        torch.testing.assert_close(pool_packed(rows, cu_seqlens, pooling), expected)
 
 
-def test_dropout_is_this_runs_and_the_config_the_models(bert: Path) -> None:
+def test_an_unknown_pooling_is_refused_for_padded_and_packed_texts(qwen3: Path) -> None:
+    embedder = Embedder.from_pretrained(qwen3, attn_implementation="varlen")
+    embedder.pooling = "max"  # type: ignore[assignment]
+    for chunk in (pad([[5, 6], [7]], 0), concatenate([[5, 6], [7]])):
+        with pytest.raises(ValueError, match="the pooling is 'max'; expected one of last, mean, cls"):
+            embedder(chunk)
+
+
+def test_dropout_is_set_but_the_config_keeps_the_models_own(bert: Path) -> None:
     embedder = Embedder.from_pretrained(bert).train()
     torch.testing.assert_close(packed(embedder, TEXTS, 500), packed(embedder, TEXTS, 500), atol=0, rtol=0)
     assert embedder.config.hidden_dropout_prob == 0.1
@@ -168,7 +181,7 @@ def test_gradient_checkpointing_changes_nothing(folder: str, request: pytest.Fix
     for checkpointing in (False, True):
         embedder = Embedder.from_pretrained(request.getfixturevalue(folder)).train()
         if checkpointing:
-            embedder.recompute_above(0)
+            embedder.checkpoint_activations_above(0)
         packed(embedder, TEXTS, 500).square().sum().backward()
         results.append([each.grad for each in embedder.parameters() if each.grad is not None])
     for plain, recomputed in zip(*results, strict=True):

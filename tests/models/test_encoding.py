@@ -1,4 +1,4 @@
-"""Encoding in windows: values, order, what is counted; in step over ranks in tests/distributed."""
+"""Encoding in windows: values, order and counts; equal forward passes of ranks are tested in tests/distributed."""
 
 from io import StringIO
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from nestling.batches.packing import pack
 from nestling.models.embedder import Embedder
-from nestling.models.encoding import Tally, TokenIds, encode_texts
+from nestling.models.encoding import EncodingStats, TokenIds, encode_texts
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 TEXTS = [" ".join(WORDS[: 1 + (7 * i) % 10]) + f" {i}" for i in range(25)]
@@ -41,37 +41,37 @@ def test_some_rows_are_encoded(embedder: Embedder) -> None:
     torch.testing.assert_close(torch.cat([block for _, block in blocks]), expected, atol=2e-6, rtol=0)
 
 
-def test_kept_texts_take_the_places(embedder: Embedder) -> None:
+def test_rows_count_selected_texts_only(embedder: Embedder) -> None:
     windows: list[int] = []
 
-    def keep(ids: TokenIds) -> TokenIds:
+    def select(ids: TokenIds) -> TokenIds:
         windows.append(len(ids))
         return [] if len(windows) == 2 else ids[:4]
 
-    tally = Tally()
-    blocks = list(encode_texts(embedder, TEXTS, prefix="", max_length=32, keep=keep, tally=tally))
+    stats = EncodingStats()
+    blocks = list(encode_texts(embedder, TEXTS, prefix="", max_length=32, select=select, stats=stats))
     assert windows == [10, 10, 5]
     assert [rows for rows, _ in blocks] == [slice(0, 4), slice(4, 4), slice(4, 8)]
     expected = one_by_one(embedder, TEXTS[:4] + TEXTS[20:24], 32)
     torch.testing.assert_close(torch.cat([block for _, block in blocks]), expected, atol=2e-6, rtol=0)
-    assert (tally.texts, tally.encoded) == (25, 8)
+    assert (stats.texts, stats.encoded) == (25, 8)
 
 
-def test_the_tally_by_hand(embedder: Embedder) -> None:
-    tally = Tally()
+def test_counts_by_hand(embedder: Embedder) -> None:
+    stats = EncodingStats()
     texts = ["a", "a a a a a a", "a a", "a a a"]  # with [CLS] and [SEP]: 3, 8, 4 and 5 tokens; cut to 7
     lengths = [len(ids) for ids in embedder.text_tokenizer(texts, 7).ids]
     assert lengths == [3, 7, 4, 5]
-    list(encode_texts(embedder, texts, prefix="", max_length=7, tokens_per_batch=10, tally=tally))
+    list(encode_texts(embedder, texts, prefix="", max_length=7, tokens_per_batch=10, stats=stats))
     # chunks: 7 | 5 + 4 padded to 5 | 3
-    assert tally == Tally(texts=4, truncated=1, encoded=4, tokens=19, positions=20)
-    tally.seconds = 2.0
-    assert str(tally) == (
+    assert stats == EncodingStats(texts=4, truncated=1, encoded=4, tokens=19, positions=20)
+    stats.seconds = 2.0
+    assert str(stats) == (
         "4 texts, 1 truncated; 4 encoded with 19 tokens in 2.0 s, 10 tokens/s, 1.053 positions a token"
     )
 
 
-def test_the_longest_of_a_window_come_first(embedder: Embedder) -> None:
+def test_the_longest_texts_of_a_window_are_encoded_first(embedder: Embedder) -> None:
     shapes: list[int] = []
     embedder.register_forward_pre_hook(lambda _, arguments: shapes.append(arguments[0].input_ids.shape[1]))
     embedder.encode(TEXTS[:10], kind="document", max_length=32, tokens_per_batch=1)
@@ -80,7 +80,7 @@ def test_the_longest_of_a_window_come_first(embedder: Embedder) -> None:
     assert shapes[0] > shapes[-1]
 
 
-def test_the_mode_comes_back_also_when_nobody_reads_to_the_end(embedder: Embedder) -> None:
+def test_training_mode_is_restored_when_the_iterator_is_closed_early(embedder: Embedder) -> None:
     embedder.train()
     blocks = encode_texts(embedder, TEXTS, prefix="", max_length=32)
     next(blocks)
@@ -95,7 +95,7 @@ def test_no_texts_give_no_embeddings(embedder: Embedder) -> None:
 
 
 def test_errors_of_the_thread_reach_the_caller(embedder: Embedder) -> None:
-    with pytest.raises(ValueError, match="2 tokens leave no room"):
+    with pytest.raises(ValueError, match="a maximum length of 2 tokens leaves no room"):
         embedder.encode(["a"], kind="query", max_length=2)
 
 

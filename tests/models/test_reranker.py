@@ -23,12 +23,12 @@ from transformers import (
 )
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from nestling.batches.groups import GroupChunk, join_groups
-from nestling.batches.packing import AnyChunk, concatenate, pad, to_chunk
+from nestling.batches.packing import AnyChunk, concatenate, pad, prompts_to_chunk
 from nestling.batches.pair_prompts import RerankPrompt
+from nestling.batches.prefix_sharing import SharedPrefixChunk, pack_groups
 from nestling.losses.reranker import pointwise, pointwise_vocabulary
 from nestling.models.adapters import attach_lora
-from nestling.models.reranker import SETTINGS, Ranked, Reranker, RerankerSettings
+from nestling.models.reranker import SETTINGS, RankedDocument, Reranker, RerankerSettings
 from tiny import SENTENCES, tiny_qwen3
 
 Gradients = dict[str, Tensor]
@@ -63,9 +63,9 @@ def untied(tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(model: Path, form: str, dtype: torch.dtype = torch.float64, *, lora: bool = False) -> Reranker:
-    attention, share = FORMS[form]
-    reranker = Reranker.from_pretrained(model, dtype=dtype, attn_implementation=attention, share_prefix=share)
-    assert reranker.share_prefix == share
+    attention, share_prefix = FORMS[form]
+    reranker = Reranker.from_pretrained(model, dtype=dtype, attn_implementation=attention, share_prefix=share_prefix)
+    assert reranker.share_prefix == share_prefix
     if lora:
         reranker.backbone = attach_lora(reranker.backbone, r=4, alpha=8, dropout=0.0)
         torch.manual_seed(1)
@@ -112,7 +112,7 @@ def plain_logits(plain: PreTrainedModel, groups: Sequence[Sequence[list[int]]]) 
 
 
 def plain_loss(plain: PreTrainedModel, reranker: Reranker) -> Tensor:
-    """Eq. 2 as it stands: the mean of -log p(label)."""
+    """Eq. 2 written out: the mean of -log p(label)."""
     answers = [reranker.pairs.no_id, reranker.pairs.yes_id]
     logits = plain_logits(plain, prompts(reranker))
     no, yes = (
@@ -132,8 +132,11 @@ def own_loss(reranker: Reranker, chunks: Sequence[AnyChunk], *, in_place: bool =
 def chunks_of(reranker: Reranker) -> list[AnyChunk]:
     """Two chunks, of two queries and of one."""
     groups = prompts(reranker)
-    share, packed = reranker.share_prefix, reranker.padding_free
-    return [to_chunk(part, share=share, packed=packed) for part in (groups[:2], groups[2:])]
+    share_prefix, padding_free = reranker.share_prefix, reranker.padding_free
+    return [
+        prompts_to_chunk(part, share_prefix=share_prefix, padding_free=padding_free)
+        for part in (groups[:2], groups[2:])
+    ]
 
 
 def gradients(model: torch.nn.Module, loss: Tensor) -> Gradients:
@@ -186,17 +189,17 @@ def test_loss_and_gradients_are_those_of_the_plain_model(
         assert_same(gradients(reranker, loss), expected, tolerance)
 
 
-def test_the_forms_run_what_they_say(tied: Path) -> None:
+def test_positions_of_each_form(tied: Path) -> None:
     reranker = load(tied, "shared")
-    shared, packed, padded = (
-        to_chunk(prompts(reranker), share=share, packed=free)
-        for share, free in ((True, True), (False, True), (False, False))
+    shared, padding_free, padded = (
+        prompts_to_chunk(prompts(reranker), share_prefix=share_prefix, padding_free=free)
+        for share_prefix, free in ((True, True), (False, True), (False, False))
     )
-    assert isinstance(shared, GroupChunk) and isinstance(packed, GroupChunk)
+    assert isinstance(shared, SharedPrefixChunk) and isinstance(padding_free, SharedPrefixChunk)
     tokens = sum(len(prompt) for group in prompts(reranker) for prompt in group)
     assert shared.positions < tokens / 2
-    assert packed.positions == tokens < padded.positions
-    assert shared.lengths.tolist() == packed.lengths.tolist() == padded.lengths.tolist()
+    assert padding_free.positions == tokens < padded.positions
+    assert shared.lengths.tolist() == padding_free.lengths.tolist() == padded.lengths.tolist()
 
 
 def test_every_form_of_chunk_gives_the_same_scores(tied: Path) -> None:
@@ -205,14 +208,14 @@ def test_every_form_of_chunk_gives_the_same_scores(tied: Path) -> None:
     with torch.no_grad():
         expected = plain_logits(plain_model(tied, reranker), prompts(reranker))
         z = expected[:, reranker.pairs.yes_id] - expected[:, reranker.pairs.no_id]
-        for chunk in (join_groups(prompts(reranker), share=True), concatenate(everything), pad(everything, 0)):
+        for chunk in (pack_groups(prompts(reranker), share_prefix=True), concatenate(everything), pad(everything, 0)):
             torch.testing.assert_close(reranker(chunk)[:, 0], z, rtol=1e-10, atol=1e-10)
 
 
 def test_recomputed_activations_change_no_gradient(tied: Path) -> None:
     reranker = load(tied, "shared")
     expected = gradients(reranker, own_loss(reranker, chunks_of(reranker)))
-    reranker.recompute_above(0)
+    reranker.checkpoint_activations_above(0)
     found = gradients(reranker, own_loss(reranker, chunks_of(reranker)))
     assert_same(found, expected, 1e-12)
 
@@ -229,7 +232,7 @@ def test_bfloat16_is_close(tied: Path) -> None:
 
 
 class Shapes(TorchDispatchMode):
-    """The sizes of all tensors that are made."""
+    """Records the sizes of all tensors that operations return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,7 +248,7 @@ class Shapes(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
 @pytest.mark.parametrize("form", list(FORMS))
-def test_nothing_of_the_size_of_the_vocabulary_is_made(kind: str, form: str, request: pytest.FixtureRequest) -> None:
+def test_no_tensor_has_the_size_of_the_vocabulary(kind: str, form: str, request: pytest.FixtureRequest) -> None:
     reranker = load(request.getfixturevalue(kind), form)
     words = reranker.head.weight.shape[0]
     with Shapes() as shapes:
@@ -258,7 +261,7 @@ def test_nothing_of_the_size_of_the_vocabulary_is_made(kind: str, form: str, req
 
 
 def public_scores(folder: Path, queries: Sequence[str], documents: Sequence[str]) -> list[float]:
-    """As the model card of Qwen3-Reranker has it."""
+    """Scores computed by the example code of Qwen3-Reranker's model card."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     no, yes = (tokenizer.convert_tokens_to_ids(word) for word in ("no", "yes"))
@@ -279,10 +282,10 @@ def public_scores(folder: Path, queries: Sequence[str], documents: Sequence[str]
 
 @pytest.mark.filterwarnings("ignore:.*using the `__call__` method is faster")
 @pytest.mark.parametrize("form", list(FORMS))
-def test_scores_are_those_of_the_public_usage(form: str, tied: Path) -> None:
+def test_scores_are_those_of_the_published_code(form: str, tied: Path) -> None:
     reranker = load(tied, form, torch.float32)
     pairs = [(query, document) for query, documents in QUERIES.items() for document in documents]
-    scattered = pairs[::2] + pairs[1::2]  # so that those of a query do not stand side by side
+    scattered = pairs[::2] + pairs[1::2]  # so that pairs of one query are not adjacent
     found = reranker.score(scattered, tokens_per_batch=300)
     assert (found.dtype, found.shape) == (torch.float32, (len(pairs),))
     torch.testing.assert_close(found, torch.tensor(public_scores(tied, *zip(*scattered, strict=True))))
@@ -297,14 +300,14 @@ def test_documents_are_ranked_by_their_scores(tied: Path) -> None:
     ranked = reranker.rank("list files", documents)
     assert [each.index for each in ranked] == sorted(range(6), key=lambda i: -scores[i])
     assert [each.index for each in ranked if each.index in (0, 3, 5)] == [0, 3, 5]
-    assert ranked == [Ranked(each.index, scores[each.index]) for each in ranked]
+    assert ranked == [RankedDocument(each.index, scores[each.index]) for each in ranked]
     assert reranker.rank("list files", documents, top_k=2) == ranked[:2]
     assert reranker.rank("list files", documents, top_k=9) == ranked
     assert reranker.rank("list files", []) == []
     assert reranker.score([]).shape == (0,)
 
 
-def test_an_instruction_is_read(tied: Path) -> None:
+def test_an_instruction_replaces_the_default(tied: Path) -> None:
     reranker = load(tied, "shared", torch.float32)
     (first,) = reranker.score([("a", "b")]).tolist()
     (second,) = reranker.score([("a", "b")], instruction="Judge the command").tolist()
@@ -327,12 +330,12 @@ def test_settings_come_from_the_directory(tied: Path, tmp_path: Path) -> None:
     assert cut == pytest.approx(whole, abs=1e-6)
     assert Reranker.from_pretrained(tied).settings == RerankerSettings()
     (folder / SETTINGS).write_text('{"prompt": "x"}')
-    with pytest.raises(ValueError, match=r"reranker.json: prompt: not known"):
+    with pytest.raises(ValueError, match=r"reranker.json: unknown settings prompt"):
         Reranker.from_pretrained(folder)
 
 
 def scaled(folder: Path, tokenizer: Path, kind: str) -> Path:
-    """A model with logits that are more than states times output layer."""
+    """A model whose logits are not its hidden states times its output layer."""
     shutil.copytree(tokenizer, folder)
     words = json.loads((tokenizer / "config.json").read_text())["vocab_size"]
     size: dict[str, Any] = {
@@ -369,5 +372,5 @@ def test_encoders_are_refused(bert: Path) -> None:
 
 @pytest.mark.parametrize("answers", [{"yes": "relevant document"}, {"no": "not at all"}])
 def test_answers_of_several_tokens_are_refused(answers: dict[str, str], tied: Path) -> None:
-    with pytest.raises(ValueError, match=r"of the answer '.*'; expected one token, choose another word"):
+    with pytest.raises(ValueError, match=r"splits the answer '.*' into .*; expected one token, choose another word"):
         Reranker.from_pretrained(tied, settings=RerankerSettings(**answers))

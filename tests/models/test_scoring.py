@@ -1,4 +1,4 @@
-"""Scores of many candidates: windows, what is counted, ranks in step, and errors while reading ahead."""
+"""Scores of many candidates: windows, counts, equal forward passes of ranks, and errors while prefetching."""
 
 import io
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import nestling.models.scoring
-from nestling.batches.groups import GroupChunk
-from nestling.batches.packing import AnyChunk, Chunk, to_chunk
+from nestling.batches.packing import AnyChunk, Chunk, prompts_to_chunk
+from nestling.batches.prefix_sharing import SharedPrefixChunk
 from nestling.models.reranker import Reranker, RerankerSettings
-from nestling.models.scoring import Group, Scorer, ScoreTally, logit_of, score_groups, windows
+from nestling.models.scoring import Group, Scorer, ScoringStats, logit_of, score_groups, windows
 from tiny import SENTENCES
 
 GROUPS = [
@@ -25,7 +25,7 @@ GROUPS = [
 
 
 class Counting(Reranker):
-    """Counts its forwards."""
+    """Records the chunks of its forward passes."""
 
     forwards: list[AnyChunk]
 
@@ -35,17 +35,17 @@ class Counting(Reranker):
         return super().forward(chunk, in_place=in_place)
 
 
-def load(folder: Path, attention: str = "auto", *, share: bool = True) -> Counting:
+def load(folder: Path, attention: str = "auto", *, share_prefix: bool = True) -> Counting:
     settings = RerankerSettings(prefix="", suffix="\nanswer:", query_max_length=24, document_max_length=32)
     model = Counting.from_pretrained(
-        folder, settings=settings, attn_implementation=attention, share_prefix=share
+        folder, settings=settings, attn_implementation=attention, share_prefix=share_prefix
     ).train()
     model.forwards = []
     return model
 
 
 def one_by_one(model: Counting, groups: Sequence[Group]) -> list[Tensor]:
-    """Each document in a forward of its own."""
+    """Scores of each document in a forward pass of its own."""
     alone = [
         torch.cat(list(score_groups(model, [Group(group.query, [document], group.instruction)])))
         for group in groups
@@ -55,14 +55,14 @@ def one_by_one(model: Counting, groups: Sequence[Group]) -> list[Tensor]:
     return list(torch.cat(alone).split([len(group.documents) for group in groups]))
 
 
-@pytest.mark.parametrize(("attention", "share"), [("auto", True), ("auto", False), ("sdpa", False)])
+@pytest.mark.parametrize(("attention", "share_prefix"), [("auto", True), ("auto", False), ("sdpa", False)])
 @pytest.mark.parametrize("budget", [1, 100, 4096])
 @pytest.mark.parametrize("window", [1, 3, 2048])
 def test_scores_are_those_of_each_pair_alone(
-    window: int, budget: int, attention: str, share: bool, qwen3_base: Path, monkeypatch: pytest.MonkeyPatch
+    window: int, budget: int, attention: str, share_prefix: bool, qwen3_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nestling.models.scoring, "WINDOW", window)
-    model = load(qwen3_base, attention, share=share)
+    model = load(qwen3_base, attention, share_prefix=share_prefix)
     expected = one_by_one(model, GROUPS)
     found = list(score_groups(model, GROUPS, tokens_per_batch=budget))
     assert [each.shape for each in found] == [(3,), (5,), (1,), (2,)]
@@ -70,14 +70,14 @@ def test_scores_are_those_of_each_pair_alone(
         assert (values.dtype, values.device.type) == (torch.float32, "cpu")
         torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-5)
     assert model.training
-    assert all(isinstance(chunk, Chunk if attention == "sdpa" else GroupChunk) for chunk in model.forwards)
+    assert all(isinstance(chunk, Chunk if attention == "sdpa" else SharedPrefixChunk) for chunk in model.forwards)
     if budget == 1:
         assert len(model.forwards) == 11
     if budget == 4096:
         assert len(model.forwards) == {1: 4, 3: 3, 2048: 1}[window]
 
 
-def test_chunks_stay_within_the_budget(qwen3_base: Path) -> None:
+def test_chunks_have_at_most_tokens_per_batch_positions(qwen3_base: Path) -> None:
     model = load(qwen3_base)
     list(score_groups(model, GROUPS, tokens_per_batch=200))
     assert len(model.forwards) > 1
@@ -93,19 +93,19 @@ def test_windows_are_of_about_so_many_documents(monkeypatch: pytest.MonkeyPatch)
     assert list(windows([])) == []
 
 
-def test_what_was_read_is_counted(qwen3_base: Path) -> None:
-    model, tally = load(qwen3_base), ScoreTally(queries=1)
-    list(score_groups(model, GROUPS, tally=tally, tokens_per_batch=4096))
-    assert (tally.queries, tally.documents) == (5, 11)
+def test_counts(qwen3_base: Path) -> None:
+    model, stats = load(qwen3_base), ScoringStats(queries=1)
+    list(score_groups(model, GROUPS, stats=stats, tokens_per_batch=4096))
+    assert (stats.queries, stats.documents) == (5, 11)
     limits = {"query_max_length": 24, "document_max_length": 32}
     pairs = [model.pairs(group.query, group.documents, instruction=group.instruction, **limits) for group in GROUPS]
-    assert tally.tokens == sum(len(ids) for pair in pairs for ids in pair.ids)
-    assert tally.truncated_documents == sum(pair.truncated_documents for pair in pairs) >= 1
-    assert tally.truncated_queries == 1
-    assert tally.positions == sum(chunk.positions for chunk in model.forwards) < tally.tokens
-    share = f"{tally.positions / tally.tokens:.3f} positions a token"
-    cut = f"11 documents, {tally.truncated_documents} truncated"
-    assert str(tally) == f"5 queries, 1 truncated; {cut}; {share}"
+    assert stats.tokens == sum(len(ids) for pair in pairs for ids in pair.ids)
+    assert stats.truncated_documents == sum(pair.truncated_documents for pair in pairs) >= 1
+    assert stats.truncated_queries == 1
+    assert stats.positions == sum(chunk.positions for chunk in model.forwards) < stats.tokens
+    ratio = f"{stats.positions / stats.tokens:.3f} positions a token"
+    truncated = f"11 documents, {stats.truncated_documents} truncated"
+    assert str(stats) == f"5 queries, 1 truncated; {truncated}; {ratio}"
 
 
 class Terminal(io.StringIO):
@@ -125,7 +125,7 @@ def test_progress_is_shown_in_documents(qwen3_base: Path) -> None:
 
 
 class Others:
-    """What the maximum over ranks is when this rank's numbers are given and others have more."""
+    """A maximum over ranks in which the other ranks have the given numbers."""
 
     def __init__(self, answers: Sequence[int]) -> None:
         self.answers, self.asked = list(answers), list[int]()
@@ -140,7 +140,7 @@ def test_ranks_run_as_many_chunks_as_the_one_that_has_most(qwen3_base: Path, mon
     model = load(qwen3_base)
     expected = one_by_one(model, GROUPS)
     others = Others([5, 1, 9, 2, 3, 0])  # windows; chunks of each of five windows, of which this rank has three
-    found = list(score_groups(model, GROUPS, tokens_per_batch=4096, agree=others))
+    found = list(score_groups(model, GROUPS, tokens_per_batch=4096, max_over_ranks=others))
     assert others.asked == [2, 1, 1, 0, 0, 0]
     assert not others.answers
     assert len(model.forwards) == 1 + 9 + 2 + 3 + 0
@@ -148,9 +148,9 @@ def test_ranks_run_as_many_chunks_as_the_one_that_has_most(qwen3_base: Path, mon
         torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_rank_without_queries_runs_along(qwen3_base: Path) -> None:
+def test_a_rank_without_queries_runs_as_many_chunks(qwen3_base: Path) -> None:
     model = load(qwen3_base)
-    assert list(score_groups(model, [], agree=Others([2, 1, 2]))) == []
+    assert list(score_groups(model, [], max_over_ranks=Others([2, 1, 2]))) == []
     assert [chunk.positions for chunk in model.forwards] == [1, 1, 1]
 
 
@@ -164,7 +164,7 @@ class Broken(Sequence[str]):
         raise OSError("the disk went away")
 
 
-def test_errors_of_the_reading_thread_reach_the_caller(qwen3_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_prefetching_thread_reach_the_caller(qwen3_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nestling.models.scoring, "WINDOW", 3)
     model = load(qwen3_base)
     scores = score_groups(model, [GROUPS[0], Group("q", Broken())])
@@ -173,7 +173,7 @@ def test_errors_of_the_reading_thread_reach_the_caller(qwen3_base: Path, monkeyp
     assert model.training
 
 
-def test_closing_early_leaves_the_model_as_it_was(qwen3_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_early_restores_training_mode(qwen3_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nestling.models.scoring, "WINDOW", 1)
     model: Scorer = load(qwen3_base)
     scores = score_groups(model, GROUPS)
@@ -192,10 +192,10 @@ def test_the_logit_of_log_probabilities_is_their_difference() -> None:
 
 def test_chunks_are_packed_or_padded() -> None:
     groups = [[[1] * 20 + [2], [1] * 20 + [3, 4]], [[5]]]
-    packed = to_chunk(groups, share=True, packed=True)
-    assert isinstance(packed, GroupChunk)
-    assert packed.prompts() == groups
-    padded = to_chunk(groups, share=True, packed=False)
+    padding_free = prompts_to_chunk(groups, share_prefix=True, padding_free=True)
+    assert isinstance(padding_free, SharedPrefixChunk)
+    assert padding_free.prompts() == groups
+    padded = prompts_to_chunk(groups, share_prefix=True, padding_free=False)
     assert isinstance(padded, Chunk)
     assert padded.lengths.tolist() == [21, 22, 1]
     assert padded.input_ids.shape == (3, 22)

@@ -18,6 +18,7 @@ import torch
 from ranks import ROOT, environment, python, run_recipe
 from safetensors.torch import load_file
 
+import warm
 from nestling import config
 
 SUBJECTS = ["files", "folders", "users", "lines", "words", "ports", "jobs", "disks"]
@@ -150,7 +151,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str] | subproc
 
 def stop_after_step(command: list[str], run: Path, step: int, number: signal.Signals) -> str:
     """Send a signal to a run of one process once its metrics have `step` lines; what it said."""
-    process = subprocess.Popen(
+    process = warm.Popen(
         python(*command), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     wait_for_step(run, step, process)
@@ -162,7 +163,7 @@ def stop_after_step(command: list[str], run: Path, step: int, number: signal.Sig
 
 def kill_after_step(command: list[str], run: Path, step: int, ranks: int) -> None:
     """Start a run and kill it, launcher, ranks and workers, once its metrics have `step` lines."""
-    process = subprocess.Popen(
+    process = warm.Popen(
         python(*command, ranks=ranks),
         cwd=ROOT,
         env=environment(),

@@ -182,7 +182,7 @@ def test_a_signal_saves_says_so_and_the_run_goes_on(
     command = arguments(bert, data, run, max_steps=400)
     said = stop_after_step(command, run, 3, number)
     (checkpoint,) = (run / "checkpoints").iterdir()
-    assert f"stopped by {number.name}; saved {checkpoint}; go on with the same command and --resume true" in said
+    assert f"stopped by {number.name}; saved {checkpoint}; continue with the same command and --resume true" in said
     step = int(checkpoint.name.removeprefix("step-"))
     assert sorted(losses(run)) == list(range(1, step + 1))
 

@@ -17,6 +17,7 @@ import pytest
 from ranks import environment
 
 import scripts.mine
+import warm
 from mining.small import write_corpus
 from nestling.records import load_records
 from nestling.synthesis.personas import read_personas
@@ -166,7 +167,7 @@ def test_faults_are_asked_again_and_counted(corpus: Path, tmp_path: Path) -> Non
 
 def started(arguments: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return warm.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_answers(process: subprocess.Popen[str], output: Path, count: int) -> None:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from ranks import ROOT, environment, python
 
+import warm
 from mining.small import write_corpus
 from recipes.runs import refusal, run_main
 from scripts.pipeline import main
@@ -69,7 +70,7 @@ def steady(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_pipeline(command: list[str], *more: str) -> str:
     """Run it to its end; what it said."""
-    done = subprocess.run(python(*command, *more), cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = warm.run(python(*command, *more), cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     return done.stdout
 
@@ -166,7 +167,7 @@ def read(path: Path) -> str:
 
 
 def start(command: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(python(*command), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    return warm.Popen(python(*command), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                             start_new_session=True)  # fmt: skip
 
 
@@ -225,14 +226,14 @@ def test_told_to_stop_it_leaves_a_checkpoint_and_a_second_one_is_refused(
 ) -> None:
     shutil.copytree(whole, tmp_path / "run")
     command = write(tmp_path, settings, embed={**settings["embed"], "learning_rate": 1e-3, "max_steps": 500})
-    process = subprocess.Popen(python(*command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = warm.Popen(python(*command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     run = tmp_path / "run" / "steps" / "embed" / "run"
     deadline = time.monotonic() + 200
     record = tmp_path / "run" / "steps" / "embed" / "step.json"
     while '"learning_rate": 0.001' not in read(record) or not (run / "metrics.jsonl").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    refused = subprocess.run(python(*command), cwd=ROOT, capture_output=True, text=True)
+    refused = warm.run(python(*command), cwd=ROOT)
     assert refused.returncode == 2
     assert f"run is in use by process {process.pid}" in refused.stderr
     process.send_signal(signal.SIGTERM)

@@ -140,7 +140,7 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(
         run_recipe(*arguments(qwen3_base, data, whole, **{"lora.dropout": dropout}))
     said = stop_after_step(command, run, random.randint(2, 4), signal.SIGTERM)  # the first is of the evaluation
     assert "stopped by SIGTERM; saved " in said
-    assert "go on with the same command and --resume true" in said
+    assert "continue with the same command and --resume true" in said
     kill_after_step([*command, "--resume=true"], run, random.randint(6, 9), 1)  # among which is an evaluation or two
     assert not (run / "final").exists()
     run_recipe(*command, "--resume=true", "--dataloader_num_workers=1", "--chunk_tokens=128")

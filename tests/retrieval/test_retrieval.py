@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nestling.batches.prompts import Tokenized
 from nestling.models.embedder import Embedder
-from nestling.models.encoding import Tally
+from nestling.models.encoding import EncodingStats
 from nestling.records import load_retrieval_set
 from nestling.retrieval import (
     EmbeddingPrecision,
@@ -168,7 +168,7 @@ def test_truncated_texts_are_counted(tmp_path: Path, bert: Path) -> None:
     documents = ["alpha", "beta " * 40, "gamma " * 41]
     retrieval_set = write_beir(tmp_path / "set", documents, ["delta " * 50, "eta"], {"q0": {"d0": 1}, "q1": {"d1": 1}})
     encoded = encode_set(Embedder.from_pretrained(bert), retrieval_set, query_max_length=32, document_max_length=24)
-    assert (encoded.query_tally.truncated, encoded.document_tally.truncated) == (1, 2)
+    assert (encoded.query_stats.truncated, encoded.document_stats.truncated) == (1, 2)
 
 
 def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path, bert: Path) -> None:
@@ -180,8 +180,8 @@ def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path, bert: Path) 
         evaluate_embedder(embedder, retrieval_set, [48], query_max_length=16, document_max_length=16)
 
 
-def counts(tally: Tally) -> list[int]:
-    return [tally.texts, tally.truncated]
+def counts(stats: EncodingStats) -> list[int]:
+    return [stats.texts, stats.truncated]
 
 
 def evaluate_sets(model: Path, folders: list[Path]) -> list[dict[str, Any]]:
@@ -190,7 +190,7 @@ def evaluate_sets(model: Path, folders: list[Path]) -> list[dict[str, Any]]:
     results = []
     for folder in folders:
         encoded = encode_set(embedder, load_retrieval_set(folder, "test"), query_max_length=16, document_max_length=8)
-        found = {"counts": [counts(encoded.query_tally), counts(encoded.document_tally)]}
+        found = {"counts": [counts(encoded.query_stats), counts(encoded.document_stats)]}
         for embedding_precision in ("float32", "int8", "binary"):
             placements = place(encoded, 24, embedding_precision)
             found[embedding_precision] = [*placements.above.tolist(), *placements.equal.tolist()]
@@ -253,7 +253,7 @@ def test_every_text_is_tokenised_once(tmp_path: Path, bert: Path, monkeypatch: p
     monkeypatch.setattr("nestling.models.encoding.WINDOW", 10)
     encoded = encode_set(embedder, retrieval_set, query_max_length=16, document_max_length=16)
     assert read == [*retrieval_set.queries, *retrieval_set.documents]
-    assert encoded.document_tally.encoded == len(set(retrieval_set.documents)) == len(encoded.documents)
+    assert encoded.document_stats.encoded == len(set(retrieval_set.documents)) == len(encoded.documents)
 
 
 def test_bm25_terms() -> None:

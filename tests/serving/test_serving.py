@@ -1,7 +1,6 @@
 """Servers beside the directories that they serve: a real small one, with one fault at a time."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import ROOT, environment
 
+import warm
 from gates import run_in_process
 from nestling.export.reranker import export_reranker
 from nestling.models.reranker import Reranker, RerankerSettings
@@ -23,8 +24,6 @@ from nestling.serving.variants import Reference
 from recipes.runs import run_main
 from scripts.serve_check import main
 from tiny import tiny_bert, tiny_qwen3
-
-ROOT = Path(__file__).parents[2]
 
 serve_check = partial(run_main, main)
 
@@ -53,10 +52,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def url(models: dict[str, Path]) -> Iterator[str]:
     """Address of a process that serves them all."""
     served = [f"{name}={directory}" for name, directory in models.items()]
-    command = [sys.executable, Path(__file__).with_name("small_server.py"), *served]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    command = [sys.executable, ROOT / "tests" / "small_server.py", *served]
+    process = warm.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -126,7 +126,7 @@ def test_the_random_state_goes_on_after_the_step(bert: Path) -> None:
 def test_gradient_checkpointing_changes_nothing(qwen3: Path) -> None:
     embedder = load(qwen3)
     _, expected = cached(embedder, NOTHING)
-    embedder.recompute_above(0)
+    embedder.checkpoint_activations_above(0)
     for budget in (NOTHING, EVERYTHING):
         _, found = cached(embedder, budget)
         for name, gradient in expected.items():
@@ -150,7 +150,7 @@ def test_a_graph_is_measured_by_what_it_saves(qwen3: Path) -> None:
         for positions in (64, 128)
     )
     assert large == pytest.approx(2 * small, rel=0.02)
-    embedder.recompute_above(0)
+    embedder.checkpoint_activations_above(0)
     assert activation_bytes(embedder, embedder, sample_chunk(8, 64, 60, torch.device("cpu"))) < small / 4
 
 

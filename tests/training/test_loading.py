@@ -29,8 +29,8 @@ def test_batches_come_from_workers_unchanged_and_keep_no_file_open(workers: int,
         query_max_length=8,
         document_max_length=8,
         chunk_tokens=64,
-        share=True,
-        packed=True,
+        share_prefix=True,
+        padding_free=True,
     )
     batches = list(load_batches(collator, batch_sampler, range(1, 4), workers))
     plans = batch_sampler.batches(skip=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nestling.backends.optimizer import adamw
 from nestling.backends.plain import Plain
-from nestling.backends.sizes import StateFractions, whole_bytes
+from nestling.backends.sizes import StateFractions, full_bytes
 from nestling.batches.packing import pack
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
@@ -45,7 +45,7 @@ def test_a_rank_holds_its_share(bert: Path) -> None:
     model = Embedder.from_pretrained(bert, dtype=torch.float32)
     whole = estimate(model, StateFractions(), chunk=0.0, kept=0.0)
     part = estimate(model, StateFractions(0.25, 1.25, 0.5), chunk=0.0, kept=0.0)
-    assert whole_bytes(model.parameters()) <= whole.weights == 4 * part.weights
+    assert full_bytes(model.parameters()) <= whole.weights == 4 * part.weights
     assert (part.gradients, part.optimizer) == (1.25 * whole.gradients, 0.25 * whole.optimizer)
 
 

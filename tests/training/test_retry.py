@@ -10,7 +10,8 @@ from torch import Tensor
 from nestling.backends.optimizer import adamw
 from nestling.backends.plain import Plain
 from nestling.batches.packing import AnyChunk
-from nestling.batches.rerank_collation import Labels, RerankBatch, RerankCollator
+from nestling.batches.rerank_batch import ChunkLabels, RerankBatch
+from nestling.batches.rerank_collation import RerankCollator
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.losses.reranker import listwise, pointwise
 from nestling.models.reranker import Reranker
@@ -43,11 +44,11 @@ class Small:
         return self.forward(chunk, in_place=in_place)
 
 
-def alone(logits: Tensor, labels: Labels, batch: RerankBatch) -> Tensor:
+def alone(logits: Tensor, labels: ChunkLabels, batch: RerankBatch) -> Tensor:
     return pointwise(logits[:, 0], labels.targets, positive_weight=2.0).sum() / batch.pairs
 
 
-def compared(logits: Tensor, labels: Labels, batch: RerankBatch) -> Tensor:
+def compared(logits: Tensor, labels: ChunkLabels, batch: RerankBatch) -> Tensor:
     present, positive = labels.group >= 0, labels.targets[labels.group] > 0.5
     return listwise(logits[:, 0][labels.group], positive, present, temperature=1.0).sum() / batch.queries
 
@@ -60,8 +61,8 @@ def collator_of(reranker: Reranker, data: Path, *, whole_groups: bool) -> Rerank
         query_max_length=32,
         document_max_length=32,
         chunk_tokens=BUDGET,
-        share=True,
-        packed=True,
+        share_prefix=True,
+        padding_free=True,
         whole_groups=whole_groups,
     )
 

@@ -1,4 +1,4 @@
-"""How one process, DDP, DeepSpeed's ZeRO and FSDP2 run the same step: one small adapter each."""
+"""Training backends: one process, DDP, DeepSpeed ZeRO and FSDP2, each an adapter with the same interface."""
 
 from nestling.backends.backend import Backend, ForwardBackward
 from nestling.backends.out_of_memory import OutOfMemoryGuard

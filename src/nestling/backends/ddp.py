@@ -1,4 +1,4 @@
-"""DistributedDataParallel: whole models, gradients reduced in the last backward pass of a step."""
+"""DistributedDataParallel: every rank holds the full model; gradients are reduced in a step's last backward pass."""
 
 from contextlib import nullcontext
 
@@ -15,12 +15,12 @@ from nestling.models.token_model import TokenModel
 
 
 class Ddp(Plain):
-    """As one process, but that `backward` of the last chunk reduces all gradients, in buckets, while it runs.
+    """As `Plain`, but the backward pass of the last chunk also reduces all gradients, in buckets while it runs.
 
     Args:
         model: The model.
-        optimizer: Over its trained parameters.
-        wrapped: The model in DDP.
+        optimizer: The optimizer of its trained parameters.
+        wrapped: The model wrapped in DistributedDataParallel.
     """
 
     name = "DDP"
@@ -30,12 +30,13 @@ class Ddp(Plain):
         self.wrapped = self.ddp = wrapped
         self.ranks = rank_and_world()[1]
 
-    def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
-        # A forward that were to synchronise would make the reducer count the backward passes that come before its own.
+    def forward(self, chunk: AnyChunk, *, last: bool) -> Tensor:
+        # Forward passes must not prepare the reducer, which would then count the backward passes of other chunks. The
+        # last chunk's backward pass synchronises by `trigger_sync_in_backward`.
         with self.ddp.no_sync():
-            encoded: Tensor = self.wrapped(chunk, in_place=not last)
-            return encoded
+            output: Tensor = self.wrapped(chunk, in_place=not last)
+            return output
 
-    def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
+    def backward(self, output: Tensor, gradient: Tensor, *, last: bool) -> None:
         with Accelerator.trigger_sync_in_backward(self.ddp) if last else nullcontext():
-            torch.autograd.backward(encoded, gradient)
+            torch.autograd.backward(output, gradient)

@@ -1,4 +1,4 @@
-"""A rank that ran out of memory stays with the others to the end of the step, so that all can save and leave."""
+"""Out-of-memory errors on one of several ranks: the rank finishes the step without computing, so that all can save."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -6,22 +6,23 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from nestling.backends.agreement import one_token
+from nestling.backends.agreement import one_token_chunk
 from nestling.backends.backend import Backend
 from nestling.batches.packing import AnyChunk
 
 
 class OutOfMemoryGuard:
-    """The passes of one step of an independent backend, which go on with zeros once memory has ended.
+    """The forward and backward passes of one step of an independent backend, with out-of-memory errors caught.
 
-    The embeddings of this rank and the gradients of all ranks are worth nothing then. Memory that ends in the last
-    backward pass, in which ranks are already adding up gradients, is an error still.
+    Once this rank has run out of memory, its forward passes return zeros and its backward passes do nothing but
+    synchronise, so that other ranks do not wait forever. The gradients of all ranks are invalid then, and must be
+    discarded. An error in the last backward pass, in which ranks are already reducing gradients, is raised.
 
     Args:
-        backend: Whose passes these are.
+        backend: The backend.
 
     Attributes:
-        ran_out: Whether memory has ended.
+        ran_out: Whether this rank has run out of memory.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -29,9 +30,9 @@ class OutOfMemoryGuard:
         self.ranks = backend.ranks
         self.ran_out = False
 
-    def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
-        self._token = one_token(chunks[0])
-        return self.backend.agree(chunks, kept)
+    def agree_on_chunks(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
+        self._token = one_token_chunk(chunks[0])
+        return self.backend.agree_on_chunks(chunks, kept)
 
     def computing(self) -> AbstractContextManager[object]:
         return self.backend.computing()
@@ -39,27 +40,28 @@ class OutOfMemoryGuard:
     def accumulation(self) -> AbstractContextManager[None]:
         return self.backend.accumulation()
 
-    def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
+    def forward(self, chunk: AnyChunk, *, last: bool) -> Tensor:
         if not self.ran_out:
             try:
-                return self.backend.encode(chunk, last=last)
+                return self.backend.forward(chunk, last=last)
             except torch.OutOfMemoryError:
                 self.ran_out = True
         model = self.backend.model
         return torch.zeros(len(chunk.lengths), model.width, device=model.device)
 
-    def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
+    def backward(self, output: Tensor, gradient: Tensor, *, last: bool) -> None:
         if self.ran_out:
             if last:
                 self._synchronise()
             return
         try:
-            self.backend.backward(encoded, gradient, last=last)
+            self.backend.backward(output, gradient, last=last)
         except torch.OutOfMemoryError:
             if last:
                 raise
             self.ran_out = True
 
     def _synchronise(self) -> None:
-        encoded = self.backend.encode(self._token, last=True)
-        self.backend.backward(encoded, torch.zeros_like(encoded), last=True)
+        """Take part in the reduction of gradients, with zeros."""
+        output = self.backend.forward(self._token, last=True)
+        self.backend.backward(output, torch.zeros_like(output), last=True)

@@ -1,4 +1,4 @@
-"""One process."""
+"""The backend of a single process, from which DDP and FSDP2 inherit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,11 +17,11 @@ from nestling.models.token_model import TokenModel
 
 
 class Plain:
-    """Gradients add up in place, and nobody else has any.
+    """A model and a torch optimizer in one process; nothing is synchronised.
 
     Args:
         model: The model.
-        optimizer: Over its trained parameters.
+        optimizer: The optimizer of its trained parameters.
     """
 
     name = "one process"
@@ -38,32 +38,32 @@ class Plain:
     def state_fractions(self) -> StateFractions:
         return StateFractions()
 
-    def agree(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
+    def agree_on_chunks(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         return chunks, kept
 
     def computing(self) -> AbstractContextManager[object]:
         return self.model.computing()
 
-    def encode(self, chunk: AnyChunk, *, last: bool) -> Tensor:
-        encoded: Tensor = self.model(chunk, in_place=True)
-        return encoded
+    def forward(self, chunk: AnyChunk, *, last: bool) -> Tensor:
+        output: Tensor = self.model(chunk, in_place=True)
+        return output
 
     @contextmanager
     def accumulation(self) -> Iterator[None]:
         yield
 
-    def backward(self, encoded: Tensor, gradient: Tensor, *, last: bool) -> None:
-        torch.autograd.backward(encoded, gradient)
+    def backward(self, output: Tensor, gradient: Tensor, *, last: bool) -> None:
+        torch.autograd.backward(output, gradient)
 
     def update(self, learning_rate: float, max_norm: float, accepts: Callable[[float], bool]) -> float:
         set_learning_rate(self.optimizer, learning_rate)
         norm = clip_gradients(self.model.parameters(), max_norm)
         if accepts(norm):
             self.optimizer.step()
-        self.discard()
+        self.zero_grad()
         return norm
 
-    def discard(self) -> None:
+    def zero_grad(self) -> None:
         self.optimizer.zero_grad()
 
     def tensors(self) -> dict[str, Tensor]:

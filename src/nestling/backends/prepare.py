@@ -1,4 +1,4 @@
-"""From an Accelerator, which knows what the launcher was asked for, to the backend."""
+"""Choosing and configuring the backend that the launcher was asked for."""
 
 import warnings
 from typing import Any, cast
@@ -20,39 +20,39 @@ from nestling.models.token_model import TokenModel
 
 
 def prepare(
-    accelerator: Accelerator, model: TokenModel, optimizer: Optimizer, *, share: int, max_norm: float
+    accelerator: Accelerator, model: TokenModel, optimizer: Optimizer, *, queries_per_rank: int, max_norm: float
 ) -> Backend:
-    """Put a model and its optimizer on their device and into their backend.
+    """Move a model and its optimizer to their device, wrap them as the launcher was asked to, and return their backend.
 
     Args:
-        accelerator: The ranks.
-        model: The model; sharded in place by FSDP2 and ZeRO-3.
-        optimizer: Over its trained parameters.
-        share: Queries of a rank in a step, for DeepSpeed's records.
-        max_norm: What gradients are clipped to, which DeepSpeed has to know beforehand.
+        accelerator: The launched ranks and their configuration.
+        model: The model; FSDP2 and ZeRO-3 shard it in place.
+        optimizer: The optimizer of its trained parameters.
+        queries_per_rank: Queries of a rank in a step, which DeepSpeed requires as its micro-batch size.
+        max_norm: Norm that gradients are clipped to, which DeepSpeed must know beforehand.
 
     Raises:
-        ValueError: A setting of the launcher that would train wrongly, or fail when it saves.
+        ValueError: The launcher's configuration would train wrongly, or fail when it saves.
     """
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
-        configure_zero(accelerator, share, max_norm)
-        # DeepSpeed calls collectives by names that torch 2.13 deprecates, and would say so at each of them.
+        configure_zero(accelerator, queries_per_rank, max_norm)
+        # DeepSpeed calls collectives by names that torch 2.13 deprecates, with a warning at each call.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if kind == DistributedType.FSDP:
         configure_fsdp(accelerator, model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     fits = gradients_fit(trained_bytes(model), free_memory(accelerator.device))
     if kind == DistributedType.DEEPSPEED:
-        return Zero(model, wrapped, whole_gradients=fits)
+        return Zero(model, wrapped, full_gradients=fits)
     inner = cast(Optimizer, prepared.optimizer)
     if kind == DistributedType.FSDP:
-        return Fsdp(model, inner, whole_gradients=fits)
+        return Fsdp(model, inner, full_gradients=fits)
     return Ddp(model, inner, wrapped) if isinstance(wrapped, DistributedDataParallel) else Plain(model, inner)
 
 
-def configure_zero(accelerator: Accelerator, share: int, max_norm: float) -> None:
-    """Fill in what DeepSpeed's configuration leaves to the recipe, and refuse what contradicts it."""
+def configure_zero(accelerator: Accelerator, queries_per_rank: int, max_norm: float) -> None:
+    """Complete DeepSpeed's configuration from the recipe's settings; ValueError for a setting that contradicts them."""
     settings: dict[str, Any] = cast(Any, accelerator.state).deepspeed_plugin.deepspeed_config
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage not in (1, 2, 3):
@@ -69,32 +69,32 @@ def configure_zero(accelerator: Accelerator, share: int, max_norm: float) -> Non
             f"gradient_clipping is {clipping} in DeepSpeed's configuration and max_grad_norm {max_norm:g} in the "
             'recipe\'s; write "auto" there'
         )
-    # Absent, it would mean 1.0.
+    # Without gradient_clipping, DeepSpeed would clip to 1.0.
     settings |= {
         "gradient_clipping": float(max_norm),
-        "train_micro_batch_size_per_gpu": share,
+        "train_micro_batch_size_per_gpu": queries_per_rank,
         "gradient_accumulation_steps": 1,
     }
 
 
 def configure_fsdp(accelerator: Accelerator, model: TokenModel) -> None:
-    """Check that it is FSDP2, and shard the model layer by layer."""
+    """Require FSDP2, and have the model sharded layer by layer."""
     plugin = cast(Any, accelerator.state).fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError("this is FSDP version 1; set fsdp_version: 2 in accelerate's configuration")
-    if plugin.auto_wrap_policy is None:  # which would gather the whole model at once
+    if plugin.auto_wrap_policy is None:  # without one, the full model would be gathered at once
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = layer_classes(model)
 
 
 def layer_classes(model: TokenModel) -> list[str]:
-    """Names of the classes of the model's repeated layers."""
+    """Names of the classes of the model's transformer layers: the modules of its largest ModuleList."""
     lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
-    longest = max(lists, key=lambda each: sum(parameter.numel() for parameter in each.parameters()))
-    return sorted({type(layer).__name__ for layer in longest})
+    largest = max(lists, key=lambda each: sum(parameter.numel() for parameter in each.parameters()))
+    return sorted({type(layer).__name__ for layer in largest})
 
 
 def gradients_fit(trained: float, free: float) -> bool:
-    """Whether whole gradients of all trained parameters, of so many bytes, take at most half of what is free."""
+    """Whether full gradients of all trained parameters fit into half of the free memory; both in bytes."""
     return trained <= free / 2

@@ -1,4 +1,4 @@
-"""What a rank holds of a model in training, and how much memory is free for it."""
+"""Memory: the fraction of a model's state on one rank, bytes of parameters, free bytes."""
 
 import os
 from collections.abc import Iterable
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class StateFractions:
-    """What a rank holds of a model in training.
+    """The size of a model's state in training on one rank, as multiples of the full size.
 
     Args:
-        weights: Of all parameters and buffers.
-        gradients: Of the trained parameters' size, at the most.
-        optimizer: Of the trained parameters' size: AdamW's two moments, and the weights that it updates where these are
-            a copy.
+        weights: Multiple of the size of all parameters and buffers.
+        gradients: Multiple of the size of the trained parameters, at the peak.
+        optimizer: Multiple of the size of the trained parameters: AdamW's two moments, and the copy of the weights that
+            DeepSpeed updates.
     """
 
     weights: float = 1.0
@@ -26,23 +26,23 @@ class StateFractions:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that are free for this process: on its device, or its share of the machine's for a CPU."""
+    """Free bytes of memory for this process: those of its GPU, or those of the machine divided by its local ranks."""
     if device.type == "cpu":
         return float(psutil.virtual_memory().available) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return float(torch.get_device_module(device).mem_get_info(device)[0])
 
 
 def trained_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters that are trained, whole: those of a gradient, or of a moment of AdamW."""
-    return whole_bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
+    """Bytes of all trained parameters, unsharded; AdamW's moments and full gradients have the same size each."""
+    return full_bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
 
 
-def whole_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors, of those in shards as a whole."""
-    return sum(whole_shape(each).numel() * each.element_size() for each in tensors)
+def full_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, unsharded."""
+    return sum(full_shape(each).numel() * each.element_size() for each in tensors)
 
 
-def whole_shape(parameter: Tensor) -> torch.Size:
-    """Shape of a parameter; one that ZeRO-3 has taken into shards is empty, and carries it."""
+def full_shape(parameter: Tensor) -> torch.Size:
+    """Unsharded shape of a parameter; ZeRO-3 leaves an empty tensor with the shape as an attribute."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape

@@ -1,6 +1,8 @@
-"""Token batches with little padding, texts sorted by length, or with none, texts one after the other.
+"""Token batches in chunks: padded, with texts of similar length together, or packed one after the other.
 
-A chunk holds as many texts as a budget of positions allows. Shapes: B texts, L tokens of the longest, T of all.
+A chunk holds as many texts as fit into a given number of positions (tokens, with padding where there is any).
+
+Shapes: B texts of a chunk, L tokens of the longest of them, T tokens of all of them, n texts of a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,22 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nestling.batches.groups import GroupChunk, Part, join_groups
+from nestling.batches.prefix_sharing import PromptGroup, SharedPrefixChunk, pack_groups
 
 
 def token_budget(device: torch.device) -> int:
-    """Positions of a chunk: as many as keep a GPU busy, or as few as stay in a CPU's caches."""
+    """The default size of a chunk in positions: enough to keep a GPU busy, few enough to stay in a CPU's caches."""
     return 1024 if device.type == "cpu" else 16384
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Texts of similar length.
+    """Texts of similar length, padded.
 
     Args:
         input_ids: [B, L] int64, padded on the right.
         lengths: [B] int64, tokens of each text.
-        padded: Whether any position is padding; kept, since asking a GPU would wait for it.
+        padded: Whether any position is padding; a Python bool, since reading it from `lengths` would wait for the GPU.
     """
 
     input_ids: Tensor
@@ -39,7 +41,7 @@ class Chunk:
         return self.input_ids.numel()
 
     @property
-    def longest(self) -> int:
+    def max_seqlen(self) -> int:
         """Tokens of the longest text."""
         return self.input_ids.shape[1]
 
@@ -47,7 +49,7 @@ class Chunk:
         return Chunk(self.input_ids.to(device), self.lengths.to(device), self.padded)
 
     def halves(self) -> "list[Chunk]":
-        """The longer texts and the shorter ones, apart; itself if it is a single text."""
+        """Two chunks, of the longer and of the shorter texts; a single text stays one chunk."""
         middle = len(self.lengths) // 2
         parts = [(self.input_ids[:middle], self.lengths[:middle]), (self.input_ids[middle:], self.lengths[middle:])]
         return [Chunk(ids[:, : int(lengths.max())], lengths, self.padded) for ids, lengths in parts if len(lengths)]
@@ -55,21 +57,21 @@ class Chunk:
 
 @dataclass(frozen=True)
 class PackedChunk:
-    """Texts one after the other in one row, for causal models with attention that knows where each begins.
+    """Texts one after the other in one row, for causal models whose attention reads `cu_seqlens`.
 
     Args:
         input_ids: [1, T] int64.
         lengths: [B] int64, tokens of each text.
         position_ids: [1, T] int64, from 0 in each text.
-        cu_seqlens: [B + 1] int32, where each text begins, and the end.
-        longest: Tokens of the longest text; kept, since asking a GPU would wait for it.
+        cu_seqlens: [B + 1] int32, cumulative lengths, as in FlashAttention's variable-length functions.
+        max_seqlen: Tokens of the longest text; a Python int, since reading it from `lengths` would wait for the GPU.
     """
 
     input_ids: Tensor
     lengths: Tensor
     position_ids: Tensor
     cu_seqlens: Tensor
-    longest: int
+    max_seqlen: int
 
     @property
     def positions(self) -> int:
@@ -77,8 +79,8 @@ class PackedChunk:
         return self.input_ids.numel()
 
     def attention_arguments(self) -> dict[str, Any]:
-        """What `nestling.models.attention.varlen_attention` and the model have to know."""
-        return {"position_ids": self.position_ids, "cu_seqlens": self.cu_seqlens, "longest": self.longest}
+        """Keyword arguments for the model and `nestling.models.attention.varlen_attention`."""
+        return {"position_ids": self.position_ids, "cu_seqlens_q": self.cu_seqlens, "max_seqlen_q": self.max_seqlen}
 
     def to(self, device: torch.device) -> "PackedChunk":
         return PackedChunk(
@@ -86,26 +88,27 @@ class PackedChunk:
             self.lengths.to(device),
             self.position_ids.to(device),
             self.cu_seqlens.to(device),
-            self.longest,
+            self.max_seqlen,
         )
 
     def halves(self) -> "list[PackedChunk]":
+        """Two chunks, of the first and of the second half of the texts; a single text stays one chunk."""
         texts = self.input_ids[0].split(self.lengths.tolist())
         middle = len(texts) // 2
         return [concatenate([text.tolist() for text in half]) for half in (texts[:middle], texts[middle:]) if half]
 
 
 TextChunk = Chunk | PackedChunk
-AnyChunk = TextChunk | GroupChunk
+AnyChunk = TextChunk | SharedPrefixChunk
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Texts in chunks, longest first.
+    """Texts in chunks, the longest texts first.
 
     Args:
-        chunks: The texts by length.
-        position: [n] int64, where each text of the caller stands in the concatenated chunks.
+        chunks: The texts, sorted by length.
+        position: [n] int64, the index of each text of the caller in the concatenated chunks.
         tokens: Tokens of all texts, without padding.
     """
 
@@ -127,36 +130,41 @@ class TokenBatch:
                 else [row[:length] for row, length in zip(chunk.input_ids, lengths, strict=True)]
             )
             rows += [part.tolist() for part in parts]
-        return [rows[place] for place in self.position.tolist()]
+        return [rows[i] for i in self.position.tolist()]
 
     def halved(self) -> "TokenBatch":
-        """The same texts in chunks of half as many."""
+        """The same texts, each chunk split into two."""
         return TokenBatch([half for chunk in self.chunks for half in chunk.halves()], self.position, self.tokens)
 
 
 def pack(ids: Sequence[Sequence[int]], chunk_tokens: int, pad_id: int, *, padding_free: bool = False) -> TokenBatch:
-    """Sort texts by length and cut them into chunks of at most `chunk_tokens` positions, padding included.
+    """Sort texts by length and split them into chunks of at most `chunk_tokens` positions, padding included.
 
-    A text longer than the budget makes a chunk of its own. Sorting is stable, so that equal inputs give equal chunks.
-    With `padding_free` the chunks are packed.
+    A text longer than that is a chunk of its own. Sorting is stable, so that equal inputs give equal chunks.
+
+    Args:
+        ids: Token ids of each text.
+        chunk_tokens: Positions of a chunk, at most.
+        pad_id: Token that pads.
+        padding_free: Make packed chunks instead of padded ones.
     """
     lengths = torch.tensor([len(each) for each in ids], dtype=torch.int64)
     order = torch.argsort(lengths, descending=True, stable=True)
     position = torch.empty_like(order)
     position[order] = torch.arange(len(order))
-    cut = by_tokens if padding_free else by_budget
-    rows = cut(order.tolist(), lengths.tolist(), chunk_tokens)
+    split = split_packed if padding_free else split_padded
+    rows = split(order.tolist(), lengths.tolist(), chunk_tokens)
     texts = ([ids[i] for i in each] for each in rows)
     chunks = [concatenate(each) if padding_free else pad(each, pad_id) for each in texts]
     return TokenBatch(chunks, position, int(lengths.sum()))
 
 
-def by_tokens(order: list[int], lengths: list[int], budget: int) -> Iterator[list[int]]:
-    """Cut `order` so that the tokens of a part stay within `budget`."""
+def split_packed(order: list[int], lengths: list[int], max_positions: int) -> Iterator[list[int]]:
+    """Split `order`, indices of texts, into parts of at most `max_positions` tokens, or of one text."""
     part: list[int] = []
     tokens = 0
     for i in order:
-        if part and tokens + lengths[i] > budget:
+        if part and tokens + lengths[i] > max_positions:
             yield part
             part, tokens = [], 0
         part.append(i)
@@ -166,7 +174,7 @@ def by_tokens(order: list[int], lengths: list[int], budget: int) -> Iterator[lis
 
 
 def concatenate(ids: Sequence[Sequence[int]]) -> PackedChunk:
-    """Texts one after the other."""
+    """A packed chunk of texts, given their token ids."""
     lengths = torch.tensor([len(each) for each in ids], dtype=torch.int64)
     cu_seqlens = torch.zeros(len(ids) + 1, dtype=torch.int32)
     cu_seqlens[1:] = lengths.cumsum(dim=0)
@@ -175,22 +183,22 @@ def concatenate(ids: Sequence[Sequence[int]]) -> PackedChunk:
         lengths=lengths,
         position_ids=torch.cat([torch.arange(len(each)) for each in ids])[None],
         cu_seqlens=cu_seqlens,
-        longest=int(lengths.max()),
+        max_seqlen=int(lengths.max()),
     )
 
 
-def by_budget(order: list[int], lengths: list[int], budget: int) -> Iterator[list[int]]:
-    """Cut `order`, longest first, so that rows x longest stays within `budget`."""
+def split_padded(order: list[int], lengths: list[int], max_positions: int) -> Iterator[list[int]]:
+    """Split `order`, indices of texts from the longest, into parts of at most `max_positions`, or of one text."""
     starts = [0]
     for i in range(len(order)):
-        if i > starts[-1] and (i + 1 - starts[-1]) * lengths[order[starts[-1]]] > budget:
+        if i > starts[-1] and (i + 1 - starts[-1]) * lengths[order[starts[-1]]] > max_positions:
             starts.append(i)
     for start, end in pairwise([*starts, len(order)]):
         yield order[start:end]
 
 
 def pad(ids: Sequence[Sequence[int]], pad_id: int) -> Chunk:
-    """Pad on the right to the longest text."""
+    """A chunk of texts, given their token ids, padded on the right to the longest."""
     lengths = torch.tensor([len(each) for each in ids], dtype=torch.int64)
     input_ids = torch.full((len(ids), int(lengths.max())), pad_id, dtype=torch.int64)
     for row, each in enumerate(ids):
@@ -198,6 +206,8 @@ def pad(ids: Sequence[Sequence[int]], pad_id: int) -> Chunk:
     return Chunk(input_ids, lengths, padded=int(lengths.min()) < input_ids.shape[1])
 
 
-def to_chunk(groups: Sequence[Part], *, share: bool, packed: bool) -> AnyChunk:
-    """Prompts of some groups in one chunk, in order; padded for attention that cannot read packed ones."""
-    return join_groups(groups, share=share) if packed else pad([prompt for part in groups for prompt in part], 0)
+def prompts_to_chunk(groups: Sequence[PromptGroup], *, share_prefix: bool, padding_free: bool) -> AnyChunk:
+    """One chunk of the prompts of some groups, in order: packed, or padded for other attention than `varlen`."""
+    if padding_free:
+        return pack_groups(groups, share_prefix=share_prefix)
+    return pad([prompt for group in groups for prompt in group], 0)

@@ -1,7 +1,7 @@
-"""What a yes/no reranker reads: the prompt of Qwen3-Reranker, byte for byte, within token budgets.
+"""Prompts of a yes/no reranker: the format of Qwen3-Reranker, byte for byte, within length limits.
 
-Only the query and the document are ever cut; the prefix, the instruction and the suffix, whose last token the answer
-is read at, never are.
+Only the query and the document are truncated. The prefix, the instruction and the suffix never are: the model answers
+at the last token of the suffix.
 """
 
 from bisect import bisect_left
@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from nestling.batches.prompts import (
     DEFAULT_INSTRUCTION,
+    characters_to_read,
     copy_backend,
-    encode_beginnings,
-    first_characters,
+    encode_truncated,
     padding_id,
 )
 
@@ -29,12 +29,12 @@ BEFORE_DOCUMENT = "\n<Document>: "
 
 @dataclass(frozen=True)
 class RerankPrompt:
-    """A prompt that ends where the model answers yes or no: prefix + body + suffix.
+    """The prompt for a query and a document: prefix + body + suffix, after which the model answers yes or no.
 
     Args:
-        prefix: Before the body.
-        suffix: After the body.
-        instruction: Of a query that comes without one of its own.
+        prefix: Text before the body.
+        suffix: Text after the body.
+        instruction: Instruction of a query that has none.
     """
 
     prefix: str = DEFAULT_PREFIX
@@ -42,22 +42,22 @@ class RerankPrompt:
     instruction: str = DEFAULT_INSTRUCTION
 
     def body(self, query: str, document: str, instruction: str | None = None) -> str:
-        """Instruction, query and document, as Qwen3-Reranker was trained to read them: single line breaks."""
+        """Instruction, query and document, separated by single line breaks as in Qwen3-Reranker's training."""
         return f"{self.before_query(instruction)}{query}{BEFORE_DOCUMENT}{document}"
 
     def before_query(self, instruction: str | None = None) -> str:
-        """The body up to the query."""
+        """The part of the body before the query."""
         return f"<Instruct>: {self.instruction if instruction is None else instruction}\n<Query>: "
 
 
 @dataclass(frozen=True)
 class TokenizedPairs:
-    """Prompts of one query with each of its documents.
+    """Tokenised prompts of one query with each of its documents.
 
     Args:
-        ids: Token ids of the whole prompts, one a document.
-        truncated_query: Whether the query was cut.
-        truncated_documents: How many of the documents were cut.
+        ids: Token ids of the whole prompts, one for each document.
+        truncated_query: Whether the query was truncated.
+        truncated_documents: How many documents were truncated.
     """
 
     ids: list[list[int]]
@@ -66,19 +66,20 @@ class TokenizedPairs:
 
 
 class PairTokenizer:
-    """Tokenises the prompts of a query and its documents as the public usage of Qwen3-Reranker does.
+    """Tokenises the prompts of a query and its documents as the published example code of Qwen3-Reranker does.
 
-    The prefix, the body and the suffix are encoded apart and joined. The body is encoded as one string, since byte
-    pairs merge across `<Document>: `: a token belongs to the text in which it starts.
+    The prefix, the body and the suffix are tokenised separately and concatenated. The body is tokenised as one string,
+    because byte pairs merge across its boundaries, as after `<Document>: `; a token counts towards the text in which it
+    starts.
 
     Args:
         tokenizer: A fast tokenizer; it is copied, and its own truncation, padding and special tokens are not used.
-        prompt: The prompt.
-        yes: The word of a relevant document, one token.
-        no: The word of any other, another token.
+        prompt: The prompt format.
+        yes: The answer for a relevant document; one token.
+        no: The answer for any other document; one token, not that of `yes`.
 
     Raises:
-        ValueError: `yes` or `no` is not a token of its own.
+        ValueError: `yes` or `no` is not a single token, or both are the same token.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class PairTokenizer:
         self.backend = copy_backend(tokenizer)
         self.prompt = prompt
         self.pad_id = padding_id(tokenizer)
-        self.yes_id, self.no_id = self._answer(yes), self._answer(no)
+        self.yes_id, self.no_id = self._answer_id(yes), self._answer_id(no)
         if self.yes_id == self.no_id:
             raise ValueError(f"{yes!r} and {no!r} are the same token, {self.yes_id}; the answers must be two tokens")
         self._prefix, self._suffix = self._encode(prompt.prefix).ids, self._encode(prompt.suffix).ids
@@ -104,30 +105,30 @@ class PairTokenizer:
         """Prompts of `query` with each of `documents`.
 
         Args:
-            query: A longer one keeps its end.
-            documents: Longer ones keep their beginnings.
-            instruction: Of the query; None for the prompt's.
+            query: The query; truncation keeps its end.
+            documents: The documents; truncation keeps their beginnings.
+            instruction: The query's instruction; None for that of the prompt format.
             query_max_length: Tokens that may start in the query.
             document_max_length: Tokens that may start in a document.
 
         Raises:
-            ValueError: A budget below 1.
+            ValueError: A maximum length below 1.
         """
-        for name, budget in (("query_max_length", query_max_length), ("document_max_length", document_max_length)):
-            if budget < 1:
-                raise ValueError(f"{name} is {budget}; expected at least 1 token")
-        kept_query = self._end_of_query(query, query_max_length, instruction)
-        head = self.prompt.body(kept_query, "", instruction)
+        for name, length in (("query_max_length", query_max_length), ("document_max_length", document_max_length)):
+            if length < 1:
+                raise ValueError(f"{name} is {length}; expected at least 1 token")
+        kept_query = self._truncate_query(query, query_max_length, instruction)
+        prefix = self.prompt.body(kept_query, "", instruction)
 
         def kept_tokens(encoding: Encoding) -> int:
-            return bisect_left(encoding.offsets, (len(head), 0)) + document_max_length
+            return bisect_left(encoding.offsets, (len(prefix), 0)) + document_max_length
 
-        def kept_until(encoding: Encoding) -> int | None:
+        def end_of_kept(encoding: Encoding) -> int | None:
             kept = kept_tokens(encoding)
             return encoding.offsets[kept - 1][1] if len(encoding.ids) >= kept else None
 
-        encodings = encode_beginnings(
-            self.backend, documents, document_max_length, kept_until, head=head, special_tokens=False
+        encodings = encode_truncated(
+            self.backend, documents, document_max_length, end_of_kept, prefix=prefix, special_tokens=False
         )
         kept = [kept_tokens(encoding) for encoding in encodings]
         return TokenizedPairs(
@@ -137,31 +138,33 @@ class PairTokenizer:
         )
 
     def overhead(self, instruction: str | None = None) -> int:
-        """Tokens of a prompt that are neither its query's nor its document's."""
+        """Tokens of a prompt beside those of its query and its document."""
         return len(self._prefix) + len(self._encode(self.prompt.body("", "", instruction)).ids) + len(self._suffix)
 
     def _encode(self, text: str) -> Encoding:
         return self.backend.encode(text, add_special_tokens=False)
 
-    def _answer(self, word: str) -> int:
+    def _answer_id(self, word: str) -> int:
         encoding = self._encode(word)
         if len(encoding.ids) != 1:
             raise ValueError(
-                f"the tokenizer makes {encoding.tokens} of the answer {word!r}; expected one token, choose another word"
+                f"the tokenizer splits the answer {word!r} into {encoding.tokens}; expected one token, "
+                "choose another word"
             )
         return int(encoding.ids[0])
 
-    def _end_of_query(self, query: str, max_length: int, instruction: str | None) -> str:
-        """The end of the query in which at most `max_length` tokens start, all of it if possible."""
-        read = first_characters(max_length)
+    def _truncate_query(self, query: str, max_length: int, instruction: str | None) -> str:
+        """The query, or the longest end of it in which at most `max_length` tokens start."""
+        read = characters_to_read(max_length)
         end = query[-read:]
         starts = self._token_starts(end, instruction)
-        # As with documents: tokens near the cut may be of half a word.
+        # As in `encode_truncated`: the query may have been cut inside a word, whose tokens would differ.
         while read < len(query) and (len(starts) <= max_length or starts[-max_length] < read // 2):
             read *= 4
             end = query[-read:]
             starts = self._token_starts(end, instruction)
-        # What is left may split into other tokens than before, and several tokens may make one character.
+        # A shorter query may be tokenised differently than as part of a longer one, and several tokens may encode one
+        # character: drop tokens until few enough are left.
         while len(starts) > max_length:
             dropped = starts[-max_length - 1]
             end = end[min((start for start in starts[-max_length:] if start > dropped), default=len(end)) :]
@@ -169,7 +172,7 @@ class PairTokenizer:
         return end
 
     def _token_starts(self, query: str, instruction: str | None) -> list[int]:
-        """Characters of the query at which its tokens start."""
+        """For each token that starts in the query, the character of the query at which it starts."""
         before = len(self.prompt.before_query(instruction))
         offsets = self._encode(self.prompt.body(query, "", instruction)).offsets
         return [start - before for start, _ in offsets if 0 <= start - before < len(query)]

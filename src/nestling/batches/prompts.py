@@ -1,4 +1,4 @@
-"""What a model reads: prompts, byte for byte, and token budgets that never cut the end token."""
+"""Prompts of an embedder, and a tokenizer wrapper whose truncation keeps the end-of-text token."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,82 +10,90 @@ from transformers import PreTrainedTokenizerBase
 
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
-# Texts are read only so many characters a token at first: a 10 MB text costs no more than a long one.
+# Characters that are tokenised at first for each wanted token: a 10 MB text costs no more than a long one.
 CHARACTERS_PER_TOKEN = 32
-# No fewer than these: half of them are more than the 100 that WordPiece reads of a word.
-LEAST_CHARACTERS = 512
+# But at least these: half of them exceed the 100 characters up to which WordPiece splits a word.
+MIN_CHARACTERS = 512
 
 
 def instruct(instruction: str) -> str:
-    """Query prefix of the instruction-aware models (Qwen3 Embedding, E5-Mistral): no space after `Query:`."""
+    """Query prompt of instruction-aware models (Qwen3 Embedding, E5-Mistral): no space after `Query:`."""
     return f"Instruct: {instruction}\nQuery:"
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prefixes of queries and documents.
+    """Prompts that are put before queries and documents.
 
     Args:
-        default_query: Prefix of a query that comes without an instruction of its own.
-        document: Prefix of every document.
+        default_query: Prompt of a query that has no instruction.
+        document: Prompt of every document.
     """
 
     default_query: str = ""
     document: str = ""
 
     def query(self, instruction: str | None = None) -> str:
-        """Prefix of a query, from its instruction if it has one."""
+        """Prompt of a query, made from its instruction if it has one."""
         return self.default_query if instruction is None else instruct(instruction)
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Token ids of some texts, special tokens included, and how many of the texts were cut."""
+    """Token ids of some texts, special tokens included, and how many of the texts were truncated."""
 
     ids: list[list[int]]
     truncated: int
 
 
 class TextTokenizer:
-    """Tokenises prompt + text within a budget; the special tokens at the end survive the cut.
+    """Tokenises texts with their prompts; truncation keeps the special tokens at the end.
 
     Args:
         tokenizer: A fast tokenizer; it is copied, and its own truncation and padding are not used.
-        require_end: Every text must end in a special token, which last-token pooling reads. A tokenizer that does not
-            append one (base models) is given a post-processor that does.
+        require_end: Every text must end in a special token, the one that last-token pooling reads. If the tokenizer
+            does not append one (base models), its copy gets a post-processor that does.
+
+    Attributes:
+        appended_end: The end token that the post-processor had to be added for; None otherwise.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, require_end: bool) -> None:
         self.backend = copy_backend(tokenizer)
         self.pad_id = padding_id(tokenizer)
         self.end_id: int | None = None
-        self.appended_end: str | None = None  # the token that the tokenizer had to be taught to append
+        self.appended_end: str | None = None
         if require_end:
             self.appended_end = self._ensure_end(tokenizer)
             self.end_id = self.backend.encode("a").ids[-1]
 
     def __call__(self, texts: Sequence[str], max_length: int) -> Tokenized:
-        """Token ids of `texts` (prompts included), each at most `max_length` long; ValueError if the end is lost."""
+        """Token ids of `texts`, which include their prompts, each truncated to `max_length` tokens.
+
+        Raises:
+            ValueError: `max_length` leaves no room for text, or a text does not end in the end token.
+        """
         if max_length <= self.special_tokens:
             raise ValueError(
-                f"{max_length} tokens leave no room beside the {self.special_tokens} special ones of a text"
+                f"a maximum length of {max_length} tokens leaves no room for text: "
+                f"{self.special_tokens} special tokens are added to each; raise it"
             )
         self.backend.enable_truncation(max_length)
 
-        def kept_until(encoding: Encoding) -> int | None:
-            return last_character(encoding) if len(encoding.ids) == max_length else None
+        def end_of_kept(encoding: Encoding) -> int | None:
+            return end_of_last_token(encoding) if len(encoding.ids) == max_length else None
 
-        encodings = encode_beginnings(self.backend, texts, max_length, kept_until)
+        encodings = encode_truncated(self.backend, texts, max_length, end_of_kept)
         ids = [encoding.ids for encoding in encodings]
         self._check_end(ids, texts)
-        limit = first_characters(max_length)
-        cut = sum(
+        limit = characters_to_read(max_length)
+        truncated = sum(
             bool(encoding.overflowing) or len(text) > limit for encoding, text in zip(encodings, texts, strict=True)
         )
-        return Tokenized(ids, cut)
+        return Tokenized(ids, truncated)
 
     def overhead(self, prompt: str) -> int:
-        """Tokens of a text that are not its own: the prompt's and the special ones."""
+        """Tokens that are added to a text: those of the prompt and the special tokens."""
         self.backend.no_truncation()
         return len(self.backend.encode(prompt).ids)
 
@@ -95,6 +103,7 @@ class TextTokenizer:
         return self.backend.num_special_tokens_to_add(is_pair=False)
 
     def _ensure_end(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Make the backend append an end token unless it does already; returns the token that was added, if any."""
         special = {token for token, each in tokenizer.added_tokens_decoder.items() if each.special}
         if self.backend.encode("a").ids[-1] in special:
             return None
@@ -129,45 +138,46 @@ def copy_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token; 0 for a tokenizer without one, since what stands at the padding is never read."""
+    """Id of the padding token; 0 for a tokenizer without one, since nothing reads padded positions."""
     return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
-def first_characters(max_length: int) -> int:
-    """How many characters of a text are read at first for `max_length` tokens."""
-    return max(CHARACTERS_PER_TOKEN * max_length, LEAST_CHARACTERS)
+def characters_to_read(max_length: int) -> int:
+    """How many characters of a text to tokenise at first, to get `max_length` tokens."""
+    return max(CHARACTERS_PER_TOKEN * max_length, MIN_CHARACTERS)
 
 
-def encode_beginnings(
+def encode_truncated(
     backend: Tokenizer,
     texts: Sequence[str],
     max_length: int,
-    kept_until: Callable[[Encoding], int | None],
+    end_of_kept: Callable[[Encoding], int | None],
     *,
-    head: str = "",
+    prefix: str = "",
     special_tokens: bool = True,
 ) -> list[Encoding]:
-    """Encodings of head + text, each text read only as far as its kept tokens need.
+    """Encode prefix + text, tokenising no more of a long text than truncation needs.
 
     Args:
-        backend: Encodes; its truncation is the caller's.
+        backend: The tokenizer; the caller sets its truncation.
         texts: The texts.
-        max_length: Tokens that are kept of a text.
-        kept_until: The character of head + text where the last kept token ends; None while there are fewer than wanted.
-        head: Stands before every text.
+        max_length: Tokens of a text that the caller keeps.
+        end_of_kept: Given an encoding, the character of prefix + text at which the last kept token ends; None if the
+            encoding has fewer tokens than are kept.
+        prefix: Put before every text.
         special_tokens: Whether the tokenizer adds its special tokens.
     """
-    first = first_characters(max_length)
-    encodings = backend.encode_batch([head + text[:first] for text in texts], add_special_tokens=special_tokens)
+    first = characters_to_read(max_length)
+    encodings = backend.encode_batch([prefix + text[:first] for text in texts], add_special_tokens=special_tokens)
     for i, text in enumerate(texts):
         read = first
-        # Tokens near the cut may be of half a word.
-        while read < len(text) and ((end := kept_until(encodings[i])) is None or end - len(head) > read // 2):
+        # The text may have been cut inside a word, whose tokens would differ: the kept tokens must end well before.
+        while read < len(text) and ((end := end_of_kept(encodings[i])) is None or end - len(prefix) > read // 2):
             read *= 4
-            encodings[i] = backend.encode(head + text[:read], add_special_tokens=special_tokens)
+            encodings[i] = backend.encode(prefix + text[:read], add_special_tokens=special_tokens)
     return encodings
 
 
-def last_character(encoding: Encoding) -> int:
-    """Where in its text the last token ends that was kept."""
+def end_of_last_token(encoding: Encoding) -> int:
+    """The character of its text at which the last token of an encoding ends."""
     return max(end for _, end in encoding.offsets)

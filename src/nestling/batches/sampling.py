@@ -1,8 +1,8 @@
-"""Which rows make up which batch, by index: one dataset a batch, no text twice where that can be helped.
+"""The rows of each global batch, by index: every batch comes from one dataset, if possible without repeated texts.
 
-Plans are functions of (seed, epoch), the same on every rank. A dataset is an endless stream of passes, each a new
-permutation of its rows; an epoch takes its share of batches from the stream, so no row is ever dropped for want of a
-full batch, and resuming means skipping plans.
+Batches depend only on the seed and are the same on every rank. The rows of a dataset are an endless stream, reshuffled
+after each row epoch (each time that all rows have been visited). A training epoch takes a fixed number of batches from
+each stream, so that no row is dropped for lack of a full batch, and resuming a run means skipping batches.
 """
 
 import math
@@ -14,22 +14,22 @@ from itertools import chain, islice
 import numpy as np
 import xxhash
 
-from nestling.records import RecordTable
+from nestling.records.table import RecordTable
 
-# How many batches' worth of rows are looked through for ones that do not clash with a batch.
+# A batch is chosen from the next rows of the stream: so many times the batch size.
 LOOKAHEAD = 8
 
-Visit = tuple[int, int]  # a row and how often the stream had been through all rows before
+RowAndEpoch = tuple[int, int]  # a row, and the number of row epochs completed before this visit to it
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset and how it takes part in training.
+    """A dataset and how it is used in training.
 
     Args:
         table: Its rows.
-        weight: How often an epoch visits each row.
-        in_batch_negatives: Whether documents of other rows are negatives.
+        weight: How often a training epoch visits each row.
+        in_batch_negatives: Whether the documents of other rows in the batch are negatives.
     """
 
     table: RecordTable
@@ -39,12 +39,13 @@ class Source:
 
 @dataclass(frozen=True)
 class BatchIndices:
-    """One global batch by index.
+    """The rows of one global batch.
 
     Args:
-        source: Which dataset.
-        rows: Its rows, one a query.
-        row_epochs: For each row, how often the dataset had been gone through before; rotates what is drawn.
+        source: Index of the dataset.
+        rows: Indices of rows in the dataset; each row has one query.
+        row_epochs: For each row, how often all rows of the dataset had been visited before; `RowSampler` chooses other
+            positives and negatives in each row epoch.
     """
 
     source: int
@@ -54,12 +55,12 @@ class BatchIndices:
 
 @dataclass(frozen=True)
 class RowSampler:
-    """What is drawn from each row.
+    """Chooses the positives and hard negatives that a row contributes to a batch.
 
     Args:
-        positives: At most so many positives a query.
-        negatives: At most so many hard negatives a query.
-        seed: Seeds their order.
+        positives: Positives of each query, at most.
+        negatives: Hard negatives of each query, at most.
+        seed: Seeds the order in which they are chosen.
     """
 
     positives: int
@@ -67,12 +68,12 @@ class RowSampler:
     seed: int
 
     def __call__(self, table: RecordTable, row: int, row_epoch: int) -> tuple[list[int], list[int]]:
-        """Indices of the positives and negatives that `row` brings in its stream's epoch number `row_epoch`."""
+        """Indices of the positives and of the negatives of `row` that are used in row epoch `row_epoch`."""
         positives = self._rotate(len(table.positive_ids(row)), self.positives, 2 * row, row_epoch)
         return positives, self._rotate(len(table.negative_ids(row)), self.negatives, 2 * row + 1, row_epoch)
 
     def _rotate(self, available: int, wanted: int, salt: int, row_epoch: int) -> list[int]:
-        """`wanted` of `available`: a window that moves on over a permutation of the row's own."""
+        """`wanted` indices below `available`: a window that moves along a fixed permutation with each row epoch."""
         if available <= wanted:
             return list(range(available))
         order = random.Random(f"{self.seed} {salt}").sample(range(available), available)
@@ -81,14 +82,14 @@ class RowSampler:
 
 
 class BatchSampler:
-    """Plans of all epochs.
+    """Chooses the rows of every global batch, epoch after epoch.
 
     Args:
         sources: The datasets.
         batch_size: Queries in a global batch.
-        row_sampler: What is drawn from each row.
-        seed: Seeds order and mixture.
-        mixing_temperature: Datasets take part in proportion to size ** (1 / temperature).
+        row_sampler: Chooses the positives and negatives of each row.
+        seed: Seeds the order of rows and of datasets.
+        mixing_temperature: Datasets are sampled in proportion to size ** (1 / temperature).
 
     Raises:
         ValueError: A dataset has fewer rows than a batch.
@@ -120,62 +121,65 @@ class BatchSampler:
         return sum(self.batches_per_epoch)
 
     def fingerprint(self) -> str:
-        """Changes with any text of any dataset, so that a resumed run notices."""
+        """A hash of all texts of all datasets, by which a resumed run detects that its data has changed."""
         digest = xxhash.xxh3_128()
         for source in self.sources:
             digest.update(source.table.identity.encode())
         return digest.hexdigest()
 
-    def exchange(self, step: int, tables: Sequence[RecordTable]) -> None:
-        """From the plan numbered `step` on, the datasets are these: the same rows, with other negatives."""
+    def replace_tables(self, step: int, tables: Sequence[RecordTable]) -> None:
+        """From batch number `step` on, use these tables: the same rows, with other negatives."""
         assert [len(table) for table in tables] == [len(source.table) for source in self.sources]
         self._tables[step] = list(tables)
 
     def batches(self, skip: int = 0) -> Iterator[BatchIndices]:
-        """Plans without end, epoch after epoch, from the one numbered `skip`."""
+        """An endless iterator over batches, epoch after epoch, without the first `skip`."""
         return islice(self._all_batches(), skip, None)
 
     def _all_batches(self) -> Iterator[BatchIndices]:
         tables: list[RecordTable] = []
-        streams = [self._stream(i, tables) for i in range(len(self.sources))]
-        for number, i in enumerate(self._turns()):
+        streams = [self._source_batches(i, tables) for i in range(len(self.sources))]
+        for number, i in enumerate(self._source_order()):
             tables[:] = self._tables.get(number, tables)
             yield next(streams[i])
 
-    def _turns(self) -> Iterator[int]:
-        """Which dataset each batch is of."""
+    def _source_order(self) -> Iterator[int]:
+        """The index of the dataset of each batch."""
         for epoch in range(2**31):
-            turns = [i for i, batches in enumerate(self.batches_per_epoch) for _ in range(batches)]
-            random.Random(f"{self.seed} epoch {epoch}").shuffle(turns)
-            yield from turns
+            order = [i for i, batches in enumerate(self.batches_per_epoch) for _ in range(batches)]
+            random.Random(f"{self.seed} epoch {epoch}").shuffle(order)
+            yield from order
 
-    def _stream(self, source: int, tables: Sequence[RecordTable]) -> Iterator[BatchIndices]:
-        """Batches of one dataset: rows in random order, those that clash with the batch put off to a later one.
+    def _source_batches(self, source: int, tables: Sequence[RecordTable]) -> Iterator[BatchIndices]:
+        """Batches of one dataset: its rows in random order; a row that conflicts with the batch waits for a later one.
 
-        `tables` are all datasets as they are at the time.
+        Args:
+            source: Index of the dataset.
+            tables: The current tables of all datasets; the caller replaces them in place.
         """
-        rows = self._visits(source)
-        waiting: list[Visit] = []
+        rows = self._shuffled_rows(source)
+        deferred: list[RowAndEpoch] = []
         while True:
             texts = BatchTexts()
-            batch: list[Visit] = []
-            put_off: list[Visit] = []
-            for visit in chain(waiting, islice(rows, max(0, LOOKAHEAD * self.batch_size - len(waiting)))):
-                fits = len(batch) < self.batch_size and texts.add(*self._texts(tables[source], *visit))
-                (batch if fits else put_off).append(visit)
+            batch: list[RowAndEpoch] = []
+            rejected: list[RowAndEpoch] = []
+            for candidate in chain(deferred, islice(rows, max(0, LOOKAHEAD * self.batch_size - len(deferred)))):
+                fits = len(batch) < self.batch_size and texts.add(*self._texts(tables[source], *candidate))
+                (batch if fits else rejected).append(candidate)
             missing = self.batch_size - len(batch)
-            waiting = put_off[missing:]
-            batch += put_off[:missing]
+            deferred = rejected[missing:]
+            batch += rejected[:missing]  # with conflicts, where too few rows are without
             yield BatchIndices(source, [row for row, _ in batch], [row_epoch for _, row_epoch in batch])
 
-    def _visits(self, source: int) -> Iterator[Visit]:
+    def _shuffled_rows(self, source: int) -> Iterator[RowAndEpoch]:
+        """An endless stream of a dataset's rows."""
         count = len(self.sources[source].table)
         for row_epoch in range(2**31):
             order = np.random.default_rng([self.seed, source, row_epoch]).permutation(count)
             yield from ((int(row), row_epoch) for row in order)
 
     def _texts(self, table: RecordTable, row: int, row_epoch: int) -> tuple[int, list[int], list[int]]:
-        """Identities of the query, positives and negatives that a row brings."""
+        """Text ids of a row's query, and of the positives and negatives that are chosen from it."""
         positives, negatives = self.row_sampler(table, row, row_epoch)
         return (
             int(table.query_ids[row]),
@@ -185,9 +189,10 @@ class BatchSampler:
 
 
 class BatchTexts:
-    """Identities of the texts of a batch in the making.
+    """Text ids of the batch that is being put together.
 
-    Queries may share a positive, which is masked; any other text twice in a batch is a false negative or a waste.
+    Two queries may share a positive, which the loss masks. Any other repeated text would be a false negative, or would
+    be encoded without teaching anything.
     """
 
     def __init__(self) -> None:
@@ -196,23 +201,23 @@ class BatchTexts:
         self.negatives: set[int] = set()
 
     def add(self, query: int, positives: list[int], negatives: list[int]) -> bool:
-        """Take a row's texts in unless they clash; whether they were."""
-        clash = (
+        """Add the texts of a row unless they conflict with those of the batch; returns whether they were added."""
+        conflict = (
             query in self.queries
             or not self.negatives.isdisjoint(positives)
             or not self.negatives.isdisjoint(negatives)
             or not self.positives.isdisjoint(negatives)
         )
-        if not clash:
+        if not conflict:
             self.queries.add(query)
             self.positives.update(positives)
             self.negatives.update(negatives)
-        return not clash
+        return not conflict
 
 
 def epoch_rows(sources: Sequence[Source], temperature: float) -> list[float]:
-    """Rows of each dataset in an epoch: weight x size, evened out by the temperature at the same total."""
+    """Rows of each dataset in a training epoch: weight x tempered size, where tempering keeps the sum of the sizes."""
     sizes = [len(source.table) for source in sources]
-    even = [size ** (1 / temperature) for size in sizes]
-    scale = sum(sizes) / sum(even)
-    return [source.weight * share * scale for source, share in zip(sources, even, strict=True)]
+    tempered = [size ** (1 / temperature) for size in sizes]
+    scale = sum(sizes) / sum(tempered)
+    return [source.weight * size * scale for source, size in zip(sources, tempered, strict=True)]

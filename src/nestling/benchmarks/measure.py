@@ -11,7 +11,7 @@ from mteb.results import TaskResult
 
 from nestling.benchmarks.models import MtebEmbedder, MtebReranker
 from nestling.benchmarks.tasks import BeirTask, load_task, require_orderable
-from nestling.retrieval import open_candidates
+from nestling.retrieval.candidates import open_candidates
 
 # Figures of retrieval tasks: our names of what mteb calls otherwise.
 FIGURES = {

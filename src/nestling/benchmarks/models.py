@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nestling.models.embedder import Embedder
-from nestling.models.encoding import Tally, encode_texts
+from nestling.models.encoding import EncodingStats, encode_texts
 from nestling.models.reranker import Reranker
-from nestling.models.scoring import Group, ScoreTally
+from nestling.models.scoring import Group, ScoringStats
 
 # How a query prompt begins that an instruction may be put into.
 INSTRUCTED = "Instruct: "
@@ -63,7 +63,7 @@ class MtebEmbedder(AbsEncoder):
     @property
     def truncated(self) -> tuple[int, int]:
         """Queries and documents of this task that were cut; queries are all texts of tasks that know none."""
-        return self._tallies["query"].truncated, self._tallies["document"].truncated
+        return self._stats["query"].truncated, self._stats["document"].truncated
 
     def encode(
         self, inputs: Any, *, task_metadata: TaskMetadata, prompt_type: PromptType | None = None, **_: Any
@@ -93,7 +93,7 @@ class MtebEmbedder(AbsEncoder):
     def forget(self) -> None:
         """Drop what is kept of the last task."""
         self._known: dict[str, Tensor] = {}
-        self._tallies = {"query": Tally(), "document": Tally()}
+        self._stats = {"query": EncodingStats(), "document": EncodingStats()}
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """[n, m] float32; embeddings are normalised already."""
@@ -113,7 +113,7 @@ class MtebEmbedder(AbsEncoder):
             prefix="",
             max_length=self.lengths[kind],
             progress=label,
-            tally=self._tallies[kind],
+            stats=self._stats[kind],
         )
         for rows, block in found:
             embeddings[rows] = block
@@ -139,11 +139,11 @@ class MtebReranker:
     @property
     def truncated(self) -> tuple[int, int]:
         """Queries and documents of this task that were cut."""
-        return self._tally.truncated_queries, self._tally.truncated_documents
+        return self._stats.truncated_queries, self._stats.truncated_documents
 
     def forget(self) -> None:
         """Count anew, for another task."""
-        self._tally = ScoreTally()
+        self._stats = ScoringStats()
 
     def predict(self, inputs1: Any, inputs2: Any, *, task_metadata: TaskMetadata, **_: Any) -> Tensor:
         """[n] float32: logits of yes of the queries of one data loader and the documents of another."""
@@ -155,7 +155,7 @@ class MtebReranker:
             for (query, instruction), rows in groupby(pairs, key=lambda pair: pair[0])
         ]
         label = f"{task_metadata.name}: candidates" if self.progress else None
-        logits = self.reranker.logits(groups, progress=label, tally=self._tally)
+        logits = self.reranker.logits(groups, progress=label, stats=self._stats)
         return torch.cat(logits) if logits else torch.empty(0)
 
     def _asked(self, inputs: Any, default: str | None) -> Iterator[tuple[str, str | None]]:

@@ -9,8 +9,9 @@ from datasets import Dataset
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from nestling.records import RetrievalSet, load_retrieval_set
-from nestling.retrieval import Candidates, judgements
+from nestling.records.beir import RetrievalSet, load_retrieval_set
+from nestling.retrieval.candidates import Candidates
+from nestling.retrieval.first_stage import judgements
 
 SUBSET = "default"
 

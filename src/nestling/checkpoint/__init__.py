@@ -1,4 +1,4 @@
-"""Run folders, atomic checkpoints, exact resume and preemption."""
+"""Run folders, atomic checkpoints, exact resuming and preemption."""
 
 from nestling.checkpoint.guards import NonFiniteGuard, StopSignal, ignore_stop_signals
 from nestling.checkpoint.run_folder import RunFolder, check_run_folder, open_run_folder
@@ -11,7 +11,6 @@ from nestling.checkpoint.state import (
     write_training,
 )
 from nestling.checkpoint.store import Checkpoints
-from nestling.distributed.ranks import any_rank, on_rank_zero
 
 __all__ = [
     "Checkpoints",
@@ -19,11 +18,9 @@ __all__ = [
     "RunFolder",
     "StopSignal",
     "TrainingState",
-    "any_rank",
     "check_run_folder",
     "ignore_stop_signals",
     "load_state",
-    "on_rank_zero",
     "open_run_folder",
     "restore_tensors",
     "save_optimizer",

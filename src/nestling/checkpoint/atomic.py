@@ -1,4 +1,4 @@
-"""Folders that are there completely or not at all, and show it when a byte has changed since."""
+"""Atomic writing of folders, with a manifest of checksums by which later damage is detected."""
 
 import errno
 import hashlib
@@ -17,14 +17,20 @@ MANIFEST = "manifest.json"
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder and put it at `target` in one step; for every rank to call, each writes its files.
+    """Write a folder so that `target` is either complete or as before. Every rank must call it.
 
-    1. The ranks fill `.NAME.partial` beside the target.
-    2. A manifest of sizes and checksums is added, and everything is forced onto the disk.
-    3. An older folder at the target is renamed aside, the new one takes its name, the older one is removed.
+    1. The ranks write their files into `.NAME.partial` beside the target.
+    2. A manifest of sizes and checksums is added, and everything is flushed to the disk (fsync).
+    3. An older folder at the target is renamed, the new one is renamed to the target, and the older one is removed.
 
-    On any error, on whatever rank, the partial folder is removed and the target is as before; a full disk raises
-    OSError (ENOSPC).
+    On an error on any rank the partial folder is removed and the target is unchanged.
+
+    Args:
+        target: The folder to write or replace.
+        write: Writes this rank's files into the folder that it is given; called on every rank.
+
+    Raises:
+        OSError: The disk is full (ENOSPC).
     """
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -40,27 +46,27 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def begin(partial: Path) -> None:
-    """Make the folder that is to be filled, empty."""
+    """Make an empty folder, in place of what a killed run may have left there."""
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
 
 def seal(partial: Path) -> None:
-    """Add the manifest and force every file onto the disk."""
+    """Add the manifest and flush every file to the disk."""
     write_manifest(partial)
     for path in [*partial.rglob("*"), partial]:
         sync(path)
 
 
 def discard(partial: Path) -> int:
-    """Remove a folder; the bytes that it held."""
+    """Remove a folder; returns the bytes that its files had."""
     written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     shutil.rmtree(partial, ignore_errors=True)
     return written
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Give a complete partial folder its name. A kill between the renames leaves it for `clean_up` to finish."""
+    """Rename a complete partial folder to its target. If killed between the renames, `clean_up` finishes the work."""
     older = set_aside(target) if target.exists() else None
     os.replace(partial, target)
     sync(target.parent)
@@ -69,7 +75,7 @@ def publish(partial: Path, target: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a folder to `.NAME.removed`, so that no half-deleted folder ever carries its name."""
+    """Rename a folder to `.NAME.removed`, so that no partly deleted folder ever has its name; returns the new path."""
     aside = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(folder, aside)
@@ -77,12 +83,12 @@ def set_aside(folder: Path) -> Path:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that a kill leaves it whole or gone."""
+    """Remove a folder so that, even when killed, it is either complete or gone."""
     shutil.rmtree(set_aside(folder))
 
 
 def clean_up(parent: Path) -> None:
-    """Remove what killed writes and removals left in `parent`; finish a write that lacked only its last rename."""
+    """Remove what killed processes left in `parent`, and finish a write of which only the last rename is missing."""
     for partial in parent.glob(".*.partial"):
         target = parent / partial.name.removeprefix(".").removesuffix(".partial")
         if damage(partial) is None and not target.exists():
@@ -105,7 +111,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `write_folder` wrote, or None. Reads every byte."""
+    """A description of the damage to a folder that `write_folder` wrote, or None. Reads every byte."""
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return next(file_damage(folder, entries), None)
@@ -116,6 +122,7 @@ def damage(folder: Path) -> str | None:
 
 
 def file_damage(folder: Path, entries: dict[str, dict[str, object]]) -> Iterator[str]:
+    """A description of the damage to each damaged file of the manifest's `entries`."""
     for name, entry in entries.items():
         size = (folder / name).stat().st_size
         if size != entry["bytes"]:
@@ -130,7 +137,10 @@ def checksum(path: Path) -> str:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk or quota caused an error; safetensors says so in its text only, torch in the context only."""
+    """Whether an error is due to a full disk or quota.
+
+    safetensors gives the error number only in its message, and torch keeps the OSError only as the error's context.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

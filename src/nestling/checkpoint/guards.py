@@ -1,4 +1,4 @@
-"""What ends a run early: a signal from outside, or losses that are not finite."""
+"""Guards that end a run early: on a signal, or after repeated losses or gradients that are not finite."""
 
 import math
 import signal
@@ -10,17 +10,19 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a flag, `received`, so that the loop can finish its step, save and leave.
+    """A context that turns SIGTERM and Ctrl-C into a flag, so that the training loop can finish its step and save.
 
-    With several ranks one may be told before the others: they agree with what else they sum up after a step.
-
-    A second Ctrl-C raises KeyboardInterrupt at once. Use it in the main thread:
+    A second Ctrl-C raises KeyboardInterrupt at once. One of several ranks may get the signal earlier than others, so
+    they must agree after each step. Use it in the main thread:
 
         with StopSignal() as stop:
             for batch in batches:
                 ...
                 if any_rank(stop.received is not None):
                     save(), break
+
+    Attributes:
+        received: The signal that was received; None before.
     """
 
     def __init__(self) -> None:
@@ -45,9 +47,10 @@ class StopSignal:
 
 
 def ignore_stop_signals(worker_id: int) -> None:
-    """`worker_init_fn` of a DataLoader: schedulers and Ctrl-C signal a whole process group, workers included.
+    """`worker_init_fn` of a DataLoader that makes workers ignore stop signals.
 
-    A worker that died of it would raise in the middle of the main process's step. It ends with its parent anyhow.
+    Schedulers and Ctrl-C signal all processes of a group, workers included. A worker that died would raise an error in
+    the main process in the middle of a step; workers end when their parent ends.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -55,12 +58,12 @@ def ignore_stop_signals(worker_id: int) -> None:
 
 @dataclass
 class NonFiniteGuard:
-    """Counts the steps that a non-finite loss or gradient spoils, and gives up after `limit` in a row.
+    """Skips the update of a step whose loss or gradient is not finite, and raises after `limit` such steps in a row.
 
     Args:
-        limit: Steps in a row that raise.
-        skipped: Such steps since the run began.
-        in_a_row: Such steps just before the next one.
+        limit: How many such steps in a row raise an error.
+        skipped: How many updates have been skipped since the run began.
+        in_a_row: How many of the latest steps were skipped in a row.
     """
 
     limit: int = 5
@@ -68,10 +71,15 @@ class NonFiniteGuard:
     in_a_row: int = 0
 
     def accepts(self, step: int, loss: float, gradient_norm: float) -> bool:
-        """Whether the step may update the weights; its values must be those of all ranks, so that all of them agree.
+        """Whether the step may update the weights; also counts it.
+
+        Args:
+            step: Number of the step, for the error.
+            loss: The loss over all ranks, so that all of them decide alike.
+            gradient_norm: The norm of the gradient over all ranks.
 
         Raises:
-            FloatingPointError: This was the last of `limit` such steps in a row.
+            FloatingPointError: The loss or gradient of `limit` steps in a row was not finite.
         """
         if math.isfinite(loss) and math.isfinite(gradient_norm):
             self.in_a_row = 0

@@ -1,9 +1,9 @@
-"""The folder of a run: started once, resumed only as the same run, used by one run at a time.
+"""The folder of a run. A run can be resumed only with the same settings, and only one process at a time can use it.
 
 config.yaml    the resolved settings that the run was started with; `--config` reads it
-run.json       one entry for each launch: time, command, ranks, versions, git commit
-checkpoints/   see store.py
-.lock          held while a run uses the folder
+run.json       one entry for each launch: time, command, number of ranks, versions, git commit
+checkpoints/   see `nestling.checkpoint.store`
+.lock          locked while a run uses the folder
 """
 
 import json
@@ -37,11 +37,11 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder that this run holds.
+    """A run folder that this process has locked.
 
     Args:
         path: The folder.
-        resumed: Whether a run was started in it before.
+        resumed: Whether it holds a run that was started before.
     """
 
     path: Path
@@ -64,19 +64,19 @@ class RunFolder:
 def open_run_folder(
     path: Path, config: Mapping[str, object], *, resume: bool, may_differ: Collection[str] = ()
 ) -> Iterator[RunFolder]:
-    """Start a run in a new or empty folder, or resume the one that is there; for every rank to call.
+    """A context that starts a run in a new or empty folder, or resumes the run in it. Every rank must call it.
 
     Args:
-        path: The run folder. With `resume` it may also be new: a job that always resumes can start itself.
+        path: The run folder. With `resume` it may also be new, so that a job that always resumes can start as well.
         config: The resolved settings, nested; written to config.yaml at the start.
-        resume: Whether to go on with the run that is there.
-        may_differ: Keys (dotted when nested) whose values a resumed run may change: those that touch neither data,
+        resume: Whether to resume the run in the folder, if there is one.
+        may_differ: Keys (dotted if nested) whose values may differ in a resumed run: those that affect neither data,
             weights nor schedule, such as the path of the folder, tracking and the number of data workers.
 
     Raises:
-        FileExistsError: The folder is not empty and `resume` is off, or there is something else than a run in it.
-        NotADirectoryError, PermissionError: No folder can be made or written there.
-        ValueError: Another process uses the folder, or the run there has other settings (each is named).
+        FileExistsError: The folder is not empty and `resume` is off, or it holds something else than a run.
+        NotADirectoryError, PermissionError: The folder cannot be made or written.
+        ValueError: Another process uses the folder, or its run has other settings (the error names each).
     """
     with ExitStack() as stack:
 
@@ -84,7 +84,7 @@ def open_run_folder(
             check_run_folder(path, config, resume=resume, may_differ=may_differ)
             path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock(path / LOCK))
-            # Again under the lock: another run may have started in between.
+            # Checked again with the lock held: another run may have started in between.
             check_run_folder(path, config, resume=resume, may_differ=may_differ)
             resumed = (path / CONFIG).exists()
             if not resumed:
@@ -98,17 +98,18 @@ def open_run_folder(
 def check_run_folder(
     path: Path, config: Mapping[str, object], *, resume: bool, may_differ: Collection[str] = ()
 ) -> None:
-    """Raise what `open_run_folder` would, without touching the folder: for a check before data and model are loaded."""
+    """Raise the errors of `open_run_folder` without changing the folder, to check it before data and model are read."""
     require_usable(path, resume)
     if (path / CONFIG).exists():
         require_same_config(path / CONFIG, plain(config), may_differ)
 
 
 def require_usable(path: Path, resume: bool) -> None:
+    """Raise OSError unless a run can be started in the folder or, with `resume`, resumed."""
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; give a folder for the run")
     require_writable(path)
-    # A kill before the settings were written leaves only dot files: nothing has started yet.
+    # A process that is killed before it writes the settings leaves only dot files: no run has started.
     contents = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.exists() else []
     if contents and not resume:
         raise FileExistsError(f"{path} exists and is not empty; resume the run in it, or choose another folder")
@@ -117,15 +118,16 @@ def require_usable(path: Path, resume: bool) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Raise OSError if no folder can be made or written at `path`, without making any."""
-    nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"{nearest} is a file, so that {path} cannot be a folder; choose another place")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"{nearest} cannot be written, so that {path} cannot hold a run; choose another place")
+    """Raise OSError if a folder at `path` could not be made or written; makes none."""
+    existing = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{existing} is a file, so that {path} cannot be a folder; choose another place")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{existing} cannot be written, so that {path} cannot hold a run; choose another place")
 
 
 def require_same_config(path: Path, config: Mapping[str, object], may_differ: Collection[str]) -> None:
+    """Raise ValueError if `config` differs from the one at `path` in other keys than `may_differ`."""
     started, now = flat(yaml.safe_load(path.read_text(encoding="utf-8"))), flat(config)
     different = [key for key in {**started, **now} if started.get(key, "(absent)") != now.get(key, "(absent)")]
     refused = [key for key in different if not any(key == free or key.startswith(f"{free}.") for free in may_differ)]
@@ -138,6 +140,7 @@ def require_same_config(path: Path, config: Mapping[str, object], may_differ: Co
 
 
 def record_launch(path: Path) -> None:
+    """Append this launch to run.json; warn if versions changed since the last one."""
     launches = json.loads(path.read_text(encoding="utf-8"))["launches"] if path.exists() else []
     launch = describe_launch()
     if launches and launches[-1]["versions"] != launch["versions"]:
@@ -148,7 +151,7 @@ def record_launch(path: Path) -> None:
 
 
 def describe_launch() -> dict[str, object]:
-    """When, how and with what this process was started."""
+    """Time, command, number of ranks, versions and git state of this process."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -164,11 +167,11 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, object] | None:
-    """Commit of the checkout that nestling runs from and whether tracked files differ from it; None elsewhere."""
+    """The commit of the checkout that nestling runs from, and whether tracked files differ; None without a checkout."""
     package = Path(__file__).resolve().parents[1]
     try:
         top = Path(git(package, "rev-parse", "--show-toplevel"))
-        if top / "src" / "nestling" != package:  # Installed into an environment inside somebody else's repository.
+        if top / "src" / "nestling" != package:  # an environment inside another repository
             return None
         dirty = git(package, "status", "--porcelain", "--untracked-files=no") != ""
         return {"commit": git(package, "rev-parse", "HEAD"), "dirty": dirty}

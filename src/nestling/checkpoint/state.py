@@ -1,10 +1,10 @@
-"""What a checkpoint holds, enough to go on bit by bit on the same number of ranks.
+"""The content of a checkpoint; training resumed from it on the same number of ranks is bit-for-bit the same.
 
-model.safetensors   trained parameters and persistent buffers (with LoRA the adapter only), in the model's own dtypes
-optimizer.pt        the optimizer's state_dict; with DeepSpeed a folder of its own instead (nestling.backends.zero)
-state.json          where the run stands
+model.safetensors   trained parameters and persistent buffers (with LoRA only the adapter), in the model's own dtypes
+optimizer.pt        the optimizer's state_dict; with DeepSpeed a folder instead (`nestling.backends.zero`)
+state.json          the progress of the run, `TrainingState`
 
-The state of random generators is not here: the recipe seeds them anew at every step from (seed, step, rank).
+States of random generators are not saved, since recipes seed them at every step from (seed, step, rank).
 """
 
 import json
@@ -22,19 +22,19 @@ MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 
 @dataclass
 class TrainingState:
-    """Where a run stands; the recipe moves it on.
+    """The progress of a run.
 
     Args:
-        step: Optimizer steps done, skipped ones included.
-        data: Fingerprint of the training rows.
+        step: Optimizer steps done, including skipped updates.
+        data: Fingerprint of the training data.
         tokens: Tokens trained on, over all ranks.
         examples: Rows trained on, over all ranks.
-        truncated: Texts that were cut, over all ranks.
-        best_metric: Best result on the dev sets; None before the first.
-        best_step: The step that it was reached at.
-        evaluations_since_best: For early stopping.
-        skipped_steps: Steps skipped for a non-finite loss or gradient.
-        skipped_in_a_row: How many of these are the latest ones.
+        truncated: Texts that were truncated, over all ranks.
+        best_metric: Best result on the dev sets; None before the first evaluation.
+        best_step: The step of that result.
+        evaluations_since_best: Evaluations since then, for early stopping.
+        skipped_steps: Steps whose update was skipped because the loss or gradient was not finite.
+        skipped_in_a_row: How many of the latest steps were skipped in a row.
     """
 
     step: int = 0
@@ -49,14 +49,14 @@ class TrainingState:
     skipped_in_a_row: int = 0
 
     def advance(self, examples: int, tokens: int, truncated: int) -> None:
-        """Count a step."""
+        """Count a step with its rows, tokens and truncated texts."""
         self.step += 1
         self.examples += examples
         self.tokens += tokens
         self.truncated += truncated
 
-    def judge(self, metric: float) -> None:
-        """Take in the result of an evaluation at the present step; ties leave the earlier one the best."""
+    def record_evaluation(self, metric: float) -> None:
+        """Record the result of an evaluation at the current step; of equal results the earlier one is the best."""
         if self.best_metric is None or metric > self.best_metric:
             self.best_metric, self.best_step, self.evaluations_since_best = metric, self.step, 0
         else:
@@ -64,7 +64,7 @@ class TrainingState:
 
 
 def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that require a gradient and buffers that belong to the state_dict, by name, shared ones once."""
+    """Parameters that require gradients and buffers of the state_dict, by name; a shared parameter once."""
     persistent = model.state_dict(keep_vars=True).keys()
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     buffers = {name: value for name, value in model.named_buffers() if name in persistent}
@@ -72,20 +72,20 @@ def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def write_training(folder: Path, tensors: dict[str, Tensor], state: TrainingState) -> None:
-    """Write a checkpoint but for the optimizer: what `trainable_tensors` gives, whole, and where the run stands."""
+    """Write a checkpoint without the optimizer: unsharded `trainable_tensors`, and the progress of the run."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / MODEL)
     (folder / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
 
 
 def save_optimizer(folder: Path, optimizer: dict[str, object]) -> None:
-    """Write an optimizer's state_dict, gathered if it is sharded."""
-    # Through a Python file, torch keeps the OSError of a full disk as the context of its own RuntimeError.
+    """Write an unsharded state_dict of an optimizer."""
+    # With a Python file object, torch keeps the OSError of a full disk as the context of its own RuntimeError.
     with (folder / OPTIMIZER).open("wb") as file:
         torch.save(optimizer, file)
 
 
 def load_state(folder: Path) -> TrainingState:
-    """Where the run of a checkpoint stood."""
+    """The progress of the run at a checkpoint."""
     return TrainingState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
 
 
@@ -93,7 +93,7 @@ def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
     """Load an optimizer's state in place.
 
     Raises:
-        ValueError: The file is missing or its parameter groups are not the optimizer's.
+        ValueError: The file is missing, or its parameter groups differ from the optimizer's.
     """
     if not (folder / OPTIMIZER).exists():
         raise ValueError(f"{folder} has no {OPTIMIZER}; resume with the backend that the run started with")
@@ -104,10 +104,10 @@ def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
 
 @torch.no_grad()
 def restore_tensors(folder: Path, model: nn.Module) -> None:
-    """Load a checkpoint's tensors into a model, in place; parameters keep their dtype, device and shards.
+    """Load a checkpoint's tensors into a model, in place; parameters keep their dtype, device and sharding.
 
     Raises:
-        ValueError: The tensors' names, shapes or dtypes are not the model's.
+        ValueError: The names, shapes or dtypes of the tensors differ from the model's.
     """
     saved, target = load_file(folder / MODEL), trainable_tensors(model)
     if saved.keys() != target.keys():
@@ -123,7 +123,7 @@ def restore_tensors(folder: Path, model: nn.Module) -> None:
                 f"{folder / MODEL}: {name} is {list(stored.shape)} {stored.dtype}, the model's is "
                 f"{list(tensor.shape)} {tensor.dtype}; resume with the model and precision that the run started with"
             )
-        if isinstance(tensor, DTensor):  # each rank takes its shard of what it has read: nothing is sent
+        if isinstance(tensor, DTensor):  # every rank has read the full tensor and takes its shard: nothing is sent
             stored = distribute_tensor(
                 stored.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None
             )
@@ -131,6 +131,7 @@ def restore_tensors(folder: Path, model: nn.Module) -> None:
 
 
 def require_same_groups(folder: Path, saved: dict[str, list[dict[str, list[int]]]], optimizer: Optimizer) -> None:
+    """Raise ValueError unless the saved parameter groups have as many tensors as the optimizer's."""
     stored = [len(group["params"]) for group in saved["param_groups"]]
     present = [len(group["params"]) for group in optimizer.param_groups]
     if stored != present:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: `step-N/` folders, written atomically, rotated, recovered after a kill."""
+"""The checkpoints of a run: `step-N` folders, written atomically, of which the newest and the best are kept."""
 
 import logging
 import os
@@ -18,11 +18,11 @@ STEP_FOLDER = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folder of checkpoints. Every rank calls each method that says so; rank 0 does the work.
+    """The folder of a run's checkpoints. Methods that say so must be called by every rank; rank 0 does the work.
 
     Args:
-        folder: Where the `step-N` folders are; it is made when needed.
-        keep: How many of the newest stay; the best one stays beside them.
+        folder: The folder of the `step-N` folders; made when needed.
+        keep: How many of the newest checkpoints to keep, beside the best one.
     """
 
     folder: Path
@@ -38,16 +38,16 @@ class Checkpoints:
         return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is or would be."""
+        """The path of the checkpoint of a step, whether it exists or not."""
         return self.folder / f"step-{step}"
 
     def save(self, step: int, write: Callable[[Path], None], *, best_step: int | None = None) -> Path:
-        """Write the checkpoint of `step`, then remove those that need not be kept. For every rank to call.
+        """Write the checkpoint of `step`, then remove old ones. Every rank must call it.
 
         Args:
-            step: Training steps done.
-            write: Writes a rank's files into the folder that it is given; runs on every rank.
-            best_step: The step of the best checkpoint so far, which is never removed.
+            step: Number of training steps done.
+            write: Writes this rank's files into the folder that it is given; called on every rank.
+            best_step: Step of the best checkpoint so far, which is not removed.
 
         Raises:
             OSError: The disk is full; earlier checkpoints are intact.
@@ -57,19 +57,21 @@ class Checkpoints:
         return self.path(step)
 
     def rotate(self, best_step: int | None) -> None:
+        """Remove all but the newest `keep` checkpoints and the best one."""
         for step in self.steps()[: -self.keep]:
             if step != best_step:
                 remove_folder(self.path(step))
 
     def recover(self) -> Path | None:
-        """The newest complete checkpoint, or None; for every rank to call, before training resumes.
+        """The newest undamaged checkpoint, or None. Every rank must call it, before training resumes.
 
-        Leftovers of killed writes are removed. Newer checkpoints that are damaged are logged and renamed to
+        Removes partial folders that killed processes left. Logs newer checkpoints that are damaged and renames them to
         `step-N.damaged`, so that the resumed run can write these steps again.
         """
         return on_rank_zero(self.clean_up_and_find)
 
     def clean_up_and_find(self) -> Path | None:
+        """`recover` on one rank."""
         if self.folder.is_dir():
             clean_up(self.folder)
         for step in reversed(self.steps()):
@@ -80,13 +82,14 @@ class Checkpoints:
         return None
 
     def reject(self, step: int, problem: str) -> None:
+        """Rename a damaged checkpoint and log what is wrong with it."""
         rejected = self.folder / f"step-{step}.damaged"
         shutil.rmtree(rejected, ignore_errors=True)
         os.replace(self.path(step), rejected)
         logger.warning("%s is damaged: %s. It is now %s; looking for an older one", self.path(step), problem, rejected)
 
     def verified(self, step: int) -> Path:
-        """The checkpoint of a step after a check of every byte; for every rank to call.
+        """The path of a step's checkpoint, after a check of every byte. Every rank must call it.
 
         Raises:
             ValueError: It is missing or damaged.

@@ -78,7 +78,7 @@ class FakeModel:
         with self.mode:  # peft does not put adapters on fake tensors, so that they come last
             put_on_cpu(self.model)
         if gradient_checkpointing_length is not None:
-            self.model.recompute_above(gradient_checkpointing_length)
+            self.model.checkpoint_activations_above(gradient_checkpointing_length)
 
     def bytes_a_position(self, length: int, positions: int, *, sharded: bool = False) -> float:
         """What training measures before its first step: the graph of a chunk, for each of its positions.

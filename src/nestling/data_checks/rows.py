@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nestling.records import LoadSummary, Record, default_name
 from nestling.records.clean import CleanRecord, identity
 from nestling.records.convert import ROWS_PER_BATCH, TEXT_PER_BATCH, RecordSource
-from nestling.records.load import find_source
-from nestling.records.record import located
+from nestling.records.load import default_name, find_source
+from nestling.records.record import Record, located
 from nestling.records.store import cached, open_batches, scratch_file, write_batches
+from nestling.records.summary import LoadSummary
 from nestling.records.texts import Texts
 
 _SCORES = pa.list_(pa.float64())

@@ -1,1 +1,1 @@
-"""What ranks tell each other: gathering with gradient, agreement, the launch."""
+"""Collectives with gradient, agreement between ranks, and the process group of a launch."""

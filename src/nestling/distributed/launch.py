@@ -1,4 +1,4 @@
-"""The process group that a launcher asked for, or a refusal."""
+"""The process group of a launch, checked against what the launcher was asked for."""
 
 import os
 from datetime import timedelta
@@ -8,16 +8,18 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 
 
 def launched_with(plugin: str) -> bool:
-    """Whether `accelerate launch` was asked for DEEPSPEED or FSDP."""
+    """Whether `accelerate launch` was asked for a plugin, "DEEPSPEED" or "FSDP"."""
     return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("1", "true")
 
 
 def require_launch(world_size: int, backend: str) -> None:
-    """Refuse to train otherwise than the launcher was asked to: alone, or without sharding; both happen in silence.
+    """Raise ValueError if Accelerate silently trains in another way than the launcher was asked to.
+
+    That is in separate processes instead of a group, or without sharding.
 
     Args:
-        world_size: Processes of the group.
-        backend: Accelerate's name of what they form, DEEPSPEED or FSDP for instance.
+        world_size: Number of processes in the group.
+        backend: Accelerate's distributed type, such as DEEPSPEED or FSDP.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != world_size:
@@ -37,21 +39,21 @@ def require_launch(world_size: int, backend: str) -> None:
             )
 
 
-# Ranks wait so long for rank 0, which converts data before the loop and exports after it.
-PATIENCE = timedelta(hours=12)
+# Other ranks may wait in a collective for rank 0, which converts data before the loop and exports after it.
+COLLECTIVE_TIMEOUT = timedelta(hours=12)
 
 
 def start_ranks(*, cpu: bool = False) -> Accelerator:
-    """The process group that the launcher asked for; over gloo on a CPU."""
+    """Start the process group that the launcher asked for; on a CPU with gloo."""
     on_cpu = cpu or not torch.accelerator.is_available()
-    zero = launched_with("DEEPSPEED")  # which Accelerate would give up for DDP if it were told of a CPU
+    zero = launched_with("DEEPSPEED")  # told to use the CPU, Accelerate would replace DeepSpeed by DDP
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     accelerator = Accelerator(
         cpu=on_cpu and not zero,
         mixed_precision="no",
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(backend="gloo" if on_cpu and several else None, timeout=PATIENCE),
+            InitProcessGroupKwargs(backend="gloo" if on_cpu and several else None, timeout=COLLECTIVE_TIMEOUT),
         ],
     )
     require_launch(accelerator.num_processes, accelerator.distributed_type)

@@ -1,4 +1,4 @@
-"""What the ranks of a run do together: act once and fail together, agree on a flag."""
+"""Actions on one or all ranks with errors on all, and values agreed on by all ranks."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 def on_rank_zero(action: Callable[[], T]) -> T:
-    """Run `action` on rank 0 alone and return its value, which must pickle, on every rank.
+    """Run `action` on rank 0 only, and return its value, which must be picklable, on every rank.
 
-    No rank goes on before rank 0 is done, and an error of rank 0 is raised on every rank, so that none waits for ever.
+    All ranks wait for rank 0. An error of rank 0 is raised on every rank, so that none waits forever.
     """
     rank, world = rank_and_world()
     if world == 1:
@@ -24,7 +24,7 @@ def on_rank_zero(action: Callable[[], T]) -> T:
             outcome = [action()]
         except Exception as error:
             failure = error
-            outcome = [portable(error)]
+            outcome = [picklable(error)]
     dist.broadcast_object_list(outcome, src=0)
     value = outcome[0]
     if isinstance(value, Exception):
@@ -33,9 +33,10 @@ def on_rank_zero(action: Callable[[], T]) -> T:
 
 
 def on_every_rank(action: Callable[[], None]) -> None:
-    """Run `action`, which must not wait for other ranks after it has failed, on every rank; they go on together.
+    """Run `action` on every rank, and wait until all are done.
 
-    An error of any rank is raised on all of them, a rank's own where it had one.
+    An error on any rank is raised on all of them; a rank that has an error of its own raises that. An action with
+    collectives must fail on all ranks or none, since the others would wait for a rank that failed.
     """
     failure: Exception | None = None
     try:
@@ -47,14 +48,14 @@ def on_every_rank(action: Callable[[], None]) -> None:
         failures = [failure]
     else:
         failures = [None] * world
-        dist.all_gather_object(failures, None if failure is None else portable(failure))
+        dist.all_gather_object(failures, None if failure is None else picklable(failure))
     first = failure or next((each for each in failures if each is not None), None)
     if first is not None:
         raise first
 
 
-def portable(error: Exception) -> Exception:
-    """An error of the same built-in kind that pickles."""
+def picklable(error: Exception) -> Exception:
+    """An error that can be pickled: of the closest built-in class, with the same message."""
     kind = next(
         kind for kind in (FileExistsError, OSError, ValueError, RuntimeError, Exception) if isinstance(error, kind)
     )
@@ -62,7 +63,7 @@ def portable(error: Exception) -> Exception:
 
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """Whether `flag` is set on any rank; every rank must call it. `device` is where the backend reduces."""
+    """Whether `flag` is set on any rank. Every rank must call it, with a `device` that the process group supports."""
     if rank_and_world()[1] == 1:
         return flag
     flags = torch.tensor(int(flag), device=device)
@@ -71,12 +72,12 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process and how many there are; (0, 1) without a process group."""
+    """The rank of this process and the number of ranks; (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
-    """Sum each of some numbers over all ranks, in one collective; float64."""
+    """Sum each of several numbers over all ranks, in float64 and one collective."""
     if not dist.is_initialized():
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64, device=device)

@@ -1,1 +1,1 @@
-"""The objectives: a readable reference, the chunked form that trains, the losses of rerankers."""
+"""The training objectives: contrastive (readable reference, fast chunked form), distillation, CoSENT, rerankers."""

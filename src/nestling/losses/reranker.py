@@ -1,21 +1,22 @@
-"""The objectives of a yes/no reranker (Qwen3 Embedding report, https://arxiv.org/abs/2506.05176, Eq. 2), and of groups.
+"""The objectives of a yes/no reranker: pointwise (https://arxiv.org/abs/2506.05176, Eq. 2), listwise, distillation.
 
-Shapes: n pairs of a query and a document, Q queries, G documents of a query, z = z_yes - z_no the logit of a pair.
+Shapes: n pairs of a query and a document, Q queries, G documents of a query; z = z_yes - z_no is the logit of a pair.
 
-Every loss comes one number a pair or a query, for the caller to weigh and sum, in float32 (float64 for float64 logits).
+Every function returns one loss for each pair or query, which the caller weights and sums, in float32 (float64 for
+float64 logits).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nestling.losses.reference import check_temperature, divergence, loss_dtype, masked_log_softmax
+from nestling.losses.numerics import check_temperature, kl_divergence, loss_dtype, masked_log_softmax
 
 
 def pointwise(logits: Tensor, targets: Tensor, *, positive_weight: float) -> Tensor:
-    """Eq. 2, -log p(answer | prompt), in the label space of the two answers: p = sigmoid(z), the score of inference.
+    """Eq. 2, -log p(answer | prompt), with p over the two answers only: p = sigmoid(z), the score in inference.
 
-    L = -(w t log p + (1 - t) log(1 - p)), t the target, w the weight of positives
+    L = -(w t log p + (1 - t) log(1 - p)), with t the target and w the weight of positives
 
     Args:
         logits: [n] z.
@@ -26,17 +27,17 @@ def pointwise(logits: Tensor, targets: Tensor, *, positive_weight: float) -> Ten
         [n] float32 or float64.
     """
     z = logits.to(loss_dtype(logits))  # [n]
-    # Not the logarithms of p and 1 - p: a p that rounds to 1 would give -inf.
+    # Not log(p) and log(1 - p), which would be -inf where p rounds to 0 or 1.
     return cross_entropy(torch.stack([F.logsigmoid(-z), F.logsigmoid(z)], dim=1), targets, positive_weight)
 
 
 def pointwise_vocabulary(log_probabilities: Tensor, targets: Tensor, *, positive_weight: float) -> Tensor:
-    """Eq. 2 with the language model's own p(answer | prompt), over the whole vocabulary: p_yes + p_no < 1.
+    """Eq. 2 with the language model's own p(answer | prompt), over the full vocabulary: p_yes + p_no < 1.
 
-    L = -(w t log p_yes + (1 - t) log p_no), t the target, w the weight of positives
+    L = -(w t log p_yes + (1 - t) log p_no), with t the target and w the weight of positives
 
     Args:
-        log_probabilities: [n, 2] of no and yes.
+        log_probabilities: [n, 2] of the answers no and yes.
         targets: [n] relevance from 0 to 1.
         positive_weight: w.
 
@@ -47,7 +48,7 @@ def pointwise_vocabulary(log_probabilities: Tensor, targets: Tensor, *, positive
 
 
 def cross_entropy(log_probabilities: Tensor, targets: Tensor, positive_weight: float) -> Tensor:
-    """Cross-entropy of [n, 2] log-probabilities of no and yes, the part of yes weighed: [n]."""
+    """Cross-entropy of [n, 2] log-probabilities of no and yes, with the term of yes weighted: [n]."""
     assert log_probabilities.shape == (len(targets), 2), (log_probabilities.shape, targets.shape)
     no, yes = log_probabilities.unbind(dim=1)
     t = targets.to(log_probabilities.dtype)
@@ -62,9 +63,9 @@ def listwise(scores: Tensor, positive: Tensor, present: Tensor, *, temperature: 
     Other positives are not in the denominator: they must not push each other down.
 
     Args:
-        scores: [Q, G] s, logits z for example.
-        positive: [Q, G] bool.
-        present: [Q, G] bool; what stands at the other places is not read.
+        scores: [Q, G] s, for example the logits z.
+        positive: [Q, G] bool, whether the document is a positive.
+        present: [Q, G] bool, False for padding, which is ignored.
         temperature: tau.
 
     Returns:
@@ -76,20 +77,20 @@ def listwise(scores: Tensor, positive: Tensor, present: Tensor, *, temperature: 
     check_temperature(temperature)
     assert scores.shape == positive.shape == present.shape, (scores.shape, positive.shape, present.shape)
     logits = (scores.to(loss_dtype(scores)) / temperature).masked_fill(~present, 0)  # [Q, G]
-    wanted, negative = positive & present, ~positive & present
+    is_positive, is_negative = positive & present, ~positive & present
     lowest = torch.finfo(logits.dtype).min  # not -inf: a query without negatives must give 0, not NaN
-    negatives = logits.masked_fill(~negative, lowest).logsumexp(dim=1, keepdim=True)  # [Q, 1]
-    losses = -F.logsigmoid(logits - negatives).masked_fill(~wanted, 0)  # [Q, G]
-    return losses.sum(dim=1) / wanted.sum(dim=1).clamp_min(1)
+    negatives = logits.masked_fill(~is_negative, lowest).logsumexp(dim=1, keepdim=True)  # [Q, 1]
+    losses = -F.logsigmoid(logits - negatives).masked_fill(~is_positive, 0)  # [Q, G]
+    return losses.sum(dim=1) / is_positive.sum(dim=1).clamp_min(1)
 
 
 def kl(scores: Tensor, teacher: Tensor, present: Tensor, *, temperature: float, teacher_temperature: float) -> Tensor:
     """KL(softmax(teacher / teacher_temperature) || softmax(scores / temperature)) over each query's documents.
 
     Args:
-        scores: [Q, G] of the student, logits z for example.
+        scores: [Q, G] scores of the student, for example the logits z.
         teacher: [Q, G] scores of the teacher.
-        present: [Q, G] bool; what stands at the other places is not read.
+        present: [Q, G] bool, False for padding, which is ignored.
         temperature: Divides the student's scores.
         teacher_temperature: Divides the teacher's.
 
@@ -103,6 +104,6 @@ def kl(scores: Tensor, teacher: Tensor, present: Tensor, *, temperature: float, 
     check_temperature(teacher_temperature)
     assert scores.shape == teacher.shape == present.shape, (scores.shape, teacher.shape, present.shape)
     dtype = loss_dtype(scores)
-    given = masked_log_softmax(scores.to(dtype) / temperature, ~present)  # [Q, G]
-    wanted = masked_log_softmax(teacher.to(dtype) / teacher_temperature, ~present)  # [Q, G]
-    return divergence(wanted, given, ~present)
+    predicted = masked_log_softmax(scores.to(dtype) / temperature, ~present)  # [Q, G]
+    target = masked_log_softmax(teacher.to(dtype) / teacher_temperature, ~present)  # [Q, G]
+    return kl_divergence(target, predicted, ~present)

@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nestling.distributed.ranks import on_every_rank, on_rank_zero
-from nestling.mining.nearest import QUERY_BLOCK, nearest, read_keys
+from nestling.mining.nearest import QUERY_BLOCK, nearest, products, read_keys
 from nestling.mining.retrieved import Retrieved
-from nestling.mining.retrievers import products
 from nestling.mining.vectors import Vectors
 from nestling.retrieval.metrics import Integers
 from nestling.retrieval.nearest import NOTHING, over_ranks, pack

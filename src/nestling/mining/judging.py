@@ -20,10 +20,11 @@ from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Scores
 from nestling.models.encoding import progress_bar
 from nestling.models.reranker import Reranker
-from nestling.models.scoring import Group, ScoreTally
+from nestling.models.scoring import Group, ScoringStats
 from nestling.models.token_model import is_decoder, read_config
 from nestling.models.weights import model_file
-from nestling.records import Record, RecordTable, text_id
+from nestling.records.record import Record, text_id
+from nestling.records.table import RecordTable
 from nestling.retrieval.reranking import Chosen
 
 # Queries whose scores are written at once: a killed run goes on behind them.
@@ -152,7 +153,7 @@ def probabilities(logits: Scores) -> Scores:
 
 
 def judged_records(
-    reranker: Reranker, table: RecordTable, tally: ScoreTally, *, probabilities: bool, progress: bool
+    reranker: Reranker, table: RecordTable, stats: ScoringStats, *, probabilities: bool, progress: bool
 ) -> Iterator[Record]:
     """The rows of a table with a reranker's scores of all their documents, a block at a time.
 
@@ -162,7 +163,7 @@ def judged_records(
         for start in range(0, len(table), ROWS_PER_BLOCK):
             records = [table[i] for i in range(start, min(start + ROWS_PER_BLOCK, len(table)))]
             groups = [Group(each.query, each.positives + each.negatives, each.instruction) for each in records]
-            for record, own in zip(records, reranker.logits(groups, tally=tally), strict=True):
+            for record, own in zip(records, reranker.logits(groups, stats=stats), strict=True):
                 finite(own, reranker.source)
                 values = (own.sigmoid() if probabilities else own).tolist()
                 first = len(record.positives)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nestling.mining.retrieved import Retrieved
+from nestling.mining.retrieved import Retrieved, Scores
 from nestling.mining.vectors import Vectors
 from nestling.retrieval.metrics import Floats, Integers
 from nestling.retrieval.nearest import NOTHING, over_ranks, pack, unpack
@@ -20,6 +20,8 @@ from nestling.retrieval.ranks import share
 from nestling.retrieval.search import pad_rows
 
 QUERY_BLOCK = 1024
+# Pairs whose embeddings are in memory at a time.
+PAIR_BLOCK = 8192
 GROUP = 32
 EVEN = 8 * GROUP
 
@@ -96,3 +98,12 @@ def read_keys(keys: Integers) -> tuple[Integers, Floats]:
     """Rows and scores of keys; -1 and NaN for NOTHING."""
     scores, rows = unpack(keys)
     return np.where(keys == NOTHING, -1, rows), np.where(keys == NOTHING, np.nan, scores)
+
+
+def products(left: Vectors, left_rows: Integers, right: Vectors, right_rows: Integers) -> Scores:
+    """[P] float32, the product of each pair of embeddings."""
+    found = np.empty(len(left_rows), np.float32)
+    for start in range(0, len(found), PAIR_BLOCK):
+        part = slice(start, start + PAIR_BLOCK)
+        found[part] = (left.take(left_rows[part]) * right.take(right_rows[part])).sum(dim=1).numpy()
+    return found

@@ -3,8 +3,6 @@
 Whatever two ids or two files hold, a text is one document here: its identity is that of its bytes (`text_id`).
 """
 
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +11,14 @@ from typing import Any, cast
 import numpy as np
 import xxhash
 
-from nestling.records import RecordTable, text_id
 from nestling.records.beir import is_beir
-from nestling.records.collection import Collection, open_collection
+from nestling.records.collection import Collection, open_collection, positions
+from nestling.records.record import text_id
 from nestling.records.store import open_batches
+from nestling.records.table import RecordTable
 from nestling.records.texts import TEXTS_PER_BLOCK, Texts
-from nestling.retrieval.candidates import positions
+from nestling.records.words import letters
 from nestling.retrieval.metrics import Integers
-
-NOT_WORDS = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
@@ -163,11 +160,6 @@ def near_identities(pool: Pool, rows: Integers) -> Integers:
 def near_identity(text: str) -> int:
     """Identity of a text without case, width, punctuation and white space (NFKC); of the text itself if that is all."""
     return xxhash.xxh3_64_intdigest((letters(text) or text).encode()) >> 1
-
-
-def letters(text: str) -> str:
-    """What is left of a text without case, width, punctuation and white space (NFKC)."""
-    return NOT_WORDS.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 
 class Joined(Sequence[str]):

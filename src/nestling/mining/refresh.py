@@ -21,8 +21,8 @@ from nestling.mining.mined import hardness
 from nestling.mining.renewal import Minable, mine_anew, renewal_line, write_renewed
 from nestling.mining.retrievers import Dense
 from nestling.models.embedder import Embedder
-from nestling.models.encoding import alone
-from nestling.records import RecordTable
+from nestling.models.encoding import single_process
+from nestling.records.table import RecordTable
 from nestling.retrieval.ranks import largest
 from nestling.training.loading import load_batches
 
@@ -66,7 +66,7 @@ class Refresher:
         self.minables, self.embedder, self.progress, self.say, self.log = minables, embedder, progress, say, log
         self.every = rules.steps or batch_sampler.steps_per_epoch
         self.tables = [source.table for source in batch_sampler.sources]
-        self.agree = partial(largest, device=embedder.device) if equal_forwards else alone
+        self.max_over_ranks = partial(largest, device=embedder.device) if equal_forwards else single_process
 
     def batches(self, steps: range, workers: int) -> Iterator[TrainBatch]:
         """The batches of some steps of the run."""
@@ -112,7 +112,7 @@ class Refresher:
                 query_max_length=self.collator.query_max_length,
                 document_max_length=self.collator.document_max_length,
                 folder=self.folder / VECTORS,
-                agree=self.agree,
+                max_over_ranks=self.max_over_ranks,
                 progress=self.progress,
             )
             wanted, seed = self.collator.row_sampler.negatives, self.collator.row_sampler.seed + step
@@ -134,7 +134,7 @@ class Refresher:
                     "run"
                 )
             self.tables[i] = RecordTable(path, minable.table.name, minable.table.instruction)
-        self.batch_sampler.exchange(step, self.tables)
+        self.batch_sampler.replace_tables(step, self.tables)
         self.collator.sources = [
             replace(source, table=table) for source, table in zip(self.batch_sampler.sources, self.tables, strict=True)
         ]

@@ -13,21 +13,19 @@ import torch
 
 from nestling.mining.fingerprints import of_embedder
 from nestling.mining.lists import Lists, places_in_lists
-from nestling.mining.nearest import nearest
+from nestling.mining.nearest import nearest, products
 from nestling.mining.pool import Pool, flat_values
 from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Retrieved, Scores
 from nestling.mining.vectors import Vectors, encode_cached, prompted
 from nestling.models.embedder import Embedder
-from nestling.models.encoding import alone
-from nestling.records import RecordTable, text_id
+from nestling.models.encoding import single_process
 from nestling.records.collection import open_collection
-from nestling.retrieval.first_stage import Run, bm25_index, bm25_scores, first_with_ties
-from nestling.retrieval.metrics import Integers
+from nestling.records.record import text_id
+from nestling.records.table import RecordTable
+from nestling.retrieval.first_stage import bm25_index, bm25_scores, first_with_ties
+from nestling.retrieval.metrics import Integers, Run
 from nestling.retrieval.ranks import reduce_sum, share
-
-# Pairs whose embeddings are in memory at a time.
-PAIR_BLOCK = 8192
 
 # Queries, documents, how many of these, how many of a query, and the device, as of `nearest`.
 Neighbours = Callable[[Vectors, Vectors, int, int, torch.device], Retrieved]
@@ -83,7 +81,7 @@ class Dense:
         query_max_length: int,
         document_max_length: int,
         folder: Path | None = None,
-        agree: Callable[[int], int] = alone,
+        max_over_ranks: Callable[[int], int] = single_process,
         progress: bool = False,
     ) -> "Dense":
         """Encode what the cache does not have; errors as in `encode_cached`.
@@ -93,17 +91,17 @@ class Dense:
         fingerprint = of_embedder(embedder) if folder is None else ""
         prefixes = [embedder.prefix("query", each) for each in asked.instructions]
         different = np.array([text_id(each) for each in prefixes])
-        queries, query_tally = encode_cached(
+        queries, query_stats = encode_cached(
             embedder,
             prompted(asked.texts, prefixes),
             np.stack([asked.identities, different], axis=1),
             fingerprint=fingerprint,
             max_length=query_max_length,
             folder=folder,
-            agree=agree,
+            max_over_ranks=max_over_ranks,
             progress=f"{name}: queries" if progress else None,
         )
-        documents, document_tally = encode_cached(
+        documents, document_stats = encode_cached(
             embedder,
             pool.texts,
             pool.identities,
@@ -111,12 +109,12 @@ class Dense:
             prefix=embedder.prefix("document"),
             max_length=document_max_length,
             folder=folder,
-            agree=agree,
+            max_over_ranks=max_over_ranks,
             progress=f"{name}: documents" if progress else None,
         )
         notes = [
-            f"{what}: {len(vectors) - tally.texts:,} in the cache" + (f"; {tally}" if tally.texts else "")
-            for what, vectors, tally in (("queries", queries, query_tally), ("documents", documents, document_tally))
+            f"{what}: {len(vectors) - stats.texts:,} in the cache" + (f"; {stats}" if stats.texts else "")
+            for what, vectors, stats in (("queries", queries, query_stats), ("documents", documents, document_stats))
         ]
         return cls(name, queries, documents, pool.size, embedder.device, notes)
 
@@ -129,15 +127,6 @@ class Dense:
     def similarities(self, rows: Integers, others: Integers) -> Scores:
         """[P] float32, cosines of documents with documents."""
         return products(self.documents, rows, self.documents, others)
-
-
-def products(left: Vectors, left_rows: Integers, right: Vectors, right_rows: Integers) -> Scores:
-    """[P] float32, the product of each pair of embeddings."""
-    found = np.empty(len(left_rows), np.float32)
-    for start in range(0, len(found), PAIR_BLOCK):
-        part = slice(start, start + PAIR_BLOCK)
-        found[part] = (left.take(left_rows[part]) * right.take(right_rows[part])).sum(dim=1).numpy()
-    return found
 
 
 class Bm25:

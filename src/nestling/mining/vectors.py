@@ -23,9 +23,9 @@ from torch import Tensor
 from nestling.distributed.ranks import on_every_rank, on_rank_zero, rank_and_world
 from nestling.mining.arrays import ArrayCache, cache_folder
 from nestling.models.embedder import Embedder
-from nestling.models.encoding import WINDOW, Tally, alone, encode_texts
-from nestling.retrieval.evaluation import sum_tally
+from nestling.models.encoding import WINDOW, EncodingStats, encode_texts, single_process
 from nestling.retrieval.metrics import Integers
+from nestling.retrieval.ranks import sum_stats
 
 # Texts of a shard: what the encoder sorts by length together.
 SHARD = WINDOW
@@ -77,9 +77,9 @@ def encode_cached(
     max_length: int,
     prefix: str = "",
     folder: Path | None = None,
-    agree: Callable[[int], int] = alone,
+    max_over_ranks: Callable[[int], int] = single_process,
     progress: str | None = None,
-) -> tuple[Vectors, Tally]:
+) -> tuple[Vectors, EncodingStats]:
     """Embeddings of texts, those that the cache has not yet encoded, by all ranks together, which must all call it.
 
     Args:
@@ -90,7 +90,7 @@ def encode_cached(
         max_length: Tokens of a text, prompt and special tokens included.
         prefix: The prompt before each text.
         folder: Where the shards are kept, if not in the cache.
-        agree: As in `encode_texts`.
+        max_over_ranks: As in `encode_texts`.
         progress: Label of a bar.
 
     Returns:
@@ -100,7 +100,7 @@ def encode_cached(
         ValueError: The model gave embeddings that are not finite, or the ranks do not share the cache folder.
         CacheError: The cache cannot be written.
     """
-    started, tally = time.perf_counter(), Tally()
+    started, stats = time.perf_counter(), EncodingStats()
     key = xxhash.xxh3_64_hexdigest(json.dumps([fingerprint, prefix, max_length, SHARD]).encode())
     kept = cache_folder(embedder.source.rstrip("/").replace("/", "-"), key) if folder is None else folder / key
     cache = ArrayCache(kept)
@@ -116,9 +116,9 @@ def encode_cached(
             Shards(texts, own),
             prefix=prefix,
             max_length=max_length,
-            agree=agree,
+            max_over_ranks=max_over_ranks,
             progress=progress,
-            tally=tally,
+            stats=stats,
         )
         failure: Exception | None = None
         for i, (_, block) in zip(chain(own, repeat(None)), blocks, strict=False):  # empty ones after this rank's
@@ -127,14 +127,14 @@ def encode_cached(
                     require_finite(block, embedder.source)
                     cache.write(keys[i], block.numpy().astype(np.float16))
             except (OSError, ValueError) as error:
-                if agree is alone:
+                if max_over_ranks is single_process:
                     raise
                 failure = error  # the others wait for this rank's part in their forwards
         if failure is not None:
             raise failure
 
     on_every_rank(encode)
-    total = sum_tally(tally, embedder.device)
+    total = sum_stats(stats, embedder.device)
     total.seconds = time.perf_counter() - started
     opened: list[Halves] = []
 

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 def attach_lora(
     backbone: nn.Module, *, r: int, alpha: int, dropout: float, target_modules: Sequence[str] = ()
 ) -> PeftModel:
-    """Freeze `backbone` and give its linear layers adapters; all of them unless `target_modules` names some.
+    """Freeze `backbone` and add LoRA adapters to its linear layers: to all, or to those named by `target_modules`.
 
-    The adapters are float32 whatever the backbone's dtype, as master weights. BERT's pooler head is left out: it does
-    not take part in an embedding, and a parameter without gradient stops distributed training.
+    The adapters are float32 whatever the backbone's dtype, as master weights. BERT's pooler head gets none: embeddings
+    do not depend on it, and distributed training fails on a parameter without gradient.
     """
     has_pooler = any("pooler" in name.split(".") for name, _ in backbone.named_modules())
     config = LoraConfig(
@@ -34,14 +34,14 @@ def attach_lora(
 
 
 def load_lora(backbone: nn.Module, adapter: str) -> PeftModel:
-    """Put an adapter that peft wrote, a directory or hub id, on the backbone that it was trained on."""
+    """Add an adapter saved by peft, a directory or hub id, to the backbone that it was trained on."""
     with without_deprecations():
         return PeftModel.from_pretrained(backbone, adapter)
 
 
 @contextmanager
 def without_deprecations() -> Iterator[None]:
-    """peft 0.21 reads a name that transformers 5.2x deprecates, which is no news to a user."""
+    """Ignore a deprecation warning that users can do nothing about: peft 0.21 uses an older name of transformers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

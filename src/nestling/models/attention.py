@@ -1,4 +1,4 @@
-"""The attention implementation that suits a machine."""
+"""Attention implementations that are registered with transformers, and the choice of one for a machine."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -16,11 +16,14 @@ VARLEN = "varlen"
 
 
 def resolve_attention(attn_implementation: str, precision: torch.dtype, *, cpu: bool = False) -> str:
-    """The name to load a model with: "auto" takes the fastest exact one at hand, other names stay. `cpu` says that
-    the model stays on the CPU though there is a GPU.
+    """The name of the attention implementation to load a model with.
 
-    In bfloat16 a GPU takes flash attention if it is installed, and a CPU takes SDPA in float32: its bfloat16 kernels
-    are two to six times slower forward and backward (texts of 20 to 128 tokens), and less exact.
+    Args:
+        attn_implementation: "auto" for the fastest exact one that is available; any other name is returned as it is.
+        precision: Dtype of the computation. In bfloat16 "auto" is FlashAttention on a GPU if it is installed, and SDPA
+            in float32 on a CPU, whose bfloat16 kernels are two to six times slower forward and backward (texts of 20 to
+            128 tokens) and less exact.
+        cpu: Whether the model will stay on the CPU even if there is a GPU.
     """
     if attn_implementation == VARLEN:
         AttentionInterface.register(VARLEN, varlen_attention)
@@ -39,7 +42,7 @@ def resolve_attention(attn_implementation: str, precision: torch.dtype, *, cpu: 
 def sdpa_in_float32(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """transformers' SDPA on [B, heads, L, head dimension], computed in float32 and returned in the type of `query`."""
+    """transformers' SDPA on [B, heads, L, d], computed in float32 and returned in the dtype of `query`."""
     with torch.autocast(query.device.type, enabled=False):
         output, _ = sdpa_attention_forward(
             module, query.float(), key.float(), value.float(), attention_mask, **settings
@@ -55,85 +58,90 @@ def varlen_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    cu_seqlens: Tensor | None = None,
-    longest: int = 0,
-    keys: Tensor | None = None,
-    key_cu_seqlens: Tensor | None = None,
-    most_keys: int = 0,
-    beginnings: Sequence[int] = (),
+    cu_seqlens_q: Tensor | None = None,
+    max_seqlen_q: int = 0,
+    key_positions: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int = 0,
+    prefixes: Sequence[int] = (),
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each text of a packed chunk, [1, heads, T, d] -> [1, T, heads, d]; else SDPA.
+    """Causal attention within each text of a packed chunk, [1, heads, T, d] -> [1, T, heads, d]; SDPA for other chunks.
 
-    The segments of a `nestling.batches.groups.GroupChunk` attend to their beginnings too. A GPU runs torch's
-    `varlen_attn` (not yet seen to run here), which computes in half precision only; in any other, and on a CPU, it is
-    one SDPA for each text.
+    Suffixes of a `nestling.batches.prefix_sharing.SharedPrefixChunk`, which documents the arguments, attend to their
+    prefix as well. On a GPU in half precision this is torch's `varlen_attn` (not yet run on a GPU). On a CPU, and in
+    other dtypes, which `varlen_attn` does not support, it is one call of SDPA for each segment.
     """
-    if cu_seqlens is None:
+    if cu_seqlens_q is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
         return output, None
-    if sliding_window is not None and sliding_window < max(longest, most_keys):
+    if sliding_window is not None and sliding_window < max(max_seqlen_q, max_seqlen_k):
         raise ValueError(
             f"attn_implementation: varlen has no sliding window, and the model's is {sliding_window} tokens; use sdpa"
         )
-    dtype = computing_type(query)
+    dtype = autocast_dtype(query)
     if query.device.type == "cpu" or dtype not in (torch.bfloat16, torch.float16):
-        return _text_by_text(query, key, value, cu_seqlens, beginnings, scaling), None
+        return _segment_by_segment(query, key, value, cu_seqlens_q, prefixes, scaling), None
     q, k, v = (each[0].transpose(0, 1).to(dtype) for each in (query, key, value))  # [T, heads, d]
-    if keys is not None:
-        k, v = k[keys], v[keys]  # [K, heads, d]
-    key_cu_seqlens, most_keys = (cu_seqlens, longest) if key_cu_seqlens is None else (key_cu_seqlens, most_keys)
-    return _packed(q, k, v, (cu_seqlens, key_cu_seqlens), (longest, most_keys), scaling)[None], None
+    if key_positions is not None:
+        k, v = k[key_positions], v[key_positions]  # [K, heads, d]
+    if cu_seqlens_k is None:
+        cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q
+    return _varlen_kernel(q, k, v, (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k), scaling)[None], None
 
 
-def computing_type(tensor: Tensor) -> torch.dtype:
-    """What an operation that autocast knows would compute in; queries and keys can leave a norm of float32 weights
-    wider than values."""
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which an operation that autocast lowers would compute, such as a matrix product.
+
+    Queries and keys may be in a wider dtype than values: a norm with float32 weights returns float32.
+    """
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
-def _packed(
+def _varlen_kernel(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     cu_seqlens: tuple[Tensor, Tensor],
-    most: tuple[int, int],
+    max_seqlens: tuple[int, int],
     scaling: float | None,
 ) -> Tensor:
-    """[T, heads, d]; `cu_seqlens` of queries and keys, and the `most` of one text."""
+    """torch's `varlen_attn`, [T, heads, d]; `cu_seqlens` and `max_seqlens` are those of queries and of keys."""
     from torch.nn.attention.varlen import varlen_attn
 
-    causal = (-1, 0)  # aligned at the end of the keys
-    packed = varlen_attn(query, key, value, *cu_seqlens, *most, scale=scaling, window_size=causal, enable_gqa=True)
-    return cast(Tensor, packed)
+    causal = (-1, 0)  # the last query is aligned with the last key
+    output = varlen_attn(
+        query, key, value, *cu_seqlens, *max_seqlens, scale=scaling, window_size=causal, enable_gqa=True
+    )
+    return cast(Tensor, output)
 
 
-def _text_by_text(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, beginnings: Sequence[int], scaling: float | None
+def _segment_by_segment(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens_q: Tensor, prefixes: Sequence[int], scaling: float | None
 ) -> Tensor:
-    """[1, T, heads, d] in the type of `query`; computed in float32, as `sdpa_in_float32`."""
-    lengths = cu_seqlens.diff().tolist()
+    """SDPA of each segment, [1, T, heads, d] in the dtype of `query`; computed in float32, as `sdpa_in_float32`."""
+    lengths = cu_seqlens_q.diff().tolist()
     wide = torch.promote_types(query.dtype, torch.float32)
     queries, keys, values = (each.to(wide).split(lengths, dim=2) for each in (query, key, value))
     attend = partial(nn.functional.scaled_dot_product_attention, scale=scaling, enable_gqa=True)
-    found = []
+    outputs = []
     with torch.autocast(query.device.type, enabled=False):
         for i, q in enumerate(queries):
-            before = beginnings[i] if beginnings else -1
-            if before < 0:
-                found.append(attend(q, keys[i], values[i], is_causal=True))
+            prefix = prefixes[i] if prefixes else -1
+            if prefix < 0:
+                outputs.append(attend(q, keys[i], values[i], is_causal=True))
             else:
-                k, v = (torch.cat([each[before], each[i]], dim=2) for each in (keys, values))
-                found.append(attend(q, k, v, attn_mask=continuing_mask(lengths[before], lengths[i], query.device)))
-    return torch.cat(found, dim=2).transpose(1, 2).contiguous().to(query.dtype)
+                k, v = (torch.cat([each[prefix], each[i]], dim=2) for each in (keys, values))
+                outputs.append(attend(q, k, v, attn_mask=suffix_mask(lengths[prefix], lengths[i], query.device)))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous().to(query.dtype)
 
 
-def continuing_mask(before: int, length: int, device: torch.device) -> Tensor:
-    """[length, before + length] bool: causal, behind keys that all may see."""
-    return torch.ones(length, before + length, dtype=torch.bool, device=device).tril_(before)
+def suffix_mask(prefix_length: int, length: int, device: torch.device) -> Tensor:
+    """[length, prefix_length + length] bool: every token of a suffix attends to the prefix, and causally to itself."""
+    return torch.ones(length, prefix_length + length, dtype=torch.bool, device=device).tril_(prefix_length)
 
 
 def no_mask(*arguments: Any, **settings: Any) -> None:
-    """Causal models with padding on the right, or with `cu_seqlens`, need none."""
+    """The mask function of `varlen`: causal models need no mask for padding on the right, nor with `cu_seqlens_q`."""

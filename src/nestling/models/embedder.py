@@ -1,4 +1,4 @@
-"""The embedding model: backbone, pooling, prompts."""
+"""The embedding model: a transformer with pooling and prompts."""
 
 import json
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ from nestling.batches.packing import AnyChunk, PackedChunk
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
 from nestling.models.attention import VARLEN, resolve_attention
 from nestling.models.encoding import encode_texts
-from nestling.models.pooling import POOL, Pooling, pool_packed
+from nestling.models.pooling import Pooling, pool_packed, pool_padded
 from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config, require_fast
 
 Kind = Literal["query", "document"]
 
-# sentence-transformers' names of the poolings, in the older schema and the newer.
+# Names of the poolings in sentence-transformers' files: `pooling_mode_*` flags (older), `pooling_mode` (newer).
 ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a model's directory says beside its weights; sentence-transformers files where it has them.
+    """Settings in a model's sentence-transformers files; defaults for a model without such files.
 
     Args:
-        pooling: Its pooling, None where no file says.
+        pooling: Its pooling; None if no file says.
         normalize: Whether its embeddings are normalised.
-        prompts: Its prompts, None where no file says.
-        subfolder: Where the transformer lies inside the directory.
+        prompts: Its prompts; None if no file says.
+        subfolder: Folder of the transformer inside the model's directory.
     """
 
     pooling: Pooling | None = None
@@ -42,16 +42,16 @@ class ModelFiles:
 
 
 class Embedder(TokenModel):
-    """Texts to embeddings.
+    """An embedding model.
 
     Args:
         backbone: A transformers model without head, possibly wrapped by peft.
-        tokenizer: Its tokenizer, fast.
-        pooling: How token states become one embedding.
-        prompts: Prefixes of queries and documents.
-        source: The directory or hub id that it came from.
-        normalize: Whether the published model normalises; encode() always does.
-        precision: float32, or bfloat16 to compute under autocast over the weights as they are.
+        tokenizer: Its tokenizer, a fast one.
+        pooling: How the hidden states of a text become one embedding.
+        prompts: Prompts of queries and documents.
+        source: The directory or hub id that it was loaded from.
+        normalize: Whether the published model normalises its embeddings; `encode` always does.
+        precision: float32, or bfloat16 to compute under autocast; the weights keep their dtype.
     """
 
     def __init__(
@@ -85,21 +85,22 @@ class Embedder(TokenModel):
         cpu: bool = False,
         quantisation: BitsAndBytesConfig | None = None,
     ) -> Self:
-        """Load a directory or hub id, with or without sentence-transformers files, whose settings are honoured.
+        """Load a directory or hub id; the settings in its sentence-transformers files, if it has any, are used.
 
         Args:
             model: Directory or hub id.
-            dtype: Of the weights in memory; float32 for training all of them, "auto" for the published one.
-            precision: Of the computation.
+            dtype: Dtype of the weights in memory: float32 for training all of them, "auto" for the published dtype.
+            precision: Dtype of the computation, float32 or bfloat16.
             attn_implementation: "sdpa", "eager", "flash_attention_2", or "auto" for the fastest that is installed.
-            pooling: Overrides what the files say; without either, decoders take the last token and encoders the mean.
-            dropout: Inside the model; None keeps the model's own.
-            instruction: Default task of queries, in place of the model's own query prompt.
-            cpu: The model stays on the CPU even if there is a GPU.
-            quantisation: How transformers is to quantise the weights; not at all by default.
+            pooling: Overrides the pooling in the files; by default, without files, decoders use the last token and
+                encoders the mean.
+            dropout: Dropout probability in the model; None keeps the model's own.
+            instruction: Default instruction of queries, which replaces the model's own query prompt.
+            cpu: Whether the model will stay on the CPU even if there is a GPU.
+            quantisation: How transformers quantises the weights; not at all by default.
 
         Raises:
-            ValueError: A module, pooling or tokenizer that Nestling cannot reproduce exactly.
+            ValueError: The model has a module, pooling or tokenizer that Nestling cannot reproduce exactly.
         """
         files = read_model_files(str(model))
         config = read_config(model, files.subfolder)
@@ -140,18 +141,21 @@ class Embedder(TokenModel):
         return self.width
 
     def forward(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
-        """Raw embeddings, [B, D] float32, neither cut nor normalised.
+        """Embeddings of all dimensions, [B, D] float32, not normalised.
 
-        With `in_place` the backward pass adds to the gradient of the token embeddings row by row (`token_lookup`).
+        Args:
+            chunk: The texts.
+            in_place: Whether the backward pass adds the gradient of the token embeddings in place, as
+                `nestling.models.token_lookup` does.
         """
         with self.computing():
             hidden = self.hidden_states(chunk, in_place=in_place)
             if isinstance(chunk, PackedChunk):
                 return pool_packed(hidden, chunk.cu_seqlens, self.pooling).float()
-            return POOL[self.pooling](hidden, chunk.lengths).float()
+            return pool_padded(hidden, chunk.lengths, self.pooling).float()
 
     def prefix(self, kind: Kind, instruction: str | None = None) -> str:
-        """The prompt that stands before a text."""
+        """The prompt that is put before a text."""
         return self.prompts.query(instruction) if kind == "query" else self.prompts.document
 
     def encode(
@@ -179,15 +183,15 @@ class Embedder(TokenModel):
 
 
 def read_model_files(model: str) -> ModelFiles:
-    """Read the sentence-transformers files of a directory or hub id, if it has any."""
+    """The settings in the sentence-transformers files of a directory or hub id, if it has any."""
     modules = read_json(model, "modules.json")
     if modules is None:
         return ModelFiles()
     kinds = {each["type"].rsplit(".", 1)[-1]: each["path"] for each in modules}
-    foreign = sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"})
-    if foreign:
+    unsupported = sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"})
+    if unsupported:
         raise ValueError(
-            f"{model}/modules.json: {', '.join(foreign)} is not supported; expected Transformer, Pooling, Normalize"
+            f"{model}/modules.json: {', '.join(unsupported)} is not supported; expected Transformer, Pooling, Normalize"
         )
     pooling = read_json(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None
     return ModelFiles(
@@ -199,27 +203,27 @@ def read_model_files(model: str) -> ModelFiles:
 
 
 def read_width(model: str | Path) -> int:
-    """Width of the embeddings of a directory or hub id, without its weights; ValueError if there is no config.json."""
+    """Dimensions of a model's embeddings, read without its weights; ValueError if there is no config.json."""
     return int(read_config(model, read_model_files(str(model)).subfolder).hidden_size)
 
 
 def read_pooling(config: dict[str, Any], model: str) -> Pooling:
-    """The pooling of a sentence-transformers file, in the older schema (booleans) or the newer (one name)."""
+    """The pooling in a sentence-transformers pooling config: boolean flags in older files, one name in newer ones."""
     flags = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True]
     chosen = [config["pooling_mode"]] if isinstance(config.get("pooling_mode"), str) else flags
     names = [ST_POOLINGS.get(name, name) for name in chosen if name != "include_prompt"]
     without_prompt = config.get("include_prompt") is False
     if len(names) != 1 or names[0] not in get_args(Pooling) or without_prompt:
-        found = " and ".join(chosen) or "nothing"
+        named = " and ".join(chosen) or "nothing"
         raise ValueError(
-            f"{model}: the pooling file asks for {found}{' without the prompt' if without_prompt else ''}; "
+            f"{model}: the pooling file asks for {named}{' without the prompt' if without_prompt else ''}; "
             "supported are last, mean and cls"
         )
     return cast(Pooling, names[0])
 
 
 def read_prompts(config: dict[str, Any]) -> Prompts | None:
-    """Query and document prompts of config_sentence_transformers.json; None where it has none."""
+    """Query and document prompts in config_sentence_transformers.json; None if it has none."""
     prompts = config.get("prompts") or {}
     default = prompts.get(config.get("default_prompt_name"), "")
     query = prompts.get("query", default)
@@ -228,7 +232,7 @@ def read_prompts(config: dict[str, Any]) -> Prompts | None:
 
 
 def read_json(model: str, name: str) -> Any:
-    """A JSON file of a directory or hub id; None where it does not exist."""
+    """The content of a JSON file of a directory or hub id; None if it does not exist."""
     path = cached_file(
         model, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )

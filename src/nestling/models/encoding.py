@@ -1,7 +1,8 @@
-"""Many texts to embeddings, as evaluation and mining need them: each tokenised once, sorted, in even chunks.
+"""Embeddings of many texts, for evaluation and mining.
 
-Texts come in windows of some thousands. While the model runs one window, a thread tokenises, sorts and cuts the next:
-what is held at a time is two windows of tokens and one of embeddings, however many texts there are.
+Texts are processed in windows of some thousands. While the model encodes one window, a thread tokenises the next, sorts
+it by length and splits it into chunks. So memory holds the tokens of two windows and the embeddings of one, however
+many texts there are.
 
 Shapes: b texts of one window, D dimensions.
 """
@@ -23,17 +24,17 @@ from nestling.batches.packing import AnyChunk, TokenBatch, pack, pad, token_budg
 from nestling.batches.prompts import TextTokenizer
 from nestling.heap import trimming
 
-# Texts that are sorted together: enough that padding is about 1 %, few enough to hold their tokens.
+# Texts of a window: enough that padding is about 1 %, few enough to hold their tokens in memory.
 WINDOW = 8192
 
 TokenIds = list[list[int]]
 
-Part = TypeVar("Part")
-Read = TypeVar("Read")
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
 
 
 class Encoder(Protocol):
-    """What `encode_texts` asks of an `Embedder`."""
+    """What `encode_texts` uses of an `Embedder`."""
 
     text_tokenizer: TextTokenizer
     training: bool
@@ -52,16 +53,16 @@ class Encoder(Protocol):
 
 
 @dataclass
-class Tally:
-    """What went into some embeddings, counted while they are made.
+class EncodingStats:
+    """Counts of encoded texts and their tokens; `encode_texts` adds to them.
 
     Attributes:
-        texts: Texts that were read.
-        truncated: How many of them were longer than the limit.
-        encoded: Texts that ran through the model.
-        tokens: Their tokens.
-        positions: The same with padding.
-        seconds: Time that it took.
+        texts: Texts that were tokenised.
+        truncated: Texts of these that were truncated.
+        encoded: Texts of these that ran through the model.
+        tokens: Tokens of the encoded texts.
+        positions: Their tokens and padding.
+        seconds: Time that encoding took; set by the caller.
     """
 
     texts: int = 0
@@ -80,12 +81,13 @@ class Tally:
         )
 
 
-def keep_all(ids: TokenIds) -> TokenIds:
+def select_all(ids: TokenIds) -> TokenIds:
+    """Encode all texts of a window."""
     return ids
 
 
-def alone(count: int) -> int:
-    """The largest count of a single process."""
+def single_process(count: int) -> int:
+    """The maximum of a number over the ranks of a single process: itself."""
     return count
 
 
@@ -97,56 +99,62 @@ def encode_texts(
     max_length: int,
     rows: range | None = None,
     tokens_per_batch: int | None = None,
-    keep: Callable[[TokenIds], TokenIds] = keep_all,
-    agree: Callable[[int], int] = alone,
+    select: Callable[[TokenIds], TokenIds] = select_all,
+    max_over_ranks: Callable[[int], int] = single_process,
     progress: str | None = None,
-    tally: Tally | None = None,
+    stats: EncodingStats | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Normalised embeddings of each window, [b, D] float32 on the CPU, and their place among all that are encoded.
+    """Normalised embeddings, a window at a time.
 
-    The longest texts of a window come first, so that too large a batch fails at once. Until the iterator is exhausted
-    or closed, the model is in evaluation mode.
+    The longest texts of a window are encoded first, so that running out of memory shows early. The model is in
+    evaluation mode until the iterator is exhausted or closed.
 
     Args:
         model: The embedder.
-        texts: Read a window at a time, with one slice.
-        prefix: The prompt before each text.
+        texts: The texts; each window is read with one slice.
+        prefix: Prompt of each text.
         max_length: Tokens of a text, prompt and special tokens included.
-        rows: Which of `texts` to encode; all by default.
+        rows: Indices of the texts to encode; all by default.
         tokens_per_batch: Positions of a chunk, padding included; by default what suits the device.
-        keep: From a window's token ids to those that are encoded; called in a thread, once a window, in order.
-        agree: For models whose forward is a collective: the maximum of a number over all ranks, which then give equally
-            many windows and run equally many chunks, also a rank without texts. All ranks must go on to the end.
-        progress: Label of a bar that shows texts a second.
-        tally: Counts up, but for the seconds.
+        select: Chooses the texts of a window to encode: given their token ids, returns those of the chosen ones.
+            Called in a thread, once for each window, in order.
+        max_over_ranks: Returns the maximum of a number over all ranks. Needed for models whose forward pass is a
+            collective (sharded parameters): all ranks then yield equally many windows and run equally many chunks,
+            even a rank without texts, and all must exhaust the iterator.
+        progress: Label of a progress bar; none by default.
+        stats: Counts to add to, all but the seconds.
+
+    Yields:
+        The rows of a window among all encoded texts, and their embeddings, [b, D] float32 on the CPU.
 
     Raises:
-        ValueError: `max_length` leaves no room for a text, or the tokenizer drops the end token.
+        ValueError: `max_length` leaves no room for a text, or the tokenizer does not append the end token.
     """
     rows = range(len(texts)) if rows is None else rows
-    tally = Tally() if tally is None else tally
-    budget = tokens_per_batch or token_budget(model.device)
-    parts = [rows[start : start + WINDOW] for start in range(0, len(rows), WINDOW)]
-    read = partial(_read, model.text_tokenizer, texts, prefix, max_length, budget, keep)
-    more = repeat(Window.empty(), agree(len(parts)) - len(parts))
+    stats = EncodingStats() if stats is None else stats
+    chunk_tokens = tokens_per_batch or token_budget(model.device)
+    windows = [rows[start : start + WINDOW] for start in range(0, len(rows), WINDOW)]
+    tokenize = partial(_tokenize, model.text_tokenizer, texts, prefix, max_length, chunk_tokens, select)
+    # Windows without texts, for a rank that has fewer windows than others.
+    empty = repeat(TokenizedTexts.empty(), max_over_ranks(len(windows)) - len(windows))
     start = 0
     with evaluating(model), progress_bar(len(rows), progress) as bar:
-        for window in chain(ahead(read, parts), more):
-            embeddings = _encode_window(model, window.batch, agree, bar)
+        for window in chain(prefetch(tokenize, windows), empty):
+            embeddings = _encode_window(model, window.batch, max_over_ranks, bar)
             bar.update(window.texts - len(embeddings))
-            window.count(tally)
+            window.count(stats)
             yield slice(start, start + len(embeddings)), embeddings
             start += len(embeddings)
 
 
 @dataclass(frozen=True)
-class Window:
-    """Some texts, tokenised.
+class TokenizedTexts:
+    """A window of tokenised texts.
 
     Args:
-        batch: Those of them that are encoded.
-        texts: How many were read.
-        truncated: How many of these were cut.
+        batch: The texts to encode.
+        texts: Number of texts that were tokenised.
+        truncated: Number of these that were truncated.
     """
 
     batch: TokenBatch
@@ -154,62 +162,63 @@ class Window:
     truncated: int
 
     @classmethod
-    def empty(cls) -> "Window":
+    def empty(cls) -> "TokenizedTexts":
         return cls(TokenBatch([], torch.empty(0, dtype=torch.int64), 0), 0, 0)
 
-    def count(self, tally: Tally) -> None:
-        tally.texts += self.texts
-        tally.truncated += self.truncated
-        tally.encoded += len(self.batch.position)
-        tally.tokens += self.batch.tokens
-        tally.positions += sum(chunk.positions for chunk in self.batch.chunks)
+    def count(self, stats: EncodingStats) -> None:
+        """Add this window to the counts."""
+        stats.texts += self.texts
+        stats.truncated += self.truncated
+        stats.encoded += len(self.batch.position)
+        stats.tokens += self.batch.tokens
+        stats.positions += sum(chunk.positions for chunk in self.batch.chunks)
 
 
-def _read(
+def _tokenize(
     tokenizer: TextTokenizer,
     texts: Sequence[str],
     prefix: str,
     max_length: int,
-    budget: int,
-    keep: Callable[[TokenIds], TokenIds],
+    chunk_tokens: int,
+    select: Callable[[TokenIds], TokenIds],
     rows: range,
-) -> Window:
+) -> TokenizedTexts:
     tokenized = tokenizer([prefix + text for text in texts[rows.start : rows.stop : rows.step]], max_length)
-    kept = keep(tokenized.ids)
-    batch = pack(kept, budget, tokenizer.pad_id) if kept else Window.empty().batch
-    return Window(batch, len(rows), tokenized.truncated)
+    selected = select(tokenized.ids)
+    batch = pack(selected, chunk_tokens, tokenizer.pad_id) if selected else TokenizedTexts.empty().batch
+    return TokenizedTexts(batch, len(rows), tokenized.truncated)
 
 
-def ahead(read: Callable[[Part], Read], parts: Iterable[Part]) -> Iterator[Read]:
-    """What is read of each part, in order; a thread reads the next one while the caller works on the last."""
-    waiting: Future[Read] | None = None
+def prefetch(prepare: Callable[[Item], Prepared], items: Iterable[Item]) -> Iterator[Prepared]:
+    """`map(prepare, items)`, but a thread prepares the next item while the caller uses the current one."""
+    current: Future[Prepared] | None = None
     with ThreadPoolExecutor(1) as thread:
-        for part in parts:
-            following = thread.submit(read, part)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+        for item in items:
+            following = thread.submit(prepare, item)
+            if current is not None:
+                yield current.result()
+            current = following
+        if current is not None:
+            yield current.result()
 
 
-def _encode_window(model: Encoder, batch: TokenBatch, agree: Callable[[int], int], bar: "tqdm[Any]") -> Tensor:
-    """[b, D] in the order of the texts; runs as many chunks as the rank that has most."""
-    found = [torch.empty(0, model.dim, device=model.device)]
-    more = agree(len(batch.chunks)) - len(batch.chunks)
+def _encode_window(model: Encoder, batch: TokenBatch, max_over_ranks: Callable[[int], int], bar: "tqdm[Any]") -> Tensor:
+    """Embeddings of a window, [b, D], in the order of its texts; runs as many chunks as the rank that has most."""
+    embeddings = [torch.empty(0, model.dim, device=model.device)]
+    missing = max_over_ranks(len(batch.chunks)) - len(batch.chunks)
     with torch.no_grad(), model.computing():
         for chunk in trimming(batch.chunks):
-            found.append(normalize(model(chunk.to(model.device)), dim=-1))
+            embeddings.append(normalize(model(chunk.to(model.device)), dim=-1))
             bar.update(len(chunk.lengths))
-        for _ in range(more):
+        for _ in range(missing):
             model(pad([[model.text_tokenizer.pad_id]], 0).to(model.device))
     # One copy for the window: a copy for each chunk would wait for the device each time.
-    return torch.cat(found).cpu()[batch.position]
+    return torch.cat(embeddings).cpu()[batch.position]
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Inside, a module is in evaluation mode."""
+    """A context in which a module is in evaluation mode."""
     training = model.training
     model.train(False)
     try:
@@ -219,6 +228,6 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def progress_bar(total: int, label: str | None, unit: str = "text") -> "tqdm[Any]":
-    """A bar on a terminal; hidden without label."""
-    # The longest texts of a window come first, so only the mean rate says how long the rest takes.
+    """A progress bar on a terminal; none without a label."""
+    # The longest texts of a window come first: only the mean rate predicts the remaining time.
     return tqdm(total=total, desc=label, unit=unit, smoothing=0, disable=None if label else True, leave=False)

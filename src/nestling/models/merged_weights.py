@@ -1,4 +1,4 @@
-"""The weights of a live model as they will be served: LoRA merged, without a copy of the model."""
+"""The weights of a model in memory with LoRA adapters merged, without a copy of the model."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +15,13 @@ from nestling.models.attention import VARLEN
 
 
 class MergedWeights(Mapping[str, Tensor]):
-    """The weights of a backbone under the names that it has without adapters; each is computed when it is read.
+    """The weights of a backbone under the names that they have without adapters; each is computed when accessed.
 
-    A LoRA layer gives W + scale B A in float32 (arXiv 2106.09685), every other tensor is the live one. The model is
-    not changed. Of tied tensors only the first name is listed; the others can be read as well.
+    The weight of a LoRA layer is W + scale B A in float32 (arXiv 2106.09685); every other tensor is the model's own.
+    The model is not changed. Iteration lists only the first name of tied tensors; the others can be accessed as well.
+
+    Args:
+        backbone: A transformers model, possibly wrapped by peft.
 
     Raises:
         ValueError: The backbone has adapters other than plain LoRA on linear layers.
@@ -90,15 +93,15 @@ def _plain_lora(name: str, layer: BaseTunerLayer) -> LoraLinear:
 
 @contextmanager
 def computing_with(backbone: nn.Module, weights: MergedWeights, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, `backbone` computes in float32 with `weights` rounded to `dtype`, as a reload of the written files would.
+    """A context in which `backbone` computes in float32 with `weights` rounded to `dtype`, like the exported model.
 
-    Each module's own weights are exchanged just before it runs and put back after it, so that only one module at a time
-    exists in float32; the adapters rest, since `weights` holds them merged.
+    The weights of each module are replaced just before it runs and restored right after it, so that only one module at
+    a time has a copy in float32. The adapters are off, since `weights` has them merged.
     """
     model = without_adapters(backbone)
     originals: list[tuple[nn.Parameter, Tensor]] = []
 
-    def exchange(prefix: str) -> Any:
+    def replace(prefix: str) -> Any:
         def before(module: nn.Module, inputs: object) -> None:
             for name, parameter in module.named_parameters(recurse=False):
                 originals.append((parameter, parameter.data))
@@ -116,7 +119,7 @@ def computing_with(backbone: nn.Module, weights: MergedWeights, dtype: torch.dty
     for name, module in model.named_modules():
         if ".lora_" not in f".{name}" and any(True for _ in module.parameters(recurse=False)):
             prefix = f"{name}.".replace(".base_layer.", ".").removeprefix(".")
-            handles += [module.register_forward_pre_hook(exchange(prefix)), module.register_forward_hook(restore)]
+            handles += [module.register_forward_pre_hook(replace(prefix)), module.register_forward_hook(restore)]
     try:
         with _adapters_off(backbone), _float32_attention(model), torch.autocast(model.device.type, enabled=False):
             yield
@@ -142,7 +145,7 @@ def _float32_attention(model: PreTrainedModel) -> Iterator[None]:
     if attention not in ("flash_attention_2", VARLEN):
         yield
         return
-    model.set_attn_implementation("sdpa")  # flash attention, which varlen is on a GPU, computes in bfloat16 only
+    model.set_attn_implementation("sdpa")  # FlashAttention, which varlen uses on a GPU, does not support float32
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The reranking model: a causal language model that is asked whether a document answers a query, and says yes or no."""
+"""The reranking model: a causal language model that answers yes or no to whether a document is relevant to a query."""
 
 import json
 from collections.abc import Sequence
@@ -9,39 +9,33 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
 from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
-from nestling.models.answer_head import AnswerHead
+from nestling.models.answer_head import AnswerHead, replace_output_layer
 from nestling.models.attention import VARLEN, resolve_attention
 from nestling.models.merged_weights import without_adapters
 from nestling.models.pooling import last_token
-from nestling.models.scoring import Group, ScoreTally, score_groups
+from nestling.models.scoring import Group, ScoringStats, score_groups
 from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config, require_fast
 from nestling.models.weights import model_file
 
-# What our own directories say of a reranker beside the files that others read.
+# Nestling's settings of a reranker, in a file beside those that transformers reads.
 SETTINGS = "reranker.json"
-
-# A model whose logits are more than its states times its output layer (scaled, capped) is refused; told by a logit
-# that is large enough for any cap.
-PROBE = 256.0
-LOGIT_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
 class RerankerSettings:
-    """What a reranker was trained to read.
+    """The prompt format and length limits that a reranker was trained with.
 
     Args:
-        prefix: Before what is asked.
-        suffix: After it, up to the answer.
-        instruction: Default task of queries.
-        yes: The word for relevant.
-        no: The word for not.
-        query_max_length: Tokens of a query.
-        document_max_length: Tokens of a document.
+        prefix: Text of the prompt before instruction, query and document.
+        suffix: Text of the prompt after them, up to the answer.
+        instruction: Default instruction of queries.
+        yes: The answer for a relevant document.
+        no: The answer for any other document.
+        query_max_length: Tokens of a query, at most.
+        document_max_length: Tokens of a document, at most.
     """
 
     prefix: str = RerankPrompt.prefix
@@ -61,12 +55,12 @@ class RerankerSettings:
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """A document in its new place.
+class RankedDocument:
+    """A ranked document.
 
     Args:
-        index: Which of the documents that were given.
-        score: Probability of yes.
+        index: Its index among the documents that were ranked.
+        score: Its probability of yes.
     """
 
     index: int
@@ -74,18 +68,18 @@ class Ranked:
 
 
 class Reranker(TokenModel):
-    """Queries and documents to scores.
+    """A reranking model.
 
     Args:
         backbone: A causal language model whose output layer is an `AnswerHead`, possibly wrapped by peft.
-        tokenizer: Its tokenizer, fast.
-        settings: What it reads.
-        source: The directory or hub id that it came from.
-        precision: float32, or bfloat16 to compute under autocast over the weights as they are.
-        share_prefix: Whether the documents of a query run the tokens that their prompts begin with once.
+        tokenizer: Its tokenizer, a fast one.
+        settings: Prompt format and length limits.
+        source: The directory or hub id that it was loaded from.
+        precision: float32, or bfloat16 to compute under autocast; the weights keep their dtype.
+        share_prefix: Whether the tokens that the prompts of a query begin with run once for all its documents.
 
     Attributes:
-        full_vocabulary: Whether forward gives log-probabilities among all words, as a loss over these needs.
+        full_vocabulary: Whether `forward` returns log-probabilities over the full vocabulary instead of logits.
     """
 
     def __init__(
@@ -118,35 +112,36 @@ class Reranker(TokenModel):
         cpu: bool = False,
         quantisation: BitsAndBytesConfig | None = None,
     ) -> Self:
-        """Load a directory or hub id of a causal language model: a reranker, or one that is to become one.
+        """Load a causal language model, one that already is a reranker or a base model that will be trained to be one.
 
         Args:
             model: Directory or hub id.
-            dtype: Of the weights in memory; float32 for training all of them, "auto" for the published one.
-            precision: Of the computation.
-            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs; else transformers'.
-            dropout: Inside the model; None keeps the model's own.
-            settings: What it is to read; by default what its files say, or Qwen3-Reranker's.
-            share_prefix: Run the tokens that the prompts of a query have in common once.
-            cpu: The model stays on the CPU even if there is a GPU.
-            quantisation: How transformers is to quantise the weights; not at all by default.
+            dtype: Dtype of the weights in memory: float32 for training all of them, "auto" for the published dtype.
+            precision: Dtype of the computation, float32 or bfloat16.
+            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs; or a name that
+                transformers knows.
+            dropout: Dropout probability in the model; None keeps the model's own.
+            settings: Prompt format and length limits; by default those in its files, or Qwen3-Reranker's.
+            share_prefix: Whether the tokens that the prompts of a query begin with run once.
+            cpu: Whether the model will stay on the CPU even if there is a GPU.
+            quantisation: How transformers quantises the weights; not at all by default.
 
         Raises:
-            ValueError: Not a causal language model, answers of several tokens, or logits that are more than states
-                times the output layer.
+            ValueError: The model is no causal language model, an answer has several tokens, or its logits are not its
+                hidden states times its output layer.
         """
         config = read_config(model)
         if not is_decoder(config):
             raise ValueError(f"{model}: a reranker is a causal language model, and this is {config.model_type}")
         if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
             raise ValueError(f"{model} is a classifier, without the words that it answers; load the causal directory")
-        packed = attn_implementation in ("auto", VARLEN)
+        padding_free = attn_implementation in ("auto", VARLEN)
         backbone = load_backbone(
             AutoModelForCausalLM,
             model,
             config,
             dtype=dtype,
-            attn_implementation=resolve_attention(VARLEN if packed else attn_implementation, precision, cpu=cpu),
+            attn_implementation=resolve_attention(VARLEN if padding_free else attn_implementation, precision, cpu=cpu),
             dropout=dropout,
             quantisation=quantisation,
         )
@@ -154,19 +149,19 @@ class Reranker(TokenModel):
         require_fast(tokenizer, model)
         chosen = settings or read_settings(model)
         pairs = PairTokenizer(tokenizer, chosen.prompt, yes=chosen.yes, no=chosen.no)
-        read_two_rows(cast(Any, backbone), pairs, str(model))
+        replace_output_layer(cast(Any, backbone), no=pairs.no_id, yes=pairs.yes_id, source=str(model))
         return cls(
             backbone,
             tokenizer,
             settings=chosen,
             source=str(model),
             precision=precision,
-            share_prefix=share_prefix and packed,
+            share_prefix=share_prefix and padding_free,
         )
 
     @property
     def transformer(self) -> Any:
-        """The model without head, to be called."""
+        """The transformers model without its head."""
         causal = without_adapters(self.backbone)
         return getattr(causal, causal.base_model_prefix)
 
@@ -179,16 +174,23 @@ class Reranker(TokenModel):
         return cast(AnswerHead, without_adapters(self.backbone).get_output_embeddings())
 
     def forward(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
-        """Of each prompt, float32: the logit of yes, [n, 1], or with `full_vocabulary` log p of no and yes, [n, 2].
+        """The logit of yes against no for each prompt, [n, 1], or with `full_vocabulary` log p of no and yes, [n, 2].
 
-        With `in_place` the backward pass adds to the gradient of token embeddings row by row (`token_lookup`).
+        The result is float32 (float64 for float64 weights).
+
+        Args:
+            chunk: The prompts.
+            in_place: Whether the backward pass adds the gradient of the token embeddings in place, as
+                `nestling.models.token_lookup` does.
         """
         with self.computing():
             hidden = self.hidden_states(chunk, in_place=in_place)
             if isinstance(chunk, Chunk):
                 states = last_token(hidden, chunk.lengths)
+            elif isinstance(chunk, PackedChunk):
+                states = hidden[0, chunk.cu_seqlens[1:] - 1]
             else:
-                states = hidden[0, chunk.cu_seqlens[1:] - 1 if isinstance(chunk, PackedChunk) else chunk.ends]
+                states = hidden[0, chunk.last_positions]
             logits: Tensor = self.head(states, full_vocabulary=self.full_vocabulary, in_place=in_place)
             return logits
 
@@ -200,7 +202,7 @@ class Reranker(TokenModel):
         tokens_per_batch: int | None = None,
         progress: str | None = None,
     ) -> Tensor:
-        """Probability of yes for each (query, document), [n] float32; pairs with equal queries are run together."""
+        """Probability of yes for each (query, document) pair, [n] float32; pairs with equal queries run together."""
         by_query: dict[str, list[int]] = {}
         for i, (query, _) in enumerate(pairs):
             by_query.setdefault(query, []).append(i)
@@ -213,11 +215,11 @@ class Reranker(TokenModel):
 
     def rank(
         self, query: str, documents: Sequence[str], top_k: int | None = None, *, instruction: str | None = None
-    ) -> list[Ranked]:
-        """The `top_k` documents that score highest, best first, all by default; equal scores keep their order."""
+    ) -> list[RankedDocument]:
+        """The `top_k` documents with the highest scores, best first; all by default. Ties keep their order."""
         scores = self.score([(query, document) for document in documents], instruction=instruction)
         order = scores.argsort(descending=True, stable=True)[:top_k]
-        return [Ranked(int(i), float(scores[i])) for i in order]
+        return [RankedDocument(int(i), float(scores[i])) for i in order]
 
     def logits(
         self,
@@ -225,67 +227,19 @@ class Reranker(TokenModel):
         *,
         tokens_per_batch: int | None = None,
         progress: str | None = None,
-        tally: ScoreTally | None = None,
+        stats: ScoringStats | None = None,
     ) -> list[Tensor]:
-        """Of each group the logits of its documents, [documents] float32 each; arguments as in `score_groups`."""
-        return list(score_groups(self, groups, tokens_per_batch=tokens_per_batch, progress=progress, tally=tally))
+        """The logits of the documents of each group, [documents] float32 each; arguments as in `score_groups`."""
+        return list(score_groups(self, groups, tokens_per_batch=tokens_per_batch, progress=progress, stats=stats))
 
 
 def read_settings(model: str | Path) -> RerankerSettings:
-    """What a directory or hub id says that it reads; Qwen3-Reranker's prompt where it says nothing."""
+    """The settings of a directory or hub id; those of Qwen3-Reranker if it has none."""
     path = model_file(str(model), SETTINGS)
     if path is None:
         return RerankerSettings()
     found = json.loads(path.read_text(encoding="utf-8"))
     unknown = sorted(found.keys() - {each.name for each in fields(RerankerSettings)})
     if unknown:
-        raise ValueError(f"{path}: {', '.join(unknown)}: not known; a newer Nestling may have written it")
+        raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; a newer Nestling may have written the file")
     return RerankerSettings(**found)
-
-
-def read_two_rows(causal: Any, pairs: PairTokenizer, source: str) -> None:
-    """Put an `AnswerHead` in the place of a model's output layer, if its logits are states times that layer."""
-    layer = causal.get_output_embeddings()
-    if type(layer) is not nn.Linear:
-        raise ValueError(f"{source}: the output layer is {type(layer).__name__}, expected a plain linear one")
-    found = probed_logit(causal, layer)
-    if abs(found - PROBE) > LOGIT_TOLERANCE * PROBE:
-        raise ValueError(
-            f"{source}: its logits are not its states times its output layer ({PROBE:g} by the layer comes out as "
-            f"{found:g}); models that scale or cap logits are not supported"
-        )
-    causal.set_output_embeddings(AnswerHead(layer, no=pairs.no_id, yes=pairs.yes_id))
-
-
-def probed_logit(causal: Any, layer: nn.Linear) -> float:
-    """The logit that a model makes of a state whose product with the output layer, of a single word, is `PROBE`.
-
-    The model's own code makes it, but no weight of the model takes part: ZeRO-3 has them in shards.
-    """
-    device, dtype, width = layer.weight.device, layer.weight.dtype, layer.in_features
-    word = nn.Linear(width, 1, bias=False, device=device, dtype=dtype)
-    nn.init.constant_(word.weight, 1 / width)
-    name = causal.base_model_prefix
-    transformer = getattr(causal, name)
-    setattr(causal, name, GivenStates(torch.full((1, 1, width), PROBE, device=device, dtype=dtype)))
-    causal.set_output_embeddings(word)
-    tokens = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    with torch.no_grad():
-        logit = float(causal(input_ids=tokens, use_cache=False).logits)
-    setattr(causal, name, transformer)
-    return logit
-
-
-class GivenStates(nn.Module):
-    """Takes the place of a transformer, whatever it would read.
-
-    Args:
-        states: [B, L, D].
-    """
-
-    def __init__(self, states: Tensor) -> None:
-        super().__init__()
-        self.states = states
-
-    def forward(self, **inputs: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.states)

@@ -1,4 +1,4 @@
-"""Many candidates to scores: each prompt tokenised once, packed without padding, the next ones read ahead."""
+"""Scores of many candidates: while the model scores the prompts of one window, a thread tokenises the next window."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -10,24 +10,24 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nestling.batches.groups import Part, cut_parts, split_group
-from nestling.batches.packing import AnyChunk, pad, to_chunk, token_budget
-from nestling.batches.pair_prompts import PairTokenizer
+from nestling.batches.packing import AnyChunk, pad, prompts_to_chunk, token_budget
+from nestling.batches.pair_prompts import PairTokenizer, TokenizedPairs
+from nestling.batches.prefix_sharing import PromptGroup, chunk_groups, split_group
 from nestling.heap import trimming
-from nestling.models.encoding import ahead, alone, evaluating, progress_bar
+from nestling.models.encoding import evaluating, prefetch, progress_bar, single_process
 
-# Prompts that are tokenised together: few enough to hold their tokens, enough to fill chunks.
+# Prompts of a window: few enough to hold their tokens in memory, enough to fill chunks.
 WINDOW = 2048
 
 
 @dataclass(frozen=True)
 class Group:
-    """A query and the documents to be scored for it.
+    """A query and the documents to score for it.
 
     Args:
-        query: Its text.
-        documents: Their texts.
-        instruction: Its task; the model's default by default.
+        query: Text of the query.
+        documents: Texts of the documents.
+        instruction: The query's instruction; None for the model's default.
     """
 
     query: str
@@ -36,14 +36,14 @@ class Group:
 
 
 class Scorer(Protocol):
-    """What `score_groups` asks of a `Reranker`."""
+    """What `score_groups` uses of a `Reranker`."""
 
     pairs: PairTokenizer
     share_prefix: bool
     training: bool
 
     @property
-    def settings(self) -> "Limits": ...
+    def settings(self) -> "LengthLimits": ...
 
     @property
     def device(self) -> torch.device: ...
@@ -56,8 +56,8 @@ class Scorer(Protocol):
     def computing(self) -> AbstractContextManager[object]: ...
 
 
-class Limits(Protocol):
-    """How much of a query and of a document is read."""
+class LengthLimits(Protocol):
+    """Maximum lengths of a query and of a document, in tokens."""
 
     @property
     def query_max_length(self) -> int: ...
@@ -67,16 +67,16 @@ class Limits(Protocol):
 
 
 @dataclass
-class ScoreTally:
-    """What went into some scores, counted while they are made.
+class ScoringStats:
+    """Counts of scored documents and their tokens; `score_groups` adds to them.
 
     Attributes:
-        queries: Queries that were read.
+        queries: Queries with scored documents.
         documents: Documents that were scored.
-        truncated_queries: How many queries were longer than the limit.
-        truncated_documents: How many documents were.
+        truncated_queries: Queries that were truncated.
+        truncated_documents: Documents that were truncated.
         tokens: Tokens of all prompts.
-        positions: How many of them ran through the model, beginnings that were shared counted once.
+        positions: Positions that ran through the model: padding included, and a shared prefix once.
     """
 
     queries: int = 0
@@ -86,6 +86,13 @@ class ScoreTally:
     tokens: int = 0
     positions: int = 0
 
+    def count(self, pairs: TokenizedPairs) -> None:
+        """Add the documents of a query and their tokens."""
+        self.documents += len(pairs.ids)
+        self.truncated_queries += pairs.truncated_query
+        self.truncated_documents += pairs.truncated_documents
+        self.tokens += sum(map(len, pairs.ids))
+
     def __str__(self) -> str:
         return (
             f"{self.queries:,} queries, {self.truncated_queries:,} truncated; {self.documents:,} documents, "
@@ -94,18 +101,18 @@ class ScoreTally:
 
 
 @dataclass(frozen=True)
-class Window:
-    """Some groups, tokenised.
+class TokenizedGroups:
+    """A window of groups with their tokenised prompts.
 
     Args:
-        chunks: Their prompts, in order.
-        sizes: Documents of each group.
-        tally: What was read.
+        chunks: The prompts, in order.
+        sizes: Number of documents of each group.
+        stats: Counts of this window.
     """
 
     chunks: list[AnyChunk]
     sizes: list[int]
-    tally: ScoreTally
+    stats: ScoringStats
 
 
 def score_groups(
@@ -113,38 +120,41 @@ def score_groups(
     groups: Sequence[Group],
     *,
     tokens_per_batch: int | None = None,
-    agree: Callable[[int], int] = alone,
+    max_over_ranks: Callable[[int], int] = single_process,
     progress: str | None = None,
-    tally: ScoreTally | None = None,
+    stats: ScoringStats | None = None,
 ) -> Iterator[Tensor]:
-    """Logits of yes of each group's documents, [documents] float32 on the CPU, in order.
+    """Logits of the documents of each group, in order.
 
-    Until the iterator is exhausted or closed, the model is in evaluation mode.
+    The model is in evaluation mode until the iterator is exhausted or closed.
 
     Args:
         model: The reranker.
         groups: Queries with their documents, at least one each.
         tokens_per_batch: Positions of a chunk; by default what suits the device.
-        agree: For models whose forward is a collective: the maximum of a number over all ranks, which then run equally
-            many chunks. All ranks must go on to the end.
-        progress: Label of a bar that shows documents a second.
-        tally: Counts up.
+        max_over_ranks: Returns the maximum of a number over all ranks. Needed for models whose forward pass is a
+            collective (sharded parameters): all ranks then run equally many chunks, and all must exhaust the iterator.
+        progress: Label of a progress bar; none by default.
+        stats: Counts to add to.
+
+    Yields:
+        The logits of yes against no, [documents] float32 on the CPU.
     """
-    tally = ScoreTally() if tally is None else tally
-    budget = tokens_per_batch or token_budget(model.device)
+    stats = ScoringStats() if stats is None else stats
+    tokenize = partial(_tokenize, model, tokens_per_batch or token_budget(model.device))
     parts = list(windows(groups))
-    read = partial(_read, model, budget)
-    more = repeat(Window([], [], ScoreTally()), agree(len(parts)) - len(parts))
+    # Windows without groups, for a rank that has fewer windows than others.
+    empty = repeat(TokenizedGroups([], [], ScoringStats()), max_over_ranks(len(parts)) - len(parts))
     with evaluating(model), progress_bar(sum(len(each.documents) for each in groups), progress, "document") as bar:
-        for window in chain(ahead(read, parts), more):
-            logits = _run(model, window.chunks, agree, bar.update)
-            for name, value in vars(window.tally).items():
-                setattr(tally, name, getattr(tally, name) + value)
+        for window in chain(prefetch(tokenize, parts), empty):
+            logits = _run(model, window.chunks, max_over_ranks, bar.update)
+            for name, value in vars(window.stats).items():
+                setattr(stats, name, getattr(stats, name) + value)
             yield from logits.split(window.sizes)
 
 
 def windows(groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
-    """Groups in order, of about `WINDOW` documents together."""
+    """Consecutive groups with about `WINDOW` documents together."""
     start, documents = 0, 0
     for i, group in enumerate(groups):
         documents += len(group.documents)
@@ -155,44 +165,46 @@ def windows(groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
         yield groups[start:]
 
 
-def _read(model: Scorer, budget: int, groups: Sequence[Group]) -> Window:
-    limits, share, packed = model.settings, model.share_prefix, model.padding_free
-    parts: list[Part] = []
-    tally = ScoreTally(queries=len(groups))
+def _tokenize(model: Scorer, chunk_tokens: int, groups: Sequence[Group]) -> TokenizedGroups:
+    limits, share_prefix, padding_free = model.settings, model.share_prefix, model.padding_free
+    parts: list[PromptGroup] = []
+    stats = ScoringStats(queries=len(groups))
     for group in groups:
-        found = model.pairs(
+        tokenized = model.pairs(
             group.query,
             group.documents,
             instruction=group.instruction,
             query_max_length=limits.query_max_length,
             document_max_length=limits.document_max_length,
         )
-        parts += split_group(found.ids, budget, share=share) if packed else [[ids] for ids in found.ids]
-        tally.documents += len(found.ids)
-        tally.truncated_queries += found.truncated_query
-        tally.truncated_documents += found.truncated_documents
-        tally.tokens += sum(map(len, found.ids))
-    cut = cut_parts(parts, budget, share=share, packed=packed)
-    chunks = [to_chunk(rows, share=share, packed=packed) for rows in cut]
-    tally.positions = sum(chunk.positions for chunk in chunks)
-    return Window(chunks, [len(group.documents) for group in groups], tally)
+        if padding_free:
+            parts += split_group(tokenized.ids, chunk_tokens, share_prefix=share_prefix)
+        else:
+            parts += [[ids] for ids in tokenized.ids]
+        stats.count(tokenized)
+    chunks = [
+        prompts_to_chunk(chunk, share_prefix=share_prefix, padding_free=padding_free)
+        for chunk in chunk_groups(parts, chunk_tokens, share_prefix=share_prefix, padding_free=padding_free)
+    ]
+    stats.positions = sum(chunk.positions for chunk in chunks)
+    return TokenizedGroups(chunks, [len(group.documents) for group in groups], stats)
 
 
 def _run(
-    model: Scorer, chunks: Sequence[AnyChunk], agree: Callable[[int], int], update: Callable[[int], object]
+    model: Scorer, chunks: Sequence[AnyChunk], max_over_ranks: Callable[[int], int], update: Callable[[int], object]
 ) -> Tensor:
-    """[n] float32 on the CPU; runs as many chunks as the rank that has most."""
-    found = [torch.empty(0, device=model.device)]
-    more = agree(len(chunks)) - len(chunks)
+    """Logits of a window, [n] float32 on the CPU; runs as many chunks as the rank that has most."""
+    logits = [torch.empty(0, device=model.device)]
+    missing = max_over_ranks(len(chunks)) - len(chunks)
     with torch.no_grad(), model.computing():
         for chunk in trimming(chunks):
-            found.append(logit_of(model(chunk.to(model.device))))
+            logits.append(logit_of(model(chunk.to(model.device))))
             update(len(chunk.lengths))
-        for _ in range(more):
+        for _ in range(missing):
             model(pad([[model.pairs.pad_id]], 0).to(model.device))
-    return torch.cat(found).cpu()
+    return torch.cat(logits).cpu()
 
 
-def logit_of(logits: Tensor) -> Tensor:
-    """Logit of yes against no, [n], of what a reranker's forward gives: it itself, or log p of no and yes."""
-    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+def logit_of(output: Tensor) -> Tensor:
+    """Logit of yes against no, [n], from a reranker's output: that logit, [n, 1], or log p of no and yes, [n, 2]."""
+    return output[:, 0] if output.shape[1] == 1 else output[:, 1] - output[:, 0]

@@ -1,4 +1,4 @@
-"""Token embeddings whose gradient costs what the tokens cost, not what the vocabulary does."""
+"""Token embeddings whose backward pass takes time for the tokens of a chunk, not for the whole vocabulary."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from torch.autograd.function import once_differentiable
 def look_up_in_place(table: nn.Embedding, input_ids: Tensor) -> Tensor:
     """`table(input_ids)`, [B, L] -> [B, L, D], whose backward pass adds to `table.weight.grad` in place.
 
-    The ordinary lookup makes a gradient of the size of the vocabulary every time: 50 to 650 ms on a CPU for a chunk
-    whose rows are added in 10 ms. No hook of the weight runs, so that what synchronises gradients needs an ordinary
-    lookup last.
+    The ordinary lookup makes a new gradient of the size of the vocabulary each time: 50 to 650 ms on a CPU, where
+    adding the rows of a chunk takes 10 ms. The weight's gradient hooks do not run, so that DDP, which synchronises
+    gradients by such hooks, needs an ordinary lookup in the last forward pass of a step.
     """
-    if type(table) is not nn.Embedding:  # subclasses scale what they find, or adapt it
-        found: Tensor = table(input_ids)
-        return found
+    if type(table) is not nn.Embedding:  # subclasses scale their output, or add an adapter's
+        output: Tensor = table(input_ids)
+        return output
     return rows_in_place(table.weight, input_ids, table.padding_idx)
 
 
 def rows_in_place(weight: Tensor, ids: Tensor, padding: int | None = None) -> Tensor:
-    """`weight[ids]`, [V, D] -> [..., D], likewise; the row `padding` gets no gradient."""
+    """`weight[ids]`, [V, D] -> [..., D], whose backward pass adds in place too; the row `padding` gets no gradient."""
     if not (weight.requires_grad and torch.is_grad_enabled()):
         return nn.functional.embedding(ids, weight)
     looked_up: Tensor = _LookUp.apply(weight, ids, padding)

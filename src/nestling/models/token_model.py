@@ -1,4 +1,4 @@
-"""What embedders and rerankers share: a transformer that reads chunks of tokens without padding to pay for."""
+"""The base class of embedders and rerankers: a transformer that computes hidden states of chunks of texts."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -15,13 +15,13 @@ from nestling.models.token_lookup import look_up_in_place
 
 
 class TokenModel(nn.Module):
-    """A transformers model and what it reads with.
+    """A transformers model with its tokenizer.
 
     Args:
         backbone: A transformers model, possibly wrapped by peft.
-        tokenizer: Its tokenizer, fast.
-        source: The directory or hub id that it came from.
-        precision: float32, or bfloat16 to compute under autocast over the weights as they are.
+        tokenizer: Its tokenizer, a fast one.
+        source: The directory or hub id that it was loaded from.
+        precision: float32, or bfloat16 to compute under autocast; the weights keep their dtype.
     """
 
     def __init__(
@@ -32,8 +32,8 @@ class TokenModel(nn.Module):
         self.tokenizer = tokenizer
         self.source = source
         self.precision = precision
-        self._recomputable: list[GradientCheckpointingLayer] = []
-        self._recompute_above = 0
+        self._checkpointing_layers: list[GradientCheckpointingLayer] = []
+        self._checkpoint_above = 0
 
     @property
     def config(self) -> PretrainedConfig:
@@ -45,67 +45,76 @@ class TokenModel(nn.Module):
 
     @property
     def padding_free(self) -> bool:
-        """Whether it reads packed chunks: causal models with attention that knows where texts begin."""
+        """Whether it reads packed chunks: causal models with the attention `varlen`."""
         return bool(self.config._attn_implementation == VARLEN)
 
     @property
     def max_positions(self) -> int:
-        """Tokens that the model can read."""
+        """The longest text that the model can read, in tokens."""
         return max_positions(self.config)
 
     @property
     def width(self) -> int:
-        """Columns of what forward gives."""
+        """Columns of the output of `forward`."""
         return int(self.config.hidden_size)
 
     @property
     def transformer(self) -> Any:
-        """The model without head, to be called."""
+        """The transformers model without its head."""
         return self.backbone
 
     def computing(self, *, cache: bool | None = None) -> torch.autocast:
-        """Autocast in the model's precision; around several forwards it casts each weight once, unless `cache` is off.
+        """An autocast context in the model's precision.
 
-        None leaves that as an outer context has it, on without one.
-        Casts that were made without gradients must not be around when gradients are wanted, nor after an update.
+        Inside one context, autocast's weight cache casts each weight to bfloat16 once, for all forward passes. Cached
+        casts that were made under `torch.no_grad` have no gradient, and those made before an optimizer step are of the
+        old weights: leave the context before gradients are needed or weights change.
+
+        Args:
+            cache: Whether to use the weight cache; None keeps the setting of the enclosing context, on by default.
         """
         enabled = self.precision == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=cache)
 
     def hidden_states(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
-        """States of the last layer, [B, L, D], or [1, T, D] of packed texts; call it inside `computing`.
+        """Hidden states of the last layer, [B, L, D], or [1, T, D] of packed texts; call it inside `computing`.
 
-        With `in_place` the backward pass adds to the gradient of the token embeddings row by row (`token_lookup`).
+        Args:
+            chunk: The texts.
+            in_place: Whether the backward pass adds the gradient of the token embeddings in place, as
+                `nestling.models.token_lookup` does.
         """
-        for layer in self._recomputable:
-            layer.gradient_checkpointing = chunk.longest > self._recompute_above
+        for layer in self._checkpointing_layers:
+            layer.gradient_checkpointing = chunk.max_seqlen > self._checkpoint_above
         table = cast(Any, self.backbone).get_input_embeddings()
         tokens = look_up_in_place(table, chunk.input_ids) if in_place else table(chunk.input_ids)
         arguments: dict[str, Any] = {"inputs_embeds": tokens, "attention_mask": None}
         causal = is_decoder(self.config)
         if causal:
-            arguments["use_cache"] = False  # with a cache, or a mask, positions of packed texts are not honoured
+            arguments["use_cache"] = False  # with a cache, or a mask, transformers mixes packed texts
         if not isinstance(chunk, Chunk):
             arguments |= chunk.attention_arguments()
         elif chunk.padded and not causal:
-            # A causal model reads nothing from the padding on the right; without a mask attention takes its fast path.
+            # Only here: tokens of a causal model do not attend to padding on their right, and SDPA is faster unmasked.
             positions = torch.arange(chunk.input_ids.shape[1], device=chunk.input_ids.device)
             arguments["attention_mask"] = (positions < chunk.lengths[:, None]).long()
         hidden: Tensor = self.transformer(**arguments).last_hidden_state
         return hidden
 
-    def recompute_above(self, length: int) -> None:
-        """Layers keep no activations of texts longer than `length` tokens: the backward pass computes them again."""
+    def checkpoint_activations_above(self, length: int) -> None:
+        """Use activation checkpointing for texts longer than `length` tokens: layers recompute their activations."""
         model = cast(Any, self.backbone)
-        # transformers 5.2x renamed it
+        # transformers 5.2x renamed gradient_checkpointing_enable.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-        self._recomputable = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
-        self._recompute_above = length
+        self._checkpointing_layers = [
+            module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
+        self._checkpoint_above = length
 
 
 def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
-    """config.json of a directory or hub id; ValueError if there is none."""
+    """The config.json of a directory or hub id; ValueError if there is none."""
     try:
         return cast(PretrainedConfig, AutoConfig.from_pretrained(model, subfolder=subfolder))
     except OSError as error:
@@ -116,19 +125,19 @@ def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
 
 
 def max_positions(config: PretrainedConfig) -> int:
-    """Tokens that a model can read; RoBERTa's kin number positions from behind the padding token's."""
+    """The longest text that a model can read, in tokens; RoBERTa models number positions from pad_token_id + 1."""
     positions = int(getattr(config, "max_position_embeddings", 2**31))
     return positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions
 
 
 def is_decoder(config: PretrainedConfig) -> bool:
-    """Whether the model attends causally, told by its architecture's name."""
+    """Whether the model's attention is causal, judged by the name of its architecture."""
     names = config.architectures or []
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) or config.model_type.startswith("qwen")
 
 
 def load_backbone(
-    kind: Any,
+    auto_class: Any,
     model: str | Path,
     config: PretrainedConfig,
     *,
@@ -138,11 +147,22 @@ def load_backbone(
     dropout: float | None,
     quantisation: BitsAndBytesConfig | None = None,
 ) -> nn.Module:
-    """A model of one of transformers' Auto classes, its dropout set, its unused pooler head frozen."""
+    """Load a model with one of transformers' Auto classes, and freeze the pooler head, which nothing here uses.
+
+    Args:
+        auto_class: `AutoModel` or `AutoModelForCausalLM`.
+        model: Directory or hub id.
+        config: The model's config; its dropout probabilities are changed.
+        subfolder: Folder of the transformer inside the directory.
+        dtype: Dtype of the weights, or "auto" for the published dtype.
+        attention: Name of the attention implementation.
+        dropout: Dropout probability; None keeps the model's own.
+        quantisation: How to quantise the weights; not at all by default.
+    """
     own = {name: value for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, float)}
     if dropout is not None:
         config.update(dict.fromkeys(own, dropout))
-    backbone = kind.from_pretrained(
+    backbone = auto_class.from_pretrained(
         model,
         config=config,
         subfolder=subfolder,
@@ -150,16 +170,16 @@ def load_backbone(
         attn_implementation=attn_implementation,
         quantization_config=quantisation,
     )
-    trim_heap()  # of what reading has freed, more than a small model's weights
-    backbone.config.update(own)  # the exported config is the model's, not this run's
+    trim_heap()  # loading has freed more memory than a small model's weights take
+    backbone.config.update(own)  # an exported config must have the model's own dropout, not that of this run
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(parameter.is_floating_point() and "pooler" not in name.split("."))
     return cast(nn.Module, backbone)
 
 
 def require_fast(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None:
-    """Raise ValueError for a tokenizer without fast form."""
+    """Raise ValueError unless the tokenizer is a fast one."""
     if not tokenizer.is_fast:
         raise ValueError(
-            f"{model}: the tokenizer has no fast form (tokenizer.json); convert it with transformers first"
+            f"{model}: the tokenizer is not a fast one (with a tokenizer.json); convert it with transformers first"
         )

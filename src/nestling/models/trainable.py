@@ -1,4 +1,4 @@
-"""The model with what is to be trained."""
+"""Loading a model for training: all weights, LoRA adapters, or adapters on a quantised base (QLoRA)."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ Model = TypeVar("Model", Embedder, Reranker)
 
 
 def load_trainable(
-    kind: type[Model],
+    model_class: type[Model],
     model: str,
     *,
     lora: Mapping[str, Any] | None,
@@ -24,23 +24,23 @@ def load_trainable(
     cpu: bool = False,
     **settings: Any,
 ) -> Model:
-    """Load a model for training. Master weights are float32, and frozen ones stay as they are published.
+    """Load a model for training. Trained weights are float32; in bfloat16, frozen weights keep their published dtype.
 
     Args:
-        kind: `Embedder` or `Reranker`.
+        model_class: `Embedder` or `Reranker`.
         model: Directory or hub id.
         lora: Arguments of `attach_lora`; None trains all weights.
-        quantised: Hold the frozen base in 4 bits (QLoRA, https://arxiv.org/abs/2305.14314), which takes a GPU and
+        quantised: Hold the frozen base in 4 bits (QLoRA, https://arxiv.org/abs/2305.14314), which needs a GPU and
             bitsandbytes.
-        precision: Of the computation.
-        cpu: The model stays on the CPU even if there is a GPU.
-        settings: More arguments of the kind's `from_pretrained`.
+        precision: Dtype of the computation, float32 or bfloat16.
+        cpu: Whether the model will stay on the CPU even if there is a GPU.
+        settings: More arguments for `from_pretrained` of `model_class`.
 
     Raises:
-        ValueError: 4 bits are asked for without a GPU or bitsandbytes.
+        ValueError: `quantised` without a GPU or bitsandbytes.
     """
     frozen = lora is not None and precision == torch.bfloat16
-    loaded = kind.from_pretrained(
+    loaded = model_class.from_pretrained(
         model,
         dtype="auto" if frozen else torch.float32,
         quantisation=four_bits(cpu) if quantised else None,
@@ -54,9 +54,9 @@ def load_trainable(
 
 
 def four_bits(cpu: bool) -> BitsAndBytesConfig:
-    """Normal floats of 4 bits, their scales quantised too, computing in bfloat16; not yet seen to run here."""
+    """QLoRA's quantisation: NF4 with double quantisation, computing in bfloat16; not yet run on a GPU."""
     if cpu or not torch.cuda.is_available():
-        raise ValueError("tuning: qlora holds the base in 4 bits, which takes a CUDA GPU, and there is none; use lora")
+        raise ValueError("tuning: qlora holds the base in 4 bits, which needs a CUDA GPU, and there is none; use lora")
     require_extra("tuning: qlora", "qlora", "bitsandbytes")
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -1,4 +1,4 @@
-"""Weights on their way to and from disk, one tensor at a time: a model is never held twice."""
+"""Writing and reading a model's weights one tensor at a time, so that memory never holds a second copy of the model."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -23,9 +23,17 @@ def write_weights(
     exact: Collection[str] = (),
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write safetensors into `folder`: one file, or shards of about `shard_bytes` with their index.
+    """Write safetensors into `folder`: one file, or shards of at most about `shard_bytes` with an index.
 
-    Floating-point tensors are cast to `dtype`, but for those named in `exact`. At most one shard is held in memory.
+    At most one shard is held in memory.
+
+    Args:
+        weights: Tensors by name.
+        folder: Where to write.
+        dtype: Floating-point tensors are cast to it.
+        prefix: Put before every name.
+        exact: Names of tensors that keep their dtype.
+        shard_bytes: Size of a shard.
     """
     shards: list[list[str]] = []
     pending: dict[str, Tensor] = {}
@@ -48,53 +56,54 @@ def _write_shard(tensors: dict[str, Tensor], folder: Path, number: int) -> list[
 
 
 def _name_shards(folder: Path, shards: list[list[str]], total: int) -> None:
+    """Rename the shards, whose number is known only now, to transformers' file names, and write their index."""
     if len(shards) == 1:
         (folder / "shard-0").rename(folder / "model.safetensors")
         return
-    places: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"shard-{number}").rename(folder / file)
-        places.update(dict.fromkeys(names, file))
-    index = {"metadata": {"total_size": total}, "weight_map": places}
+        weight_map.update(dict.fromkeys(names, file))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 class StoredWeights(Mapping[str, Tensor]):
-    """The weights of a model directory or a hub id in the cache, each read from disk when asked for.
+    """The weights of a model, a directory or a hub id in the cache; a tensor is read from disk when it is accessed.
 
     Args:
         model: Directory or hub id.
-        subfolder: Where the transformer lies inside it.
+        subfolder: Folder of the transformer inside it.
 
     Raises:
-        ValueError: There are no weights.
+        ValueError: The model has no weights.
     """
 
     def __init__(self, model: str, subfolder: str = "") -> None:
         self._pickled: dict[str, Tensor] = {}
-        self._places: dict[str, Any] = {}
+        self._files: dict[str, Any] = {}  # the open safetensors file of each tensor
         for path in weight_files(model, subfolder):
             if path.suffix == ".bin":
                 self._pickled |= torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             else:
                 opened: Any = safe_open(path, framework="pt")
-                self._places |= dict.fromkeys(opened.keys(), opened)
+                self._files |= dict.fromkeys(opened.keys(), opened)
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._pickled:
             return self._pickled[name]
-        return cast(Tensor, self._places[name].get_tensor(name))
+        return cast(Tensor, self._files[name].get_tensor(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self._places, *self._pickled])
+        return iter([*self._files, *self._pickled])
 
     def __len__(self) -> int:
-        return len(self._places) + len(self._pickled)
+        return len(self._files) + len(self._pickled)
 
 
 def model_file(model: str, name: str, subfolder: str = "") -> Path | None:
-    """A file of a model directory or hub id; None where it does not exist."""
+    """The path of a file of a model directory or hub id; None if it does not exist."""
     path = cached_file(
         model,
         name,
@@ -106,16 +115,16 @@ def model_file(model: str, name: str, subfolder: str = "") -> Path | None:
 
 
 def weight_files(model: str, subfolder: str = "") -> list[Path]:
-    """The files that hold a model's weights: safetensors, else pickles."""
+    """The files that hold a model's weights: safetensors, or pickles if there are none."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         single = model_file(model, name, subfolder)
         if single is not None:
             return [single]
         index = model_file(model, f"{name}.index.json", subfolder)
         if index is not None:
-            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            shards = [model_file(model, file, subfolder) for file in sorted(set(places.values()))]
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards = [model_file(model, file, subfolder) for file in sorted(set(weight_map.values()))]
             if all(shards):
                 return [path for path in shards if path is not None]
-            raise ValueError(f"{model}: {index.name} names files that are not there")
+            raise ValueError(f"{model}: {index.name} names files that do not exist")
     raise ValueError(f"{model}: no weights; expected model.safetensors, pytorch_model.bin or either in shards")

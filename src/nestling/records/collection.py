@@ -1,5 +1,6 @@
 """A file of texts with ids (corpus.jsonl or queries.jsonl of a BEIR folder), kept in an Arrow file."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -141,3 +142,9 @@ def _check_ids(source: Path, batches: list[Any]) -> None:
 
 def _column(batches: list[Any], name: str) -> np.ndarray:
     return np.concatenate([batch.column(name).to_numpy() for batch in batches])
+
+
+def positions(document_ids: Sequence[str], wanted: Iterable[str]) -> dict[str, int]:
+    """Where the wanted ids are in the collection; no entry for those that are not. Memory is that of the wanted."""
+    wanted = set(wanted)
+    return {identifier: row for row, identifier in enumerate(document_ids) if identifier in wanted}

@@ -10,7 +10,8 @@ from nestling.retrieval.candidates import (
 )
 from nestling.retrieval.details import Ranking, candidates_ranking, detail_lines, embedder_ranking, run_ranking
 from nestling.retrieval.evaluation import encode_set, evaluate_embedder
-from nestling.retrieval.first_stage import Run, bm25_run, check_run, judgements, read_run
+from nestling.retrieval.first_stage import bm25_run, check_run, judgements, read_run
+from nestling.retrieval.metrics import Run
 from nestling.retrieval.nearest import search_top
 from nestling.retrieval.reranking import rerank
 from nestling.retrieval.search import EmbeddingPrecision, EncodedSet, place, place_scored

@@ -1,18 +1,19 @@
 """Candidate lists: the documents of a retrieval set that a reranker scores for each query, and how to measure them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nestling.records import RetrievalSet
+from nestling.records.beir import RetrievalSet
+from nestling.records.collection import positions
 from nestling.records.fields import Row, check_text, optional_text
 from nestling.records.record import FieldError, located
 from nestling.records.sources import file_suffix, read_jsonl
-from nestling.retrieval.first_stage import Run, bm25_run, read_run
-from nestling.retrieval.metrics import Floats, Integers, Placements, means, place_run
+from nestling.retrieval.first_stage import bm25_run, read_run
+from nestling.retrieval.metrics import Floats, Integers, Placements, Run, means, place_run
 
 FIELDS = ("query-id", "corpus-ids", "split")
 
@@ -183,12 +184,6 @@ def mean_ranks(scores: Floats) -> Floats:
     equal = len(scores) - above - np.searchsorted(ascending, scores, side="left")
     ranks: Floats = above + (equal + 1) / 2
     return ranks
-
-
-def positions(document_ids: Sequence[str], wanted: Iterable[str]) -> dict[str, int]:
-    """Where the wanted ids are in the collection; no entry for those that are not. Memory is that of the wanted."""
-    wanted = set(wanted)
-    return {identifier: row for row, identifier in enumerate(document_ids) if identifier in wanted}
 
 
 def best_rows(listed: dict[str, float], rows_of: dict[str, int], depth: int) -> tuple[Integers, Floats]:

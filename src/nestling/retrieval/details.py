@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from nestling.records import RetrievalSet
-from nestling.retrieval.candidates import Candidates, positions
-from nestling.retrieval.first_stage import Run
-from nestling.retrieval.metrics import Floats, Placements, per_query
+from nestling.records.beir import RetrievalSet
+from nestling.records.collection import positions
+from nestling.retrieval.candidates import Candidates
+from nestling.retrieval.metrics import Floats, Placements, Run, per_query
 from nestling.retrieval.nearest import search_top
 from nestling.retrieval.search import EmbeddingPrecision, EncodedSet, score_pairs
 

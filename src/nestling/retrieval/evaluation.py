@@ -10,11 +10,11 @@ from torch import Tensor
 
 from nestling.distributed.ranks import rank_and_world
 from nestling.models.embedder import Embedder, Kind
-from nestling.models.encoding import Tally, alone, encode_texts
-from nestling.records import RetrievalSet
+from nestling.models.encoding import EncodingStats, encode_texts, single_process
+from nestling.records.beir import RetrievalSet
 from nestling.retrieval.distinct import Distinct, Seen, find_distinct
 from nestling.retrieval.metrics import means
-from nestling.retrieval.ranks import largest, reduce_sum, share
+from nestling.retrieval.ranks import largest, reduce_sum, share, sum_stats
 from nestling.retrieval.search import DOCUMENT_BLOCK, EncodedSet, place
 
 
@@ -65,9 +65,9 @@ def encode_set(
 ) -> EncodedSet:
     """Encode queries and documents, each rank a part of both; arguments and errors as in `evaluate_embedder`."""
     device = embedder.device
-    agree = partial(largest, device=device) if equal_forwards else alone
+    max_over_ranks = partial(largest, device=device) if equal_forwards else single_process
 
-    def encode(texts: Sequence[str], kind: Kind, max_length: int) -> tuple[Tensor, Distinct, Tally]:
+    def encode(texts: Sequence[str], kind: Kind, max_length: int) -> tuple[Tensor, Distinct, EncodingStats]:
         label = f"{retrieval_set.name}: {'queries' if kind == 'query' else 'documents'}"
         return encode_share(
             embedder,
@@ -75,16 +75,16 @@ def encode_set(
             prefix=embedder.prefix(kind, instruction),
             max_length=max_length,
             tokens_per_batch=tokens_per_batch,
-            agree=agree,
+            max_over_ranks=max_over_ranks,
             progress=label if progress else None,
         )
 
     rank, _ = rank_and_world()
-    own, distinct, query_tally = encode(retrieval_set.queries, "query", query_max_length)
+    own, distinct, query_stats = encode(retrieval_set.queries, "query", query_max_length)
     queries = torch.zeros(len(distinct.copies), embedder.dim)
     queries[distinct.bounds[rank] : distinct.bounds[rank + 1]] = own
     queries = reduce_sum(queries, device)[torch.from_numpy(distinct.which)]
-    documents, distinct, document_tally = encode(retrieval_set.documents, "document", document_max_length)
+    documents, distinct, document_stats = encode(retrieval_set.documents, "document", document_max_length)
     require_finite(queries, documents, device)
 
     mine = slice(distinct.bounds[rank], distinct.bounds[rank + 1])
@@ -101,8 +101,8 @@ def encode_set(
         relevant=torch.from_numpy(relevant),
         gains=np.concatenate(retrieval_set.gains),
         device=device,
-        query_tally=query_tally,
-        document_tally=document_tally,
+        query_stats=query_stats,
+        document_stats=document_stats,
     )
 
 
@@ -113,15 +113,15 @@ def encode_share(
     prefix: str,
     max_length: int,
     tokens_per_batch: int | None,
-    agree: Callable[[int], int],
+    max_over_ranks: Callable[[int], int],
     progress: str | None,
-) -> tuple[Tensor, Distinct, Tally]:
+) -> tuple[Tensor, Distinct, EncodingStats]:
     """Tokenise and encode this rank's share, equal texts once: [e, D] float32; then what is equal over all ranks.
 
-    The tally is that of all ranks, its seconds until the last of them was done.
+    The stats are those of all ranks, their seconds until the last of them was done.
     """
     started = time.perf_counter()
-    mine, seen, tally = share(len(texts)), Seen(), Tally()
+    mine, seen, stats = share(len(texts)), Seen(), EncodingStats()
     embeddings = torch.empty(len(mine), embedder.dim)
     for rows, block in encode_texts(
         embedder,
@@ -130,24 +130,18 @@ def encode_share(
         max_length=max_length,
         rows=mine,
         tokens_per_batch=tokens_per_batch,
-        keep=seen.fresh,
-        agree=agree,
+        select=seen.fresh,
+        max_over_ranks=max_over_ranks,
         progress=progress,
-        tally=tally,
+        stats=stats,
     ):
         embeddings[rows] = block
     identities = torch.zeros(len(texts), dtype=torch.int64)
     identities[mine.start :: mine.step] = torch.from_numpy(seen.identities)
     distinct = find_distinct(reduce_sum(identities, embedder.device).numpy(), rank_and_world()[1])
-    total = sum_tally(tally, embedder.device)
+    total = sum_stats(stats, embedder.device)
     total.seconds = time.perf_counter() - started
-    return embeddings[: tally.encoded], distinct, total
-
-
-def sum_tally(tally: Tally, device: torch.device) -> Tally:
-    """The counts of all ranks together."""
-    counts = torch.tensor([tally.texts, tally.truncated, tally.encoded, tally.tokens, tally.positions])
-    return Tally(*reduce_sum(counts, device).tolist())
+    return embeddings[: stats.encoded], distinct, total
 
 
 def require_finite(queries: Tensor, documents: Tensor, device: torch.device) -> None:

@@ -19,6 +19,7 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
+Run = dict[str, dict[str, float]]  # query id -> document id -> score, as in a TREC run file
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from nestling.distributed.ranks import rank_and_world
-from nestling.records import RetrievalSet
-from nestling.retrieval.first_stage import Run
-from nestling.retrieval.metrics import Floats, Integers
+from nestling.records.beir import RetrievalSet
+from nestling.retrieval.metrics import Floats, Integers, Run
 from nestling.retrieval.ranks import reduce_sum
 from nestling.retrieval.search import QUERY_BLOCK, Codec, EmbeddingPrecision, EncodedSet, pad_rows, score_blocks
 

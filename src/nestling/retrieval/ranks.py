@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nestling.distributed.ranks import rank_and_world
+from nestling.models.encoding import EncodingStats
 
 
 def share(count: int) -> range:
@@ -43,3 +44,9 @@ def _all_reduce(values: Tensor, operation: dist.ReduceOp.RedOpType, device: torc
     reduced = values.to(device, copy=True)
     dist.all_reduce(reduced, operation)
     return reduced.to(values.device)
+
+
+def sum_stats(tally: EncodingStats, device: torch.device) -> EncodingStats:
+    """The counts of all ranks together."""
+    counts = torch.tensor([tally.texts, tally.truncated, tally.encoded, tally.tokens, tally.positions])
+    return EncodingStats(*reduce_sum(counts, device).tolist())

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from nestling.models.encoding import alone
+from nestling.models.encoding import single_process
 from nestling.models.reranker import Reranker
-from nestling.models.scoring import Group, ScoreTally, score_groups
-from nestling.records import RetrievalSet
+from nestling.models.scoring import Group, ScoringStats, score_groups
+from nestling.records.beir import RetrievalSet
 from nestling.retrieval.candidates import Candidates
 from nestling.retrieval.metrics import Floats, Integers
 from nestling.retrieval.ranks import largest, reduce_sum, share
@@ -25,7 +25,7 @@ def rerank(
     tokens_per_batch: int | None = None,
     equal_forwards: bool = False,
     progress: bool = False,
-    tally: ScoreTally | None = None,
+    stats: ScoringStats | None = None,
 ) -> list[Floats]:
     """Logits of each query's candidates, Q arrays of float64 aligned with `candidates.rows`, the same on every rank.
 
@@ -40,7 +40,7 @@ def rerank(
         tokens_per_batch: Positions of a chunk; by default what suits the device.
         equal_forwards: The ranks run equally many chunks.
         progress: Show a bar.
-        tally: Counts what this rank scores.
+        stats: Counts what this rank scores.
     """
     bounds = np.cumsum([0, *(len(rows) for rows in candidates.rows)])  # [Q + 1]
     logits = torch.zeros(int(bounds[-1]), dtype=torch.float64)
@@ -52,9 +52,9 @@ def rerank(
         reranker,
         groups,
         tokens_per_batch=tokens_per_batch,
-        agree=partial(largest, device=reranker.device) if equal_forwards else alone,
+        max_over_ranks=partial(largest, device=reranker.device) if equal_forwards else single_process,
         progress=f"{retrieval_set.name}: candidates" if progress else None,
-        tally=tally,
+        stats=stats,
     )
     for i, values in zip(mine, found, strict=True):
         logits[bounds[i] : bounds[i + 1]] = values.double()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from nestling.models.encoding import Tally
+from nestling.models.encoding import EncodingStats
 from nestling.retrieval.metrics import Floats, Integers, Placements
 from nestling.retrieval.ranks import reduce_max, reduce_sum
 
@@ -44,8 +44,8 @@ class EncodedSet:
         relevant: [R] int64, indices among the documents of all ranks, never of one with copies 0.
         gains: [R] float64, their judgements.
         device: Where scores are computed, and where ranks communicate.
-        query_tally: What encoding the queries took, on all ranks together.
-        document_tally: What encoding the documents took.
+        query_stats: What encoding the queries took, on all ranks together.
+        document_stats: What encoding the documents took.
     """
 
     queries: Tensor
@@ -58,8 +58,8 @@ class EncodedSet:
     relevant: Tensor
     gains: Floats
     device: torch.device
-    query_tally: Tally = field(default_factory=Tally)
-    document_tally: Tally = field(default_factory=Tally)
+    query_stats: EncodingStats = field(default_factory=EncodingStats)
+    document_stats: EncodingStats = field(default_factory=EncodingStats)
 
 
 def place(encoded: EncodedSet, dim: int, embedding_precision: EmbeddingPrecision = "float32") -> Placements:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nestling.mining.pool import letters
-from nestling.retrieval.first_stage import WORDS
+from nestling.records.words import WORDS, letters
 from nestling.synthesis.brief import Brief, Choices
 
 # A query of so many words may stand in the passage word for word, as keywords and names do.

@@ -31,7 +31,7 @@ class AccumulatedPasses:
     def __init__(self, backend: ForwardBackward, chunks: Sequence[AnyChunk]) -> None:
         self.backend = backend
         self.own = len(chunks)
-        self.chunks, _ = backend.agree(chunks, 0)
+        self.chunks, _ = backend.agree_on_chunks(chunks, 0)
         self.loss = torch.zeros((), device=chunks[0].input_ids.device)
         self._number = 0
         self._contexts = ExitStack()
@@ -42,7 +42,7 @@ class AccumulatedPasses:
 
     def forward(self, chunk: AnyChunk) -> Tensor:
         """What the model gives for the prompts of the next chunk, [n, C], a leaf that the loss is differentiated to."""
-        self._output = self.backend.encode(chunk, last=self._last)
+        self._output = self.backend.forward(chunk, last=self._last)
         self._leaf = self._output.detach().requires_grad_()
         return self._leaf
 

@@ -69,14 +69,14 @@ class CachedPasses:
     def forward(self, batch: TokenBatch) -> Tensor:
         """Raw embeddings [n, D] of this rank's texts, in their order, a leaf that the loss is differentiated to."""
         self._batch = batch
-        self._chunks, kept = self.backend.agree(batch.chunks, self.budget.kept(batch.chunks))
+        self._chunks, kept = self.backend.agree_on_chunks(batch.chunks, self.budget.kept(batch.chunks))
         first_kept = len(self._chunks) - kept
         with torch.no_grad(), self.backend.computing():
             encoded = self._encode_without_activations(first_kept)
         # A new context: autocast caches the weights that it casts to bfloat16, and those cached under no_grad have no
         # gradient. The second pass must cast them again.
         self._contexts.enter_context(self.backend.computing())
-        self._kept = [self.backend.encode(self._chunks[i], last=i == 0) for i in range(first_kept, len(self._chunks))]
+        self._kept = [self.backend.forward(self._chunks[i], last=i == 0) for i in range(first_kept, len(self._chunks))]
         # Rows of the chunks that sharded backends add come last, and no position of the batch points to them.
         rows = torch.cat([*encoded, *(each.detach() for each in self._kept)])
         self._leaves = rows[batch.position].requires_grad_()
@@ -109,7 +109,7 @@ class CachedPasses:
         start = 0
         for i, chunk in enumerate(chunks):
             self._states.keep(i, RandomState.now(chunk.input_ids.device))
-            part = self.backend.encode(chunk, last=i == 0)
+            part = self.backend.forward(chunk, last=i == 0)
             if encoded is None:
                 encoded = part.new_empty(rows, part.shape[1])
             encoded[start : start + len(part)] = part
@@ -119,7 +119,7 @@ class CachedPasses:
 
     def _encode_again(self, i: int) -> Tensor:
         with self._states[i].restored():
-            return self.backend.encode(self._chunks[i], last=i == 0)
+            return self.backend.forward(self._chunks[i], last=i == 0)
 
     def _gradients_by_chunk(self) -> list[Tensor]:
         """The gradient [B, D] of each chunk's embeddings; zeros for chunks that a sharded backend added."""

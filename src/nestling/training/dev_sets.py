@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 from nestling.config import CandidateData, DevData
-from nestling.records import RetrievalSet, load_retrieval_set
-from nestling.retrieval import Candidates, evaluate_candidates, open_candidates
+from nestling.records.beir import RetrievalSet, load_retrieval_set
+from nestling.retrieval.candidates import Candidates, evaluate_candidates, open_candidates
 
 
 @dataclass(frozen=True)

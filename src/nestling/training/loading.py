@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nestling.batches.sampling import BatchIndices, BatchSampler
-from nestling.checkpoint import ignore_stop_signals
+from nestling.checkpoint.guards import ignore_stop_signals
 from nestling.distributed.ranks import sum_over_ranks
 
 Batch = TypeVar("Batch")

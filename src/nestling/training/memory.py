@@ -1,4 +1,4 @@
-"""What a step needs in memory, measured and estimated before the first one."""
+"""What a step needs in memory: measured on a sample chunk and estimated before the first step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from nestling.backends import Backend
-from nestling.backends.sizes import StateFractions, free_memory, trained_bytes, whole_bytes
+from nestling.backends.sizes import StateFractions, free_memory, full_bytes, trained_bytes
 from nestling.batches.packing import Chunk
 from nestling.training.cached import ActivationBudget
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a rank needs at its peak, in bytes; embeddings, the loss and what libraries take for themselves come on top.
+    """What a rank needs at its peak, in bytes; embeddings, the loss and the libraries' own buffers come on top.
 
     Args:
         weights: Parameters and buffers.
         gradients: Of the trained parameters.
-        optimizer: State, and copies of weights.
+        optimizer: Its state, and its copies of weights.
         chunk: Activations of the largest chunk.
         kept: Activations kept between the two passes, at the most.
-        room: What is free, and what of the above is there already.
+        room: Memory for all of these: what is free, and what of them is allocated already.
     """
 
     weights: float
@@ -56,7 +56,7 @@ class MemoryEstimate:
 
     @property
     def advice(self) -> str | None:
-        """What does not fit, and what to lower; None if all fits."""
+        """What does not fit and which setting to lower; None if everything fits."""
         if self.total <= self.room:
             return None
         if self._state > self.room:
@@ -78,16 +78,16 @@ def estimate(
 ) -> MemoryEstimate:
     """What a rank needs for a model that is on its device, before the first step.
 
-    On a CPU the room lacks the optimizer's state where that has been loaded already: it is not known whose it is.
+    On a CPU the room excludes an optimizer state that has been loaded already: psutil does not tell whose memory it is.
 
     Args:
         model: With all its parameters, trained or not.
         fractions: What the rank holds of its state.
         chunk: Bytes of the largest chunk's activations.
         kept: Bytes of the activations kept between the two passes.
-        room: Bytes of a device that is not here; by default what the model's own has.
+        room: Bytes of another device; by default the model's own.
     """
-    weights = fractions.weights * whole_bytes([*model.parameters(), *model.buffers()])
+    weights = fractions.weights * full_bytes([*model.parameters(), *model.buffers()])
     trained = trained_bytes(model)
     return MemoryEstimate(
         weights=weights,
@@ -100,7 +100,7 @@ def estimate(
 
 
 def room_of(device: torch.device, weights: float) -> float:
-    """Bytes that a process can have on a device which holds its weights."""
+    """Bytes that a process can use on a device, counting those that its weights take already."""
     there = weights if device.type == "cpu" else float(torch.get_device_module(device).memory_reserved(device))
     return free_memory(device) + there
 
@@ -163,7 +163,7 @@ def bytes_per_position(backend: Backend, length: int, chunk_tokens: int) -> floa
     chunk = sample_chunk(length, chunk_tokens, model.config.vocab_size, model.device)
     model.train()
     with backend.computing():
-        return activation_bytes(model, partial(backend.encode, last=True), chunk) / chunk.positions
+        return activation_bytes(model, partial(backend.forward, last=True), chunk) / chunk.positions
 
 
 def activation_budget(backend: Backend, length: int, chunk_tokens: int, memory: float | None) -> ActivationBudget:

@@ -19,7 +19,7 @@ def load_embedder(config: EmbedConfig) -> Embedder:
         Embedder, config.model, pooling=config.pooling, instruction=config.query_instruction, **arguments(config)
     )
     if config.gradient_checkpointing_length is not None:
-        embedder.recompute_above(config.gradient_checkpointing_length)
+        embedder.checkpoint_activations_above(config.gradient_checkpointing_length)
     return embedder
 
 
@@ -30,7 +30,7 @@ def load_reranker(config: RerankConfig) -> Reranker:
         Reranker, config.model, settings=settings, share_prefix=config.share_prefix, **arguments(config)
     )
     if config.gradient_checkpointing_length is not None:
-        reranker.recompute_above(config.gradient_checkpointing_length)
+        reranker.checkpoint_activations_above(config.gradient_checkpointing_length)
     return reranker
 
 

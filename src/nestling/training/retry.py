@@ -64,7 +64,7 @@ class OutOfMemoryRetry(Generic[Batch]):
             yield attempt
             if not attempt.failed:
                 return
-            self.backend.discard()
+            self.backend.zero_grad()
             state.set()
             current = self._smaller(batch, current)
             self.say(f"out of memory; the step is repeated in chunks of at most {self._largest(current)} positions")

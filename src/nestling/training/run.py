@@ -14,16 +14,10 @@ from typing import Any, NoReturn
 
 from nestling.backends import Backend
 from nestling.batches.sampling import BatchSampler
-from nestling.checkpoint import (
-    Checkpoints,
-    NonFiniteGuard,
-    RunFolder,
-    StopSignal,
-    TrainingState,
-    load_state,
-    restore_tensors,
-    write_training,
-)
+from nestling.checkpoint.guards import NonFiniteGuard, StopSignal
+from nestling.checkpoint.run_folder import RunFolder
+from nestling.checkpoint.state import TrainingState, load_state, restore_tensors, write_training
+from nestling.checkpoint.store import Checkpoints
 from nestling.config import TrainingConfig, require
 from nestling.console import Progress, table
 from nestling.distributed.ranks import on_rank_zero
@@ -89,8 +83,7 @@ class Run:
         return self.stop.received is not None
 
     def due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, or after each epoch with 0, happens now; always at the
-        end."""
+        """Whether it is time for something done every so many steps, with 0 after each epoch; true at the last step."""
         return self.state.step % (every or self.batch_sampler.steps_per_epoch) == 0 or self.state.step == self.total
 
     def close_step(self, learning_rate: float, loss: float, gradient_norm: float, *, stopping: bool) -> bool:
@@ -118,11 +111,11 @@ class Run:
         results = self.measure()
         self.tracker.log_evaluation(self.state.step, results)
         if self.state.step:  # the model as it came is there to compare with, not a checkpoint
-            self.state.judge(fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values()))
+            self.state.record_evaluation(fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values()))
         self.progress.say(f"step {self.state.step}\n{evaluation_table(results, self.axis)}")
 
     def report(self, learning_rate: float, figures: dict[str, float]) -> None:
-        """Write a line of metrics and move the progress bar."""
+        """Log a line of metrics and update the progress bar."""
         state = self.state
         counts = {"tokens": state.tokens, "examples": state.examples, "truncated": state.truncated}
         line = {
@@ -152,20 +145,20 @@ class Run:
         self.checkpoints.save(self.state.step, write, best_step=self.state.best_step)
 
     def leave(self) -> NoReturn:
-        """Say where the run stands after SIGTERM or Ctrl-C, and end with the signal's status."""
+        """Say how to resume after SIGTERM or Ctrl-C, and exit with the signal's status."""
         received = self.stop.received
         name = received.name if received else "a signal to another process"
         saved = self.checkpoints.path(self.state.step)
-        self.progress.say(f"stopped by {name}; saved {saved}; go on with the same command and --resume true")
+        self.progress.say(f"stopped by {name}; saved {saved}; continue with the same command and --resume true")
         sys.exit(128 + (received or signal.SIGTERM))
 
     def give_up(self, chunk_tokens: int, otherwise: str = "") -> NoReturn:
-        """Forget the unfinished step, save the ones before it, and end: memory ran out on one of several ranks."""
-        self.backend.discard()
+        """Discard the unfinished step, save the ones before it, and fail: memory ran out on one of several ranks."""
+        self.backend.zero_grad()
         self.save()
         step = self.state.step
         raise ValueError(
-            f"a rank ran out of memory in step {step + 1}; saved {self.checkpoints.path(step)}; go on with "
+            f"a rank ran out of memory in step {step + 1}; saved {self.checkpoints.path(step)}; continue with "
             f"--resume true and --chunk_tokens {max(1, chunk_tokens // 2)}{otherwise}"
         )
 
@@ -282,6 +275,6 @@ def evaluation_table(results: Results, axis: str) -> str:
 
 
 def export_checkpoint(script: Path, checkpoint: Path, output: Path) -> None:
-    """scripts/export.py in a process of its own."""
+    """Run scripts/export.py in a process of its own."""
     command: list[Any] = [sys.executable, script, "--checkpoint", checkpoint, "--output", output]
     subprocess.run([str(each) for each in command], env=alone(os.environ), check=True)

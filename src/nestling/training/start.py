@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from nestling.checkpoint import RunFolder, check_run_folder, open_run_folder
+from nestling.checkpoint.run_folder import RunFolder, check_run_folder, open_run_folder
 from nestling.config import TrainingConfig, require
 from nestling.distributed.launch import start_ranks
 

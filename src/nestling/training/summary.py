@@ -5,7 +5,7 @@ from itertools import islice
 from torch import nn
 
 from nestling.backends import Backend
-from nestling.backends.sizes import whole_shape
+from nestling.backends.sizes import full_shape
 from nestling.batches.lengths import measure_lengths
 from nestling.batches.sampling import BatchSampler
 from nestling.config import EmbedConfig, TrainingConfig
@@ -74,7 +74,7 @@ def prompt_lines(parts: RerankParts) -> dict[str, object]:
 
 def trained_line(config: TrainingConfig, model: nn.Module) -> dict[str, object]:
     """How much of the model is trained, and how."""
-    sizes = [(whole_shape(each).numel(), each.requires_grad) for each in model.parameters()]
+    sizes = [(full_shape(each).numel(), each.requires_grad) for each in model.parameters()]
     trained = sum(size for size, requires_grad in sizes if requires_grad)
     return {"trained": f"{trained:,} of {sum(size for size, _ in sizes):,} parameters ({config.tuning})"}
 

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metrics.jsonl always, wandb and TensorBoard when asked, progress and tables."""
+"""Where a run's metrics go while it trains: metrics.jsonl always, Weights & Biases and TensorBoard when asked for."""
 
 import json
 import logging
@@ -17,35 +17,32 @@ from nestling.run_files import METRICS
 
 logger = logging.getLogger(__name__)
 
-# {dev set: {dimension: {metric: value}}}
-Results = dict[str, dict[int, dict[str, float]]]
-
 WANDB_ID, TENSORBOARD = "wandb_id", "tensorboard"
 
 
 class Sink(Protocol):
-    """Somewhere that metrics go."""
+    """A destination of metrics."""
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
-        """Take the values of a step: numbers, null, or mappings of these, as `finite` gives them."""
+        """Write the values of a step: numbers, null, or mappings of these, as `finite` returns them."""
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Write what is still buffered."""
 
 
 class Tracker:
-    """Sends each line of metrics to every sink; `open_tracker` makes it. Without sinks it does nothing."""
+    """Sends each line of metrics to every sink; without sinks, on ranks other than 0, it does nothing."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self.sinks = sinks
 
     def log(self, step: int, values: Mapping[str, object]) -> None:
-        """Report the values of a step; NaN and infinities become null."""
+        """Write the values of a step; NaN and infinities become null."""
         for sink in self.sinks:
             sink.write(step, {key: finite(value) for key, value in values.items()})
 
     def log_evaluation(self, step: int, results: Mapping[str, object]) -> None:
-        """Report results, such as {dataset: {dimension: {metric: value}}}, under the key "eval"."""
+        """Write results, {dev set: {dimension or depth: {metric: value}}}, under the key "eval"."""
         self.log(step, {"eval": results})
 
     def __enter__(self) -> Self:
@@ -66,13 +63,13 @@ def open_tracker(
     report_to: Collection[str] = (),
     config: Mapping[str, object] | None = None,
 ) -> Tracker:
-    """Open the sinks of a run; on other ranks than the main one, none.
+    """Open the sinks of a run; none on ranks other than 0.
 
     Args:
         folder: The run folder.
         main_rank: Whether this is rank 0.
-        resumed_step: The step of the checkpoint that training goes on from, whose lines are the last to stay;
-            None when it starts from the beginning.
+        resumed_step: Step of the checkpoint that training resumes from: later lines of metrics.jsonl are removed.
+            None for a run that starts at step 0.
         report_to: "wandb", whose project is WANDB_PROJECT (nestling by default) and which works without a network under
             WANDB_MODE=offline; "tensorboard", which writes into the run folder; or both.
         config: The resolved settings, shown by wandb.
@@ -91,7 +88,7 @@ def open_tracker(
 
 
 class JsonLines:
-    """One JSON object a line; each is in the file once it is written, so a kill tears at most the last one."""
+    """One JSON object a line, flushed after each line, so that a kill damages at most the last one."""
 
     def __init__(self, path: Path, resumed_step: int | None) -> None:
         keep_lines(path, resumed_step)
@@ -107,7 +104,7 @@ class JsonLines:
 
 
 def keep_lines(path: Path, last_step: int | None) -> None:
-    """Cut metrics.jsonl, in one step, to the lines up to `last_step` (none with None): no step is there twice."""
+    """Remove the lines of metrics.jsonl after `last_step` (all with None), atomically: no step is logged twice."""
     if not path.exists():
         return
     kept = []
@@ -115,14 +112,14 @@ def keep_lines(path: Path, last_step: int | None) -> None:
         for number, line in enumerate(file, start=1):
             step = step_of(line)
             if step is None:
-                logger.warning("%s:%d: not a whole line of metrics, torn by a kill; it is removed", path, number)
+                logger.warning("%s:%d: an incomplete line of metrics, left by a kill; it is removed", path, number)
             elif last_step is not None and step <= last_step:
                 kept.append(line)
     replace_text(path, "".join(kept))
 
 
 def step_of(line: str) -> int | None:
-    """The step of a whole line of metrics, else None."""
+    """The step of a complete line of metrics, else None."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -131,10 +128,10 @@ def step_of(line: str) -> int | None:
 
 
 class Wandb:
-    """Weights & Biases, imported only here. A resumed run goes on under its id, kept in the run folder.
+    """Weights & Biases, imported only here. A resumed run continues under its id, which is kept in the run folder.
 
-    The step is a value and the x-axis of all others: wandb drops what is logged for a step of its own that is past,
-    and a run that was killed repeats some.
+    The step is logged as a value, and is the x-axis of all other values: wandb drops values logged for a step of its
+    own counter that is past, and a run that was killed repeats some steps.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, object]) -> None:
@@ -166,7 +163,7 @@ class Wandb:
 
 
 class TensorBoard:
-    """TensorBoard event files; a resumed run hides the steps that it repeats."""
+    """TensorBoard event files; a resumed run replaces the steps that it repeats."""
 
     def __init__(self, folder: Path, resumed_step: int | None) -> None:
         try:
@@ -186,7 +183,7 @@ class TensorBoard:
 
 
 def finite(value: object) -> object:
-    """A value that JSON can hold: plain numbers, null for NaN and infinities, mappings with text keys, lists."""
+    """A value that JSON can hold: Python numbers, null for NaN and infinities, mappings with text keys, lists."""
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -199,7 +196,7 @@ def finite(value: object) -> object:
 
 
 def flat_numbers(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of nested mappings by path (`eval/nl2bash/384/nDCG@10`); what is no number is left out."""
+    """Numbers of nested mappings by path (`eval/nl2bash/384/nDCG@10`); other values are skipped."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat_numbers(value, f"{prefix}{key}/")
@@ -208,7 +205,7 @@ def flat_numbers(values: Mapping[str, object], prefix: str = "") -> Iterator[tup
 
 
 class Meter:
-    """Means over the steps between two lines of metrics.
+    """Means over the steps between two logged steps.
 
     Args:
         tokens: Tokens trained on so far.
@@ -221,13 +218,13 @@ class Meter:
         self._tokens = tokens
 
     def add(self, loss: float, gradient_norm: float, seconds: float) -> None:
-        """Take in a step."""
+        """Add a step."""
         self._losses.append(loss)
         self._norms.append(gradient_norm)
         self._seconds += seconds
 
     def read(self, tokens: int) -> dict[str, float]:
-        """The means since the last reading, given the tokens trained on so far."""
+        """The means since the last call, given the tokens trained on so far."""
         figures = {
             "loss": fmean(self._losses),
             "grad_norm": fmean(self._norms),

@@ -1,4 +1,4 @@
-"""What ranks hold of a model, beside what the estimate of their memory says."""
+"""The memory that ranks allocate for a model, compared with the estimate."""
 
 import json
 from functools import partial
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import BACKENDS, free_port, join, plans, usable
+from launches import BACKENDS, free_port, global_batches, join, usable
 from ranks import run_ranks
 from steps import Case, collate, prepared, take_step
 from test_backends import prepare_folder
@@ -18,7 +18,7 @@ from nestling.training.memory import estimate
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+    """This rank's shard of a tensor."""
     shard: Tensor = getattr(tensor, "ds_tensor", tensor)  # ZeRO-3's
     return shard.to_local() if isinstance(shard, DTensor) else shard
 
@@ -28,7 +28,7 @@ def size(tensors: Any) -> int:
 
 
 def optimizer_bytes(backend: Any, stage: int) -> int:
-    """AdamW's moments, and DeepSpeed's copies of the weights that they belong to."""
+    """Bytes of AdamW's moments and of DeepSpeed's copies of the weights."""
     optimizer = backend.engine.optimizer.optimizer if stage else backend.optimizer
     moments = [each[name] for each in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     copies = {"fp32_partitioned_groups_flat": stage == 3, "single_partition_of_fp32_groups": stage in (1, 2)}
@@ -40,7 +40,7 @@ def measure(port: int, rank: int, folder: Path) -> None:
     join(rank, 2, port)
     for case in usable([Case(backend) for backend in BACKENDS]):
         backend: Backend = prepared(folder, case, 2, adam=True)
-        take_step(backend, case, collate(folder, case, backend.model, rank, 2), plans()[0])
+        take_step(backend, case, collate(folder, case, backend.model, rank, 2), global_batches()[0])
         stage = int(case.backend[-1]) if case.backend.startswith("zero") else 0
         found = estimate(backend.model, backend.state_fractions, chunk=0.0, kept=0.0)
         weights = size([*backend.model.parameters(), *backend.model.buffers()])
@@ -49,7 +49,7 @@ def measure(port: int, rank: int, folder: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_ranks_hold_what_the_estimate_says(tmp_path: Path) -> None:
+def test_ranks_allocate_what_the_estimate_says(tmp_path: Path) -> None:
     prepare_folder(tmp_path)
     run_ranks(2, partial(measure, free_port()), tmp_path)
     for case in usable([Case(backend) for backend in BACKENDS]):

@@ -1,0 +1,60 @@
+"""Distillation of teacher scores into an embedder.
+
+Shapes: Q queries, N documents of the batch, G documents of a query, D dimensions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nestling.losses.matryoshka import normalize_prefix, weighted_dims
+from nestling.losses.numerics import check_temperature, kl_divergence, loss_dtype, masked_log_softmax
+
+
+def distillation(
+    queries: Tensor,
+    documents: Tensor,
+    group: Tensor,
+    teacher: Tensor,
+    weight: Tensor,
+    *,
+    temperature: float,
+    teacher_temperature: float,
+    dims: Sequence[int],
+    dim_weights: Sequence[float] | None = None,
+) -> Tensor:
+    """KL(teacher || student) between the softmaxes of scores over the documents of each query.
+
+    Args:
+        queries: [Q, D] embeddings, not normalised, in any dtype.
+        documents: [N, D] embeddings, not normalised.
+        group: [Q, G] int64, indices of the documents of each query, padded with -1.
+        teacher: [Q, G] scores of the teacher; padded entries are ignored.
+        weight: [Q] weight of each query in the loss; 1 / Q each for the mean.
+        temperature: Divides the cosines of the student.
+        teacher_temperature: Divides the teacher's scores.
+        dims: Matryoshka dimensions.
+        dim_weights: w_p, aligned with `dims`; default 1 each.
+
+    Returns:
+        Scalar, float32 or float64: the weighted sum over queries and over `dims`.
+
+    Raises:
+        ValueError: temperatures, dims or dim_weights are invalid.
+    """
+    check_temperature(temperature)
+    check_temperature(teacher_temperature)
+    assert group.shape == teacher.shape == (queries.shape[0], group.shape[1]), (group.shape, teacher.shape)
+    prefixes = weighted_dims(dims, dim_weights, queries.shape[1])
+    dtype = loss_dtype(queries)
+    absent = group < 0
+    target = masked_log_softmax(teacher.to(dtype) / teacher_temperature, absent)  # [Q, G]
+    loss = queries.new_zeros((), dtype=dtype)
+    with torch.autocast(queries.device.type, enabled=False):
+        for dim, dim_weight in prefixes:
+            own = normalize_prefix(documents, dim)[group.clamp_min(0)]  # [Q, G, dim]
+            scores = torch.einsum("qd,qgd->qg", normalize_prefix(queries, dim), own) / temperature
+            divergence = kl_divergence(target, masked_log_softmax(scores, absent), absent)  # [Q]
+            loss = loss + dim_weight * (weight * divergence).sum()
+    return loss

@@ -1,0 +1,53 @@
+"""Distillation against the formula, written out as loops."""
+
+import math
+
+import pytest
+import torch
+
+from nestling.losses.distillation import distillation
+from small_batches import cosine
+
+
+def test_distillation_equals_the_formula_written_as_loops() -> None:
+    random = torch.Generator().manual_seed(0)
+    queries = torch.randn(3, 6, generator=random, dtype=torch.float64)
+    documents = torch.randn(7, 6, generator=random, dtype=torch.float64)
+    group = torch.tensor([[0, 1, 2], [3, 4, -1], [-1, -1, -1]])
+    teacher = torch.tensor([[4.0, 1.0, 3.0], [0.5, 2.0, math.nan], [0.0, 0.0, 0.0]])
+    weight = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    expected = 0.0
+    for dim, dim_weight in ((2, 0.5), (6, 1.0)):
+        for i, own in enumerate([[0, 1, 2], [3, 4]]):
+            logits = [cosine(queries[i, :dim], documents[j, :dim]).item() / 0.1 for j in own]
+            wanted = [teacher[i, k].item() / 2.0 for k in range(len(own))]
+            p = [math.exp(each) / sum(map(math.exp, wanted)) for each in wanted]
+            s = [math.exp(each) / sum(map(math.exp, logits)) for each in logits]
+            divergence = sum(a * math.log(a / b) for a, b in zip(p, s, strict=True))
+            expected += dim_weight * weight[i].item() * divergence
+    queries.requires_grad_()
+    actual = distillation(
+        queries,
+        documents,
+        group,
+        teacher,
+        weight,
+        temperature=0.1,
+        teacher_temperature=2.0,
+        dims=[6, 2],
+        dim_weights=[1.0, 0.5],
+    )
+    assert actual.item() == pytest.approx(expected, rel=1e-6)  # the teacher's scores are float32
+    (gradient,) = torch.autograd.grad(actual, queries)
+    assert gradient.isfinite().all()
+    assert not gradient[2].any()
+
+
+def test_distillation_is_zero_for_a_student_that_agrees() -> None:
+    queries, documents = torch.randn(2, 4), torch.randn(4, 4)
+    group = torch.tensor([[0, 1], [2, 3]])
+    cosines = torch.stack([torch.stack([cosine(queries[i], documents[j]) for j in group[i]]) for i in range(2)])
+    value = distillation(
+        queries, documents, group, cosines, torch.ones(2), temperature=0.05, teacher_temperature=0.05, dims=[4]
+    )
+    assert value.item() == pytest.approx(0, abs=1e-5)
