@@ -171,7 +171,7 @@ def test_lora_trains_adapters_only_and_leaves_the_pooler(bert: Path) -> None:
 
 
 def test_unknown_lora_targets_are_refused(bert: Path) -> None:
-    with pytest.raises(ValueError, match=r"lora.targets \['q_prj'\]"):
+    with pytest.raises(ValueError, match=r"lora.target_modules \['q_prj'\]"):
         attach_lora(Embedder.from_pretrained(bert).backbone, r=4, alpha=8, dropout=0.0, target_modules=["q_prj"])
 
 
