@@ -44,7 +44,7 @@ def main() -> None:
         if order != "first stage"  # which has a result of its own, over all its documents
     }
     print(config.metric)
-    print(table(["data", "dim", "embedding precision", *columns], rows(columns)))
+    print(table(["data", "dim", "embedding_precision", *columns], rows(columns)))
 
 
 def read_results(path: Path, metric: str) -> dict[str | None, dict[Key, float]]:

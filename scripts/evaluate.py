@@ -319,7 +319,7 @@ def print_table(rows: list[Row]) -> None:
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     width = max(len(row.data) for row in rows)
     reranked = rows[0].order is not None
-    heading = f"{'order':11}" if reranked else f"{'dim':>5}  {'embedding precision':19}"
+    heading = f"{'order':11}" if reranked else f"{'dim':>5}  {'embedding_precision':19}"
     print(f"\n{'':{width}}  {heading}  " + "  ".join(f"{name:>10}" for name in metrics))
     for row in rows:
         values = "  ".join(f"{row.metrics.get(name, math.nan):10.4f}" for name in metrics)

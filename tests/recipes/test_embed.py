@@ -153,7 +153,7 @@ def refreshing(model: Path, data: Path, bare: Path, run: Path, **more: object) -
 def test_hard_negatives_mined_anew_in_a_run_that_is_killed(qwen3: Path, data: Path, bare: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = run_recipe(*refreshing(qwen3, data, bare, whole))
-    assert re.search(r"hard negatives +mined anew every 4 steps", result.stdout)
+    assert re.search(r"hard negatives +mined again every 4 steps", result.stdout)
     refreshed = {(line["step"], *line["refresh"]) for line in metrics(whole) if "refresh" in line}
     assert refreshed == {(0, "bare"), *((step, name) for step in (4, 8) for name in ("first", "bare"))}
     command = refreshing(qwen3, data, bare, killed)

@@ -36,7 +36,7 @@ def test_what_was_measured_is_compared(beir: Path, bert: Path, qwen3: Path, tmp_
     after = measure(beir, tmp_path / "after.json", "--first_stage", "bm25", "--reranker", qwen3, "--depth", "5")
     lines = [json.loads(line) for line in (tmp_path / "before.details.jsonl").read_text().splitlines()]
     assert len(lines) == 6 * 12
-    assert {(line["dim"], line["precision"], line["order"]) for line in lines} >= {(48, "int8", None)}
+    assert {(line["dim"], line["embedding_precision"], line["order"]) for line in lines} >= {(48, "int8", None)}
 
     output, shown = tmp_path / "page.html", tmp_path / "pipeline.yaml"
     shown.write_text("steps: <all>\n")

@@ -19,7 +19,7 @@ def resolve_attention(attn_implementation: str, precision: torch.dtype, *, cpu: 
     """The name of the attention implementation to load a model with.
 
     Args:
-        attention: "auto" for the fastest exact one that is available; any other name is returned as it is.
+        attn_implementation: "auto" for the fastest exact one that is available; any other name is returned as it is.
         precision: Dtype of the computation. In bfloat16 "auto" is FlashAttention on a GPU if it is installed, and SDPA
             in float32 on a CPU, whose bfloat16 kernels are two to six times slower forward and backward (texts of 20 to
             128 tokens) and less exact.
