@@ -84,7 +84,7 @@ def test_a_model_without_weights_keeps_what_a_real_one_keeps(
 ) -> None:
     """The graph of a chunk, measured as training does, within 10 %; fake attention copies a little more."""
     dtype = precision if lora else torch.float32
-    hollow = FakeModel(
+    fake = FakeModel(
         small(),
         dtype=dtype,
         precision=precision,
@@ -99,7 +99,7 @@ def test_a_model_without_weights_keeps_what_a_real_one_keeps(
     model.train()
     with model.computing(cache=False if sharded else None):
         kept = activation_bytes(model, partial(model, in_place=True), chunk) / chunk.positions
-    assert hollow.bytes_a_position(48, 480, sharded=sharded) == pytest.approx(kept, rel=0.1)
+    assert fake.bytes_a_position(48, 480, sharded=sharded) == pytest.approx(kept, rel=0.1)
     assert kept > 0
 
 
@@ -108,18 +108,18 @@ def test_a_model_without_weights_is_estimated_as_the_real_one(lora: bool, qwen3:
     model = Embedder.from_pretrained(qwen3, dtype=torch.float32)
     if lora:
         model.backbone = attach_lora(model.backbone, **LORA)
-    hollow = FakeModel(
+    fake = FakeModel(
         shape_of(str(qwen3)), dtype=torch.float32, precision=torch.float32, lora=LORA if lora else None
     ).model
-    found, expected = (estimate(each, StateFractions(), chunk=1.0, kept=2.0, room=3e9) for each in (hollow, model))
+    found, expected = (estimate(each, StateFractions(), chunk=1.0, kept=2.0, room=3e9) for each in (fake, model))
     assert found == expected
     assert found.weights > 1e5
 
 
 def test_tied_weights_of_a_reranker_are_counted_once(qwen3_base: Path) -> None:
     shape = shape_of(str(qwen3_base))
-    hollow = FakeModel(shape, dtype=torch.float32, precision=torch.float32, lora=None, reranker=True).model
-    assert trained_bytes(hollow) == trained_bytes(Reranker.from_pretrained(qwen3_base))
+    fake = FakeModel(shape, dtype=torch.float32, precision=torch.float32, lora=None, reranker=True).model
+    assert trained_bytes(fake) == trained_bytes(Reranker.from_pretrained(qwen3_base))
     untied = FakeModel(small(tie_word_embeddings=False), dtype=torch.float32, precision=torch.float32, lora=None,
                     reranker=True).model  # fmt: skip
     tied = FakeModel(small(tie_word_embeddings=True), dtype=torch.float32, precision=torch.float32, lora=None,

@@ -79,7 +79,7 @@ def measured(
     """A recipe's model, of the shape of another one, and bytes of a graph for each position of a chunk."""
     config = read_recipe(script, path)
     reranker = isinstance(config, RerankConfig)
-    hollow = FakeModel(
+    fake = FakeModel(
         shape_of(model),
         dtype=dtype,
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
@@ -89,7 +89,7 @@ def measured(
         gradient_checkpointing_length=config.gradient_checkpointing_length,
     )
     length = config.query_max_length + config.document_max_length if reranker else config.longest
-    return hollow.model, hollow.bytes_a_position(length, config.chunk_tokens or CHUNK, sharded=sharded)
+    return fake.model, fake.bytes_a_position(length, config.chunk_tokens or CHUNK, sharded=sharded)
 
 
 def embedding_costs(
