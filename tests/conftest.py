@@ -14,6 +14,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from tiny import tiny_bert, tiny_qwen3
 
 ROOT = Path(__file__).parents[1]
+# Files that take longest, in this order: of two processes neither is left with one of them at the end.
+LONGEST = (
+    "recipes/test_embed.py",
+    "recipes/test_pipeline.py",
+    "distributed/test_backends.py",
+    "config/test_recipe_configs.py",
+    "recipes/test_rerank.py",
+    "recipes/test_merge.py",
+    "distributed/test_out_of_memory.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(autouse=True)
