@@ -1,5 +1,7 @@
 """From a YAML file and command-line flags to a frozen dataclass."""
 
+import atexit
+import gc
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -44,6 +46,7 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
 
 def run(main: Callable[[], None]) -> None:
     """Call a script's `main`; errors meant for users become one line and exit status 2, Ctrl-C status 130."""
+    atexit.register(gc.freeze)  # else Python goes through all objects of torch and transformers at exit, for a second
     try:
         main()
     except (ValueError, OSError, FloatingPointError) as error:
