@@ -25,8 +25,8 @@ from nestling.config import (
 )
 
 if TYPE_CHECKING:
-    from nestling.export.embedder_card import Card
-    from nestling.export.gate import Report
+    from nestling.export.card import Card
+    from nestling.export.gate import GateReport
     from nestling.models.embedder import Embedder
     from nestling.models.reranker import Reranker
 
@@ -51,7 +51,7 @@ def main() -> None:
     print("\n".join([f"{output} passed the parity gate", *(f"  {line}" for line in report.lines())]))
 
 
-def export(config: ExportConfig, output: Path) -> "Report":
+def export(config: ExportConfig, output: Path) -> "GateReport":
     """Write `output` from whatever is given."""
     if config.model is not None:
         from nestling.models.reranker import Reranker
@@ -69,7 +69,7 @@ def export(config: ExportConfig, output: Path) -> "Report":
     return write_embedder(embedder_of(folder, settings, config.base), output, config)
 
 
-def write_embedder(trained: Trained, output: Path, config: ExportConfig) -> "Report":
+def write_embedder(trained: Trained, output: Path, config: ExportConfig) -> "GateReport":
     import torch
 
     from nestling.export.embedder import export_embedder
@@ -86,7 +86,7 @@ def write_embedder(trained: Trained, output: Path, config: ExportConfig) -> "Rep
     )
 
 
-def write_reranker(reranker: "Reranker", card: "Card | None", output: Path, config: ExportConfig) -> "Report":
+def write_reranker(reranker: "Reranker", card: "Card | None", output: Path, config: ExportConfig) -> "GateReport":
     """`card` is None for a model that was not trained here."""
     import torch
 
@@ -136,7 +136,7 @@ def reranker_of(checkpoint: Path, config: RerankConfig, base: str | None) -> "tu
 def restore(checkpoint: Path, model: "Embedder | Reranker", config: EmbedConfig | RerankConfig) -> "Card":
     """Load a checkpoint's tensors into the model; what its run knows for its card."""
     from nestling.checkpoint import load_state, restore_tensors
-    from nestling.export.embedder_card import run_card
+    from nestling.export.card import run_card
 
     restore_tensors(checkpoint, model)
     return run_card(checkpoint.resolve().parents[1], config.card_settings(), load_state(checkpoint).step)
@@ -148,7 +148,7 @@ def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
         (adapter / "adapter_config.json").is_file(), f"{adapter} has no adapter_config.json; expected a peft adapter"
     )
 
-    from nestling.export.embedder_card import Card
+    from nestling.export.card import Card
     from nestling.models.adapters import load_lora
     from nestling.models.embedder import Embedder
 

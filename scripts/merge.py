@@ -218,7 +218,7 @@ def share(weights: tuple[float, ...]) -> tuple[float, ...]:
 
 def write_merge(config: MergeConfig, bench: Bench, recipe: Recipe, base: str | None, more: dict[str, Any]) -> None:
     """Merge, measure beside the base, and write the directory, which its gates must pass."""
-    from nestling.export.embedder_card import Card, base_name, before_and_after
+    from nestling.export.card import Card, base_name, before_and_after
 
     assert config.output is not None
     before: dict[str, Any] = {}

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nestling.export.embedder_card import Card, Facts, render_card
-from nestling.export.embedder_gate import GateReport
+from nestling.export.card import Card
+from nestling.export.embedder_card import EmbedderFacts, render_embedder_card
+from nestling.export.embedder_gate import EmbedderReport
 from nestling.export.reranker_card import RerankerFacts, render_reranker_card
-from nestling.export.reranker_gate import ScoreReport
+from nestling.export.reranker_gate import RerankerReport
 from nestling.models.reranker import RerankerSettings
 from tiny import DEFAULT_QUERY_PROMPT
 
@@ -94,7 +95,7 @@ def documents() -> Iterator[Snippet]:
 
 def model_cards() -> dict[str, str]:
     """A card of each kind of exported directory, the embedder's of a tiny Qwen3."""
-    embedder = Facts(
+    embedder = EmbedderFacts(
         title="Title",
         base="base",
         license=None,
@@ -119,8 +120,8 @@ def model_cards() -> dict[str, str]:
         trained=True,
     )
     return {
-        "embedder's card": render_card(embedder, Card(), GateReport()),
-        "reranker's card": render_reranker_card(reranker, Card(), ScoreReport()),
+        "embedder's card": render_embedder_card(embedder, Card(), EmbedderReport()),
+        "reranker's card": render_reranker_card(reranker, Card(), RerankerReport()),
     }
 
 

@@ -26,8 +26,8 @@ from nestling.checkpoint import RunFolder
 from nestling.config import LossConfig, TrainData, require, require_unique
 from nestling.distributed.gathering import gather_batch
 from nestling.distributed.ranks import sum_over_ranks
+from nestling.export.card import run_card
 from nestling.export.embedder import export_embedder
-from nestling.export.embedder_card import run_card
 from nestling.losses.chunked import info_nce
 from nestling.losses.cosent import cosent
 from nestling.losses.distillation import distillation

@@ -23,7 +23,7 @@ from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint import RunFolder
 from nestling.config import RerankLossConfig, TrainData, require, require_unique
 from nestling.distributed.ranks import sum_over_ranks
-from nestling.export.embedder_card import run_card
+from nestling.export.card import run_card
 from nestling.export.reranker import export_reranker
 from nestling.losses.reranker import kl, listwise, pointwise, pointwise_vocabulary
 from nestling.models.reranker import Reranker

@@ -12,22 +12,17 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from nestling.config import CandidateData, parse_config, read_run, require, run
 from nestling.config.merge_methods import WITH_BASE, Method, Recipe, Weights, equal_weights
 from nestling.console import table
 from nestling.files import replace_text
-from nestling.merging.alike import require_alike
-from nestling.merging.inputs import Inputs
-from nestling.merging.merge import merge_into
-from nestling.merging.models import open_model
-from nestling.merging.search import Search
-from nestling.merging.target import EvaluationSet, MergeTarget, files_of, named_set, open_target, quality
-from nestling.records import RetrievalSet
+
+if TYPE_CHECKING:
+    from nestling.merging.search import Search
+    from nestling.merging.target import EvaluationSet, MergeTarget
+    from nestling.records import RetrievalSet
 
 # Those that are merges of their own: at scale 1, task arithmetic with even shares is the linear mean.
 METHODS: tuple[Method, ...] = ("linear", "karcher", "ties", "dare_linear", "dare_ties", "model_stock")
@@ -73,18 +68,24 @@ class Workspace:
         base: The model before training.
     """
 
-    target: MergeTarget
-    sets: dict[str, EvaluationSet]
+    target: "MergeTarget"
+    sets: "dict[str, EvaluationSet]"
     base: str
 
     def serve(self, models: list[str], recipe: Recipe) -> None:
         """Give the model the weights of a merge."""
+        from nestling.merging.inputs import Inputs
+        from nestling.merging.merge import merge_into
+        from nestling.merging.models import open_model
+
         based = self.base if recipe.method in WITH_BASE else None
         inputs = Inputs.of([open_model(model) for model in models], open_model(based) if based else None)
         merge_into(inputs, recipe, self.target.backbone)
 
     def taste(self, *names: str) -> dict[str, float]:
         """nDCG@10 on some of the sets."""
+        from nestling.merging.target import quality
+
         return {name: quality({name: self.target.measure(self.sets[name])}) for name in names}
 
 
@@ -93,7 +94,7 @@ def main() -> None:
     Path(config.output).mkdir(parents=True, exist_ok=True)
     inputs = {Path(name).name: checkpoints(Path(name)) for name in config.runs}
     inputs[TOGETHER] = [models[-1] for models in inputs.values()]
-    workspace = open_kitchen(config, inputs[TOGETHER])
+    workspace = open_workspace(config, inputs[TOGETHER])
     found = {name: measured(config, workspace, name, models) for name, models in inputs.items()}
     report(found)
 
@@ -105,7 +106,12 @@ def checkpoints(folder: Path) -> list[str]:
     return [str(path) for path in found]
 
 
-def open_kitchen(config: SoupsConfig, models: list[str]) -> Workspace:
+def open_workspace(config: SoupsConfig, models: list[str]) -> Workspace:
+    import torch
+
+    from nestling.merging.alike import require_alike
+    from nestling.merging.target import files_of, named_set, open_target
+
     base = read_run(Path(config.runs[0])).model
     require_alike(list(dict.fromkeys(files_of(model, None) for model in models)), base)
     target = open_target(models[0], None, torch.bfloat16 if config.precision == "bf16" else torch.float32)
@@ -121,8 +127,10 @@ def open_kitchen(config: SoupsConfig, models: list[str]) -> Workspace:
     return Workspace(target, sets, base)
 
 
-def thinned(data: RetrievalSet, count: int) -> RetrievalSet:
+def thinned(data: "RetrievalSet", count: int) -> "RetrievalSet":
     """The relevant documents and others, drawn, up to a number; a dev set need not be as hard as the test."""
+    import numpy as np
+
     relevant = np.unique(np.concatenate(data.relevant))
     others = np.setdiff1d(np.arange(len(data.documents)), relevant)
     drawn = np.random.default_rng(0).permutation(others)[: max(0, count - len(relevant))]
@@ -185,8 +193,13 @@ def shares(count: int, method: Method) -> Weights:
     return Weights((1 / count,) * count) if method.startswith("dare") else equal_weights(count)
 
 
-def look(workspace: Workspace, models: list[str], budget: int) -> Search:
+def look(workspace: Workspace, models: list[str], budget: int) -> "Search":
     """Karcher means of the models, searched on dev."""
+    from nestling.merging.inputs import Inputs
+    from nestling.merging.merge import merge_into
+    from nestling.merging.models import open_model
+    from nestling.merging.search import Search
+
     inputs = Inputs.of([open_model(model) for model in models])
 
     def score(weights: tuple[float, ...]) -> float:

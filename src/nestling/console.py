@@ -43,7 +43,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print text on stderr, above the bar if there is one."""
         if self.shown:
-            tqdm.write(text, file=sys.stderr)
+            say(text)
 
     def __enter__(self) -> Self:
         return self
@@ -52,6 +52,11 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.close()
+
+
+def say(text: str) -> None:
+    """Print text on stderr, above a bar if there is one."""
+    tqdm.write(text, file=sys.stderr)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, digits: int = 3, markdown: bool = False) -> str:

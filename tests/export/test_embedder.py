@@ -1,5 +1,10 @@
 import json
+import logging
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +19,22 @@ from tokenizers import Tokenizer
 from tokenizers.processors import ByteLevel
 from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.utils.logging import is_progress_bar_enabled
 
-from gates import run_in_process
-from nestling.export import embedder_gate, gate
-from nestling.export.embedder import expect, export_embedder
-from nestling.export.embedder_card import Card, Score
-from nestling.export.embedder_gate import Expectation, check_directory
-from nestling.export.gate import ExportError, gate_environment, require_passed
+from nestling.distributed.launch import outside_launch
+from nestling.export.card import Card, Score
+from nestling.export.embedder import export_embedder
+from nestling.export.embedder_expectation import (
+    MERGED_COSINE,
+    EmbedderExpectation,
+    expect_embeddings,
+    probe_texts,
+)
+from nestling.export.embedder_gate import check_embedder
+from nestling.export.gate import ExportError, require_passed
 from nestling.export.serving_files import rope_keys
 from nestling.models.adapters import attach_lora
+from nestling.models.attention import FLOAT32, resolve_attention
 from nestling.models.embedder import Embedder
 from nestling.models.merged_weights import MergedWeights, computing_with
 from nestling.models.weights import StoredWeights, write_weights
@@ -41,8 +53,8 @@ def read(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def test_export_of_a_lora_decoder_passes_the_gate_in_its_own_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_export_of_a_lora_decoder_passes_the_gate_within_a_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -66,15 +78,22 @@ def test_export_of_a_lora_decoder_passes_the_gate_in_its_own_process(
         card=card,
     )
     assert report.failures == []
+    assert re.findall(r"^checking the exported files: (.+)$", capsys.readouterr().err, re.MULTILINE) == [
+        "transformers",
+        "sentence-transformers",
+        "base",
+    ]
+    assert is_progress_bar_enabled()
+    assert logging.root.manager.disable == 0
     assert report.transformers is not None
     assert report.transformers >= 0.99999
     assert report.sentence_transformers is not None
     assert report.sentence_transformers >= 0.99999
     assert report.trainer is not None
     assert 0.999 <= report.trainer < 1
-    assert report.changed == 14
-    assert report.tensors == 24
-    assert report.largest_change > 0.001
+    assert report.changes.changed == 14
+    assert report.changes.tensors == 24
+    assert report.changes.largest > 0.001
 
     for name, tensor in embedder.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -137,8 +156,7 @@ def test_export_of_a_lora_decoder_passes_the_gate_in_its_own_process(
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("lora", [True, False])
-def test_export_of_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pooling: str, lora: bool) -> None:
-    run_in_process(monkeypatch)
+def test_export_of_an_encoder(tmp_path: Path, pooling: str, lora: bool) -> None:
     prompts = {"query": "query: ", "passage": "passage: ", "clustering": "cluster: "}
     base = tiny_bert(tmp_path / "base", pooling, prompts=prompts, normalize=lora)
     embedder = (with_lora if lora else with_noise)(Embedder.from_pretrained(base))
@@ -162,10 +180,7 @@ def test_export_of_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
     assert (again.pooling, again.normalize, again.prompts) == (pooling, lora, embedder.prompts)
 
 
-def test_export_of_a_bare_decoder_keeps_its_names_and_teaches_its_tokenizer_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_in_process(monkeypatch)
+def test_export_of_a_bare_decoder_keeps_its_names_and_teaches_its_tokenizer_the_end(tmp_path: Path) -> None:
     base = tiny_qwen3(tmp_path / "base", sentence_transformers=False)
     embedder = with_noise(Embedder.from_pretrained(base))
     (tmp_path / ".final.partial" / "adapter").mkdir(parents=True)  # of an export that was killed
@@ -219,14 +234,18 @@ def forget_theta(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def name_an_attention_of_ours(folder: Path) -> None:
+    resolve_attention("auto", torch.bfloat16, cpu=True)  # which a trainer registers
+    config = read(folder, "config.json") | {"attn_implementation": FLOAT32}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Expectation]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EmbedderExpectation]:
     root = tmp_path_factory.mktemp("exported")
     embedder = with_noise(Embedder.from_pretrained(tiny_qwen3(root / "base")))
-    with pytest.MonkeyPatch.context() as patch:
-        run_in_process(patch)
-        export_embedder(embedder, root / "final", query_max_length=32, document_max_length=32)
-    return root, expect(embedder, MergedWeights(embedder.backbone), torch.float32, 32)
+    export_embedder(embedder, root / "final", query_max_length=32, document_max_length=32)
+    return root, expect_embeddings(embedder, MergedWeights(embedder.backbone), torch.float32, 32)
 
 
 @pytest.mark.parametrize(
@@ -239,22 +258,46 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Expectatio
         (cut_the_weights, "transformers: SafetensorError"),
         (leave_a_tensor_out, "weights are missing: layers.1.mlp.up_proj.weight"),
         (forget_theta, "transformers: cosine"),
+        (name_an_attention_of_ours, "it has no attention 'sdpa_float32'"),
     ],
 )
 def test_gate_finds_a_planted_fault(
-    tmp_path: Path, exported: tuple[Path, Expectation], fault: Callable[[Path], None], found: str
+    tmp_path: Path, exported: tuple[Path, EmbedderExpectation], fault: Callable[[Path], None], found: str
 ) -> None:
     root, expectation = exported
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
-    assert check_directory(tmp_path / "final", expectation).failures == []
+    assert check_embedder(tmp_path / "final", expectation).failures == []
     fault(tmp_path / "final")
-    report = check_directory(tmp_path / "final", expectation)
+    report = check_embedder(tmp_path / "final", expectation)
     with pytest.raises(ExportError, match=found):
         require_passed(report, tmp_path / "final")
 
 
-def test_gate_refuses_an_adapter_that_has_learnt_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_in_process(monkeypatch)
+# What a user runs, where nothing of a trainer can help.
+USER = """
+import sys
+from safetensors.numpy import save_file
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[1], device="cpu")
+found = {name: model.encode(sys.argv[3:], prompt_name=name) for name in ("query", "document")}
+assert "nestling" not in sys.modules
+save_file(found, sys.argv[2])
+"""
+
+
+def test_a_process_of_its_own_finds_what_the_gate_found(
+    tmp_path: Path, exported: tuple[Path, EmbedderExpectation]
+) -> None:
+    root, expectation = exported
+    texts = probe_texts(expectation.probe_length)
+    command = [sys.executable, "-c", USER, str(root / "final"), str(tmp_path / "found"), *texts]
+    subprocess.run(command, env=outside_launch(os.environ), check=True, stderr=subprocess.DEVNULL)
+    found = load_file(tmp_path / "found")
+    cosines = cosine_similarity(torch.cat([found["query"], found["document"]]), expectation.merged)
+    assert cosines.min() >= MERGED_COSINE
+
+
+def test_gate_refuses_an_adapter_that_has_learnt_nothing(tmp_path: Path) -> None:
     embedder = Embedder.from_pretrained(tiny_qwen3(tmp_path / "base"))
     assert isinstance(embedder.backbone, PreTrainedModel)
     embedder.backbone = attach_lora(embedder.backbone, r=4, alpha=8, dropout=0.0)  # B is zero
@@ -263,34 +306,14 @@ def test_gate_refuses_an_adapter_that_has_learnt_nothing(tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-def test_gate_compares_with_the_trainer(exported: tuple[Path, Expectation]) -> None:
+def test_gate_compares_with_the_trainer(exported: tuple[Path, EmbedderExpectation]) -> None:
     root, expectation = exported
     wrong = replace(expectation, trainer=expectation.trainer.flip(0))
-    report = check_directory(root / "final", wrong)
+    report = check_embedder(root / "final", wrong)
     assert len(report.failures) == 1
     assert report.failures[0].startswith("trainer: cosine")
     assert report.transformers is not None
     assert report.transformers >= 0.99999
-
-
-def test_gate_process_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expectation = Expectation("last", "", "", 8, 8, 0, torch.zeros(1, 1), torch.zeros(1, 1), 0.999, "nowhere")
-    monkeypatch.setattr(gate, "gate_environment", lambda parent: {"PYTHONPATH": "/nonexistent"})
-    monkeypatch.setattr(gate.sys, "executable", "/bin/false")
-    with pytest.raises(ExportError, match="ended with status 1"):
-        embedder_gate.verify_export(tmp_path, expectation)
-
-
-def test_environment_of_the_gate_has_no_launcher_settings() -> None:
-    parent = {"PATH": "/bin", "LOCAL_RANK": "1", "RANK": "1", "TORCHELASTIC_RUN_ID": "x", "ACCELERATE_USE_FSDP": "1"}
-    environment = gate_environment(parent)
-    assert environment.keys() == {
-        "PATH",
-        "CUDA_VISIBLE_DEVICES",
-        "HF_HUB_OFFLINE",
-        "TOKENIZERS_PARALLELISM",
-        "PYTHONPATH",
-    }
 
 
 def test_existing_output_is_refused_before_anything_runs(tmp_path: Path) -> None:

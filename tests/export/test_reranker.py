@@ -18,12 +18,13 @@ from sentence_transformers import CrossEncoder
 from torch import Tensor
 from transformers import AutoTokenizer, Ernie4_5Config, Ernie4_5ForCausalLM, PhiConfig, PhiForCausalLM
 
-from gates import run_in_process
 from nestling.batches.pair_prompts import RerankPrompt
-from nestling.export.embedder_card import Card, Score
-from nestling.export.gate import ExportError, require_passed
-from nestling.export.reranker import chat_template, export_reranker
-from nestling.export.reranker_gate import ScoreExpectation, ScoreReport, Shape, check_reranker
+from nestling.export.card import Card, Score
+from nestling.export.cross_encoder import chat_template
+from nestling.export.gate import ExportError
+from nestling.export.reranker import export_reranker
+from nestling.export.reranker_expectation import RerankerExpectation, Shape
+from nestling.export.reranker_gate import RerankerReport, check_reranker
 from nestling.models.adapters import load_lora
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.models.weights import write_weights
@@ -40,11 +41,6 @@ PAIRS = [
     ("read lines", "def f(x):\n    return x\n"),
 ]
 SETTINGS = RerankerSettings(instruction="Find the command", query_max_length=40, document_max_length=80)
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_in_process(monkeypatch)
 
 
 def base_model(folder: Path, **settings: Any) -> Path:
@@ -66,7 +62,7 @@ def read(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-def test_lora_causal_passes_its_gate_in_its_own_process(tmp_path: Path) -> None:
+def test_lora_causal_passes_its_gate(tmp_path: Path) -> None:
     base = base_model(tmp_path / "base", dtype=torch.bfloat16)
     config = read(base, "tokenizer_config.json") | {"chat_template": "{{ messages[0].content }}"}
     (base / "tokenizer_config.json").write_text(json.dumps(config))
@@ -83,7 +79,7 @@ def test_lora_causal_passes_its_gate_in_its_own_process(tmp_path: Path) -> None:
     assert max(report.nestling or 1, report.transformers or 1, report.sentence_transformers or 1) < 1e-5
     assert report.trainer is not None
     assert 0 < report.trainer < 0.1
-    assert (report.tensors, report.changed) == (24, 14)
+    assert (report.changes.tensors, report.changes.changed) == (24, 14)
 
     for name, tensor in reranker.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -122,7 +118,6 @@ def test_lora_causal_passes_its_gate_in_its_own_process(tmp_path: Path) -> None:
     torch.testing.assert_close(again.score(PAIRS), expected, rtol=0, atol=0.02)
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -161,7 +156,6 @@ def test_shapes_give_the_same_scores(tmp_path: Path, tied: bool, lora: bool, dty
     assert not (classifier / "reranker.json").exists()
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("shape", ["causal", "classifier"])
 def test_the_usage_of_the_card_runs(tmp_path: Path, shape: Shape) -> None:
     reranker = with_noise(Reranker.from_pretrained(base_model(tmp_path / "base")))
@@ -179,7 +173,6 @@ def test_the_usage_of_the_card_runs(tmp_path: Path, shape: Shape) -> None:
         assert abs(float(printed[0]) - expected) < 1e-4
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("shape", ["causal", "classifier"])
 @pytest.mark.parametrize("words", ["its own", "of BERT"])
 def test_a_tokenizer_that_adds_special_tokens_stops_doing_so(
@@ -192,7 +185,7 @@ def test_a_tokenizer_that_adds_special_tokens_stops_doing_so(
     reranker = with_noise(Reranker.from_pretrained(base))
     assert len(reranker.tokenizer("a")["input_ids"]) > 1
     report = export_reranker(reranker, tmp_path / "final", shape=shape)
-    assert report.changed == report.tensors == 24
+    assert report.changes.changed == report.changes.tensors == 24
     assert len(AutoTokenizer.from_pretrained(tmp_path / "final")("a")["input_ids"]) == 1
     assert read(tmp_path / "final", "modules.json")[0]["type"].startswith("sentence_transformers.base.modules")
 
@@ -245,7 +238,6 @@ def flip_the_score(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("shape", "fault", "found"),
     [
@@ -265,22 +257,19 @@ def test_gate_finds_a_planted_fault(
 ) -> None:
     reranker = with_noise(Reranker.from_pretrained(base_model(tmp_path / "base"), settings=SETTINGS))
 
-    def check(directory: Path, expectation: ScoreExpectation) -> ScoreReport:
+    def check(directory: Path, expectation: RerankerExpectation) -> RerankerReport:
         assert check_reranker(directory, expectation).failures == []
         fault(directory)
-        report = check_reranker(directory, expectation)
-        require_passed(report, directory)
-        return report
+        return check_reranker(directory, expectation)
 
-    monkeypatch.setattr("nestling.export.reranker.verify_reranker", check)
+    monkeypatch.setattr("nestling.export.reranker.check_reranker", check)
     with pytest.raises(ExportError, match=f"(?s){found}"):
         export_reranker(reranker, tmp_path / "final", shape=shape)
     assert not [path.name for path in tmp_path.iterdir() if "final" in path.name]
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("shape", ["causal", "classifier"])
-def test_weights_that_are_written_wrongly_are_not_published(
+def test_weights_that_are_written_wrongly_leave_no_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Shape
 ) -> None:
     def write_half(weights: Mapping[str, Tensor], folder: Path, **settings: Any) -> None:
@@ -293,7 +282,6 @@ def test_weights_that_are_written_wrongly_are_not_published(
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-@pytest.mark.usefixtures("in_process")
 def test_a_directory_changes_its_shape(tmp_path: Path) -> None:
     reranker = with_lora(Reranker.from_pretrained(base_model(tmp_path / "base"), settings=SETTINGS))
     export_reranker(reranker, tmp_path / "causal", dtype=torch.bfloat16)
@@ -301,7 +289,7 @@ def test_a_directory_changes_its_shape(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="nothing was learnt"):
         export_reranker(again, tmp_path / "classifier", shape="classifier")
     report = export_reranker(again, tmp_path / "classifier", shape="classifier", trained=False)
-    assert report.tensors == 0
+    assert report.changes.tensors == 0
     assert "converted from causal" in (tmp_path / "classifier" / "README.md").read_text(encoding="utf-8")
     export_reranker(reranker, tmp_path / "direct", shape="classifier", dtype=torch.bfloat16)
     written, direct = (load_file(tmp_path / name / "model.safetensors") for name in ("classifier", "direct"))
@@ -312,7 +300,6 @@ def test_a_directory_changes_its_shape(tmp_path: Path) -> None:
         Reranker.from_pretrained(tmp_path / "classifier")
 
 
-@pytest.mark.usefixtures("in_process")
 def test_a_model_without_sequence_classification(tmp_path: Path) -> None:
     base = base_model(tmp_path / "base")
     qwen = read(base, "config.json")
@@ -327,7 +314,6 @@ def test_a_model_without_sequence_classification(tmp_path: Path) -> None:
     assert "vLLM" not in (tmp_path / "causal" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.usefixtures("in_process")
 def test_an_output_layer_with_bias_makes_no_classifier(tmp_path: Path) -> None:
     base = base_model(tmp_path / "base")
     qwen = read(base, "config.json")
@@ -342,7 +328,6 @@ def test_an_output_layer_with_bias_makes_no_classifier(tmp_path: Path) -> None:
     assert (report.sentence_transformers or 1) < 1e-5
 
 
-@pytest.mark.usefixtures("in_process")
 def test_a_prompt_whose_parts_melt_together_gets_no_cross_encoder(tmp_path: Path) -> None:
     settings = RerankerSettings(prefix="", suffix="ing?")
     reranker = with_noise(Reranker.from_pretrained(base_model(tmp_path / "base"), settings=settings))

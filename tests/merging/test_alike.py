@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nestling.export.reranker import write_cross_encoder
+from nestling.export.cross_encoder import write_cross_encoder
 from nestling.merging.alike import require_alike
 from nestling.models.reranker import Reranker, RerankerSettings
 from tiny import tiny_qwen3

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from merging.held import Held, equal_recipe, family, merged, near, random_tensors, recipe, save
 from nestling.config.merge_methods import Recipe, Weights, default_method
-from nestling.export.gate import alone
+from nestling.distributed.launch import outside_launch
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import GROUP, merge_into, write_merged
 from nestling.merging.sources import open_weights
@@ -233,7 +233,9 @@ def test_memory_does_not_grow_with_the_models(tmp_path: Path, method: str, count
     models = [str(tmp_path / str(i)) for i in range(count)]
     arguments = [method, str(tmp_path / "merged"), models[0] if method == "ties" else "", *models]
     command = [sys.executable, "-c", PEAK, *arguments]
-    done = subprocess.run(command, env=alone({"PATH": "", "OMP_NUM_THREADS": "1"}), capture_output=True, check=True)
+    done = subprocess.run(
+        command, env=outside_launch({"PATH": "", "OMP_NUM_THREADS": "1"}), capture_output=True, check=True
+    )
     memory = json.loads(done.stdout)
     assert memory["most"] - memory["before"] < 120e6  # 35, 95 and 75 MB here; most of it of the library for matrices
     assert sum(path.stat().st_size for path in (tmp_path / "merged").iterdir()) > 300e6 / count

@@ -16,8 +16,9 @@ from transformers import AutoModel
 from nestling.checkpoint import TrainingState, trainable_tensors, write_training
 from nestling.checkpoint.atomic import write_folder
 from nestling.config.merge_methods import Recipe, equal_weights
+from nestling.export.cross_encoder import write_cross_encoder
 from nestling.export.embedder import export_embedder
-from nestling.export.reranker import write_cross_encoder
+from nestling.export.embedder_gate import EmbedderReport
 from nestling.merging.inputs import Inputs
 from nestling.merging.lora import ROWS, open_adapter
 from nestling.merging.merge import merge_into
@@ -216,8 +217,8 @@ def test_damaged_and_misplaced_checkpoints_are_refused(tmp_path: Path, qwen3: Pa
 
 
 def test_what_nestling_exports_can_be_merged(tmp_path: Path, qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nestling.export.embedder.verify_export", lambda *given: None)
-    monkeypatch.setattr("nestling.export.embedder.render_card", lambda *given: "")
+    monkeypatch.setattr("nestling.export.embedder.check_embedder", lambda *given: EmbedderReport())
+    monkeypatch.setattr("nestling.export.embedder.render_embedder_card", lambda *given: "")
     embedder = with_lora(Embedder.from_pretrained(qwen3))
     export_embedder(embedder, tmp_path / "embedder", query_max_length=32, document_max_length=32)
     served, adapter = open_model(str(tmp_path / "embedder")), open_model(str(tmp_path / "embedder" / "adapter"))

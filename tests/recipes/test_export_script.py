@@ -14,9 +14,6 @@ from transformers import PreTrainedModel
 from nestling.checkpoint import TrainingState, trainable_tensors, write_training
 from nestling.checkpoint.atomic import write_folder
 from nestling.config import EmbedConfig, LoraConfig, RerankConfig, TrainData
-from nestling.export.embedder_gate import Expectation, GateReport, check_directory
-from nestling.export.gate import require_passed
-from nestling.export.reranker_gate import ScoreExpectation, ScoreReport, check_reranker
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker, RerankerSettings
@@ -27,22 +24,6 @@ from tiny import tiny_qwen3
 
 # peft 0.21 reads a name that transformers 5.2x deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def gate_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def verify(directory: Path, expectation: Expectation) -> GateReport:
-        report = check_directory(directory, expectation)
-        require_passed(report, directory)
-        return report
-
-    def verify_scores(directory: Path, expectation: ScoreExpectation) -> ScoreReport:
-        report = check_reranker(directory, expectation)
-        require_passed(report, directory)
-        return report
-
-    monkeypatch.setattr("nestling.export.embedder.verify_export", verify)
-    monkeypatch.setattr("nestling.export.reranker.verify_reranker", verify_scores)
 
 
 def export(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:

@@ -13,7 +13,6 @@ import pytest
 from ranks import ROOT, environment
 
 import warm
-from gates import run_in_process
 from nestling.export.reranker import export_reranker
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.serving.client import Scorer, Server, split_url
@@ -40,10 +39,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     settings = RerankerSettings(instruction="Given a shell task, find the command")
     base = tiny_qwen3(folder / "base", sentence_transformers=False)
     reranker = Reranker.from_pretrained(base, settings=settings)
-    with pytest.MonkeyPatch.context() as patch:
-        run_in_process(patch)
-        export_reranker(reranker, folder / "causal", trained=False)
-        export_reranker(reranker, folder / "classifier", trained=False, shape="classifier")
+    export_reranker(reranker, folder / "causal", trained=False)
+    export_reranker(reranker, folder / "classifier", trained=False, shape="classifier")
     rerankers = {"causal": folder / "causal", "classifier": folder / "classifier"}
     return {"qwen3": qwen3, "other": other, "plain": plain, "e5": e5, **rerankers}
 

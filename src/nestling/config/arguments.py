@@ -1,5 +1,7 @@
 """From a YAML file and command-line flags to a frozen dataclass."""
 
+import atexit
+import gc
 import json
 import re
 import sys
@@ -80,6 +82,7 @@ def explained_items(cls: type) -> Iterator[str]:
 
 def run(main: Callable[[], None]) -> None:
     """Call a script's `main`; errors meant for users become one line and exit status 2, Ctrl-C status 130."""
+    atexit.register(gc.freeze)  # else Python goes through all objects of torch and transformers at exit, for a second
     try:
         main()
     except (ValueError, OSError, FloatingPointError) as error:

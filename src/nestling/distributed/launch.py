@@ -1,10 +1,26 @@
-"""The process group of a launch, checked against what the launcher was asked for."""
+"""The process group of a launch, checked against what the launcher was asked for; and processes outside of it."""
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+# Settings of a distributed launch, which would make another process wait for ranks that never come.
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_",
+    "GROUP_",
+    "ROLE_",
+    "MASTER_",
+    "TORCHELASTIC_",
+    "ACCELERATE_",
+    "FSDP_",
+    "PET_",
+)
 
 
 def launched_with(plugin: str) -> bool:
@@ -58,3 +74,11 @@ def start_ranks(*, cpu: bool = False) -> Accelerator:
     )
     require_launch(accelerator.num_processes, accelerator.distributed_type)
     return accelerator
+
+
+def outside_launch(parent: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that a rank starts and that belongs to no distributed launch."""
+    kept = {name: value for name, value in parent.items() if not name.startswith(LAUNCHER_VARIABLES)}
+    source = Path(__file__).parents[2]
+    path = os.pathsep.join(filter(None, [str(source), kept.get("PYTHONPATH")]))
+    return kept | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}

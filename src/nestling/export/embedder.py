@@ -11,21 +11,15 @@ from typing import Any
 import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from nestling.export.embedder_card import Card, Facts, base_license, base_name, render_card
-from nestling.export.embedder_gate import (
-    MERGED_COSINE,
-    ROUNDED_COSINE,
-    Expectation,
-    GateReport,
-    probe_texts,
-    verify_export,
-)
+from nestling.console import say
+from nestling.export.card import Card, base_license, base_name
+from nestling.export.embedder_card import EmbedderFacts, render_embedder_card
+from nestling.export.embedder_expectation import base_files, expect_embeddings
+from nestling.export.embedder_gate import EmbedderReport, check_embedder
+from nestling.export.gate import require_passed
 from nestling.export.serving_files import (
-    BaseFiles,
     copy_tokenizer_files,
-    loses_digits,
     model_config,
     new_directory,
     refuse_existing,
@@ -34,12 +28,9 @@ from nestling.export.serving_files import (
     write_adapter,
     write_json,
 )
-from nestling.models.embedder import Embedder, Kind, read_model_files
-from nestling.models.merged_weights import MergedWeights, computing_with, without_adapters
+from nestling.models.embedder import Embedder, read_model_files
+from nestling.models.merged_weights import MergedWeights, without_adapters
 from nestling.models.weights import StoredWeights, write_weights
-
-# Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
-PROBE_LENGTH = 256
 
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -61,7 +52,7 @@ def export_embedder(
     dtype: torch.dtype | None = None,
     instructions: Mapping[str, str] | None = None,
     card: Card | None = None,
-) -> GateReport:
+) -> EmbedderReport:
     """Write a serving directory, LoRA merged, after it has passed the parity gate.
 
     It is written beside `output_dir`, checked, forced onto the disk and renamed: `output_dir` exists whole or not at
@@ -88,7 +79,8 @@ def export_embedder(
     require_space(output_dir.parent, weights.nbytes(dtype))
     max_length = min(max(query_max_length, document_max_length), embedder.max_positions)
     prompts = serving_prompts(embedder, instructions or {})
-    expectation = expect(embedder, weights, dtype, max_length)
+    say(f"exporting to {output_dir}: the model's own embeddings, to compare with")
+    expectation = expect_embeddings(embedder, weights, dtype, max_length)
     card = card or Card()
     facts = describe(embedder, card, dims, prompts, query_max_length, document_max_length)
     with new_directory(output_dir) as folder:
@@ -97,8 +89,9 @@ def export_embedder(
         write_tokenizer(embedder, folder)
         write_sentence_transformers(embedder, folder, max_length, prompts)
         write_adapter(embedder.backbone, folder)
-        report = verify_export(folder, expectation)
-        (folder / "README.md").write_text(render_card(facts, card, report), encoding="utf-8")
+        report = check_embedder(folder, expectation)
+        require_passed(report, folder)
+        (folder / "README.md").write_text(render_embedder_card(facts, card, report), encoding="utf-8")
     return report
 
 
@@ -109,10 +102,10 @@ def describe(
     prompts: Mapping[str, str],
     query_max_length: int,
     document_max_length: int,
-) -> Facts:
+) -> EmbedderFacts:
     """What the model card says about the directory."""
     base = card.base or base_name(embedder.source)
-    return Facts(
+    return EmbedderFacts(
         title=card.title or f"{base}, fine-tuned",
         base=base,
         license=base_license(embedder.source),
@@ -124,47 +117,6 @@ def describe(
         prompts=prompts,
         lora=isinstance(embedder.backbone, PeftModel),
     )
-
-
-def expect(embedder: Embedder, weights: MergedWeights, dtype: torch.dtype, max_length: int) -> Expectation:
-    """The probes' embeddings: as trained, and in float32 on the merged weights rounded to `dtype`."""
-    length = min(max_length, PROBE_LENGTH)
-    trainer = encode_probes(embedder, length)
-    precision = embedder.precision
-    try:
-        embedder.precision = torch.float32
-        with computing_with(embedder.backbone, weights, dtype):
-            merged = encode_probes(embedder, length)
-    finally:
-        embedder.precision = precision
-    exact = precision == torch.float32 and not loses_digits(embedder, dtype)
-    base = without_adapters(embedder.backbone)
-    return Expectation(
-        pooling=embedder.pooling,
-        query_prompt=embedder.prefix("query"),
-        document_prompt=embedder.prefix("document"),
-        max_length=max_length,
-        probe_length=length,
-        end_token=embedder.text_tokenizer.end_id,
-        merged=merged,
-        trainer=trainer,
-        trainer_cosine=MERGED_COSINE if exact else ROUNDED_COSINE,
-        base=embedder.source,
-        base_subfolder=read_model_files(embedder.source).subfolder,
-        prefix=f"{base.base_model_prefix}.",
-    )
-
-
-def encode_probes(embedder: Embedder, max_length: int) -> Tensor:
-    """[2 n, D] float32: the probes as queries, then as documents."""
-    kinds: tuple[Kind, Kind] = ("query", "document")
-    texts = probe_texts(max_length)
-    return torch.cat([embedder.encode(texts, kind=kind, max_length=max_length) for kind in kinds])
-
-
-def base_files(embedder: Embedder) -> BaseFiles:
-    """The files of its base."""
-    return BaseFiles(embedder.source, read_model_files(embedder.source).subfolder)
 
 
 def serving_config(embedder: Embedder, dims: Sequence[int], dtype: torch.dtype | None) -> dict[str, Any]:

@@ -1,152 +1,152 @@
-"""The gate that an exported directory passes before it gets its name: how it is run, and what every gate looks at.
+"""What the gates of embedders and rerankers have in common; an exported directory passes one before it gets its name.
 
-It runs in a process of its own, so that nothing of the trainer (its tokenizer, patched modules, distributed setting)
-can make a broken directory look sound.
+A gate loads the written files as their users do, with transformers and with sentence-transformers, on the CPU and in
+float32, and compares what comes out with the model in memory.
+
+It runs in the process that exports. One of its own would import all libraries again, which took most of the time
+between the last step and the exit of a small run, and would find nothing more:
+
+- Every `from_pretrained` makes a model and a tokenizer of its own from the files. None is shared with the trainer's, no
+  hub is asked (`local_files_only`), nothing is put onto a GPU.
+- Nestling patches no library. It registers attention functions under names of its own, and a directory that names one,
+  which no user could load, is refused.
+- transformers takes notice of a process group under FSDP and ZeRO-3 alone, whose models scripts/export.py exports,
+  outside of the launch.
 """
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Mapping
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-import nestling
+from nestling.console import say
+from nestling.export.serving_files import BaseFiles
+from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.weights import StoredWeights
-
-# Settings of a distributed launch, which would make the gate's process wait for ranks that never come.
-LAUNCHER_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_",
-    "GROUP_",
-    "ROLE_",
-    "MASTER_",
-    "TORCHELASTIC_",
-    "ACCELERATE_",
-    "FSDP_",
-    "PET_",
-)
 
 
 class ExportError(ValueError):
     """An exported directory does not reproduce the model that it was made from."""
 
 
-class Report(Protocol):
+@dataclass
+class WeightChanges:
+    """How written weights differ from those of the base.
+
+    Args:
+        tensors: Weights that both have.
+        changed: How many of them differ.
+        largest: Largest absolute difference of one weight.
+    """
+
+    tensors: int = 0
+    changed: int = 0
+    largest: float = 0.0
+
+    def __str__(self) -> str:
+        return f"against the base: {self.changed} of {self.tensors} tensors changed, by up to {self.largest:.3g}"
+
+
+class GateReport(Protocol):
     """What a gate measured.
 
     Attributes:
-        tensors: Weights that the base has as well.
-        changed: How many of them differ from the base.
-        largest_change: Largest absolute difference of one weight.
+        changes: Against the base.
         failures: What is wrong, empty when the directory passed.
     """
 
-    tensors: int
-    changed: int
-    largest_change: float
+    changes: WeightChanges
     failures: list[str]
 
     def lines(self) -> list[str]:
         """One line a comparison."""
 
 
-def run_gate(module: str, directory: Path, save: Callable[[Path], None]) -> dict[str, Any]:
-    """Run `gate_process` of a module in a fresh process, on the CPU: what it writes as report.json.
-
-    Args:
-        module: Its function `gate_process` is given the arguments `directory` and a work folder.
-        directory: The exported directory.
-        save: Leaves in the work folder what is expected of it.
-
-    Raises:
-        ExportError: The process ended without a report.
-    """
-    with tempfile.TemporaryDirectory(prefix="nestling-gate-") as name:
-        folder = Path(name)
-        save(folder)
-        code = f"from {module} import gate_process; gate_process()"
-        process = subprocess.run(
-            [sys.executable, "-c", code, str(directory), name],
-            env=gate_environment(os.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        result = folder / "report.json"
-        if process.returncode or not result.exists():
-            raise ExportError(
-                f"the parity gate's process ended with status {process.returncode} before it could compare anything"
-                f"{' (killed; out of memory?)' if process.returncode == -9 else ''}:\n{process.stderr[-3000:]}"
-            )
-        values: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        return values
+def run_checks(checks: Mapping[str, Callable[[], None]], report: GateReport) -> None:
+    """Run each, said on stderr by its name; whatever a broken directory makes a library raise is a failure."""
+    for name, check in checks.items():
+        say(f"checking the exported files: {name}")
+        try:
+            with libraries_silenced():
+                check()
+        except Exception as error:
+            report.failures.append(f"{name}: {type(error).__name__}: {error}")
 
 
-def require_passed(report: Report, directory: Path) -> None:
+@contextmanager
+def libraries_silenced() -> Iterator[None]:
+    """No progress bars, notes and warnings of loading: what matters in them is compared."""
+    bars, disabled = is_progress_bar_enabled(), logging.root.manager.disable
+    disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        if bars:
+            enable_progress_bar()
+
+
+def require_passed(report: GateReport, directory: Path) -> None:
     """Raise ExportError if the gate found anything wrong."""
     if report.failures:
         found = "\n".join(f"- {line}" for line in report.failures)
         figures = "\n".join(f"  {line}" for line in report.lines())
         raise ExportError(
             f"{directory} failed the parity gate:\n{found}\nall figures:\n{figures}\n"
-            "nothing is published; checkpoints are untouched, and scripts/export.py can export one again"
+            "no directory is left; checkpoints are untouched, and scripts/export.py can export one again"
         )
 
 
-def gate_environment(parent: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the gate's process: no distributed launch, no GPU, no hub."""
-    return alone(parent) | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+def load_model(model_class: Any, directory: Path, report: GateReport) -> Any:
+    """A model by one of transformers' Auto classes, in float32 on the CPU; what it lacks is a failure."""
+    model, loading = model_class.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        report.failures.append(f"transformers: weights are missing: {', '.join(missing[:5])}")
+    attention = model.config._attn_implementation
+    if attention in (FLOAT32, VARLEN):  # registered in this process, perhaps, and in none of a user's
+        report.failures.append(f"transformers: it has no attention {attention!r}, which config.json names")
+    return model
 
 
-def alone(parent: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that belongs to no distributed launch."""
-    kept = {name: value for name, value in parent.items() if not name.startswith(LAUNCHER_VARIABLES)}
-    source = str(Path(nestling.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [source, kept.get("PYTHONPATH")]))
-    return kept | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
-
-
-def compare_with_base(directory: Path, base: str, subfolder: str, prefix: str, report: Report) -> None:
+def compare_with_base(directory: Path, base: BaseFiles, prefix: str, report: GateReport) -> None:
     """The weights are not those of the base, rounded alike: a merge that lost the training would pass all else.
 
     Args:
         directory: The exported directory.
-        base: Directory or hub id of the model before training.
-        subfolder: Where its transformer lies.
+        base: The model before training.
         prefix: Of weight names, in either model, with or without.
-        report: Is told.
+        report: Takes the changes, and a failure where there are none.
     """
-    written, stored = StoredWeights(str(directory)), StoredWeights(base, subfolder)
+    written, stored = StoredWeights(str(directory)), StoredWeights(base.source, base.subfolder)
     bare = {name.removeprefix(prefix): name for name in stored}
+    changes = report.changes
     for name in written:
         before = bare.get(name.removeprefix(prefix))
         if before is None:
             continue
-        report.tensors += 1
-        now, then = written[name], stored[before]
-        then = then.to(now.dtype)
-        if now.shape != then.shape or not torch.equal(now, then):
-            report.changed += 1
-            if now.shape == then.shape:
-                report.largest_change = max(report.largest_change, (now.float() - then.float()).abs().max().item())
-    if not report.tensors:
-        report.failures.append(f"base: no weight of {base} has the name of a written one")
-    elif not report.changed:
-        report.failures.append(f"base: all {report.tensors} tensors equal those of {base}; nothing was learnt")
+        change = largest_change(written[name], stored[before])
+        changes.tensors += 1
+        changes.changed += change != 0
+        changes.largest = max(changes.largest, change)  # which NaN does not raise
+    if not changes.tensors:
+        report.failures.append(f"base: no weight of {base.source} has the name of a written one")
+    elif not changes.changed:
+        report.failures.append(f"base: all {changes.tensors} tensors equal those of {base.source}; nothing was learnt")
 
 
-def run_checks(checks: Mapping[str, Callable[[], None]], report: Report) -> None:
-    """Run each; whatever a broken directory makes a library raise is a finding."""
-    for name, check in checks.items():
-        try:
-            check()
-        except Exception as error:
-            report.failures.append(f"{name}: {type(error).__name__}: {error}")
+def largest_change(now: Tensor, then: Tensor) -> float:
+    """Largest absolute difference from `then` rounded like `now`; NaN, which counts as a change, for another shape."""
+    if now.shape != then.shape:
+        return math.nan
+    return torch.dist(now.float(), then.to(now.dtype).float(), p=math.inf).item() if now.numel() else 0.0

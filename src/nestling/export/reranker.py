@@ -3,11 +3,8 @@
 The formats and the traps behind each line here: docs/serving.md.
 """
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +13,17 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from nestling.batches.packing import pad
-from nestling.batches.pair_prompts import RerankPrompt
 from nestling.batches.prompts import copy_backend
-from nestling.export.embedder_card import Card, base_license, base_name
+from nestling.console import say
+from nestling.export.card import Card, base_license, base_name
+from nestling.export.cross_encoder import write_cross_encoder
+from nestling.export.gate import require_passed
 from nestling.export.reranker_card import RerankerFacts, render_reranker_card
-from nestling.export.reranker_gate import (
-    MERGED_LOGIT,
-    ROUNDED_LOGIT,
-    Pair,
-    ScoreExpectation,
-    ScoreReport,
-    Shape,
-    probe_pairs,
-    tokenize_pairs,
-    verify_reranker,
-)
+from nestling.export.reranker_expectation import RerankerExpectation, Shape, expect_scores, prompt_length
+from nestling.export.reranker_gate import RerankerReport, check_reranker
 from nestling.export.serving_files import (
     BaseFiles,
     copy_tokenizer_files,
-    loses_digits,
     model_config,
     new_directory,
     refuse_existing,
@@ -44,20 +32,11 @@ from nestling.export.serving_files import (
     write_adapter,
     write_json,
 )
-from nestling.models.encoding import evaluating
-from nestling.models.merged_weights import MergedWeights, computing_with, without_adapters
-from nestling.models.reranker import SETTINGS, Reranker, RerankerSettings
-from nestling.models.scoring import logit_of
+from nestling.models.merged_weights import MergedWeights, without_adapters
+from nestling.models.reranker import SETTINGS, Reranker
 from nestling.models.weights import write_weights
 
-# Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
-PROBE_QUERY, PROBE_DOCUMENT = 64, 192
-
 SCORE = "score.weight"
-
-# Read by sentence-transformers 6, which has no older form of these.
-TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
-LOGIT_SCORE = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
 
 
 def export_reranker(
@@ -68,7 +47,7 @@ def export_reranker(
     dtype: torch.dtype | None = None,
     card: Card | None = None,
     trained: bool = True,
-) -> ScoreReport:
+) -> RerankerReport:
     """Write a serving directory, LoRA merged, after it has passed the parity gate.
 
     It is written beside `output_dir`, checked, forced onto the disk and renamed: `output_dir` exists whole or not at
@@ -93,6 +72,7 @@ def export_reranker(
     config = reranker_config(reranker, shape, dtype)
     dtype = getattr(torch, config["dtype"])
     require_space(output_dir.parent, merged.nbytes(dtype))
+    say(f"exporting to {output_dir}: the model's own scores, to compare with")
     expectation = expect_scores(reranker, merged, dtype, shape, trained)
     weights = merged if shape == "causal" else ClassifierWeights(reranker, merged, dtype)
     card = card or Card()
@@ -106,7 +86,8 @@ def export_reranker(
         if shape == "causal":
             (folder / SETTINGS).write_text(reranker.settings.to_json(), encoding="utf-8")
             write_adapter(reranker.backbone, folder)
-        report = verify_reranker(folder, expectation)
+        report = check_reranker(folder, expectation)
+        require_passed(report, folder)
         (folder / "README.md").write_text(render_reranker_card(facts, card, report), encoding="utf-8")
     return report
 
@@ -135,7 +116,7 @@ class ClassifierWeights(Mapping[str, Tensor]):
 
 
 def describe_reranker(
-    reranker: Reranker, card: Card, architecture: str, expectation: ScoreExpectation
+    reranker: Reranker, card: Card, architecture: str, expectation: RerankerExpectation
 ) -> RerankerFacts:
     """What the model card says about the directory."""
     shape, trained = expectation.shape, expectation.base is not None
@@ -201,144 +182,3 @@ def write_reranker_tokenizer(reranker: Reranker, folder: Path) -> None:
     if tokenizer.pad_token is None:
         config["pad_token"] = padding_token(reranker)
     write_json(folder / "tokenizer_config.json", config)
-
-
-def write_cross_encoder(reranker: Reranker, folder: Path, shape: Shape, max_length: int) -> None:
-    """What makes a CrossEncoder of the directory, and the chat template that makes its prompts (vLLM reads it too)."""
-    causal = shape == "causal"
-    modules = [("", TRANSFORMER), ("1_LogitScore", LOGIT_SCORE)][: 2 if causal else 1]
-    write_json(
-        folder / "modules.json",
-        [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)],
-    )
-    output = {"method": "forward", "method_output_name": "logits"}
-    write_json(
-        folder / "sentence_bert_config.json",
-        {
-            "transformer_task": "text-generation" if causal else "sequence-classification",
-            "modality_config": {"text": output, "message": {**output, "format": "flat"}},
-            "module_output_name": "causal_logits" if causal else "scores",
-            "max_seq_length": max_length,
-        },
-    )
-    if causal:
-        answers = {"true_token_id": reranker.pairs.yes_id, "false_token_id": reranker.pairs.no_id}
-        write_json(folder / "1_LogitScore" / "config.json", answers)
-    write_json(
-        folder / "config_sentence_transformers.json",
-        {
-            "model_type": "CrossEncoder",
-            "prompts": {},
-            "default_prompt_name": None,
-            "activation_fn": "torch.nn.modules.activation.Sigmoid",
-        },
-    )
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    tokenizer.pop("chat_template", None)  # the base's, in whose place the file comes
-    write_json(folder / "tokenizer_config.json", tokenizer)
-    (folder / "chat_template.jinja").write_text(chat_template(reranker.settings.prompt), encoding="utf-8")
-
-
-def chat_template(prompt: RerankPrompt) -> str:
-    """A Jinja template of the roles query and document; a message of the role system replaces the instruction.
-
-    All text stands in expressions: Jinja strips a line break from the end of a template, and some engines others.
-    """
-    marks = ("\0query\0", "\0document\0", "\0instruction\0")
-    body = prompt.body(*marks)
-    before, rest = body.split(marks[2])
-    middle, rest = rest.split(marks[0])
-    late, end = rest.split(marks[1])
-
-    def literal(text: str) -> str:
-        return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"
-
-    def content(role: str, default: str = "") -> str:
-        found = f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
-        return f"{{{{ {found}{default} }}}}"
-
-    instruction = content("system", f" | default({json.dumps(prompt.instruction, ensure_ascii=False)})")
-    pieces = [literal(prompt.prefix + before), instruction, literal(middle), content("query")]
-    return "".join([*pieces, literal(late), content("document"), literal(end + prompt.suffix)])
-
-
-def expect_scores(
-    reranker: Reranker, merged: MergedWeights, dtype: torch.dtype, shape: Shape, trained: bool
-) -> ScoreExpectation:
-    """The probes' logits: as trained, and in float32 on the merged weights rounded to `dtype`."""
-    settings = reranker.settings
-    probe = replace(
-        settings,
-        query_max_length=min(settings.query_max_length, PROBE_QUERY),
-        document_max_length=min(settings.document_max_length, PROBE_DOCUMENT),
-    )
-    pairs = probe_pairs(probe.query_max_length, probe.document_max_length)
-    length = prompt_length(reranker, probe)
-    own, public = own_prompts(reranker, pairs, probe), public_prompts(reranker, pairs, length)
-    trainer = prompt_logits(reranker, own)
-    precision = reranker.precision
-    try:
-        reranker.precision = torch.float32
-        with computing_with(reranker.backbone, merged, dtype):
-            own_logits, public_logits = prompt_logits(reranker, own), prompt_logits(reranker, public)
-    finally:
-        reranker.precision = precision
-    exact = precision == torch.float32 and not loses_digits(reranker, dtype)
-    return ScoreExpectation(
-        shape=shape,
-        settings=settings,
-        probe_settings=probe,
-        max_length=prompt_length(reranker, settings) if reads_whole(reranker, pairs) else None,
-        probe_length=length,
-        own=own_logits,
-        public=public_logits,
-        trainer=trainer,
-        trainer_tolerance=MERGED_LOGIT if exact else ROUNDED_LOGIT,
-        base=reranker.source if trained else None,
-        prefix=f"{without_adapters(reranker.backbone).base_model_prefix}.",
-    )
-
-
-def prompt_length(reranker: Reranker, settings: RerankerSettings) -> int:
-    """Tokens of a prompt with a query and a document at the limits of `settings`."""
-    texts = settings.query_max_length + settings.document_max_length
-    return min(reranker.pairs.overhead() + texts, reranker.max_positions)
-
-
-def own_prompts(reranker: Reranker, pairs: Sequence[Pair], settings: RerankerSettings) -> list[list[int]]:
-    """Token ids of prompts as we cut them: query and document each to its limit."""
-    tokenize = partial(
-        reranker.pairs,
-        query_max_length=settings.query_max_length,
-        document_max_length=settings.document_max_length,
-    )
-    return [tokenize(query, [document]).ids[0] for query, document in pairs]
-
-
-def public_prompts(reranker: Reranker, pairs: Sequence[Pair], max_length: int) -> list[list[int]]:
-    """The same as other libraries cut them: what is before the suffix, to what `max_length` leaves."""
-    settings = reranker.settings
-    return tokenize_pairs(
-        reranker.tokenizer,
-        pairs,
-        prefix=settings.prefix,
-        suffix=settings.suffix,
-        instruction=settings.instruction,
-        max_length=max_length,
-    )
-
-
-def reads_whole(reranker: Reranker, pairs: Sequence[Pair]) -> bool:
-    """Whether prompts that are tokenised in one piece, as chat templates are, have the tokens of their parts."""
-    prompt, backend = reranker.settings.prompt, copy_backend(reranker.tokenizer)
-    texts = [prompt.prefix + prompt.body(*pair) + prompt.suffix for pair in pairs]
-    whole = [backend.encode(text, add_special_tokens=False).ids for text in texts]
-    return whole == public_prompts(reranker, pairs, 10**9)
-
-
-@torch.no_grad()
-def prompt_logits(reranker: Reranker, prompts: Sequence[list[int]]) -> Tensor:
-    """Logits of yes, [n] float32 on the CPU; one prompt at a time, since float32 may fill the memory."""
-    with evaluating(reranker), reranker.computing():
-        found = [logit_of(reranker(pad([ids], 0).to(reranker.device))) for ids in prompts]
-    return torch.cat(found).float().cpu()

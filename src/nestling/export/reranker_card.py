@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from huggingface_hub import ModelCardData
 
-from nestling.export.embedder_card import Card, config_section, data_section, gate_section, scores_section
-from nestling.export.gate import Report
-from nestling.export.reranker_gate import Shape, score_causal, score_classifier, tokenize_pairs
+from nestling.export.card import Card, adapter_note, license_line, render_card
+from nestling.export.gate import GateReport
+from nestling.export.reranker_expectation import Shape
+from nestling.export.reranker_usage import score_causal, score_classifier, tokenize_pairs
 from nestling.models.reranker import RerankerSettings
 
 PAIR = '("how do I list files?", "ls prints the names of files.")'
@@ -43,27 +44,19 @@ class RerankerFacts:
     trained: bool
 
 
-def render_reranker_card(facts: RerankerFacts, card: Card, report: Report) -> str:
-    """README.md with its YAML front matter."""
-    sections = [
-        _introduction(facts),
-        scores_section(card.scores, "Candidates"),
-        _usage(facts),
-        data_section(card.data),
-        config_section(card.config),
-        gate_section(report),
-    ]
-    return f"---\n{_front_matter(facts)}\n---\n\n" + "\n".join(section for section in sections if section)
+def render_reranker_card(facts: RerankerFacts, card: Card, report: GateReport) -> str:
+    """README.md of a reranker."""
+    return render_card(_front_matter(facts), _introduction(facts), _usage(facts), card, report, cut="Candidates")
 
 
-def _front_matter(facts: RerankerFacts) -> str:
+def _front_matter(facts: RerankerFacts) -> ModelCardData:
     return ModelCardData(
         base_model=facts.base,
         library_name="sentence-transformers" if facts.cross_encoder else "transformers",
         pipeline_tag="text-ranking",
         license=facts.license,
         tags=[*(["sentence-transformers", "cross-encoder"] if facts.cross_encoder else []), "reranker", "nestling"],
-    ).to_yaml()
+    )
 
 
 def _introduction(facts: RerankerFacts) -> str:
@@ -78,9 +71,6 @@ def _introduction(facts: RerankerFacts) -> str:
         if facts.cross_encoder
         else "- Without files of sentence-transformers: the tokenizer does not split this prompt where its parts meet\n"
     )
-    adapter = (
-        "\nThe weights have the LoRA adapter merged in; the adapter itself lies in `adapter/`.\n" if facts.lora else ""
-    )
     return f"""# {facts.title}
 
 A reranker of queries and documents, {made} with Nestling.
@@ -88,8 +78,8 @@ A reranker of queries and documents, {made} with Nestling.
 - {facts.architecture}: {held}
 - Answers: {settings.yes!r} when the document is relevant, {settings.no!r} when it is not
 - Trained on queries of up to {settings.query_max_length} and documents of up to {settings.document_max_length} tokens
-{template}- Licence of the base: {facts.license or "not named by its files; see its own page"}
-{adapter}
+{template}{license_line(facts.license)}
+{adapter_note(facts.lora)}
 The prompt, byte for byte and without special tokens around it, is
 `PREFIX + "<Instruct>: " + INSTRUCTION + "\\n<Query>: " + query + "\\n<Document>: " + document + SUFFIX` with
 

@@ -66,13 +66,13 @@ def new_directory(output_dir: Path) -> Iterator[Path]:
     try:
         partial.mkdir()
         yield partial
-        _publish(partial, output_dir)
+        _move_into_place(partial, output_dir)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _publish(folder: Path, output_dir: Path) -> None:
+def _move_into_place(folder: Path, output_dir: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
         sync(path)
     sync(folder)

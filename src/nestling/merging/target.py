@@ -15,9 +15,9 @@ from torch import nn
 
 from nestling.checkpoint.state import STATE
 from nestling.config import CandidateData, EmbedConfig, RerankConfig, read_run, require
+from nestling.export.card import Card
 from nestling.export.embedder import export_embedder
-from nestling.export.embedder_card import Card
-from nestling.export.gate import Report
+from nestling.export.gate import GateReport
 from nestling.export.reranker import export_reranker
 from nestling.merging.lora import adapter_folder
 from nestling.models.embedder import Embedder, read_json
@@ -67,7 +67,7 @@ class MergeTarget(Protocol):
     def measure(self, data: EvaluationSet) -> Metrics:
         """Metrics of the weights as they are now, by value of the axis."""
 
-    def export(self, output: Path, dtype: Dtype | None, card: Card) -> Report:
+    def export(self, output: Path, dtype: Dtype | None, card: Card) -> GateReport:
         """Write a directory to serve, after its gates."""
 
 
@@ -112,7 +112,7 @@ class EmbedderTarget:
             progress=True,
         )
 
-    def export(self, output: Path, dtype: Dtype | None, card: Card) -> Report:
+    def export(self, output: Path, dtype: Dtype | None, card: Card) -> GateReport:
         return export_embedder(
             self.embedder,
             output,
@@ -146,7 +146,7 @@ class RerankerTarget:
         depth = max(len(rows) for rows in data.candidates.rows)
         return {depth: evaluate_candidates(scores, data.candidates, data.retrieval_set)}
 
-    def export(self, output: Path, dtype: Dtype | None, card: Card) -> Report:
+    def export(self, output: Path, dtype: Dtype | None, card: Card) -> GateReport:
         return export_reranker(
             self.reranker, output, dtype=getattr(torch, dtype) if dtype else None, card=card, trained=False
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.export.embedder_gate import MERGED_COSINE, probe_texts
+from nestling.export.embedder_expectation import MERGED_COSINE, probe_texts
 from nestling.retrieval.metrics import Floats
 from nestling.serving.client import RefusedError, Server
 from nestling.serving.findings import Check, Finding, find_nan, simplest

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from nestling.batches.prompts import DEFAULT_INSTRUCTION
-from nestling.export.reranker import prompt_logits
-from nestling.export.reranker_gate import Pair, score_classifier
+from nestling.export.reranker_expectation import Pair, prompt_logits
+from nestling.export.reranker_usage import score_classifier
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.models.token_model import read_config
 from nestling.retrieval.metrics import Floats

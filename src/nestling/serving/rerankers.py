@@ -6,8 +6,8 @@ from itertools import product
 
 import numpy as np
 
-from nestling.export.embedder_gate import probe_texts
-from nestling.export.reranker_gate import ROUNDED_LOGIT, Pair
+from nestling.export.embedder_expectation import probe_texts
+from nestling.export.reranker_expectation import ROUNDED_LOGIT, Pair
 from nestling.retrieval.metrics import Floats
 from nestling.serving.client import Server
 from nestling.serving.findings import Check, Finding, find_nan, simplest

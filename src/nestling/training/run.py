@@ -20,9 +20,9 @@ from nestling.checkpoint.state import TrainingState, load_state, restore_tensors
 from nestling.checkpoint.store import Checkpoints
 from nestling.config import TrainingConfig, require
 from nestling.console import Progress, table
+from nestling.distributed.launch import outside_launch
 from nestling.distributed.ranks import on_rank_zero
-from nestling.export.embedder_card import before_and_after
-from nestling.export.gate import alone
+from nestling.export.card import before_and_after
 from nestling.run_files import Results, evaluation_at
 from nestling.training.tracking import Meter, Tracker, open_tracker
 
@@ -277,4 +277,4 @@ def evaluation_table(results: Results, axis: str) -> str:
 def export_checkpoint(script: Path, checkpoint: Path, output: Path) -> None:
     """Run scripts/export.py in a process of its own."""
     command: list[Any] = [sys.executable, script, "--checkpoint", checkpoint, "--output", output]
-    subprocess.run([str(each) for each in command], env=alone(os.environ), check=True)
+    subprocess.run([str(each) for each in command], env=outside_launch(os.environ), check=True)

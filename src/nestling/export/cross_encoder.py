@@ -1,0 +1,72 @@
+"""The files that make a CrossEncoder of sentence-transformers 6 of a reranker's directory."""
+
+import json
+from pathlib import Path
+
+from nestling.batches.pair_prompts import RerankPrompt
+from nestling.export.reranker_expectation import Shape
+from nestling.export.serving_files import write_json
+from nestling.models.reranker import Reranker
+
+# Earlier releases have no form of these.
+TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
+LOGIT_SCORE = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
+
+
+def write_cross_encoder(reranker: Reranker, folder: Path, shape: Shape, max_length: int) -> None:
+    """What makes a CrossEncoder of the directory, and the chat template that makes its prompts (vLLM reads it too)."""
+    causal = shape == "causal"
+    modules = [("", TRANSFORMER), ("1_LogitScore", LOGIT_SCORE)][: 2 if causal else 1]
+    write_json(
+        folder / "modules.json",
+        [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)],
+    )
+    output = {"method": "forward", "method_output_name": "logits"}
+    write_json(
+        folder / "sentence_bert_config.json",
+        {
+            "transformer_task": "text-generation" if causal else "sequence-classification",
+            "modality_config": {"text": output, "message": {**output, "format": "flat"}},
+            "module_output_name": "causal_logits" if causal else "scores",
+            "max_seq_length": max_length,
+        },
+    )
+    if causal:
+        answers = {"true_token_id": reranker.pairs.yes_id, "false_token_id": reranker.pairs.no_id}
+        write_json(folder / "1_LogitScore" / "config.json", answers)
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "model_type": "CrossEncoder",
+            "prompts": {},
+            "default_prompt_name": None,
+            "activation_fn": "torch.nn.modules.activation.Sigmoid",
+        },
+    )
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    tokenizer.pop("chat_template", None)  # the base's, in whose place the file comes
+    write_json(folder / "tokenizer_config.json", tokenizer)
+    (folder / "chat_template.jinja").write_text(chat_template(reranker.settings.prompt), encoding="utf-8")
+
+
+def chat_template(prompt: RerankPrompt) -> str:
+    """A Jinja template of the roles query and document; a message of the role system replaces the instruction.
+
+    All text stands in expressions: Jinja strips a line break from the end of a template, and some engines others.
+    """
+    marks = ("\0query\0", "\0document\0", "\0instruction\0")
+    body = prompt.body(*marks)
+    before, rest = body.split(marks[2])
+    middle, rest = rest.split(marks[0])
+    late, end = rest.split(marks[1])
+
+    def literal(text: str) -> str:
+        return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"
+
+    def content(role: str, default: str = "") -> str:
+        found = f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
+        return f"{{{{ {found}{default} }}}}"
+
+    instruction = content("system", f" | default({json.dumps(prompt.instruction, ensure_ascii=False)})")
+    pieces = [literal(prompt.prefix + before), instruction, literal(middle), content("query")]
+    return "".join([*pieces, literal(late), content("document"), literal(end + prompt.suffix)])

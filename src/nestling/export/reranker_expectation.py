@@ -1,0 +1,165 @@
+"""What an exported reranker must reproduce: the logits that the model in memory gives for some pairs.
+
+Logits of yes against no, z, are compared, since probabilities near 0 and 1 hide differences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nestling.batches.packing import pad
+from nestling.batches.prompts import copy_backend
+from nestling.export.reranker_usage import tokenize_pairs
+from nestling.export.serving_files import BaseFiles, loses_digits
+from nestling.models.encoding import evaluating
+from nestling.models.merged_weights import MergedWeights, computing_with, without_adapters
+from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.scoring import logit_of
+
+Shape = Literal["causal", "classifier"]
+Pair = tuple[str, str]
+
+# Largest difference of a logit, as a share of the largest logit and of 1 at least. Random models of two layers differed
+# by 2e-6 in float32, and by up to 0.05 in bfloat16.
+MERGED_LOGIT = 1e-4
+ROUNDED_LOGIT = 0.1
+
+# Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
+PROBE_QUERY, PROBE_DOCUMENT = 64, 192
+
+
+@dataclass(frozen=True)
+class RerankerExpectation:
+    """What a directory must reproduce.
+
+    Args:
+        shape: What it holds.
+        settings: What its reranker.json says.
+        probe_settings: The same with the limits that the probes are cut to.
+        max_length: Tokens of a prompt that its CrossEncoder allows; None for a directory without one.
+        probe_length: Tokens of a prompt that the probes are cut to.
+        own: [n] float32, logits of the probes within the limits of query and document: float32 computation on the
+            merged weights in memory, rounded as they are written.
+        public: [n] float32, the same with the ends of prompts beyond `probe_length` cut, as other libraries do.
+        trainer: [n] float32, as `own` by the model as it was trained, in its own precision.
+        trainer_tolerance: The largest difference from those.
+        base: The model before training; None when it was not trained.
+        prefix: Of weight names, in either model, with or without.
+    """
+
+    shape: Shape
+    settings: RerankerSettings
+    probe_settings: RerankerSettings
+    max_length: int | None
+    probe_length: int
+    own: Tensor
+    public: Tensor
+    trainer: Tensor
+    trainer_tolerance: float
+    base: BaseFiles | None
+    prefix: str
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The probes."""
+        return probe_pairs(self.probe_settings.query_max_length, self.probe_settings.document_max_length)
+
+
+def probe_pairs(query_length: int, document_length: int) -> list[Pair]:
+    """Short, tiny, Chinese and composed characters, code, white space at the ends; then one pair whose document and
+    one whose query is longer than its limit."""
+    return [
+        ("How do I list the files that changed during the last week?", "find . -mtime -7"),
+        ("a", "b"),
+        ("什麼是人工智慧？", "人工智慧是研究如何使電腦模擬人類智慧的科學。 🙂 e\u0301"),
+        ("first row of an iterator", "def first(rows):\n    return next(iter(rows), None)\n"),
+        ("Does a boundary layer become turbulent? ", " The boundary layer over a flat plate does.  "),
+        ("turbulence", "The boundary layer over a flat plate becomes turbulent. " * max(1, document_length // 4)),
+        ("Which flat plate has a turbulent layer? " * max(1, query_length // 4), "The one in the wind tunnel."),
+    ]
+
+
+def expect_scores(
+    reranker: Reranker, merged: MergedWeights, dtype: torch.dtype, shape: Shape, trained: bool
+) -> RerankerExpectation:
+    """The probes' logits: as trained, and in float32 on the merged weights rounded to `dtype`."""
+    settings = reranker.settings
+    probe = replace(
+        settings,
+        query_max_length=min(settings.query_max_length, PROBE_QUERY),
+        document_max_length=min(settings.document_max_length, PROBE_DOCUMENT),
+    )
+    pairs = probe_pairs(probe.query_max_length, probe.document_max_length)
+    length = prompt_length(reranker, probe)
+    own, public = own_prompts(reranker, pairs, probe), public_prompts(reranker, pairs, length)
+    trainer = prompt_logits(reranker, own)
+    precision = reranker.precision
+    try:
+        reranker.precision = torch.float32
+        with computing_with(reranker.backbone, merged, dtype):
+            own_logits, public_logits = prompt_logits(reranker, own), prompt_logits(reranker, public)
+    finally:
+        reranker.precision = precision
+    exact = precision == torch.float32 and not loses_digits(reranker, dtype)
+    return RerankerExpectation(
+        shape=shape,
+        settings=settings,
+        probe_settings=probe,
+        max_length=prompt_length(reranker, settings) if reads_whole(reranker, pairs) else None,
+        probe_length=length,
+        own=own_logits,
+        public=public_logits,
+        trainer=trainer,
+        trainer_tolerance=MERGED_LOGIT if exact else ROUNDED_LOGIT,
+        base=BaseFiles(reranker.source) if trained else None,
+        prefix=f"{without_adapters(reranker.backbone).base_model_prefix}.",
+    )
+
+
+def prompt_length(reranker: Reranker, settings: RerankerSettings) -> int:
+    """Tokens of a prompt with a query and a document at the limits of `settings`."""
+    texts = settings.query_max_length + settings.document_max_length
+    return min(reranker.pairs.overhead() + texts, reranker.max_positions)
+
+
+def own_prompts(reranker: Reranker, pairs: Sequence[Pair], settings: RerankerSettings) -> list[list[int]]:
+    """Token ids of prompts as we cut them: query and document each to its limit."""
+    tokenize = partial(
+        reranker.pairs,
+        query_max_length=settings.query_max_length,
+        document_max_length=settings.document_max_length,
+    )
+    return [tokenize(query, [document]).ids[0] for query, document in pairs]
+
+
+def public_prompts(reranker: Reranker, pairs: Sequence[Pair], max_length: int) -> list[list[int]]:
+    """The same as other libraries cut them: what is before the suffix, to what `max_length` leaves."""
+    settings = reranker.settings
+    return tokenize_pairs(
+        reranker.tokenizer,
+        pairs,
+        prefix=settings.prefix,
+        suffix=settings.suffix,
+        instruction=settings.instruction,
+        max_length=max_length,
+    )
+
+
+def reads_whole(reranker: Reranker, pairs: Sequence[Pair]) -> bool:
+    """Whether prompts that are tokenised in one piece, as chat templates are, have the tokens of their parts."""
+    prompt, backend = reranker.settings.prompt, copy_backend(reranker.tokenizer)
+    texts = [prompt.prefix + prompt.body(*pair) + prompt.suffix for pair in pairs]
+    whole = [backend.encode(text, add_special_tokens=False).ids for text in texts]
+    return whole == public_prompts(reranker, pairs, 10**9)
+
+
+@torch.no_grad()
+def prompt_logits(reranker: Reranker, prompts: Sequence[list[int]]) -> Tensor:
+    """Logits of yes, [n] float32 on the CPU; one prompt at a time, since float32 may fill the memory."""
+    with evaluating(reranker), reranker.computing():
+        found = [logit_of(reranker(pad([ids], 0).to(reranker.device))) for ids in prompts]
+    return torch.cat(found).float().cpu()
