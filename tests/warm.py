@@ -45,6 +45,7 @@ LIBRARIES = (
 )
 READ_AT_IMPORT = ("HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "PYTHONHASHSEED", "PYTHONWARNINGS")
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONWARNINGS": "ignore"}
+STOPS = (signal.SIGINT, signal.SIGTERM)
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -67,7 +68,7 @@ class Request:
     group: int
 
 
-class Zygote:
+class ForkServer:
     """A process that forks; what it forks becomes a child of the one that asks."""
 
     def __init__(self, channel: socket.socket, variables: Mapping[str, str]) -> None:
@@ -92,12 +93,12 @@ class Zygote:
         return int(answer)
 
 
-zygote: Zygote | None = None  # of a warm process; a test's is `first_zygote`
+fork_server: ForkServer | None = None  # of a warm process; a test's is `first_fork_server`
 status: int | None = None  # that a warm process ends with; of one that Ctrl-C ends, Python knows it
 
 
 @cache
-def first_zygote() -> Zygote | None:
+def first_fork_server() -> ForkServer | None:
     """Started on first use, it ends when this process does."""
     if sys.platform != "linux":
         return None
@@ -111,7 +112,7 @@ def first_zygote() -> Zygote | None:
     theirs.close()
     atexit.register(end, ours, process.wait)
     assert ours.recv(64), "the process that forks others did not start"
-    return Zygote(ours, variables)
+    return ForkServer(ours, variables)
 
 
 def adopt_orphans() -> None:
@@ -120,7 +121,7 @@ def adopt_orphans() -> None:
 
 
 class Popen(subprocess.Popen[Any]):
-    """A process that is forked from a zygote where that makes no difference but the time."""
+    """A process that is forked from a fork server where that makes no difference but the time."""
 
     def _execute_child(
         self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any, env: Any,
@@ -131,7 +132,7 @@ class Popen(subprocess.Popen[Any]):
         single = isinstance(args, str | bytes | os.PathLike)
         command = [] if single or shell else [os.fsdecode(each) for each in args]
         variables = dict(os.environ if env is None else env)
-        source = zygote or (first_zygote() if subprocess.Popen is not Popen else None)
+        source = fork_server or (first_fork_server() if subprocess.Popen is not Popen else None)
         if source is None or not command or pass_fds or preexec_fn or not source.fits(command, variables):
             super()._execute_child(  # type: ignore[misc]
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell,
@@ -167,6 +168,7 @@ def begin(descriptor: int) -> None:
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a library starts threads, which forks would lack"
     gc.collect()
     gc.freeze()  # pages stay shared
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # they are for what is forked, and wait until it is ready
     channel = socket.socket(fileno=descriptor)
     channel.send(b"ready")
     request = started(channel)
@@ -195,8 +197,8 @@ def leave() -> None:
 
 
 def started(channel: socket.socket) -> Request:
-    """Fork for each request; returns in what was forked, which has a zygote for what it starts itself."""
-    global zygote
+    """Fork for each request; returns in what was forked, which has a fork server for what it starts itself."""
+    global fork_server
     while True:
         request = next_request(channel)
         settle(request)
@@ -205,7 +207,7 @@ def started(channel: socket.socket) -> Request:
         process = os.fork()
         if process:
             theirs.close()
-            zygote = Zygote(ours, request.variables)
+            fork_server = ForkServer(ours, request.variables)
             adopt_orphans()
             atexit.register(end, ours, partial(os.waitpid, process, 0))
             return request
@@ -226,19 +228,18 @@ def settle(request: Request) -> None:
 
 
 def end(channel: socket.socket, wait: Callable[[], object]) -> None:
-    """End a zygote."""
+    """End a fork server, also where another process has inherited our end of the socket."""
+    channel.shutdown(socket.SHUT_RDWR)
     channel.close()
     wait()
 
 
 def next_request(channel: socket.socket) -> Request:
-    """Be a zygote; returns in what it forks, as a child of the process that asked."""
+    """Be a fork server; returns in what it forks, as a child of the process that asked."""
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
     os.close(null)
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.SIG_IGN)
     while True:
         message, files, _, _ = socket.recv_fds(channel, 1 << 20, 3)
         if not message:
@@ -266,7 +267,7 @@ def next_request(channel: socket.socket) -> Request:
 def become(request: Request) -> None:
     """Run a command as Python would that starts now."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     np.random.seed()  # of which all forks would have the same; `random` does so itself
     option, *arguments = request.command[request.command[0] == "-u" :]
     if request.command[0] == "-u" or request.variables.get("PYTHONUNBUFFERED"):
