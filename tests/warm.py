@@ -94,7 +94,7 @@ class ForkServer:
 
 
 fork_server: ForkServer | None = None  # of a warm process; a test's is `first_fork_server`
-status: int | None = None  # that a warm process ends with; of one that Ctrl-C ends, Python knows it
+status: int | None = None  # that a warm process ends with, once it is known
 
 
 @cache
@@ -177,7 +177,7 @@ def begin(descriptor: int) -> None:
     except SystemExit as stop:
         keep_status(stop.code)
         raise
-    except Exception:
+    except BaseException:
         keep_status(1)
         raise
     keep_status(0)

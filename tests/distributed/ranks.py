@@ -58,8 +58,14 @@ def python(*arguments: str, ranks: int = 1) -> list[str]:
     return [sys.executable, *launcher, *arguments]
 
 
-def run_recipe(*arguments: str, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+# Of processes that do not start warm, and so each with an order of its own for what is in a set.
+COLD = {"PYTHONHASHSEED": "random"}
+
+
+def run_recipe(
+    *arguments: str, ranks: int = 1, check: bool = True, **variables: str
+) -> "subprocess.CompletedProcess[str]":
     """Run a recipe to its end; its error output is shown if it fails and `check` is on."""
-    result = warm.run(python(*arguments, ranks=ranks), cwd=ROOT, env=environment())
+    result = warm.run(python(*arguments, ranks=ranks), cwd=ROOT, env=environment(**variables))
     assert not check or result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result

@@ -161,7 +161,7 @@ def plain_loss(embeddings: Tensor, batch: Any, loss: LossConfig) -> Tensor:
     total = info_nce(queries, documents, batch.structure, temperature=loss.temperature, dims=dims, dim_weights=weights)
     if batch.group is not None:
         share = torch.full((len(queries),), 1 / len(queries))
-        total = total + loss.distillation * distillation(
+        total = total + loss.distillation_weight * distillation(
             queries,
             documents,
             batch.group,

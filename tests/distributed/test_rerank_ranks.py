@@ -256,7 +256,7 @@ def plain_loss(reranker: Reranker, records: Sequence[Record], case: Case) -> Ten
         positives = len(record.positives)
         assert record.positive_scores is not None and record.negative_scores is not None
         teacher = torch.tensor([*record.positive_scores, *record.negative_scores])
-        if case.loss.objective == "pointwise":
+        if case.loss.pointwise:
             hard = torch.tensor([1.0] * positives + [0.0] * len(record.negatives))
             t = teacher if case.kind == "soft" else hard
             z = logits[:, 0]

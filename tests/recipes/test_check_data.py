@@ -128,9 +128,9 @@ def test_tokens_and_limits(data: Path, bert: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "what a limit cuts of 6 distinct queries" in done.stdout
     tokens = json.loads(report.read_text())["statistics"]["query"]["tokens"]
-    assert tokens["cuts"][0]["limit"] == 5
-    assert tokens["cuts"][0]["texts"] > 0
-    assert tokens["cuts"][-1]["texts"] == 0
+    assert tokens["truncations"][0]["limit"] == 5
+    assert tokens["truncations"][0]["texts"] > 0
+    assert tokens["truncations"][-1]["texts"] == 0
 
 
 def test_a_beir_folder_and_graded_pairs(held_out: Path, tmp_path: Path) -> None:

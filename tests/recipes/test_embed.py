@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from ranks import run_recipe
+from ranks import COLD, run_recipe
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -87,7 +87,8 @@ def test_a_run_ends_with_a_page_about_it(finished: Path) -> None:
 
 def test_the_same_run_again_is_the_same_to_the_bit(finished: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "again"
-    run_recipe(*arguments(qwen3, data, run, dev=data / "dev", max_steps=8, eval_steps=4, dataloader_num_workers=0))
+    more = {"max_steps": 8, "eval_steps": 4, "dataloader_num_workers": 0}
+    run_recipe(*arguments(qwen3, data, run, dev=data / "dev", **more), **COLD)
     assert losses(run) == losses(finished)
     assert_same_weights(weights(run, 8), weights(finished, 8))
 
@@ -191,7 +192,7 @@ def test_two_ranks_and_packed_chunks_take_the_steps_of_one(qwen3: Path, data: Pa
     one, two = tmp_path / "one", tmp_path / "two"
     more: dict[str, object] = {"max_steps": 4, "lora.dropout": 0.0, "dev": data / "dev"}
     run_recipe(*arguments(qwen3, data, one, **more))
-    run_recipe(*arguments(qwen3, data, two, **more), ranks=2)
+    run_recipe(*arguments(qwen3, data, two, **more), ranks=2, **COLD)
     packed = tmp_path / "packed"
     run_recipe(
         *arguments(
