@@ -107,7 +107,7 @@ def test_it_goes_from_pairs_to_models_and_says_so(whole: Path) -> None:
     steps = ["mine", "embed", "evaluate-bm25", "evaluate-base", "evaluate-embedder", "export-embedder"]
     assert found(said) == dict.fromkeys(steps, "new")
     assert re.search(r"^embed +new +\d+$", said, re.M)
-    assert re.search(r"^data +dim +precision +bm25 +base +embedder$", said, re.M)
+    assert re.search(r"^data +dim +embedding_precision +bm25 +base +embedder$", said, re.M)
     assert "parity gate passed" in said and "parity gate passed" in (whole / "steps" / "embed" / "log.txt").read_text()
     assert {"embedder/model.safetensors", "base.json", "steps/mine/mined.jsonl"} <= results(whole).keys()
     details = (whole / "steps" / "evaluate-embedder" / "embedder.details.jsonl").read_text().splitlines()
@@ -145,7 +145,7 @@ def test_one_step_shows_no_older_results_and_its_settings_do_for_all(
     assert "nDCG@10" not in said, "what was measured may be of other models than those that are there now"
     said = run_pipeline(["scripts/pipeline.py", "--config", str(folder / "pipeline.yaml")])
     assert len(found(said)) > 1 and set(found(said).values()) == {"done"}
-    assert re.search(r"^data +dim +precision +bm25 +base +embedder$", said, re.M)
+    assert re.search(r"^data +dim +embedding_precision +bm25 +base +embedder$", said, re.M)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
