@@ -1,9 +1,7 @@
 import json
 import logging
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import metadata_load
 from peft import PeftModel
+from ranks import environment
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import ByteLevel
@@ -21,7 +20,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import is_progress_bar_enabled
 
-from nestling.distributed.launch import outside_launch
+import warm
 from nestling.export.card import Card, Score
 from nestling.export.embedder import export_embedder
 from nestling.export.embedder_expectation import (
@@ -291,7 +290,8 @@ def test_a_process_of_its_own_finds_what_the_gate_found(
     root, expectation = exported
     texts = probe_texts(expectation.probe_length)
     command = [sys.executable, "-c", USER, str(root / "final"), str(tmp_path / "found"), *texts]
-    subprocess.run(command, env=outside_launch(os.environ), check=True, stderr=subprocess.DEVNULL)
+    done = warm.run(command, env=environment())
+    assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "found")
     cosines = cosine_similarity(torch.cat([found["query"], found["document"]]), expectation.merged)
     assert cosines.min() >= MERGED_COSINE
