@@ -16,7 +16,7 @@ from nestling.batches.packing import TokenBatch, pack
 from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.losses.reference import BatchStructure
-from nestling.records import RecordTable
+from nestling.records.table import RecordTable
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from nestling.batches.groups import GroupChunk, Part, cut_parts, positions_of, s
 from nestling.batches.packing import AnyChunk, to_chunk
 from nestling.batches.pair_prompts import PairTokenizer
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
-from nestling.records import Record, RecordTable
+from nestling.records.record import Record
+from nestling.records.table import RecordTable
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from itertools import chain, islice
 import numpy as np
 import xxhash
 
-from nestling.records import RecordTable
+from nestling.records.table import RecordTable
 
 # How many batches' worth of rows are looked through for ones that do not clash with a batch.
 LOOKAHEAD = 8
@@ -123,7 +123,7 @@ class BatchSampler:
         """Changes with any text of any dataset, so that a resumed run notices."""
         digest = xxhash.xxh3_128()
         for source in self.sources:
-            digest.update(source.table.identity.encode())
+            digest.update(source.table.fingerprint.encode())
         return digest.hexdigest()
 
     def exchange(self, step: int, tables: Sequence[RecordTable]) -> None:

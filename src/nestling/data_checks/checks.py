@@ -13,7 +13,7 @@ from nestling.data_checks.near import Nearness, Pairs, Sketch, pairs_within, ske
 from nestling.data_checks.overlap import EvaluationTexts, Overlap, evaluation_queries, find_overlap, relevant_documents
 from nestling.data_checks.rows import Distinct, SourceRows
 from nestling.models.embedder import Kind
-from nestling.records import RetrievalSet
+from nestling.records.retrieval_set import RetrievalSet
 
 KINDS: tuple[Kind, Kind] = ("query", "document")
 PLURAL: dict[Kind, str] = {"query": "queries", "document": "documents"}

@@ -18,7 +18,7 @@ from rensa import RMinHash
 from tqdm import tqdm
 
 from nestling.data_checks.normalise import jaccard, normalise, shingles
-from nestling.records import text_id
+from nestling.records.record import text_id
 from nestling.records.texts import Texts
 
 PERMUTATIONS = 128

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nestling.data_checks.near import Nearness, Sketch, pairs_between, sketch
-from nestling.records import RetrievalSet
+from nestling.records.retrieval_set import RetrievalSet
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The rows of a dataset as its source has them: nothing dropped, a line for every row, an identity for every text.
+"""The rows of a dataset as its source has them: nothing dropped, a line for every row, a text id for every text.
 
 Shapes: n rows, D documents over all rows, row by row and in each its positives first; U distinct texts of a kind,
 numbered in the order in which they first occur.
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nestling.records import LoadSummary, Record, default_name
-from nestling.records.clean import CleanRecord, identity
+from nestling.records.clean import CleanRecord, checked_text_id
 from nestling.records.convert import ROWS_PER_BATCH, TEXT_PER_BATCH, RecordSource
-from nestling.records.load import find_source
-from nestling.records.record import located
+from nestling.records.load import default_name, find_source
+from nestling.records.record import Record, located
 from nestling.records.store import cached, open_batches, scratch_file, write_batches
+from nestling.records.summary import LoadSummary
 from nestling.records.texts import Texts
 
 _SCORES = pa.list_(pa.float64())
@@ -213,9 +213,9 @@ def _write(source: RecordSource, path: Path) -> LoadSummary:
 
 
 def _columns(record: Record, line: int) -> dict[str, Any]:
-    positive_ids = [identity(f"positives[{i}]", text) for i, text in enumerate(record.positives)]
-    negative_ids = [identity(f"negatives[{i}]", text) for i, text in enumerate(record.negatives)]
-    own = CleanRecord(record, identity("query", record.query), positive_ids, negative_ids)
+    positive_ids = [checked_text_id(f"positives[{i}]", text) for i, text in enumerate(record.positives)]
+    negative_ids = [checked_text_id(f"negatives[{i}]", text) for i, text in enumerate(record.negatives)]
+    own = CleanRecord(record, checked_text_id("query", record.query), positive_ids, negative_ids)
     return {
         "query": record.query,
         "documents": record.positives + record.negatives,

@@ -9,7 +9,8 @@ from nestling.mining.candidates import Candidates
 from nestling.mining.lists import Lists, Mask
 from nestling.mining.pool import Pool, flat_values
 from nestling.mining.query_set import QuerySet
-from nestling.records import RecordTable, load_records
+from nestling.records.load import load_records
+from nestling.records.table import RecordTable
 from nestling.retrieval.metrics import Integers
 
 

@@ -23,7 +23,8 @@ from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoreTally
 from nestling.models.token_model import is_decoder, read_config
 from nestling.models.weights import model_file
-from nestling.records import Record, RecordTable, text_id
+from nestling.records.record import Record, text_id
+from nestling.records.table import RecordTable
 from nestling.retrieval.reranking import Chosen
 
 # Queries whose scores are written at once: a killed run goes on behind them.

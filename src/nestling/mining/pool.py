@@ -13,10 +13,11 @@ from typing import Any, cast
 import numpy as np
 import xxhash
 
-from nestling.records import RecordTable, text_id
 from nestling.records.beir import is_beir
 from nestling.records.collection import Collection, open_collection
+from nestling.records.record import text_id
 from nestling.records.store import open_batches
+from nestling.records.table import RecordTable
 from nestling.records.texts import TEXTS_PER_BLOCK, Texts
 from nestling.retrieval.candidates import positions
 from nestling.retrieval.metrics import Integers

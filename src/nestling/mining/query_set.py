@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from nestling.mining.lists import Lists
-from nestling.records import RecordTable
 from nestling.records.store import open_batches
+from nestling.records.table import RecordTable
 from nestling.records.texts import Texts
 from nestling.retrieval.metrics import Integers
 

@@ -22,7 +22,7 @@ from nestling.mining.renewal import Minable, mine_anew, renewal_line, write_rene
 from nestling.mining.retrievers import Dense
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import alone
-from nestling.records import RecordTable
+from nestling.records.table import RecordTable
 from nestling.retrieval.ranks import largest
 from nestling.training.recipe import load_batches
 

@@ -21,10 +21,9 @@ from nestling.mining.pool import Pool, open_pool
 from nestling.mining.query_set import QuerySet
 from nestling.mining.retrievers import Dense
 from nestling.mining.selection import Thresholds, Verdicts, draw, make_noise
-from nestling.records import RecordTable
 from nestling.records.beir import is_beir
 from nestling.records.store import open_batches, scratch_file, write_batches
-from nestling.records.table import SCHEMA
+from nestling.records.table import SCHEMA, RecordTable
 from nestling.retrieval.metrics import Integers
 
 

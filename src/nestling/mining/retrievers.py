@@ -20,8 +20,9 @@ from nestling.mining.retrieved import Retrieved, Scores
 from nestling.mining.vectors import Vectors, encode_cached, prompted
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import alone
-from nestling.records import RecordTable, text_id
 from nestling.records.collection import open_collection
+from nestling.records.record import text_id
+from nestling.records.table import RecordTable
 from nestling.retrieval.first_stage import Run, bm25_index, bm25_scores, first_with_ties
 from nestling.retrieval.metrics import Integers
 from nestling.retrieval.ranks import reduce_sum, share

@@ -9,7 +9,8 @@ import numpy as np
 from nestling.mining.mined import Mined
 from nestling.mining.pool import flat_values
 from nestling.mining.retrieved import Scores
-from nestling.records import Record, RecordTable, without_none
+from nestling.records.record import Record, without_none
+from nestling.records.table import RecordTable
 from nestling.retrieval.metrics import Integers
 
 Dialect = Literal["nestling", "sentence-transformers", "flagembedding"]

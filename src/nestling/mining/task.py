@@ -15,8 +15,9 @@ from nestling.mining.pool import Pool, flat_values, open_pool
 from nestling.mining.query_set import QuerySet
 from nestling.mining.retrievers import Bm25, Dense, Given, Retriever, RunFile, query_ids
 from nestling.models.embedder import Embedder
-from nestling.records import RecordTable, load_records
 from nestling.records.beir import is_beir
+from nestling.records.load import load_records
+from nestling.records.table import RecordTable
 from nestling.retrieval import read_run
 
 

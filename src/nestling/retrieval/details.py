@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nestling.records import RetrievalSet
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates, positions
 from nestling.retrieval.first_stage import Run
 from nestling.retrieval.metrics import Floats, Placements, per_query

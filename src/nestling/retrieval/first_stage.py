@@ -12,8 +12,8 @@ import snowballstemmer
 from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
-from nestling.records import RetrievalSet
-from nestling.records.sources import read_lines
+from nestling.records.lines import read_lines
+from nestling.records.retrieval_set import RetrievalSet
 
 Run = dict[str, dict[str, float]]  # query id -> document id -> score
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nestling.distributed.ranks import rank_and_world
-from nestling.records import RetrievalSet
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.first_stage import Run
 from nestling.retrieval.metrics import Floats, Integers
 from nestling.retrieval.ranks import reduce_sum

@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from nestling.mining.pool import open_corpus
-from nestling.records import text_id
+from nestling.records.record import text_id
 from nestling.retrieval.metrics import Integers
 
 

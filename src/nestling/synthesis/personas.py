@@ -8,8 +8,8 @@ from nestling.mining.fingerprints import of_embedder
 from nestling.mining.nearest import nearest
 from nestling.mining.vectors import encode_cached
 from nestling.models.embedder import Embedder
-from nestling.records import text_id
-from nestling.records.sources import read_lines
+from nestling.records.lines import read_lines
+from nestling.records.record import text_id
 from nestling.retrieval.metrics import Integers
 from nestling.synthesis.passages import Passages
 

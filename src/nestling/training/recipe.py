@@ -20,7 +20,7 @@ from nestling.checkpoint import ignore_stop_signals
 from nestling.config import require
 from nestling.distributed.launch import start_ranks
 from nestling.distributed.ranks import sum_over_ranks
-from nestling.records import RetrievalSet
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.run_files import DataLine, DataRead, write_data_lines, write_data_read
 
 Batch = TypeVar("Batch")
