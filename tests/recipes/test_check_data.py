@@ -99,7 +99,7 @@ def test_the_copy_lacks_what_the_rules_name(data: Path, held_out: Path, tmp_path
         {**ROWS[5], "negatives": []},
     ]
     assert "5 of 8 rows are kept, with 8 of 16 documents" in done.stdout
-    assert f"{output} holds 5 rows; {data} is as it was" in done.stdout
+    assert f"{output} holds 5 rows; {data} is unchanged" in done.stdout
     assert json.dumps("高雄市") not in output.read_text(encoding="utf-8")  # as people write it
     page = report.read_text(encoding="utf-8")
     assert "the cleaned copy" in page
@@ -164,7 +164,10 @@ def test_what_cannot_work_is_said_in_a_line(data: Path, tmp_path: Path) -> None:
         (["--data", data, "--threshold", "0"], "threshold is 0.0, expected above 0 and at most 1"),
         (["--data", none / "x.jsonl"], f"{none}/x.jsonl: file: there is no such file or folder"),
         (["--data", broken], f"{broken}:2: query: the text is empty"),
-        (["--data", copies, "--output", tmp_path / "x.jsonl"], f"all rows were dropped, so {tmp_path}/x.jsonl is not written"),
+        (
+            ["--data", copies, "--output", tmp_path / "x.jsonl"],
+            f"all rows were dropped, so {tmp_path}/x.jsonl is not written",
+        ),
     ):
         done = check(*arguments)
         assert done.returncode == 2

@@ -3,15 +3,12 @@
 Whatever two ids or two files hold, a text is one document here: its identity is that of its bytes (`text_id`).
 """
 
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import xxhash
 
 from nestling.records.beir import is_beir
 from nestling.records.collection import Collection, open_collection
@@ -19,10 +16,9 @@ from nestling.records.record import text_id
 from nestling.records.store import open_batches
 from nestling.records.table import RecordTable
 from nestling.records.texts import TEXTS_PER_BLOCK, Texts
+from nestling.records.words import folded_text_id
 from nestling.retrieval.candidates import positions
 from nestling.retrieval.metrics import Integers
-
-NOT_WORDS = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
@@ -152,23 +148,13 @@ def flat_values(table: RecordTable, name: str) -> Integers:
 
 
 def near_identities(pool: Pool, rows: Integers) -> Integers:
-    """[m] int64, `near_identity` of the texts of some documents; each is read once."""
+    """[m] int64, `folded_text_id` of the texts of some documents; each is read once."""
     different, which = np.unique(rows, return_inverse=True)
     found = np.empty(len(different), np.int64)
     for start in range(0, len(different), TEXTS_PER_BLOCK):
         texts: list[str] = cast(Any, pool.texts)[different[start : start + TEXTS_PER_BLOCK]]
-        found[start : start + len(texts)] = [near_identity(text) for text in texts]
+        found[start : start + len(texts)] = [folded_text_id(text) for text in texts]
     return found[which]
-
-
-def near_identity(text: str) -> int:
-    """Identity of a text without case, width, punctuation and white space (NFKC); of the text itself if that is all."""
-    return xxhash.xxh3_64_intdigest((letters(text) or text).encode()) >> 1
-
-
-def letters(text: str) -> str:
-    """What is left of a text without case, width, punctuation and white space (NFKC)."""
-    return NOT_WORDS.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 
 class Joined(Sequence[str]):

@@ -1,7 +1,6 @@
 """First stages to compare with: BM25, and run files in the TREC format."""
 
 import math
-import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -14,17 +13,11 @@ from numpy.typing import NDArray
 
 from nestling.records.lines import read_lines
 from nestling.records.retrieval_set import RetrievalSet
+from nestling.records.words import WORDS
 
 Run = dict[str, dict[str, float]]  # query id -> document id -> score
 
 STOP_WORDS = frozenset(STOPWORDS_EN)  # Lucene's for English
-
-# Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han; and Hangul, whose words carry endings.
-UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f"
-    "\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
-)
-WORDS = re.compile(rf"([{UNSPACED}]+)|[^\W{UNSPACED}]+")
 
 
 def bm25_run(retrieval_set: RetrievalSet, *, depth: int = 100, k1: float = 0.9, b: float = 0.4) -> Run:
