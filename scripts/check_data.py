@@ -1,12 +1,12 @@
-"""Look for what is wrong with training data, and write a copy without it.
+"""Check training data for problems, and write a copy without them.
 
     python scripts/check_data.py --data pairs.jsonl
     python scripts/check_data.py --data pairs.jsonl --eval data/my-set --report report.html
     python scripts/check_data.py --data pairs.jsonl --model Qwen/Qwen3-Embedding-0.6B --document_max_length 256
     python scripts/check_data.py --data pairs.jsonl --eval data/my-set --output cleaned.jsonl
 
-Duplicates and near duplicates, texts of evaluation sets, contradicting labels, short texts, lengths, scripts and
-languages. The data themselves are never changed; docs/checking-data.md explains each finding.
+It reports duplicates and near duplicates, texts of evaluation sets, contradictory labels, short texts, lengths, scripts
+and languages. The data are never changed; docs/checking-data.md explains each finding.
 """
 
 import json
@@ -19,7 +19,7 @@ from nestling import __version__
 from nestling.config import CheckConfig, parse_config, require, require_extra, require_model, require_new, run
 
 if TYPE_CHECKING:
-    from nestling.data_checks.cleaning import Dropped
+    from nestling.data_checks.cleaning import DropCount
     from nestling.data_checks.findings import Finding
     from nestling.data_checks.report import Section
     from nestling.data_checks.rows import SourceRows
@@ -30,45 +30,50 @@ def main() -> None:
     config = parse_config(CheckConfig, __doc__)
     check_files(config)
 
-    from nestling.data_checks.checks import check
+    from nestling.data_checks.checks import run_checks
     from nestling.data_checks.cleaning import clean, write_copy
-    from nestling.data_checks.findings import find
-    from nestling.data_checks.near import Nearness
+    from nestling.data_checks.findings import find_problems
+    from nestling.data_checks.near_duplicates import NearDuplicateCriterion
     from nestling.data_checks.report import as_text, copy_section, sections
     from nestling.data_checks.rows import open_rows
     from nestling.data_checks.statistics import statistics
     from nestling.data_checks.tokens import TokenCounter
     from nestling.records import load_retrieval_set
 
-    shown = sys.stderr.isatty()
+    progress = sys.stderr.isatty()
     counter = TokenCounter.from_pretrained(config.model) if config.model else None
     sets = [load_retrieval_set(folder, config.eval_split) for folder in config.eval]
-    rows = open_rows(config.data, split=config.split, progress=shown)
-    nearness = Nearness(config.threshold, config.shingle)
-    checks = check(rows, nearness, sets, min_characters=config.min_characters, progress=shown)
-    findings = find(rows, checks, examples=config.examples)
-    figures = statistics(
+    rows = open_rows(config.data, split=config.split, progress=progress)
+    criterion = NearDuplicateCriterion(config.threshold, config.shingle)
+    checks = run_checks(rows, criterion, sets, min_characters=config.min_characters, progress=progress)
+    findings = find_problems(rows, checks, examples=config.examples)
+    statistics_by_kind = statistics(
         rows,
         checks,
         counter,
         {"query": config.query_max_length, "document": config.document_max_length},
         sample=config.sample,
     )
-    parts = list(sections(findings, figures, config.drop, nearness, copied=config.output is not None))
+    report_sections = list(
+        sections(findings, statistics_by_kind, config.drop, criterion, copied=config.output is not None)
+    )
     copy, dropped = clean(rows, checks, config.drop)
     if config.output is not None:
-        parts.append(copy_section(copy, dropped))
-    print(f"{rows.summary}\n\n{as_text(parts)}")
+        report_sections.append(copy_section(copy, dropped))
+    print(f"{rows.summary}\n\n{as_text(report_sections)}")
     if config.output is not None:
-        require(bool(copy.keep_row.any()), f"no row is left to write to {config.output}; see which rule dropped them")
+        require(
+            bool(copy.keep_row.any()),
+            f"all rows were dropped, so {config.output} is not written; see above which rules dropped them",
+        )
         write_copy(copy, Path(config.output))
-        print(f"\n{config.output} holds {int(copy.keep_row.sum()):,} rows; {config.data} is as it was")
+        print(f"\n{config.output} holds {int(copy.keep_row.sum()):,} rows; {config.data} is unchanged")
     if config.report is not None:
-        write_report(Path(config.report), config, rows, findings, figures, dropped, parts)
+        write_report(Path(config.report), config, rows, findings, statistics_by_kind, dropped, report_sections)
 
 
 def check_files(config: CheckConfig) -> None:
-    """Refuse what could not be written, or not be read, before the data are read."""
+    """Raise ValueError for output files and models that cannot be used, before the data are read."""
     for flag, path in (("output", config.output), ("report", config.report)):
         require_new(f"--{flag}", path)
     require(config.output is None or config.output.endswith(".jsonl"), "--output: expected a name in .jsonl")
@@ -84,22 +89,22 @@ def write_report(
     config: CheckConfig,
     rows: "SourceRows",
     findings: "list[Finding]",
-    figures: "StatisticsByKind",
-    dropped: "list[Dropped]",
-    parts: "list[Section]",
+    statistics_by_kind: "StatisticsByKind",
+    dropped: "list[DropCount]",
+    report_sections: "list[Section]",
 ) -> None:
     from nestling.data_checks.report import as_html
     from nestling.files import replace_text
 
     if path.suffix == ".html":
-        replace_text(path, as_html(f"Training data: {config.data}", str(rows.summary), parts))
+        replace_text(path, as_html(f"Training data: {config.data}", str(rows.summary), report_sections))
         return
     content = {
         "nestling": __version__,
         "config": asdict(config),
         "source": asdict(rows.summary),
         "findings": [asdict(each) for each in findings],
-        "statistics": {kind: asdict(each) for kind, each in figures.items()},
+        "statistics": {kind: asdict(each) for kind, each in statistics_by_kind.items()},
         "copy": [asdict(each) for each in dropped] if config.output else None,
     }
     replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

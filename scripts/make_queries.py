@@ -6,9 +6,10 @@
     python scripts/make_queries.py --data my-beir --model MODEL_DIR --limit 1000 --output pairs.jsonl
     python scripts/make_queries.py --data corpus.jsonl --model m --dry_run true
 
-In two steps: the model decides who would look for a document, and how, then writes this searcher's query. Its answers
-are kept in a journal beside the output (pairs.journal.jsonl), so a run that was stopped or killed goes on with the same
-command and asks nothing twice. docs/synthesis.md explains the settings, and how the pairs are filtered.
+The model works in two steps: it chooses a persona, a type of query and a difficulty for a document, then writes this
+persona's query. Its answers are kept in a journal beside the output (pairs.journal.jsonl), so a run that was stopped or
+killed resumes with the same command and sends no request twice. docs/synthesis.md explains the settings, and how the
+pairs are filtered.
 """
 
 import os
@@ -21,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 from nestling.config import EndpointConfig, MakeQueriesConfig, parse_config, require, require_extra, require_new, run
 
 if TYPE_CHECKING:
+    from nestling.synthesis.chat_models import ChatModel, RecordedConversation
     from nestling.synthesis.journal import Journal
     from nestling.synthesis.passages import Passages
     from nestling.synthesis.summary import Prices, Summary
-    from nestling.synthesis.task import Task
-    from nestling.synthesis.writers import Writer
+    from nestling.synthesis.task import SynthesisTask
 
 PERSONAS = Path(__file__).resolve().parents[1] / "data" / "personas.txt"
 
@@ -35,36 +36,34 @@ def main() -> None:
     check(config)
 
     from nestling.synthesis.journal import open_journal
-    from nestling.synthesis.summary import Prices, Summary, spent
+    from nestling.synthesis.summary import Prices, Summary, usage_text
 
-    # 1. Documents, and what is asked about them.
+    # 1. The documents and the properties of their queries.
     task = open_task(config)
     print(task.passages, flush=True)
     if config.dry_run:
         show(config, task)
         return
 
-    # 2. Answers, into the journal.
+    # 2. The model's answers, into the journal.
     assert config.output is not None
     output = Path(config.output)
     prices = Prices(config.endpoint.price_in, config.endpoint.price_out)
     with open_journal(output.with_suffix(".journal.jsonl"), settings_of(config, task)) as journal:
         ask(config, task, journal, prices)
 
-        # 3. Queries, out of the journal.
+        # 3. The queries, from the answers in the journal.
         summary = Summary()
         write(config, task, journal, summary)
-        print(*summary.lines(), spent(journal, prices), sep="\n")
+        print(*summary.lines(), usage_text(journal, prices), sep="\n")
         print(f"{output} holds {summary.made:,} pairs")
         if journal.unanswered:
-            print(
-                f"{len(journal.unanswered):,} documents got no answer; to ask about them again, remove {output} and "
-                "give the same command"
-            )
+            unanswered = f"{len(journal.unanswered):,} documents got no answer"
+            print(f"{unanswered}; to ask about them again, remove {output} and give the same command")
 
 
 def check(config: MakeQueriesConfig) -> None:
-    """Refuse what would fail later, before anything is loaded."""
+    """Raise ValueError for settings that would fail later, before anything is loaded."""
     require(int(os.environ.get("WORLD_SIZE", "1")) == 1, "queries are made by one process; start it with python")
     if config.dry_run:
         return
@@ -80,6 +79,7 @@ def check(config: MakeQueriesConfig) -> None:
 
 
 def key_of(endpoint: EndpointConfig) -> str | None:
+    """The API key from its environment variable; None if no variable is set."""
     if endpoint.api_key_env is None:
         return None
     key = os.environ.get(endpoint.api_key_env)
@@ -87,15 +87,29 @@ def key_of(endpoint: EndpointConfig) -> str | None:
     return key
 
 
-def open_task(config: MakeQueriesConfig) -> "Task":
+def open_task(config: MakeQueriesConfig) -> "SynthesisTask":
     """Read the documents and the personas."""
-    from nestling.synthesis.brief import Choices
-    from nestling.synthesis.passages import Passages
     from nestling.synthesis.personas import read_personas
-    from nestling.synthesis.task import Task
+    from nestling.synthesis.query_spec import QueryOptions
+    from nestling.synthesis.task import SynthesisTask
 
     personas = read_personas(PERSONAS if config.personas is None else Path(config.personas))
-    passages = Passages.open(
+    passages = open_passages(config)
+    return SynthesisTask(
+        passages=passages,
+        options=QueryOptions(config.question_types, config.difficulties, config.lengths, config.languages),
+        personas=personas,
+        candidates=min(config.num_personas, len(personas)),
+        persona_rows=None if config.embedder is None else find_nearest_personas(config, personas, passages),
+        attempts=config.attempts,
+        seed=config.seed,
+    )
+
+
+def open_passages(config: MakeQueriesConfig) -> "Passages":
+    from nestling.synthesis.passages import Passages
+
+    return Passages.open(
         Path(config.data),
         limit=config.limit,
         min_characters=config.min_characters,
@@ -103,18 +117,9 @@ def open_task(config: MakeQueriesConfig) -> "Task":
         seed=config.seed,
         progress=sys.stderr.isatty(),
     )
-    return Task(
-        passages=passages,
-        choices=Choices(config.question_types, config.difficulties, config.lengths, config.languages),
-        personas=personas,
-        candidates=min(config.num_personas, len(personas)),
-        suited=None if config.embedder is None else suited_personas(config, personas, passages),
-        attempts=config.attempts,
-        seed=config.seed,
-    )
 
 
-def suited_personas(config: MakeQueriesConfig, personas: list[str], passages: "Passages") -> Any:
+def find_nearest_personas(config: MakeQueriesConfig, personas: list[str], passages: "Passages") -> Any:
     import torch
 
     from nestling.models.embedder import Embedder
@@ -125,19 +130,23 @@ def suited_personas(config: MakeQueriesConfig, personas: list[str], passages: "P
     return nearest_personas(embedder, personas, passages, config.num_personas, progress=sys.stderr.isatty())
 
 
-def settings_of(config: MakeQueriesConfig, task: "Task") -> dict[str, Any]:
-    """All that decides which questions are put and how they are answered, but not which documents are drawn."""
-    from nestling.synthesis.prompts import wording
-    from nestling.synthesis.task import digest
+def settings_of(config: MakeQueriesConfig, task: "SynthesisTask") -> dict[str, Any]:
+    """Everything that the requests and answers depend on, except the selection of documents."""
+    from nestling.synthesis.prompts import prompt_digest
+    from nestling.synthesis.task import lines_digest
 
     names = ("model", "embedder", "question_types", "difficulties", "lengths", "languages", "max_characters")
     settings = {name: getattr(config, name) for name in (*names, "temperature", "max_tokens", "seed")}
-    texts = {"corpus": task.passages.digest, "personas": digest(task.personas), "prompts": wording()}
+    texts = {
+        "corpus": task.passages.corpus_digest,
+        "personas": lines_digest(task.personas),
+        "prompts": prompt_digest(),
+    }
     return {**settings, "candidates": task.candidates, "endpoint": {"body": config.endpoint.body}, **texts}
 
 
-def show(config: MakeQueriesConfig, task: "Task") -> None:
-    """Print prompts and what asking would take."""
+def show(config: MakeQueriesConfig, task: "SynthesisTask") -> None:
+    """Print the prompts of two documents and an estimate of requests, tokens and cost."""
     from nestling.synthesis.estimate import estimate, prompts_of
 
     for number in range(min(2, len(task))):
@@ -145,77 +154,91 @@ def show(config: MakeQueriesConfig, task: "Task") -> None:
             print(f"\n--- document {task.passages.ids[number]}, step {step}\n{prompt}")
     expected = estimate(task)
     print(
-        f"\n{expected.requests:,} requests with about {expected.tokens:,} tokens of prompts, if all answers can be used"
+        f"\n{expected.requests:,} requests with about {expected.tokens:,} tokens of prompts, if all answers are valid"
     )
     if config.endpoint.price_in:
         cost = expected.tokens * config.endpoint.price_in / 1e6
-        print(f"the prompts cost about {cost:,.2f} by the price given; the answers come on top")
+        print(f"the prompts cost about {cost:,.2f} at the given price, without the answers")
 
 
-def ask(config: MakeQueriesConfig, task: "Task", journal: "Journal", prices: "Prices") -> None:
-    """Ask about every document that the journal has no end of."""
-    from tqdm import tqdm
-
-    from nestling.synthesis.summary import spent
-
-    pending = [number for number in range(len(task)) if task.outcome(number, journal) is None]
-    if journal.replies:
-        print(
-            f"{journal.path}: {journal.replies:,} answers; {len(task) - len(pending):,} documents are done", flush=True
-        )
+def ask(config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal", prices: "Prices") -> None:
+    """Ask the model about every document for which the journal has no result."""
+    pending = [index for index in range(len(task)) if task.result(index, journal) is None]
+    finished = len(task) - len(pending)
+    if journal.completions:
+        print(f"{journal.path}: {journal.completions:,} answers; {finished:,} documents are done", flush=True)
     if not pending:
         return
-    writer, started, before = open_writer(config), time.perf_counter(), journal.replies
+    model, started, before = open_model(config), time.perf_counter(), journal.completions
 
     def affordable() -> bool:
         return config.budget is None or prices.cost(journal.tokens_in, journal.tokens_out) < config.budget
 
-    with tqdm(total=len(task), initial=len(task) - len(pending), unit=" documents", disable=None) as bar:
-
-        def done() -> None:
-            bar.set_postfix_str(spent(journal, prices), refresh=False)
-            bar.update()
-
-        try:
-            writer.hold(task.talks(pending, journal, affordable), done)
-        except KeyboardInterrupt:
-            bar.close()
-            print(
-                f"stopped; {journal.path} holds {journal.replies:,} answers; the same command goes on", file=sys.stderr
-            )
-            raise
-    taken = time.perf_counter() - started
-    print(f"{journal.replies - before:,} answers to {writer.requests:,} requests in {taken:,.0f} s")
+    try:
+        run_conversations(model, task.conversations(pending, journal, affordable), journal, prices, finished, len(task))
+    except KeyboardInterrupt:
+        holds = f"{journal.path} holds {journal.completions:,} answers"
+        print(f"stopped; {holds}; the same command resumes", file=sys.stderr)
+        raise
+    seconds = time.perf_counter() - started
+    print(f"{journal.completions - before:,} answers to {model.requests:,} requests in {seconds:,.0f} s")
     if config.budget is not None:
         check_budget(config.budget, task, journal, pending)
 
 
-def check_budget(budget: float, task: "Task", journal: "Journal", pending: list[int]) -> None:
-    """Raise ValueError if documents are left; they are the last of those to be asked about."""
-    unfinished = (number for number in pending if task.outcome(number, journal) is None)
-    left = [number for number in unfinished if task.document(number) not in journal.unanswered]
+def run_conversations(
+    model: "ChatModel",
+    conversations: "Iterator[RecordedConversation]",
+    journal: "Journal",
+    prices: "Prices",
+    finished: int,
+    total: int,
+) -> None:
+    """Run conversations with a progress bar that shows tokens and cost."""
+    from tqdm import tqdm
+
+    from nestling.synthesis.summary import usage_text
+
+    with tqdm(total=total, initial=finished, unit=" documents", disable=None) as bar:
+
+        def done() -> None:
+            bar.set_postfix_str(usage_text(journal, prices), refresh=False)
+            bar.update()
+
+        model.run_conversations(conversations, done)
+
+
+def check_budget(budget: float, task: "SynthesisTask", journal: "Journal", pending: list[int]) -> None:
+    """Raise ValueError if documents have no result; they are the last ones of `pending`."""
+    unfinished = (index for index in pending if task.result(index, journal) is None)
+    missing = [index for index in unfinished if task.document_id(index) not in journal.unanswered]
     require(
-        not left,
-        f"the budget of {budget} is spent, {len(left):,} of {len(task):,} documents are left; go on with a higher "
-        f"--budget, or take what there is with --limit {min(left, default=0)}",
+        not missing,
+        f"the budget of {budget} is spent, {len(missing):,} of {len(task):,} documents are left; use a higher "
+        f"--budget, or write the queries so far with --limit {min(missing, default=0)}",
     )
 
 
-def open_writer(config: MakeQueriesConfig) -> "Writer":
+def open_model(config: MakeQueriesConfig) -> "ChatModel":
+    """The model behind the endpoint, or without one the local model."""
+    if config.endpoint.url is not None:
+        return open_endpoint(config, config.endpoint.url)
+    from nestling.synthesis.chat_models.local import LocalModel
+
+    return LocalModel.from_pretrained(
+        Path(config.model),
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        batch_size=config.batch_size,
+    )
+
+
+def open_endpoint(config: MakeQueriesConfig, url: str) -> "ChatModel":
+    from nestling.synthesis.chat_models.endpoint import Endpoint
+
     endpoint = config.endpoint
-    if endpoint.url is None:
-        from nestling.synthesis.writers.local import LocalModel
-
-        return LocalModel.from_pretrained(
-            Path(config.model),
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-            batch_size=config.batch_size,
-        )
-    from nestling.synthesis.writers.endpoint import Endpoint
-
     return Endpoint(
-        endpoint.url,
+        url,
         config.model,
         key_of(endpoint),
         concurrency=endpoint.concurrency,
@@ -226,18 +249,19 @@ def open_writer(config: MakeQueriesConfig) -> "Writer":
     )
 
 
-def write(config: MakeQueriesConfig, task: "Task", journal: "Journal", summary: "Summary") -> None:
+def write(config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal", summary: "Summary") -> None:
     """Write a row for each document that has a query, in the order of the corpus."""
     from nestling.files import write_jsonl
-    from nestling.synthesis.summary import listed
+    from nestling.synthesis.summary import counts_text
 
     def rows() -> Iterator[dict[str, Any]]:
-        for number, outcome in task.outcomes(journal):
-            summary.add(outcome, task.brief(number))
-            if outcome.query is not None:
-                row = task.row(number, outcome, config.instruction)
-                yield row | {"made": task.facts(number, outcome)} if config.explain else row
-        require(summary.made > 0, f"no query was made{listed(summary.failed)}; {journal.path} holds what was answered")
+        for index, result in task.results(journal):
+            summary.add(result, task.spec(index))
+            if result.query is not None:
+                row = task.row(index, result, config.instruction)
+                yield row | {"made": task.metadata(index, result)} if config.explain else row
+        failures = counts_text(summary.failed)
+        require(summary.made > 0, f"no query was made{failures}; the answers are in {journal.path}")
 
     assert config.output is not None
     write_jsonl(Path(config.output), rows())

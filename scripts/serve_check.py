@@ -1,12 +1,12 @@
-"""Compare what a server answers with the numbers of the directory that it serves, and say what differs.
+"""Compare the answers of a server with the model directory that it serves.
 
     python scripts/serve_check.py http://localhost:8000 --model runs/mine/final
     python scripts/serve_check.py http://localhost:8000 --model runs/mine/final --dims 256,64
     python scripts/serve_check.py http://localhost:8000 --model runs/my-reranker/final
 
-Embeddings are asked for at /v1/embeddings, scores at /v1/rerank, /rerank (in Jina's form, then TEI's) and /v1/score.
-Prompts are put before texts here, as clients have to. Ends with status 0 if the server fits, 1 if it differs, 2 if that
-could not be found out.
+Embeddings are requested at /v1/embeddings, scores at /v1/rerank, /rerank (in Jina's form, then TEI's) and /v1/score.
+Prompts are added to texts here, as clients have to do. The exit status is 0 if the server agrees with the directory, 1
+if it differs, 2 if they could not be compared.
 """
 
 import json
@@ -19,7 +19,7 @@ from nestling.config import ServeCheckConfig, parse_config, require, require_dim
 
 if TYPE_CHECKING:
     from nestling.serving.client import Server
-    from nestling.serving.findings import Check
+    from nestling.serving.findings import ServerReport
 
 
 def main() -> None:
@@ -35,34 +35,34 @@ def main() -> None:
     from nestling.serving.client import Server
 
     server = Server(config.url, model=config.api_model, key=key, timeout=config.timeout)
-    check = check_embedder(server, config) if kind == "embedding" else check_judge(server, config)
-    print(check)
-    sys.exit(1 if check.findings else 0)
+    report = compare_embedder(server, config) if kind == "embedding" else compare_reranker(server, config)
+    print(report)
+    sys.exit(1 if report.findings else 0)
 
 
 def read_config(arguments: list[str]) -> ServeCheckConfig:
-    """Settings; the first argument may be the address, without its flag."""
-    leads = bool(arguments) and not arguments[0].startswith("-")
-    config = parse_config(ServeCheckConfig, __doc__, ["--url", *arguments] if leads else arguments)
+    """Parse the settings; the first argument may be the address, without its flag."""
+    begins_with_address = bool(arguments) and not arguments[0].startswith("-")
+    config = parse_config(ServeCheckConfig, __doc__, ["--url", *arguments] if begins_with_address else arguments)
     require((Path(config.model) / "config.json").is_file(), f"--model {config.model}: no directory with a config.json")
     return config
 
 
 def kind_of(directory: Path) -> Literal["embedding", "rerank"]:
-    """What a directory is, by its files; what says nothing is an embedder."""
+    """Whether a directory is a reranker, by its files; otherwise it is an embedder."""
 
-    def read(name: str) -> dict[str, object]:
+    def logits_of(name: str) -> dict[str, object]:
         path = directory / name
         content: dict[str, object] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return content
 
-    classifier = "SequenceClassification" in str(read("config.json").get("architectures"))
-    crosses = read("config_sentence_transformers.json").get("model_type") == "CrossEncoder"
-    return "rerank" if classifier or crosses or (directory / "reranker.json").is_file() else "embedding"
+    classifier = "SequenceClassification" in str(logits_of("config.json").get("architectures"))
+    cross_encoder = logits_of("config_sentence_transformers.json").get("model_type") == "CrossEncoder"
+    return "rerank" if classifier or cross_encoder or (directory / "reranker.json").is_file() else "embedding"
 
 
 def read_key(variable: str | None) -> str | None:
-    """The key that an environment variable holds."""
+    """The API key in an environment variable."""
     key = os.environ.get(variable) if variable else None
     require(
         variable is None or bool(key), f"--api_key_env {variable}: the environment has no such variable, or it is empty"
@@ -70,19 +70,19 @@ def read_key(variable: str | None) -> str | None:
     return key
 
 
-def check_embedder(server: "Server", config: ServeCheckConfig) -> "Check":
+def compare_embedder(server: "Server", config: ServeCheckConfig) -> "ServerReport":
+    from nestling.serving.embedder_reference import EmbedderReference
     from nestling.serving.embeddings import check_embeddings
-    from nestling.serving.variants import Reference
 
-    reference = Reference.load(config.model)
-    return check_embeddings(server, reference, dims=config.dims, least_cosine=config.least_cosine)
+    reference = EmbedderReference.load(config.model)
+    return check_embeddings(server, reference, dims=config.dims, min_cosine=config.least_cosine)
 
 
-def check_judge(server: "Server", config: ServeCheckConfig) -> "Check":
-    from nestling.serving.prompts import Judge
+def compare_reranker(server: "Server", config: ServeCheckConfig) -> "ServerReport":
+    from nestling.serving.reranker_reference import RerankerReference
     from nestling.serving.rerankers import check_reranker
 
-    return check_reranker(server, Judge.load(config.model))
+    return check_reranker(server, RerankerReference.load(config.model))
 
 
 if __name__ == "__main__":

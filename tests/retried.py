@@ -6,7 +6,8 @@ from torch import Tensor
 
 from nestling.backends import Backend
 from nestling.batches.packing import TokenBatch
-from nestling.batches.rerank_collation import ChunkLabels, RerankBatch, RerankCollator
+from nestling.batches.rerank_batch import ChunkLabels, RerankBatch
+from nestling.batches.rerank_collation import RerankCollator
 from nestling.training.accumulated import AccumulatedPasses
 from nestling.training.cached import ActivationBudget, CachedPasses
 from nestling.training.retry import OutOfMemoryRetry

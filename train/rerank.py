@@ -18,7 +18,8 @@ from torch import Tensor
 from nestling.backends import prepare
 from nestling.backends.optimizer import adamw
 from nestling.batches.packing import token_budget
-from nestling.batches.rerank_collation import ChunkLabels, RerankBatch, RerankCollator
+from nestling.batches.rerank_batch import ChunkLabels, RerankBatch
+from nestling.batches.rerank_collation import RerankCollator
 from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint import RunFolder
 from nestling.config import RerankLossConfig, TrainData, require, require_unique

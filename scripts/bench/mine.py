@@ -149,7 +149,7 @@ def mine_with_sentence_transformers(config: MineBenchConfig) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
 
-    from nestling.records.sources import read_jsonl
+    from nestling.records.json_files import read_jsonl
 
     folder = Path(config.folder or "")
     pairs = [row for _, row in read_jsonl(folder / "pairs.jsonl")]

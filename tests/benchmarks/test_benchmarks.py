@@ -255,7 +255,10 @@ def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None
         (["--mteb", "{folder},{folder}"], "mteb: a task is given twice"),
         (["--mteb", "{folder},{folder}/"], "--mteb: two tasks are called small; rename a folder"),
         (["--mteb", "STS12", "--reranker", "{tmp}/model"], "--mteb STS12: it has nothing that a reranker could order"),
-        (["--mteb", "{folder}", "--embedding_precision", "int8"], "mteb measures float32; embedding_precision is of --data"),
+        (
+            ["--mteb", "{folder}", "--embedding_precision", "int8"],
+            "mteb measures float32; embedding_precision is of --data",
+        ),
         (["--mteb", "{folder}", "--output", "{tmp}/taken.json"], "taken.mteb exists"),
     ],
 )

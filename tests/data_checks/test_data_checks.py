@@ -1,4 +1,4 @@
-"""nestling.data_checks against brute force over small random data, and what is known of the real sets."""
+"""nestling.data_checks against brute force over small random data, and known properties of the real sets."""
 
 import json
 import random
@@ -11,22 +11,22 @@ import pytest
 
 from nestling.config.cleaning_rules import DEFAULT_RULES
 from nestling.data_checks import labels
-from nestling.data_checks.checks import Checks, check
+from nestling.data_checks.checks import Checks, run_checks
 from nestling.data_checks.cleaning import clean, evaluation_rows, write_copy
-from nestling.data_checks.findings import Finding, find
+from nestling.data_checks.findings import Finding, find_problems
 from nestling.data_checks.language import SCRIPTS, languages, main_scripts
-from nestling.data_checks.lengths import Truncation, distribution, measure, truncations
-from nestling.data_checks.near import (
-    IN_BUCKET,
-    MISS,
+from nestling.data_checks.lengths import Truncation, length_distribution, measure, truncations
+from nestling.data_checks.near_duplicates import (
+    COMPARED_PER_BUCKET,
+    MISS_PROBABILITY,
     PERMUTATIONS,
-    Nearness,
-    Pairs,
+    NearDuplicateCriterion,
+    NearDuplicatePairs,
     choose_bands,
-    later,
-    pairs_between,
-    pairs_within,
-    sketch,
+    later_duplicates,
+    minhash_texts,
+    near_duplicates_between,
+    near_duplicates_within,
 )
 from nestling.data_checks.normalise import jaccard, normalise, shingles
 from nestling.data_checks.overlap import evaluation_queries, find_overlap
@@ -37,7 +37,7 @@ from nestling.records import Record, RetrievalSet, load_records, load_retrieval_
 from nestling.records.selection import REPEATED_ROW
 from sets import WORDS, write_beir
 
-NEAR = Nearness(threshold=0.8, shingle=2)
+NEAR = NearDuplicateCriterion(threshold=0.8, shingle=2)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ NEAR = Nearness(threshold=0.8, shingle=2)
         ("\u200b", "\u200b"),
     ],
 )
-def test_texts_that_count_as_the_same(text: str, expected: str) -> None:
+def test_normalisation(text: str, expected: str) -> None:
     assert normalise(text) == expected
     assert normalise(expected) == expected
 
 
-def test_marks_of_vowels_are_part_of_words() -> None:
+def test_vowel_marks_are_part_of_words() -> None:
     assert normalise("किताब") != normalise("कीताब")
     assert len(shingles(normalise("किताब पढ़ना"), 1)) == 2
 
@@ -78,13 +78,13 @@ def test_shingles() -> None:
 def test_bands_miss_few_pairs_at_the_threshold(threshold: float) -> None:
     bands, rows = choose_bands(threshold)
     assert bands * rows <= PERMUTATIONS
-    assert (1 - threshold**rows) ** bands < MISS or rows == 1
+    assert (1 - threshold**rows) ** bands < MISS_PROBABILITY or rows == 1
     if rows < PERMUTATIONS:
-        assert (1 - threshold ** (rows + 1)) ** (PERMUTATIONS // (rows + 1)) >= MISS
+        assert (1 - threshold ** (rows + 1)) ** (PERMUTATIONS // (rows + 1)) >= MISS_PROBABILITY
 
 
 def varied(count: int, seed: int) -> list[str]:
-    """Random texts, two thirds of them like an earlier one but for a word or a mark."""
+    """Random texts, two thirds of which differ from an earlier one in one word or punctuation mark."""
     rng = random.Random(seed)
     vocabulary = [f"{word}{i}" for word in WORDS for i in range(20)]
     texts: list[str] = []
@@ -108,24 +108,26 @@ def naive_similarity(first: str, second: str, size: int) -> float:
     return len(parts(first) & parts(second)) / len(parts(first) | parts(second))
 
 
-@pytest.mark.parametrize("nearness", [NEAR, Nearness(0.5, 1), Nearness(1.0, 2), Nearness(0.9, 3)])
-def test_near_pairs_are_those_of_brute_force(nearness: Nearness) -> None:
+@pytest.mark.parametrize(
+    "criterion", [NEAR, NearDuplicateCriterion(0.5, 1), NearDuplicateCriterion(1.0, 2), NearDuplicateCriterion(0.9, 3)]
+)
+def test_near_duplicates_equal_those_of_brute_force(criterion: NearDuplicateCriterion) -> None:
     texts = varied(400, seed=1)
-    found = pairs_within(texts, sketch(texts, nearness), nearness)
+    found = near_duplicates_within(texts, minhash_texts(texts, criterion), criterion)
     expected = {
         (a, b): similarity
         for a, b in combinations(range(len(texts)), 2)
-        if (similarity := naive_similarity(texts[a], texts[b], nearness.shingle)) >= nearness.threshold
+        if (similarity := naive_similarity(texts[a], texts[b], criterion.shingle)) >= criterion.threshold
     }
     assert len(expected) > 50
     assert as_dict(found) == expected
     assert found.second.tolist() == sorted(found.second)
 
 
-def test_near_pairs_of_two_lists_are_those_of_brute_force() -> None:
+def test_near_duplicates_between_two_lists_equal_those_of_brute_force() -> None:
     texts = varied(300, seed=2)
     own, others = texts[::2], texts[1::2]
-    found = pairs_between(own, sketch(own, NEAR), others, sketch(others, NEAR), NEAR)
+    found = near_duplicates_between(own, minhash_texts(own, NEAR), others, minhash_texts(others, NEAR), NEAR)
     every = product(range(len(own)), range(len(others)))
     expected = {(a, b): naive_similarity(own[a], others[b], 2) for a, b in every}
     expected = {pair: similarity for pair, similarity in expected.items() if similarity >= NEAR.threshold}
@@ -133,31 +135,31 @@ def test_near_pairs_of_two_lists_are_those_of_brute_force() -> None:
     assert as_dict(found) == expected
 
 
-def as_dict(pairs: Pairs) -> dict[tuple[int, int], float]:
+def as_dict(pairs: NearDuplicatePairs) -> dict[tuple[int, int], float]:
     return {(int(a), int(b)): float(c) for a, b, c in zip(pairs.first, pairs.second, pairs.similarity, strict=True)}
 
 
-def test_of_many_equal_texts_one_stays() -> None:
-    texts = ["the same text" + "!" * i for i in range(5 * IN_BUCKET)] + ["quite another"]
-    pairs = pairs_within(texts, sketch(texts, NEAR), NEAR)
-    assert len(pairs) < len(texts) * IN_BUCKET
-    assert np.flatnonzero(~later(pairs, np.ones(len(texts), dtype=bool))).tolist() == [0, len(texts) - 1]
+def test_one_of_many_equal_texts_is_kept() -> None:
+    texts = ["the same text" + "!" * i for i in range(5 * COMPARED_PER_BUCKET)] + ["quite another"]
+    pairs = near_duplicates_within(texts, minhash_texts(texts, NEAR), NEAR)
+    assert len(pairs) < len(texts) * COMPARED_PER_BUCKET
+    assert np.flatnonzero(~later_duplicates(pairs, np.ones(len(texts), dtype=bool))).tolist() == [0, len(texts) - 1]
 
 
-def test_nearness_is_not_handed_on() -> None:
-    chain = Pairs(np.array([0, 1, 2]), np.array([1, 2, 3]), np.ones(3))
-    assert later(chain, np.array([True, True, True, True])).tolist() == [False, True, False, True]
-    assert later(chain, np.array([False, True, True, True])).tolist() == [False, False, True, False]
+def test_near_duplicates_are_not_transitive() -> None:
+    chain = NearDuplicatePairs(np.array([0, 1, 2]), np.array([1, 2, 3]), np.ones(3))
+    assert later_duplicates(chain, np.array([True, True, True, True])).tolist() == [False, True, False, True]
+    assert later_duplicates(chain, np.array([False, True, True, True])).tolist() == [False, False, True, False]
 
 
-def test_no_text_at_all() -> None:
-    empty = sketch([], NEAR)
-    assert len(pairs_within([], empty, NEAR)) == 0
-    assert len(pairs_between(["a b"], sketch(["a b"], NEAR), [], empty, NEAR)) == 0
+def test_no_texts() -> None:
+    empty = minhash_texts([], NEAR)
+    assert len(near_duplicates_within([], empty, NEAR)) == 0
+    assert len(near_duplicates_between(["a b"], minhash_texts(["a b"], NEAR), [], empty, NEAR)) == 0
 
 
 def random_records(count: int, seed: int) -> list[Record]:
-    """Rows over few texts, so that they repeat and contradict each other in every way."""
+    """Rows over few texts, so that all kinds of repetitions and contradictions occur."""
     rng = random.Random(seed)
     texts = [f"text {word}" for word in WORDS[:7]]
     records = []
@@ -176,11 +178,11 @@ def write_rows(path: Path, records: list[Record]) -> Path:
 
 
 def checked(rows: SourceRows, *sets: RetrievalSet) -> Checks:
-    return check(rows, NEAR, sets, min_characters=3)
+    return run_checks(rows, NEAR, sets, min_characters=3)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_faults_of_labels_are_those_of_brute_force(tmp_path: Path, seed: int) -> None:
+def test_label_errors_equal_those_of_brute_force(tmp_path: Path, seed: int) -> None:
     records = random_records(60, seed)
     rows = open_rows(write_rows(tmp_path / f"rows{seed}.jsonl", records), progress=False)
     flat = [(i, j, text) for i, each in enumerate(records) for j, text in enumerate(each.positives + each.negatives)]
@@ -193,18 +195,17 @@ def test_faults_of_labels_are_those_of_brute_force(tmp_path: Path, seed: int) ->
     lists = [(records[i].positives, j) if good else (records[i].negatives, j - len(records[i].positives))
              for (i, j, _), good in zip(flat, positive, strict=True)]  # fmt: skip
     assert labels.repeated_documents(rows).tolist() == [own[j] in own[:j] for own, j in lists]
-    assert labels.documents_like_the_query(rows).tolist() == [text == records[i].query for i, _, text in flat]
+    assert labels.documents_equal_to_query(rows).tolist() == [text == records[i].query for i, _, text in flat]
     assert labels.contradictions(rows).tolist() == [
         not good and (records[i].query, text) in known for (i, _, text), good in zip(flat, positive, strict=True)
     ]
-    sharing = dict(zip(rows.documents.texts, labels.sharing(rows).tolist(), strict=True))
-    assert sharing == {text: sum(text in each.positives for each in records) for text in sharing}
+    rows_per_positive = dict(zip(rows.documents.texts, labels.rows_per_positive(rows).tolist(), strict=True))
+    assert rows_per_positive == {text: sum(text in each.positives for each in records) for text in rows_per_positive}
     assert list(rows.records(np.ones(len(rows), dtype=bool), np.ones(len(flat), dtype=bool))) == records
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_copy_by_the_default_rules_trains_as_the_data_do(tmp_path: Path, seed: int) -> None:
-    """What training drops by itself is what the default rules drop."""
+def test_default_rules_drop_what_training_drops(tmp_path: Path, seed: int) -> None:
     source = write_rows(tmp_path / f"rows{seed}.jsonl", random_records(60, seed))
     rows = open_rows(source, progress=False)
     copy, dropped = clean(rows, checked(rows), DEFAULT_RULES)
@@ -217,7 +218,7 @@ def test_a_copy_by_the_default_rules_trains_as_the_data_do(tmp_path: Path, seed:
     assert sum(each.documents for each in dropped) > 0
 
 
-def test_a_copy_by_no_rule_is_the_data(tmp_path: Path) -> None:
+def test_a_copy_without_rules_equals_the_data(tmp_path: Path) -> None:
     records = random_records(30, seed=9)
     rows = open_rows(write_rows(tmp_path / "rows.jsonl", records), progress=False)
     copy, dropped = clean(rows, checked(rows), [])
@@ -225,7 +226,7 @@ def test_a_copy_by_no_rule_is_the_data(tmp_path: Path) -> None:
     assert list(rows.records(copy.keep_row, copy.keep_document)) == records
 
 
-def test_documents_near_another_of_their_row(tmp_path: Path) -> None:
+def test_near_duplicates_within_a_row(tmp_path: Path) -> None:
     long = "one two three four five six seven eight nine ten eleven twelve"
     records = [
         Record("a query", (long, "else"), (f"{long}!", "far from it", "Far, from it."), (1.0, 2.0), (3.0, 4.0, 5.0)),
@@ -236,7 +237,7 @@ def test_documents_near_another_of_their_row(tmp_path: Path) -> None:
     first, second = rows.records(copy.keep_row, copy.keep_document)
     assert first == Record("a query", (long, "else"), ("far from it",), (1.0, 2.0), (4.0,))
     assert second == records[1]
-    assert named(find(rows, checked(rows), examples=5), "near_in_row").count == 2
+    assert named(find_problems(rows, checked(rows), examples=5), "near_in_row").count == 2
 
 
 def named(findings: list[Finding], name: str) -> Finding:
@@ -257,7 +258,7 @@ def test_rows_that_lose_their_positives_are_counted(tmp_path: Path) -> None:
     ]
 
 
-def test_overlap_is_that_of_brute_force(tmp_path: Path) -> None:
+def test_overlap_equals_that_of_brute_force(tmp_path: Path) -> None:
     texts = varied(240, seed=3)
     train, documents, queries = texts[:120], texts[120:180], texts[180:] + texts[:5] + [texts[5].upper()]
     qrels = {f"q{i}": {f"d{i % 60}": 1} for i in range(len(queries))}
@@ -266,9 +267,11 @@ def test_overlap_is_that_of_brute_force(tmp_path: Path) -> None:
     rows = open_rows(write_rows(tmp_path / "rows.jsonl", records), progress=False)
     checks = checked(rows, held_out)
     for kind, others in (("query", queries), ("document", documents[: len(queries)])):
-        near = {text: max(naive_similarity(text, other, 2) for other in others) >= NEAR.threshold for text in train}
-        assert 5 < sum(near.values()) < len(train)
-        expected = [near[each.query] or near[each.positives[0]] for each in records]
+        near_duplicates = {
+            text: max(naive_similarity(text, other, 2) for other in others) >= NEAR.threshold for text in train
+        }
+        assert 5 < sum(near_duplicates.values()) < len(train)
+        expected = [near_duplicates[each.query] or near_duplicates[each.positives[0]] for each in records]
         assert evaluation_rows(rows, checks, kind).tolist() == expected  # type: ignore[arg-type]
     overlap = checks.overlaps["query", "query"]
     plain = {normalise(query) for query in queries}
@@ -277,15 +280,15 @@ def test_overlap_is_that_of_brute_force(tmp_path: Path) -> None:
     assert overlap.similarity[matched].tolist() == [
         max(naive_similarity(rows.queries.texts[int(i)], other, 2) for other in queries) for i in matched
     ]
-    where = checks.evaluation["query"].places[int(overlap.match[0])]
+    where = checks.evaluation["query"].locations[int(overlap.match[0])]
     assert where == f"set/test: q{queries.index(train[0])}"
 
 
-def test_pairs_with_two_scores(tmp_path: Path) -> None:
+def test_conflicting_scores(tmp_path: Path) -> None:
     records = [Record("a", ("b",), score=score) for score in (1.0, 1.0, 2.0)] + [Record("c", ("c",), score=1.0)]
     rows = open_rows(write_rows(tmp_path / "rows.jsonl", records), progress=False)
-    assert labels.other_scores(rows).tolist() == [False, False, True, False]
-    findings = find(rows, checked(rows), examples=5)
+    assert labels.conflicting_scores(rows).tolist() == [False, False, True, False]
+    findings = find_problems(rows, checked(rows), examples=5)
     assert named(findings, "other_scores").examples[0].note == "2 and 1"
     assert named(findings, "query_as_document").rule is None
     copy, _ = clean(rows, checked(rows), DEFAULT_RULES)
@@ -298,10 +301,10 @@ def test_splits_of_the_real_sets_do_not_overlap(shared_data: Path, name: str, tr
     rows = open_rows(shared_data / name, progress=False)
     assert len(rows) == train
     assert not labels.repeated_rows(rows).any()
-    nearness = Nearness(0.9, 1)
-    held_out = evaluation_queries([load_retrieval_set(shared_data / name, "test")], nearness)
+    criterion = NearDuplicateCriterion(0.9, 1)
+    held_out = evaluation_queries([load_retrieval_set(shared_data / name, "test")], criterion)
     texts = rows.queries.texts
-    overlap = find_overlap(texts, sketch(texts, nearness), held_out, nearness)
+    overlap = find_overlap(texts, minhash_texts(texts, criterion), held_out, criterion)
     assert not overlap.equal.any()
     for i in np.flatnonzero(overlap.match >= 0):  # by our words, which keep `$` and `>`; not by those of the README
         own, other = (
@@ -311,24 +314,31 @@ def test_splits_of_the_real_sets_do_not_overlap(shared_data: Path, name: str, tr
     assert len(np.flatnonzero(overlap.match >= 0)) <= 5
 
 
-def test_intents_of_banking77_are_shared(shared_data: Path) -> None:
+def test_positives_of_banking77_belong_to_many_rows(shared_data: Path) -> None:
     rows = open_rows(shared_data / "banking77", progress=False)
-    sharing = labels.sharing(rows)
-    assert (len(sharing), sharing.sum()) == (77, 8890)
+    rows_per_positive = labels.rows_per_positive(rows)
+    assert (len(rows_per_positive), rows_per_positive.sum()) == (77, 8890)
     assert not labels.contradictions(rows).any()
 
 
 def test_lengths() -> None:
     texts = ["  two words ", "高雄市", "...", "a" * 9, "привет мир"]
-    measured = measure(texts)
-    assert measured.characters.tolist() == [9, 3, 3, 9, 10]
-    assert measured.words.tolist() == [2, 1, 1, 1, 2]
-    assert measured.wordless.tolist() == [False, False, True, False, False]
-    assert [SCRIPTS[i] for i in measured.scripts] == ["Latin", "Han", "none", "Latin", "Cyrillic"]
-    assert distribution(np.arange(1, 101)).quantiles == {"5%": 5, "25%": 25, "50%": 50, "75%": 75, "95%": 95, "99%": 99}
+    measures = measure(texts)
+    assert measures.characters.tolist() == [9, 3, 3, 9, 10]
+    assert measures.words.tolist() == [2, 1, 1, 1, 2]
+    assert measures.wordless.tolist() == [False, False, True, False, False]
+    assert [SCRIPTS[i] for i in measures.scripts] == ["Latin", "Han", "none", "Latin", "Cyrillic"]
+    assert length_distribution(np.arange(1, 101)).quantiles == {
+        "5%": 5,
+        "25%": 25,
+        "50%": 50,
+        "75%": 75,
+        "95%": 95,
+        "99%": 99,
+    }
 
 
-def test_what_limits_cut() -> None:
+def test_truncation() -> None:
     lengths = np.array([10, 100, 200, 300])
     assert truncations(lengths, 150) == [
         Truncation(64, 3, 0.75, (36 + 136 + 236) / 610),
@@ -354,7 +364,7 @@ def test_scripts_and_languages() -> None:
 
 
 @pytest.mark.parametrize("model", ["qwen3", "bert"])
-def test_tokens_are_those_that_the_embedder_reads(model: str, request: pytest.FixtureRequest) -> None:
+def test_token_counts_equal_those_of_the_embedder(model: str, request: pytest.FixtureRequest) -> None:
     folder = str(request.getfixturevalue(model))
     texts = ["list files", "高雄市 " * 50, "a much longer text " * 100]
     counter, embedder = TokenCounter.from_pretrained(folder), Embedder.from_pretrained(folder)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mining.small import opened, random_rows, write_corpus, write_rows
-from nestling.mining.pool import Joined, near_identity
+from nestling.mining.pool import Joined
 from nestling.records import text_id
+from nestling.records.words import folded_text_id
 from sets import write_beir
 
 ROWS = [
@@ -78,7 +79,7 @@ def test_corpora_that_cannot_be_used(tmp_path: Path, lines: list[dict[str, str]]
     ],
 )
 def test_near_identity(one: str, other: str, same: bool) -> None:
-    assert (near_identity(one) == near_identity(other)) is same
+    assert (folded_text_id(one) == folded_text_id(other)) is same
 
 
 def test_joined_texts_read_as_one() -> None:

@@ -14,11 +14,11 @@ from mining.small import random_rows, write_corpus, write_rows
 from nestling.batches.embed_collation import Collator
 from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.config import RefreshConfig
-from nestling.mining.pool import near_identity
 from nestling.mining.refresh import Refresher, spans
 from nestling.mining.renewal import Minable
 from nestling.models.embedder import Embedder
 from nestling.records import Record, RecordTable, load_records
+from nestling.records.words import folded_text_id
 
 LENGTHS = {"query_max_length": 24, "document_max_length": 16}
 
@@ -78,11 +78,11 @@ def nearest_below(embedder: Embedder, table: RecordTable, texts: list[str], perc
         positives = {text for other in rows if other.query == row.query for text in other.positives}
         of_positives = embedder.encode(list(positives), kind="document", max_length=16).half().double() @ query[0]
         lowest = of_positives.min().item()
-        taken, own = {near_identity(text) for text in (*positives, row.query)}, []
+        taken, own = {folded_text_id(text) for text in (*positives, row.query)}, []
         for text in sorted(texts, key=lambda text: -scores[place[text]]):
-            if near_identity(text) not in taken and scores[place[text]] < lowest - abs(lowest) * (1 - percent):
+            if folded_text_id(text) not in taken and scores[place[text]] < lowest - abs(lowest) * (1 - percent):
                 own.append(text)
-            taken.add(near_identity(text))
+            taken.add(folded_text_id(text))
         found.append(own[:3])
     return found
 

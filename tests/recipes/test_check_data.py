@@ -82,7 +82,7 @@ def test_everything_is_found_and_nothing_changed(data: Path, held_out: Path, tmp
     assert content["statistics"]["document"]["scripts"] == {"Latin": 7, "Han": 1}
     assert content["copy"] is None
     assert f"{data}:4" in done.stdout
-    assert "training queries that are evaluation queries (2 equal, 0 nearly)" in done.stdout
+    assert "training queries that are evaluation queries (2 equal, 0 near duplicates)" in done.stdout
 
 
 def test_the_copy_lacks_what_the_rules_name(data: Path, held_out: Path, tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_the_copy_lacks_what_the_rules_name(data: Path, held_out: Path, tmp_path
         {**ROWS[4], "negatives": []},
         {**ROWS[5], "negatives": []},
     ]
-    assert "5 of 8 rows stay, with 8 of 16 documents" in done.stdout
-    assert f"{output} holds 5 rows; {data} is as it was" in done.stdout
+    assert "5 of 8 rows are kept, with 8 of 16 documents" in done.stdout
+    assert f"{output} holds 5 rows; {data} is unchanged" in done.stdout
     assert json.dumps("高雄市") not in output.read_text(encoding="utf-8")  # as people write it
     page = report.read_text(encoding="utf-8")
     assert "the cleaned copy" in page
@@ -126,7 +126,7 @@ def test_tokens_and_limits(data: Path, bert: Path, tmp_path: Path) -> None:
     limits = ["--query_max_length", "5", "--document_max_length", "7"]
     done = check("--data", data, "--model", bert, *limits, "--report", report)
     assert done.returncode == 0, done.stderr
-    assert "what a limit cuts of 6 distinct queries" in done.stdout
+    assert "truncation of 6 distinct queries" in done.stdout
     tokens = json.loads(report.read_text())["statistics"]["query"]["tokens"]
     assert tokens["truncations"][0]["limit"] == 5
     assert tokens["truncations"][0]["texts"] > 0
@@ -141,7 +141,7 @@ def test_a_beir_folder_and_graded_pairs(held_out: Path, tmp_path: Path) -> None:
     pairs.write_text("sentence1,sentence2,score\na dog,a cat,1\na dog,a cat,2\n")
     done = check("--data", pairs, "--output", tmp_path / "cleaned.jsonl", "--drop", "repeated_documents")
     assert done.returncode == 0, done.stderr
-    assert "graded pairs that an earlier row has with another score" in done.stdout
+    assert "graded pairs that an earlier row has with a different score" in done.stdout
     kept = [json.loads(line) for line in (tmp_path / "cleaned.jsonl").read_text().splitlines()]
     assert [row["score"] for row in kept] == [1.0, 2.0]
 
@@ -164,7 +164,10 @@ def test_what_cannot_work_is_said_in_a_line(data: Path, tmp_path: Path) -> None:
         (["--data", data, "--threshold", "0"], "threshold is 0.0, expected above 0 and at most 1"),
         (["--data", none / "x.jsonl"], f"{none}/x.jsonl: file: there is no such file or folder"),
         (["--data", broken], f"{broken}:2: query: the text is empty"),
-        (["--data", copies, "--output", tmp_path / "x.jsonl"], f"no row is left to write to {tmp_path}/x.jsonl"),
+        (
+            ["--data", copies, "--output", tmp_path / "x.jsonl"],
+            f"all rows were dropped, so {tmp_path}/x.jsonl is not written",
+        ),
     ):
         done = check(*arguments)
         assert done.returncode == 2
@@ -191,4 +194,4 @@ def test_as_a_command(data: Path) -> None:
         [sys.executable, str(SCRIPT), "--data", str(data)], capture_output=True, text=True, env=environment, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert "rows equal to an earlier row" in done.stdout
+    assert "rows identical to an earlier row" in done.stdout

@@ -145,7 +145,7 @@ def test_faults_are_asked_again_and_counted(corpus: Path, tmp_path: Path) -> Non
         "; 1 status 400",
         "; 1 no JSON object",
         "; 1 query copies the passage",
-        "10 answers could not be used; ",
+        "10 invalid answers; ",
         *("; 4 no JSON object", "; 3 query copies the passage", "; 1 empty answer", "; 1 answer cut off"),
         "; 1 unknown character",
         f"1 documents got no answer; to ask about them again, remove {output} and give the same command",
@@ -206,7 +206,7 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(
         assert not output.exists()
         if number == signal.SIGINT:
             answers = len(journal_of(output))
-            assert said.endswith(f"holds {answers} answers; the same command goes on\n") and "Traceback" not in said
+            assert said.endswith(f"holds {answers} answers; the same command resumes\n") and "Traceback" not in said
         first, answered = list(server.requests), len(journal_of(output))
         assert 15 <= answered < 60
         time.sleep(0.1)  # until the server has done with what was under way
@@ -249,7 +249,7 @@ def test_a_budget_ends_with_what_a_limit_gives(corpus: Path, tmp_path: Path) -> 
         done = make_queries(*command(corpus, server, output, *prices, "--limit", found[2]))
         assert done.returncode == 0 and len(server.requests) == asked
     assert len(read(output)) == int(found[2])
-    assert f", {asked * 0.02:.2f} by the prices given" in done.stdout
+    assert f", {asked * 0.02:.2f} at the given prices" in done.stdout
 
 
 def test_other_settings_and_another_corpus_are_refused(corpus: Path, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_dry_run_asks_nothing(corpus: Path, tmp_path: Path) -> None:
     assert any(f"<passage>\n{text}\n</passage>" in done.stdout for text in TEXTS)
     estimated = re.search(r"60 requests with about ([\d,]+) tokens of prompts", done.stdout)
     assert estimated is not None and 10_000 < int(estimated[1].replace(",", "")) < 25_000
-    assert "by the price given; the answers come on top" in done.stdout
+    assert "at the given price, without the answers" in done.stdout
 
 
 def test_an_embedder_chooses_the_candidates(corpus: Path, tmp_path: Path, bert: Path) -> None:

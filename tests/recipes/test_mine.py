@@ -12,10 +12,10 @@ import pytest
 from ranks import run_recipe
 
 from mining.small import random_rows, write_corpus, write_rows
-from nestling.mining.pool import near_identity
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
 from nestling.records import load_records
+from nestling.records.words import folded_text_id
 from recipes.runs import run_main
 from scripts.mine import main
 from sets import WORDS, write_beir
@@ -80,11 +80,11 @@ def expected_negatives(pairs: Path, model: Path, *, percent: float, wanted: int)
         scores = dict(zip(texts, (documents @ query.half().double().numpy()[0]).tolist(), strict=True))
         positives = {text for other in records if other.query == record.query for text in other.positives}
         lowest = min(scores[text] for text in positives)
-        taken = {near_identity(text) for text in (*positives, record.query)}
+        taken = {folded_text_id(text) for text in (*positives, record.query)}
         own: list[tuple[str, float]] = []
         for text in sorted(texts, key=lambda text: -scores[text]):
-            if near_identity(text) not in taken:
-                taken.add(near_identity(text))
+            if folded_text_id(text) not in taken:
+                taken.add(folded_text_id(text))
                 if scores[text] < lowest - abs(lowest) * (1 - percent):
                     own.append((text, scores[text]))
         found.append(own[:wanted])

@@ -150,7 +150,7 @@ def test_what_is_asked_for_is_part_of_the_cache(tmp_path: Path) -> None:
     again = load_records(path, cache_dir=cache)
     assert strict.path == again.path != all_rows.path
     assert [len(strict), len(all_rows), len(again)] == [1, 2, 1]
-    assert strict.identity == again.identity != all_rows.identity
+    assert strict.fingerprint == again.fingerprint != all_rows.fingerprint
 
 
 def test_identity_tells_which_row_has_a_document(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_identity_tells_which_row_has_a_document(tmp_path: Path) -> None:
             {"query": "r", "positives": second, "negatives": ["n"]},
         ]
         (tmp_path / str(len(identities))).mkdir()
-        identities.add(load(tmp_path / str(len(identities)), rows, allow_no_positives=True).identity)
+        identities.add(load(tmp_path / str(len(identities)), rows, allow_no_positives=True).fingerprint)
     assert len(identities) == 3
 
 

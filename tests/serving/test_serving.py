@@ -15,11 +15,11 @@ from ranks import ROOT, environment
 import warm
 from nestling.export.reranker import export_reranker
 from nestling.models.reranker import Reranker, RerankerSettings
-from nestling.serving.client import Scorer, Server, split_url
-from nestling.serving.findings import Check, simplest
-from nestling.serving.prompts import Judge
+from nestling.serving.client import ScoreEndpoint, Server, split_url
+from nestling.serving.embedder_reference import EmbedderReference
+from nestling.serving.findings import ServerReport, simplest_explanation
+from nestling.serving.reranker_reference import RerankerReference
 from nestling.serving.rerankers import check_reranker
-from nestling.serving.variants import Reference
 from recipes.runs import run_main
 from scripts.serve_check import main
 from tiny import tiny_bert, tiny_qwen3
@@ -107,15 +107,15 @@ FAULTS = {
     "unnormalised": ("normalisation", "has length 8.0000, the directory's has 1.0000"),
     "short": ("dimension", "have 16 numbers, the directory's have 64"),
     "slices": ("truncation", "without its end, whose special tokens are cut off"),
-    "cuts-at-40": ("truncation", "cut to 40 tokens"),
+    "cuts-at-40": ("truncation", "truncated to 40 tokens"),
     "cuts-at-256": ("truncation", "is read whole, all its "),
     "keeps-the-end": ("truncation", "without its beginning"),
     "refuses-dimensions": ("dimension", "dimensions: 32 is refused: 400, does not support matryoshka"),
     "ignores-dimensions": ("dimension", "dimensions: 32 gives 64 numbers"),
-    "cuts-only": ("dimension", "dimensions: 32 cuts and does not normalise again"),
+    "cuts-only": ("dimension", "dimensions: 32 truncates and does not normalise again"),
     "big-endian": ("encoding", "base64 gives other numbers"),
     "nan": ("NaN", "8 of 8 answers hold NaN"),
-    "noisy": ("precision", "the least cosine is 0.99"),
+    "noisy": ("precision", "the minimum cosine is 0.99"),
 }
 
 
@@ -183,7 +183,7 @@ def test_the_directory_is_read_as_sentence_transformers_reads_it(models: dict[st
 
     texts = ["find files", "向量检索", " a \n"]
     for name in ("qwen3", "plain", "e5"):
-        reference = Reference.load(str(models[name]))
+        reference = EmbedderReference.load(str(models[name]))
         expected = SentenceTransformer(str(models[name]), device="cpu").encode(texts)
         assert reference.expected_embeddings(texts) == pytest.approx(expected, abs=1e-5)
 
@@ -235,12 +235,12 @@ class Answers:
     def __init__(self, answer: Callable[[list[tuple[str, str]]], np.ndarray]) -> None:
         self.answer = answer
 
-    def find_scorer(self) -> "Answers":
+    def find_score_endpoint(self) -> "Answers":
         return self
 
     path, form = "/rerank", "texts"
 
-    def score(self, scorer: object, query: str, documents: list[str]) -> np.ndarray:
+    def score(self, score_endpoint: object, query: str, documents: list[str]) -> np.ndarray:
         return self.answer([(query, document) for document in documents])
 
     def url(self, path: str) -> str:
@@ -250,16 +250,18 @@ class Answers:
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_large_logits_in_a_shorter_type_fit(noise: float, scale: float, models: dict[str, Path]) -> None:
-    judge = Judge.load(str(models["causal"]))
+    reference = RerankerReference.load(str(models["causal"]))
     rng = np.random.default_rng(0)
-    large = Judge(judge.source, judge.tokenizer, judge.settings, lambda prompts: scale * judge.logits(prompts))
+    large = RerankerReference(
+        reference.source, reference.tokenizer, reference.settings, lambda prompts: scale * reference.logits(prompts)
+    )
 
     def rounded(pairs: list[tuple[str, str]]) -> np.ndarray:
-        logits = large.read(next(large.readings()), pairs)
+        logits = large.logits_of(next(large.variants()), pairs)
         return 1 / (1 + np.exp(-logits * (1 + noise * rng.standard_normal(len(pairs)))))
 
-    check: Check = check_reranker(Answers(rounded), large)  # type: ignore[arg-type]
-    assert check.findings == []
+    report: ServerReport = check_reranker(Answers(rounded), large)  # type: ignore[arg-type]
+    assert report.findings == []
 
 
 def assert_not_checked(done: subprocess.CompletedProcess[str], message: str) -> None:
@@ -281,7 +283,7 @@ def assert_not_checked(done: subprocess.CompletedProcess[str], message: str) -> 
         ("{url}/qwen3/slow", ["--timeout", "0.3"], "no answer within 0.3 s"),
         ("{url}/qwen3/key", [], "answers 401, wrong key"),
         ("{url}/causal/healthy", [], "/v1/embeddings answers 404"),
-        ("{url}/causal/no-endpoint", ["--model", "{causal}"], "the server reranks nowhere: "),
+        ("{url}/causal/no-endpoint", ["--model", "{causal}"], "no endpoint of the server reranks: "),
         ("{url}/causal/healthy", ["--model", "{causal}", "--dims", "16"], "is a reranker, which answers scores"),
         ("{url}/causal/healthy", ["--kind", "rerank", "--dims", "16"], "dims are an embedder's"),
     ],
@@ -311,7 +313,7 @@ def test_the_key_comes_from_the_environment(url: str, models: dict[str, Path], m
     ],
 )
 def test_the_simplest_explanation_is_taken(faults: list[int], distances: list[float], expected: int) -> None:
-    assert simplest(faults, distances, 1e-6) == expected
+    assert simplest_explanation(faults, distances, 1e-6) == expected
 
 
 @pytest.mark.parametrize(
@@ -336,10 +338,10 @@ def test_lists_of_models_that_name_none(listed: object, monkeypatch: pytest.Monk
 def test_scores_are_numbers_and_null_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server("http://localhost", model="m")
     monkeypatch.setattr(server, "post", lambda path, body: [{"index": 0, "score": body["texts"][0]}])
-    scorer = Scorer("/rerank", "texts")
-    assert np.isnan(server.score(scorer, "q", [None]))  # type: ignore[list-item]  # what JSON's null becomes
+    score_endpoint = ScoreEndpoint("/rerank", "texts")
+    assert np.isnan(server.score(score_endpoint, "q", [None]))  # type: ignore[list-item]  # what JSON's null becomes
     with pytest.raises(ValueError, match=r"expected scores, got \['high'\]"):
-        server.score(scorer, "q", ["high"])
+        server.score(score_endpoint, "q", ["high"])
 
 
 def test_the_command_itself(url: str, models: dict[str, Path]) -> None:
@@ -360,4 +362,4 @@ def test_a_classifier_without_a_template_is_refused(tmp_path: Path, bert: Path) 
     config |= {"architectures": ["BertForSequenceClassification"], "num_labels": 1}
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="without the chat template of a reranker"):
-        Judge.load(str(tmp_path / "model"))
+        RerankerReference.load(str(tmp_path / "model"))

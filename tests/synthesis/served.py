@@ -104,7 +104,7 @@ class Served(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.behaviour = behaviour
         self.requests: list[Request] = []
-        self.most_at_once = self.under_way = 0
+        self.most_at_once = self.active = 0
         self.lock = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
 
@@ -118,8 +118,8 @@ class Served(ThreadingHTTPServer):
         found = PASSAGE.search(prompt)
         assert found is not None
         with self.lock:
-            self.under_way += 1
-            self.most_at_once = max(self.most_at_once, self.under_way)
+            self.active += 1
+            self.most_at_once = max(self.most_at_once, self.active)
             request = Request(step, found[1], body, key, time.monotonic(), self._counts[step, found[1]])
             self._counts[step, found[1]] += 1
             self.requests.append(request)
@@ -127,7 +127,7 @@ class Served(ThreadingHTTPServer):
 
     def end(self) -> None:
         with self.lock:
-            self.under_way -= 1
+            self.active -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that give up are what some tests are about."""

@@ -2,11 +2,13 @@ import re
 
 import pytest
 
-from nestling.synthesis.answers import InvalidAnswer, Setup, count_words, find_object, read_query, read_setup
-from nestling.synthesis.brief import Brief, Choices
+from nestling.synthesis.answers import InvalidAnswer, count_words, find_json_object, read_configuration, read_query
+from nestling.synthesis.query_spec import QueryConfiguration, QueryOptions, QuerySpec
 
-BRIEF = Brief(("a nurse", "a cook"), least=2, most=6, language="document", seed=1)
-CHOICES = Choices({"keywords": "terms", "yes_no": "yes or no"}, {"easy": "e", "hard": "h"}, {"2-6": 1}, {"document": 1})
+BRIEF = QuerySpec(("a nurse", "a cook"), least=2, most=6, language="document", seed=1)
+CHOICES = QueryOptions(
+    {"keywords": "terms", "yes_no": "yes or no"}, {"easy": "e", "hard": "h"}, {"2-6": 1}, {"document": 1}
+)
 PASSAGE = "At 3,000 metres water boils at 90 degrees, so that potatoes take much longer than in a valley."
 ANSWER = '{"character": 2, "question_type": "keywords", "difficulty": "hard"}'
 
@@ -24,7 +26,7 @@ ANSWER = '{"character": 2, "question_type": "keywords", "difficulty": "hard"}'
     ],
 )
 def test_a_setup_is_found_in_what_models_write(text: str) -> None:
-    assert read_setup(text, BRIEF, CHOICES) == Setup("a cook", "keywords", "hard")
+    assert read_configuration(text, BRIEF, CHOICES) == QueryConfiguration("a cook", "keywords", "hard")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_a_setup_is_found_in_what_models_write(text: str) -> None:
 )
 def test_a_setup_that_cannot_be_used_says_why(text: str, kind: str, told: str) -> None:
     with pytest.raises(InvalidAnswer, match=re.escape(told)) as error:
-        read_setup(text, BRIEF, CHOICES)
+        read_configuration(text, BRIEF, CHOICES)
     assert error.value.kind == kind
 
 
@@ -81,7 +83,7 @@ def test_a_query_that_cannot_be_used(text: str, kind: str, told: str) -> None:
 
 def test_objects_inside_others_are_not_answers() -> None:
     with pytest.raises(InvalidAnswer, match="no JSON object"):
-        find_object('{"answer": {"query": "inner"}}', "query")
+        find_json_object('{"answer": {"query": "inner"}}', "query")
 
 
 def test_words_are_counted_in_scripts_without_spaces() -> None:

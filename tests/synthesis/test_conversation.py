@@ -1,87 +1,91 @@
 import pytest
 
-from nestling.synthesis.answers import Setup
-from nestling.synthesis.brief import Brief, Choices, draw_brief
-from nestling.synthesis.conversation import Conversation, Outcome, Question, Reply, converse, replay
+from nestling.synthesis.conversation import ChatRequest, Completion, Conversation, ConversationResult, converse, replay
+from nestling.synthesis.query_spec import QueryConfiguration, QueryOptions, QuerySpec, draw_query_spec
 
-BRIEF = Brief(("a nurse", "a cook"), least=2, most=6, language="German", seed=100)
-CHOICES = Choices({"keywords": "terms"}, {"easy": "e"}, {"2-6": 1}, {"German": 1})
+SPEC = QuerySpec(("a nurse", "a cook"), least=2, most=6, language="German", seed=100)
+OPTIONS = QueryOptions({"keywords": "terms"}, {"easy": "e"}, {"2-6": 1}, {"German": 1})
 PASSAGE = "Water boils at 90 degrees on a summit of 3,000 metres."
-GOOD = Reply('{"character": 2, "question_type": "keywords", "difficulty": "easy"}')
-QUERY = Reply('{"query": "Kochzeit auf Gipfeln"}')
-SETUP = Setup("a cook", "keywords", "easy")
+GOOD = Completion('{"character": 2, "question_type": "keywords", "difficulty": "easy"}')
+QUERY = Completion('{"query": "Kochzeit auf Gipfeln"}')
+CONFIGURATION = QueryConfiguration("a cook", "keywords", "easy")
 
 
 def conversation(attempts: int = 3) -> Conversation:
-    return converse(PASSAGE, BRIEF, CHOICES, attempts)
+    return converse(PASSAGE, SPEC, OPTIONS, attempts)
 
 
-def asked(replies: list[Reply]) -> list[Question]:
-    """The questions that some replies, which do not end the conversation, lead to."""
-    talk = conversation()
-    return [next(talk), *(talk.send(reply) for reply in replies)]
+def requests(completions: list[Completion]) -> list[ChatRequest]:
+    """The requests of a conversation that some completions do not end."""
+    running = conversation()
+    return [next(running), *(running.send(completion) for completion in completions)]
 
 
 def test_two_steps_lead_to_a_query() -> None:
-    first, second = asked([GOOD])
-    assert [each["role"] for each in first.messages + second.messages] == ["user", "user"]
+    first, second = requests([GOOD])
+    assert [message["role"] for message in first.messages + second.messages] == ["user", "user"]
     for part in (PASSAGE, "1. a nurse\n2. a cook", "- keywords: terms", "- easy: e"):
         assert part in first.messages[0]["content"]
     for part in (PASSAGE, "Person: a cook", "keywords (terms)", "easy (e)", "2 to 6 words", "Language: German"):
         assert part in second.messages[0]["content"]
-    assert replay(conversation(), [GOOD, QUERY]) == Outcome("Kochzeit auf Gipfeln", SETUP, None, ())
+    assert replay(conversation(), [GOOD, QUERY]) == ConversationResult("Kochzeit auf Gipfeln", CONFIGURATION, None, ())
 
 
-def test_the_model_is_told_what_was_wrong() -> None:
-    wrong = Reply(GOOD.text.replace("2", "7"))
-    first, second, third = asked([wrong, GOOD])
-    said, told = second.messages[1:]
+def test_the_model_is_told_what_is_invalid() -> None:
+    wrong = Completion(GOOD.text.replace("2", "7"))
+    first, second, third = requests([wrong, GOOD])
+    invalid, message_to_model = second.messages[1:]
     assert second.messages[0] == first.messages[0]
-    assert said == {"role": "assistant", "content": wrong.text}
-    assert told["role"] == "user" and '"character" is 7, expected a number from 1 to 2' in told["content"]
-    assert len({each.seed for each in (first, second, third)}) == 3
+    assert invalid == {"role": "assistant", "content": wrong.text}
+    assert (
+        message_to_model["role"] == "user"
+        and '"character" is 7, expected a number from 1 to 2' in message_to_model["content"]
+    )
+    assert len({request.seed for request in (first, second, third)}) == 3
     assert "Write the query" in third.messages[0]["content"] and len(third.messages) == 1
-    assert replay(conversation(), [wrong, GOOD, QUERY]) == Outcome(
-        "Kochzeit auf Gipfeln", SETUP, None, ("unknown character",)
+    assert replay(conversation(), [wrong, GOOD, QUERY]) == ConversationResult(
+        "Kochzeit auf Gipfeln", CONFIGURATION, None, ("unknown character",)
     )
 
 
 def test_an_empty_answer_is_not_repeated_to_the_model() -> None:
-    first, second = asked([Reply("")])
+    first, second = requests([Completion("")])
     assert second.messages == first.messages and second.seed != first.seed
 
 
 @pytest.mark.parametrize("text", ["no \ud83d", GOOD.text.replace("2", '"\\ud83d"')], ids=["said", "quoted"])
-def test_what_the_model_is_told_is_valid_text(text: str) -> None:
-    _, second = asked([Reply(text)])
+def test_messages_to_the_model_have_no_lone_surrogates(text: str) -> None:
+    _, second = requests([Completion(text)])
     for message in second.messages:
         assert message["content"].encode().decode() == message["content"]
 
 
-def test_an_answer_that_was_cut_off_is_not_used() -> None:
-    outcome = replay(conversation(attempts=1), [Reply(GOOD.text, finish="length")])
-    assert outcome == Outcome(None, None, "answer cut off", ("answer cut off",))
+def test_an_answer_that_was_cut_off_is_invalid() -> None:
+    result = replay(conversation(attempts=1), [Completion(GOOD.text, finish="length")])
+    assert result == ConversationResult(None, None, "answer cut off", ("answer cut off",))
 
 
 def test_attempts_are_for_each_step() -> None:
-    bad = Reply("no")
-    outcome = replay(conversation(attempts=2), [bad, GOOD, bad, Reply("")])
-    assert outcome == Outcome(None, SETUP, "empty answer", ("no JSON object", "no JSON object", "empty answer"))
+    bad = Completion("no")
+    result = replay(conversation(attempts=2), [bad, GOOD, bad, Completion("")])
+    assert result == ConversationResult(
+        None, CONFIGURATION, "empty answer", ("no JSON object", "no JSON object", "empty answer")
+    )
 
 
-@pytest.mark.parametrize("replies", [[], [GOOD], [Reply("no"), Reply("no")]])
-def test_a_conversation_that_goes_on_has_no_outcome(replies: list[Reply]) -> None:
-    assert replay(conversation(), replies) is None
+@pytest.mark.parametrize("completions", [[], [GOOD], [Completion("no"), Completion("no")]])
+def test_an_incomplete_conversation_has_no_result(completions: list[Completion]) -> None:
+    assert replay(conversation(), completions) is None
 
 
-def test_briefs_depend_on_the_document_and_the_seed_alone() -> None:
+def test_specs_depend_only_on_the_document_and_the_seed() -> None:
     personas = [f"person {i}" for i in range(30)]
-    choices = Choices({"a": "a"}, {"a": "a"}, {"2-6": 3, "7-20": 1}, {"document": 1, "German": 1})
-    briefs = [draw_brief(document, personas, 5, choices, 42) for document in range(400)]
-    assert briefs == [draw_brief(document, personas, 5, choices, 42) for document in range(400)]
-    assert briefs[0] != draw_brief(0, personas, 5, choices, 43)
-    assert all(len(set(each.characters)) == 5 and set(each.characters) <= set(personas) for each in briefs)
-    assert len({each.characters[0] for each in briefs}) == 30
-    assert len({each.seed for each in briefs}) == 400
-    assert sum((each.least, each.most) == (2, 6) for each in briefs) == pytest.approx(300, abs=40)
-    assert sum(each.language == "German" for each in briefs) == pytest.approx(200, abs=40)
+    options = QueryOptions({"a": "a"}, {"a": "a"}, {"2-6": 3, "7-20": 1}, {"document": 1, "German": 1})
+    specs = [draw_query_spec(document, personas, 5, options, 42) for document in range(400)]
+    assert specs == [draw_query_spec(document, personas, 5, options, 42) for document in range(400)]
+    assert specs[0] != draw_query_spec(0, personas, 5, options, 43)
+    assert all(len(set(spec.personas)) == 5 and set(spec.personas) <= set(personas) for spec in specs)
+    assert len({spec.personas[0] for spec in specs}) == 30
+    assert len({spec.seed for spec in specs}) == 400
+    assert sum((spec.least, spec.most) == (2, 6) for spec in specs) == pytest.approx(300, abs=40)
+    assert sum(spec.language == "German" for spec in specs) == pytest.approx(200, abs=40)

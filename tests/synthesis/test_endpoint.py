@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nestling.synthesis.conversation import NoAnswer, Question, Reply
-from nestling.synthesis.writers.endpoint import Endpoint
+from nestling.synthesis.chat_models.endpoint import Endpoint
+from nestling.synthesis.conversation import ChatRequest, Completion, NoAnswer
 from synthesis.served import Answer, Request, Served, serving
 
 PROMPT = 'Answer.\n<passage>\n{}\n</passage>\n"difficulty": how'
@@ -21,13 +21,13 @@ class Heard:
     """What came back, by passage: the replies, or why there is none."""
 
     def __init__(self) -> None:
-        self.replies: dict[str, Reply] = {}
+        self.replies: dict[str, Completion] = {}
         self.silence: dict[str, str] = {}
         self.done = 0
 
-    def talk(self, passage: str, seed: int = 5) -> Generator[Question, Reply, None]:
+    def conversation(self, passage: str, seed: int = 5) -> Generator[ChatRequest, Completion, None]:
         try:
-            self.replies[passage] = yield Question([{"role": "user", "content": PROMPT.format(passage)}], seed)
+            self.replies[passage] = yield ChatRequest([{"role": "user", "content": PROMPT.format(passage)}], seed)
         except NoAnswer as error:
             self.silence[passage] = str(error)
 
@@ -46,9 +46,9 @@ def endpoint(server: Served, **settings: Any) -> Endpoint:
     return Endpoint(server.url, "model-7", settings.pop("key", None), **{**defaults, **settings})
 
 
-def hold(writer: Endpoint, passages: list[str]) -> Heard:
+def run_conversations(writer: Endpoint, passages: list[str]) -> Heard:
     heard = Heard()
-    writer.hold(map(heard.talk, passages), heard.count)
+    writer.run_conversations(map(heard.conversation, passages), heard.count)
     return heard
 
 
@@ -60,9 +60,9 @@ def once(fault: Answer) -> Callable[[Request], Answer]:
 def test_a_request_is_what_the_server_needs() -> None:
     with serving(lambda request: GOOD) as server:
         writer = endpoint(server, key="secret", body={"temperature": 0.5, "seed": None, "top_p": 0.9})
-        heard = hold(writer, ["a"])
-        hold(endpoint(server), ["b"])
-    assert heard.replies == {"a": Reply("fine", "stop", 100, 10)} and heard.done == 1
+        heard = run_conversations(writer, ["a"])
+        run_conversations(endpoint(server), ["b"])
+    assert heard.replies == {"a": Completion("fine", "stop", 100, 10)} and heard.done == 1
     first, second = server.requests
     messages = [{"role": "user", "content": PROMPT.format("a")}]
     assert first.body == {"model": "model-7", "messages": messages, "temperature": 0.5, "top_p": 0.9}
@@ -85,7 +85,7 @@ def test_a_request_is_what_the_server_needs() -> None:
 def test_faults_of_the_moment_are_asked_again(fault: Answer) -> None:
     with serving(once(fault)) as server:
         writer = endpoint(server, timeout=0.4)
-        heard = hold(writer, ["a", "b"])
+        heard = run_conversations(writer, ["a", "b"])
     assert {passage: reply.text for passage, reply in heard.replies.items()} == {"a": "fine", "b": "fine"}
     assert len(server.requests) == writer.requests == 4
     assert not heard.silence
@@ -93,7 +93,7 @@ def test_faults_of_the_moment_are_asked_again(fault: Answer) -> None:
 
 def test_retry_after_is_waited_for() -> None:
     with serving(once(Answer(status=429, headers={"Retry-After": "1.2"}))) as server:
-        assert hold(endpoint(server), ["a"]).replies["a"].text == "fine"
+        assert run_conversations(endpoint(server), ["a"]).replies["a"].text == "fine"
     first, second = server.requests
     assert 1.15 < second.time - first.time < 2.5, "half a second is what the client waits otherwise"
 
@@ -111,7 +111,7 @@ def test_retry_after_is_waited_for() -> None:
 )
 def test_a_question_without_an_answer_says_why_and_others_go_on(fault: Answer, why: str) -> None:
     with serving(lambda request: fault if request.passage == "bad" else GOOD) as server:
-        heard = hold(endpoint(server, timeout=0.3), ["a", "bad", "b", "c"])
+        heard = run_conversations(endpoint(server, timeout=0.3), ["a", "bad", "b", "c"])
     assert heard.silence == {"bad": why}
     assert heard.replies.keys() == {"a", "b", "c"} and heard.done == 4
     repeated = not (fault.status == 400 or fault.headers.get("Retry-After") == "3600")
@@ -132,16 +132,16 @@ def test_a_question_without_an_answer_says_why_and_others_go_on(fault: Answer, w
 )
 def test_a_response_that_is_no_completion_is_no_answer(raw: str) -> None:
     with serving(lambda request: Answer(raw=raw)) as server:
-        heard = hold(endpoint(server), ["a"])
+        heard = run_conversations(endpoint(server), ["a"])
         assert len(server.requests) == 2
     assert heard.silence == {"a": "no completion"} and not heard.replies
 
 
 def test_a_server_of_something_else_ends_it() -> None:
     with serving(lambda request: Answer(raw="<html>welcome</html>")) as server:
-        told = "5 questions in a row got no answer, .* expected a chat completion, got '<html>welcome</html>'"
+        told = "5 requests in a row got no answer, .* expected a chat completion, got '<html>welcome</html>'"
         with pytest.raises(ValueError, match=told):
-            hold(endpoint(server, concurrency=2, retries=0), [str(i) for i in range(50)])
+            run_conversations(endpoint(server, concurrency=2, retries=0), [str(i) for i in range(50)])
         assert len(server.requests) <= 6
 
 
@@ -150,13 +150,13 @@ def test_an_answer_may_come_in_parts_and_its_tokens_as_no_numbers() -> None:
     usage = {"prompt_tokens": "7", "completion_tokens": 2}
     raw = json.dumps({"choices": [{"message": {"content": parts}, "finish_reason": "stop"}], "usage": usage})
     with serving(lambda request: Answer(raw=raw)) as server:
-        assert hold(endpoint(server), ["a"]).replies == {"a": Reply("fine", "stop", None, 2)}
+        assert run_conversations(endpoint(server), ["a"]).replies == {"a": Completion("fine", "stop", None, 2)}
 
 
 def test_a_completion_may_lack_what_is_optional() -> None:
     raw = '{"choices": [{"message": {"content": null, "refusal": "no"}, "finish_reason": "stop"}]}'
     with serving(lambda request: Answer(raw=raw)) as server:
-        assert hold(endpoint(server), ["a"]).replies == {"a": Reply("", "stop", None, None)}
+        assert run_conversations(endpoint(server), ["a"]).replies == {"a": Completion("", "stop", None, None)}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_completion_may_lack_what_is_optional() -> None:
 def test_what_no_retry_helps_against_ends_at_once(status: int, advice: str) -> None:
     with serving(lambda request: Answer(status=status)) as server:
         with pytest.raises(ValueError, match=advice) as error:
-            hold(endpoint(server, key="secret", concurrency=2), [str(i) for i in range(50)])
+            run_conversations(endpoint(server, key="secret", concurrency=2), [str(i) for i in range(50)])
         assert len(server.requests) <= 2
     assert str(error.value).startswith(f"{server.url}: Error code: {status}")
     assert "secret" not in str(error.value) and "key Bearer ***" in str(error.value)
@@ -176,18 +176,16 @@ def test_a_server_that_is_gone_ends_it() -> None:
         return GOOD if int(request.passage) < 10 else Answer(status=500, headers={"Retry-After": "0.01"})
 
     with serving(behaviour) as server:
-        with pytest.raises(
-            ValueError, match="5 questions in a row got no answer, the last for this reason: status 500"
-        ):
-            hold(endpoint(server, concurrency=2), [str(i) for i in range(50)])
+        with pytest.raises(ValueError, match="5 requests in a row got no answer, the last for this reason: status 500"):
+            run_conversations(endpoint(server, concurrency=2), [str(i) for i in range(50)])
         assert {int(each.passage) for each in server.requests} <= set(range(10 + 6))
 
 
 def test_nobody_listens() -> None:
     with serving() as server:
         pass
-    with pytest.raises(ValueError, match=re.escape(f"{server.url}: 5 questions in a row got no answer")):
-        hold(endpoint(server, retries=0), [str(i) for i in range(50)])
+    with pytest.raises(ValueError, match=re.escape(f"{server.url}: 5 requests in a row got no answer")):
+        run_conversations(endpoint(server, retries=0), [str(i) for i in range(50)])
 
 
 def test_no_more_requests_at_a_time_than_asked_for() -> None:
@@ -196,7 +194,7 @@ def test_no_more_requests_at_a_time_than_asked_for() -> None:
         return Answer(status=503, headers={"Retry-After": "0.02"}) if fault else Answer("fine", delay=0.02)
 
     with serving(behaviour) as server:
-        heard = hold(endpoint(server, concurrency=3), [str(i) for i in range(40)])
+        heard = run_conversations(endpoint(server, concurrency=3), [str(i) for i in range(40)])
     assert len(heard.replies) == heard.done == 40
     assert server.most_at_once == 3
 
@@ -204,7 +202,9 @@ def test_no_more_requests_at_a_time_than_asked_for() -> None:
 def test_the_rate_holds_for_repeated_requests_as_well() -> None:
     with serving(once(Answer(status=429, headers={"Retry-After": "0.01"}))) as server:
         started = time.monotonic()
-        heard = hold(endpoint(server, concurrency=8, requests_per_minute=1200), [str(i) for i in range(15)])
+        heard = run_conversations(
+            endpoint(server, concurrency=8, requests_per_minute=1200), [str(i) for i in range(15)]
+        )
         taken = time.monotonic() - started
     assert len(heard.replies) == 15
     times = [each.time for each in server.requests]

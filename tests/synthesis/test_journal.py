@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nestling.synthesis.conversation import NoAnswer, Outcome, Question, Reply
+from nestling.synthesis.conversation import ChatRequest, Completion, ConversationResult, NoAnswer
 from nestling.synthesis.journal import open_journal
 
 SETTINGS = {"model": "m", "endpoint": {"body": {}}, "languages": {"document": 1.0}}
-FIRST, SECOND = Reply("one\n\u2028é\ud800", "stop", 10, 2), Reply("", None, None, None)
+FIRST, SECOND = Completion("one\n\u2028é\ud800", "stop", 10, 2), Completion("", None, None, None)
 
 
 @pytest.fixture
@@ -24,27 +24,31 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_replies_come_back(path: Path) -> None:
+def test_completions_are_read_back(path: Path) -> None:
     with open_journal(path, SETTINGS) as journal:
-        assert list(journal.of(7)) == [FIRST, SECOND] and list(journal.of(8)) == [SECOND] and not list(journal.of(9))
-        assert (journal.replies, journal.tokens_in, journal.tokens_out, journal.unmetered) == (3, 10, 2, 2)
+        assert (
+            list(journal.completions_of(7)) == [FIRST, SECOND]
+            and list(journal.completions_of(8)) == [SECOND]
+            and not list(journal.completions_of(9))
+        )
+        assert (journal.completions, journal.tokens_in, journal.tokens_out, journal.without_usage) == (3, 10, 2, 2)
 
 
-def test_half_a_line_is_taken_away(path: Path) -> None:
+def test_an_incomplete_last_line_is_removed(path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"document": 9, "text": "\xc3')
     with open_journal(path, SETTINGS) as journal:
-        assert journal.replies == 3
+        assert journal.completions == 3
         journal.add(9, FIRST)
     assert path.read_bytes().startswith(whole)
     with open_journal(path, SETTINGS) as journal:
-        assert list(journal.of(9)) == [FIRST]
+        assert list(journal.completions_of(9)) == [FIRST]
 
 
-def test_half_a_first_line_begins_anew(path: Path) -> None:
+def test_an_incomplete_first_line_is_replaced(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20])
     with open_journal(path, SETTINGS) as journal:
-        assert journal.replies == 0
+        assert journal.completions == 0
     assert json.loads(path.read_text()) == {"settings": SETTINGS}
 
 
@@ -55,16 +59,16 @@ def test_other_settings_are_named(path: Path) -> None:
     lines = str(error.value).splitlines()
     assert "  model: m then, n now" in lines
     assert "  endpoint.body.top_p: (absent) then, 0.9 now" in lines
-    assert lines[-1] == "go on with those settings, or choose another --output"
+    assert lines[-1] == "use those settings, or choose another --output"
 
 
-def test_settings_count_from_the_first_reply_on(tmp_path: Path) -> None:
+def test_settings_are_fixed_by_the_first_completion(tmp_path: Path) -> None:
     """A run that failed before any answer, for a mistyped model say, does not bind the next one."""
     path = tmp_path / "journal.jsonl"
     for model in ("mistyped", "m"):
         with open_journal(path, {**SETTINGS, "model": model}) as journal:
             pass
-    assert json.loads(path.read_text()) == {"settings": SETTINGS} and journal.replies == 0
+    assert json.loads(path.read_text()) == {"settings": SETTINGS} and journal.completions == 0
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_settings_count_from_the_first_reply_on(tmp_path: Path) -> None:
         (lambda text: text.replace("one", 'one"'), 2),
     ],
 )
-def test_what_is_no_journal_is_left_alone(path: Path, spoil: Callable[[str], str], line: int) -> None:
+def test_a_file_that_is_not_a_journal_is_not_changed(path: Path, spoil: Callable[[str], str], line: int) -> None:
     path.write_text(spoil(path.read_text(encoding="utf-8")), encoding="utf-8")
     before = path.read_bytes()
     with pytest.raises(ValueError, match=re.escape(f"{path}:{line}: not a line of a journal")):
@@ -93,20 +97,20 @@ def test_two_processes_do_not_share_one(path: Path) -> None:
 
 
 def test_a_conversation_is_answered_from_the_journal_first(path: Path) -> None:
-    heard = []
+    received = []
 
     def conversation():  # type: ignore[no-untyped-def]
         for seed in range(4):
-            heard.append((yield Question([], seed)))
-        return Outcome("q", None, None, ())
+            received.append((yield ChatRequest([], seed)))
+        return ConversationResult("q", None, None, ())
 
     with open_journal(path, SETTINGS) as journal:
-        talk = journal.recorded(7, conversation())
-        assert next(talk).seed == 2, "two answers are there"
-        third = Reply("three", "stop", 1, 1)
-        assert talk.send(third).seed == 3
+        conversation = journal.record(7, conversation())
+        assert next(conversation).seed == 2, "two answers are there"
+        third = Completion("three", "stop", 1, 1)
+        assert conversation.send(third).seed == 3
         with pytest.raises(StopIteration):
-            talk.throw(NoAnswer("timeout"))
-        assert heard == [FIRST, SECOND, third]
+            conversation.throw(NoAnswer("timeout"))
+        assert received == [FIRST, SECOND, third]
         assert journal.unanswered == {7: "timeout"}
-        assert list(journal.of(7)) == heard
+        assert list(journal.completions_of(7)) == received

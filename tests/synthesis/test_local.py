@@ -1,4 +1,4 @@
-"""A tiny Qwen3 as the writer: random, which answers nonsense, and trained in the test to answer as it should."""
+"""A tiny Qwen3 as the chat model: random, with invalid answers, and trained in the test to give valid ones."""
 
 import json
 from collections import Counter
@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nestling.synthesis.brief import Brief, Choices
-from nestling.synthesis.conversation import Outcome, Question, Reply, converse
-from nestling.synthesis.prompts import query_prompt, setup_prompt
-from nestling.synthesis.writers.local import LocalModel, SeededDraw
+from nestling.synthesis.chat_models.local import LocalModel, SeededSampler
+from nestling.synthesis.conversation import ChatRequest, Completion, ConversationResult, converse
+from nestling.synthesis.prompts import configuration_prompt, query_prompt
+from nestling.synthesis.query_spec import QueryConfiguration, QueryOptions, QuerySpec
 from tiny import tiny_qwen3
 
 TEMPLATE = (
@@ -35,8 +35,8 @@ def load(folder: Path, temperature: float, *, batch_size: int = 4, max_tokens: i
     return LocalModel.from_pretrained(folder, temperature=temperature, max_tokens=max_tokens, batch_size=batch_size)
 
 
-def questions(count: int) -> list[Question]:
-    return [Question([{"role": "user", "content": f"{'list files ' * (1 + i % 3)} {i}"}], i) for i in range(count)]
+def requests(count: int) -> list[ChatRequest]:
+    return [ChatRequest([{"role": "user", "content": f"{'list files ' * (1 + i % 3)} {i}"}], i) for i in range(count)]
 
 
 def test_a_model_without_a_chat_template_is_refused(qwen3_base: Path) -> None:
@@ -44,48 +44,50 @@ def test_a_model_without_a_chat_template_is_refused(qwen3_base: Path) -> None:
         load(qwen3_base, 0)
 
 
-def test_greedy_answers_are_those_of_one_prompt_after_the_other(chat: Path) -> None:
-    writer = load(chat, 0)
+def test_greedy_completions_do_not_depend_on_the_batch(chat: Path) -> None:
+    model = load(chat, 0)
     tokenizer = AutoTokenizer.from_pretrained(chat)
-    for question, reply in zip(questions(4), writer.answer(questions(4)), strict=True):
-        tokens = tokenizer.apply_chat_template(question.messages, add_generation_prompt=True, return_dict=False)
+    for request, completion in zip(requests(4), model.complete(requests(4)), strict=True):
+        tokens = tokenizer.apply_chat_template(request.messages, add_generation_prompt=True, return_dict=False)
         prompt = len(tokens)
         for _ in range(12):
             with torch.inference_mode():
-                tokens.append(int(writer.model(torch.tensor([tokens])).logits[0, -1].argmax()))
-        assert reply == Reply(tokenizer.decode(tokens[prompt:], skip_special_tokens=True), "length", prompt, 12)
+                tokens.append(int(model.model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        assert completion == Completion(
+            tokenizer.decode(tokens[prompt:], skip_special_tokens=True), "length", prompt, 12
+        )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_draws_do_not_depend_on_the_batch(chat: Path, batch_size: int) -> None:
-    heard: dict[int, Reply] = {}
+def test_samples_do_not_depend_on_the_batch(chat: Path, batch_size: int) -> None:
+    completions: dict[int, Completion] = {}
 
-    def talk(question: Question) -> Generator[Question, Reply, None]:
-        heard[question.seed] = yield question
+    def conversation(request: ChatRequest) -> Generator[ChatRequest, Completion, None]:
+        completions[request.seed] = yield request
 
-    writer = load(chat, 1.0, batch_size=batch_size)
+    model = load(chat, 1.0, batch_size=batch_size)
     ended: list[None] = []
-    writer.hold(map(talk, questions(8)), lambda: ended.append(None))
-    alone = {question.seed: writer.answer([question])[0] for question in questions(8)}
-    assert heard == alone and len(ended) == 8
-    assert len({reply.text for reply in heard.values()}) == 8
+    model.run_conversations(map(conversation, requests(8)), lambda: ended.append(None))
+    alone = {request.seed: model.complete([request])[0] for request in requests(8)}
+    assert completions == alone and len(ended) == 8
+    assert len({completion.text for completion in completions.values()}) == 8
 
 
-def test_the_largest_noisy_score_is_a_draw_from_softmax() -> None:
+def test_the_largest_noisy_score_is_a_sample_of_softmax() -> None:
     scores = torch.tensor([[2.0, 1.0, 0.0, -torch.inf]]).expand(4000, -1)
     generators = [torch.Generator().manual_seed(seed) for seed in range(4000)]
-    drawn = Counter(SeededDraw(0.8, generators)(torch.empty(0), scores).argmax(dim=1).tolist())
-    for place, share in enumerate((scores[0] / 0.8).softmax(dim=0).tolist()):
-        assert drawn[place] / 4000 == pytest.approx(share, abs=0.025)
+    sampled = Counter(SeededSampler(0.8, generators)(torch.empty(0), scores).argmax(dim=1).tolist())
+    for token, probability in enumerate((scores[0] / 0.8).softmax(dim=0).tolist()):
+        assert sampled[token] / 4000 == pytest.approx(probability, abs=0.025)
 
 
-CHOICES = Choices({"keywords": "terms"}, {"easy": "common words"}, {"2-6": 1}, {"document": 1})
+OPTIONS = QueryOptions({"keywords": "terms"}, {"easy": "common words"}, {"2-6": 1}, {"document": 1})
 PASSAGES = {"ls lists files": "show files", "rm removes files": "delete files", "cp copies a file": "copy a file"}
-SETUP = '{"character": 2, "question_type": "keywords", "difficulty": "easy"}'
+CONFIGURATION = '{"character": 2, "question_type": "keywords", "difficulty": "easy"}'
 
 
-def brief(seed: int) -> Brief:
-    return Brief(("a nurse", "a cook"), 2, 6, "document", seed)
+def spec(seed: int) -> QuerySpec:
+    return QuerySpec(("a nurse", "a cook"), 2, 6, "document", seed)
 
 
 def overfit(folder: Path) -> Path:
@@ -94,18 +96,18 @@ def overfit(folder: Path) -> Path:
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     rows = []
     for passage, query in PASSAGES.items():
-        second = query_prompt(passage, "a cook", "keywords", "easy", brief(0), CHOICES)
-        answers = {setup_prompt(passage, brief(0), CHOICES): SETUP, second: json.dumps({"query": query})}
+        second = query_prompt(passage, QueryConfiguration("a cook", "keywords", "easy"), spec(0), OPTIONS)
+        answers = {configuration_prompt(passage, spec(0), OPTIONS): CONFIGURATION, second: json.dumps({"query": query})}
         for prompt, answer in answers.items():
             message = [{"role": "user", "content": prompt}]
-            begin = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
-            rows.append((begin, tokenizer(answer + "<|im_end|>")["input_ids"]))
-    length = max(len(begin) + len(end) for begin, end in rows)
+            prompt_ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+            rows.append((prompt_ids, tokenizer(answer + "<|im_end|>")["input_ids"]))
+    length = max(len(prompt_ids) + len(answer_ids) for prompt_ids, answer_ids in rows)
     ids = torch.full((len(rows), length), tokenizer.pad_token_id)
     labels = torch.full_like(ids, -100)
-    for i, (begin, end) in enumerate(rows):
-        ids[i, : len(begin) + len(end)] = torch.tensor(begin + end)
-        labels[i, len(begin) : len(begin) + len(end)] = torch.tensor(end)
+    for i, (prompt_ids, answer_ids) in enumerate(rows):
+        ids[i, : len(prompt_ids) + len(answer_ids)] = torch.tensor(prompt_ids + answer_ids)
+        labels[i, len(prompt_ids) : len(prompt_ids) + len(answer_ids)] = torch.tensor(answer_ids)
     for _ in range(300):
         loss = model(ids, labels=labels).loss
         loss.backward()
@@ -118,29 +120,32 @@ def overfit(folder: Path) -> Path:
     return folder
 
 
-def outcomes(writer: LocalModel) -> list[Outcome]:
-    found: list[Outcome] = []
+def results(model: LocalModel) -> list[ConversationResult]:
+    found: list[ConversationResult] = []
 
-    def talk(passage: str, seed: int) -> Generator[Question, Reply, None]:
-        found.append((yield from converse(passage, brief(seed), CHOICES, 2)))
+    def conversation(passage: str, seed: int) -> Generator[ChatRequest, Completion, None]:
+        found.append((yield from converse(passage, spec(seed), OPTIONS, 2)))
 
-    writer.hold((talk(passage, seed) for seed, passage in enumerate(PASSAGES)), lambda: None)
+    model.run_conversations((conversation(passage, seed) for seed, passage in enumerate(PASSAGES)), lambda: None)
     return found
 
 
 def test_a_random_model_makes_no_query(chat: Path) -> None:
-    writer = load(chat, 0.7, max_tokens=5, batch_size=2)
-    assert [each.query for each in outcomes(writer)] == [None] * 3
-    assert {each.failure for each in outcomes(writer)} <= {"answer cut off", "empty answer", "no JSON object"}
+    model = load(chat, 0.7, max_tokens=5, batch_size=2)
+    assert [each.query for each in results(model)] == [None] * 3
+    assert {each.failure for each in results(model)} <= {"answer cut off", "empty answer", "no JSON object"}
 
 
-def test_a_trained_model_holds_whole_conversations(chat: Path, tmp_path: Path) -> None:
+def test_a_trained_model_completes_conversations(chat: Path, tmp_path: Path) -> None:
     folder = tmp_path / "trained"
     tiny_qwen3(folder, sentence_transformers=False)
     for name in ("chat_template.jinja", "generation_config.json"):
         (folder / name).write_text((chat / name).read_text())
-    writer = load(overfit(folder), 0, max_tokens=60, batch_size=2)
-    found = outcomes(writer)
+    model = load(overfit(folder), 0, max_tokens=60, batch_size=2)
+    found = results(model)
     assert {each.query for each in found} == set(PASSAGES.values())
-    assert all(each.setup is not None and each.setup.character == "a cook" and not each.rejected for each in found)
-    assert writer.requests == 6
+    assert all(
+        each.configuration is not None and each.configuration.character == "a cook" and not each.rejected
+        for each in found
+    )
+    assert model.requests == 6

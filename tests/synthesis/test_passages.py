@@ -28,9 +28,9 @@ def test_each_text_once_and_none_too_short(corpus: Path) -> None:
     in_order = [found.texts[i] for i in np.argsort(found.positions)]
     assert in_order == [TEXTS[i] for i in (0, 2, 5, 6)]
     assert [found.ids[i] for i in np.argsort(found.positions)] == ["d0", "d2", "d5", "d6"]
-    assert found.identities.tolist() == [text_id(text) for text in found.texts]
-    assert (found.repeated, found.empty, found.short, found.cut) == (1, 1, 1, 1)
-    assert sorted(len(found.seen(i)) for i in range(4)) == [17, 18, 19, 40]
+    assert found.text_ids.tolist() == [text_id(text) for text in found.texts]
+    assert (found.repeated, found.empty, found.short, found.truncated) == (1, 1, 1, 1)
+    assert sorted(len(found.visible_text(i)) for i in range(4)) == [17, 18, 19, 40]
     assert str(found) == (
         f"{corpus}: 7 documents: 1 empty, 1 repeat another's text, 1 too short; queries for 4, of which 1 are longer "
         "than the 40 characters that the model sees"
@@ -38,7 +38,7 @@ def test_each_text_once_and_none_too_short(corpus: Path) -> None:
 
 
 def test_a_folder_is_its_corpus(corpus: Path) -> None:
-    assert passages(corpus.parent).digest == passages(corpus).digest
+    assert passages(corpus.parent).corpus_digest == passages(corpus).corpus_digest
 
 
 def test_a_smaller_draw_begins_a_larger_one(tmp_path: Path) -> None:
@@ -46,13 +46,13 @@ def test_a_smaller_draw_begins_a_larger_one(tmp_path: Path) -> None:
     whole, some, other = passages(corpus), passages(corpus, limit=20), passages(corpus, limit=20, seed=2)
     assert len(some) == 20 and list(some.texts) == list(whole.texts)[:20]
     assert set(other.ids) != set(some.ids)
-    assert whole.digest == some.digest == other.digest
+    assert whole.corpus_digest == some.corpus_digest == other.corpus_digest
     assert "180 not drawn; queries for 20" in str(some)
 
 
 def test_the_digest_is_of_texts_and_their_order(tmp_path: Path) -> None:
     digests = {
-        passages(write_corpus(tmp_path / f"{i}.jsonl", texts)).digest
+        passages(write_corpus(tmp_path / f"{i}.jsonl", texts)).corpus_digest
         for i, texts in enumerate([TEXTS[:4], TEXTS[:3], [*TEXTS[1:4], TEXTS[0]], ["a Long enough text", *TEXTS[1:4]]])
     }
     assert len(digests) == 4
@@ -77,7 +77,7 @@ def test_personas_are_different_lines(tmp_path: Path) -> None:
     file.write_text("\ufeffA  nurse\n\nA cook\r\nA nurse\n", encoding="utf-8")
     assert read_personas(file) == ["A nurse", "A cook"]
     file.write_text("\n \n")
-    with pytest.raises(ValueError, match="holds no text; expected a searcher a line"):
+    with pytest.raises(ValueError, match="holds no text; expected one persona per line"):
         read_personas(file)
 
 
@@ -92,10 +92,10 @@ def test_the_nearest_personas_are_those_of_a_loop(corpus: Path, bert: Path) -> N
     embedder = Embedder.from_pretrained(str(bert))
     rows = nearest_personas(embedder, personas, found, 5)
     texts = [found.texts[i] for i in range(len(found))]
-    documents, characters = (
+    documents, personas = (
         embedder.encode(each, kind="document", max_length=100).half().float() for each in (texts, personas)
     )
-    for row, scores in zip(rows, documents @ characters.T, strict=True):
+    for row, scores in zip(rows, documents @ personas.T, strict=True):
         best = scores[row.tolist()]
         assert (best.diff() <= 1e-6).all() and best[-1] >= scores.sort(descending=True).values[4] - 1e-6
         assert len(set(row.tolist())) == 5

@@ -124,7 +124,7 @@ class BatchSampler:
         """A hash of all texts of all datasets, by which a resumed run detects that its data has changed."""
         digest = xxhash.xxh3_128()
         for source in self.sources:
-            digest.update(source.table.identity.encode())
+            digest.update(source.table.fingerprint.encode())
         return digest.hexdigest()
 
     def replace_tables(self, step: int, tables: Sequence[RecordTable]) -> None:

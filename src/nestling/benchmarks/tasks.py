@@ -9,7 +9,8 @@ from datasets import Dataset
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from nestling.records.beir import RetrievalSet, load_retrieval_set
+from nestling.records.beir import load_retrieval_set
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates
 from nestling.retrieval.first_stage import judgements
 

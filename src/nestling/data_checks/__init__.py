@@ -1,1 +1,1 @@
-"""What is wrong with training data, and a copy without it: duplicates, leaks from evaluation sets, labels, lengths."""
+"""Checks of training data (duplicates, contamination, labels, lengths) and a cleaned copy."""

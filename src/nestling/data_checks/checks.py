@@ -1,4 +1,4 @@
-"""All that is looked for in a dataset, as arrays over its distinct texts.
+"""All checks of a dataset, with results as arrays over its distinct texts.
 
 Shapes: Q distinct queries, U distinct documents.
 """
@@ -8,12 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.data_checks.lengths import Measured, measure
-from nestling.data_checks.near import Nearness, Pairs, Sketch, pairs_within, sketch
+from nestling.data_checks.lengths import TextMeasures, measure
+from nestling.data_checks.near_duplicates import (
+    MinHashes,
+    NearDuplicateCriterion,
+    NearDuplicatePairs,
+    minhash_texts,
+    near_duplicates_within,
+)
 from nestling.data_checks.overlap import EvaluationTexts, Overlap, evaluation_queries, find_overlap, relevant_documents
-from nestling.data_checks.rows import Distinct, SourceRows
+from nestling.data_checks.rows import DistinctTexts, SourceRows
 from nestling.models.embedder import Kind
-from nestling.records.beir import RetrievalSet
+from nestling.records.retrieval_set import RetrievalSet
 
 KINDS: tuple[Kind, Kind] = ("query", "document")
 PLURAL: dict[Kind, str] = {"query": "queries", "document": "documents"}
@@ -21,62 +27,69 @@ PLURAL: dict[Kind, str] = {"query": "queries", "document": "documents"}
 
 @dataclass(frozen=True)
 class Checks:
-    """What was found.
+    """Results of the checks.
 
     Args:
-        nearness: What counted as nearly equal.
-        near: Nearly equal pairs of distinct queries, and of distinct documents.
-        measured: Lengths and scripts of them.
-        short: [Q] and [U] bool, shorter than the least characters, or without a letter or digit.
+        criterion: When two texts are near duplicates.
+        near_duplicates: Near duplicates among the distinct queries, and among the distinct documents.
+        measures: Lengths and scripts of the distinct texts.
+        short: [Q] and [U] bool, below the minimum number of characters, or without a letter or digit.
         evaluation: Queries and relevant documents of the evaluation sets; empty without any.
-        overlaps: (kind of the training text, kind of the evaluation text) to what they share.
+        overlaps: (kind of training text, kind of evaluation text) -> the training texts that are evaluation texts.
     """
 
-    nearness: Nearness
-    near: Mapping[Kind, Pairs]
-    measured: Mapping[Kind, Measured]
+    criterion: NearDuplicateCriterion
+    near_duplicates: Mapping[Kind, NearDuplicatePairs]
+    measures: Mapping[Kind, TextMeasures]
     short: Mapping[Kind, np.ndarray]
     evaluation: Mapping[Kind, EvaluationTexts]
     overlaps: Mapping[tuple[Kind, Kind], Overlap]
 
 
-def check(
-    rows: SourceRows, nearness: Nearness, sets: Sequence[RetrievalSet], *, min_characters: int, progress: bool = False
+def run_checks(
+    rows: SourceRows,
+    criterion: NearDuplicateCriterion,
+    sets: Sequence[RetrievalSet],
+    *,
+    min_characters: int,
+    progress: bool = False,
 ) -> Checks:
-    """Read every distinct text twice, for its measures and its sketch; then again what may nearly equal another."""
-    texts = distinct(rows)
-    sketches = {kind: sketch(texts[kind].texts, nearness, PLURAL[kind] if progress else None) for kind in KINDS}
-    measured = {kind: measure(texts[kind].texts) for kind in KINDS}
-    evaluation = evaluation_texts(sets, nearness)
+    """Run all checks. Every distinct text is read twice, candidates for near duplicates once more."""
+    texts = distinct_texts(rows)
+    minhashes = {
+        kind: minhash_texts(texts[kind].texts, criterion, PLURAL[kind] if progress else None) for kind in KINDS
+    }
+    measures = {kind: measure(texts[kind].texts) for kind in KINDS}
+    evaluation = evaluation_texts(sets, criterion)
     return Checks(
-        nearness=nearness,
-        near={kind: pairs_within(texts[kind].texts, sketches[kind], nearness) for kind in KINDS},
-        measured=measured,
-        short={kind: each.wordless | (each.characters < min_characters) for kind, each in measured.items()},
+        criterion=criterion,
+        near_duplicates={kind: near_duplicates_within(texts[kind].texts, minhashes[kind], criterion) for kind in KINDS},
+        measures=measures,
+        short={kind: each.wordless | (each.characters < min_characters) for kind, each in measures.items()},
         evaluation=evaluation,
-        overlaps=find_overlaps(texts, sketches, evaluation, nearness),
+        overlaps=find_overlaps(texts, minhashes, evaluation, criterion),
     )
 
 
-def distinct(rows: SourceRows) -> dict[Kind, Distinct]:
-    """The distinct texts of each kind."""
+def distinct_texts(rows: SourceRows) -> dict[Kind, DistinctTexts]:
+    """The distinct queries and documents."""
     return {"query": rows.queries, "document": rows.documents}
 
 
-def evaluation_texts(sets: Sequence[RetrievalSet], nearness: Nearness) -> dict[Kind, EvaluationTexts]:
+def evaluation_texts(sets: Sequence[RetrievalSet], criterion: NearDuplicateCriterion) -> dict[Kind, EvaluationTexts]:
     if not sets:
         return {}
-    return {"query": evaluation_queries(sets, nearness), "document": relevant_documents(sets, nearness)}
+    return {"query": evaluation_queries(sets, criterion), "document": relevant_documents(sets, criterion)}
 
 
 def find_overlaps(
-    texts: Mapping[Kind, Distinct],
-    sketches: Mapping[Kind, Sketch],
+    texts: Mapping[Kind, DistinctTexts],
+    minhashes: Mapping[Kind, MinHashes],
     evaluation: Mapping[Kind, EvaluationTexts],
-    nearness: Nearness,
+    criterion: NearDuplicateCriterion,
 ) -> dict[tuple[Kind, Kind], Overlap]:
     return {
-        (own, other): find_overlap(texts[own].texts, sketches[own], evaluation[other], nearness)
+        (own, other): find_overlap(texts[own].texts, minhashes[own], evaluation[other], criterion)
         for other in evaluation
         for own in KINDS
     }

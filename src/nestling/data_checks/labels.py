@@ -1,101 +1,103 @@
-"""Faults of labels, by the identities of texts alone.
+"""Label errors: repeated rows and documents, contradictions and conflicting scores, found from text ids.
 
 Shapes: n rows, D documents over all rows (`SourceRows`).
 """
 
 import numpy as np
 
-from nestling.data_checks.near import PAIR_SHIFT, Pairs
+from nestling.data_checks.near_duplicates import PAIR_SHIFT, NearDuplicatePairs
 from nestling.data_checks.rows import SourceRows
 
 
 def repeated_rows(rows: SourceRows) -> np.ndarray:
-    """[n] bool: equal in everything to an earlier row."""
-    return _repeats(rows.row_ids)
+    """[n] bool: rows that are identical to an earlier row."""
+    return _is_repeated(rows.row_ids)
 
 
 def repeated_queries(rows: SourceRows) -> np.ndarray:
-    """[n] bool: an earlier row has the same query."""
-    return _repeats(rows.queries.which)
+    """[n] bool: rows with the query of an earlier row."""
+    return _is_repeated(rows.queries.which)
 
 
 def repeated_documents(rows: SourceRows) -> np.ndarray:
-    """[D] bool: the row has the document earlier in the same list, positives or negatives."""
-    return _repeats(rows.row_of << PAIR_SHIFT | rows.documents.which << 1 | rows.is_positive)
+    """[D] bool: documents that occur earlier in the same list (positives or negatives) of their row."""
+    return _is_repeated(rows.row_of << PAIR_SHIFT | rows.documents.which << 1 | rows.is_positive)
 
 
-def documents_like_the_query(rows: SourceRows) -> np.ndarray:
-    """[D] bool: equal to the query of its row."""
+def documents_equal_to_query(rows: SourceRows) -> np.ndarray:
+    """[D] bool: documents equal to the query of their row."""
     equal: np.ndarray = rows.document_ids == rows.query_ids[rows.row_of]
     return equal
 
 
-def pairs_of_rows(rows: SourceRows) -> np.ndarray:
-    """[D] int64, the same wherever query text and document text are."""
+def text_pairs(rows: SourceRows) -> np.ndarray:
+    """[D] int64: a code for the pair of query text and document text."""
     pairs: np.ndarray = rows.queries.which[rows.row_of] << PAIR_SHIFT | rows.documents.which
     return pairs
 
 
 def contradictions(rows: SourceRows) -> np.ndarray:
-    """[D] bool: a negative that is a positive of the same query text, in its own row or another."""
-    pair = pairs_of_rows(rows)
+    """[D] bool: negatives that are a positive of the same query text, in the same row or another."""
+    pair = text_pairs(rows)
     found: np.ndarray = ~rows.is_positive & np.isin(pair, pair[rows.is_positive])
     return found
 
 
-def other_scores(rows: SourceRows) -> np.ndarray:
-    """[n] bool: graded pairs that an earlier row has with another score."""
-    pair = pairs_of_rows(rows)  # a graded row has one document
+def conflicting_scores(rows: SourceRows) -> np.ndarray:
+    """[n] bool: graded pairs that an earlier row has with a different score."""
+    pair = text_pairs(rows)  # a graded row has one document
     _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
     differs: np.ndarray = rows.scores != rows.scores[first[inverse]]
     return differs
 
 
-def sharing(rows: SourceRows) -> np.ndarray:
-    """int64, for each distinct document the number of rows that have it as a positive."""
-    own = np.unique(rows.row_of[rows.is_positive] << PAIR_SHIFT | rows.documents.which[rows.is_positive])
-    return np.bincount(own & ((1 << PAIR_SHIFT) - 1), minlength=len(rows.documents))
+def rows_per_positive(rows: SourceRows) -> np.ndarray:
+    """[U] int64: for each distinct document, the number of rows that have it as a positive."""
+    pairs = np.unique(rows.row_of[rows.is_positive] << PAIR_SHIFT | rows.documents.which[rows.is_positive])
+    return np.bincount(pairs & ((1 << PAIR_SHIFT) - 1), minlength=len(rows.documents))
 
 
-def near_in_row(rows: SourceRows, pairs: Pairs, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Documents that nearly equal an earlier one of their row, which stays.
+def near_duplicates_in_row(
+    rows: SourceRows, pairs: NearDuplicatePairs, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Documents that are a near duplicate of an earlier document of the same row, which is kept.
 
     Args:
         rows: The rows.
-        pairs: Nearly equal pairs of distinct documents.
-        kept: [D] bool, the documents to choose from.
+        pairs: Near duplicates among the distinct documents.
+        kept: [D] bool, the documents to consider.
 
     Returns:
-        (places of the earlier documents, places of the later ones), both int64 into the D documents.
+        (indices of the earlier documents, indices of the later ones), both int64 into the D documents.
     """
     which = rows.documents.which
     codes = np.unique(np.minimum(pairs.first, pairs.second) << PAIR_SHIFT | np.maximum(pairs.first, pairs.second))
-    near = np.zeros(len(rows.documents), dtype=bool)
-    near[pairs.first], near[pairs.second] = True, True
-    places = np.flatnonzero(near[which] & kept)
-    hits: list[tuple[int, int]] = []
-    for distance in range(1, len(places)):
-        earlier, after = places[:-distance], places[distance:]
+    near_duplicates = np.zeros(len(rows.documents), dtype=bool)
+    near_duplicates[pairs.first], near_duplicates[pairs.second] = True, True
+    candidates = np.flatnonzero(near_duplicates[which] & kept)
+    duplicates: list[tuple[int, int]] = []
+    for distance in range(1, len(candidates)):
+        earlier, after = candidates[:-distance], candidates[distance:]
         same_row = rows.row_of[earlier] == rows.row_of[after]
         if not same_row.any():
             break
         earlier, after = earlier[same_row], after[same_row]
         low, high = np.minimum(which[earlier], which[after]), np.maximum(which[earlier], which[after])
         found = np.isin(low << PAIR_SHIFT | high, codes)
-        hits += zip(after[found].tolist(), earlier[found].tolist(), strict=True)
-    return _greedy(sorted(hits))
+        duplicates += zip(after[found].tolist(), earlier[found].tolist(), strict=True)
+    return _without_chains(sorted(duplicates))
 
 
-def _greedy(hits: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Of sorted (later, earlier) places those whose earlier one is not itself the later of a chosen hit."""
+def _without_chains(duplicates: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Of sorted (later, earlier) pairs, those whose earlier document is not itself the later one of a chosen pair."""
     chosen: dict[int, int] = {}
-    for after, earlier in hits:
+    for after, earlier in duplicates:
         if after not in chosen and earlier not in chosen:
             chosen[after] = earlier
     return np.array(list(chosen.values()), dtype=np.int64), np.array(list(chosen), dtype=np.int64)
 
 
-def _repeats(keys: np.ndarray) -> np.ndarray:
+def _is_repeated(keys: np.ndarray) -> np.ndarray:
     repeated = np.ones(len(keys), dtype=bool)
     repeated[np.unique(keys, return_index=True)[1]] = False
     return repeated

@@ -1,4 +1,4 @@
-"""How long texts are, in characters, words and a model's tokens, and what limits would cut."""
+"""Lengths of texts in characters, words and tokens, and the effect of truncation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from nestling.data_checks.language import main_scripts
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LIMITS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 TEXTS_PER_BLOCK = 4096
-MEANING = regex.compile(r"[\p{L}\p{N}]")
+LETTER_OR_DIGIT = regex.compile(r"[\p{L}\p{N}]")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Of each of N texts.
+class TextMeasures:
+    """Measures of N texts.
 
     Args:
-        characters: [N] int64, without spaces at the ends.
-        words: [N] int64, between spaces.
-        wordless: [N] bool, without a letter or digit.
-        scripts: [N] int64, positions in `language.SCRIPTS`.
+        characters: [N] int64, without leading and trailing white space.
+        words: [N] int64, separated by white space.
+        wordless: [N] bool, whether the text has neither a letter nor a digit.
+        scripts: [N] int64, indices into `language.SCRIPTS`.
     """
 
     characters: np.ndarray
@@ -32,8 +32,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Distribution:
-    """Mean, quantiles (lengths that occur) and extremes of lengths."""
+class LengthDistribution:
+    """Mean, minimum, quantiles (by the inverted distribution function, so that they are lengths) and maximum."""
 
     mean: float
     least: int
@@ -43,13 +43,13 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Truncation:
-    """What a limit cuts.
+    """Effect of truncating texts at a limit.
 
     Args:
-        limit: Tokens of a text, prompt and special tokens included.
-        texts: Texts that are longer.
-        share: Their share of the texts.
-        tokens: The share of all tokens that is lost.
+        limit: Maximum number of tokens of a text, including prompt and special tokens.
+        texts: Number of texts that are longer.
+        share: Fraction of the texts that are longer.
+        tokens: Fraction of all tokens that is lost.
     """
 
     limit: int
@@ -58,34 +58,34 @@ class Truncation:
     tokens: float
 
 
-def measure(texts: Sequence[str]) -> Measured:
-    """Stream over the texts."""
+def measure(texts: Sequence[str]) -> TextMeasures:
+    """Measure texts, reading them in blocks."""
     blocks = [_measure(texts[start : start + TEXTS_PER_BLOCK]) for start in range(0, len(texts), TEXTS_PER_BLOCK)]
-    return Measured(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+    return TextMeasures(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
 
 
-def distribution(lengths: np.ndarray) -> Distribution:
-    """Figures of [N] lengths, N above 0."""
+def length_distribution(lengths: np.ndarray) -> LengthDistribution:
+    """Distribution of lengths [N]; N is above 0."""
     values = np.quantile(lengths, QUANTILES, method="inverted_cdf")
-    quantiles = {f"{share:.0%}": int(value) for share, value in zip(QUANTILES, values, strict=True)}
-    return Distribution(float(lengths.mean()), int(lengths.min()), quantiles, int(lengths.max()))
+    quantiles = {f"{quantile:.0%}": int(value) for quantile, value in zip(QUANTILES, values, strict=True)}
+    return LengthDistribution(float(lengths.mean()), int(lengths.min()), quantiles, int(lengths.max()))
 
 
-def truncations(lengths: np.ndarray, given: int | None) -> list[Truncation]:
-    """What the usual limits cut, up to the first that cuts nothing, and what a given one does."""
-    enough = next((limit for limit in LIMITS if limit >= lengths.max()), LIMITS[-1])
-    limits = {limit for limit in LIMITS if limit <= enough} | ({given} if given else set())
-    return [_cut(lengths, limit) for limit in sorted(limits)]
+def truncations(lengths: np.ndarray, own_limit: int | None) -> list[Truncation]:
+    """Effect of truncation at the usual limits, up to the first that truncates nothing, and at `own_limit`."""
+    longest_limit = next((limit for limit in LIMITS if limit >= lengths.max()), LIMITS[-1])
+    limits = {limit for limit in LIMITS if limit <= longest_limit} | ({own_limit} if own_limit else set())
+    return [_truncation(lengths, limit) for limit in sorted(limits)]
 
 
-def _cut(lengths: np.ndarray, limit: int) -> Truncation:
+def _truncation(lengths: np.ndarray, limit: int) -> Truncation:
     longer = lengths > limit
-    lost = (lengths - limit)[longer].sum() / lengths.sum()
-    return Truncation(limit, int(longer.sum()), float(longer.mean()), float(lost))
+    tokens_lost = (lengths - limit)[longer].sum() / lengths.sum()
+    return Truncation(limit, int(longer.sum()), float(longer.mean()), float(tokens_lost))
 
 
 def _measure(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     characters = np.array([len(text.strip()) for text in texts])
     words = np.array([len(text.split()) for text in texts])
-    wordless = np.array([MEANING.search(text) is None for text in texts])
+    wordless = np.array([LETTER_OR_DIGIT.search(text) is None for text in texts])
     return characters, words, wordless, main_scripts(texts)

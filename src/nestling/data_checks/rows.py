@@ -1,7 +1,7 @@
-"""The rows of a dataset as its source has them: nothing dropped, a line for every row, an identity for every text.
+"""All rows of a dataset, nothing dropped, with the line of every row and the id of every text.
 
-Shapes: n rows, D documents over all rows, row by row and in each its positives first; U distinct texts of a kind,
-numbered in the order in which they first occur.
+Shapes: n rows, D documents over all rows (row by row, positives before negatives), U distinct queries or documents,
+in the order of their first occurrence.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nestling.records.clean import CleanRecord, identity
+from nestling.records.clean import CleanRecord, checked_text_id
 from nestling.records.convert import ROWS_PER_BATCH, TEXT_PER_BATCH, RecordSource
 from nestling.records.load import default_name, find_source
 from nestling.records.record import Record, located
@@ -40,13 +40,13 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Distinct:
-    """The distinct ones among N texts.
+class DistinctTexts:
+    """The distinct texts among N texts.
 
     Args:
-        which: [N] int64, for each text its number among the distinct ones.
-        first: [U] int64, where each distinct text occurs first, ascending.
-        texts: The U distinct texts; read from disk when asked for.
+        which: [N] int64, for each text its index among the distinct ones.
+        first: [U] int64, index among the N texts of the first occurrence of each distinct text, ascending.
+        texts: The U distinct texts; read from disk on access.
     """
 
     which: np.ndarray
@@ -58,23 +58,23 @@ class Distinct:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """[U] int64, how often each occurs."""
+        """[U] int64: number of occurrences of each distinct text."""
         return np.bincount(self.which, minlength=len(self))
 
 
 class SourceRows:
-    """Rows as they are in their source. Texts stay in the file; in memory are integers a row and a document.
+    """All rows of a source. Texts stay in the file; a few integers per row and document are in memory.
 
     Args:
-        path: Arrow file of schema `SCHEMA`, with its `LoadSummary` as metadata.
-        location: The file that lines are of.
+        path: Arrow file with schema `SCHEMA` and its `LoadSummary` as metadata.
+        location: The file that line numbers refer to.
 
     Attributes:
-        summary: What the reader read.
-        positives: [n] int64, how many of each row's documents are positives.
-        starts: [n + 1] int64, where each row's documents begin.
-        row_of: [D] int64, the row of each document.
-        is_positive: [D] bool.
+        summary: Counts of what was read.
+        positives: [n] int64, number of positives of each row.
+        starts: [n + 1] int64, index of the first document of each row.
+        row_of: [D] int64, row of each document.
+        is_positive: [D] bool, whether it is a positive.
     """
 
     def __init__(self, path: Path, location: str) -> None:
@@ -97,30 +97,30 @@ class SourceRows:
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """[n] float64, the scores of graded pairs."""
+        """[n] float64: scores of graded pairs."""
         return self._column("score")
 
     @cached_property
     def row_ids(self) -> np.ndarray:
-        """[n] int64, the same for rows that are equal in everything."""
+        """[n] int64: hashes of whole rows, equal for identical rows."""
         return self._column("row_id")
 
     @cached_property
     def query_ids(self) -> np.ndarray:
-        """[n] int64, identities of the queries."""
+        """[n] int64: `text_id` of the queries."""
         return self._column("query_id")
 
     @cached_property
     def document_ids(self) -> np.ndarray:
-        """[D] int64, identities of the documents."""
+        """[D] int64: `text_id` of the documents."""
         return np.concatenate([batch.column("document_ids").flatten().to_numpy() for batch in self._batches])
 
     @cached_property
-    def queries(self) -> Distinct:
+    def queries(self) -> DistinctTexts:
         return self._distinct("query", self.query_ids)
 
     @cached_property
-    def documents(self) -> Distinct:
+    def documents(self) -> DistinctTexts:
         return self._distinct("documents", self.document_ids)
 
     def place(self, row: int) -> str:
@@ -128,7 +128,7 @@ class SourceRows:
         return f"{self.location}:{self._lines[row]}"
 
     def records(self, keep_row: np.ndarray, keep_document: np.ndarray) -> Iterator[Record]:
-        """The rows that are kept, each with the documents that are, and their scores.
+        """Yield the kept rows, each with its kept documents and their scores.
 
         Args:
             keep_row: [n] bool.
@@ -148,74 +148,78 @@ class SourceRows:
     def _column(self, name: str) -> np.ndarray:
         return np.concatenate([batch.column(name).to_numpy(zero_copy_only=False) for batch in self._batches])
 
-    def _distinct(self, column: str, ids: np.ndarray) -> Distinct:
+    def _distinct(self, column: str, ids: np.ndarray) -> DistinctTexts:
         _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
         order = np.argsort(first)
         number = np.empty_like(order)
         number[order] = np.arange(len(order))
-        return Distinct(number[inverse], first[order], Texts(self.path, column, first[order]))
+        return DistinctTexts(number[inverse], first[order], Texts(self.path, column, first[order]))
 
 
 def open_rows(
     source: str | Path, *, split: str = "train", cache_dir: Path | None = None, progress: bool = True
 ) -> SourceRows:
-    """Read any source that `load_records` reads, through the same cache; rows that have only negatives are read too.
+    """Read any source that `load_records` reads, through the same cache; rows with negatives only are included.
 
     Raises ValueError as `load_records` does: `file:line: field: reason`.
     """
     key, open_source = find_source(source, split, cache_dir, progress, allow_no_positives=True)
     name = f"{default_name(Path(source))}-as-it-is"
-    path = cached(name, [*key, "as it is"], cache_dir, lambda file: _build(open_source(), file))
+    path = cached(name, [*key, "as it is"], cache_dir, lambda file: _write_rows(open_source(), file))
     beir = Path(source) / "qrels" / f"{split}.tsv"
     is_file = Path(source).is_file()
     return SourceRows(path, str(source) if is_file else str(beir) if beir.is_file() else f"{source}[{split}]")
 
 
-def _build(source: RecordSource, path: Path) -> None:
+def _write_rows(source: RecordSource, path: Path) -> None:
     with scratch_file(path.parent) as scratch:
-        summary = _write(source, scratch)
-        if not summary.rows_read:
+        _write_scratch(source, scratch)
+        batches = open_batches(scratch)[0]
+        if not batches:
             raise ValueError(f"{source.location}:1: file: holds no rows; expected at least one")
-        # What was ignored is known at the end, and metadata stands at the beginning.
-        with write_batches(path, SCHEMA, summary.to_json()) as writer:
-            for batch in open_batches(scratch)[0]:
+        # The ignored fields are known at the end, but metadata is at the beginning of the file.
+        with write_batches(path, SCHEMA, _summarise(source, batches).to_json()) as writer:
+            for batch in batches:
                 writer.write_batch(batch)
 
 
-def _write(source: RecordSource, path: Path) -> LoadSummary:
+def _write_scratch(source: RecordSource, path: Path) -> None:
     rows: list[dict[str, Any]] = []
-    size = read = positives = negatives = most_positives = most_negatives = 0
+    size = 0
     with write_batches(path, SCHEMA) as writer:
         for line, record in source.records():
             with located(source.location, line):
                 rows.append(_columns(record, line))
-            counts = len(record.positives), len(record.negatives)
-            read, positives, negatives = read + 1, positives + counts[0], negatives + counts[1]
-            most_positives, most_negatives = max(most_positives, counts[0]), max(most_negatives, counts[1])
             size += len(record.query) + sum(map(len, record.positives)) + sum(map(len, record.negatives))
             if len(rows) == ROWS_PER_BATCH or size >= TEXT_PER_BATCH:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
                 rows, size = [], 0
         if rows:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
+
+
+def _summarise(source: RecordSource, batches: list[Any]) -> LoadSummary:
+    positives = np.concatenate([batch.column("positives").to_numpy() for batch in batches])
+    documents = np.concatenate([batch.column("document_ids").value_lengths().to_numpy() for batch in batches])
+    negatives = documents - positives
     return LoadSummary(
         source=source.name,
-        dialect=source.dialect if read else "",
-        rows_read=read,
-        rows_kept=read,
-        positives=positives,
-        negatives=negatives,
-        max_positives=most_positives,
-        max_negatives=most_negatives,
+        dialect=source.dialect,
+        rows_read=len(positives),
+        rows_kept=len(positives),
+        positives=int(positives.sum()),
+        negatives=int(negatives.sum()),
+        max_positives=int(positives.max()),
+        max_negatives=int(negatives.max()),
         drops=source.drops.drops(),
         ignored=tuple(sorted(item for item in source.ignored.items() if item[1])),
     )
 
 
 def _columns(record: Record, line: int) -> dict[str, Any]:
-    positive_ids = [identity(f"positives[{i}]", text) for i, text in enumerate(record.positives)]
-    negative_ids = [identity(f"negatives[{i}]", text) for i, text in enumerate(record.negatives)]
-    own = CleanRecord(record, identity("query", record.query), positive_ids, negative_ids)
+    positive_ids = [checked_text_id(f"positives[{i}]", text) for i, text in enumerate(record.positives)]
+    negative_ids = [checked_text_id(f"negatives[{i}]", text) for i, text in enumerate(record.negatives)]
+    cleaned = CleanRecord(record, checked_text_id("query", record.query), positive_ids, negative_ids)
     return {
         "query": record.query,
         "documents": record.positives + record.negatives,
@@ -225,8 +229,8 @@ def _columns(record: Record, line: int) -> dict[str, Any]:
         "instruction": record.instruction,
         "score": record.score,
         "line": line,
-        "row_id": own.row_id,
-        "query_id": own.query_id,
+        "row_id": cleaned.row_id,
+        "query_id": cleaned.query_id,
         "document_ids": positive_ids + negative_ids,
     }
 

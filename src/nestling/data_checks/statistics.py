@@ -1,13 +1,13 @@
-"""Figures of a dataset's distinct texts: lengths, scripts, languages, and what limits of tokens cut."""
+"""Statistics of the distinct texts of a dataset: lengths, scripts, languages and the effect of truncation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.data_checks.checks import KINDS, Checks, distinct
+from nestling.data_checks.checks import KINDS, Checks, distinct_texts
 from nestling.data_checks.language import SCRIPTS, languages
-from nestling.data_checks.lengths import Distribution, Truncation, distribution, truncations
+from nestling.data_checks.lengths import LengthDistribution, Truncation, length_distribution, truncations
 from nestling.data_checks.rows import SourceRows
 from nestling.data_checks.tokens import TokenCounter
 from nestling.models.embedder import Kind
@@ -17,34 +17,34 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Token counts under a model, prompt and special tokens included."""
+class TokenStatistics:
+    """Lengths in tokens of a model, including prompt and special tokens, and the effect of truncation at limits."""
 
-    distribution: Distribution
+    distribution: LengthDistribution
     truncations: list[Truncation]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Figures of the distinct texts of one kind.
+    """Statistics of the distinct queries, or of the distinct documents.
 
     Args:
-        texts: How many there are.
-        sampled: How many of them languages and tokens are of.
+        texts: Number of distinct texts.
+        sampled: Number of texts in the sample for languages and tokens.
         characters: Lengths in characters.
-        words: Lengths in words between spaces.
-        scripts: Texts by the script of most of their letters, the most frequent first.
-        languages: Sampled texts by language, likewise; "und" where the model is not sure.
+        words: Lengths in words, separated by white space.
+        scripts: Number of texts by the script of most of their letters, the most frequent first.
+        languages: Number of sampled texts by language, likewise; "und" for undetermined.
         tokens: Lengths in tokens; None without a model.
     """
 
     texts: int
     sampled: int
-    characters: Distribution
-    words: Distribution
+    characters: LengthDistribution
+    words: LengthDistribution
     scripts: dict[str, int]
     languages: dict[str, int]
-    tokens: Tokens | None
+    tokens: TokenStatistics | None
 
 
 StatisticsByKind = dict[Kind, Statistics]
@@ -53,40 +53,40 @@ StatisticsByKind = dict[Kind, Statistics]
 def statistics(
     rows: SourceRows, checks: Checks, counter: TokenCounter | None, limits: Mapping[Kind, int | None], *, sample: int
 ) -> StatisticsByKind:
-    """Figures of queries and of documents.
+    """Compute the statistics of queries and of documents.
 
     Args:
         rows: The rows.
-        checks: Holds what was measured of all texts.
-        counter: Counts tokens; None for none.
-        limits: The limits of tokens that are planned.
-        sample: Texts of each kind to take languages and tokens of, drawn at random.
+        checks: Has the measures of all texts.
+        counter: Counts tokens; None for no statistics of tokens.
+        limits: Maximum number of tokens in training, which is added to the usual limits.
+        sample: Size of the random sample of each kind for languages and tokens.
     """
-    return {kind: _of_kind(kind, rows, checks, counter, limits[kind], sample) for kind in KINDS}
+    return {kind: _statistics_of_kind(kind, rows, checks, counter, limits[kind], sample) for kind in KINDS}
 
 
-def _of_kind(
+def _statistics_of_kind(
     kind: Kind, rows: SourceRows, checks: Checks, counter: TokenCounter | None, limit: int | None, sample: int
 ) -> Statistics:
-    measured, texts = checks.measured[kind], distinct(rows)[kind].texts
-    drawn = _draw(texts, sample)
-    counts = np.bincount(measured.scripts, minlength=len(SCRIPTS))
+    measures, texts = checks.measures[kind], distinct_texts(rows)[kind].texts
+    drawn = _sample(texts, sample)
+    counts = np.bincount(measures.scripts, minlength=len(SCRIPTS))
     tokens = None
     if counter is not None:
         lengths = counter(drawn, kind)
-        tokens = Tokens(distribution(lengths), truncations(lengths, limit))
+        tokens = TokenStatistics(length_distribution(lengths), truncations(lengths, limit))
     return Statistics(
         texts=len(texts),
         sampled=len(drawn),
-        characters=distribution(measured.characters),
-        words=distribution(measured.words),
+        characters=length_distribution(measures.characters),
+        words=length_distribution(measures.words),
         scripts={SCRIPTS[i]: int(counts[i]) for i in np.argsort(-counts, kind="stable") if counts[i]},
         languages=dict(languages(drawn).most_common()),
         tokens=tokens,
     )
 
 
-def _draw(texts: Texts, sample: int) -> list[str]:
+def _sample(texts: Texts, sample: int) -> list[str]:
     if len(texts) <= sample:
         return list(texts)
     return texts[np.sort(np.random.default_rng(SEED).choice(len(texts), sample, replace=False))]

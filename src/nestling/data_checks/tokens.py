@@ -1,4 +1,4 @@
-"""How many tokens a model reads of texts. Only its tokenizer and settings are loaded, no weights."""
+"""Token counts of texts as a model reads them. Only its tokenizer and settings are loaded, no weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ TEXTS_PER_BLOCK = 1024
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """Counts tokens as the embedder of a directory or hub id reads texts: with its prompts and special tokens.
+    """Counts the tokens of texts including the prompts and special tokens of an embedder.
 
     Args:
-        tokenizer: Its tokenizer.
-        prompts: Its prompts.
+        tokenizer: Tokenizer of the embedder.
+        prompts: Prompts of the embedder.
     """
 
     tokenizer: TextTokenizer
@@ -27,7 +27,7 @@ class TokenCounter:
 
     @classmethod
     def from_pretrained(cls, model: str) -> "TokenCounter":
-        """Raises ValueError for what is no model, or has no fast tokenizer."""
+        """Load from a directory or hub id. Raises ValueError if it is not a model or has no fast tokenizer."""
         files = read_model_files(model)
         decoder = is_decoder(read_config(model, files.subfolder))
         tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
@@ -37,7 +37,7 @@ class TokenCounter:
         return cls(TextTokenizer(tokenizer, require_end=pooling == "last"), prompts)
 
     def __call__(self, texts: Sequence[str], kind: Kind) -> np.ndarray:
-        """[N] int64, tokens of each text as a query (with the model's own query prompt) or document, uncut."""
+        """[N] int64: tokens of each text as a query (with the default query prompt) or document, without truncation."""
         prefix = self.prompts.document if kind == "document" else self.prompts.query()
         backend = self.tokenizer.backend
         backend.no_truncation()

@@ -23,8 +23,9 @@ from nestling.merging.lora import adapter_folder
 from nestling.models.embedder import Embedder, read_json
 from nestling.models.merged_weights import without_adapters
 from nestling.models.reranker import Reranker, read_settings
-from nestling.records.beir import RetrievalSet, load_retrieval_set
+from nestling.records.beir import load_retrieval_set
 from nestling.records.load import default_name
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates, evaluate_candidates, open_candidates
 from nestling.retrieval.evaluation import evaluate_embedder
 from nestling.retrieval.reranking import rerank

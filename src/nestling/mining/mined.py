@@ -10,7 +10,7 @@ import numpy as np
 
 from nestling.mining.candidates import Candidates
 from nestling.mining.lists import Lists, Mask, places_in_lists
-from nestling.mining.pool import Pool, near_identities, near_identity
+from nestling.mining.pool import Pool, near_identities
 from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Scores
 from nestling.mining.selection import (
@@ -24,6 +24,7 @@ from nestling.mining.selection import (
     strongest,
     too_high,
 )
+from nestling.records.words import folded_text_id
 from nestling.retrieval.metrics import Integers
 
 KNOWN = "a positive of the query"
@@ -103,7 +104,7 @@ def drop_copies(verdicts: Verdicts, query_set: QuerySet, pool: Pool, positives: 
     """Drop positives of the query, what equals it or a positive of it, and what repeats a better candidate."""
     queries, rows = candidates.queries, candidates.rows
     verdicts.drop(KNOWN, positives.holds(queries, rows))
-    own = np.array([near_identity(text) for text in query_set.texts], dtype=np.int64)
+    own = np.array([folded_text_id(text) for text in query_set.texts], dtype=np.int64)
     parts = [near_identities(pool, rows), near_identities(pool, positives.values), own]
     # Numbered anew, so that a query and a kind fit into one int64.
     kinds = np.split(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import xxhash
 
 from nestling.records.beir import is_beir
 from nestling.records.collection import Collection, open_collection, positions
@@ -17,7 +16,7 @@ from nestling.records.record import text_id
 from nestling.records.store import open_batches
 from nestling.records.table import RecordTable
 from nestling.records.texts import TEXTS_PER_BLOCK, Texts
-from nestling.records.words import letters
+from nestling.records.words import folded_text_id
 from nestling.retrieval.metrics import Integers
 
 
@@ -148,18 +147,13 @@ def flat_values(table: RecordTable, name: str) -> Integers:
 
 
 def near_identities(pool: Pool, rows: Integers) -> Integers:
-    """[m] int64, `near_identity` of the texts of some documents; each is read once."""
+    """[m] int64, `folded_text_id` of the texts of some documents; each is read once."""
     different, which = np.unique(rows, return_inverse=True)
     found = np.empty(len(different), np.int64)
     for start in range(0, len(different), TEXTS_PER_BLOCK):
         texts: list[str] = cast(Any, pool.texts)[different[start : start + TEXTS_PER_BLOCK]]
-        found[start : start + len(texts)] = [near_identity(text) for text in texts]
+        found[start : start + len(texts)] = [folded_text_id(text) for text in texts]
     return found[which]
-
-
-def near_identity(text: str) -> int:
-    """Identity of a text without case, width, punctuation and white space (NFKC); of the text itself if that is all."""
-    return xxhash.xxh3_64_intdigest((letters(text) or text).encode()) >> 1
 
 
 class Joined(Sequence[str]):

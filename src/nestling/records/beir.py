@@ -1,11 +1,11 @@
-"""BEIR folders: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, as a retrieval set or as training rows.
+"""BEIR folders (corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv), read as a retrieval set or as training rows.
 
-Ids are looked up by their 63-bit identities (`text_id`) in sorted arrays; texts stay in memory-mapped files.
+Document and query ids are looked up by their 63-bit hashes (`text_id`) in sorted arrays; texts stay in memory-mapped
+files.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from nestling.records.collection import Collection, open_collection
 from nestling.records.qrels import EMPTY_DOCUMENT, Judgements, read_qrels
 from nestling.records.record import Record
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.store import file_state
 from nestling.records.summary import DropCounter, LoadSummary
 from nestling.records.texts import Texts
@@ -22,44 +23,17 @@ from nestling.records.texts import Texts
 QUERIES_PER_BLOCK = 512
 
 
-@dataclass(frozen=True)
-class RetrievalSet:
-    """A corpus, the queries of one split, and what is relevant to them.
-
-    Args:
-        name: Folder and split.
-        split: Split of the judgements.
-        document_ids: Ids of the N documents.
-        documents: Their texts, title + ' ' + text, stripped; read from disk when asked for.
-        query_ids: Ids of the Q queries that have a judgement in the split, in the order of queries.jsonl.
-        queries: Their texts.
-        relevant: Q arrays of int64, the documents with a grade above 0, as positions in `documents`.
-        gains: Q arrays of float64, their grades.
-        summary: What was read and dropped.
-    """
-
-    name: str
-    split: str
-    document_ids: Sequence[str]
-    documents: Sequence[str]
-    query_ids: Sequence[str]
-    queries: Sequence[str]
-    relevant: list[np.ndarray]
-    gains: list[np.ndarray]
-    summary: LoadSummary
-
-
 def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None = None) -> RetrievalSet:
     """Load a BEIR folder for evaluation.
 
-    Queries whose judgements are all 0 stay, with no relevant document: they count as failures, as in trec_eval.
+    Queries whose judgements are all 0 are kept with no relevant document; they score 0, as in trec_eval.
 
     Raises:
         ValueError: `file:line: field: reason`; also for a missing split, judgements of unknown ids, and none above 0.
     """
     path = Path(folder)
-    _require(path)
-    corpus, queries, judgements, drops = _open(path, split, cache_dir, progress=False)
+    _require_files(path)
+    corpus, queries, judgements, drops = _open_split(path, split, cache_dir, progress=False)
     positive = judgements.select(judgements.grade > 0)
     if not len(positive.query):
         raise ValueError(
@@ -70,18 +44,6 @@ def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None
     begin = np.searchsorted(positive.query, judged)
     end = np.searchsorted(positive.query, judged, side="right")
     spans = [slice(*span) for span in zip(begin, end, strict=True)]
-    negative_counts = np.bincount(judgements.query[judgements.grade <= 0], minlength=1)
-    summary = LoadSummary(
-        source=f"{path}[{split}]",
-        dialect=f"BEIR, {len(corpus):,} documents",
-        rows_read=len(judged),
-        rows_kept=len(judged),
-        positives=len(positive.query),
-        negatives=int(negative_counts.sum()),
-        max_positives=int((end - begin).max()),
-        max_negatives=int(negative_counts.max()),
-        drops=drops.drops(),
-    )
     return RetrievalSet(
         name=f"{path.name}/{split}",
         split=split,
@@ -91,16 +53,33 @@ def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None
         queries=queries.texts(judged),
         relevant=[positive.document[span] for span in spans],
         gains=[positive.grade[span] for span in spans],
-        summary=summary,
+        summary=_summarise(f"{path}[{split}]", len(corpus), judgements, drops),
+    )
+
+
+def _summarise(source: str, documents: int, judgements: Judgements, drops: DropCounter) -> LoadSummary:
+    positive_counts = np.bincount(judgements.query[judgements.grade > 0])
+    negative_counts = np.bincount(judgements.query[judgements.grade <= 0], minlength=1)
+    judged = len(np.unique(judgements.query))
+    return LoadSummary(
+        source=source,
+        dialect=f"BEIR, {documents:,} documents",
+        rows_read=judged,
+        rows_kept=judged,
+        positives=int(positive_counts.sum()),
+        negatives=int(negative_counts.sum()),
+        max_positives=int(positive_counts.max()),
+        max_negatives=int(negative_counts.max()),
+        drops=drops.drops(),
     )
 
 
 def is_beir(path: Path) -> bool:
-    """Whether a folder claims to be in the BEIR layout."""
+    """Whether a folder holds corpus.jsonl or queries.jsonl, and so is to be read as a BEIR folder."""
     return (path / "corpus.jsonl").is_file() or (path / "queries.jsonl").is_file()
 
 
-def _require(path: Path) -> None:
+def _require_files(path: Path) -> None:
     if not path.is_dir():
         raise ValueError(f"{path}: folder: there is no such folder; expected one in the BEIR layout")
     for name in ("corpus.jsonl", "queries.jsonl"):
@@ -116,10 +95,10 @@ def _qrels_file(path: Path, split: str) -> Path:
     return file
 
 
-def _open(
+def _open_split(
     path: Path, split: str, cache_dir: Path | None, progress: bool
 ) -> tuple[Collection, Collection, Judgements, DropCounter]:
-    """Corpus, queries, and the split's judgements as rows of both, sorted by query."""
+    """Corpus, queries, the judgements of the split (as positions in both, sorted by query), and the drops so far."""
     file = _qrels_file(path, split)
     corpus = open_collection(path / "corpus.jsonl", "corpus", cache_dir, progress)
     queries = open_collection(path / "queries.jsonl", "queries", cache_dir, progress)
@@ -130,24 +109,25 @@ def _open(
 
 
 class BeirSource:
-    """The judged queries of a split as training rows; a `RecordSource` whose lines are those of the qrels.
+    """The judged queries of a split as training rows; a `RecordSource` whose line numbers are those of the qrels file.
 
-    Documents with a grade above 0 are positives, those with 0 or less hard negatives; a row may lack either.
+    Documents with a grade above 0 are positives, documents with a grade of 0 or less hard negatives; a row may have
+    none of either kind.
     """
 
     dialect = "BEIR"
 
     def __init__(self, path: Path, split: str, cache_dir: Path | None, progress: bool) -> None:
-        _require(path)
+        _require_files(path)
         self.name, self.location = f"{path}[{split}]", str(_qrels_file(path, split))
         self.ignored: Counter[str] = Counter()
         self._progress = progress
-        self._corpus, self._queries, self._judgements, self.drops = _open(path, split, cache_dir, progress)
+        self._corpus, self._queries, self._judgements, self.drops = _open_split(path, split, cache_dir, progress)
 
     @staticmethod
-    def identity(path: Path, split: str) -> list[Any]:
-        """What a cached conversion depends on. Raises ValueError for a missing file or split."""
-        _require(path)
+    def cache_key(path: Path, split: str) -> list[Any]:
+        """The state of the files that a cached conversion depends on. Raises ValueError for a missing file or split."""
+        _require_files(path)
         files = (path / "corpus.jsonl", path / "queries.jsonl", _qrels_file(path, split))
         return ["beir", [file_state(file) for file in files]]
 
@@ -168,7 +148,7 @@ class BeirSource:
         starts = np.append(np.searchsorted(judgements.query, rows), end) - begin
         grades = judgements.grade[begin:end]
         for i, query in enumerate(queries[rows]):
-            own = range(starts[i], starts[i + 1])
-            positives = tuple(documents[j] for j in own if grades[j] > 0)
-            negatives = tuple(documents[j] for j in own if grades[j] <= 0)
+            judged = range(starts[i], starts[i + 1])
+            positives = tuple(documents[j] for j in judged if grades[j] > 0)
+            negatives = tuple(documents[j] for j in judged if grades[j] <= 0)
             yield int(judgements.line[begin + starts[i]]), Record(query, positives, negatives)

@@ -1,4 +1,4 @@
-"""What one record must lose before it can be trained on: documents that repeat, or that equal the query."""
+"""Removal of the documents of one record that repeat, or that equal the query."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,14 @@ OWN_POSITIVE = "negative that is a positive of its row"
 
 @dataclass(frozen=True)
 class CleanRecord:
-    """A record, the identities of its texts, and an identity of the whole row."""
+    """A record, the `text_id` of each of its texts, and a hash of the whole row.
+
+    Args:
+        record: The record, cleaned.
+        query_id: `text_id` of the query.
+        positive_ids: `text_id` of each positive.
+        negative_ids: `text_id` of each negative.
+    """
 
     record: Record
     query_id: int
@@ -27,6 +34,7 @@ class CleanRecord:
 
     @property
     def row_id(self) -> int:
+        """63-bit hash of all texts, scores and the instruction; the same for identical rows."""
         row = self.record
         rest = (row.positive_scores, row.negative_scores, row.instruction, row.score)
         content = repr((self.query_id, self.positive_ids, self.negative_ids, rest))
@@ -34,13 +42,16 @@ class CleanRecord:
 
 
 def clean(record: Record, drop: Callable[[str], None]) -> CleanRecord:
-    """The record without such documents; `drop(reason)` is called for each, and no positive may be left.
+    """Remove repeated documents and documents equal to the query, calling `drop(reason)` for each.
 
-    Graded pairs stay as they are: two equal sentences are as good a pair as any. Raises FieldError.
+    All positives may be removed. Graded pairs are not changed: two equal sentences are a valid pair.
+
+    Raises:
+        FieldError: A text that cannot be encoded as UTF-8.
     """
-    query_id = identity("query", record.query)
+    query_id = checked_text_id("query", record.query)
     if record.score is not None:
-        return CleanRecord(record, query_id, [identity("positive", record.positives[0])], [])
+        return CleanRecord(record, query_id, [checked_text_id("positive", record.positives[0])], [])
     reasons = {query_id: EQUALS_QUERY}
     kept, positive_ids = _keep("positives", record.positives, reasons, REPEATED_POSITIVE, drop)
     positives, positive_scores = _select(record.positives, kept), _select_scores(record.positive_scores, kept)
@@ -56,16 +67,19 @@ def clean(record: Record, drop: Callable[[str], None]) -> CleanRecord:
 def _keep(
     field: str, texts: Sequence[str], reasons: dict[int, str], repeated: str, drop: Callable[[str], None]
 ) -> tuple[list[int], list[int]]:
-    """Positions and identities of the texts whose identity is not among `reasons`, which grows by them."""
+    """Positions and ids of the texts to keep.
+
+    `reasons` maps the id of a text that must not occur (again) to the reason for dropping it; kept texts are added.
+    """
     kept, ids = [], []
     for position, text in enumerate(texts):
-        own = identity(f"{field}[{position}]", text)
-        if own in reasons:
-            drop(reasons[own])
+        text_hash = checked_text_id(f"{field}[{position}]", text)
+        if text_hash in reasons:
+            drop(reasons[text_hash])
         else:
             kept.append(position)
-            ids.append(own)
-            reasons[own] = repeated
+            ids.append(text_hash)
+            reasons[text_hash] = repeated
     return kept, ids
 
 
@@ -77,8 +91,8 @@ def _select_scores(scores: tuple[float, ...] | None, kept: list[int]) -> tuple[f
     return None if scores is None else _select(scores, kept)
 
 
-def identity(field: str, text: str) -> int:
-    """`text_id` of a text; FieldError with the field's name for a lone surrogate."""
+def checked_text_id(field: str, text: str) -> int:
+    """`text_id` of a text; raises FieldError with the field's name for a lone surrogate."""
     try:
         return text_id(text)
     except UnicodeEncodeError as error:

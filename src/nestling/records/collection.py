@@ -1,4 +1,4 @@
-"""A file of texts with ids (corpus.jsonl or queries.jsonl of a BEIR folder), kept in an Arrow file."""
+"""The texts and ids of corpus.jsonl or queries.jsonl of a BEIR folder, cached in an Arrow file."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nestling.records import fields
-from nestling.records.dialects import document_text
-from nestling.records.fields import Row
+from nestling.records.fields import Row, document_text
+from nestling.records.json_files import read_jsonl
 from nestling.records.record import FieldError, located, text_id
-from nestling.records.sources import read_jsonl
 from nestling.records.store import cached, file_state, open_batches, write_batches
 from nestling.records.texts import Texts
 
@@ -26,15 +25,15 @@ Kind = Literal["corpus", "queries"]
 
 @dataclass(frozen=True)
 class Collection:
-    """The n texts of a file that are not empty, by position in the order of the file.
+    """The n non-empty texts of a file; a position counts them in the order of the file.
 
     Args:
         path: The Arrow file.
-        file_rows: [n] int64, the row of the Arrow file at each position; None if no text is empty.
-        keys: [n] int64, `text_id` of the ids, sorted.
-        positions: [n] int64, the position that each of `keys` belongs to.
+        file_rows: [n] int64, the row of the Arrow file for each position; None if no text is empty.
+        keys: [n] int64, sorted `text_id` of the ids.
+        positions: [n] int64, the position of the text that each of `keys` belongs to.
         empty_keys: `text_id` of the ids whose text is empty.
-        empty_lines: Their lines in the source.
+        empty_lines: Line of each empty text in the source file.
     """
 
     path: Path
@@ -48,13 +47,15 @@ class Collection:
         return len(self.keys)
 
     def ids(self, positions: np.ndarray | None = None) -> Texts:
+        """The ids at some positions, by default at all."""
         return Texts(self.path, "id", self._rows(positions))
 
     def texts(self, positions: np.ndarray | None = None) -> Texts:
+        """The texts at some positions, by default at all."""
         return Texts(self.path, "text", self._rows(positions))
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """[m] int64: the position of each key, -1 where there is none."""
+        """[m] int64: the position of the text with each key, -1 for an unknown key."""
         if not len(self):
             return np.full(len(keys), -1)
         at = np.minimum(np.searchsorted(self.keys, keys), len(self) - 1)
@@ -67,19 +68,19 @@ class Collection:
 
 
 def open_collection(source: Path, kind: Kind, cache_dir: Path | None, progress: bool) -> Collection:
-    """Read objects with `_id`, `text` and (corpus) `title`, through the cache.
+    """Read the JSON objects (`_id`, `text` and, in a corpus, `title`) of a file, through the cache.
 
-    Raises ValueError for ids that repeat and for empty queries. Empty documents are left out.
+    Empty documents are left out. Raises ValueError for repeated ids and for empty queries.
     """
     name = f"{source.parent.name}-{kind}"
     path = cached(name, [kind, file_state(source)], cache_dir, lambda file: _build(source, kind, file, progress))
     batches, _ = open_batches(path)
     keys, lines = _column(batches, "key"), _column(batches, "line")
-    filled = np.concatenate([pc.binary_length(batch.column("text")).to_numpy() > 0 for batch in batches])
-    kept = keys[filled]
+    has_text = np.concatenate([pc.binary_length(batch.column("text")).to_numpy() > 0 for batch in batches])
+    kept = keys[has_text]
     order = np.argsort(kept, kind="stable")
-    rows = None if filled.all() else np.flatnonzero(filled)
-    return Collection(path, rows, kept[order], order, keys[~filled], lines[~filled])
+    rows = None if has_text.all() else np.flatnonzero(has_text)
+    return Collection(path, rows, kept[order], order, keys[~has_text], lines[~has_text])
 
 
 def _build(source: Path, kind: Kind, path: Path, progress: bool) -> None:
@@ -88,8 +89,8 @@ def _build(source: Path, kind: Kind, path: Path, progress: bool) -> None:
     with write_batches(path, SCHEMA) as writer:
         for line, row in read_jsonl(source, progress):
             with located(str(source), line):
-                identifier, content = _identifier(row), _content(row, kind)
-                rows.append((identifier, content, text_id(identifier), line))
+                id_, content = _read_id(row), _read_text(row, kind)
+                rows.append((id_, content, text_id(id_), line))
             size += len(content)
             if len(rows) == ROWS_PER_BATCH or size >= TEXT_PER_BATCH:
                 writer.write_batch(_batch(source, rows))
@@ -111,17 +112,17 @@ def _encodes(content: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in content)
 
 
-def _identifier(row: Row) -> str:
+def _read_id(row: Row) -> str:
     value = row.get("_id")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    identifier = fields.text(row, "_id")
-    if not _encodes(identifier):
+    id_ = fields.text(row, "_id")
+    if not _encodes(id_):
         raise FieldError("_id", "half of a surrogate pair; it is no valid text")
-    return identifier
+    return id_
 
 
-def _content(row: Row, kind: Kind) -> str:
+def _read_text(row: Row, kind: Kind) -> str:
     return document_text(row) if kind == "corpus" else fields.text(row, "text")
 
 
@@ -132,10 +133,10 @@ def _check_ids(source: Path, batches: list[Any]) -> None:
     first = np.zeros(len(keys), dtype=bool)
     first[np.unique(keys, return_index=True)[1]] = True
     if not first.all():
-        again = int(np.argmin(first))
-        earlier = int(np.flatnonzero(keys == keys[again])[0])
+        repeated = int(np.argmin(first))
+        earlier = int(np.flatnonzero(keys == keys[repeated])[0])
         raise ValueError(
-            f"{source}:{lines[again]}: _id: used twice, first in line {lines[earlier]}; ids must be unique "
+            f"{source}:{lines[repeated]}: _id: used twice, first in line {lines[earlier]}; ids must be unique "
             f"({(~first).sum():,} rows repeat one)"
         )
 

@@ -1,12 +1,11 @@
 """Streamed conversion of records into the Arrow file behind a `RecordTable`, in two passes.
 
-1. Each record is cleaned on its own and written to a scratch file with the identities of its texts.
-   No more than one block of rows is in memory.
-2. With only the identities in memory, rows that repeat and negatives that are positives of their query in
-   another row are found, and the scratch file is copied without them.
+1. Each record is cleaned by itself and written to a scratch file together with the `text_id` of its texts; at most one
+   record batch is in memory.
+2. Repeated rows, and negatives that are known positives of their query, are found from the text ids alone, and the
+   scratch file is copied without them.
 
-Shapes: n rows, P positives and M hard negatives over all rows of the scratch file, U distinct query texts.
-Memory is O(n + P + M) integers, never texts.
+Memory is O(n + P + M) integers for n rows with P positives and M hard negatives in all; texts stay on disk.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,14 +29,14 @@ NO_POSITIVE = "row without a positive that differs from its query"
 
 
 class RecordSource(Protocol):
-    """Where records come from.
+    """A source of training records.
 
     Attributes:
-        name: The source as the user gave it.
-        location: The file that the lines are of.
-        drops: What was dropped so far; conversion adds to it.
-        dialect: Its name; known when `records` has begun.
-        ignored: Rows in which each unknown field was present; complete when `records` has ended.
+        name: The source as the user named it.
+        location: The file that line numbers refer to.
+        drops: Counts of dropped rows and documents; the conversion adds to them.
+        dialect: Name of the dialect; available after the first record was read.
+        ignored: Unknown field -> number of rows that have it; complete after the last record was read.
     """
 
     name: str
@@ -51,31 +50,33 @@ class RecordSource(Protocol):
     def ignored(self) -> Mapping[str, int]: ...
 
     def records(self) -> Iterator[tuple[int, Record]]:
-        """Pairs of (line, record)."""
+        """Yield (line, record) pairs."""
 
 
 def convert(source: RecordSource, path: Path, *, allow_no_positives: bool) -> None:
-    """Write a source's records to an Arrow file of schema `table.SCHEMA`, its `LoadSummary` as metadata.
+    """Write the records of a source to an Arrow file with schema `table.SCHEMA` and its `LoadSummary` as metadata.
 
-    Rows that cleaning leaves without a positive are dropped, or with `allow_no_positives` those without a document.
-    Raises ValueError if the source holds no rows, or none that can be kept.
+    Rows that have no positive after cleaning are dropped; with `allow_no_positives`, only rows that have no document.
+
+    Raises:
+        ValueError: The source has no rows, or none that can be kept.
     """
     with scratch_file(path.parent) as scratch:
         rows_read = _write_scratch(source, scratch, allow_no_positives)
         if not rows_read:
             raise ValueError(f"{source.location}:1: file: holds no rows; expected at least one")
         batches, _ = open_batches(scratch)
-        plan = select_rows(batches, source.location, source.drops)
-        summary = _summarise(source, rows_read, plan)
+        selection = select_rows(batches, source.location, source.drops)
+        summary = _summarise(source, rows_read, selection)
         if not summary.rows_kept:
             raise ValueError(f"{source.location}:1: file: no row can be kept\n{summary}")
         with write_batches(path, SCHEMA, summary.to_json()) as writer:
-            for batch in plan.apply(batches):
+            for batch in selection.apply(batches):
                 writer.write_batch(batch)
 
 
 def _write_scratch(source: RecordSource, path: Path, allow_no_positives: bool) -> int:
-    """Write the cleaned records; returns how many rows were read."""
+    """Write the cleaned records and return the number of rows read."""
     rows_read = size = 0
     rows: list[tuple[Any, ...]] = []
     with write_batches(path, SCRATCH_SCHEMA) as writer:
@@ -111,14 +112,14 @@ def _batch(rows: list[tuple[Any, ...]]) -> Any:
     return pa.record_batch(columns, schema=SCRATCH_SCHEMA)
 
 
-def _summarise(source: RecordSource, rows_read: int, plan: RowSelection) -> LoadSummary:
-    positives, negatives = plan.positive_counts, plan.negative_counts
+def _summarise(source: RecordSource, rows_read: int, selection: RowSelection) -> LoadSummary:
+    positives, negatives = selection.positive_counts, selection.negative_counts
     return LoadSummary(
         source=source.name,
         dialect=source.dialect,
         rows_read=rows_read,
         rows_kept=len(positives),
-        rows_scored=plan.rows_scored,
+        rows_scored=selection.rows_scored,
         rows_without_positives=int((positives == 0).sum()),
         positives=int(positives.sum()),
         negatives=int(negatives.sum()),

@@ -1,4 +1,4 @@
-"""`load_records`: from any source to a `RecordTable`, through the cache."""
+"""Loading training records from files, BEIR folders and datasets into a `RecordTable`, through the cache."""
 
 import re
 from collections import Counter
@@ -9,9 +9,10 @@ from typing import Any
 
 from nestling.records.beir import BeirSource, is_beir
 from nestling.records.convert import RecordSource, convert
-from nestling.records.dialects import DialectReader
+from nestling.records.fields import NumberedRows
+from nestling.records.reader import DialectReader
 from nestling.records.record import Record, located
-from nestling.records.sources import SUFFIXES, Rows, file_suffix, read_dataset, read_rows
+from nestling.records.sources import SUFFIXES, file_suffix, read_dataset, read_rows
 from nestling.records.store import cached, file_state
 from nestling.records.summary import DropCounter
 from nestling.records.table import RecordTable
@@ -31,37 +32,37 @@ def load_records(
 ) -> RecordTable:
     """Load training rows in any dialect (see `docs/data.md`).
 
-    The first load converts the source into a memory-mapped Arrow file in the cache; later ones open that file as
-    long as path, size and time of the source are the same.
+    The first call converts the source into an Arrow file in the cache; later calls memory-map that file as long as
+    path, size and modification time of the source are unchanged.
 
     Args:
         source: A JSONL, JSON, CSV, TSV (each also .gz) or Parquet file, a BEIR folder, a folder that
             `datasets` wrote or can read, or a dataset id (`owner/name`, or `owner/name:config`).
         split: Split of a BEIR folder or dataset; a single file has none.
         name: The dataset's name; by default that of the file or folder.
-        instruction: Instruction of the rows that have none of their own.
-        cache_dir: Where to keep the file; by default $NESTLING_CACHE or ~/.cache/nestling.
+        instruction: Instruction of the rows that have none.
+        cache_dir: Folder of the Arrow file; by default $NESTLING_CACHE or ~/.cache/nestling.
         progress: Show a progress bar for conversions that take more than a second.
-        allow_no_positives: Keep rows that have negatives only, which can train rerankers; without it they are refused
+        allow_no_positives: Keep rows that have negatives only, which can train rerankers; otherwise they are an error
             (queries of a BEIR folder: dropped).
 
     Raises:
         ValueError: `file:line: field: reason` for rows that cannot be read; also for a missing file or split.
     """
     name = name or default_name(Path(source))
-    identity, open_source = find_source(source, split, cache_dir, progress, allow_no_positives)
+    cache_key, open_source = find_source(source, split, cache_dir, progress, allow_no_positives)
 
     def build(file: Path) -> None:
         convert(open_source(), file, allow_no_positives=allow_no_positives)
 
-    key = [*identity, "allow_no_positives"] if allow_no_positives else identity
+    key = [*cache_key, "allow_no_positives"] if allow_no_positives else cache_key
     return RecordTable(cached(name, key, cache_dir, build), name, instruction)
 
 
 def find_source(
     source: str | Path, split: str, cache_dir: Path | None, progress: bool, allow_no_positives: bool
 ) -> tuple[list[Any], Callable[[], RecordSource]]:
-    """What a conversion of the source depends on, and how to begin it; the arguments are those of `load_records`."""
+    """The cache key of a source and a function that opens it; the arguments are those of `load_records`."""
     path = Path(source)
     if not str(source).strip():
         raise ValueError("a dataset has an empty name; expected a file, folder or dataset id (is a comma too many?)")
@@ -71,17 +72,17 @@ def find_source(
         rows = partial(read_rows, path, progress)
         return ["file", file_state(path)], lambda: DialectSource(str(path), rows(), allow_no_positives)
     if is_beir(path):
-        return BeirSource.identity(path, split), lambda: BeirSource(path, split, cache_dir, progress)
+        return BeirSource.cache_key(path, split), lambda: BeirSource(path, split, cache_dir, progress)
     dataset = _open_dataset(source, split)
     location = f"{source}[{split}]"
-    identity = ["dataset", _dataset_state(dataset), split]
-    return identity, lambda: DialectSource(location, read_dataset(dataset, progress), allow_no_positives)
+    cache_key = ["dataset", _dataset_state(dataset), split]
+    return cache_key, lambda: DialectSource(location, read_dataset(dataset, progress), allow_no_positives)
 
 
 class DialectSource:
-    """Rows of a file or dataset, converted by the dialect of the first; a `RecordSource`."""
+    """The rows of a file or dataset as records; a `RecordSource`."""
 
-    def __init__(self, location: str, rows: Rows, allow_no_positives: bool) -> None:
+    def __init__(self, location: str, rows: NumberedRows, allow_no_positives: bool) -> None:
         self.name = self.location = location
         self.drops = DropCounter()
         self._rows, self._reader = rows, DialectReader(allow_no_positives=allow_no_positives)
@@ -103,7 +104,7 @@ class DialectSource:
 
 
 def default_name(path: Path) -> str:
-    """What a dataset is called that was given no name."""
+    """The name of a dataset that the user did not name: its file or folder, without the suffix."""
     return path.name.removesuffix(".gz").removesuffix(file_suffix(path)) or str(path)
 
 

@@ -1,4 +1,4 @@
-"""Relevance judgements of a BEIR folder (qrels/SPLIT.tsv), resolved to positions of queries and documents."""
+"""Relevance judgements of a BEIR folder (qrels/SPLIT.tsv), with queries and documents as positions."""
 
 import math
 from array import array
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from nestling.records.collection import Collection
+from nestling.records.lines import read_lines
 from nestling.records.record import FieldError, located, text_id
-from nestling.records.sources import read_lines
 from nestling.records.summary import DropCounter
 
 HEADER = ("query-id", "corpus-id", "score")
@@ -19,13 +19,13 @@ EMPTY_DOCUMENT = "document with neither title nor text"
 
 @dataclass(frozen=True)
 class Judgements:
-    """m judgements, sorted by query; those of a query in the order of the file.
+    """m relevance judgements, sorted by query; judgements of the same query are in the order of the file.
 
     Args:
         query: [m] int64, position of the query.
         document: [m] int64, position of the document.
         grade: [m] float64.
-        line: [m] int64, line of the file.
+        line: [m] int64, 1-based line of the file.
     """
 
     query: np.ndarray
@@ -33,16 +33,16 @@ class Judgements:
     grade: np.ndarray
     line: np.ndarray
 
-    def select(self, which: np.ndarray) -> "Judgements":
-        """Those at a mask or at positions."""
-        return Judgements(self.query[which], self.document[which], self.grade[which], self.line[which])
+    def select(self, index: np.ndarray) -> "Judgements":
+        """The judgements at a boolean mask or at positions."""
+        return Judgements(self.query[index], self.document[index], self.grade[index], self.line[index])
 
 
 def read_qrels(path: Path, queries: Collection, corpus: Collection, drops: DropCounter) -> Judgements:
-    """Read a split's judgements. A judgement given twice with one grade is dropped and counted.
+    """Read the judgements of a split; a judgement that is repeated with the same grade is dropped and counted.
 
     Raises:
-        ValueError: For unknown queries and documents, empty documents, two grades of one pair, no judgement.
+        ValueError: An unknown query or document, an empty document, two grades for one pair, or no judgement at all.
     """
     query_keys, document_keys, grades, lines = _parse(path)
     _refuse_empty(path, corpus, document_keys, lines)
@@ -54,7 +54,7 @@ def read_qrels(path: Path, queries: Collection, corpus: Collection, drops: DropC
 
 
 def _parse(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Identities of query ids and document ids, grades and lines; each [m]."""
+    """`text_id` of the query ids and of the document ids, grades and lines; each [m]."""
     queries, documents, grades, lines = array("q"), array("q"), array("d"), array("q")
     for number, line in read_lines(path):
         cells = line.rstrip("\r\n").split("\t")

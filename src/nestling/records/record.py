@@ -1,4 +1,4 @@
-"""One training row, the identity of a text, and the errors that point into a file."""
+"""A training record, the hash of a text, and errors that name a line of a file."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,16 +8,16 @@ import xxhash
 
 @dataclass(frozen=True)
 class Record:
-    """A query with what is relevant to it and what is not.
+    """A training record: a query with relevant documents and hard negatives.
 
     Args:
-        query: The query's text, without prompt.
-        positives: Relevant documents, at least one; in data for rerankers there may be none beside negatives.
+        query: Text of the query, without its prompt.
+        positives: Relevant documents, at least one; data for rerankers may have rows with negatives only.
         negatives: Hard negatives, any number of them.
         positive_scores: Teacher scores aligned with `positives`, or None.
         negative_scores: Teacher scores aligned with `negatives`, or None.
-        instruction: Task instruction of the query, or None for the dataset's.
-        score: Similarity of `query` and `positives[0]` if the row is a graded pair, else None.
+        instruction: Task instruction of the query; None to use that of the dataset.
+        score: Similarity label of `query` and `positives[0]` if the record is a graded pair, else None.
     """
 
     query: str
@@ -30,29 +30,29 @@ class Record:
 
 
 def without_none(row: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a row that hold something, as a line of JSON has them."""
+    """The fields of a row that are not None."""
     return {name: value for name, value in row.items() if value is not None}
 
 
 def text_id(text: str) -> int:
-    """Identity of a text: the upper 63 bits of XXH3-64 over its UTF-8 bytes, so never negative.
+    """Hash of a text: the upper 63 bits of XXH3-64 over its UTF-8 bytes, so that it fits into a non-negative int64.
 
-    Equal on every machine and in every run. Raises UnicodeEncodeError for a lone surrogate.
+    The same on every machine and in every run. Raises UnicodeEncodeError for a lone surrogate.
     """
     return xxhash.xxh3_64_intdigest(text.encode()) >> 1
 
 
 class FieldError(ValueError):
-    """A field of a row is not as it should be; `located` adds where the row is."""
+    """An invalid field of a row; `located` adds file and line of the row."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
 
 
 class located:  # noqa: N801 - used like contextlib's functions
-    """Turn a `FieldError` raised inside into `ValueError("source:line: field: reason")`.
+    """Turn a `FieldError` raised in the block into `ValueError("source:line: field: reason")`.
 
-    A class, since every row passes through two of these and a generator takes four times as long.
+    A class rather than a generator with `contextmanager`, which takes four times as long: it is entered twice a row.
     """
 
     __slots__ = ("line", "source")

@@ -1,4 +1,4 @@
-"""Arrow files in the cache folder: written aside and renamed, opened as memory maps, checked when opened."""
+"""Arrow files in the cache folder: written to a temporary file and renamed, validated and memory-mapped when opened."""
 
 import errno
 import hashlib
@@ -15,32 +15,39 @@ import pyarrow as pa
 
 from nestling.files import sync
 
-# Raise it whenever a reader, a rule for drops or a schema changes, so that older files are not used.
+# Part of every cache key: raise it when a reader, a rule for dropping rows or a schema changes.
 READER_VERSION = 2
-META = b"nestling"
+METADATA_KEY = b"nestling"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def default_cache() -> Path:
-    """$NESTLING_CACHE, or ~/.cache/nestling."""
+    """The cache folder: $NESTLING_CACHE, or ~/.cache/nestling."""
     return Path(os.environ.get("NESTLING_CACHE") or Path.home() / ".cache" / "nestling")
 
 
 def file_state(path: Path) -> tuple[str, int, int]:
-    """What tells whether a file has changed: its path, size in bytes and time of change in ns."""
+    """(path, size in bytes, modification time in ns) of a file, which change when its content does."""
     stat = path.stat()
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
 
-def cached(name: str, identity: Any, cache_dir: Path | None, build: Callable[[Path], None]) -> Path:
-    """The Arrow file for `identity` (anything JSON can write), built unless a sound one is there.
+def cached(name: str, cache_key: Any, cache_dir: Path | None, build: Callable[[Path], None]) -> Path:
+    """Path of the cached Arrow file for a key, which is built unless a valid one exists.
 
-    `build(path)` writes it. Processes may race: each writes a file of its own and the last rename wins,
-    with equal content. What fails in `build` leaves nothing behind.
+    Several processes may build it at once: each writes a temporary file and renames it, the last one wins, and all
+    have the same content. If `build` fails, no file is left.
+
+    Args:
+        name: Beginning of the file name, for people who look into the folder.
+        cache_key: Everything that the content depends on; must be serialisable as JSON.
+        cache_dir: The folder; None for `default_cache()`.
+        build: Writes the file to the path that it is given.
     """
     folder = cache_dir or default_cache()
-    key = hashlib.blake2b(json.dumps([READER_VERSION, identity]).encode(), digest_size=10).hexdigest()
+    key = hashlib.blake2b(json.dumps([READER_VERSION, cache_key]).encode(), digest_size=10).hexdigest()
     path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[:60]}-{key}.arrow"
-    if not is_sound(path):
+    if not is_valid_file(path):
         with writable(folder), scratch_file(folder) as scratch:
             build(scratch)
             sync(scratch)
@@ -51,7 +58,7 @@ def cached(name: str, identity: Any, cache_dir: Path | None, build: Callable[[Pa
 
 @contextmanager
 def scratch_file(folder: Path) -> Iterator[Path]:
-    """A new file in `folder` that is gone at the end, unless it was renamed."""
+    """A temporary file in `folder`, deleted at the end of the block unless it was renamed."""
     handle, name = tempfile.mkstemp(prefix=".building-", suffix=".arrow", dir=folder)
     os.close(handle)
     try:
@@ -61,43 +68,48 @@ def scratch_file(folder: Path) -> Iterator[Path]:
 
 
 class CacheError(OSError):
-    """The cache folder cannot be written."""
+    """The cache folder is not writable or has no space left."""
 
 
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """Make the folder, and say what to do if it, or a file in it, cannot be written."""
-    made = False
+    """Create the folder; an error of writing it, or a file in it, becomes a CacheError with advice."""
+    writable_folder = False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        made = os.access(folder, os.W_OK | os.X_OK)
-        if not made:
+        writable_folder = os.access(folder, os.W_OK | os.X_OK)
+        if not writable_folder:
             raise PermissionError(errno.EACCES, "permission denied")
         yield
     except OSError as error:
-        if isinstance(error, CacheError) or (made and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+        if isinstance(error, CacheError) or (
+            writable_folder and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        ):
             raise
         advice = "free space there, or set NESTLING_CACHE or cache_dir to a folder that can be written"
-        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text says it twice
+        reason = os.strerror(error.errno) if error.errno else error  # the text of pyarrow repeats it
         raise CacheError(error.errno, f"cannot write the cache folder {folder}: {reason}; {advice}") from None
 
 
 def open_batches(path: Path) -> tuple[list[Any], str]:
-    """Record batches of an Arrow file, as views of its memory map, and the text in its metadata."""
+    """The record batches of an Arrow file, memory-mapped, and the text in its metadata."""
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        return batches, (reader.schema.metadata or {}).get(META, b"").decode()
+        return batches, (reader.schema.metadata or {}).get(METADATA_KEY, b"").decode()
 
 
 @contextmanager
 def write_batches(path: Path, schema: Any, meta: str = "") -> Iterator[Any]:
-    """A writer of record batches into an uncompressed Arrow file, which is what can be memory-mapped."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema.with_metadata({META: meta})) as writer:
+    """A writer of record batches to an uncompressed Arrow file, which can be memory-mapped."""
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, schema.with_metadata({METADATA_KEY: meta})) as writer,
+    ):
         yield writer
 
 
-def is_sound(path: Path) -> bool:
-    """Whether an Arrow file is there, whole and of valid offsets and UTF-8 (one pass at memory speed)."""
+def is_valid_file(path: Path) -> bool:
+    """Whether an Arrow file exists, is complete, and has valid offsets and UTF-8; reads the whole file."""
     try:
         batches, _ = open_batches(path)
         for batch in batches:

@@ -1,4 +1,4 @@
-"""What a reader read, kept and dropped, as a block of text for the log."""
+"""Counts of the rows and documents that were read, kept and dropped."""
 
 import json
 from collections import Counter
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Drop:
-    """How many things were dropped for one reason, and where the first of them is (`file:line`)."""
+    """The number of rows or documents dropped for one reason, and the first of them as `file:line`."""
 
     reason: str
     count: int
@@ -15,7 +15,7 @@ class Drop:
 
 
 class DropCounter:
-    """Counts drops by reason and remembers the first place of each."""
+    """Counts dropped rows and documents by reason, with the location of the first for each reason."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -32,21 +32,21 @@ class DropCounter:
 
 @dataclass(frozen=True)
 class LoadSummary:
-    """The figures of one load; `str(summary)` is the text to print.
+    """Counts of one load; `str(summary)` is the text to print.
 
     Args:
         source: File, folder or dataset id that was read.
         dialect: Name of the dialect its rows are written in.
         rows_read: Rows in the source (queries with a judgement, for a BEIR folder).
         rows_kept: Rows in the table.
-        rows_scored: Kept rows that hold teacher scores for all their documents.
+        rows_scored: Kept rows with teacher scores for all their documents.
         rows_without_positives: Kept rows that have negatives only.
         positives: Positives over all kept rows.
         negatives: Hard negatives over all kept rows.
-        max_positives: Most positives in a row.
-        max_negatives: Most hard negatives in a row.
-        drops: What was dropped, by reason.
-        ignored: Rows in which a field that no reader knows was present, by field.
+        max_positives: Largest number of positives in a row.
+        max_negatives: Largest number of hard negatives in a row.
+        drops: Dropped rows and documents, by reason.
+        ignored: (unknown field, number of rows that have it) pairs.
     """
 
     source: str

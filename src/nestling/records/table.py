@@ -1,4 +1,4 @@
-"""The rows of a dataset, read from a memory-mapped Arrow file."""
+"""The records of a dataset, in a memory-mapped Arrow file."""
 
 from functools import cached_property
 from pathlib import Path
@@ -26,31 +26,31 @@ CONTENT = [
     pa.field("positive_ids", _IDS),
     pa.field("negative_ids", _IDS),
 ]
-# The known positives of a query text lie in the first row with that text; `first_row` says which it is.
+# The known positives of a query text are stored in the first row with that text, whose index is `first_row`.
 SCHEMA = pa.schema([*CONTENT, pa.field("first_row", pa.int64()), pa.field("known_positives", _IDS)])
 
 
 class RecordTable:
-    """The rows of one dataset. Texts stay in the file; pickles as a path, so that workers map it anew.
+    """The records of one dataset. Texts are read from the file on access; pickles as a path, which workers map again.
 
     Args:
-        path: Arrow file of schema `SCHEMA`, with its `LoadSummary` as metadata.
+        path: Arrow file with schema `SCHEMA` and its `LoadSummary` as metadata.
         name: The dataset's name.
-        instruction: Instruction of rows that have none of their own.
+        instruction: Instruction of the rows that have none.
 
     Attributes:
-        summary: What loading read, kept and dropped.
-        graded: Every row is a graded pair.
-        has_scores: Every row holds teacher scores for all its documents.
-        max_positives: Most positives in a row; 0 if every row has negatives only.
-        max_negatives: Most hard negatives in a row.
+        summary: Counts of the rows and documents read, kept and dropped.
+        graded: Whether the rows are graded pairs.
+        has_scores: Whether every row has teacher scores for all its documents.
+        max_positives: Largest number of positives in a row; 0 if every row has negatives only.
+        max_negatives: Largest number of hard negatives in a row.
     """
 
     def __init__(self, path: Path, name: str, instruction: str | None = None) -> None:
         self.path, self.name, self.instruction = path, name, instruction
         batches, meta = open_batches(path)
         self.summary = LoadSummary.from_json(meta)
-        # One dict of columns a batch: making a column object anew for every row costs more than reading it.
+        # One dict of columns per record batch: creating a column object for every row costs more than reading the row.
         self._columns = [{field.name: batch.column(field.name) for field in SCHEMA} for batch in batches]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         self.graded = bool(batches[0].column("score")[0].is_valid)
@@ -75,12 +75,12 @@ class RecordTable:
 
     @cached_property
     def query_ids(self) -> np.ndarray:
-        """[n] int64, the identity of each row's query."""
+        """[n] int64: `text_id` of the query of each row."""
         return np.concatenate([columns["query_id"].to_numpy() for columns in self._columns])
 
     @cached_property
-    def identity(self) -> str:
-        """Fingerprint of all texts and which row has them, teacher scores aside."""
+    def fingerprint(self) -> str:
+        """Hash of the texts of all rows, in order; teacher scores are not included."""
         digest = xxhash.xxh3_128()
         for columns in self._columns:
             digest.update(columns["query_id"].to_numpy())
@@ -90,28 +90,28 @@ class RecordTable:
         return digest.hexdigest()
 
     def score_range(self) -> tuple[float, float]:
-        """Lowest and highest score of any pair or document; (0, 0) where there are none."""
-        found = [
+        """Lowest and highest score of all graded pairs and documents; (0, 0) without any score."""
+        ranges = [
             pc.min_max(column.flatten() if name.endswith("scores") else column).as_py()
             for columns in self._columns
             for name, column in columns.items()
             if name in ("score", "positive_scores", "negative_scores")
         ]
-        values = [value for each in found for value in each.values() if value is not None]
+        values = [value for score_range in ranges for value in score_range.values() if value is not None]
         return min(values, default=0.0), max(values, default=0.0)
 
     def positive_ids(self, index: int) -> np.ndarray:
-        """[P] int64, the identities of a row's positives, aligned with them; P is 0 in rows of negatives only."""
+        """[P] int64: `text_id` of each positive of a row; P is 0 in rows that have negatives only."""
         columns, row = self._locate(index)
         return _ids(columns["positive_ids"][row])
 
     def negative_ids(self, index: int) -> np.ndarray:
-        """[M] int64, the identities of a row's hard negatives, aligned with them."""
+        """[M] int64: `text_id` of each hard negative of a row."""
         columns, row = self._locate(index)
         return _ids(columns["negative_ids"][row])
 
     def known_positives(self, index: int) -> np.ndarray:
-        """Sorted unique int64: all positives that any row of the dataset has for the row's query text."""
+        """Sorted unique int64: ids of all positives that any row of the dataset has for the query text of a row."""
         columns, row = self._locate(index)
         columns, row = self._locate(columns["first_row"][row].as_py())
         return _ids(columns["known_positives"][row])

@@ -1,4 +1,4 @@
-"""A sequence of texts that stay in a memory-mapped Arrow file until they are asked for."""
+"""A sequence of texts in a memory-mapped Arrow file."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,21 +13,21 @@ TEXTS_PER_BLOCK = 1024
 
 
 class Texts(Sequence[str]):
-    """One column of an Arrow file, of texts or lists of texts (then one after the other), or some of its texts.
+    """The texts of one column of an Arrow file, or some of them; a column of lists is flattened.
 
-    An int gives a text; a slice, or a list or array of positions, gives the list of those texts.
-    Iterating reads a block at a time. Pickles as a path and rows.
+    An int index gives a text; a slice, or a list or array of positions, gives a list of texts. Texts are read from the
+    file on access, by iteration in blocks. Pickles as a path and rows.
 
     Args:
         path: The Arrow file.
         column: Name of the column.
-        rows: [n] int64, the rows of the file (texts of the lists) that are the texts, in order; None for all.
+        rows: [n] int64, positions of the texts in the (flattened) column, in order; None for all.
     """
 
     def __init__(self, path: Path, column: str, rows: np.ndarray | None = None) -> None:
         self._path, self._column, self._rows = path, column, rows
         columns = [batch.column(column) for batch in open_batches(path)[0]]
-        self._chunks = [each.flatten() if pa.types.is_list(each.type) else each for each in columns]
+        self._chunks = [array.flatten() if pa.types.is_list(array.type) else array for array in columns]
         self._starts = np.cumsum([0, *map(len, self._chunks)])  # [chunks + 1]
 
     def __len__(self) -> int:
@@ -57,8 +57,8 @@ class Texts(Sequence[str]):
             raise IndexError(f"position out of range for {len(self)} texts")
         rows = positions if self._rows is None else self._rows[positions]
         chunk_of = np.searchsorted(self._starts, rows, side="right") - 1
-        found = np.empty(len(rows), dtype=object)
+        texts = np.empty(len(rows), dtype=object)
         for chunk in np.unique(chunk_of):
             at = np.flatnonzero(chunk_of == chunk)
-            found[at] = self._chunks[chunk].take(pa.array(rows[at] - self._starts[chunk])).to_pylist()
-        return found.tolist()
+            texts[at] = self._chunks[chunk].take(pa.array(rows[at] - self._starts[chunk])).to_pylist()
+        return texts.tolist()

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from nestling.records.beir import RetrievalSet
 from nestling.records.collection import positions
 from nestling.records.fields import Row, check_text, optional_text
+from nestling.records.json_files import read_jsonl
 from nestling.records.record import FieldError, located
-from nestling.records.sources import file_suffix, read_jsonl
+from nestling.records.retrieval_set import RetrievalSet
+from nestling.records.sources import file_suffix
 from nestling.retrieval.first_stage import bm25_run, read_run
 from nestling.retrieval.metrics import Floats, Integers, Placements, Run, means, place_run
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nestling.records.beir import RetrievalSet
 from nestling.records.collection import positions
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates
 from nestling.retrieval.metrics import Floats, Placements, Run, per_query
 from nestling.retrieval.nearest import search_top

@@ -11,7 +11,7 @@ from torch import Tensor
 from nestling.distributed.ranks import rank_and_world
 from nestling.models.embedder import Embedder, Kind
 from nestling.models.encoding import EncodingStats, encode_texts, single_process
-from nestling.records.beir import RetrievalSet
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.distinct import Distinct, Seen, find_distinct
 from nestling.retrieval.metrics import means
 from nestling.retrieval.ranks import largest, reduce_sum, share, sum_stats

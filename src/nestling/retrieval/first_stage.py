@@ -11,8 +11,8 @@ import snowballstemmer
 from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
-from nestling.records.beir import RetrievalSet
-from nestling.records.sources import read_lines
+from nestling.records.lines import read_lines
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.words import WORDS
 from nestling.retrieval.metrics import Run
 

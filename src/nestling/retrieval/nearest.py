@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nestling.distributed.ranks import rank_and_world
-from nestling.records.beir import RetrievalSet
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.metrics import Floats, Integers, Run
 from nestling.retrieval.ranks import reduce_sum
 from nestling.retrieval.search import QUERY_BLOCK, Codec, EmbeddingPrecision, EncodedSet, pad_rows, score_blocks

@@ -10,7 +10,7 @@ import torch
 from nestling.models.encoding import single_process
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoringStats, score_groups
-from nestling.records.beir import RetrievalSet
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates
 from nestling.retrieval.metrics import Floats, Integers
 from nestling.retrieval.ranks import largest, reduce_sum, share

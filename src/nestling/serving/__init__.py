@@ -1,1 +1,1 @@
-"""Is a server right? Its answers beside the numbers of the directory that it serves."""
+"""Comparison of the answers of a server with the model directory that it serves."""

@@ -1,4 +1,4 @@
-"""Requests to servers of embeddings and of rerankers, in the forms that vLLM, TEI, llama.cpp and their kin speak."""
+"""A client for servers of embeddings and of rerankers, with the APIs of vLLM, TEI, llama.cpp and similar servers."""
 
 import base64
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ import numpy as np
 
 from nestling.retrieval.metrics import Floats
 
-# Where a server's own address ends and that of one of its endpoints begins.
+# Last parts of the paths of endpoints.
 ENDPOINTS = ("/embeddings", "/rerank", "/score")
 
-# How a reranker is asked: Jina's and Cohere's form, TEI's, vLLM's for pairs.
+# Forms of a request to a reranker: that of Jina and Cohere, that of TEI, and that of vLLM for pairs.
 Form = Literal["documents", "texts", "pairs"]
 FORMS: dict[str, list[Form]] = {"/rerank": ["documents", "texts"], "/score": ["pairs"]}
 
 
 class RefusedError(ValueError):
-    """An answer that says error; llama.cpp answers 500 to a text that is too long.
+    """A response with an error status; llama.cpp answers 500 to a text that is too long.
 
     Attributes:
-        reason: What the server said, with its status.
+        reason: Status and message of the response.
     """
 
     def __init__(self, url: str, response: httpx.Response) -> None:
@@ -31,12 +31,12 @@ class RefusedError(ValueError):
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """How a server of a reranker is asked.
+class ScoreEndpoint:
+    """An endpoint that scores documents.
 
     Attributes:
-        path: Of the endpoint.
-        form: Of the request.
+        path: Path of the endpoint.
+        form: Form of its requests.
     """
 
     path: str
@@ -44,16 +44,16 @@ class Scorer:
 
 
 class Server:
-    """A server, asked one request at a time, none of them repeated.
+    """A server. Requests are sent one at a time, without retries.
 
     Args:
-        url: Of the server, with or without /v1, or of one of its endpoints.
-        model: What requests call the model; the first that the server lists by default.
-        key: Sent as a bearer token, if there is one.
-        timeout: Seconds to wait for an answer.
+        url: Address of the server, with or without /v1, or of one of its endpoints.
+        model: Name of the model in requests; by default the first one that the server lists.
+        key: Bearer token, if the server needs one.
+        timeout: Seconds to wait for a response.
 
     Raises:
-        ValueError: Nobody answers, or not with what belongs there; `RefusedError` for a status of 4xx or 5xx.
+        ValueError: No response, or an unexpected one; `RefusedError` for a status of 4xx or 5xx.
     """
 
     def __init__(self, url: str, *, model: str | None = None, key: str | None = None, timeout: float = 60.0) -> None:
@@ -66,10 +66,11 @@ class Server:
         self.model = model or self._first_model()
 
     def embed(self, texts: Sequence[str], *, dimensions: int | None = None, encoding: str = "float") -> Floats:
-        """[n, D] float64 of `texts`, which are sent as they are.
+        """Embeddings [n, D] float64 of n texts, to which no prompt is added.
 
         Args:
-            dimensions: To ask for.
+            texts: The texts.
+            dimensions: Dimensions to request; None for the default.
             encoding: "float", or "base64" for little-endian float32.
         """
         body = {"model": self.model, "input": list(texts), "encoding_format": encoding, "dimensions": dimensions}
@@ -83,41 +84,41 @@ class Server:
             raise ValueError(f"{self.url(path)}: embeddings are not lists of numbers, all of one length")
         return vectors
 
-    def find_scorer(self) -> Scorer:
-        """The first way of asking that it answers."""
+    def find_score_endpoint(self) -> ScoreEndpoint:
+        """The first endpoint that scores documents, and the form of its requests."""
         paths = [self.endpoint] if self.endpoint else ["/v1/rerank", "/rerank", "/v1/score", "/score"]
-        tried = []
-        for scorer in (Scorer(path, form) for path in paths for form in FORMS[path[path.rindex("/") :]]):
+        errors = []
+        for score_endpoint in (ScoreEndpoint(path, form) for path in paths for form in FORMS[path[path.rindex("/") :]]):
             try:
-                self.score(scorer, "a", ["b"])
+                self.score(score_endpoint, "a", ["b"])
             except RefusedError as refused:
-                tried.append(str(refused))
+                errors.append(str(refused))
             else:
-                return scorer
-        raise ValueError("the server reranks nowhere: " + "; ".join(tried))
+                return score_endpoint
+        raise ValueError("no endpoint of the server reranks: " + "; ".join(errors))
 
-    def score(self, scorer: Scorer, query: str, documents: Sequence[str]) -> Floats:
-        """[n] float64, in the order of `documents`."""
-        both = {"query": query, scorer.form: list(documents)}
+    def score(self, score_endpoint: ScoreEndpoint, query: str, documents: Sequence[str]) -> Floats:
+        """Scores [n] float64 of n documents."""
+        both = {"query": query, score_endpoint.form: list(documents)}
         pairs = {"text_1": query, "text_2": list(documents)}
-        body = {"model": self.model, **(pairs if scorer.form == "pairs" else both)}
-        answer = self.post(scorer.path, body)
-        key = "data" if scorer.form == "pairs" else "results"
-        rows = self._rows(scorer.path, answer, key, ("score", "relevance_score"), len(documents))
+        body = {"model": self.model, **(pairs if score_endpoint.form == "pairs" else both)}
+        answer = self.post(score_endpoint.path, body)
+        key = "data" if score_endpoint.form == "pairs" else "results"
+        rows = self._rows(score_endpoint.path, answer, key, ("score", "relevance_score"), len(documents))
         try:
-            return np.array(rows, dtype=np.float64)  # null is NaN, which JSON has no word for
+            return np.array(rows, dtype=np.float64)  # null becomes NaN, which JSON cannot express
         except (TypeError, ValueError):
-            raise ValueError(f"{self.url(scorer.path)}: expected scores, got {str(rows)[:200]}") from None
+            raise ValueError(f"{self.url(score_endpoint.path)}: expected scores, got {str(rows)[:200]}") from None
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """What it answers to a request, read from JSON; keys of `body` that are None are left out."""
+        """Send a request and return the decoded JSON response; keys of `body` with value None are left out."""
         return self._ask("POST", path, {key: value for key, value in body.items() if value is not None})
 
     def url(self, path: str) -> str:
         return f"{str(self.http.base_url).rstrip('/')}{path}"
 
     def _first_model(self) -> str | None:
-        """What /v1/models lists first; None for servers that list none."""
+        """Name of the first model that /v1/models lists; None if there is none."""
         try:
             answer = self._ask("GET", "/v1/models")
         except RefusedError:
@@ -142,11 +143,11 @@ class Server:
             raise ValueError(f"{self.url(path)}: expected JSON, got {response.text!r:.200}") from None
 
     def _rows(self, path: str, answer: Any, key: str, names: Sequence[str], count: int) -> list[Any]:
-        """The values of an answer's rows, under one of `names`, put in order by their index."""
+        """The values of the rows of a response, sorted by index; `names` are the possible keys of a value."""
         rows: Any = answer.get(key) if isinstance(answer, dict) else answer
         try:
-            found = {row["index"]: next(row[name] for name in names if name in row) for row in rows}
-            return [found[i] for i in range(count)]
+            values = {row["index"]: next(row[name] for name in names if name in row) for row in rows}
+            return [values[i] for i in range(count)]
         except (TypeError, KeyError, StopIteration):
             raise ValueError(
                 f"{self.url(path)}: expected {count} rows with index and {names[-1]}, got {str(answer)[:200]}"
@@ -154,7 +155,7 @@ class Server:
 
 
 def split_url(url: str) -> tuple[str, str | None]:
-    """A server's address without /v1, and the path of the endpoint, None if the address names none."""
+    """The address of a server without /v1, and the path of the endpoint; None if the address has none."""
     url = url.rstrip("/")
     end = next((end for end in ENDPOINTS if url.endswith(end)), None)
     root = url.removesuffix(end or "")
@@ -163,12 +164,12 @@ def split_url(url: str) -> tuple[str, str | None]:
 
 
 def decode(row: Any) -> Any:
-    """One embedding, from numbers or from base64."""
+    """Decode one embedding: a list of numbers, or base64."""
     return np.frombuffer(base64.b64decode(row, validate=True), dtype="<f4") if isinstance(row, str) else row
 
 
 def reason(response: httpx.Response) -> str:
-    """What an error says, in one line."""
+    """The message of an error response, in one line."""
     try:
         content = response.json()
     except ValueError:

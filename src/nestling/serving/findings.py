@@ -1,4 +1,4 @@
-"""What a check of a server says: probes beside the directory's numbers, and what is wrong."""
+"""The report of the comparison of a server with a directory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,40 +7,40 @@ import numpy as np
 
 from nestling.console import table
 from nestling.retrieval.metrics import Floats
-from nestling.serving.fixes import FIXES
+from nestling.serving.advice import ADVICE
 
-# A way with more faults is believed if it is so many times nearer to what is served.
+# An explanation with more errors is chosen only if its distance is smaller by this factor.
 NEARER = 3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a server does otherwise than the directory.
+    """A difference between a server and the directory.
 
     Args:
-        aspect: One word for it: EOS, prompt, padding, pooling, normalisation, dimension, …
-        what: What it does, with figures.
-        fix: What to do about it.
+        aspect: Aspect in which they differ: EOS, prompt, padding, pooling, normalisation, dimension, …
+        what: Description, with figures.
+        advice: How to correct it.
     """
 
     aspect: str
     what: str
-    fix: str
+    advice: str
 
     def __str__(self) -> str:
-        return f"{self.aspect}: {self.what}\n  {self.fix}"
+        return f"{self.aspect}: {self.what}\n  {self.advice}"
 
 
 @dataclass
-class Check:
-    """What was compared.
+class ServerReport:
+    """Result of a comparison.
 
     Args:
-        subject: What the directory and the server say of themselves, a line each.
-        headers: Of the table.
-        rows: Of the table, one a probe.
-        notes: What is worth knowing and no fault.
-        findings: What is wrong; empty when the server fits.
+        subject: Lines about the directory and the server.
+        headers: Headers of the table.
+        rows: Rows of the table, one for each probe.
+        notes: Observations that are not errors.
+        findings: Differences; empty if the server agrees with the directory.
     """
 
     subject: Sequence[str]
@@ -57,20 +57,20 @@ class Check:
         return "\n".join([*self.subject, "", shown, "", *notes, *(verdict or ["fits"])])
 
 
-def simplest(faults: Sequence[int], distances: Sequence[float], noise: float) -> int:
-    """Which of several explanations to believe: the one with fewest faults among those about as near as the nearest.
+def simplest_explanation(errors: Sequence[int], distances: Sequence[float], noise: float) -> int:
+    """Index of the explanation with the fewest errors among those whose distance is close to the smallest.
 
     Args:
-        faults: How many faults each has.
-        distances: How far what is served is from it, 0 for the same.
-        noise: Distances that differ by less are equal.
+        errors: Number of errors of the server that each explanation assumes.
+        distances: Distance between the answers that each explanation predicts and those of the server.
+        noise: Distances that differ by less are considered equal.
     """
     bound = NEARER * min(distances) + noise
     near = [i for i, distance in enumerate(distances) if distance <= bound]
-    return min(near, key=lambda i: (faults[i], distances[i]))
+    return min(near, key=lambda i: (errors[i], distances[i]))
 
 
-def find_nan(served: Floats) -> list[Finding]:
-    """Whether all that is served are numbers."""
-    wrong = int((~np.isfinite(served)).any(axis=-1).sum())
-    return [Finding("NaN", f"{wrong} of {len(served)} answers hold NaN or nothing", FIXES["nan"])] if wrong else []
+def nan_findings(served: Floats) -> list[Finding]:
+    """Whether all answers are finite."""
+    invalid = int((~np.isfinite(served)).any(axis=-1).sum())
+    return [Finding("NaN", f"{invalid} of {len(served)} answers hold NaN or nothing", ADVICE["nan"])] if invalid else []

@@ -1,4 +1,4 @@
-"""What texts of different lengths become in one batch when padding is mistaken for text.
+"""Embeddings of texts of different lengths in one batch when padding is treated as text.
 
 Shapes: B texts, L tokens of the longest, D dimensions.
 """
@@ -13,37 +13,39 @@ from torch import Tensor
 from nestling.models.encoding import evaluating
 from nestling.models.pooling import POOL
 from nestling.retrieval.metrics import Floats
-from nestling.serving.variants import Reference
+from nestling.serving.embedder_reference import EmbedderReference
 
 
-def padded_variants(reference: Reference, texts: Sequence[str]) -> dict[str, Floats]:
-    """[B, D] float64 of `texts` in one batch, not normalised, for each way to pad them wrongly."""
+def padded_variants(reference: EmbedderReference, texts: Sequence[str]) -> dict[str, Floats]:
+    """Error of padding -> [B, D] float64, the embeddings of `texts` in one batch, not normalised."""
     ids = [reference.tokens(text) for text in texts]
-    found = {}
-    for side, masked in product(("right", "left"), (True, False)):
-        states, inside = run_padded(reference, ids, side, masked)
-        seen = "which it does not attend to" if masked else "which it attends to"
-        found[f"pads on the {side}, {seen}, and pools as if there were none"] = pool(reference, states)
-        if not masked:
-            rows = [pool(reference, state[None, within]) for state, within in zip(states, inside, strict=True)]
-            found[f"pads on the {side}, {seen}, and pools the text alone"] = torch.cat(rows)
-    return {name: vectors.double().numpy() for name, vectors in found.items()}
+    embeddings = {}
+    for side, with_mask in product(("right", "left"), (True, False)):
+        states, is_token = padded_states(reference, ids, side, with_mask)
+        attention = "which it does not attend to" if with_mask else "which it attends to"
+        embeddings[f"pads on the {side}, {attention}, and pools as if there were none"] = pool(reference, states)
+        if not with_mask:
+            rows = [pool(reference, state[None, within]) for state, within in zip(states, is_token, strict=True)]
+            embeddings[f"pads on the {side}, {attention}, and pools the text alone"] = torch.cat(rows)
+    return {name: vectors.double().numpy() for name, vectors in embeddings.items()}
 
 
-def run_padded(reference: Reference, ids: list[list[int]], side: str, masked: bool) -> tuple[Tensor, Tensor]:
-    """States [B, L, D], and [B, L] bool, which of them are of the text."""
+def padded_states(
+    reference: EmbedderReference, ids: list[list[int]], side: str, with_mask: bool
+) -> tuple[Tensor, Tensor]:
+    """Last hidden states [B, L, D], and [B, L] bool, whether a position is a token of the text."""
     embedder, longest = reference.embedder, max(map(len, ids))
-    inside = torch.tensor([[i < len(each) for i in range(longest)] for each in ids])
-    inside = inside if side == "right" else inside.flip(1)
-    tokens = torch.full(inside.shape, embedder.text_tokenizer.pad_id)
-    tokens[inside] = torch.tensor([token for each in ids for token in each])
-    mask = inside.long() if masked else torch.ones_like(tokens)
+    is_token = torch.tensor([[i < len(each) for i in range(longest)] for each in ids])
+    is_token = is_token if side == "right" else is_token.flip(1)
+    tokens = torch.full(is_token.shape, embedder.text_tokenizer.pad_id)
+    tokens[is_token] = torch.tensor([token for each in ids for token in each])
+    mask = is_token.long() if with_mask else torch.ones_like(tokens)
     with torch.no_grad(), evaluating(embedder):
         model = cast(Any, embedder.backbone)
         output = model(input_ids=tokens.to(embedder.device), attention_mask=mask.to(embedder.device))
-    return output.last_hidden_state.float().cpu(), inside
+    return output.last_hidden_state.float().cpu(), is_token
 
 
-def pool(reference: Reference, states: Tensor) -> Tensor:
-    """[B, D] over all positions of [B, L, D]."""
+def pool(reference: EmbedderReference, states: Tensor) -> Tensor:
+    """[B, D]: states [B, L, D] pooled over all positions."""
     return POOL[reference.embedder.pooling](states, torch.full((len(states),), states.shape[1]))

@@ -1,4 +1,4 @@
-"""Compare a server of a reranker with the directory that it serves, and name what it does otherwise."""
+"""Comparison of a server of a reranker with the directory that it serves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,70 +9,71 @@ import numpy as np
 from nestling.export.embedder_expectation import probe_texts
 from nestling.export.reranker_expectation import ROUNDED_LOGIT, Pair
 from nestling.retrieval.metrics import Floats
+from nestling.serving.advice import ADVICE
 from nestling.serving.client import Server
-from nestling.serving.findings import Check, Finding, find_nan, simplest
-from nestling.serving.fixes import FIXES
-from nestling.serving.prompts import SCALES, Judge, Reading
+from nestling.serving.findings import Finding, ServerReport, nan_findings, simplest_explanation
+from nestling.serving.reranker_reference import SCALES, PromptVariant, RerankerReference
 
-# Half of what bfloat16 leaves out of a number, for servers that answer in it.
+# Half the relative rounding error of bfloat16, for servers that answer in it.
 HALF_ROUNDING = 0.002
-MISFIT_NOISE = 0.001
-# What differs by less than this share of what a shorter type may change needs no explanation.
-SAME_MISFIT = 0.01
+DEVIATION_NOISE = 0.001
+# A deviation below this fraction of the tolerance for shorter types needs no explanation.
+NEGLIGIBLE_DEVIATION = 0.01
 
 
 @dataclass(frozen=True)
-class Hypothesis:
-    """What a server may do: make prompts in one way, and answer on one scale.
+class Explanation:
+    """A possible explanation of the scores of a server.
 
     Args:
-        reading: How it makes prompts.
-        scale: What it answers, a name of `SCALES`.
-        logits: [n] float64 that the directory gives for prompts made so.
+        variant: How the server makes prompts.
+        scale: Scale of its scores, a key of `SCALES`.
+        logits: [n] float64: logits of the directory for these prompts.
     """
 
-    reading: Reading
+    variant: PromptVariant
     scale: str
     logits: Floats
 
-    def misfit(self, served: Floats) -> Floats:
-        """[n]: how far `served` is from it, in units of what a shorter type may change."""
+    def deviation(self, served: Floats) -> Floats:
+        """[n]: distance of the served scores [n] from the expected ones, divided by the tolerance for shorter types."""
         answer, step = SCALES[self.scale][0], ROUNDED_LOGIT * max(1.0, float(np.abs(self.logits).max()))
         expected, width = answer(self.logits), np.abs(answer(self.logits + step) - answer(self.logits - step)) / 2
-        misfit: Floats = np.abs(served - expected) / np.maximum(width, HALF_ROUNDING * np.abs(expected))
-        return misfit
+        deviation: Floats = np.abs(served - expected) / np.maximum(width, HALF_ROUNDING * np.abs(expected))
+        return deviation
 
 
-def check_reranker(server: Server, judge: Judge) -> Check:
-    """Send pairs one by one, then all documents of a query at once.
+def check_reranker(server: Server, reference: RerankerReference) -> ServerReport:
+    """Send pairs one by one, then all documents of a query in one request.
 
     Raises:
-        ValueError: The server does not answer, or reranks nowhere.
+        ValueError: The server does not answer, or has no endpoint that reranks.
     """
-    scorer = server.find_scorer()
+    score_endpoint = server.find_score_endpoint()
     groups = probe_groups()
     pairs = [(query, document) for query, documents in groups.items() for document in documents]
-    served = np.concatenate([server.score(scorer, query, [document]) for query, document in pairs])
-    together = np.concatenate([server.score(scorer, query, documents) for query, documents in groups.items()])
-    right, best, found = diagnose(judge, pairs, served)
-    check = Check(
+    served = np.concatenate([server.score(score_endpoint, query, [document]) for query, document in pairs])
+    batched = np.concatenate([server.score(score_endpoint, query, documents) for query, documents in groups.items()])
+    correct, best, findings = diagnose(reference, pairs, served)
+    report = ServerReport(
         [
-            f"directory: {judge.source}: instruction {judge.settings.instruction!r}",
-            f"server: {server.url(scorer.path)}, asked for {scorer.form}, model {server.model or 'not named'}",
+            f"directory: {reference.source}: instruction {reference.settings.instruction!r}",
+            f"server: {server.url(score_endpoint.path)}, asked for {score_endpoint.form}, "
+            f"model {server.model or 'not named'}",
         ],
         ["query", "document", "directory", "server", "in one request"],
-        findings=found,
+        findings=findings,
     )
-    columns = zip(pairs, SCALES["probabilities"][0](right.logits), served, together, strict=True)
-    check.rows = [[query[:20], repr(document[:24]), *values] for (query, document), *values in columns]
-    check.findings += (
-        find_padding(best, served, together) if np.isfinite(together).all() else find_lost(served, together)
+    columns = zip(pairs, SCALES["probabilities"][0](correct.logits), served, batched, strict=True)
+    report.rows = [[query[:20], repr(document[:24]), *values] for (query, document), *values in columns]
+    report.findings += (
+        padding_findings(best, served, batched) if np.isfinite(batched).all() else batch_nan_findings(served, batched)
     )
-    return check
+    return report
 
 
 def probe_groups() -> dict[str, list[str]]:
-    """Queries with documents of different lengths."""
+    """Query -> documents of different lengths."""
     question, tiny, chinese, code, long = probe_texts(12)
     return {
         question: ["find . -mtime -7", tiny, code, long, chinese],
@@ -80,48 +81,56 @@ def probe_groups() -> dict[str, list[str]]:
     }
 
 
-def diagnose(judge: Judge, pairs: Sequence[Pair], served: Floats) -> tuple[Hypothesis, Hypothesis, list[Finding]]:
-    """What the directory gives, what the server seems to do, and what of that is wrong."""
-    first, *others = judge.readings()
-    right = Hypothesis(first, next(iter(SCALES)), judge.read(first, pairs))
-    if not np.isfinite(served).all() or right.misfit(served).max() < SAME_MISFIT:
-        return right, right, find_nan(served[:, None])
-    found = [(first, right.logits), *((reading, judge.read(reading, pairs)) for reading in others)]
-    ways = [Hypothesis(reading, scale, logits) for (reading, logits), scale in product(found, SCALES)]
-    distances = [float(way.misfit(served).mean()) for way in ways]
-    best = ways[simplest([len(describe(way)) for way in ways], distances, MISFIT_NOISE)]
-    if fits(best, served):
-        return right, best, describe(best)
-    nearest = f"prompts with {best.reading.what}" if best.reading.aspect else "the directory's own prompts"
+def diagnose(
+    reference: RerankerReference, pairs: Sequence[Pair], served: Floats
+) -> tuple[Explanation, Explanation, list[Finding]]:
+    """The correct explanation, the one that fits the served scores [n] best, and its findings."""
+    correct_variant, *others = reference.variants()
+    correct = Explanation(correct_variant, next(iter(SCALES)), reference.logits_of(correct_variant, pairs))
+    if not np.isfinite(served).all() or correct.deviation(served).max() < NEGLIGIBLE_DEVIATION:
+        return correct, correct, nan_findings(served[:, None])
+    findings = [
+        (correct_variant, correct.logits),
+        *((variant, reference.logits_of(variant, pairs)) for variant in others),
+    ]
+    explanations = [Explanation(variant, scale, logits) for (variant, logits), scale in product(findings, SCALES)]
+    distances = [float(explanation.deviation(served).mean()) for explanation in explanations]
+    best = explanations[
+        simplest_explanation([len(describe(explanation)) for explanation in explanations], distances, DEVIATION_NOISE)
+    ]
+    if explains(best, served):
+        return correct, best, describe(best)
+    nearest = f"prompts with {best.variant.what}" if best.variant.aspect else "the directory's own prompts"
     what = f"no usual way of making prompts gives what is served; {nearest}, answered as {best.scale}, come nearest"
-    return right, best, [Finding("model", what, FIXES["scores"])]
+    return correct, best, [Finding("model", what, ADVICE["scores"])]
 
 
-def fits(way: Hypothesis, served: Floats) -> bool:
-    return bool((way.misfit(served) <= 1).all())
+def explains(explanation: Explanation, served: Floats) -> bool:
+    """Whether all served scores [n] are within the tolerance for shorter types."""
+    return bool((explanation.deviation(served) <= 1).all())
 
 
-def describe(way: Hypothesis) -> list[Finding]:
-    """What is wrong with what a server does."""
-    findings, reading = [], way.reading
-    if reading.aspect:
-        findings.append(Finding(reading.aspect, f"the server's prompts have {reading.what}", FIXES[reading.fix]))
-    fix = SCALES[way.scale][1]
-    if fix:
-        findings.append(Finding("scores", f"the server answers {way.scale}", FIXES[fix]))
+def describe(explanation: Explanation) -> list[Finding]:
+    """The errors of the server that an explanation assumes."""
+    findings, variant = [], explanation.variant
+    if variant.aspect:
+        findings.append(Finding(variant.aspect, f"the server's prompts have {variant.what}", ADVICE[variant.advice]))
+    advice = SCALES[explanation.scale][1]
+    if advice:
+        findings.append(Finding("scores", f"the server answers {explanation.scale}", ADVICE[advice]))
     return findings
 
 
-def find_lost(served: Floats, together: Floats) -> list[Finding]:
-    """Whether scores are lost in one request that are there one by one; what is lost one by one was found already."""
-    return find_nan(together[:, None]) if np.isfinite(served).all() else []
+def batch_nan_findings(served: Floats, batched: Floats) -> list[Finding]:
+    """Whether scores are NaN in one request that are finite one by one; NaN one by one was found before."""
+    return nan_findings(batched[:, None]) if np.isfinite(served).all() else []
 
 
-def find_padding(way: Hypothesis, served: Floats, together: Floats) -> list[Finding]:
-    """Whether documents have other scores in one request than one by one."""
-    if not fits(way, served) or fits(way, together):
+def padding_findings(explanation: Explanation, served: Floats, batched: Floats) -> list[Finding]:
+    """Whether documents have different scores in one request and one by one."""
+    if not explains(explanation, served) or explains(explanation, batched):
         return []
-    wrong = int((way.misfit(together) > 1).sum())
-    worst = float(np.abs(together - served).max())
-    what = f"{wrong} of {len(served)} scores change when documents are sent together, by up to {worst:.4f}"
-    return [Finding("padding", what, FIXES["padding"])]
+    changed = int((explanation.deviation(batched) > 1).sum())
+    worst = float(np.abs(batched - served).max())
+    what = f"{changed} of {len(served)} scores change when documents are sent together, by up to {worst:.4f}"
+    return [Finding("padding", what, ADVICE["padding"])]

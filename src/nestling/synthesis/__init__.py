@@ -1,5 +1,6 @@
-"""Queries for documents that have none, written by a language model in two steps.
+"""Synthetic queries for documents, written by a language model in two steps.
 
-In the manner of Qwen3 Embedding (arXiv 2506.05176, appendix): the model first decides who would look for a passage and
-how, then writes this searcher's query in a length and a language that were drawn.
+The steps are those of Qwen3 Embedding (arXiv 2506.05176, appendix): in the configuration step the model chooses a
+persona, a type of query and a difficulty for a passage; in the query generation step it writes a query of this
+configuration, in a length and a language that were drawn at random.
 """

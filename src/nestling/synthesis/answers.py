@@ -1,122 +1,108 @@
-"""Answers of the model: found among what it wrote, checked, or refused with a reason that it is told."""
+"""Parsing and validation of the answers of the language model."""
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from nestling.records.words import WORDS, letters
-from nestling.synthesis.brief import Brief, Choices
+from nestling.records.words import WORDS, folded_text
+from nestling.synthesis.query_spec import QueryConfiguration, QueryOptions, QuerySpec
 
-# A query of so many words may stand in the passage word for word, as keywords and names do.
-COPIED_WORDS = 8
-# Some chat templates open the thoughts themselves, and the server sends only their end.
+# A query of at most this many words may occur in the passage verbatim, as keywords and names do.
+MAX_COPIED_WORDS = 8
+# Reasoning of the model. Some chat templates contain the opening tag, so that the answer has the closing one only.
 THOUGHTS = re.compile(r"\A(?:(?!<think>).)*</think>|<think>.*?</think>", re.DOTALL)
 DECODER = json.JSONDecoder(strict=False)
 
 
-class InvalidAnswer(ValueError):  # noqa: N818 - it says what an answer is, and is no failure yet
+class InvalidAnswer(ValueError):  # noqa: N818 - a property of an answer, which is asked for again
     """An answer that cannot be used.
 
     Args:
-        kind: What is wrong, to be counted.
-        told: What is wrong, for the model.
+        kind: Kind of the problem, for the statistics.
+        message: Description of the problem, for the model.
     """
 
-    def __init__(self, kind: str, told: str) -> None:
-        super().__init__(told)
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
         self.kind = kind
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What the model decided in the first step.
-
-    Args:
-        character: The searcher.
-        question_type: The type of query.
-        difficulty: Its difficulty.
-    """
-
-    character: str
-    question_type: str
-    difficulty: str
-
-
-def read_setup(text: str, brief: Brief, choices: Choices) -> Setup:
-    """The decisions in an answer. Raises InvalidAnswer."""
-    answer = find_object(text, "character")
-    return Setup(
-        character=find_character(answer["character"], brief),
-        question_type=find_name(answer, "question_type", choices.question_types),
-        difficulty=find_name(answer, "difficulty", choices.difficulties),
+def read_configuration(text: str, spec: QuerySpec, options: QueryOptions) -> QueryConfiguration:
+    """Parse the answer of the configuration step. Raises InvalidAnswer."""
+    answer = find_json_object(text, "character")
+    return QueryConfiguration(
+        character=find_persona(answer["character"], spec),
+        question_type=find_option(answer, "question_type", options.question_types),
+        difficulty=find_option(answer, "difficulty", options.difficulties),
     )
 
 
-def read_query(text: str, passage: str, brief: Brief) -> str:
-    """The query in an answer, with single spaces. Raises InvalidAnswer."""
-    query = find_object(text, "query")["query"]
-    if not isinstance(query, str) or not letters(query):
+def read_query(text: str, passage: str, spec: QuerySpec) -> str:
+    """Parse the answer of the query generation step: the query, with single spaces. Raises InvalidAnswer."""
+    query = find_json_object(text, "query")["query"]
+    if not isinstance(query, str) or not folded_text(query):
         raise InvalidAnswer("empty query", "the query is empty")
-    query = " ".join(whole_characters(query).split())
+    query = " ".join(without_lone_surrogates(query).split())
     words = count_words(query)
-    if words > 2 * brief.most:
+    if words > 2 * spec.most:
         raise InvalidAnswer(
-            "query too long", f"the query has {words} words, and {brief.least} to {brief.most} were asked for"
+            "query too long", f"the query has {words} words, and {spec.least} to {spec.most} were asked for"
         )
-    if letters(query) == letters(passage) or (words > COPIED_WORDS and letters(query) in letters(passage)):
+    folded_query, folded_passage = folded_text(query), folded_text(passage)
+    if folded_query == folded_passage or (words > MAX_COPIED_WORDS and folded_query in folded_passage):
         raise InvalidAnswer("query copies the passage", "the query copies the passage; use other words")
     return query
 
 
-def find_object(text: str, field: str) -> dict[str, Any]:
-    """The first JSON object with a field, wherever it stands in a text. Raises InvalidAnswer."""
-    for answer in objects(THOUGHTS.sub("", text)):
+def find_json_object(text: str, field: str) -> dict[str, Any]:
+    """The first JSON object in a text that has a field. Raises InvalidAnswer."""
+    for answer in json_objects(THOUGHTS.sub("", text)):
         if field in answer:
             return answer
     raise InvalidAnswer("no JSON object", f'there is no JSON object with the field "{field}" in it')
 
 
-def objects(text: str) -> Iterator[dict[str, Any]]:
-    """All JSON objects of a text that are not part of another."""
-    at = text.find("{")
-    while at >= 0:
-        end = at + 1
+def json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """All JSON objects in a text that are not nested in another."""
+    start = text.find("{")
+    while start >= 0:
+        end = start + 1
         try:
-            value, end = DECODER.raw_decode(text, at)
+            value, end = DECODER.raw_decode(text, start)
             yield value
         except (ValueError, RecursionError):
             pass
-        at = text.find("{", end)
+        start = text.find("{", end)
 
 
-def find_character(value: Any, brief: Brief) -> str:
-    """By number, as was asked for, or by name, as some models answer."""
-    named = {character.casefold(): character for character in brief.characters}
-    numbered = {str(number): character for number, character in enumerate(brief.characters, start=1)}
-    said = str(value).strip()
-    found = numbered.get(said.rstrip(".")) or named.get(said.casefold())
+def find_persona(value: Any, spec: QuerySpec) -> str:
+    """The persona that the model named by its number, as the prompt asks, or by its text. Raises InvalidAnswer."""
+    named = {persona.casefold(): persona for persona in spec.personas}
+    numbered = {str(number): persona for number, persona in enumerate(spec.personas, start=1)}
+    given = str(value).strip()
+    found = numbered.get(given.rstrip(".")) or named.get(given.casefold())
     if found is None:
         raise InvalidAnswer(
-            "unknown character", f'"character" is {said[:60]}, expected a number from 1 to {len(brief.characters)}'
+            "unknown character", f'"character" is {given[:60]}, expected a number from 1 to {len(spec.personas)}'
         )
     return found
 
 
-def find_name(answer: dict[str, Any], field: str, names: Iterator[str] | Any) -> str:
-    said = str(answer.get(field)).strip()
+def find_option(answer: dict[str, Any], field: str, names: Iterable[str]) -> str:
+    """The option that a field of an answer names, in any case. Raises InvalidAnswer."""
+    given = str(answer.get(field)).strip()
     for name in names:
-        if said.casefold() == name.casefold():
-            return str(name)
-    raise InvalidAnswer(f"unknown {field}", f'"{field}" is {said[:60]}, expected one of: {", ".join(names)}')
+        if given.casefold() == name.casefold():
+            return name
+    raise InvalidAnswer(f"unknown {field}", f'"{field}" is {given[:60]}, expected one of: {", ".join(names)}')
 
 
-def whole_characters(text: str) -> str:
-    """A text without halves of surrogate pairs, which JSON may hold and UTF-8 may not."""
+def without_lone_surrogates(text: str) -> str:
+    """A text without lone surrogates, which are valid in JSON but not in UTF-8."""
     return text.encode(errors="ignore").decode()
 
 
 def count_words(text: str) -> int:
-    """Words of a text; two characters are one in scripts that set no spaces between words, and in Korean."""
+    """Number of words; in scripts without spaces between words, and in Korean, two characters count as one word."""
     return sum(-(-len(match[0]) // 2) if match[1] else 1 for match in WORDS.finditer(text))

@@ -1,8 +1,9 @@
-"""What is said between us and the model about one document, whoever carries it there and back.
+"""The conversation with a language model about one document, independent of how requests are sent.
 
-A conversation is a generator: it yields a `Question`, is sent the `Reply`, and ends with a query or the reason why
-there is none. A reply is asked for again, with what was wrong about it, until it can be used or attempts are used up.
-The same replies give the same end, so a conversation can be gone through again from what was recorded of it.
+A conversation is a generator: it yields a `ChatRequest`, is sent the `Completion`, and returns a `ConversationResult`
+with the query or the reason for its absence. An invalid answer is asked for again, with a description of the problem,
+up to a number of attempts. A conversation is deterministic given the completions, so its result can be computed again
+from recorded ones.
 """
 
 from collections.abc import Callable, Generator, Iterable
@@ -10,26 +11,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from nestling.synthesis.answers import InvalidAnswer, Setup, read_query, read_setup, whole_characters
-from nestling.synthesis.brief import Brief, Choices
-from nestling.synthesis.prompts import AGAIN, query_prompt, setup_prompt
+from nestling.synthesis.answers import InvalidAnswer, read_configuration, read_query, without_lone_surrogates
+from nestling.synthesis.prompts import RETRY, configuration_prompt, query_prompt
+from nestling.synthesis.query_spec import QueryConfiguration, QueryOptions, QuerySpec
 
 T = TypeVar("T")
 
 Message = dict[str, str]
 
-# Of an answer that could not be used, so much is repeated to the model.
-REPEATED = 1000
-CUT_OFF = "length"
+# Characters of an invalid answer that are sent back to the model.
+MAX_QUOTED = 1000
+MAX_TOKENS_REACHED = "length"  # finish_reason of OpenAI's API
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of the model.
+class ChatRequest:
+    """A request for a chat completion.
 
     Args:
-        messages: Roles and contents, by turns user and assistant, as chat templates and OpenAI's API take them.
-        seed: Of the sampling of the answer.
+        messages: Roles and contents, alternating between user and assistant, as in OpenAI's API.
+        seed: Seed of sampling.
     """
 
     messages: list[Message]
@@ -37,14 +38,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What the model said.
+class Completion:
+    """A chat completion.
 
     Args:
-        text: All it wrote; empty for a response that held no answer.
-        finish: Why it stopped, in the words of OpenAI's API; `CUT_OFF` where max_tokens ended it.
-        tokens_in: Tokens of the prompt; None if the server did not say.
-        tokens_out: Tokens of the answer, likewise.
+        text: The generated text; may be empty.
+        finish: finish_reason of OpenAI's API; `MAX_TOKENS_REACHED` if max_tokens ended the text.
+        tokens_in: Tokens of the prompt; None if the server did not report usage.
+        tokens_out: Tokens of the generated text, likewise.
     """
 
     text: str
@@ -54,93 +55,101 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a conversation ended.
+class ConversationResult:
+    """Result of a conversation.
 
     Args:
-        query: The query; None if there is none.
-        setup: What the model decided in the first step, if it did.
+        query: The query; None if there is no valid one.
+        configuration: What the model chose in the configuration step; None without a valid choice.
         failure: Why there is no query.
-        rejected: Kinds of answers that could not be used.
+        rejected: Kinds of the invalid answers.
     """
 
     query: str | None
-    setup: Setup | None
+    configuration: QueryConfiguration | None
     failure: str | None
     rejected: tuple[str, ...]
 
 
-Conversation = Generator[Question, Reply, Outcome]
+Conversation = Generator[ChatRequest, Completion, ConversationResult]
 
 
-class NoAnswer(Exception):  # noqa: N818 - thrown into a conversation in place of a reply
-    """A document's question got no answer; the text says why."""
+class NoAnswer(Exception):  # noqa: N818 - thrown into a conversation in place of a completion
+    """A request for a document got no completion; the text is the reason."""
 
 
-def converse(passage: str, brief: Brief, choices: Choices, attempts: int) -> Conversation:
-    """Both steps of one document.
+def converse(passage: str, spec: QuerySpec, options: QueryOptions, attempts: int) -> Conversation:
+    """Both steps for one document.
 
     Args:
-        passage: What the model sees of it.
-        brief: What was drawn for it.
-        choices: What the model chooses from.
-        attempts: How often each step is asked for.
+        passage: The part of the document that the model sees.
+        spec: What was drawn for the document.
+        options: The types of query and difficulties to choose from.
+        attempts: Maximum number of requests in each step.
     """
     rejected: list[str] = []
-    setup = None
+    configuration = None
     try:
-        prompt = setup_prompt(passage, brief, choices)
-        read_first = partial(read_setup, brief=brief, choices=choices)
-        setup = yield from settle(prompt, read_first, range(brief.seed, brief.seed + 2 * attempts, 2), rejected)
-        prompt = query_prompt(passage, setup.character, setup.question_type, setup.difficulty, brief, choices)
-        read = partial(read_query, passage=passage, brief=brief)
-        query = yield from settle(prompt, read, range(brief.seed + 1, brief.seed + 1 + 2 * attempts, 2), rejected)
+        prompt = configuration_prompt(passage, spec, options)
+        parse = partial(read_configuration, spec=spec, options=options)
+        configuration = yield from ask_until_valid(prompt, parse, step_seeds(spec, 0, attempts), rejected)
+        prompt = query_prompt(passage, configuration, spec, options)
+        parse_query = partial(read_query, passage=passage, spec=spec)
+        query = yield from ask_until_valid(prompt, parse_query, step_seeds(spec, 1, attempts), rejected)
     except InvalidAnswer as error:
-        return Outcome(None, setup, error.kind, tuple(rejected))
-    return Outcome(query, setup, None, tuple(rejected))
+        return ConversationResult(None, configuration, error.kind, tuple(rejected))
+    return ConversationResult(query, configuration, None, tuple(rejected))
 
 
-def settle(prompt: str, read: Callable[[str], T], seeds: range, rejected: list[str]) -> Generator[Question, Reply, T]:
-    """Ask until an answer can be used, once for each seed; the last is raised if none can.
+def step_seeds(spec: QuerySpec, step: int, attempts: int) -> range:
+    """The seeds of the attempts of a step (0 or 1)."""
+    return range(spec.seed + step, spec.seed + step + 2 * attempts, 2)
 
-    Kinds of answers that could not be used are added to `rejected`.
+
+def ask_until_valid(
+    prompt: str, parse: Callable[[str], T], seeds: range, rejected: list[str]
+) -> Generator[ChatRequest, Completion, T]:
+    """Request completions, one for each seed, until `parse` accepts one; else raise the last InvalidAnswer.
+
+    The kinds of invalid answers are appended to `rejected`.
     """
     messages = [{"role": "user", "content": prompt}]
     for seed in seeds:
-        reply = yield Question(messages, seed)
+        completion = yield ChatRequest(messages, seed)
         try:
-            return read_whole(reply, read)
+            return parse_completion(completion, parse)
         except InvalidAnswer as error:
             rejected.append(error.kind)
-            messages = corrected(prompt, reply, error)
+            messages = retry_messages(prompt, completion, error)
             last = error
     raise last
 
 
-def read_whole(reply: Reply, read: Callable[[str], T]) -> T:
-    if not reply.text.strip():
+def parse_completion(completion: Completion, parse: Callable[[str], T]) -> T:
+    """Parse a completion that is neither empty nor cut off. Raises InvalidAnswer."""
+    if not completion.text.strip():
         raise InvalidAnswer("empty answer", "it is empty")
-    if reply.finish == CUT_OFF:
+    if completion.finish == MAX_TOKENS_REACHED:
         raise InvalidAnswer("answer cut off", "it is too long and was cut off; write the JSON object at once")
-    return read(reply.text)
+    return parse(completion.text)
 
 
-def corrected(prompt: str, reply: Reply, error: InvalidAnswer) -> list[Message]:
-    """The question again, after the answer and what is wrong with it; after nothing if nothing was said."""
-    asked = [{"role": "user", "content": prompt}]
-    if not reply.text.strip():
-        return asked
-    said = {"role": "assistant", "content": whole_characters(reply.text[:REPEATED])}
-    return [*asked, said, {"role": "user", "content": whole_characters(AGAIN.format(reason=error))}]
+def retry_messages(prompt: str, completion: Completion, error: InvalidAnswer) -> list[Message]:
+    """The prompt, the invalid answer and a description of the problem; only the prompt if the answer is empty."""
+    first = [{"role": "user", "content": prompt}]
+    if not completion.text.strip():
+        return first
+    invalid = {"role": "assistant", "content": without_lone_surrogates(completion.text[:MAX_QUOTED])}
+    return [*first, invalid, {"role": "user", "content": without_lone_surrogates(RETRY.format(reason=error))}]
 
 
-def replay(conversation: Conversation, replies: Iterable[Reply]) -> Outcome | None:
-    """The end of a conversation whose replies are known; None if it goes on behind them."""
+def replay(conversation: Conversation, completions: Iterable[Completion]) -> ConversationResult | None:
+    """Result of a conversation with recorded completions; None if they do not complete it."""
     try:
         next(conversation)
-        for reply in replies:
-            conversation.send(reply)
+        for completion in completions:
+            conversation.send(completion)
     except StopIteration as end:
-        outcome: Outcome = end.value
-        return outcome
+        result: ConversationResult = end.value
+        return result
     return None

@@ -1,39 +1,40 @@
-"""What asking will take, before anything is asked: prompts as they will be, and how long they are."""
+"""Estimate of the requests and prompt tokens of a run, without sending any."""
 
 from dataclasses import dataclass
 
-from nestling.synthesis.answers import Setup
-from nestling.synthesis.prompts import query_prompt, setup_prompt
-from nestling.synthesis.task import Task
+from nestling.synthesis.prompts import configuration_prompt, query_prompt
+from nestling.synthesis.query_spec import QueryConfiguration
+from nestling.synthesis.task import SynthesisTask
 
-# Of English and, in UTF-8, of Chinese in the tokenizers of today's models, roughly.
+# Roughly, for English and (in UTF-8) Chinese in the tokenizers of current models.
 BYTES_PER_TOKEN = 4
-SAMPLE = 200
+SAMPLE = 200  # documents
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Requests and prompt tokens, if every answer can be used at once.
+    """Requests and tokens if the first answer in each step is valid.
 
     Args:
-        requests: Two a document.
-        tokens: Of all prompts.
+        requests: Two for each document.
+        tokens: Tokens of all prompts.
     """
 
     requests: int
     tokens: int
 
 
-def prompts_of(task: Task, number: int) -> tuple[str, str]:
-    """Both prompts of a document, the second as if the model had chosen what comes first."""
-    passage, brief, choices = task.passages.seen(number), task.brief(number), task.choices
-    setup = Setup(brief.characters[0], next(iter(choices.question_types)), next(iter(choices.difficulties)))
-    second = query_prompt(passage, setup.character, setup.question_type, setup.difficulty, brief, choices)
-    return setup_prompt(passage, brief, choices), second
+def prompts_of(task: SynthesisTask, index: int) -> tuple[str, str]:
+    """Both prompts of a document; the second one for the first persona, type of query and difficulty."""
+    passage, spec, options = task.passages.visible_text(index), task.spec(index), task.options
+    configuration = QueryConfiguration(
+        spec.personas[0], next(iter(options.question_types)), next(iter(options.difficulties))
+    )
+    return configuration_prompt(passage, spec, options), query_prompt(passage, configuration, spec, options)
 
 
-def estimate(task: Task) -> Estimate:
-    """From the prompts of the first documents, which are drawn."""
+def estimate(task: SynthesisTask) -> Estimate:
+    """Estimate from the prompts of the first `SAMPLE` documents, which are in random order."""
     sample = min(len(task), SAMPLE)
-    size = sum(len(prompt.encode()) for number in range(sample) for prompt in prompts_of(task, number))
+    size = sum(len(prompt.encode()) for index in range(sample) for prompt in prompts_of(task, index))
     return Estimate(2 * len(task), round(size / BYTES_PER_TOKEN / sample * len(task)))

@@ -1,7 +1,8 @@
-"""What the model answered, kept as it comes, so that nothing that was answered is ever asked or paid for again.
+"""A journal of all completions, so that no request is sent, or paid for, twice.
 
-A file of JSON lines: first the settings that decide what is asked, then a line a reply with the document's identity. A
-reply is in the file before the next question is put, so a process that is killed loses only what is on its way.
+The journal is a JSONL file: the first line holds the settings that the requests depend on, each other line a completion
+and the id of its document. A completion is written before the next request of the conversation is sent, so a process
+that is killed loses only the completions of pending requests.
 """
 
 import fcntl
@@ -16,116 +17,118 @@ from typing import BinaryIO
 
 from nestling.config.nested import flat, plain
 from nestling.files import named
-from nestling.synthesis.conversation import Conversation, NoAnswer, Question, Reply
+from nestling.synthesis.conversation import ChatRequest, Completion, Conversation, NoAnswer
 
 
 class Journal:
-    """An open journal, which no other process can open.
+    """An open journal, locked against other processes.
 
     Attributes:
         path: The file.
-        replies: How many it holds.
-        unmetered: Those of them whose tokens the server did not count.
-        tokens_in: Tokens of their prompts.
-        tokens_out: Tokens of the answers.
-        unanswered: Documents that got no answer since it was opened, and why.
+        completions: Number of completions in the file.
+        without_usage: Number of completions for which the server did not report usage.
+        tokens_in: Tokens of all prompts.
+        tokens_out: Tokens of all completions.
+        unanswered: Id of a document -> why a request got no completion since the journal was opened.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self._file = path, file
-        self.replies = self.unmetered = self.tokens_in = self.tokens_out = 0
+        self.completions = self.without_usage = self.tokens_in = self.tokens_out = 0
         self.unanswered: dict[int, str] = {}
-        self._places: defaultdict[int, list[int]] = defaultdict(list)  # texts stay in the file
+        self._offsets: defaultdict[int, list[int]] = defaultdict(list)  # of lines, by document; texts stay in the file
 
-    def knows(self, document: int) -> bool:
-        """Whether it holds a reply about a document."""
-        return document in self._places
+    def has(self, document: int) -> bool:
+        """Whether there is a completion for a document."""
+        return document in self._offsets
 
-    def of(self, document: int) -> Iterator[Reply]:
-        """Replies about a document, in the order in which they came."""
-        for place in self._places.get(document, ()):
-            self._file.seek(place)
+    def completions_of(self, document: int) -> Iterator[Completion]:
+        """The completions for a document, in the order in which they were received."""
+        for offset in self._offsets.get(document, ()):
+            self._file.seek(offset)
             line = json.loads(self._file.readline())
             del line["document"]
-            yield Reply(**line)
+            yield Completion(**line)
 
-    def add(self, document: int, reply: Reply) -> None:
-        """Write a reply; it survives this process, and only a crash of the machine may take it away."""
-        place = self._file.seek(0, os.SEEK_END)
-        self._write({"document": document, **asdict(reply)})
-        self._count(document, place, reply)
+    def add(self, document: int, completion: Completion) -> None:
+        """Append a completion; it survives a kill of this process, but is not synced to disk."""
+        offset = self._file.seek(0, os.SEEK_END)
+        self._write({"document": document, **asdict(completion)})
+        self._count(document, offset, completion)
 
-    def recorded(self, document: int, conversation: Conversation) -> Generator[Question, Reply, None]:
-        """A conversation that answers from the journal what stands there, and writes down what else it is sent.
+    def record(self, document: int, conversation: Conversation) -> Generator[ChatRequest, Completion, None]:
+        """A conversation that takes its completions from the journal as far as there are any, and appends further ones.
 
-        A `NoAnswer` that is thrown into it ends it and is remembered.
+        A `NoAnswer` that is thrown into it ends it and is added to `unanswered`.
         """
-        known = self.of(document)
+        recorded = self.completions_of(document)
         try:
-            question = next(conversation)
+            request = next(conversation)
             while True:
-                reply = next(known, None)
-                if reply is None:
-                    reply = yield question
-                    self.add(document, reply)
-                question = conversation.send(reply)
+                completion = next(recorded, None)
+                if completion is None:
+                    completion = yield request
+                    self.add(document, completion)
+                request = conversation.send(completion)
         except StopIteration:
             return
         except NoAnswer as error:
             self.unanswered[document] = str(error)
 
-    def read(self, settings: Mapping[str, object]) -> None:
-        """Read what is there, without what a kill left of a last line; begin a file that holds no reply.
+    def load(self, settings: Mapping[str, object]) -> None:
+        """Read the file, and write the settings to it if it holds no completion.
+
+        An incomplete last line, left by a kill, is removed.
 
         Raises:
-            ValueError: A broken line, or replies under other settings.
+            ValueError: A broken line, or completions under other settings.
         """
         self._file.seek(0)
-        place, started = 0, None
+        offset, journal_settings = 0, None
         for number, line in enumerate(self._file, start=1):
             if not line.endswith(b"\n"):
-                self._file.truncate(place)
+                self._file.truncate(offset)
                 break
             try:
                 row = json.loads(line)
                 if number == 1:
-                    started = row["settings"]
+                    journal_settings = row["settings"]
                 else:
-                    self._count(row.pop("document"), place, Reply(**row))
+                    self._count(row.pop("document"), offset, Completion(**row))
             except (ValueError, LookupError, TypeError, AttributeError):
                 raise ValueError(
-                    f"{self.path}:{number}: not a line of a journal; move the file away to start anew"
+                    f"{self.path}:{number}: not a line of a journal; move the file away to start again"
                 ) from None
-            place += len(line)
-        if self.replies:
-            require_same(self.path, started, plain(settings))
+            offset += len(line)
+        if self.completions:
+            require_same(self.path, journal_settings, plain(settings))
         else:
             self._file.truncate(0)
             self._write({"settings": plain(settings)})
 
-    def _count(self, document: int, place: int, reply: Reply) -> None:
-        self._places[document].append(place)
-        self.replies += 1
-        self.unmetered += reply.tokens_in is None or reply.tokens_out is None
-        self.tokens_in += reply.tokens_in or 0
-        self.tokens_out += reply.tokens_out or 0
+    def _count(self, document: int, offset: int, completion: Completion) -> None:
+        self._offsets[document].append(offset)
+        self.completions += 1
+        self.without_usage += completion.tokens_in is None or completion.tokens_out is None
+        self.tokens_in += completion.tokens_in or 0
+        self.tokens_out += completion.tokens_out or 0
 
     def _write(self, row: Mapping[str, object]) -> None:
         with named(self.path):
-            self._file.write(json.dumps(row).encode() + b"\n")  # in ASCII, which halves of surrogate pairs need
+            self._file.write(json.dumps(row).encode() + b"\n")  # ASCII, since completions may have lone surrogates
             self._file.flush()
 
 
 @contextmanager
 def open_journal(path: Path, settings: Mapping[str, object]) -> Iterator[Journal]:
-    """Begin a journal, or go on with the one that is there.
+    """Open or create a journal.
 
     Args:
         path: The file.
-        settings: What decides which questions are put.
+        settings: Everything that the requests depend on.
 
     Raises:
-        ValueError: It is in use, is no journal, or was begun with other settings (each is named).
+        ValueError: It is in use, is not a journal, or was written with other settings (each is named).
     """
     with path.open("a+b") as file:
         try:
@@ -133,17 +136,17 @@ def open_journal(path: Path, settings: Mapping[str, object]) -> Iterator[Journal
         except (BlockingIOError, PermissionError):
             raise ValueError(f"{path} is in use by another process; wait for it") from None
         journal = Journal(path, file)
-        journal.read(settings)
+        journal.load(settings)
         yield journal
 
 
-def require_same(path: Path, started: object, now: object) -> None:
-    """Raise ValueError, with each setting that differs, unless settings are the same."""
-    then, current = flat(started), flat(now)
+def require_same(path: Path, journal_settings: object, now: object) -> None:
+    """Raise ValueError, with each setting that differs, unless the settings are equal."""
+    then, current = flat(journal_settings), flat(now)
     different = [key for key in {**then, **current} if then.get(key, "(absent)") != current.get(key, "(absent)")]
     if different:
         lines = [f"  {key}: {then.get(key, '(absent)')} then, {current.get(key, '(absent)')} now" for key in different]
         raise ValueError(
             "\n".join([f"the answers in {path} were given with other settings:", *lines])
-            + "\ngo on with those settings, or choose another --output"
+            + "\nuse those settings, or choose another --output"
         )

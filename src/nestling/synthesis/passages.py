@@ -1,4 +1,4 @@
-"""The documents that queries are made for: each text once, none that is too short, in the order of asking."""
+"""The documents to write queries for: distinct texts of a minimum length, in random order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,35 +14,35 @@ from nestling.retrieval.metrics import Integers
 
 @dataclass(frozen=True)
 class Passages:
-    """N documents of a corpus, drawn; a smaller draw is the beginning of a larger one.
+    """N documents drawn from a corpus; with the same seed a smaller draw is the beginning of a larger one.
 
     Attributes:
-        name: Where they come from.
-        texts: N, in the order in which they are asked about, read from disk when asked for.
+        name: Path of the corpus.
+        texts: N texts in the order of the draw, read from disk on access.
         ids: Their ids in the corpus.
-        positions: [N] int64, their places in it.
-        identities: [N] int64, `text_id` of the texts.
-        max_characters: Of each the model sees so many.
-        digest: Of all texts of the corpus and their order.
-        documents: Documents of the corpus that have a text.
-        repeated: Documents with the text of an earlier one.
-        empty: Documents without a text.
-        short: Documents that are too short.
-        cut: How many of the N are longer than the model sees.
+        positions: [N] int64, their positions in the corpus.
+        text_ids: [N] int64, `text_id` of the texts.
+        max_characters: Characters of a document that the model sees.
+        corpus_digest: Hash of all texts of the corpus in order.
+        documents: Number of non-empty documents of the corpus.
+        repeated: Number of documents with the text of an earlier one.
+        empty: Number of empty documents.
+        short: Number of documents that are too short.
+        truncated: Number of the N documents that are longer than `max_characters`.
     """
 
     name: str
     texts: Sequence[str]
     ids: Sequence[str]
     positions: Integers
-    identities: Integers
+    text_ids: Integers
     max_characters: int
-    digest: str
+    corpus_digest: str
     documents: int
     repeated: int
     empty: int
     short: int
-    cut: int
+    truncated: int
 
     @classmethod
     def open(
@@ -55,18 +55,16 @@ class Passages:
         seed: int,
         progress: bool = False,
     ) -> "Passages":
-        """Draw from a BEIR folder's documents or a corpus.jsonl.
+        """Draw documents from a BEIR folder or a corpus.jsonl.
 
         Raises:
             ValueError: `file:line: field: reason`, no such file, or no document that is long enough.
         """
         collection = open_corpus(path, progress)
         texts = collection.texts()
-        identities, lengths = np.empty(len(texts), np.int64), np.empty(len(texts), np.int64)
-        for place, text in enumerate(texts):
-            identities[place], lengths[place] = text_id(text), len(text)
+        text_ids, lengths = hash_and_measure(texts)
         first = np.zeros(len(texts), dtype=bool)
-        first[np.unique(identities, return_index=True)[1]] = True
+        first[np.unique(text_ids, return_index=True)[1]] = True
         usable = np.flatnonzero(first & (lengths >= min_characters))
         if not len(usable):
             raise ValueError(f"{path}: none of {len(texts):,} documents has {min_characters} characters or more")
@@ -76,22 +74,22 @@ class Passages:
             texts=collection.texts(order),
             ids=collection.ids(order),
             positions=order,
-            identities=identities[order],
+            text_ids=text_ids[order],
             max_characters=max_characters,
-            digest=xxhash.xxh3_64_hexdigest(identities.data),
+            corpus_digest=xxhash.xxh3_64_hexdigest(text_ids.data),
             documents=len(texts),
             repeated=int((~first).sum()),
             empty=len(collection.empty_lines),
             short=int((first & (lengths < min_characters)).sum()),
-            cut=int((lengths[order] > max_characters).sum()),
+            truncated=int((lengths[order] > max_characters).sum()),
         )
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def seen(self, number: int) -> str:
-        """What the model sees of a document."""
-        return self.texts[number][: self.max_characters]
+    def visible_text(self, index: int) -> str:
+        """The beginning of a document, which the model sees."""
+        return self.texts[index][: self.max_characters]
 
     def __str__(self) -> str:
         left_out = {
@@ -104,5 +102,13 @@ class Passages:
         total = self.documents + self.empty
         return (
             f"{self.name}: {total:,} documents{': ' if counts else ''}{', '.join(counts)}; queries for {len(self):,}, "
-            f"of which {self.cut:,} are longer than the {self.max_characters:,} characters that the model sees"
+            f"of which {self.truncated:,} are longer than the {self.max_characters:,} characters that the model sees"
         )
+
+
+def hash_and_measure(texts: Sequence[str]) -> tuple[Integers, Integers]:
+    """`text_id` and number of characters of each text, both [n] int64; each text is read once."""
+    text_ids, lengths = np.empty(len(texts), np.int64), np.empty(len(texts), np.int64)
+    for index, text in enumerate(texts):
+        text_ids[index], lengths[index] = text_id(text), len(text)
+    return text_ids, lengths

@@ -1,12 +1,12 @@
-"""What the model is told: a prompt for each of the two steps, and what is wrong with an answer."""
+"""The prompts of the two steps, and the message about an invalid answer."""
 
 from collections.abc import Mapping, Sequence
 
 import xxhash
 
-from nestling.synthesis.brief import OWN_LANGUAGE, Brief, Choices
+from nestling.synthesis.query_spec import DOCUMENT_LANGUAGE, QueryConfiguration, QueryOptions, QuerySpec
 
-SETUP = """\
+CONFIGURATION = """\
 Below is a passage from the collection of a search engine. Picture someone who would be glad to find it, and decide \
 how this person would search for it.
 
@@ -49,46 +49,46 @@ The person shapes the query but does not describe themselves in it.
 Answer with one JSON object and nothing else, in this form:
 {{"query": "…"}}"""
 
-AGAIN = """\
+RETRY = """\
 That answer cannot be used: {reason}. Answer again, with one JSON object in the form that was asked for and nothing \
 else."""
 
 
-def setup_prompt(passage: str, brief: Brief, choices: Choices) -> str:
-    """Ask for the searcher, the type of query and its difficulty."""
-    return SETUP.format(
+def configuration_prompt(passage: str, spec: QuerySpec, options: QueryOptions) -> str:
+    """The prompt of the configuration step, which asks for persona, type of query and difficulty."""
+    return CONFIGURATION.format(
         passage=passage,
-        characters=numbered(brief.characters),
-        question_types=explained(choices.question_types),
-        difficulties=explained(choices.difficulties),
+        characters=numbered(spec.personas),
+        question_types=bulleted(options.question_types),
+        difficulties=bulleted(options.difficulties),
     )
 
 
-def query_prompt(
-    passage: str, character: str, question_type: str, difficulty: str, brief: Brief, choices: Choices
-) -> str:
-    """Ask for the query, after the model's own decisions."""
+def query_prompt(passage: str, configuration: QueryConfiguration, spec: QuerySpec, options: QueryOptions) -> str:
+    """The prompt of the query generation step, which asks for a query of a configuration."""
     return QUERY.format(
         passage=passage,
-        character=character,
-        question_type=question_type,
-        type_meaning=choices.question_types[question_type],
-        difficulty=difficulty,
-        difficulty_meaning=choices.difficulties[difficulty],
-        least=brief.least,
-        most=brief.most,
-        language="that of the passage" if brief.language == OWN_LANGUAGE else brief.language,
+        character=configuration.character,
+        question_type=configuration.question_type,
+        type_meaning=options.question_types[configuration.question_type],
+        difficulty=configuration.difficulty,
+        difficulty_meaning=options.difficulties[configuration.difficulty],
+        least=spec.least,
+        most=spec.most,
+        language="that of the passage" if spec.language == DOCUMENT_LANGUAGE else spec.language,
     )
 
 
 def numbered(items: Sequence[str]) -> str:
+    """Lines of the form `1. item`."""
     return "\n".join(f"{number}. {item}" for number, item in enumerate(items, start=1))
 
 
-def explained(items: Mapping[str, str]) -> str:
+def bulleted(items: Mapping[str, str]) -> str:
+    """Lines of the form `- name: meaning`."""
     return "\n".join(f"- {name}: {meaning}" for name, meaning in items.items())
 
 
-def wording() -> str:
-    """What tells whether answers were given to the same prompts."""
-    return xxhash.xxh3_64_hexdigest((SETUP + QUERY + AGAIN).encode())
+def prompt_digest() -> str:
+    """Hash of the prompt templates, by which a journal is known to belong to the same prompts."""
+    return xxhash.xxh3_64_hexdigest((CONFIGURATION + QUERY + RETRY).encode())

@@ -1,29 +1,30 @@
-"""What came of making queries, counted."""
+"""Statistics of a synthesis run and its cost."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nestling.mining.pool import near_identity
+from nestling.records.words import folded_text_id
 from nestling.synthesis.answers import count_words
-from nestling.synthesis.brief import OWN_LANGUAGE, Brief
-from nestling.synthesis.conversation import Outcome
+from nestling.synthesis.conversation import ConversationResult
 from nestling.synthesis.journal import Journal
+from nestling.synthesis.query_spec import DOCUMENT_LANGUAGE, QuerySpec
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Of a million tokens, in whatever currency; 0 where nothing is paid.
+    """Prices of a million tokens, in any currency.
 
     Args:
-        tokens_in: Of prompts.
-        tokens_out: Of answers.
+        tokens_in: Price of the tokens of prompts.
+        tokens_out: Price of the tokens of completions.
     """
 
     tokens_in: float
     tokens_out: float
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
+        """Cost of numbers of tokens."""
         return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
 
 
@@ -34,70 +35,74 @@ class Summary:
     Attributes:
         made: Documents with a query.
         failed: Documents without one, by reason.
-        rejected: Answers that could not be used, by kind.
-        chosen: How many queries have each question type, each difficulty and so on, by what it is.
+        rejected: Invalid answers, by kind.
+        counts: Property (question types, difficulties, …) -> number of queries for each of its values.
         words: Words of all queries.
-        different: Identities of the queries.
-        off_length: Queries that are shorter or longer than was asked for.
+        query_ids: Ids of the folded queries.
+        off_length: Queries that are shorter or longer than requested.
     """
 
     made: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
-    chosen: dict[str, Counter[str]] = field(default_factory=dict)
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
     words: int = 0
-    different: set[int] = field(default_factory=set)
+    query_ids: set[int] = field(default_factory=set)
     off_length: int = 0
 
-    def add(self, outcome: Outcome, brief: Brief) -> None:
-        self.rejected.update(outcome.rejected)
-        if outcome.query is None:
-            self.failed[outcome.failure or ""] += 1
+    def add(self, result: ConversationResult, spec: QuerySpec) -> None:
+        """Count the result for one document."""
+        self.rejected.update(result.rejected)
+        if result.query is None:
+            self.failed[result.failure or ""] += 1
             return
-        assert outcome.setup is not None
-        words = count_words(outcome.query)
+        assert result.configuration is not None
+        words = count_words(result.query)
         self.made += 1
         self.words += words
-        self.different.add(near_identity(outcome.query))
-        self.off_length += not brief.least <= words <= brief.most
-        facts = {
-            "question types": outcome.setup.question_type,
-            "difficulties": outcome.setup.difficulty,
-            "lengths": f"{brief.least}-{brief.most}",
-            "languages": "the document's" if brief.language == OWN_LANGUAGE else brief.language,
-            "characters": outcome.setup.character,
+        self.query_ids.add(folded_text_id(result.query))
+        self.off_length += not spec.least <= words <= spec.most
+        metadata = {
+            "question types": result.configuration.question_type,
+            "difficulties": result.configuration.difficulty,
+            "lengths": f"{spec.least}-{spec.most}",
+            "languages": "the document's" if spec.language == DOCUMENT_LANGUAGE else spec.language,
+            "characters": result.configuration.character,
         }
-        for name, value in facts.items():
-            self.chosen.setdefault(name, Counter())[value] += 1
+        for name, value in metadata.items():
+            self.counts.setdefault(name, Counter())[value] += 1
 
     def lines(self) -> Iterator[str]:
-        """What to print."""
+        """Lines to print."""
         failed = self.failed.total()
-        yield f"{self.made + failed:,} documents: {self.made:,} with a query, {failed:,} without{listed(self.failed)}"
-        yield f"  {self.rejected.total():,} answers could not be used{listed(self.rejected)}"
+        total = self.made + failed
+        yield f"{total:,} documents: {self.made:,} with a query, {failed:,} without{counts_text(self.failed)}"
+        yield f"  {self.rejected.total():,} invalid answers{counts_text(self.rejected)}"
         if not self.made:
             return
-        characters = self.chosen["characters"]
+        personas = self.counts["characters"]
         for name in ("question types", "difficulties", "lengths", "languages"):
-            yield f"  {name}: {shares(self.chosen[name])}"
+            yield f"  {name}: {percentages(self.counts[name])}"
         yield (
-            f"  {len(characters):,} characters; {self.words / self.made:.1f} words a query; queries not as long "
-            f"as asked for: {self.off_length:,}; queries that repeat another: {self.made - len(self.different):,}"
+            f"  {len(personas):,} personas; {self.words / self.made:.1f} words per query; queries of another length "
+            f"than requested: {self.off_length:,}; repeated queries: {self.made - len(self.query_ids):,}"
         )
 
 
-def listed(counts: Counter[str]) -> str:
+def counts_text(counts: Counter[str]) -> str:
+    """Counts as the end of a line: `; 3 timeout; 1 empty answer`."""
     return "".join(f"; {count:,} {name}" for name, count in counts.most_common())
 
 
-def shares(counts: Counter[str]) -> str:
+def percentages(counts: Counter[str]) -> str:
+    """Fraction of each value, the most frequent first."""
     return ", ".join(f"{name} {count / counts.total():.0%}" for name, count in counts.most_common())
 
 
-def spent(journal: Journal, prices: Prices) -> str:
-    """What all replies in a journal took."""
-    text = f"{journal.replies:,} answers: {journal.tokens_in:,} tokens in, {journal.tokens_out:,} out"
-    if journal.unmetered:
-        text += f", besides {journal.unmetered:,} that the server did not count"
+def usage_text(journal: Journal, prices: Prices) -> str:
+    """Tokens and cost of all completions in a journal."""
+    text = f"{journal.completions:,} answers: {journal.tokens_in:,} tokens in, {journal.tokens_out:,} out"
+    if journal.without_usage:
+        text += f", and {journal.without_usage:,} answers without reported usage"
     cost = prices.cost(journal.tokens_in, journal.tokens_out)
-    return text + (f", {cost:,.2f} by the prices given" if cost else "")
+    return text + (f", {cost:,.2f} at the given prices" if cost else "")

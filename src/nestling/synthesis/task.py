@@ -1,4 +1,4 @@
-"""What is asked about which documents, put together; and how each of them ended."""
+"""A synthesis task: the documents, the properties of their queries, and the results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -8,83 +8,89 @@ import numpy as np
 import xxhash
 
 from nestling.retrieval.metrics import Integers
-from nestling.synthesis.brief import Brief, Choices, draw_brief
-from nestling.synthesis.conversation import Conversation, Outcome, converse, replay
+from nestling.synthesis.chat_models import RecordedConversation
+from nestling.synthesis.conversation import Conversation, ConversationResult, converse, replay
 from nestling.synthesis.journal import Journal
 from nestling.synthesis.passages import Passages
-from nestling.synthesis.writers import Talk
+from nestling.synthesis.query_spec import QueryOptions, QuerySpec, draw_query_spec
 
 NOT_ASKED = "not asked"
 
 
 @dataclass(frozen=True)
-class Task:
-    """Queries to make.
+class SynthesisTask:
+    """Queries to write for N documents.
 
     Args:
-        passages: N documents.
-        choices: What all have in common.
-        personas: All searchers.
-        candidates: How many of them the model chooses from.
-        suited: [N, candidates] int64, those that suit each document; None to draw from all.
-        attempts: How often an answer is asked for until it can be used.
-        seed: Of all draws.
+        passages: The documents.
+        options: Options that are the same for all documents.
+        personas: All personas.
+        candidates: Number of personas that the model chooses from.
+        persona_rows: [N, candidates] int64, indices of the personas nearest to each document; None to draw from all.
+        attempts: Maximum number of requests in each step of a conversation.
+        seed: Seed of all random draws.
     """
 
     passages: Passages
-    choices: Choices
+    options: QueryOptions
     personas: Sequence[str]
     candidates: int
-    suited: Integers | None
+    persona_rows: Integers | None
     attempts: int
     seed: int
 
     def __len__(self) -> int:
         return len(self.passages)
 
-    def document(self, number: int) -> int:
-        """Its identity."""
-        return int(self.passages.identities[number])
+    def document_id(self, index: int) -> int:
+        """`text_id` of a document."""
+        return int(self.passages.text_ids[index])
 
-    def brief(self, number: int) -> Brief:
-        """What was drawn for a document."""
-        personas = self.personas if self.suited is None else [self.personas[each] for each in self.suited[number]]
-        return draw_brief(self.document(number), personas, self.candidates, self.choices, self.seed)
+    def spec(self, index: int) -> QuerySpec:
+        """The properties that are drawn for the query of a document."""
+        rows = None if self.persona_rows is None else self.persona_rows[index]
+        personas = self.personas if rows is None else [self.personas[row] for row in rows]
+        return draw_query_spec(self.document_id(index), personas, self.candidates, self.options, self.seed)
 
-    def conversation(self, number: int) -> Conversation:
-        return converse(self.passages.seen(number), self.brief(number), self.choices, self.attempts)
+    def conversation(self, index: int) -> Conversation:
+        """A new conversation about a document."""
+        return converse(self.passages.visible_text(index), self.spec(index), self.options, self.attempts)
 
-    def talks(self, numbers: Sequence[int], journal: Journal, go_on: Callable[[], bool]) -> Iterator[Talk]:
-        """Conversations that are recorded in a journal, begun one after the other for as long as `go_on` says so."""
-        for number in numbers:
-            if not go_on():
+    def conversations(
+        self, indices: Sequence[int], journal: Journal, may_continue: Callable[[], bool]
+    ) -> Iterator[RecordedConversation]:
+        """Yield recorded conversations about documents until `may_continue` returns False."""
+        for index in indices:
+            if not may_continue():
                 return
-            yield journal.recorded(self.document(number), self.conversation(number))
+            yield journal.record(self.document_id(index), self.conversation(index))
 
-    def outcome(self, number: int, journal: Journal) -> Outcome | None:
-        """How it ended with a document, by the journal; None if the journal's replies do not end it."""
-        document = self.document(number)
-        return replay(self.conversation(number), journal.of(document)) if journal.knows(document) else None
+    def result(self, index: int, journal: Journal) -> ConversationResult | None:
+        """Result for a document from the completions in the journal; None if they do not complete the conversation."""
+        document_id = self.document_id(index)
+        return (
+            replay(self.conversation(index), journal.completions_of(document_id)) if journal.has(document_id) else None
+        )
 
-    def outcomes(self, journal: Journal) -> Iterator[tuple[int, Outcome]]:
-        """Each document's number and how it ended, in the order of the corpus."""
-        for number in np.argsort(self.passages.positions).tolist():
-            why = journal.unanswered.get(self.document(number), NOT_ASKED)
-            yield number, self.outcome(number, journal) or Outcome(None, None, why, ())
+    def results(self, journal: Journal) -> Iterator[tuple[int, ConversationResult]]:
+        """Yield (index, result) of all documents, in the order of the corpus."""
+        for index in np.argsort(self.passages.positions).tolist():
+            why = journal.unanswered.get(self.document_id(index), NOT_ASKED)
+            yield index, self.result(index, journal) or ConversationResult(None, None, why, ())
 
-    def row(self, number: int, outcome: Outcome, instruction: str | None) -> dict[str, Any]:
-        """A training row in our own dialect."""
-        row: dict[str, Any] = {"query": outcome.query, "positives": [self.passages.texts[number]]}
+    def row(self, index: int, result: ConversationResult, instruction: str | None) -> dict[str, Any]:
+        """The training row in the nestling dialect."""
+        row: dict[str, Any] = {"query": result.query, "positives": [self.passages.texts[index]]}
         return row if instruction is None else row | {"instruction": instruction}
 
-    def facts(self, number: int, outcome: Outcome) -> dict[str, Any]:
-        """The document's id, and what its query was asked to be."""
-        assert outcome.setup is not None
-        brief = self.brief(number)
-        drawn = {"length": f"{brief.least}-{brief.most}", "language": brief.language}
-        return {"document": self.passages.ids[number], **asdict(outcome.setup), **drawn}
+    def metadata(self, index: int, result: ConversationResult) -> dict[str, Any]:
+        """Id of the document and the properties that its query was to have."""
+        assert result.configuration is not None
+        spec = self.spec(index)
+        drawn = {"length": f"{spec.least}-{spec.most}", "language": spec.language}
+        return {"document": self.passages.ids[index], **asdict(result.configuration), **drawn}
 
 
-def digest(texts: Sequence[str]) -> str:
-    """What tells whether some texts have changed."""
+def lines_digest(texts: Sequence[str]) -> str:
+    """Hash of several lines of text."""
     return xxhash.xxh3_64_hexdigest("\n".join(texts).encode())

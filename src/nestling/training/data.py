@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.config import TrainData, TrainingConfig, require_unique
-from nestling.records.beir import RetrievalSet
 from nestling.records.load import load_records
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.table import RecordTable
 from nestling.run_files import DataLine, DataRead, write_data_lines, write_data_read
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from nestling.config import CandidateData, DevData
-from nestling.records.beir import RetrievalSet, load_retrieval_set
+from nestling.records.beir import load_retrieval_set
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates, evaluate_candidates, open_candidates
 
 

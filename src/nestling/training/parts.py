@@ -11,7 +11,7 @@ from nestling.batches.sampling import BatchSampler
 from nestling.config import EmbedConfig, RerankConfig
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
-from nestling.records.beir import RetrievalSet
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.training.cached import ActivationBudget
 from nestling.training.dev_sets import RerankDevSet
 

@@ -1,6 +1,6 @@
-"""What to do about what a check of a server found, for the servers that docs/serving.md shows."""
+"""Advice on each finding, for the servers in docs/serving.md."""
 
-FIXES = {
+ADVICE = {
     name: " ".join(text.split())
     for name, text in {
         "nan": """

@@ -1,4 +1,4 @@
-"""What a reranker's directory reads, and what it would read if a server made its prompts in a usual wrong way."""
+"""Logits of a reranker directory, with correct prompts and with the usual errors of servers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,36 +15,36 @@ from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.models.token_model import read_config
 from nestling.retrieval.metrics import Floats
 
-# Texts whose tokens, one text's after the other's, make the prompt of a query and a document.
+# Makes the prompt of a query and a document, as texts that are tokenised one by one and concatenated.
 Parts = Callable[[str, str], list[str]]
 
 
 @dataclass(frozen=True)
-class Reading:
+class PromptVariant:
     """One way of making prompts.
 
     Args:
-        parts: The texts of a prompt.
-        aspect: What is wrong with it in one word; empty for the right one.
-        what: The same in a few words.
-        fix: Name of what to do about it.
+        parts: Makes the parts of a prompt.
+        aspect: Aspect in which the prompts are wrong; empty for the correct ones.
+        what: Description of the error.
+        advice: Key of the advice in `ADVICE`.
     """
 
     parts: Parts
     aspect: str = ""
     what: str = ""
-    fix: str = "template"
+    advice: str = "template"
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A reranker's directory, causal or a classifier, read as it says, or otherwise.
+class RerankerReference:
+    """A reranker directory, causal or a classifier, scored with correct prompts or with usual errors.
 
     Args:
         source: The directory.
         tokenizer: Its tokenizer.
         settings: Its prompt.
-        logits: [n] float64 of prompts by their token ids.
+        logits: Token ids of n prompts -> logits [n] float64.
     """
 
     source: str
@@ -53,8 +53,8 @@ class Judge:
     logits: Callable[[Sequence[list[int]]], Floats]
 
     @classmethod
-    def load(cls, directory: str) -> "Judge":
-        """Load it in float32, on a GPU if it is causal and there is one.
+    def load(cls, directory: str) -> "RerankerReference":
+        """Load a directory in float32; a causal one on a GPU if there is one.
 
         Raises:
             ValueError: A classifier without the chat template of a reranker.
@@ -71,7 +71,7 @@ class Judge:
         return cls(directory, reranker.tokenizer, reranker.settings, logits)
 
     @classmethod
-    def _load_classifier(cls, directory: str) -> "Judge":
+    def _load_classifier(cls, directory: str) -> "RerankerReference":
         tokenizer = AutoTokenizer.from_pretrained(directory)
         model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
 
@@ -81,45 +81,54 @@ class Judge:
 
         return cls(directory, tokenizer, read_template(directory, tokenizer), logits)
 
-    def read(self, reading: Reading, pairs: Sequence[Pair]) -> Floats:
-        """[n] float64: logits of yes against no."""
-        return self.logits([[token for text in reading.parts(*pair) for token in self.ids(text)] for pair in pairs])
+    def logits_of(self, variant: PromptVariant, pairs: Sequence[Pair]) -> Floats:
+        """[n] float64: logits of yes against no, for n pairs."""
+        return self.logits([[token for text in variant.parts(*pair) for token in self.ids(text)] for pair in pairs])
 
     def ids(self, text: str) -> list[int]:
+        """Token ids without special tokens."""
         found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
-    def readings(self) -> Iterator[Reading]:
-        """Ways to make prompts; the first is right."""
-        own = self.settings
-        prompt, prefix, suffix = own.prompt, own.prefix, own.suffix
-        unthinking = suffix.split("<think>")[0]
-        ends = {self.tokenizer.eos_token, self.tokenizer.pad_token} - {None}
-        yield Reading(lambda q, d: [prefix, prompt.body(q, d), suffix])
-        yield Reading(lambda q, d: [q, d], "template", "the query and the document alone")
-        yield Reading(lambda q, d: [q + d], "template", "the query and the document alone, as one text")
-        yield Reading(lambda q, d: [prompt.body(q, d)], "template", "no prefix and no suffix")
-        yield Reading(lambda q, d: [prefix, prompt.body(q, d)], "template", "no suffix")
-        if unthinking != suffix:
-            yield Reading(lambda q, d: [prefix, prompt.body(q, d), unthinking], "template", "no empty thinking part")
-        yield Reading(lambda q, d: [prefix, spaced(prompt.body(q, d)), suffix], "template", "empty lines between parts")
-        if own.instruction != DEFAULT_INSTRUCTION:
-            default = replace(own, instruction=DEFAULT_INSTRUCTION).prompt
-            what = f"the instruction {DEFAULT_INSTRUCTION!r} in place of {own.instruction!r}"
-            yield Reading(lambda q, d: [prefix, default.body(q, d), suffix], "instruction", what, "instruction")
-        empty = replace(own, instruction="").prompt
-        yield Reading(lambda q, d: [prefix, empty.body(q, d), suffix], "instruction", "no instruction", "instruction")
+    def variants(self) -> Iterator[PromptVariant]:
+        """Yield the ways of making prompts; the first one is correct."""
+        body, prefix, suffix = self.settings.prompt.body, self.settings.prefix, self.settings.suffix
+        yield PromptVariant(lambda q, d: [prefix, body(q, d), suffix])
+        yield PromptVariant(lambda q, d: [q, d], "template", "the query and the document alone")
+        yield PromptVariant(lambda q, d: [q + d], "template", "the query and the document alone, as one text")
+        yield PromptVariant(lambda q, d: [body(q, d)], "template", "no prefix and no suffix")
+        yield PromptVariant(lambda q, d: [prefix, body(q, d)], "template", "no suffix")
+        without_thinking = suffix.split("<think>")[0]
+        if without_thinking != suffix:
+            yield PromptVariant(
+                lambda q, d: [prefix, body(q, d), without_thinking], "template", "no empty thinking part"
+            )
+        yield PromptVariant(lambda q, d: [prefix, spaced(body(q, d)), suffix], "template", "empty lines between parts")
+        yield from self._instruction_variants()
         what = "the document as the query and the query as the document"
-        yield Reading(lambda q, d: [prefix, prompt.body(d, q), suffix], "sides", what, "sides")
-        for end in sorted(ends):
-            yield Reading(partial(self._with_end, end), "EOS", f"{end} at the end", "end")
+        yield PromptVariant(lambda q, d: [prefix, body(d, q), suffix], "sides", what, "sides")
+        for end in sorted({self.tokenizer.eos_token, self.tokenizer.pad_token} - {None}):
+            yield PromptVariant(partial(self._with_end, end), "EOS", f"{end} at the end", "end")
+
+    def _instruction_variants(self) -> Iterator[PromptVariant]:
+        settings = self.settings
+        if settings.instruction != DEFAULT_INSTRUCTION:
+            what = f"the instruction {DEFAULT_INSTRUCTION!r} in place of {settings.instruction!r}"
+            yield PromptVariant(
+                partial(self._with_instruction, DEFAULT_INSTRUCTION), "instruction", what, "instruction"
+            )
+        yield PromptVariant(partial(self._with_instruction, ""), "instruction", "no instruction", "instruction")
+
+    def _with_instruction(self, instruction: str, query: str, document: str) -> list[str]:
+        prompt = replace(self.settings, instruction=instruction).prompt
+        return [self.settings.prefix, prompt.body(query, document), self.settings.suffix]
 
     def _with_end(self, end: str, query: str, document: str) -> list[str]:
         return [self.settings.prefix, self.settings.prompt.body(query, document), self.settings.suffix + end]
 
 
 def read_template(directory: str, tokenizer: PreTrainedTokenizerBase) -> RerankerSettings:
-    """The prompt of a chat template that Nestling wrote."""
+    """Read prompt and instruction from a chat template that Nestling wrote. Raises ValueError for any other."""
     messages = [{"role": role, "content": f"\0{role}\0"} for role in ("query", "document")]
     text = str(tokenizer.apply_chat_template(messages, tokenize=False)) if tokenizer.chat_template else ""
     prefix, instruct, rest = text.partition("<Instruct>: ")
@@ -133,7 +142,7 @@ def read_template(directory: str, tokenizer: PreTrainedTokenizerBase) -> Reranke
 
 
 def spaced(body: str) -> str:
-    """With an empty line before the query and the document, as some public scripts have it."""
+    """Add an empty line before the query and the document, as some public scripts do."""
     return body.replace("\n<Query>: ", "\n\n<Query>: ").replace("\n<Document>: ", "\n\n<Document>: ")
 
 
@@ -141,7 +150,7 @@ def sigmoid(values: Floats) -> Floats:
     return 1 / (1 + np.exp(-values))
 
 
-# What servers answer for a logit, with the name of what to do about it; the first is right.
+# Scale of the answers -> (its function of the logit, key of the advice in `ADVICE`); the first one is correct.
 SCALES: dict[str, tuple[Callable[[Floats], Floats], str]] = {
     "probabilities": (sigmoid, ""),
     "logits, no sigmoid is taken": (lambda values: values, "logits"),

@@ -1,0 +1,155 @@
+"""Conversion of one row of each dialect into a `Record`; every function raises FieldError for a row it cannot read."""
+
+import re
+from typing import Any
+
+from nestling.records import fields
+from nestling.records.fields import Row, document_text
+from nestling.records.record import FieldError, Record
+
+NUMBERED_NEGATIVE = re.compile(r"negative_(\d+)")
+
+
+def read_nestling(row: Row) -> Record:
+    positives, negatives = fields.texts(row, "positives"), fields.texts(row, "negatives")
+    return Record(
+        query=fields.text(row, "query"),
+        positives=positives,
+        negatives=negatives,
+        positive_scores=fields.numbers(row, "positive_scores", "positives", len(positives)),
+        negative_scores=fields.numbers(row, "negative_scores", "negatives", len(negatives)),
+        instruction=fields.optional_text(row, "instruction"),
+        score=fields.number(row, "score"),
+    )
+
+
+def read_sentence_transformers(row: Row, query: str) -> Record:
+    numbered = sorted((int(key[9:]), key) for key in row if NUMBERED_NEGATIVE.fullmatch(key))
+    keys = ["negative", *(key for _, key in numbered)]
+    negatives = tuple([fields.text(row, key) for key in keys if row.get(key) is not None])
+    scores = fields.numbers(row, "scores", "positive and negatives together", 1 + len(negatives))
+    return Record(
+        query=fields.text(row, query),
+        positives=(fields.text(row, "positive"),),
+        negatives=negatives,
+        positive_scores=scores and scores[:1],
+        negative_scores=scores and scores[1:],
+        instruction=fields.optional_text(row, "instruction"),
+        score=_similarity_label(row),
+    )
+
+
+def _similarity_label(row: Row) -> float | None:
+    """The label of a pair, as sentence-transformers names it; ignoring it would turn a label of 0 into a positive."""
+    return fields.number(row, "label" if row.get("score") is None else "score")
+
+
+def read_graded_pair(row: Row) -> Record:
+    score = fields.number(row, "score")
+    if score is None:
+        raise FieldError("score", "missing")
+    pair = fields.text(row, "sentence1"), fields.text(row, "sentence2")
+    return Record(pair[0], (pair[1],), instruction=fields.optional_text(row, "instruction"), score=score)
+
+
+def read_pair(row: Row, query: str, document: str) -> Record:
+    instruction = fields.optional_text(row, "instruction")
+    return Record(
+        fields.text(row, query), (fields.text(row, document),), instruction=instruction, score=_similarity_label(row)
+    )
+
+
+def read_flag_embedding(row: Row) -> Record:
+    positives, negatives = fields.texts(row, "pos"), fields.texts(row, "neg")
+    return Record(
+        query=fields.text(row, "query"),
+        positives=positives,
+        negatives=negatives,
+        positive_scores=fields.numbers(row, "pos_scores", "pos", len(positives)),
+        negative_scores=fields.numbers(row, "neg_scores", "neg", len(negatives)),
+        instruction=fields.optional_text(row, "prompt"),
+    )
+
+
+def read_swift_response(row: Row) -> Record:
+    _refuse_media(row)
+    rejected = row.get("rejected_response")
+    return Record(
+        query=fields.text(row, "query"),
+        positives=(fields.text(row, "response"),),
+        negatives=(fields.check_text("rejected_response", rejected),)
+        if isinstance(rejected, str)
+        else fields.texts(row, "rejected_response"),
+        instruction=fields.optional_text(row, "system"),
+        score=fields.number(row, "label"),
+    )
+
+
+def read_swift_messages(row: Row) -> Record:
+    _refuse_media(row)
+    instruction, query = _single_message("messages", row["messages"])
+    return Record(
+        query=query,
+        positives=_message_documents(row, "positive_messages"),
+        negatives=_message_documents(row, "negative_messages"),
+        instruction=instruction,
+        score=fields.number(row, "label"),
+    )
+
+
+def _message_documents(row: Row, field: str) -> tuple[str, ...]:
+    conversations = row.get(field)
+    if conversations is None:
+        return ()
+    if not isinstance(conversations, list):
+        raise FieldError(field, "expected a list of message lists")
+    found = [_single_message(f"{field}[{i}]", messages) for i, messages in enumerate(conversations)]
+    for i, (system, _) in enumerate(found):
+        if system is not None:
+            raise FieldError(f"{field}[{i}]", "a system message in a document; expected one user message")
+    return tuple(text for _, text in found)
+
+
+def _single_message(field: str, messages: Any) -> tuple[str | None, str]:
+    """The content of the system message (None without one) and of the only other message."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise FieldError(field, "expected a list of messages with role and content")
+    systems = [message for message in messages if message.get("role") == "system"]
+    others = [message for message in messages if message.get("role") != "system"]
+    if len(others) != 1 or len(systems) > 1:
+        raise FieldError(field, f"{len(others)} messages and {len(systems)} system messages; expected 1, and at most 1")
+    if others[0].get("role") not in ("user", "assistant"):
+        raise FieldError(field, f"role {others[0].get('role')!r}; expected user or assistant")
+    system = fields.optional_text(systems[0], "content") if systems else None
+    return system, fields.check_text(f"{field}.content", others[0].get("content"))
+
+
+def _refuse_media(row: Row) -> None:
+    for key, value in row.items():
+        if value and key.rsplit("_", 1)[-1] in ("images", "videos", "audios"):
+            raise FieldError(key, "only texts can be read; remove the field, and its tags from the texts")
+
+
+def read_tevatron(row: Row) -> Record:
+    return Record(
+        query=fields.text(row, "query"),
+        positives=_passages(row, "positive_passages"),
+        negatives=_passages(row, "negative_passages"),
+        instruction=fields.optional_text(row, "instruction"),
+    )
+
+
+def _passages(row: Row, field: str) -> tuple[str, ...]:
+    passages = row.get(field)
+    if passages is None:
+        return ()
+    if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
+        raise FieldError(field, "expected a list of objects with title and text")
+    return tuple([_passage(passage, f"{field}[{i}]") for i, passage in enumerate(passages)])
+
+
+def _passage(passage: Row, name: str) -> str:
+    try:
+        return fields.check_text("text", document_text(passage))
+    except FieldError as error:
+        raise FieldError(name, str(error)) from None

@@ -1,0 +1,154 @@
+"""Rows of JSONL files and of files that hold one JSON array."""
+
+import codecs
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nestling.records.fields import NumberedRows, Row
+from nestling.records.lines import byte_progress, open_bytes, read_lines
+from nestling.records.record import FieldError, located
+
+JSON_SPACE = re.compile(r"[ \t\r\n]*")
+BLOCK_BYTES = 1 << 20  # that are read at a time from a file with one JSON array
+
+
+def read_jsonl(path: Path, progress: bool = False) -> NumberedRows:
+    """Read one JSON object per line; blank lines are skipped."""
+    for number, line in read_lines(path, progress):
+        if line.isspace():
+            continue
+        with located(str(path), number):
+            row = _parse(line)
+        yield number, row
+
+
+def begins_with_bracket(path: Path) -> bool:
+    """Whether the first character of a file that is not white space is an opening bracket."""
+    return next((line.lstrip()[0] for _, line in read_lines(path) if line.strip()), "") == "["
+
+
+def read_json_array(path: Path, progress: bool = False) -> NumberedRows:
+    """Read the objects of one JSON array, decoded one at a time from a sliding window over the file."""
+    window, first = _Window(_text_blocks(path, progress)), True
+    while _enter_element(path, window, first):
+        first = False
+        line = window.line
+        with located(str(path), line):
+            row = window.decode()
+        yield line, row
+    window.position += 1  # behind the closing bracket
+    with located(str(path), window.line):
+        if window.peek():
+            raise FieldError("line", "broken JSON: more text after the end of the array")
+
+
+def _enter_element(path: Path, window: "_Window", first: bool) -> bool:
+    """Move to the beginning of the next element of the array; False, at the closing bracket, if there is none."""
+    with located(str(path), window.line):
+        character = window.peek()
+    with located(str(path), window.line):
+        if not first and character == "]":
+            return False
+        window.expect(character, "[" if first else ",")
+        character = window.peek()
+        return not (first and character == "]")
+
+
+class _Window:
+    """A sliding window over a JSON text that keeps track of the line number.
+
+    Args:
+        blocks: The text, in blocks of any size.
+
+    Attributes:
+        buffer: The part of the text in memory.
+        position: Index in the buffer of the next character to read.
+        line: 1-based number of the line that this character is on.
+    """
+
+    def __init__(self, blocks: Iterator[str]) -> None:
+        self.blocks, self.buffer, self.position, self.line = blocks, "", 0, 1
+
+    def extend(self, blocks: int = 1) -> bool:
+        """Discard the text before the position and append up to `blocks` blocks; False at the end of the text."""
+        text = "".join(itertools.islice(self.blocks, blocks))
+        self.buffer, self.position = self.buffer[self.position :] + text, 0
+        return bool(text)
+
+    def peek(self) -> str:
+        """Skip white space and return the next character without consuming it; "" at the end of the text."""
+        while True:
+            space = JSON_SPACE.match(self.buffer, self.position)
+            assert space is not None
+            self._advance(space.end())
+            if self.position < len(self.buffer):
+                return self.buffer[self.position]
+            if not self.extend():
+                return ""
+
+    def expect(self, character: str, wanted: str) -> None:
+        """Consume `character`, which was peeked; FieldError if it is not `wanted`."""
+        if character != wanted:
+            raise FieldError("line", f"broken JSON: expected {wanted!r}, got {character or 'the end'!r}")
+        self.position += 1
+
+    def decode(self) -> Row:
+        """Decode the object at the position; while it is incomplete, retry with twice as many more blocks."""
+        blocks = 1
+        while True:
+            try:
+                row, end = json.JSONDecoder().raw_decode(self.buffer, self.position)
+            except (ValueError, RecursionError) as error:
+                reason = _reason(error, self.position)
+                if not self.extend(blocks):
+                    raise FieldError("line", f"broken JSON: {reason}") from None
+                blocks *= 2
+            else:
+                self._advance(end)
+                return _check_object(row)
+
+    def _advance(self, to: int) -> None:
+        self.line += self.buffer.count("\n", self.position, to)
+        self.position = to
+
+
+def _text_blocks(path: Path, progress: bool) -> Iterator[str]:
+    lines, decoder = 1, codecs.getincrementaldecoder("utf-8-sig")()
+    with open_bytes(path) as (stream, raw), byte_progress(path, progress) as bar:
+        for block in iter(lambda: stream.read(BLOCK_BYTES), b""):
+            try:
+                yield decoder.decode(block)
+            except UnicodeDecodeError as error:
+                line = lines + block.count(b"\n", 0, error.start)
+                raise ValueError(f"{path}:{line}: line: invalid UTF-8") from None
+            lines += block.count(b"\n")
+            bar.update(raw.tell() - bar.n)
+
+
+def _parse(line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise FieldError("line", f"broken JSON: {_reason(error)}") from None
+    return _check_object(row)
+
+
+def _reason(error: Exception, start: int = 0) -> str:
+    """Why a row that begins at character `start` of the decoded text is not valid JSON.
+
+    The line and column that JSONDecodeError gives count from the start of the buffer, so they are replaced by the
+    character of the row. Besides it, json raises ValueError for a number with thousands of digits, and RecursionError.
+    """
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg} at character {error.pos - start + 1} of the row"
+
+
+def _check_object(row: Any) -> Row:
+    if not isinstance(row, dict):
+        raise FieldError("line", f"expected an object with named fields, got {type(row).__name__}")
+    return row

@@ -1,0 +1,79 @@
+"""Reading the rows of one source, which must all be written in the dialect of the first."""
+
+from collections import Counter
+from difflib import get_close_matches
+
+from nestling.records.dialects import Dialect, recognise
+from nestling.records.fields import Row
+from nestling.records.record import FieldError, Record
+
+# Keys at least this similar (0..1) to a field's name count as misspelt; `negative_ids` beside `negatives` does not.
+TYPO_SIMILARITY = 0.88
+ONLY_NEGATIVES = "; rows that have only negatives can train rerankers, not embedders"
+
+
+class DialectReader:
+    """Converts the rows of one source, which must all be written in the dialect of the first.
+
+    Args:
+        allow_no_positives: Accept rows that have negatives only.
+
+    Attributes:
+        dialect: The dialect; None before the first row.
+        ignored: Field that the dialect does not have -> number of rows in which it is present and not null.
+    """
+
+    def __init__(self, *, allow_no_positives: bool = False) -> None:
+        self._allow_no_positives = allow_no_positives
+        self.dialect: Dialect | None = None
+        self.ignored: Counter[str] = Counter()
+        self._graded: bool | None = None
+        # A file has few different sets of keys, so each is checked once.
+        self._unknown_keys: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def convert(self, row: Row) -> Record:
+        """Convert a row to a record. Raises FieldError."""
+        keys = tuple(row)
+        unknown = self._unknown_keys.get(keys)
+        if unknown is None:
+            unknown = self._unknown_keys[keys] = self._check_keys(keys)
+        for key in unknown:
+            self.ignored[key] += row[key] is not None
+        assert self.dialect is not None
+        record = self.dialect.convert(row)
+        if not record.positives and not (self._allow_no_positives and record.negatives):
+            field = self.dialect.required[1]
+            reason = "missing" if row[field] is None else "the list is empty; expected at least one"
+            raise FieldError(field, reason + (ONLY_NEGATIVES if record.negatives else ""))
+        self._check_graded(record)
+        return record
+
+    def _check_keys(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """The keys that the dialect does not have. Raises FieldError for a missing or misspelt one."""
+        self.dialect = self.dialect or recognise(keys)
+        missing = [key for key in self.dialect.required if key not in keys]
+        if missing:
+            raise FieldError(missing[0], f"missing, in a file of dialect {self.dialect.name}{_other_dialect(keys)}")
+        unknown = tuple(key for key in keys if not self.dialect.has_field(key))
+        for key in unknown:
+            near = get_close_matches(key, (*self.dialect.required, *self.dialect.optional), n=1, cutoff=TYPO_SIMILARITY)
+            if near:
+                raise FieldError(key, f"not a field of dialect {self.dialect.name}; did you mean {near[0]!r}?")
+        return unknown
+
+    def _check_graded(self, record: Record) -> None:
+        graded = record.score is not None
+        if graded and (len(record.positives) != 1 or record.negatives or record.positive_scores):
+            raise FieldError("score", "a graded pair has one positive, no negatives and no teacher scores")
+        self._graded = graded if self._graded is None else self._graded
+        if graded != self._graded:
+            kinds = ("a graded pair", "a row without score")
+            raise FieldError("score", f"{kinds[not graded]} in a file that began with {kinds[graded]}; split the file")
+
+
+def _other_dialect(keys: tuple[str, ...]) -> str:
+    """The end of a message about a row that is written in another dialect; "" if its keys match none."""
+    try:
+        return f"; the row is {recognise(keys).name}: do not mix dialects in one file"
+    except FieldError:
+        return ""
