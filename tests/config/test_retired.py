@@ -67,7 +67,7 @@ def test_a_retired_key_of_a_section() -> None:
     with pytest.raises(ValueError, match=r"^embed: unknown key .*targets'; it is called 'lora.target_modules' now$"):
         read_section("embed", EmbedConfig, {**given, "lora": {"targets": []}})
     with pytest.raises(ValueError, match=r"^queries: .*it is called 'endpoint.api_key_env' now$"):
-        read_section("queries", MakeQueriesConfig, {"data": "d", "model": "m", "endpoint": {"api_key_env": "KEY"}})
+        read_section("queries", MakeQueriesConfig, {"data": "d", "model": "m", "endpoint": {"key_variable": "KEY"}})
 
 
 @pytest.mark.parametrize(
