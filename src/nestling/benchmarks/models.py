@@ -128,8 +128,8 @@ class MtebReranker:
 
     Args:
         reranker: The reranker.
-        instruction: Instruction of all tasks; by default that of the query, else that of mteb for the task, else that of
-            the model.
+        instruction: Instruction of all tasks; by default that of the query, else that of mteb for the task, else that
+            of the model.
         progress: Whether to show progress bars.
     """
 
