@@ -36,7 +36,7 @@ from nestling.config import (
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
 
-    from nestling.benchmarks.measure import Measured
+    from nestling.benchmarks.task_scores import TaskScores
     from nestling.models.embedder import Embedder
     from nestling.records import RetrievalSet
     from nestling.retrieval import Candidates, EncodedSet, Ranking
@@ -250,23 +250,23 @@ def open_tasks(config: EvaluateConfig) -> "list[AbsTask]":
     if not config.mteb:
         return []
     require_extra("--mteb", "mteb", "mteb")
-    from nestling.benchmarks.tasks import BeirTask, load_task, open_task, require_names, require_orderable
+    from nestling.benchmarks.tasks import BeirTask, load_task, open_task, require_names, require_rerankable
 
     tasks = [open_task(name, config.split) for name in config.mteb]
     require_names(tasks)
     for task in tasks:
         if config.reranker:
-            require_orderable(task)
+            require_rerankable(task)
         if isinstance(task, BeirTask):
             report_drops(task.data)
     load_task(tasks[0])
     return tasks
 
 
-def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int]) -> "Iterator[Measured]":
+def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int]) -> "Iterator[TaskScores]":
     """Run a model through mteb at every dimension, or a reranker over candidates."""
-    from nestling.benchmarks.measure import measure_embedder, measure_reranker
     from nestling.benchmarks.models import MtebEmbedder, MtebReranker
+    from nestling.benchmarks.task_scores import measure_embedder, measure_reranker
     from nestling.models.embedder import Embedder
     from nestling.models.reranker import Reranker
 
@@ -282,7 +282,7 @@ def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int
     return measure_embedder(embedder, tasks, dims)
 
 
-def task_rows(measured: "Measured") -> list[Row]:
+def task_rows(measured: "TaskScores") -> list[Row]:
     """The lines that show what mteb found."""
     embedding_precision, order = (None, "reranked") if measured.dim is None else ("float32", None)
     return [
@@ -296,7 +296,7 @@ def task_rows(measured: "Measured") -> list[Row]:
             *measured.truncated,
             order,
         )
-        for each in measured.figures
+        for each in measured.splits
     ]
 
 

@@ -14,8 +14,8 @@ from mteb.abstasks import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.types import PromptType
 
-from nestling.benchmarks.measure import measure_embedder, measure_reranker
 from nestling.benchmarks.models import MtebEmbedder, MtebReranker
+from nestling.benchmarks.task_scores import measure_embedder, measure_reranker
 from nestling.benchmarks.tasks import BeirTask, load_task, open_task
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
@@ -59,10 +59,10 @@ def test_a_folder_has_the_same_figures_at_every_dimension(folder: Path, qwen3: P
     found = list(measure_embedder(MtebEmbedder(embedder, **LENGTHS), [task], [64, 32, 8]))
     assert [each.dim for each in found] == [64, 32, 8]
     for each in found:
-        (figures,) = each.figures
-        assert (figures.name, figures.queries, figures.documents) == ("small/test", 9, 40)
+        (splits,) = each.splits
+        assert (splits.name, splits.queries, splits.documents) == ("small/test", 9, 40)
         assert each.dim is not None
-        assert_same(figures.metrics, ours[each.dim])
+        assert_same(splits.metrics, ours[each.dim])
     assert ours[64] != ours[8]
 
 
@@ -103,7 +103,7 @@ def test_mteb_orders_equal_documents_by_id_and_we_average(tmp_path: Path, bert: 
     embedder, task = Embedder.from_pretrained(bert), open_task(str(tmp_path / "twins"), "test")
     assert isinstance(task, BeirTask)
     (found,) = measure_embedder(MtebEmbedder(embedder, **LENGTHS), [task], [48])
-    assert found.figures[0].metrics["MRR@10"] == 0.5
+    assert found.splits[0].metrics["MRR@10"] == 0.5
     assert evaluate_embedder(embedder, task.data, [48], **LENGTHS)[48]["MRR@10"] == 0.75
 
 
@@ -120,7 +120,7 @@ def test_a_reranker_has_the_same_figures_over_bm25(tmp_path: Path, reranker: Rer
     ours = evaluate_candidates(rerank(reranker, task.data, candidates), candidates, task.data)
     (found,) = measure_reranker(MtebReranker(reranker), [task], first_stage="bm25", depth=7)
     assert found.dim is None
-    assert_same(found.figures[0].metrics, ours)
+    assert_same(found.splits[0].metrics, ours)
 
 
 def test_a_reranker_has_the_same_figures_over_an_embedder(
@@ -202,7 +202,7 @@ def test_rerankers_read_instructions_beside_the_query(
 def test_equal_queries_and_documents_keep_their_own_lengths(tmp_path: Path) -> None:
     """Where embeddings are kept for other dimensions."""
     model = MtebEmbedder(Embedder.from_pretrained(tiny_bert(tmp_path)), query_max_length=5, document_max_length=64)
-    model.remember = True
+    model.cache_embeddings = True
     batches = [{"text": ["files and folders and users and disks"]}]
     found = [model.encode(batches, task_metadata=metadata(), prompt_type=kind) for kind in PromptType]
     assert model.truncated == (1, 0)
@@ -225,9 +225,9 @@ class Likeness(AbsTaskSTS):
 def test_tasks_that_are_no_retrieval_run_too(qwen3: Path, reranker: Reranker) -> None:
     model = MtebEmbedder(Embedder.from_pretrained(qwen3), **LENGTHS)
     (found,) = measure_embedder(model, [Likeness()], [64])
-    assert (found.figures[0].name, found.figures[0].queries) == ("T/test", 0)
-    assert list(found.figures[0].metrics) == ["cosine_spearman"]
-    with pytest.raises(ValueError, match="--mteb T: it has nothing that a reranker could order"):
+    assert (found.splits[0].name, found.splits[0].queries) == ("T/test", 0)
+    assert list(found.splits[0].metrics) == ["cosine_spearman"]
+    with pytest.raises(ValueError, match="--mteb T: it is no retrieval task, so there is nothing to rerank"):
         list(measure_reranker(MtebReranker(reranker), [Likeness()], depth=10))
 
 
@@ -238,7 +238,7 @@ def test_a_task_keeps_the_candidates_that_it_has(folder: Path, reranker: Reranke
     load_task(task)
     task.rerank(few)
     (found,) = measure_reranker(MtebReranker(reranker), [task], depth=10)
-    assert_same(found.figures[0].metrics, evaluate_candidates(rerank(reranker, task.data, few), few, task.data))
+    assert_same(found.splits[0].metrics, evaluate_candidates(rerank(reranker, task.data, few), few, task.data))
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None:
@@ -254,7 +254,10 @@ def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None
         (["--mteb", "{tmp}"], "a BEIR folder holds corpus.jsonl"),
         (["--mteb", "{folder},{folder}"], "mteb: a task is given twice"),
         (["--mteb", "{folder},{folder}/"], "--mteb: two tasks are called small; rename a folder"),
-        (["--mteb", "STS12", "--reranker", "{tmp}/model"], "--mteb STS12: it has nothing that a reranker could order"),
+        (
+            ["--mteb", "STS12", "--reranker", "{tmp}/model"],
+            "--mteb STS12: it is no retrieval task, so there is nothing to rerank",
+        ),
         (
             ["--mteb", "{folder}", "--embedding_precision", "int8"],
             "mteb measures float32; embedding_precision is of --data",

@@ -18,12 +18,12 @@ from nestling.backends.sizes import StateFractions, full_bytes, trained_bytes
 from nestling.batches.packing import pack
 from nestling.config import CostsConfig, EmbedConfig, LaunchCosts, RerankConfig, StageCosts, TrainData, parse_config
 from nestling.costs.fake_models import FakeEmbedder, FakeModel, FakeReranker
-from nestling.costs.launches import shares_of
+from nestling.costs.launches import state_fractions
+from nestling.costs.model_configs import model_config_of
+from nestling.costs.operations import Workload, operations_of
 from nestling.costs.recipes import CONFIGS, read_recipe
-from nestling.costs.shapes import shape_of
-from nestling.costs.stage import costs_of, embedder_reading, reranker_reading
+from nestling.costs.stage import embedder_workload, estimate_stage, reranker_workload
 from nestling.costs.tables import GPUS
-from nestling.costs.work import Reading, passes_of
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
@@ -79,7 +79,7 @@ def real(
         (torch.bfloat16, 0, True, True, True),
     ],
 )
-def test_a_model_without_weights_keeps_what_a_real_one_keeps(
+def test_activations_of_a_fake_model_equal_those_of_a_real_one(
     precision: torch.dtype, gradient_checkpointing_length: int | None, reranker: bool, lora: bool, sharded: bool
 ) -> None:
     """The graph of a chunk, measured as training does, within 10 %; fake attention copies a little more."""
@@ -99,17 +99,17 @@ def test_a_model_without_weights_keeps_what_a_real_one_keeps(
     model.train()
     with model.computing(cache=False if sharded else None):
         kept = activation_bytes(model, partial(model, in_place=True), chunk) / chunk.positions
-    assert fake.bytes_a_position(48, 480, sharded=sharded) == pytest.approx(kept, rel=0.1)
+    assert fake.bytes_per_position(48, 480, sharded=sharded) == pytest.approx(kept, rel=0.1)
     assert kept > 0
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_model_without_weights_is_estimated_as_the_real_one(lora: bool, qwen3: Path) -> None:
+def test_estimate_of_a_fake_model_equals_that_of_a_real_one(lora: bool, qwen3: Path) -> None:
     model = Embedder.from_pretrained(qwen3, dtype=torch.float32)
     if lora:
         model.backbone = attach_lora(model.backbone, **LORA)
     fake = FakeModel(
-        shape_of(str(qwen3)), dtype=torch.float32, precision=torch.float32, lora=LORA if lora else None
+        model_config_of(str(qwen3)), dtype=torch.float32, precision=torch.float32, lora=LORA if lora else None
     ).model
     found, expected = (estimate(each, StateFractions(), chunk=1.0, kept=2.0, room=3e9) for each in (fake, model))
     assert found == expected
@@ -117,7 +117,7 @@ def test_a_model_without_weights_is_estimated_as_the_real_one(lora: bool, qwen3:
 
 
 def test_tied_weights_of_a_reranker_are_counted_once(qwen3_base: Path) -> None:
-    shape = shape_of(str(qwen3_base))
+    shape = model_config_of(str(qwen3_base))
     fake = FakeModel(shape, dtype=torch.float32, precision=torch.float32, lora=None, reranker=True).model
     assert trained_bytes(fake) == trained_bytes(Reranker.from_pretrained(qwen3_base))
     untied = FakeModel(small(tie_word_embeddings=False), dtype=torch.float32, precision=torch.float32, lora=None,
@@ -138,7 +138,7 @@ def test_tied_weights_of_a_reranker_are_counted_once(qwen3_base: Path) -> None:
 def test_published_sizes(model: str, parameters: int) -> None:
     """As the language models are published."""
     with torch.device("meta"):
-        causal = AutoModelForCausalLM.from_config(shape_of(model))
+        causal = AutoModelForCausalLM.from_config(model_config_of(model))
     assert sum(each.numel() for each in causal.parameters()) == parameters
 
 
@@ -151,11 +151,11 @@ def counted(model: TokenModel, chunk: Any, *, backward: bool) -> int:
 
 
 @pytest.mark.parametrize("reranker", [False, True])
-def test_operations_are_those_that_are_counted(reranker: bool) -> None:
+def test_operations_equal_those_of_the_flop_counter(reranker: bool) -> None:
     model = real(
         dtype=torch.float32, precision=torch.float32, lora=False, reranker=reranker, attn_implementation="eager"
     )
-    chunk, found = sample_chunk(48, 480, 300, CPU), passes_of(model, Reading.texts(10, 48))
+    chunk, found = sample_chunk(48, 480, 300, CPU), operations_of(model, Workload.texts(10, 48))
     words = 2 * 10 * 64 if reranker else 0  # the two words, of which there is one difference
     assert counted(model, chunk, backward=False) == found.forward + words
     assert counted(model, chunk, backward=True) == found.forward + found.backward + 3 * words
@@ -164,7 +164,7 @@ def test_operations_are_those_that_are_counted(reranker: bool) -> None:
 def test_frozen_weights_need_no_gradient() -> None:
     """The first layer's input needs none either, which is 4 % of two layers."""
     model = real(dtype=torch.float32, precision=torch.float32, lora=True, reranker=False, attn_implementation="eager")
-    chunk, found = sample_chunk(48, 480, 300, CPU), passes_of(model, Reading.texts(10, 48))
+    chunk, found = sample_chunk(48, 480, 300, CPU), operations_of(model, Workload.texts(10, 48))
     assert counted(model, chunk, backward=False) == found.forward
     assert counted(model, chunk, backward=True) == pytest.approx(found.forward + found.backward, rel=0.05)
 
@@ -181,7 +181,7 @@ def test_passes_of_a_step(room: float, forwards: int, checkpointed: bool) -> Non
     backend = Plain(model, adamw(model, learning_rate=1e-3, weight_decay=0.0))
     with FlopCounterMode(display=False) as counter:
         cached_backward(backend, batch, lambda each: each.square().sum(), ActivationBudget(room, 1.0))
-    found = passes_of(model, Reading.texts(8, 40))
+    found = operations_of(model, Workload.texts(8, 40))
     expected = (forwards + checkpointed) * found.forward + found.backward
     spared = 2 * 64 * 160 * 2 * 8 * 40 if checkpointed else 0
     assert counter.get_total_flops() == expected - spared
@@ -191,10 +191,10 @@ def embed_config(**more: Any) -> EmbedConfig:
     return EmbedConfig(**{"model": "m", "output_dir": "o", "train": [TrainData("a")], **more})
 
 
-def test_what_a_row_reads() -> None:
+def test_workload_of_a_row() -> None:
     stage = StageCosts(path="x", examples=10, query_tokens=10, document_tokens=30, positives=2.5)
-    row = embedder_reading(embed_config(num_negatives=3, document_max_length=20), stage)
-    assert row == Reading(10 + 5.5 * 20, 10 * 10 + 5.5 * 20 * 20)  # documents are cut at 20 tokens
+    row = embedder_workload(embed_config(num_negatives=3, document_max_length=20), stage)
+    assert row == Workload(10 + 5.5 * 20, 10 * 10 + 5.5 * 20 * 20)  # documents are cut at 20 tokens
     settings: dict[str, Any] = {
         "model": "m",
         "output_dir": "o",
@@ -202,9 +202,9 @@ def test_what_a_row_reads() -> None:
         "num_positives": 1,
         "num_negatives": 3,
     }
-    assert reranker_reading(RerankConfig(**settings), stage) == Reading(10 + 4 * 30, 10 * 10 + 4 * 30 * 40)
+    assert reranker_workload(RerankConfig(**settings), stage) == Workload(10 + 4 * 30, 10 * 10 + 4 * 30 * 40)
     apart = RerankConfig(**settings, attn_implementation="sdpa")
-    assert reranker_reading(apart, stage) == Reading(4 * 40, 4 * 40 * 40)
+    assert reranker_workload(apart, stage) == Workload(4 * 40, 4 * 40 * 40)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_rank_of_four_holds_whole_gradients_where_they_fit(
     backend: Any, room: float, expected: StateFractions
 ) -> None:
     model = FakeModel(small(), dtype=torch.float32, precision=torch.float32, lora=None).model
-    assert shares_of(LaunchCosts(backend=backend, num_processes=4), model, room)[0] == expected
+    assert state_fractions(LaunchCosts(backend=backend, num_processes=4), model, room)[0] == expected
 
 
 @pytest.fixture
@@ -237,11 +237,13 @@ def recipe(tmp_path: Path, qwen3: Path) -> StageCosts:
 
 
 def test_costs_of_a_stage(recipe: StageCosts) -> None:
-    found, none = costs_of(recipe, ONE, 1e12), costs_of(recipe, ONE, 0.0)
+    found, none = estimate_stage(recipe, ONE, 1e12), estimate_stage(recipe, ONE, 0.0)
     assert (found.tokens, found.forwards, none.forwards) == (640 * 80, 1, 2)
     assert found.fits and not none.fits
-    model = FakeModel(shape_of(yaml_model(recipe)), dtype=torch.float32, precision=torch.float32, lora=None).model
-    passes = passes_of(model, Reading.texts(640, 16) + Reading.texts(1280, 32))
+    model = FakeModel(
+        model_config_of(yaml_model(recipe)), dtype=torch.float32, precision=torch.float32, lora=None
+    ).model
+    passes = operations_of(model, Workload.texts(640, 16) + Workload.texts(1280, 32))
     assert found.operations == passes.forward + passes.backward
     assert none.operations == 2 * passes.forward + passes.backward
     assert found.gpu_hours(1e12) == pytest.approx(found.operations / 3.6e15)
@@ -254,16 +256,16 @@ def yaml_model(stage: StageCosts) -> str:
 
 
 @pytest.mark.parametrize(("length", "forwards"), [(31, 2), (32, 1)])
-def test_texts_that_are_cut_are_as_long_as_the_limit(length: int, forwards: int, recipe: StageCosts) -> None:
+def test_truncated_texts_are_as_long_as_the_limit(length: int, forwards: int, recipe: StageCosts) -> None:
     """Of 90 tokens 32 are left, of which more than `gradient_checkpointing_length` are computed twice."""
     with Path(recipe.path).open("a") as stream:
         stream.write(f"gradient_checkpointing_length: {length}\n")
-    assert costs_of(replace(recipe, document_tokens=90), ONE, 1e12).forwards == forwards
+    assert estimate_stage(replace(recipe, document_tokens=90), ONE, 1e12).forwards == forwards
 
 
 def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
     for text, message in (
-        ("a: [", "no YAML: while parsing"),
+        ("a: [", "not valid YAML: while parsing"),
         ("- a", "expected keys with values"),
         ("", "expected keys"),
     ):
@@ -275,15 +277,15 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
 
 def test_more_processes_keep_more_graphs(recipe: StageCosts) -> None:
     """A quarter of the batch on each, and room for half of the whole."""
-    whole = costs_of(recipe, ONE, 1e12)
+    whole = estimate_stage(recipe, ONE, 1e12)
     state = whole.memory.weights + whole.memory.gradients + whole.memory.optimizer
     tokens = whole.memory.chunk / 128 * 64 * 80
     room = state + tokens  # half of what is free is half of the batch's graphs
-    assert costs_of(recipe, ONE, room).forwards == pytest.approx(1.5)
-    assert costs_of(recipe, FOUR, room).forwards == 1
+    assert estimate_stage(recipe, ONE, room).forwards == pytest.approx(1.5)
+    assert estimate_stage(recipe, FOUR, room).forwards == 1
 
 
-def test_what_training_prints_is_what_is_estimated(recipe: StageCosts, qwen3: Path) -> None:
+def test_estimate_equals_what_training_prints(recipe: StageCosts, qwen3: Path) -> None:
     """Its measure of a real model on this CPU, within 10 %."""
     config = parse_config(EmbedConfig, None, ["--config", recipe.path])
     model = Embedder.from_pretrained(qwen3, dtype=torch.float32)
@@ -291,7 +293,10 @@ def test_what_training_prints_is_what_is_estimated(recipe: StageCosts, qwen3: Pa
     chunk = sample_chunk(config.longest, 128, model.config.vocab_size, CPU)
     with model.computing():
         measured = activation_bytes(model, partial(model, in_place=True), chunk)
-    found, expected = costs_of(recipe, ONE, 1e12).memory, estimate(model, StateFractions(), chunk=measured, kept=0.0)
+    found, expected = (
+        estimate_stage(recipe, ONE, 1e12).memory,
+        estimate(model, StateFractions(), chunk=measured, kept=0.0),
+    )
     assert (found.weights, found.gradients, found.optimizer) == (
         expected.weights,
         expected.gradients,
@@ -304,13 +309,9 @@ def test_what_training_prints_is_what_is_estimated(recipe: StageCosts, qwen3: Pa
     ("change", "launch", "message"),
     [
         ({"model": "other/model"}, ONE, "model other/model: neither a directory with a config.json nor a Qwen3 model"),
-        (
-            {},
-            LaunchCosts(backend="ddp", num_processes=7),
-            "batch_size is 64, which 7 processes cannot share out equally",
-        ),
-        ({"documents": 1}, ONE, "recipe.yaml: documents is of mining"),
-        ({"script": None}, ONE, "recipe.yaml: embed and rerank have its keys alike; give the stage a script"),
+        ({}, LaunchCosts(backend="ddp", num_processes=7), "batch_size is 64, which 7 processes cannot divide equally"),
+        ({"documents": 1}, ONE, "recipe.yaml: documents is a setting of mining stages only"),
+        ({"script": None}, ONE, "recipe.yaml: embed and rerank match its keys equally; set the script of the stage"),
         ({"script": "mine"}, ONE, "recipe.yaml, read as mine: unknown key 'model'"),
         ({"path": "none.yaml"}, ONE, "none.yaml: no such file"),
     ],
@@ -319,7 +320,7 @@ def test_what_cannot_be_estimated(
     change: dict[str, Any], launch: LaunchCosts, message: str, recipe: StageCosts
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        costs_of(replace(recipe, **change), launch, 1e12)
+        estimate_stage(replace(recipe, **change), launch, 1e12)
 
 
 @pytest.mark.parametrize(
@@ -332,12 +333,12 @@ def test_what_cannot_be_estimated(
         (lambda: CostsConfig(stages=[]), "stages is empty"),
     ],
 )
-def test_settings_that_make_no_sense(make: Any, message: str) -> None:
+def test_invalid_settings(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_what_does_not_fit_is_said(recipe: StageCosts) -> None:
+def test_stages_that_do_not_fit_are_listed(recipe: StageCosts) -> None:
     stage = f"[{{path: {recipe.path}, script: embed, examples: 64, query_tokens: 16, document_tokens: 32}}]"
     done = run_main(costs.main, "--stages", stage, "--gpu_memory", "0.001", "--gpu", "l4")
     assert done.returncode == 0, done.stderr

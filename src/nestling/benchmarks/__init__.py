@@ -1,1 +1,1 @@
-"""mteb: our directories as its models, BEIR folders as its tasks. Needs the extra `mteb`."""
+"""mteb: Nestling's directories as models, BEIR folders as tasks. Needs the extra `mteb`."""

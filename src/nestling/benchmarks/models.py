@@ -1,4 +1,4 @@
-"""Our models as mteb calls them: the same tokens and prompts as everywhere else, without padding to pay for."""
+"""Models of Nestling with the interface of mteb, and the same tokens and prompts as elsewhere in Nestling."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -18,27 +18,27 @@ from nestling.models.encoding import EncodingStats, encode_texts
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoringStats
 
-# How a query prompt begins that an instruction may be put into.
-INSTRUCTED = "Instruct: "
+# Beginning of a query prompt that contains an instruction.
+INSTRUCTION_PREFIX = "Instruct: "
 
 
 class MtebEmbedder(AbsEncoder):
-    """An embedder at one of its dimensions.
+    """An embedder with the interface of mteb, at one of its dimensions.
 
-    Queries, and texts of tasks that know no queries, get the task's instruction if the model takes one, else the
-    model's own query prompt; documents get its document prompt.
+    Queries, and texts of tasks without queries, get the instruction of the task if the query prompt of the model has
+    an instruction, else the default query prompt; documents get the document prompt.
 
     Args:
-        embedder: The model.
-        query_max_length: Tokens of a query, prompt and end token included.
-        document_max_length: Tokens of a document, likewise.
-        dim: To which embeddings are cut, then normalised again; the model's own by default.
-        instruction: Of every task; by default the one that mteb gives, and the model's own where it gives none.
-        progress: Whether to show bars.
+        embedder: The embedder.
+        query_max_length: Maximum number of tokens of a query, including prompt and end token.
+        document_max_length: Maximum number of tokens of a document, likewise.
+        dim: Dimensions to truncate embeddings to, before they are normalised again; by default those of the model.
+        instruction: Instruction of all tasks; by default that of mteb for each task, or else that of the model.
+        progress: Whether to show progress bars.
 
     Attributes:
-        dim: As above; may be set anew.
-        remember: Whether to keep all embeddings, for another dimension of the same task; `forget` drops them.
+        dim: As above; may be changed.
+        cache_embeddings: Whether to keep all embeddings for other dimensions of the same task, until `reset`.
     """
 
     def __init__(
@@ -56,77 +56,81 @@ class MtebEmbedder(AbsEncoder):
         self.instruction = instruction
         self.progress = progress
         self.dim = dim or embedder.dim
-        self.remember = False
+        self.cache_embeddings = False
         self.mteb_model_meta = model_meta(embedder.source)
-        self.forget()
+        self.reset()
 
     @property
     def truncated(self) -> tuple[int, int]:
-        """Queries and documents of this task that were cut; queries are all texts of tasks that know none."""
+        """Numbers of queries and documents of this task that were truncated.
+
+        In tasks without queries, all texts count as queries.
+        """
         return self._stats["query"].truncated, self._stats["document"].truncated
 
     def encode(
         self, inputs: Any, *, task_metadata: TaskMetadata, prompt_type: PromptType | None = None, **_: Any
     ) -> Tensor:
-        """[n, dim] float32, normalised, of a data loader's texts."""
+        """[n, dim] float32: normalised embeddings of the texts of a data loader."""
         kind = "document" if prompt_type == PromptType.document else "query"
         prefix = self.prefix(task_metadata, kind)
         texts = [prefix + text for batch in inputs for text in batch["text"]]
-        # With the kind: equal queries and documents may be cut at other lengths.
+        # Includes the kind, since equal queries and documents may be truncated at different lengths.
         key = xxhash.xxh3_128_hexdigest("\0".join([kind, *texts]).encode())
-        found = self._known.get(key)
-        if found is None:
-            found = self._encode(texts, kind, f"{task_metadata.name}: {kind}s" if self.progress else None)
-        if self.remember:
-            self._known[key] = found
-        return normalize(found[:, : self.dim], dim=-1)
+        embeddings = self._cached.get(key)
+        if embeddings is None:
+            embeddings = self._encode(texts, kind, f"{task_metadata.name}: {kind}s" if self.progress else None)
+        if self.cache_embeddings:
+            self._cached[key] = embeddings
+        return normalize(embeddings[:, : self.dim], dim=-1)
 
     def prefix(self, task: TaskMetadata, kind: str) -> str:
-        """What stands before every text of a kind."""
+        """The prompt of the queries or documents of a task."""
         prompts = self.embedder.prompts
         if kind == "document":
             return prompts.document
-        if self.instruction is None and not prompts.default_query.startswith(INSTRUCTED):
+        if self.instruction is None and not prompts.default_query.startswith(INSTRUCTION_PREFIX):
             return prompts.default_query
         return prompts.query(query_instruction(task) if self.instruction is None else self.instruction)
 
-    def forget(self) -> None:
-        """Drop what is kept of the last task."""
-        self._known: dict[str, Tensor] = {}
+    def reset(self) -> None:
+        """Drop cached embeddings and counts of the last task."""
+        self._cached: dict[str, Tensor] = {}
         self._stats = {"query": EncodingStats(), "document": EncodingStats()}
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """[n, m] float32; embeddings are normalised already."""
+        """[n, m] float32: cosine similarities of normalised embeddings [n, dim] and [m, dim]."""
         return torch.as_tensor(embeddings1) @ torch.as_tensor(embeddings2).T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """[n] float32."""
+        """[n] float32: cosine similarities of the rows of normalised embeddings [n, dim]."""
         return (torch.as_tensor(embeddings1) * torch.as_tensor(embeddings2)).sum(dim=-1)
 
     def _encode(self, texts: list[str], kind: str, label: str | None) -> Tensor:
-        """[n, D] float32 at the full width; equal texts run once, so that they tie."""
-        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        embeddings = torch.empty(len(place), self.embedder.dim)
-        found = encode_texts(
+        """[n, D] float32 with all dimensions; equal texts are encoded once, so that they score the same."""
+        index_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        embeddings = torch.empty(len(index_of), self.embedder.dim)
+        blocks = encode_texts(
             self.embedder,
-            list(place),
+            list(index_of),
             prefix="",
             max_length=self.lengths[kind],
             progress=label,
             stats=self._stats[kind],
         )
-        for rows, block in found:
+        for rows, block in blocks:
             embeddings[rows] = block
-        return embeddings[torch.tensor([place[text] for text in texts])]
+        return embeddings[torch.tensor([index_of[text] for text in texts])]
 
 
 class MtebReranker:
-    """A reranker.
+    """A reranker with the interface of mteb.
 
     Args:
-        reranker: The model.
-        instruction: Of every task; by default a query's own, else the one that mteb gives, else the model's own.
-        progress: Whether to show bars.
+        reranker: The reranker.
+        instruction: Instruction of all tasks; by default that of the query, else that of mteb for the task, else that
+            of the model.
+        progress: Whether to show progress bars.
     """
 
     def __init__(self, reranker: Reranker, *, instruction: str | None = None, progress: bool = False) -> None:
@@ -134,22 +138,22 @@ class MtebReranker:
         self.instruction = instruction
         self.progress = progress
         self.mteb_model_meta = model_meta(reranker.source)
-        self.forget()
+        self.reset()
 
     @property
     def truncated(self) -> tuple[int, int]:
-        """Queries and documents of this task that were cut."""
+        """Numbers of queries and documents of this task that were truncated."""
         return self._stats.truncated_queries, self._stats.truncated_documents
 
-    def forget(self) -> None:
-        """Count anew, for another task."""
+    def reset(self) -> None:
+        """Reset the counts of the last task."""
         self._stats = ScoringStats()
 
     def predict(self, inputs1: Any, inputs2: Any, *, task_metadata: TaskMetadata, **_: Any) -> Tensor:
-        """[n] float32: logits of yes of the queries of one data loader and the documents of another."""
+        """[n] float32: logits of the pairs of the queries of one data loader and the documents of another."""
         default = query_instruction(task_metadata) if self.instruction is None else self.instruction
         documents = (text for batch in inputs2 for text in batch["text"])
-        pairs = zip(self._asked(inputs1, default), documents, strict=True)
+        pairs = zip(self._queries_with_instructions(inputs1, default), documents, strict=True)
         groups = [
             Group(query, [document for _, document in rows], instruction)
             for (query, instruction), rows in groupby(pairs, key=lambda pair: pair[0])
@@ -158,22 +162,22 @@ class MtebReranker:
         logits = self.reranker.logits(groups, progress=label, stats=self._stats)
         return torch.cat(logits) if logits else torch.empty(0)
 
-    def _asked(self, inputs: Any, default: str | None) -> Iterator[tuple[str, str | None]]:
-        """Queries, each with its instruction; `text` would be both in one."""
+    def _queries_with_instructions(self, inputs: Any, default: str | None) -> Iterator[tuple[str, str | None]]:
+        """Yield (query, instruction); the field `text` would contain both."""
         for batch in inputs:
             queries = batch["query"] if "query" in batch else batch["text"]
-            own = batch.get("instruction") if self.instruction is None else None
-            yield from zip(queries, own or [default] * len(queries), strict=True)
+            instructions = batch.get("instruction") if self.instruction is None else None
+            yield from zip(queries, instructions or [default] * len(queries), strict=True)
 
 
 def query_instruction(task: TaskMetadata) -> str | None:
-    """What mteb says that a task's queries ask for; None if it says nothing."""
+    """The instruction of mteb for the queries of a task; None if there is none."""
     prompt: Any = task.prompt
-    found: str | None = prompt.get("query") if isinstance(prompt, dict) else prompt
-    return found
+    embeddings: str | None = prompt.get("query") if isinstance(prompt, dict) else prompt
+    return embeddings
 
 
 def model_meta(source: str) -> ModelMeta:
-    """What mteb writes of a model: its name, and no path of anyone's machine."""
+    """Metadata of a model: only its name, without the path of its directory."""
     name = "/".join(["nestling", *source.rstrip("/").split("/")][-2:])
     return ModelMeta.create_empty(overwrites={"name": name, "similarity_fn_name": ScoringFunction.COSINE})

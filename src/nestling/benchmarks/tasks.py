@@ -1,4 +1,4 @@
-"""Tasks that mteb measures: its own, by name, and BEIR folders."""
+"""Tasks for mteb: its own, by name, and BEIR folders."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ SUBSET = "default"
 
 
 class BeirTask(AbsTaskRetrieval):
-    """A BEIR folder as a retrieval task of mteb; without an instruction, so that models use their own.
+    """A BEIR folder as a retrieval task of mteb; it has no instruction, so that models use their own.
 
     Args:
-        data: The set.
+        data: The retrieval set.
     """
 
     def __init__(self, data: RetrievalSet) -> None:
@@ -39,7 +39,7 @@ class BeirTask(AbsTaskRetrieval):
         super().__init__()
 
     def load_data(self, num_proc: int | None = None, **_: Any) -> None:
-        """Give mteb texts and judgements; documents as they are read here, title and text in one."""
+        """Load texts and judgements into the format of mteb; the text of a document includes its title."""
         if self.data_loaded:
             return
         data = self.data
@@ -48,7 +48,7 @@ class BeirTask(AbsTaskRetrieval):
                 data.split: {
                     "corpus": texts(data.document_ids, data.documents),
                     "queries": texts(data.query_ids, data.queries),
-                    "relevant_docs": whole_judgements(data),
+                    "relevant_docs": mteb_judgements(data),
                     "top_ranked": None,
                 }
             }
@@ -56,35 +56,38 @@ class BeirTask(AbsTaskRetrieval):
         self.data_loaded = True
 
     def unload_data(self) -> None:
-        """Drop texts and judgements; mteb's own would drop the set and the metadata as well."""
+        """Drop texts and judgements; the method of the base class would also drop `data` and the metadata."""
         self.dataset = {}
         self.data_loaded = False
 
     def rerank(self, candidates: Candidates) -> None:
-        """Make a reranking task of it, whose data is loaded: only these documents of each query are ordered."""
+        """Turn the loaded task into a reranking task with these candidates."""
         ids = self.data.document_ids
         ranked = zip(self.data.query_ids, candidates.rows, strict=True)
-        found = {query: [ids[row] for row in rows.tolist()] for query, rows in ranked}
-        self.dataset[SUBSET][self.data.split]["top_ranked"] = found
+        candidate_ids = {query: [ids[row] for row in rows.tolist()] for query, rows in ranked}
+        self.dataset[SUBSET][self.data.split]["top_ranked"] = candidate_ids
 
 
 def texts(ids: Sequence[str], values: Sequence[str]) -> Dataset:
     return Dataset.from_dict({"id": list(ids), "text": list(values)})
 
 
-def whole_judgements(data: RetrievalSet) -> dict[str, dict[str, int]]:
-    """{query: {document: grade}}; mteb leaves queries without any judgement out, and here they count as failures."""
-    found = {
+def mteb_judgements(data: RetrievalSet) -> dict[str, dict[str, int]]:
+    """{query id: {document id: grade}}.
+
+    A query without a relevant document gets a judgement of 0, since mteb leaves out queries without any judgement.
+    """
+    grades = {
         query: {document: int(gain) for document, gain in judged.items()} for query, judged in judgements(data).items()
     }
-    return {query: judged or {data.document_ids[0]: 0} for query, judged in found.items()}
+    return {query: judged or {data.document_ids[0]: 0} for query, judged in grades.items()}
 
 
 def open_task(name: str, split: str) -> AbsTask:
-    """A BEIR folder, or a task of mteb by its name; no data is loaded of the latter.
+    """Open a BEIR folder, or a task of mteb by its name, without loading the data of the latter.
 
     Raises:
-        ValueError: Neither such a folder nor such a task.
+        ValueError: There is neither such a folder nor such a task.
     """
     if Path(name).is_dir():
         return BeirTask(load_retrieval_set(name, split))
@@ -95,14 +98,14 @@ def open_task(name: str, split: str) -> AbsTask:
         raise ValueError(f"--mteb {name}: neither a BEIR folder nor a task of mteb: {reason}") from None
 
 
-def require_orderable(task: AbsTask) -> None:
-    """Raises ValueError where a reranker has nothing to do."""
+def require_rerankable(task: AbsTask) -> None:
+    """Raise ValueError for a task that is not a retrieval task."""
     if not isinstance(task, AbsTaskRetrieval):
-        raise ValueError(f"--mteb {task.metadata.name}: it has nothing that a reranker could order")
+        raise ValueError(f"--mteb {task.metadata.name}: it is no retrieval task, so there is nothing to rerank")
 
 
 def require_names(tasks: Sequence[AbsTask]) -> None:
-    """Raises ValueError where two tasks have one name, and so one file for their results."""
+    """Raise ValueError for two tasks with the same name, whose results would be written to the same file."""
     names = [task.metadata.name for task in tasks]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
@@ -110,7 +113,7 @@ def require_names(tasks: Sequence[AbsTask]) -> None:
 
 
 def load_task(task: AbsTask) -> None:
-    """Load a task's data. Raises ValueError where the hub cannot be reached and has left nothing in its cache."""
+    """Load the data of a task. Raises ValueError if they are neither on the hub nor in its cache."""
     try:
         task.load_data()
     except OSError as error:

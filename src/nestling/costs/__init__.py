@@ -1,5 +1,5 @@
-"""What a recipe needs and takes, from its configuration and the shape of its model, before there are weights or GPUs.
+"""Estimates of the memory and GPU hours of a recipe, from its settings and the configuration of its model.
 
-Memory is the estimate that training prints before its first step (`nestling.training.memory`), of a model without
-weights.
+The estimate of memory is the one that training prints before its first step (`nestling.training.memory`), for a model
+with fake tensors; neither weights nor GPUs are needed.
 """

@@ -1,6 +1,7 @@
-"""Models that have the shapes of their weights and no weights, so that any of them fits on any machine.
+"""Models with fake tensors, so that a model of any size fits on any machine.
 
-torch's fake tensors: operations on them give the shape, type and storage of what they would give.
+Fake tensors of torch (`FakeTensorMode`) have shape, dtype and device but no data; operations on them compute shape,
+dtype and storage of their results only.
 """
 
 from collections.abc import Mapping
@@ -19,11 +20,11 @@ from nestling.models.reranker import Reranker
 from nestling.models.token_model import TokenModel, is_decoder
 from nestling.training.memory import activation_bytes, sample_chunk
 
-ATTENTION = "sdpa"  # flash attention keeps as much
+ATTENTION = "sdpa"  # flash attention saves as many activations
 
 
 class FakeEmbedder(Embedder):
-    """As `Embedder`, without a tokenizer."""
+    """An `Embedder` without a tokenizer."""
 
     def __init__(self, backbone: nn.Module, precision: torch.dtype) -> None:
         TokenModel.__init__(self, backbone, cast(PreTrainedTokenizerBase, None), source="", precision=precision)
@@ -31,7 +32,7 @@ class FakeEmbedder(Embedder):
 
 
 class FakeReranker(Reranker):
-    """As `Reranker`, without a tokenizer; the first two words are its answers."""
+    """A `Reranker` without a tokenizer, whose answers are the first two tokens of the vocabulary."""
 
     def __init__(self, backbone: nn.Module, precision: torch.dtype, *, full_vocabulary: bool) -> None:
         TokenModel.__init__(self, backbone, cast(PreTrainedTokenizerBase, None), source="", precision=precision)
@@ -41,21 +42,21 @@ class FakeReranker(Reranker):
 
 
 class FakeModel:
-    """A model for training, as `nestling.models.trainable.load_trainable` gives it.
+    """A model for training with fake tensors, set up like those of `nestling.models.trainable.load_trainable`.
 
     Args:
-        shape: Its configuration.
-        dtype: Of weights that are not trained, float32 where all are.
-        precision: Of the computation.
-        lora: Arguments of `attach_lora`; None trains all weights.
-        reranker: Whether it is one, and not an embedder.
-        full_vocabulary: Of a reranker: whether its loss is over all words.
-        gradient_checkpointing_length: Texts of more tokens recompute their activations; None for none.
+        config: Configuration of the model.
+        dtype: Dtype of the weights, float32 for full fine-tuning.
+        precision: Dtype of the computation.
+        lora: Arguments of `attach_lora`; None for full fine-tuning.
+        reranker: Whether the model is a reranker, not an embedder.
+        full_vocabulary: Whether the loss of a reranker is over the whole vocabulary.
+        gradient_checkpointing_length: Texts of more tokens recompute their activations; None for no recomputation.
     """
 
     def __init__(
         self,
-        shape: PretrainedConfig,
+        config: PretrainedConfig,
         *,
         dtype: torch.dtype,
         precision: torch.dtype,
@@ -66,7 +67,7 @@ class FakeModel:
     ) -> None:
         kind: Any = AutoModelForCausalLM if reranker else AutoModel
         with torch.device("meta"):
-            backbone: nn.Module = kind.from_config(shape, dtype=dtype, attn_implementation=ATTENTION)
+            backbone: nn.Module = kind.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
             self.model: TokenModel = (
                 FakeReranker(backbone, precision, full_vocabulary=full_vocabulary)
                 if reranker
@@ -75,18 +76,18 @@ class FakeModel:
             if lora is not None:
                 self.model.backbone = attach_lora(backbone, **lora)
         self.mode = FakeTensorMode()
-        with self.mode:  # peft does not put adapters on fake tensors, so that they come last
-            put_on_cpu(self.model)
+        with self.mode:  # after the adapters, since peft cannot attach them to fake tensors
+            move_to_cpu(self.model)
         if gradient_checkpointing_length is not None:
             self.model.checkpoint_activations_above(gradient_checkpointing_length)
 
-    def bytes_a_position(self, length: int, positions: int, *, sharded: bool = False) -> float:
-        """What training measures before its first step: the graph of a chunk, for each of its positions.
+    def bytes_per_position(self, length: int, positions: int, *, sharded: bool = False) -> float:
+        """Bytes of saved activations per position of a chunk, which training measures before its first step.
 
         Args:
             length: Tokens of the longest text.
-            positions: Of the chunk.
-            sharded: Whether the weights are, so that every graph has casts of its own of them.
+            positions: Positions of the chunk.
+            sharded: Whether the weights are sharded, so that every chunk saves its own casts of them.
         """
         self.model.train()
         with self.mode, self.model.computing(cache=False if sharded else None):
@@ -95,13 +96,13 @@ class FakeModel:
             return activation_bytes(self.model, partial(self.model, in_place=True), chunk) / chunk.positions
 
 
-def put_on_cpu(model: nn.Module) -> None:
-    """Give a model on the meta device parameters and buffers that are on the CPU; tied ones stay tied."""
-    made: dict[Tensor, Tensor] = {}
+def move_to_cpu(model: nn.Module) -> None:
+    """Replace parameters and buffers on the meta device by ones on the CPU; tied parameters stay tied."""
+    replacements: dict[Tensor, Tensor] = {}
     for module in model.modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if tensor not in made:
+            if tensor not in replacements:
                 new = torch.empty(tensor.shape, dtype=tensor.dtype)
                 trained = tensor.requires_grad
-                made[tensor] = nn.Parameter(new, trained) if isinstance(tensor, nn.Parameter) else new
-            setattr(module, name, made[tensor])
+                replacements[tensor] = nn.Parameter(new, trained) if isinstance(tensor, nn.Parameter) else new
+            setattr(module, name, replacements[tensor])

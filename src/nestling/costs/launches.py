@@ -1,4 +1,4 @@
-"""What a rank of each backend holds, with a device of a given size."""
+"""Fractions of the training state that a rank holds with each backend."""
 
 from nestling.backends.fsdp import fsdp_fractions
 from nestling.backends.prepare import gradients_fit
@@ -8,14 +8,23 @@ from nestling.config.costs import LaunchCosts
 from nestling.models.token_model import TokenModel
 
 
-def shares_of(launch: LaunchCosts, model: TokenModel, room: float) -> tuple[StateFractions, bool]:
-    """What a rank holds of a model, and whether whole gradients: where they fit into half of what is free without."""
-    least = shares_with(launch, full_gradients=False)
-    whole = gradients_fit(trained_bytes(model), free_beside(launch, least, model, room))
-    return shares_with(launch, full_gradients=whole), whole
+def state_fractions(launch: LaunchCosts, model: TokenModel, device_memory: float) -> tuple[StateFractions, bool]:
+    """Fractions that a rank holds, and whether it holds whole gradients.
+
+    Whole gradients are kept if they fit into half of the memory that is free without them.
+
+    Args:
+        launch: How training is launched.
+        model: The model.
+        device_memory: Bytes of a device.
+    """
+    least = fractions_with(launch, full_gradients=False)
+    full_gradients = gradients_fit(trained_bytes(model), free_memory(launch, least, model, device_memory))
+    return fractions_with(launch, full_gradients=full_gradients), full_gradients
 
 
-def shares_with(launch: LaunchCosts, *, full_gradients: bool) -> StateFractions:
+def fractions_with(launch: LaunchCosts, *, full_gradients: bool) -> StateFractions:
+    """Fractions that a rank holds with whole or sharded gradients."""
     ranks, backend = launch.num_processes, launch.backend
     if backend == "fsdp2":
         return fsdp_fractions(ranks, full_gradients=full_gradients)
@@ -25,8 +34,8 @@ def shares_with(launch: LaunchCosts, *, full_gradients: bool) -> StateFractions:
     return StateFractions()
 
 
-def free_beside(launch: LaunchCosts, shares: StateFractions, model: TokenModel, room: float) -> float:
-    """What is free once weights are there, and the optimizer's state where DeepSpeed makes it at once."""
-    weights = shares.weights * full_bytes([*model.parameters(), *model.buffers()])
-    early = shares.optimizer * trained_bytes(model) if launch.backend.startswith("zero") else 0.0
-    return room - weights - early
+def free_memory(launch: LaunchCosts, fractions: StateFractions, model: TokenModel, device_memory: float) -> float:
+    """Free bytes with the weights loaded, and with the optimizer state if DeepSpeed allocates it at the start."""
+    weights = fractions.weights * full_bytes([*model.parameters(), *model.buffers()])
+    early = fractions.optimizer * trained_bytes(model) if launch.backend.startswith("zero") else 0.0
+    return device_memory - weights - early

@@ -1,4 +1,4 @@
-"""Recipes from their YAML files, each through the dataclass of the script that reads it."""
+"""The settings of recipes in YAML files, read by the dataclass of their script."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -16,34 +16,34 @@ CONFIGS: dict[ScriptName, type] = {"embed": EmbedConfig, "rerank": RerankConfig,
 
 @cache
 def read_recipe(script: ScriptName | None, path: str) -> Any:
-    """The settings of a file; where no script is given, of the one that its keys are of.
+    """Read the settings of a recipe; without a script, that script is used whose settings match the keys best.
 
     Raises:
-        ValueError: There is no such file, its keys are of two scripts alike, or the script would refuse it.
+        ValueError: There is no such file, its keys match two scripts equally, or the settings are invalid.
     """
     require(Path(path).is_file(), f"{path}: no such file; expected the YAML of a recipe")
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     require(isinstance(settings, dict), f"{path}: expected keys with values, as a recipe has them")
-    found = script or script_of(path, settings)
-    return read_section(f"{path}, read as {found}", CONFIGS[found], settings)
+    script = script or script_of(path, settings)
+    return read_section(f"{path}, read as {script}", CONFIGS[script], settings)
 
 
 def script_of(path: str, settings: Mapping[str, object]) -> ScriptName:
-    """The script that knows most of the keys, so that a mistyped one is no other script's."""
-    keys = set(dotted(settings))
+    """The script with the fewest unknown keys, so that a misspelt key does not decide. Raises ValueError for a tie."""
+    keys = set(dotted_keys(settings))
     unknown = {script: len(keys - set(known_keys(cls))) for script, cls in CONFIGS.items()}
     fewest = [script for script, count in unknown.items() if count == min(unknown.values())]
-    require(len(fewest) == 1, f"{path}: {' and '.join(fewest)} have its keys alike; give the stage a script")
+    require(len(fewest) == 1, f"{path}: {' and '.join(fewest)} match its keys equally; set the script of the stage")
     return fewest[0]
 
 
-def dotted(settings: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    """Names of keys as `known_keys` has them."""
+def dotted_keys(settings: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    """Yield the names of all keys, nested ones with dots, as `known_keys` does."""
     for key, value in settings.items():
         yield f"{prefix}{key}"
         for inner in value if isinstance(value, list) else [value]:
             if isinstance(inner, Mapping):
-                yield from dotted(inner, f"{prefix}{key}.")
+                yield from dotted_keys(inner, f"{prefix}{key}.")

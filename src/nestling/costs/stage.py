@@ -1,4 +1,4 @@
-"""What one stage needs and takes with one way to start it."""
+"""Estimate of the memory and operations of a stage with one way of launching it."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,24 +10,24 @@ from nestling.backends.sizes import StateFractions, trained_bytes
 from nestling.config import EmbedConfig, MineConfig, RerankConfig, TrainingConfig, require
 from nestling.config.costs import LaunchCosts, ScriptName, StageCosts
 from nestling.costs.fake_models import FakeModel
-from nestling.costs.launches import free_beside, shares_of
+from nestling.costs.launches import free_memory, state_fractions
+from nestling.costs.model_configs import model_config_of
+from nestling.costs.operations import Workload, operations_of
 from nestling.costs.recipes import read_recipe
-from nestling.costs.shapes import shape_of
-from nestling.costs.work import Reading, passes_of
 from nestling.models.token_model import TokenModel
 from nestling.training.memory import MemoryEstimate, estimate, kept_bytes, room_for_activations
 
-CHUNK = 16384  # positions of a chunk on a GPU, as `nestling.batches.packing.token_budget` has it
+CHUNK_POSITIONS = 16384  # positions of a chunk on a GPU, like `nestling.batches.packing.token_budget`
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What a stage takes.
+class StageEstimate:
+    """Estimate of a stage.
 
     Args:
-        memory: Of each process.
-        tokens: That run through the model, each counted once.
-        forwards: How often each runs forward, on average.
+        memory: Memory of each process.
+        tokens: Tokens that the model processes, each counted once.
+        forwards: Mean number of forward passes of a token.
         operations: Floating-point operations of all processes.
     """
 
@@ -38,49 +38,54 @@ class Costs:
 
     @property
     def fits(self) -> bool:
+        """Whether the stage fits into the memory of a device."""
         return self.memory.advice is None
 
     def gpu_hours(self, speed: float) -> float:
-        """Hours of one GPU that does so many operations a second."""
+        """Hours of a single GPU at a speed in operations per second."""
         return self.operations / speed / 3600
 
 
-def costs_of(stage: StageCosts, launch: LaunchCosts, room: float) -> Costs:
-    """What a stage takes on devices with so many bytes.
+def estimate_stage(stage: StageCosts, launch: LaunchCosts, device_memory: float) -> StageEstimate:
+    """Estimate a stage on devices with `device_memory` bytes.
 
     Raises:
-        ValueError: A recipe that this launch does not start, or a model of unknown shape.
+        ValueError: The recipe cannot be launched this way, or the configuration of its model is unknown.
     """
     config = read_recipe(stage.script, stage.path)
     if isinstance(config, MineConfig):
-        return mining_costs(config, stage, room)
-    require(stage.documents is None, f"{stage.path}: documents is of mining")
+        return mining_estimate(config, stage, device_memory)
+    require(stage.documents is None, f"{stage.path}: documents is a setting of mining stages only")
     require(
         config.batch_size % launch.num_processes == 0,
-        f"{stage.path}: batch_size is {config.batch_size}, which {launch.num_processes} processes cannot share out "
+        f"{stage.path}: batch_size is {config.batch_size}, which {launch.num_processes} processes cannot divide "
         "equally",
     )
     tuning = launch.tuning or config.tuning
-    require(tuning != "qlora", f"{stage.path}: what 4 bits take is not estimated; give tuning: lora to a launch")
-    # Frozen weights are as published, but for ZeRO-3's shards.
-    half = tuning == "lora" and config.precision == "bf16" and launch.backend != "zero3"
-    dtype = torch.bfloat16 if half else torch.float32
+    require(
+        tuning != "qlora", f"{stage.path}: the memory of 4-bit weights is not estimated; set tuning: lora in a launch"
+    )
+    # Frozen weights keep the dtype of the checkpoint, except with ZeRO-3.
+    activation_memory = tuning == "lora" and config.precision == "bf16" and launch.backend != "zero3"
+    dtype = torch.bfloat16 if activation_memory else torch.float32
     sharded, shape = launch.backend in ("zero3", "fsdp2"), stage.model or config.model
-    model, position = measured(stage.script, stage.path, shape, lora=tuning == "lora", dtype=dtype, sharded=sharded)
+    model, position_bytes = fake_recipe_model(
+        stage.script, stage.path, shape, lora=tuning == "lora", dtype=dtype, sharded=sharded
+    )
     if isinstance(config, RerankConfig):
-        return reranking_costs(config, stage, launch, model, position, room)
-    return embedding_costs(config, stage, launch, model, position, room)
+        return reranking_estimate(config, stage, launch, model, position_bytes, device_memory)
+    return embedding_estimate(config, stage, launch, model, position_bytes, device_memory)
 
 
 @cache
-def measured(
+def fake_recipe_model(
     script: ScriptName | None, path: str, model: str, *, lora: bool, dtype: torch.dtype, sharded: bool
 ) -> tuple[TokenModel, float]:
-    """A recipe's model, of the shape of another one, and bytes of a graph for each position of a chunk."""
+    """A model for a recipe with the configuration of `model`, and its bytes of saved activations per position."""
     config = read_recipe(script, path)
     reranker = isinstance(config, RerankConfig)
     fake = FakeModel(
-        shape_of(model),
+        model_config_of(model),
         dtype=dtype,
         precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
         lora=asdict(config.lora) if lora else None,
@@ -89,93 +94,112 @@ def measured(
         gradient_checkpointing_length=config.gradient_checkpointing_length,
     )
     length = config.query_max_length + config.document_max_length if reranker else config.longest
-    return fake.model, fake.bytes_a_position(length, config.chunk_tokens or CHUNK, sharded=sharded)
+    return fake.model, fake.bytes_per_position(length, config.chunk_tokens or CHUNK_POSITIONS, sharded=sharded)
 
 
-def embedding_costs(
-    config: EmbedConfig, stage: StageCosts, launch: LaunchCosts, model: TokenModel, position: float, room: float
-) -> Costs:
-    """Chunks whose graphs do not stay between the passes run forward twice."""
-    shares, whole = shares_of(launch, model, room)
-    half = room_for_activations(free_beside(launch, shares, model, room), trained_bytes(model), shares)
-    graph_room = half if config.activation_memory is None else config.activation_memory * 1e9
-    row = embedder_reading(config, stage)
+def embedding_estimate(
+    config: EmbedConfig,
+    stage: StageCosts,
+    launch: LaunchCosts,
+    model: TokenModel,
+    position_bytes: float,
+    device_memory: float,
+) -> StageEstimate:
+    """Estimate the training of an embedder: chunks without kept activations run forward twice."""
+    fractions, full_gradients = state_fractions(launch, model, device_memory)
+    activation_memory = room_for_activations(
+        free_memory(launch, fractions, model, device_memory), trained_bytes(model), fractions
+    )
+    graph_room = activation_memory if config.activation_memory is None else config.activation_memory * 1e9
+    row = embedder_workload(config, stage)
     tokens = config.batch_size // launch.num_processes * row.tokens
-    # ZeRO-3 keeps none where it reduces gradients after each chunk.
-    kept = kept_bytes(graph_room, position, tokens) if whole or launch.backend != "zero3" else 0.0
+    # ZeRO-3 keeps no activations if it reduces gradients after each chunk.
+    kept = kept_bytes(graph_room, position_bytes, tokens) if full_gradients or launch.backend != "zero3" else 0.0
     memory = estimate(
         model,
-        shares,
-        chunk=position * (config.chunk_tokens or CHUNK),
-        kept=kept_bytes(graph_room, position, config.most_tokens(launch.num_processes)),
-        room=room,
+        fractions,
+        chunk=position_bytes * (config.chunk_tokens or CHUNK_POSITIONS),
+        kept=kept_bytes(graph_room, position_bytes, config.most_tokens(launch.num_processes)),
+        room=device_memory,
     )
-    again = recomputed(config, max(cut_lengths(config, stage)))
-    return training_costs(model, memory, row.times(rows_of(config, stage)), 2 - kept / (position * tokens) + again)
+    recomputed = recomputations(config, max(truncated_lengths(config, stage)))
+    return training_estimate(
+        model, memory, row.times(rows_visited(config, stage)), 2 - kept / (position_bytes * tokens) + recomputed
+    )
 
 
-def reranking_costs(
-    config: RerankConfig, stage: StageCosts, launch: LaunchCosts, model: TokenModel, position: float, room: float
-) -> Costs:
-    """Graphs do not outlive their chunk."""
-    shares, _ = shares_of(launch, model, room)
-    chunk = position * (config.chunk_tokens or CHUNK)
-    reading = reranker_reading(config, stage).times(rows_of(config, stage))
-    again = recomputed(config, stage.query_tokens + stage.document_tokens)
-    return training_costs(model, estimate(model, shares, chunk=chunk, kept=0.0, room=room), reading, 1 + again)
+def reranking_estimate(
+    config: RerankConfig,
+    stage: StageCosts,
+    launch: LaunchCosts,
+    model: TokenModel,
+    position_bytes: float,
+    device_memory: float,
+) -> StageEstimate:
+    """Estimate the training of a reranker, which keeps activations for one chunk only."""
+    fractions, _ = state_fractions(launch, model, device_memory)
+    chunk = position_bytes * (config.chunk_tokens or CHUNK_POSITIONS)
+    workload = reranker_workload(config, stage).times(rows_visited(config, stage))
+    recomputed = recomputations(config, stage.query_tokens + stage.document_tokens)
+    return training_estimate(
+        model, estimate(model, fractions, chunk=chunk, kept=0.0, room=device_memory), workload, 1 + recomputed
+    )
 
 
-def training_costs(model: TokenModel, memory: MemoryEstimate, reading: Reading, forwards: float) -> Costs:
-    passes = passes_of(model, reading)
-    return Costs(memory, reading.tokens, forwards, forwards * passes.forward + passes.backward)
+def training_estimate(model: TokenModel, memory: MemoryEstimate, workload: Workload, forwards: float) -> StageEstimate:
+    """Estimate of a workload with `forwards` forward passes and one backward pass."""
+    passes = operations_of(model, workload)
+    return StageEstimate(memory, workload.tokens, forwards, forwards * passes.forward + passes.backward)
 
 
-def recomputed(config: TrainingConfig, length: float) -> int:
-    """How often the backward pass runs texts of a length forward again; torch spares the last product of each layer."""
+def recomputations(config: TrainingConfig, length: float) -> int:
+    """Additional forward passes during the backward pass over texts of a length."""
     return int(config.gradient_checkpointing_length is not None and length > config.gradient_checkpointing_length)
 
 
-def rows_of(config: TrainingConfig, stage: StageCosts) -> float:
-    """Rows that a run visits."""
+def rows_visited(config: TrainingConfig, stage: StageCosts) -> float:
+    """Number of rows that a run processes, over all epochs."""
     steps = config.max_steps or math.ceil(config.num_train_epochs * stage.examples / config.batch_size)
     return float(steps * config.batch_size)
 
 
-def documents_of(config: TrainingConfig, stage: StageCosts) -> float:
-    """Documents that are drawn for a row."""
+def documents_per_row(config: TrainingConfig, stage: StageCosts) -> float:
+    """Number of documents that are sampled for a row."""
     return min(config.num_positives, stage.positives) + config.num_negatives
 
 
-def embedder_reading(config: EmbedConfig, stage: StageCosts) -> Reading:
-    """Of one row: a query and its documents, each by itself."""
-    query, document = cut_lengths(config, stage)
-    return Reading.texts(1, query) + Reading.texts(documents_of(config, stage), document)
+def embedder_workload(config: EmbedConfig, stage: StageCosts) -> Workload:
+    """Workload of one row of an embedder: the query and its documents, each as a text."""
+    query, document = truncated_lengths(config, stage)
+    return Workload.texts(1, query) + Workload.texts(documents_per_row(config, stage), document)
 
 
-def cut_lengths(config: EmbedConfig, stage: StageCosts) -> tuple[float, float]:
-    """Mean tokens of queries and documents, no longer than they may be."""
+def truncated_lengths(config: EmbedConfig, stage: StageCosts) -> tuple[float, float]:
+    """Mean tokens of queries and documents, limited by their maximum lengths."""
     return min(stage.query_tokens, config.query_max_length), min(stage.document_tokens, config.document_max_length)
 
 
-def reranker_reading(config: RerankConfig, stage: StageCosts) -> Reading:
-    """Of one row: the beginning, once or with each document, and the documents behind it."""
-    documents, query, document = documents_of(config, stage), stage.query_tokens, stage.document_tokens
+def reranker_workload(config: RerankConfig, stage: StageCosts) -> Workload:
+    """Workload of one row of a reranker: the documents after their prefix, which is shared or repeated for each."""
+    documents, query, document = documents_per_row(config, stage), stage.query_tokens, stage.document_tokens
     if config.share_prefix:
-        return Reading.texts(1, query) + Reading.texts(documents, document, before=query)
-    return Reading.texts(documents, query + document)
+        return Workload.texts(1, query) + Workload.texts(documents, document, before=query)
+    return Workload.texts(documents, query + document)
 
 
-def mining_costs(config: MineConfig, stage: StageCosts, room: float) -> Costs:
-    """Every process has the first embedder in float32, whole, and encodes its part; every query meets every document.
+def mining_estimate(config: MineConfig, stage: StageCosts, device_memory: float) -> StageEstimate:
+    """Estimate mining: each process encodes a part with the first embedder in float32; the search is exhaustive.
 
     Raises:
-        ValueError: No embedder among the retrievers.
+        ValueError: There is no embedder among the retrievers.
     """
     models = [each for each in config.retrievers if each not in ("bm25", "given")]
-    require(bool(models), f"{stage.path}: no embedder among the retrievers, so that there is nothing to estimate")
-    model = FakeModel(shape_of(stage.model or models[0]), dtype=torch.float32, precision=torch.float32, lora=None).model
+    require(bool(models), f"{stage.path}: no embedder among the retrievers, so there is nothing to estimate")
+    model = FakeModel(
+        model_config_of(stage.model or models[0]), dtype=torch.float32, precision=torch.float32, lora=None
+    ).model
     documents = stage.documents or stage.examples * stage.positives
-    reading = Reading.texts(stage.examples, stage.query_tokens) + Reading.texts(documents, stage.document_tokens)
+    workload = Workload.texts(stage.examples, stage.query_tokens) + Workload.texts(documents, stage.document_tokens)
     search = 2.0 * model.width * stage.examples * documents
-    memory = estimate(model, StateFractions(1.0, 0.0, 0.0), chunk=0.0, kept=0.0, room=room)
-    return Costs(memory, reading.tokens, 1.0, passes_of(model, reading).forward + search)
+    memory = estimate(model, StateFractions(1.0, 0.0, 0.0), chunk=0.0, kept=0.0, room=device_memory)
+    return StageEstimate(memory, workload.tokens, 1.0, operations_of(model, workload).forward + search)

@@ -1,4 +1,4 @@
-"""Tables of what stages need and take."""
+"""Tables of the memory and work of stages."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from nestling.config import MineConfig
 from nestling.config.costs import GpuName, LaunchCosts, StageCosts
 from nestling.console import table
 from nestling.costs.recipes import read_recipe
-from nestling.costs.stage import Costs
+from nestling.costs.stage import StageEstimate
 from nestling.training.memory import gigabytes
 
-# Gigabytes, and operations a second in bfloat16 without sparsity, of the makers' data sheets.
+# (gigabytes, operations per second in bfloat16 without sparsity) from the data sheets of the manufacturers.
 GPUS: dict[GpuName, tuple[float, float]] = {
     "l4": (24, 121e12),
     "a100-40": (40, 312e12),
@@ -22,26 +22,27 @@ GPUS: dict[GpuName, tuple[float, float]] = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """A stage that is started in some way.
+class StageRow:
+    """A stage and one way of launching it.
 
     Args:
-        stage: Its recipe and data.
-        launch: How it is started.
-        costs: What it takes.
+        stage: Recipe and data of the stage.
+        launch: How it is launched.
+        costs: The estimate.
     """
 
     stage: StageCosts
     launch: LaunchCosts
-    costs: Costs
+    estimate: StageEstimate
 
     @property
     def name(self) -> str:
+        """Folder and file name of the recipe."""
         return f"{Path(self.stage.path).parent.name} {Path(self.stage.path).stem}"
 
     @property
-    def started(self) -> str:
-        """The backend, the number of GPUs and what is trained."""
+    def launched_on(self) -> str:
+        """Number of GPUs, backend, and full fine-tuning or LoRA."""
         count = f"{self.launch.num_processes} GPU{'s' if self.launch.num_processes > 1 else ''}"
         recipe = read_recipe(self.stage.script, self.stage.path)
         if isinstance(recipe, MineConfig):
@@ -50,40 +51,40 @@ class Row:
         return f"{count}{backend}, {self.launch.tuning or recipe.tuning}"
 
 
-def memory_table(rows: Sequence[Row], *, markdown: bool) -> str:
-    """Gigabytes of each process."""
+def memory_table(rows: Sequence[StageRow], *, markdown: bool) -> str:
+    """A table of the gigabytes of each process."""
     headers = ["recipe", "started on", "weights", "gradients", "optimizer", "chunk", "kept", "in all", "fits"]
     return table(headers, list(map(memory_cells, rows)), digits=1, markdown=markdown)
 
 
-def memory_cells(row: Row) -> list[object]:
-    found = row.costs.memory
-    parts = (found.weights, found.gradients, found.optimizer, found.chunk, found.kept, found.total)
-    return [row.name, row.started, *(part / 1e9 for part in parts), "yes" if row.costs.fits else "no"]
+def memory_cells(row: StageRow) -> list[object]:
+    memory = row.estimate.memory
+    parts = (memory.weights, memory.gradients, memory.optimizer, memory.chunk, memory.kept, memory.total)
+    return [row.name, row.launched_on, *(part / 1e9 for part in parts), "yes" if row.estimate.fits else "no"]
 
 
-def work_table(rows: Sequence[Row], speed: float, *, markdown: bool) -> str:
-    """What is computed, and how long that takes at so many operations a second on each GPU."""
+def work_table(rows: Sequence[StageRow], speed: float, *, markdown: bool) -> str:
+    """A table of tokens, operations and time; `speed` is in operations per second of a GPU."""
     headers = ["recipe", "started on", "billion tokens", "forward passes", "exaflop", "GPU hours", "hours"]
     return table(headers, [work_cells(row, speed) for row in rows], digits=2, markdown=markdown)
 
 
-def work_cells(row: Row, speed: float) -> list[object]:
-    hours = row.costs.gpu_hours(speed)
+def work_cells(row: StageRow, speed: float) -> list[object]:
+    hours = row.estimate.gpu_hours(speed)
     figures = (
-        row.costs.tokens / 1e9,
-        float(row.costs.forwards),
-        row.costs.operations / 1e18,
+        row.estimate.tokens / 1e9,
+        float(row.estimate.forwards),
+        row.estimate.operations / 1e18,
         hours,
         hours / row.launch.num_processes,
     )
-    return [row.name, row.started, *figures]
+    return [row.name, row.launched_on, *figures]
 
 
-def advice(rows: Sequence[Row]) -> Iterator[str]:
-    """What does not fit, and what to do."""
+def advice(rows: Sequence[StageRow]) -> Iterator[str]:
+    """Lines about stages that do not fit into memory, with advice."""
     for row in rows:
-        found = row.costs.memory
-        if found.advice is not None:
-            needed = f"{gigabytes(found.total)} of {gigabytes(found.room)}"
-            yield f"{row.name} on {row.started}: {needed}; {found.advice}"
+        memory = row.estimate.memory
+        if memory.advice is not None:
+            needed = f"{gigabytes(memory.total)} of {gigabytes(memory.room)}"
+            yield f"{row.name} on {row.launched_on}: {needed}; {memory.advice}"
