@@ -28,7 +28,7 @@ from nestling.mining.retrieved import Retrieved
 from nestling.mining.vectors import Vectors
 from nestling.retrieval.metrics import Integers
 from nestling.retrieval.nearest import NOTHING, over_ranks, pack
-from nestling.retrieval.ranks import share
+from nestling.retrieval.ranks import rows_of_rank
 
 CPU = torch.device("cpu")
 # Documents that an index is trained on: so many a list, of which FAISS wants 39, and 256 a value of an 8-bit code.
@@ -76,7 +76,7 @@ class Index:
         """
         faiss.omp_set_num_threads(torch.get_num_threads())
         index = self.trained(documents, size)
-        own = share(-(-size // documents.height))
+        own = rows_of_rank(-(-size // documents.height))
         on_every_rank(lambda: self.add(index, documents, size, own))
         found, kept = Retrieved.nothing(len(queries), depth), min(depth, size)
         for first in range(0, len(queries), QUERY_BLOCK):

@@ -32,17 +32,18 @@ class Measured:
 
     def __str__(self) -> str:
         return (
-            f"{self.false:,} of the {self.negatives:,} negatives of judged queries are relevant ({self.share:.2%}), "
-            f"of {self.judged:,} that were judged themselves ({self.share_of_judged:.2%})"
+            f"{self.false:,} of the {self.negatives:,} negatives of judged queries are relevant "
+            f"({self.false_fraction:.2%}), of {self.judged:,} that were judged themselves "
+            f"({self.false_fraction_of_judged:.2%})"
         )
 
     @property
-    def share(self) -> float:
+    def false_fraction(self) -> float:
         """Of the negatives of judged queries, how many are known to be relevant: a lower bound."""
         return self.false / max(self.negatives, 1)
 
     @property
-    def share_of_judged(self) -> float:
+    def false_fraction_of_judged(self) -> float:
         """Of the negatives that were judged, how many are relevant."""
         return self.false / max(self.judged, 1)
 

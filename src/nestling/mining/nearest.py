@@ -16,7 +16,7 @@ from nestling.mining.retrieved import Retrieved, Scores
 from nestling.mining.vectors import Vectors
 from nestling.retrieval.metrics import Floats, Integers
 from nestling.retrieval.nearest import NOTHING, over_ranks, pack, unpack
-from nestling.retrieval.ranks import share
+from nestling.retrieval.ranks import rows_of_rank
 from nestling.retrieval.search import pad_rows
 
 QUERY_BLOCK = 1024
@@ -38,7 +38,7 @@ def nearest(queries: Vectors, documents: Vectors, size: int, depth: int, device:
     """
     found = Retrieved.nothing(len(queries), depth)
     count = -(-size // documents.height)
-    mine = share(count)
+    mine = rows_of_rank(count)
     # Of every product, since the last bit of a score depends on its shape; nearly even, and whole groups.
     width = min(-(-size // (count * EVEN)) * EVEN, documents.height)
     for first in range(0, len(queries), QUERY_BLOCK):

@@ -69,9 +69,11 @@ def say_recall(task: Task, searching: dict[str, Dense], found: dict[str, Retriev
     from nestling.mining.approximate import RECALL_QUERIES, recall  # which needs FAISS
 
     for name, dense in searching.items():
-        share = recall(found[name], dense.queries, dense.documents, dense.size, dense.device)
+        recalled = recall(found[name], dense.queries, dense.documents, dense.size, dense.device)
         depth, queries = min(found[name].rows.shape[1], dense.size), min(RECALL_QUERIES, len(task.query_set))
-        task.say(f"{name}: the index found {share:.1%} of the {depth:,} nearest documents of each of {queries} queries")
+        task.say(
+            f"{name}: the index found {recalled:.1%} of the {depth:,} nearest documents of each of {queries} queries"
+        )
 
 
 def fill(candidates: Candidates, scorer: Retriever) -> Candidates:

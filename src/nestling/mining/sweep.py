@@ -130,5 +130,5 @@ def table_lines(outcomes: Sequence[Outcome], *, judged: bool) -> Iterator[str]:
     for each in outcomes:
         found = each.measured
         line = f"{each.setting:16} {each.left:11,} {found.total:11,} {each.short:8,} {each.score:8.4f} {each.gap:8.4f}"
-        shares = f" {found.false:8,} {found.share:9.2%} {found.share_of_judged:9.2%}"
-        yield line + (shares if judged else "")
+        fractions = f" {found.false:8,} {found.false_fraction:9.2%} {found.false_fraction_of_judged:9.2%}"
+        yield line + (fractions if judged else "")

@@ -49,11 +49,14 @@ def histograms(series: Mapping[str, NDArray[np.floating]]) -> list[Series]:
     """Histograms of some scores over their common range; what is not finite is left out."""
     known = {name: values[np.isfinite(values)].astype(np.float64) for name, values in series.items()}
     edges = bin_edges(np.concatenate(list(known.values())))
-    shares = {name: np.histogram(values, edges)[0] / max(len(values), 1) for name, values in known.items()}
-    highest = max(float(share.max()) for share in shares.values()) or 1.0
+    fractions = {name: np.histogram(values, edges)[0] / max(len(values), 1) for name, values in known.items()}
+    highest = max(float(fraction.max()) for fraction in fractions.values()) or 1.0
     return [
         Series(
-            name, len(values), float(values.mean()) if len(values) else float("nan"), bars(shares[name], edges, highest)
+            name,
+            len(values),
+            float(values.mean()) if len(values) else float("nan"),
+            bars(fractions[name], edges, highest),
         )
         for name, values in known.items()
     ]
@@ -67,11 +70,11 @@ def bin_edges(values: Floats) -> Floats:
     return edges
 
 
-def bars(shares: Floats, edges: Floats, highest: float) -> list[Bar]:
-    width = 100 / len(shares)
+def bars(fractions: Floats, edges: Floats, highest: float) -> list[Bar]:
+    width = 100 / len(fractions)
     return [
-        Bar(i * width, width, 100 * share / highest, f"{low:.3f} to {high:.3f}: {share:.1%}")
-        for i, (share, low, high) in enumerate(
-            zip(shares.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+        Bar(i * width, width, 100 * fraction / highest, f"{low:.3f} to {high:.3f}: {fraction:.1%}")
+        for i, (fraction, low, high) in enumerate(
+            zip(fractions.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
         )
     ]

@@ -14,7 +14,7 @@ from nestling.models.encoding import EncodingStats, encode_texts, single_process
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.distinct import Distinct, Seen, find_distinct
 from nestling.retrieval.metrics import means
-from nestling.retrieval.ranks import largest, reduce_sum, share, sum_stats
+from nestling.retrieval.ranks import largest, reduce_sum, rows_of_rank, sum_stats
 from nestling.retrieval.search import DOCUMENT_BLOCK, EncodedSet, place
 
 
@@ -121,7 +121,7 @@ def encode_share(
     The stats are those of all ranks, their seconds until the last of them was done.
     """
     started = time.perf_counter()
-    mine, seen, stats = share(len(texts)), Seen(), EncodingStats()
+    mine, seen, stats = rows_of_rank(len(texts)), Seen(), EncodingStats()
     embeddings = torch.empty(len(mine), embedder.dim)
     for rows, block in encode_texts(
         embedder,

@@ -14,7 +14,7 @@ from nestling.distributed.ranks import rank_and_world
 from nestling.models.encoding import EncodingStats
 
 
-def share(count: int) -> range:
+def rows_of_rank(count: int) -> range:
     """Which of `count` items this rank works on, maybe none: every W-th, since neighbours are often of one length."""
     rank, world = rank_and_world()
     return range(rank, count, world)

@@ -13,7 +13,7 @@ from nestling.models.scoring import Group, ScoringStats, score_groups
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates
 from nestling.retrieval.metrics import Floats, Integers
-from nestling.retrieval.ranks import largest, reduce_sum, share
+from nestling.retrieval.ranks import largest, reduce_sum, rows_of_rank
 
 
 def rerank(
@@ -44,7 +44,7 @@ def rerank(
     """
     bounds = np.cumsum([0, *(len(rows) for rows in candidates.rows)])  # [Q + 1]
     logits = torch.zeros(int(bounds[-1]), dtype=torch.float64)
-    mine = [i for i in share(len(candidates.rows)) if len(candidates.rows[i])]
+    mine = [i for i in rows_of_rank(len(candidates.rows)) if len(candidates.rows[i])]
     groups = [
         Group(retrieval_set.queries[i], Chosen(retrieval_set.documents, candidates.rows[i]), instruction) for i in mine
     ]
