@@ -19,11 +19,14 @@ from nestling import __version__
 from nestling.config import CheckConfig, parse_config, require, require_extra, require_model, require_new, run
 
 if TYPE_CHECKING:
+    from nestling.data_checks.checks import Checks
     from nestling.data_checks.cleaning import DropCount
     from nestling.data_checks.findings import Finding
     from nestling.data_checks.report import Section
     from nestling.data_checks.rows import SourceRows
     from nestling.data_checks.statistics import StatisticsByKind
+    from nestling.data_checks.tokens import TokenCounter
+    from nestling.models.embedder import Kind
 
 
 def main() -> None:
@@ -36,40 +39,49 @@ def main() -> None:
     from nestling.data_checks.near_duplicates import NearDuplicateCriterion
     from nestling.data_checks.report import as_text, copy_section, sections
     from nestling.data_checks.rows import open_rows
-    from nestling.data_checks.statistics import statistics
-    from nestling.data_checks.tokens import TokenCounter
     from nestling.records import load_retrieval_set
 
-    progress = sys.stderr.isatty()
-    counter = TokenCounter.from_pretrained(config.model) if config.model else None
+    # 1. The checks.
+    counter = open_counter(config)
     sets = [load_retrieval_set(folder, config.eval_split) for folder in config.eval]
-    rows = open_rows(config.data, split=config.split, progress=progress)
+    rows = open_rows(config.data, split=config.split, progress=sys.stderr.isatty())
     criterion = NearDuplicateCriterion(config.threshold, config.shingle)
-    checks = run_checks(rows, criterion, sets, min_characters=config.min_characters, progress=progress)
+    checks = run_checks(rows, criterion, sets, min_characters=config.min_characters, progress=sys.stderr.isatty())
     findings = find_problems(rows, checks, examples=config.examples)
-    statistics_by_kind = statistics(
-        rows,
-        checks,
-        counter,
-        {"query": config.query_max_length, "document": config.document_max_length},
-        sample=config.sample,
-    )
-    report_sections = list(
-        sections(findings, statistics_by_kind, config.drop, criterion, copied=config.output is not None)
-    )
+    statistics_by_kind = compute_statistics(config, rows, checks, counter)
+
+    # 2. The cleaned copy and the reports.
     copy, dropped = clean(rows, checks, config.drop)
-    if config.output is not None:
-        report_sections.append(copy_section(copy, dropped))
+    copied = config.output is not None
+    report_sections = list(sections(findings, statistics_by_kind, config.drop, criterion, copied=copied))
+    report_sections += [copy_section(copy, dropped)] if copied else []
     print(f"{rows.summary}\n\n{as_text(report_sections)}")
     if config.output is not None:
+        kept = int(copy.keep_row.sum())
         require(
-            bool(copy.keep_row.any()),
-            f"all rows were dropped, so {config.output} is not written; see above which rules dropped them",
+            kept > 0, f"all rows were dropped, so {config.output} is not written; see above which rules dropped them"
         )
         write_copy(copy, Path(config.output))
-        print(f"\n{config.output} holds {int(copy.keep_row.sum()):,} rows; {config.data} is unchanged")
+        print(f"\n{config.output} holds {kept:,} rows; {config.data} is unchanged")
     if config.report is not None:
         write_report(Path(config.report), config, rows, findings, statistics_by_kind, dropped, report_sections)
+
+
+def open_counter(config: CheckConfig) -> "TokenCounter | None":
+    """The token counter of the model; None without a model."""
+    from nestling.data_checks.tokens import TokenCounter
+
+    return TokenCounter.from_pretrained(config.model) if config.model else None
+
+
+def compute_statistics(
+    config: CheckConfig, rows: "SourceRows", checks: "Checks", counter: "TokenCounter | None"
+) -> "StatisticsByKind":
+    """Statistics of queries and documents, with the maximum lengths of the configuration."""
+    from nestling.data_checks.statistics import statistics
+
+    limits: dict[Kind, int | None] = {"query": config.query_max_length, "document": config.document_max_length}
+    return statistics(rows, checks, counter, limits, sample=config.sample)
 
 
 def check_files(config: CheckConfig) -> None:

@@ -4,9 +4,8 @@
     python scripts/pipeline.py --config configs/pipeline/quickstart.yaml --dry_run true
     python scripts/pipeline.py --config configs/pipeline/quickstart.yaml --from_step rerank --rerank.learning_rate 5e-4
 
-Each step is one of the other scripts in a process of its own, whose command is printed before it starts. The same
-command goes on where it stopped and repeats only what changed, and what follows from that. docs/pipeline.md explains
-the sections.
+Each step runs another script as a subprocess; its command is printed before. The same command resumes a pipeline that
+was stopped, and repeats only the steps whose settings or inputs have changed. docs/pipeline.md explains the sections.
 """
 
 import json
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from nestling.config import PipelineConfig, parse_config, require, require_extra, require_model, run
 
 if TYPE_CHECKING:
+    from nestling.pipeline.pipeline import Pipeline, StepStatus
     from nestling.pipeline.step import Step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,43 +31,51 @@ def main() -> None:
     config = parse_config(PipelineConfig, __doc__)
     check(config)
 
-    from nestling.locks import lock
-    from nestling.pipeline.pipeline import Pipeline, choose
+    from nestling.pipeline.pipeline import Pipeline, select_steps
     from nestling.pipeline.plan import Plan
-    from nestling.pipeline.running import StoppedError
 
-    # 1. The steps, all settings checked by the scripts that they are for.
+    # 1. The steps, with all settings validated by the settings classes of their scripts.
     plan = Plan(config, Path(os.path.relpath(ROOT)) if Path.cwd() == ROOT else ROOT)
-    before, chosen = choose(plan.steps, config.only, config.from_step)
+    skipped, selected = select_steps(plan.steps, config.only, config.from_step)
     folder = Path(config.output_dir)
     check_inputs(plan.steps, folder)
     pipeline = Pipeline.open(folder, plan.steps)
     if config.dry_run:
-        for step, verdict in pipeline.verdicts(chosen):
-            print(f"{step.name}: {verdict}\n$ {step}\n")
+        for step, status in pipeline.statuses(selected):
+            print(f"{step.name}: {status}\n$ {step}\n")
         return
 
-    # 2. The run, one at a time in its folder.
-    pipeline.require_done(before)
-    (folder / "steps").mkdir(parents=True, exist_ok=True)
-    with lock(folder / ".lock"):
-        write_settings(config, plan.settings)
-        try:
-            outcomes = pipeline.carry_out(chosen)
-        except StoppedError as stopped:
-            print(f"stopped by {stopped}; the same command goes on", file=sys.stderr)
-            sys.exit(128 + stopped.number)
+    # 2. The run.
+    pipeline.require_done(skipped)
+    results = run_pipeline(pipeline, selected, config, plan.settings)
 
-    # 3. What came of it.
+    # 3. The results.
     from nestling.console import table
 
-    rows = [[step.name, verdict.state, round(seconds)] for step, verdict, seconds in outcomes]
+    rows = [[step.name, status.state, round(seconds)] for step, status, seconds in results]
     print("\n" + table(["step", "was", "seconds"], rows))
-    compare([step.writes[0] for step in chosen if step.section == "evaluate"])
+    compare([step.writes[0] for step in selected if step.section == "evaluate"])
+
+
+def run_pipeline(
+    pipeline: "Pipeline", steps: "list[Step]", config: PipelineConfig, settings: Path
+) -> "list[tuple[Step, StepStatus, float]]":
+    """Run steps with a lock on the folder; exits with the status of the signal if one stops it."""
+    from nestling.locks import lock
+    from nestling.pipeline.running import StoppedError
+
+    (pipeline.folder / "steps").mkdir(parents=True, exist_ok=True)
+    with lock(pipeline.folder / ".lock"):
+        write_settings(config, settings)
+        try:
+            return pipeline.run_steps(steps)
+        except StoppedError as stopped:
+            print(f"stopped by {stopped}; the same command resumes", file=sys.stderr)
+            sys.exit(128 + stopped.number)
 
 
 def check(config: PipelineConfig) -> None:
-    """Refuse what is not there, before anything starts."""
+    """Raise ValueError for missing files and extras, before anything starts."""
     if config.check is not None:
         require_extra("check", "hygiene", "rensa", "py3langid", "regex")
     if config.queries is not None and config.queries.get("endpoint"):
@@ -84,30 +92,30 @@ def check(config: PipelineConfig) -> None:
     foreign = [each for each in folder.glob("[!.]*") if each.name != "steps"]
     require(
         not foreign or (folder / SETTINGS).exists(),
-        f"{folder} has no {SETTINGS}, so there is no pipeline to go on with; choose another folder",
+        f"{folder} has no {SETTINGS}, so it is not the folder of a pipeline; choose another one",
     )
 
 
 def check_inputs(steps: "list[Step]", folder: Path) -> None:
-    """Refuse what sections name and is not there, for a late step too, and what would be different at every start."""
+    """Raise ValueError for missing inputs of any step, and for inputs that would change with each run."""
     for step in steps:
         for path in step.reads:
             if folder not in path.parents:
                 require_there(step.name, str(path))
             inside = path.resolve() in folder.resolve().parents
-            require(not inside, f"{step.name} {path}: output_dir {folder} lies in it; choose a folder outside")
+            require(not inside, f"{step.name} {path}: output_dir {folder} is inside it; choose a folder outside")
 
 
 def require_there(key: str, value: str) -> None:
-    """Raise ValueError for what is no file, no folder and no id of the hub."""
+    """Raise ValueError for a value that is neither a file or folder nor a hub id."""
     if not Path(value).exists():
         message = f"{key} {value}: no such file or directory"
         require_model(value, message)
-        require(not value.endswith(DATA_FILES), message)  # which no id of the hub does
+        require(not value.endswith(DATA_FILES), message)  # no hub id ends like this
 
 
 def write_settings(config: PipelineConfig, path: Path) -> None:
-    """Leave the settings, for --config and the report, without what this start alone was to do."""
+    """Write the settings, for --config and the report, without those that select steps."""
     import yaml
 
     from nestling.files import replace_text
@@ -117,7 +125,7 @@ def write_settings(config: PipelineConfig, path: Path) -> None:
 
 
 def compare(results: list[Path]) -> None:
-    """Print evaluations side by side."""
+    """Print the evaluations side by side."""
     if results:
         print("", flush=True)
         listed = json.dumps(list(map(str, results)))

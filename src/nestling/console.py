@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: progress with the time left, tables, summaries."""
+"""Output on a terminal: progress with the remaining time, tables and summaries."""
 
 import sys
 import time
@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Steps done and time left on stderr: a bar on a terminal, elsewhere a line now and then.
+    """Progress of a training run on stderr: a bar on a terminal, otherwise a line from time to time.
 
     Args:
-        total: Steps of the whole run.
-        done: Steps done before this launch.
-        shown: Off on other ranks than the main one.
-        seconds: Least time between two lines where stderr is no terminal.
+        total: Number of steps of the whole run.
+        done: Number of steps done before this launch.
+        shown: Whether to print; False on all ranks except the main one.
+        seconds: Minimum time between two lines if stderr is not a terminal.
     """
 
     def __init__(self, total: int, *, done: int = 0, shown: bool = True, seconds: float = 30.0) -> None:
@@ -29,7 +29,7 @@ class Progress:
         )
 
     def update(self, step: int, *, loss: float, learning_rate: float, tokens_per_second: float) -> None:
-        """Show that `step` steps are done."""
+        """Show that `step` steps are done, with loss, learning rate and speed."""
         figures = f"loss {loss:.4f}, lr {learning_rate:.2e}, {tqdm.format_sizeof(tokens_per_second)} tokens/s"
         if not self.bar.disable:
             self.bar.set_postfix_str(figures, refresh=False)
@@ -41,7 +41,7 @@ class Progress:
             self.say(f"step {step}/{self.total} ({step / self.total:.0%}), {figures}, {left} left")
 
     def say(self, text: str) -> None:
-        """Print text on stderr, above the bar if there is one."""
+        """Print a text on stderr, above the bar if there is one."""
         if self.shown:
             say(text)
 
@@ -60,12 +60,12 @@ def say(text: str) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, digits: int = 3, markdown: bool = False) -> str:
-    """Rows under headers, numbers aligned at the decimal point; floats with `digits` digits, None as a dash."""
+    """A table with numbers aligned at the decimal point, floats with `digits` digits after it, and None as a dash."""
     style = "github" if markdown else "simple"
     return tabulate(rows, headers, tablefmt=style, floatfmt=f".{digits}f", missingval="-")
 
 
 def summary(title: str, items: Mapping[str, object]) -> str:
-    """A title and one indented `name  value` line for each item; integers with thousands separators."""
+    """A title and an indented line `name  value` for each item; integers have thousands separators."""
     rows = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in items.items()]
     return f"{title}\n{indent(tabulate(rows, tablefmt='plain', disable_numparse=True), '  ')}"

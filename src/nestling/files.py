@@ -1,4 +1,4 @@
-"""Files that survive a kill: a reader sees the old content or the new, never a part."""
+"""Atomic writing of files: after a kill, a file has its old content or its new content, never a part of it."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 def sync(path: Path) -> None:
-    """Forces a file, or the names in a folder, onto the disk."""
+    """fsync of a file or of a folder (which holds the names of its files)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -19,7 +19,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Name the file in an OSError without one: a write to an open file on a full disk does not say which it was."""
+    """Add the file name to an OSError raised in the block; errors of writes to an open file have none."""
     try:
         yield
     except OSError as error:
@@ -29,7 +29,10 @@ def named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[TextIO]:
-    """A file to write UTF-8 text to that becomes `path` in one step at the end, forced onto the disk, or never."""
+    """Open a temporary UTF-8 text file that is synced and renamed to `path` at the end of the block.
+
+    If the block raises an error, the temporary file is removed and `path` is unchanged.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with named(path), partial.open("w", encoding="utf-8") as stream:
@@ -44,13 +47,13 @@ def writing(path: Path) -> Iterator[TextIO]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` as `writing` does."""
+    """Write a text to a file, atomically."""
     with writing(path) as stream:
         stream.write(text)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line to `path` as `writing` does."""
+    """Write one JSON object per line to a file, atomically."""
     with writing(path) as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")

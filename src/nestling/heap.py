@@ -1,4 +1,7 @@
-"""The C library keeps what was freed: after thousands of buffers of many sizes its heap is twice what is used."""
+"""Returning freed memory to the system.
+
+After thousands of buffers of many sizes, the heap of glibc is twice as large as the memory in use.
+"""
 
 import ctypes
 from collections.abc import Iterable, Iterator
@@ -6,12 +9,12 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-# Chunks of a model's forward between two trims: a trim costs some milliseconds.
+# Forward passes of chunks between two trims: a trim takes some milliseconds.
 CHUNKS = 16
 
 
 def trim_heap() -> None:
-    """Give back to the system what is free; does nothing where the C library cannot (it is not glibc)."""
+    """Return free memory of the heap to the system (malloc_trim); does nothing if the C library is not glibc."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
@@ -20,7 +23,7 @@ def trim_heap() -> None:
 
 
 def trimming(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items; the heap is trimmed after every `CHUNKS` of them have been worked on."""
+    """Yield the items; the heap is trimmed each time the caller has processed `CHUNKS` of them."""
     for count, item in enumerate(items, start=1):
         yield item
         if count % CHUNKS == 0:

@@ -1,4 +1,4 @@
-"""Folders that one process at a time may use."""
+"""Locks on folders, for one process at a time."""
 
 import errno
 import fcntl
@@ -14,9 +14,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold a lock until the end of the block or the death of the process.
+    """Lock a file until the end of the block or of the process; ValueError if another process has locked it.
 
-    POSIX record locks, not flock: forked data workers would inherit a flock and hold it for seconds after a kill.
+    It is a POSIX record lock, not flock: forked data workers would inherit a flock and keep it for seconds after the
+    process is killed.
     """
     with path.open("a+", encoding="utf-8") as file:
         try:

@@ -1,4 +1,4 @@
-"""What a run of a recipe leaves in its folder, and how the files are read: data, metrics, evaluations."""
+"""The files in the folder of a training run: data, metrics and evaluations."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,18 @@ from nestling.files import replace_text
 CONFIG, LAUNCHES, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 READ, DATA = "read.json", "data.json"
 
-# Figures of an evaluation: {dev set: {dimension or depth: {metric: value}}}.
+# Metrics of an evaluation: {dev set: {dimension or depth: {metric: value}}}.
 Results = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
 class DataRead:
-    """A dataset that a run read.
+    """A dataset that a run has loaded.
 
     Args:
-        name: How the run calls it.
+        name: Name of the dataset.
         role: train or dev.
-        summary: The figures of `nestling.records.summary.LoadSummary`.
+        summary: The fields of `nestling.records.summary.LoadSummary`.
     """
 
     name: str
@@ -30,42 +30,42 @@ class DataRead:
     summary: Mapping[str, Any]
 
     @property
-    def remarks(self) -> list[str]:
-        """What was dropped and ignored."""
+    def notes(self) -> list[str]:
+        """Lines about dropped rows and ignored fields."""
         dropped = [
-            f"dropped {each['count']:,}: {each['reason']} (first at {each['example']})"
-            for each in self.summary["drops"]
+            f"dropped {drop['count']:,}: {drop['reason']} (first at {drop['example']})"
+            for drop in self.summary["drops"]
         ]
         return dropped + [f"ignored field {name!r} in {count:,} rows" for name, count in self.summary["ignored"]]
 
 
 def write_data_read(folder: Path, data: Sequence[DataRead]) -> None:
-    """Leave in a run's folder what it read, kept and dropped."""
+    """Write the datasets of a run to its folder."""
     replace_text(folder / READ, json.dumps([asdict(each) for each in data], indent=1, ensure_ascii=False))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that a kill tore, which can only be the last, is left out."""
+    """The rows of metrics.jsonl, without an incomplete last line, which a kill may leave."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    found = []
+    rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(json.loads(line))
+            rows.append(json.loads(line))
         except json.JSONDecodeError:
             if number < len(lines):
                 raise ValueError(f"{path}:{number}: not a line of metrics") from None
-    return found
+    return rows
 
 
 def read_data(path: Path) -> list[DataRead]:
-    """What a run read; nothing of a run that did not record it."""
+    """The datasets of a run; empty for a run without the file."""
     if not path.is_file():
         return []
     return [DataRead(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def evaluation_at(path: Path, step: int | None) -> Results:
-    """The evaluation that metrics.jsonl holds for a step; empty where there is none."""
+    """The evaluation of a step in metrics.jsonl; empty if there is none."""
     for line in path.read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
         if values["step"] == step and "eval" in values:
@@ -75,12 +75,12 @@ def evaluation_at(path: Path, step: int | None) -> Results:
 
 @dataclass(frozen=True)
 class DataLine:
-    """A dataset that the model was trained on.
+    """A training dataset, as the model card lists it.
 
     Args:
-        name: How it is called.
-        rows: Rows used.
-        summary: One line for readers: kind, negatives, instruction, what was dropped.
+        name: Name of the dataset.
+        rows: Number of rows used.
+        summary: One line about its kind, negatives, instruction and dropped rows.
     """
 
     name: str
@@ -89,5 +89,5 @@ class DataLine:
 
 
 def write_data_lines(folder: Path, lines: Sequence[DataLine]) -> None:
-    """Leave in a run's folder what its card says of its data."""
+    """Write the training datasets for the model card to the folder of a run."""
     replace_text(folder / DATA, json.dumps([asdict(line) for line in lines], indent=1, ensure_ascii=False))

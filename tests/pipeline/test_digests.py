@@ -17,41 +17,41 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_new_time_or_a_copy_is_no_change(folder: Path, tmp_path: Path) -> None:
-    first = Digests(tmp_path / "digests.json").of(folder)
+    first = Digests(tmp_path / "digests.json").digest_of(folder)
     os.utime(folder / "a.txt", (0, 0))
-    assert Digests(tmp_path / "digests.json").of(folder) == first
+    assert Digests(tmp_path / "digests.json").digest_of(folder) == first
     (folder / ".hidden").write_text("no part of it")
-    assert Digests(tmp_path / "digests.json").of(folder) == first
+    assert Digests(tmp_path / "digests.json").digest_of(folder) == first
 
 
 def test_content_and_names_are_changes(folder: Path, tmp_path: Path) -> None:
     digests = Digests(tmp_path / "digests.json")
-    found = [digests.of(folder)]
+    found = [digests.digest_of(folder)]
     (folder / "a.txt").write_text("One")
-    found.append(digests.of(folder))
+    found.append(digests.digest_of(folder))
     (folder / "a.txt").rename(folder / "c.txt")
-    found.append(digests.of(folder))
+    found.append(digests.digest_of(folder))
     (folder / "inner" / "b.txt").unlink()
-    found.append(digests.of(folder))
+    found.append(digests.digest_of(folder))
     assert len(set(found)) == 4
-    assert digests.of(tmp_path / "nowhere") is None
+    assert digests.digest_of(tmp_path / "nowhere") is None
 
 
 def test_links_that_lead_nowhere_or_round_are_names_alone(folder: Path, tmp_path: Path) -> None:
     digests = Digests(tmp_path / "digests.json")
     (folder / "away").symlink_to("nowhere")
-    first = digests.of(folder)
-    assert digests.of(folder) == first
+    first = digests.digest_of(folder)
+    assert digests.digest_of(folder) == first
     (folder / "round").symlink_to(".")
     os.mkfifo(folder / "pipe")
-    assert digests.of(folder) not in (None, first)
+    assert digests.digest_of(folder) not in (None, first)
 
 
 def test_a_file_is_read_once_while_nothing_about_it_changes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests = Digests(tmp_path / "digests.json")
-    first = digests.of(folder)
+    first = digests.digest_of(folder)
     digests.save()
 
     def refuse(*_: object) -> None:
@@ -59,7 +59,7 @@ def test_a_file_is_read_once_while_nothing_about_it_changes(
 
     again = Digests(tmp_path / "digests.json")
     monkeypatch.setattr("hashlib.file_digest", refuse)
-    assert again.of(folder) == first
+    assert again.digest_of(folder) == first
     os.utime(folder / "a.txt", (0, 0))
     with pytest.raises(AssertionError, match="it is read again"):
-        again.of(folder)
+        again.digest_of(folder)

@@ -7,9 +7,9 @@ import psutil
 import pytest
 
 from nestling.pipeline.pipeline import Pipeline
-from nestling.pipeline.records import Record
 from nestling.pipeline.running import StoppedError
 from nestling.pipeline.step import Step
+from nestling.pipeline.step_record import StepRecord
 
 
 def shell(folder: Path, name: str, text: str, *, reads: list[Path], resumes: bool = False, **settings: object) -> Step:
@@ -37,7 +37,7 @@ def chain(folder: Path, *, rate: float = 1.0, middle: str = "wc -c < {source} > 
 
 
 def states(pipeline: Pipeline) -> dict[str, str]:
-    return {step.name: str(verdict) for step, verdict, _ in pipeline.carry_out(pipeline.steps)}
+    return {step.name: str(status) for step, status, _ in pipeline.run_steps(pipeline.steps)}
 
 
 def test_a_second_start_does_nothing(folder: Path) -> None:
@@ -55,8 +55,8 @@ def test_the_folder_can_move(folder: Path) -> None:
 
 def test_the_place_of_the_script_is_no_change(folder: Path) -> None:
     out, found = folder / "steps" / "a" / "out", []
-    for place in ("one/scripts", "two/scripts", "other"):
-        script = folder.parent / place / "go.sh"
+    for folder_of in ("one/scripts", "two/scripts", "other"):
+        script = folder.parent / folder_of / "go.sh"
         script.parent.mkdir(parents=True)
         script.write_text("echo > $1")
         step = Step("a", "a", ("sh", "-e", str(script)), (str(out),), {}, (), (out,))
@@ -76,7 +76,7 @@ def test_data_repeat_what_follows_from_them(folder: Path) -> None:
     states(chain(folder))
     (folder.parent / "data.txt").write_text("longer data")
     pipeline = chain(folder)
-    before = {step.name: str(verdict) for step, verdict in pipeline.verdicts(pipeline.steps)}
+    before = {step.name: str(status) for step, status in pipeline.statuses(pipeline.steps)}
     changed = f"changed: {folder.parent / 'data.txt'} is different"
     assert before == {"a": changed, "b": "waits: for a", "c": "waits: for b"}
     after = {"a": changed, "b": "changed: RUN/steps/a/out is different", "c": "changed: RUN/steps/b/out is different"}
@@ -97,13 +97,13 @@ def test_a_failure_names_command_and_lines_and_can_be_mended(folder: Path) -> No
         states(chain(folder, middle=fails))
     assert "no luck" in str(error.value) and str(error.value).splitlines()[-1].startswith("  sh -c 'echo half")
     pipeline = chain(folder, middle="test ! -e {{out}} && echo whole > {{out}}")
-    assert states(pipeline) == {"a": "done", "b": "unfinished: begins again", "c": "new"}
+    assert states(pipeline) == {"a": "done", "b": "unfinished: starts again", "c": "new"}
     assert (folder / "steps" / "c" / "out").read_text() == "whole\n"
     assert not (folder / "replaced").exists()
 
 
 def test_a_step_that_leaves_no_output_has_failed(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"b ended well and left no .*/b/out; its command was:"):
+    with pytest.raises(ValueError, match=r"b ended successfully but did not write .*/b/out; its command was:"):
         states(chain(folder, middle="true"))
 
 
@@ -111,7 +111,7 @@ def test_a_step_that_resumes_keeps_what_it_has(folder: Path) -> None:
     counts = "echo x >> {{out}}.parts; test $(wc -l < {{out}}.parts) = 2 && cp {{out}}.parts {{out}}"
     with pytest.raises(ValueError, match="status 1"):
         states(chain(folder, middle=counts, resumes=True))
-    assert states(chain(folder, middle=counts, resumes=True))["b"] == "unfinished: goes on where it was"
+    assert states(chain(folder, middle=counts, resumes=True))["b"] == "unfinished: resumes"
     with pytest.raises(ValueError, match="status 1"):
         states(chain(folder, middle=counts, resumes=True, rate=2.0))
     assert (folder / "replaced" / "b.1" / "out.parts").read_text() == "x\nx\n"
@@ -128,7 +128,9 @@ def test_outputs_beside_the_steps_move_with_them_and_are_never_overwritten(folde
         return Pipeline.open(folder, [step])
 
     out.write_text("somebody's")
-    with pytest.raises(ValueError, match=r"copy: .*/model exists already, and is of no earlier start; move it away"):
+    with pytest.raises(
+        ValueError, match=r"copy: .*/model exists already, and no earlier run of the step wrote it; move it away"
+    ):
         states(copy())
     assert out.read_text() == "somebody's"
     out.unlink()
@@ -152,16 +154,16 @@ def test_what_still_runs_is_not_started_beside_itself(folder: Path) -> None:
     with pytest.raises(ValueError, match="status 1"):
         states(chain(folder, middle="exit 1"))
     path = folder / "steps" / "b" / "step.json"
-    record = Record.read(path)
-    assert record is not None and record.process is not None
-    Record(record.inputs, done=False, process=(os.getpid(), psutil.Process().create_time())).write(path)
-    with pytest.raises(ValueError, match=rf"b: process {os.getpid()} of an earlier start still runs; end it first"):
+    record_of = StepRecord.read(path)
+    assert record_of is not None and record_of.process is not None
+    StepRecord(record_of.inputs, done=False, process=(os.getpid(), psutil.Process().create_time())).write(path)
+    with pytest.raises(ValueError, match=rf"b: process {os.getpid()} of an earlier run is still running; end it first"):
         states(chain(folder))
 
 
 def test_steps_that_are_left_out_have_to_be_done(folder: Path) -> None:
     pipeline = chain(folder)
-    with pytest.raises(ValueError, match=r"a has not been done in .*; do it before"):
+    with pytest.raises(ValueError, match=r"a has not been run in .*; run it before"):
         pipeline.require_done(pipeline.steps[:2])
     states(pipeline)
     pipeline.require_done(pipeline.steps[:2])
@@ -170,4 +172,4 @@ def test_steps_that_are_left_out_have_to_be_done(folder: Path) -> None:
 def test_a_stop_in_the_middle_leaves_a_step_unfinished(folder: Path) -> None:
     with pytest.raises(StoppedError):
         states(chain(folder, middle="kill -TERM $PPID; exec sleep 60"))
-    assert states(chain(folder)) == {"a": "done", "b": "unfinished: begins again", "c": "new"}
+    assert states(chain(folder)) == {"a": "done", "b": "unfinished: starts again", "c": "new"}

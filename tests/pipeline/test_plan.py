@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nestling.config import PipelineConfig, parse_config
-from nestling.pipeline.pipeline import choose
+from nestling.pipeline.pipeline import select_steps
 from nestling.pipeline.plan import Plan
 from nestling.pipeline.step import Step
 
@@ -121,7 +121,7 @@ def test_what_is_launched_reads_the_files_of_its_launcher(tmp_path: Path) -> Non
         assert {config, inner} <= set(steps["embed"].reads)
         assert config not in steps["check"].reads
     config.write_text("a: [")
-    with pytest.raises(ValueError, match=r"launcher: .*two.yaml is no YAML file: while parsing"):
+    with pytest.raises(ValueError, match=r"launcher: .*two.yaml is not valid YAML: while parsing"):
         steps_of(launcher=[str(config)])
 
 
@@ -169,9 +169,9 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
         ({"evaluate": None, "report": {}}, "report shows evaluations; give the section evaluate"),
         ({"test": ["a/beir", "b/beir"]}, "test: two datasets are called 'beir'"),
         ({"merge": {"last": 3}}, "merge: last is 3, and embed keeps 2 checkpoints; set its save_total_limit to 3"),
-        ({"merge": {"alphas": [0, 1]}}, "merge: alphas is filled in by the pipeline; leave it away"),
-        ({"embed": {"dry_run": True}}, "embed: dry_run is filled in by the pipeline; leave it away"),
-        ({"score": {}}, "score: name a judge, a reranker or CrossEncoder"),
+        ({"merge": {"alphas": [0, 1]}}, "merge: alphas is filled in by the pipeline; remove it"),
+        ({"embed": {"dry_run": True}}, "embed: dry_run is filled in by the pipeline; remove it"),
+        ({"score": {}}, "score: set judge to a reranker or CrossEncoder"),
         ({"only": "mine", "from_step": "mine"}, "give only or from_step, not both"),
     ],
 )
@@ -182,13 +182,13 @@ def test_what_contradicts_itself_is_refused_before_anything_starts(changes: dict
 
 def test_steps_are_chosen_by_name_or_section() -> None:
     steps = list(steps_of().values())
-    before, chosen = choose(steps, "evaluate", None)
+    before, chosen = select_steps(steps, "evaluate", None)
     assert {step.section for step in chosen} == {"evaluate"} and len(chosen) == 7
     assert [step.name for step in before][-1] == "rerank"
-    assert choose(steps, None, "rerank")[1][0].name == "rerank"
-    assert choose(steps, None, "rerank")[1][-1].name == "export-reranker"
+    assert select_steps(steps, None, "rerank")[1][0].name == "rerank"
+    assert select_steps(steps, None, "rerank")[1][-1].name == "export-reranker"
     with pytest.raises(ValueError, match="no step is called train; this pipeline has check, mine, embed"):
-        choose(steps, "train", None)
+        select_steps(steps, "train", None)
 
 
 def test_every_yaml_loads_and_every_setting_is_explained() -> None:

@@ -183,7 +183,7 @@ def test_killed_in_its_steps_it_ends_with_the_same_files(
         time.sleep(random.random() / 4)
         kill_group(process)
     said = found(run_pipeline(command))
-    assert said["embed"] == "unfinished: goes on where it was"
+    assert said["embed"] == "unfinished: resumes"
     assert results(tmp_path / "run") == results(whole)
 
 
@@ -241,7 +241,7 @@ def test_told_to_stop_it_leaves_a_checkpoint_and_a_second_one_is_refused(
     assert process.returncode == 128 + signal.SIGTERM
     saved = re.search(r"stopped by SIGTERM; saved (\S+/step-\d+);", said)
     assert saved and (Path(saved[1]) / "model.safetensors").exists()
-    assert said.splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
+    assert said.splitlines()[-1] == "stopped by SIGTERM; the same command resumes"
 
 
 @pytest.mark.slow
@@ -259,7 +259,7 @@ def test_two_ranks_told_to_stop_leave_a_checkpoint_and_go_on(
     saved = re.findall(r"stopped by .*; saved \S+/(step-\d+);", read(place / "log.txt"))
     assert len(saved) == 1 and (place / "run" / "checkpoints" / saved[0]).is_dir()
     said = run_pipeline(command)
-    assert found(said)["embed"] == "unfinished: goes on where it was"
+    assert found(said)["embed"] == "unfinished: resumes"
     assert re.search(r"^ +processes +2 ", said, re.M)
     assert (place / "run" / "final" / "model.safetensors").exists()
     steps = [json.loads(line)["step"] for line in read(place / "run" / "metrics.jsonl").splitlines() if "loss" in line]
@@ -308,7 +308,7 @@ def test_queries_are_made_where_there_are_none(tmp_path: Path, steady: None) -> 
         (["--score", '{"judge": "/no/judge"}'], "score /no/judge: no such file or directory"),
         (["--mine.judgements", "none.jsonl"], "mine none.jsonl: no such file or directory"),
         (["--only", "marge"], "no step is called marge; this pipeline has mine, embed, evaluate-bm25"),
-        (["--from_step", "embed"], "mine has not been done in run; do it before"),
+        (["--from_step", "embed"], "mine has not been run in run; run it before"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(
@@ -324,12 +324,12 @@ def test_a_folder_of_something_else_is_left_alone(settings: dict[str, Any], tmp_
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     done = run_main(main, *command[1:])
     assert done.returncode == 2
-    assert "has no pipeline.yaml, so there is no pipeline to go on with; choose another folder" in done.stderr
+    assert "has no pipeline.yaml, so it is not the folder of a pipeline; choose another one" in done.stderr
 
 
 def test_a_folder_inside_what_is_read_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     command = write(tmp_path, settings, train=str(tmp_path))
-    message = f"mine {tmp_path}: output_dir run lies in it; choose a folder outside"
+    message = f"mine {tmp_path}: output_dir run is inside it; choose a folder outside"
     assert refusal(main, *command[1:], folder=tmp_path) == message
 
 

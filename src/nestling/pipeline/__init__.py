@@ -1,1 +1,1 @@
-"""A pipeline of the scripts: what is to be done, what has been, and what changed in between."""
+"""A pipeline of scripts that runs only the steps whose settings or inputs have changed."""

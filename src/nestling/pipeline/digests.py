@@ -1,4 +1,4 @@
-"""Digests of files and folders by content, kept beside size, time and inode so that a file is read once."""
+"""Digests of the content of files and folders, cached by size, modification time and inode."""
 
 import hashlib
 import json
@@ -10,50 +10,50 @@ import xxhash
 
 from nestling.files import replace_text
 
-Known = dict[str, tuple[tuple[int, int, int], str]]
+CachedDigests = dict[str, tuple[tuple[int, int, int], str]]
 
 
 class Digests:
-    """Digests of content; an earlier one is believed while the file has the same size, time of change and inode.
+    """Digests of content; a cached one is used while size, modification time and inode of the file are unchanged.
 
     Args:
-        file: JSON file to keep them in.
+        file: JSON file of the cache.
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.known = file, read_known(file)
+        self.file, self.cached = file, read_cached_digests(file)
 
-    def of(self, path: Path) -> str | None:
-        """Digest of a file, or of names and contents in a folder, hidden ones left out; None if nothing is there."""
+    def digest_of(self, path: Path) -> str | None:
+        """Digest of a file, or of names and contents of a folder without hidden files; None if it does not exist."""
         if path.is_dir():
-            listed = [f"{each.relative_to(path).as_posix()} {self.of(each)}" for each in files_in(path)]
-            return xxhash.xxh3_128_hexdigest("\n".join(listed).encode())
-        return self.of_file(path) if path.is_file() else None
+            lines = [f"{each.relative_to(path).as_posix()} {self.digest_of(each)}" for each in files_in(path)]
+            return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+        return self.digest_of_file(path) if path.is_file() else None
 
-    def of_file(self, path: Path) -> str:
-        """Digest of a file's content."""
-        name, found = str(path.absolute()), path.stat()
-        stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
-        if name not in self.known or self.known[name][0] != stamp:
+    def digest_of_file(self, path: Path) -> str:
+        """Digest of the content of a file."""
+        name, stat = str(path.absolute()), path.stat()
+        stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        if name not in self.cached or self.cached[name][0] != stamp:
             with path.open("rb") as stream:
-                self.known[name] = (stamp, hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest())
-        return self.known[name][1]
+                self.cached[name] = (stamp, hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest())
+        return self.cached[name][1]
 
     def save(self) -> None:
-        """Write the digests of files that are still there."""
-        self.known = {name: each for name, each in self.known.items() if Path(name).exists()}
-        replace_text(self.file, json.dumps(self.known, indent=0) + "\n")
+        """Write the cache, without files that no longer exist."""
+        self.cached = {name: each for name, each in self.cached.items() if Path(name).exists()}
+        replace_text(self.file, json.dumps(self.cached, indent=0) + "\n")
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """All files, in the order of their names; links are followed, as they are in a model of the hub's cache."""
+    """All files of a folder, sorted by name; links are followed, which models in the cache of the hub consist of."""
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(root) / name for name in sorted(names) if not name.startswith("."))
 
 
-def read_known(file: Path) -> Known:
-    """What was kept; nothing if there is no such file."""
+def read_cached_digests(file: Path) -> CachedDigests:
+    """Read the cache; empty if there is no such file."""
     if not file.is_file():
         return {}
     content = json.loads(file.read_text(encoding="utf-8"))

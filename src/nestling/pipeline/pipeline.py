@@ -1,4 +1,4 @@
-"""The run of a pipeline: which steps are done, and those that are not, one after the other."""
+"""The run of a pipeline: the status of each step, and running the steps that are not done."""
 
 import shutil
 import sys
@@ -10,27 +10,27 @@ from typing import Literal
 
 from nestling.config import require
 from nestling.pipeline.digests import Digests
-from nestling.pipeline.records import Inputs, Record, inputs_of
 from nestling.pipeline.running import run_command, still_runs
 from nestling.pipeline.step import Step
+from nestling.pipeline.step_record import Inputs, StepRecord, inputs_of
 
 State = Literal["done", "new", "changed", "unfinished", "waits"]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a step is to be done.
+class StepStatus:
+    """Whether a step has to be run.
 
     Args:
-        state: done, new, changed since it was started, killed half-way (unfinished), or behind a step that comes first.
-        why: In words.
+        state: done; new; changed since it was started; unfinished (killed or failed); or waits for an earlier step.
+        reason: Description.
     """
 
     state: State
-    why: str = ""
+    reason: str = ""
 
     def __str__(self) -> str:
-        return self.state + (f": {self.why}" if self.why else "")
+        return self.state + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Pipeline:
     """The folder of a pipeline and its steps.
 
     Args:
-        folder: Of the run; each step has a folder below steps/.
-        steps: In order.
-        digests: Of what they read.
+        folder: Folder of the run; each step has a folder in steps/.
+        steps: The steps in order.
+        digests: Digests of the inputs.
     """
 
     folder: Path
@@ -49,126 +49,145 @@ class Pipeline:
 
     @classmethod
     def open(cls, folder: Path, steps: Sequence[Step]) -> "Pipeline":
+        """The pipeline in a folder, with its cache of digests."""
         return cls(folder, steps, Digests(folder / "steps" / "digests.json"))
 
-    def place(self, step: Step) -> Path:
+    def folder_of(self, step: Step) -> Path:
+        """The folder of a step."""
         return self.folder / "steps" / step.name
 
-    def record(self, step: Step) -> Record | None:
-        return Record.read(self.place(step) / "step.json")
+    def record_of(self, step: Step) -> StepRecord | None:
+        """The record of a step; None if it was never started."""
+        return StepRecord.read(self.folder_of(step) / "step.json")
 
     def require_done(self, steps: Sequence[Step]) -> None:
-        """Raise ValueError unless steps that are left out have been done."""
+        """Raise ValueError unless all steps are done."""
         for step in steps:
-            record = self.record(step)
-            there = record is not None and record.done and all(path.exists() for path in step.writes)
-            require(there, f"{step.name} has not been done in {self.folder}; do it before")
+            record_of = self.record_of(step)
+            complete = record_of is not None and record_of.done and all(path.exists() for path in step.writes)
+            require(complete, f"{step.name} has not been run in {self.folder}; run it before")
 
-    def verdicts(self, steps: Sequence[Step]) -> Iterator[tuple[Step, Verdict]]:
-        """What would be done, as far as it can be said before."""
+    def statuses(self, steps: Sequence[Step]) -> Iterator[tuple[Step, StepStatus]]:
+        """Yield the steps with their status before the run; a step whose inputs are not written yet waits."""
         pending: list[Step] = []
         for step in steps:
-            before = [each.name for each in pending if any(depends(path, each) for path in step.reads)]
-            verdict = Verdict("waits", f"for {', '.join(before)}") if before else self.judge(step)[0]
-            if verdict.state != "done":
+            before = [each.name for each in pending if any(is_output_of(path, each) for path in step.reads)]
+            status = StepStatus("waits", f"for {', '.join(before)}") if before else self.status_of(step)[0]
+            if status.state != "done":
                 pending.append(step)
-            yield step, verdict
+            yield step, status
 
-    def judge(self, step: Step) -> tuple[Verdict, Inputs]:
-        """Whether a step whose inputs are there is to be done."""
+    def status_of(self, step: Step) -> tuple[StepStatus, Inputs]:
+        """Status and current inputs of a step whose inputs exist."""
         for path in step.reads:
             below = self.folder in path.parents
-            require(not below or path.exists(), f"{step.name}: {path} is not there; remove the folder of its step")
-        inputs, record = inputs_of(step, self.folder, self.digests), self.record(step)
-        if record is None:
-            return Verdict("new"), inputs
-        differences = record.inputs.differences(inputs)
+            require(
+                not below or path.exists(),
+                f"{step.name}: {path} is missing; remove the folder of the step that writes it",
+            )
+        inputs, record_of = inputs_of(step, self.folder, self.digests), self.record_of(step)
+        if record_of is None:
+            return StepStatus("new"), inputs
+        differences = record_of.inputs.differences(inputs)
         if differences:
-            more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
-            return Verdict("changed", "; ".join(differences[:3]) + more), inputs
-        if not record.done:
-            return Verdict("unfinished", "goes on where it was" if step.resumes else "begins again"), inputs
+            others = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+            return StepStatus("changed", "; ".join(differences[:3]) + others), inputs
+        if not record_of.done:
+            return StepStatus("unfinished", "resumes" if step.resumes else "starts again"), inputs
         gone = [str(path) for path in step.writes if not path.exists()]
-        return (Verdict("changed", f"{gone[0]} is gone") if gone else Verdict("done")), inputs
+        return (StepStatus("changed", f"{gone[0]} is gone") if gone else StepStatus("done")), inputs
 
-    def carry_out(self, steps: Sequence[Step]) -> list[tuple[Step, Verdict, float]]:
-        """Do what is to be done; gives each step with what was found and the seconds that it took.
+    def run_steps(self, steps: Sequence[Step]) -> list[tuple[Step, StepStatus, float]]:
+        """Run the steps that are not done; returns each step with its status before and its duration in seconds.
 
         Raises:
             ValueError: A step failed.
-            StoppedError: A signal ended one.
+            StoppedError: A signal stopped a step.
         """
         done = []
         for number, step in enumerate(steps, start=1):
-            verdict, inputs = self.judge(step)
+            status, inputs = self.status_of(step)
             self.digests.save()
-            say(f"\n[{number}/{len(steps)}] {step.name}: {verdict}")
+            show(f"\n[{number}/{len(steps)}] {step.name}: {status}")
             seconds = 0.0
-            if verdict.state != "done":
-                self.clear(step, verdict)
-                say(f"$ {step}")
-                seconds = self.start(step, inputs)
-            done.append((step, verdict, seconds))
+            if status.state != "done":
+                self.prepare_folder(step, status)
+                show(f"$ {step}")
+                seconds = self.run_step(step, inputs)
+            done.append((step, status, seconds))
         return done
 
-    def clear(self, step: Step, verdict: Verdict) -> None:
-        """Make room: what a step left half-way is removed; a training, and all that is finished, is moved aside."""
-        place, record = self.place(step), self.record(step)
-        outside = [path for path in step.writes if place not in path.parents and path.exists()]
+    def prepare_folder(self, step: Step, status: StepStatus) -> None:
+        """Prepare the folder of a step: partial outputs are removed; trainings and finished outputs are moved aside."""
+        folder, record = self.folder_of(step), self.record_of(step)
+        outside = [path for path in step.writes if folder not in path.parents and path.exists()]
         if record is None:
-            for path in outside:
-                raise ValueError(f"{step.name}: {path} exists already, and is of no earlier start; move it away")
-            if place.exists() and any(place.iterdir()):  # of a command that was given by hand
-                self.move_aside(step, [])
-            place.mkdir(exist_ok=True)
+            self.prepare_new_folder(step, outside)
             return
         if record.process is not None and still_runs(record.process):
-            raise ValueError(f"{step.name}: process {record.process[0]} of an earlier start still runs; end it first")
-        if verdict.state == "unfinished" and step.resumes:
+            raise ValueError(
+                f"{step.name}: process {record.process[0]} of an earlier run is still running; end it first"
+            )
+        if status.state == "unfinished" and step.resumes:
             for path in step.writes:
-                if path.is_file():  # complete, which its script would refuse to write again
+                if path.is_file():  # it is complete, and the script would refuse to overwrite it
                     path.unlink()
         elif record.done or step.resumes:
             self.move_aside(step, outside)
         else:
-            for path in outside:  # first, as the record says whose they are
+            for path in outside:  # before the record, which tells that they are of this step
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            shutil.rmtree(place)
-            place.mkdir()
+            shutil.rmtree(folder)
+            folder.mkdir()
+
+    def prepare_new_folder(self, step: Step, outside: Sequence[Path]) -> None:
+        """Create the folder of a step that was never started. Raises ValueError if one of its outputs exists."""
+        folder = self.folder_of(step)
+        for path in outside:
+            raise ValueError(
+                f"{step.name}: {path} exists already, and no earlier run of the step wrote it; move it away"
+            )
+        if folder.exists() and any(folder.iterdir()):  # written by a command that the user ran
+            self.move_aside(step, [])
+        folder.mkdir(exist_ok=True)
 
     def move_aside(self, step: Step, outside: Sequence[Path]) -> None:
-        place, aside = self.place(step), free_name(self.folder / "replaced" / step.name)
+        """Move the folder of a step, and its outputs elsewhere, to replaced/."""
+        folder, aside = self.folder_of(step), free_name(self.folder / "replaced" / step.name)
         aside.parent.mkdir(exist_ok=True)
         for path in outside:
-            path.rename(place / path.name)
-        place.rename(aside)
-        place.mkdir()
-        say(f"  what it left before is in {aside}")
+            path.rename(folder / path.name)
+        folder.rename(aside)
+        folder.mkdir()
+        show(f"  its earlier outputs are in {aside}")
 
-    def start(self, step: Step, inputs: Inputs) -> float:
-        """Run a step and record it; gives its seconds."""
-        path = self.place(step) / "step.json"
-        record, begun = Record(inputs, done=False), time.monotonic()
-        record.write(path)
+    def run_step(self, step: Step, inputs: Inputs) -> float:
+        """Run a step and record it; returns its duration in seconds."""
+        path = self.folder_of(step) / "step.json"
+        record_of, begun = StepRecord(inputs, done=False), time.monotonic()
+        record_of.write(path)
         try:
-            log = self.place(step) / "log.txt"
-            run_command(step.command, log, lambda process: replace(record, process=process).write(path))
+            log = self.folder_of(step) / "log.txt"
+            run_command(step.command, log, lambda process: replace(record_of, process=process).write(path))
         except ValueError as error:
             raise ValueError(f"{step.name}: {error}\nits command was:\n  {step}") from None
         missing = [str(each) for each in step.writes if not each.exists()]
-        require(not missing, f"{step.name} ended well and left no {', '.join(missing)}; its command was:\n  {step}")
+        require(
+            not missing,
+            f"{step.name} ended successfully but did not write {', '.join(missing)}; its command was:\n  {step}",
+        )
         seconds = time.monotonic() - begun
-        replace(record, done=True, seconds=seconds).write(path)
+        replace(record_of, done=True, seconds=seconds).write(path)
         return seconds
 
 
-def choose(steps: Sequence[Step], only: str | None, first: str | None) -> tuple[list[Step], list[Step]]:
-    """The steps that are left out before those to be done, and those.
+def select_steps(steps: Sequence[Step], only: str | None, first: str | None) -> tuple[list[Step], list[Step]]:
+    """(steps that are skipped before the selected ones, selected steps).
 
     Args:
-        steps: All.
-        only: A step or section to do alone.
-        first: One to begin with.
+        steps: All steps.
+        only: A step or section to run alone.
+        first: A step or section to start with.
 
     Raises:
         ValueError: There is no such step.
@@ -183,19 +202,20 @@ def choose(steps: Sequence[Step], only: str | None, first: str | None) -> tuple[
     return list(steps[: numbers[0]]), list(steps[numbers[0] : end])
 
 
-def depends(path: Path, step: Step) -> bool:
-    """Whether a path is, or lies in, what a step writes."""
+def is_output_of(path: Path, step: Step) -> bool:
+    """Whether a path is an output of a step, or in one."""
     return any(path == each or each in path.parents for each in step.writes)
 
 
 def free_name(path: Path) -> Path:
-    """The path with the first number that is free."""
+    """The path with the first unused number as its suffix."""
     number = 1
     while (found := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
     return found
 
 
-def say(text: str) -> None:
+def show(text: str) -> None:
+    """Print a line on stdout at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""A command in a process of its own: its output on the terminal and in a file, signals passed on."""
+"""Running a command as a subprocess, with its output on the terminal and in a file, and with signals forwarded."""
 
 import os
 import signal
@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import psutil
 
 from nestling.files import named
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-TAIL = 20  # lines of output that a failure shows
+TAIL = 20  # lines of output in the message about a failure
 
 
 class StoppedError(Exception):
-    """A signal from outside ended the pipeline, after the command had ended too.
+    """A signal stopped the pipeline; the running command has ended too.
 
     Args:
         number: The signal.
@@ -30,34 +31,30 @@ class StoppedError(Exception):
 
 
 def run_command(command: Sequence[str], log: Path, started: Callable[[tuple[int, float]], None]) -> None:
-    """Run a command to its end, and add what it prints to the end of `log`.
+    """Run a command to its end and append its output to `log`.
 
     Args:
-        command: One word each.
-        log: The file.
-        started: Called with id and start, in seconds since 1970, of the process.
+        command: The words of the command.
+        log: The log file.
+        started: Called with the id of the process and its start in seconds since 1970.
 
     Raises:
-        ValueError: It failed; with its last lines.
-        StoppedError: SIGTERM or SIGINT came; the command had them too, and has ended.
+        ValueError: The command failed; the message has its last lines of output.
+        StoppedError: SIGTERM or SIGINT was received and forwarded; the command has ended.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # lines appear when they are printed, not when there are many
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that lines appear at once
     with log.open("ab", buffering=0) as file:
         begin = file.tell()
         with (
-            passing_on() as received,
+            forwarding_signals() as received,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process,
         ):
-            started((process.pid, psutil.Process(process.pid).create_time()))  # first: terminate() forgets a dead one
-            if received:  # before it was there
+            started(
+                (process.pid, psutil.Process(process.pid).create_time())
+            )  # before terminate(), which reaps a process that has ended
+            if received:  # before the process existed
                 process.terminate()
-            assert process.stdout is not None
-            # Until all that write have ended: a launcher may be gone while the process that it started still saves.
-            while part := os.read(process.stdout.fileno(), 65536):
-                sys.stdout.buffer.write(part)
-                sys.stdout.buffer.flush()
-                with named(log):
-                    file.write(part)
+            copy_output(process, file, log)
     if received:
         raise StoppedError(received[0])
     if process.returncode != 0:
@@ -66,20 +63,33 @@ def run_command(command: Sequence[str], log: Path, started: Callable[[tuple[int,
         raise ValueError(f"it ended with status {process.returncode}; the last lines of {log}:{shown}")
 
 
-@contextmanager
-def passing_on() -> Iterator[list[signal.Signals]]:
-    """Pass signals that would end us on to all processes below us; gives a list of those that came.
+def copy_output(process: subprocess.Popen[bytes], file: IO[bytes], log: Path) -> None:
+    """Copy the output of a process to stdout and to the open file of `log`.
 
-    A terminal's Ctrl-C reaches all of them by itself. A second SIGINT would end a training that is about to save, so
-    what is passed on is always SIGTERM.
+    It ends when all writers have ended: a launcher may end while the process that it started still saves.
+    """
+    assert process.stdout is not None
+    while part := os.read(process.stdout.fileno(), 65536):
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+        with named(log):
+            file.write(part)
+
+
+@contextmanager
+def forwarding_signals() -> Iterator[list[signal.Signals]]:
+    """Forward SIGTERM and SIGINT to all descendants as SIGTERM; yields the list of received signals.
+
+    Ctrl-C in a terminal reaches all of them already. A second SIGINT would end a training that is about to save, so
+    SIGTERM is forwarded in its place.
     """
     received: list[signal.Signals] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
         for each in psutil.Process().children(recursive=True):
-            # Those of other groups are ranks of torchrun, which passes it on itself.
-            if group_of(each.pid) == os.getpgrp():
+            # Processes of other groups are ranks of torchrun, which forwards the signal itself.
+            if process_group(each.pid) == os.getpgrp():
                 with suppress(psutil.NoSuchProcess):
                     each.send_signal(signal.SIGTERM)
 
@@ -91,7 +101,8 @@ def passing_on() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def group_of(process: int) -> int | None:
+def process_group(process: int) -> int | None:
+    """Process group of a process; None if it has ended."""
     try:
         return os.getpgid(process)
     except ProcessLookupError:
@@ -99,7 +110,7 @@ def group_of(process: int) -> int | None:
 
 
 def still_runs(process: tuple[int, float]) -> bool:
-    """Whether it is the same process as when it was started, and no other with its id."""
+    """Whether a process (id, start in seconds since 1970) still runs, and its id was not reused."""
     try:
         found = psutil.Process(process[0])
         return abs(found.create_time() - process[1]) < 1 and found.status() != psutil.STATUS_ZOMBIE

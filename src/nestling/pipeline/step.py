@@ -1,4 +1,4 @@
-"""A step of a pipeline as data: a command, its settings, what it reads and what it writes."""
+"""A step of a pipeline: its command, settings, inputs and outputs."""
 
 import json
 import re
@@ -14,7 +14,7 @@ import yaml
 
 from nestling.config.nested import flat, plain
 
-# Settings that name files or folders, in any section; hub ids and words like bm25 may stand there too.
+# Settings whose values are files or folders, in any section; hub ids and names such as bm25 are possible too.
 PATHS = {
     "base",
     "candidates",
@@ -42,14 +42,14 @@ class Step:
     """One command of a pipeline.
 
     Args:
-        name: Of the step and its folder.
-        section: The section of the configuration that asks for it.
-        program: What is started: the interpreter, the launcher and the script, one word each.
-        arguments: The flags behind it.
-        settings: All settings of its script, by dotted key.
-        reads: Files and folders that it reads; what is not there is a hub id.
+        name: Name of the step and its folder.
+        section: Section of the configuration that it belongs to.
+        program: The words of the interpreter, the launcher and the script.
+        arguments: The flags of the script.
+        settings: Dotted key -> value of all settings of the script.
+        reads: Files and folders that it reads; one that does not exist is a hub id.
         writes: Files and folders that it writes.
-        resumes: Whether the same command goes on where it was killed.
+        resumes: Whether the command resumes after a kill.
     """
 
     name: str
@@ -63,23 +63,24 @@ class Step:
 
     @property
     def command(self) -> list[str]:
+        """All words of the command."""
         return [*self.program, *self.arguments]
 
     def __str__(self) -> str:
-        """The command for a shell, with the short name of this Python where the shell knows it."""
+        """The command for a shell; `python` if that is this interpreter."""
         program, *rest = self.command
         if program == sys.executable and shutil.which("python") == program:
             program = "python"
         return shlex.join([program, *rest])
 
 
-def resolved(config: Any) -> dict[str, object]:
-    """All settings by dotted key, as JSON holds them."""
+def flat_settings(config: Any) -> dict[str, object]:
+    """Dotted key -> JSON value of all settings."""
     return flat(plain(asdict(config)))
 
 
 def paths_in(settings: Mapping[str, object]) -> Iterator[Path]:
-    """The files and folders that settings by dotted key name, each once."""
+    """The distinct files and folders in flat settings."""
     found = {
         str(value): Path(value)
         for key, value in settings.items()
@@ -89,7 +90,7 @@ def paths_in(settings: Mapping[str, object]) -> Iterator[Path]:
 
 
 def files_in(launcher: Sequence[str]) -> Iterator[Path]:
-    """The files that arguments of `accelerate launch` name, and those that a YAML file among them names in turn."""
+    """The files in arguments of `accelerate launch`, and the files that YAML files among them refer to."""
     for path in (Path(word.rpartition("=")[2]) for word in launcher):
         if path.is_file():
             yield path
@@ -98,20 +99,21 @@ def files_in(launcher: Sequence[str]) -> Iterator[Path]:
 
 
 def read_yaml(path: Path) -> object:
+    """Content of a YAML file. Raises ValueError if it is not valid."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"launcher: {path} is no YAML file: {' '.join(str(error).split())}") from None
+        raise ValueError(f"launcher: {path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def flags(cls: type, given: Mapping[str, Any], config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Flags that set what is given, with the values that the dataclass has read.
+    """The flags for given settings, with the values as the dataclass parsed them.
 
     Args:
-        cls: The script's settings.
-        given: The settings that are given, nested.
+        cls: Settings class of the script.
+        given: The given settings, nested.
         config: All settings, nested.
-        prefix: Of their keys.
+        prefix: Prefix of their keys.
     """
     hints = get_type_hints(cls)
     for key, value in given.items():
@@ -123,5 +125,5 @@ def flags(cls: type, given: Mapping[str, Any], config: Mapping[str, Any], prefix
 
 
 def as_text(value: object) -> str:
-    """A value as a flag takes it."""
+    """A value as the text of a flag."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -83,12 +83,8 @@ class Journal:
         Raises:
             ValueError: A broken line, or completions under other settings.
         """
-        self._file.seek(0)
-        offset, journal_settings = 0, None
-        for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
-                self._file.truncate(offset)
-                break
+        journal_settings = None
+        for number, offset, line in self._complete_lines():
             try:
                 row = json.loads(line)
                 if number == 1:
@@ -99,12 +95,22 @@ class Journal:
                 raise ValueError(
                     f"{self.path}:{number}: not a line of a journal; move the file away to start again"
                 ) from None
-            offset += len(line)
         if self.completions:
             require_same(self.path, journal_settings, plain(settings))
         else:
             self._file.truncate(0)
             self._write({"settings": plain(settings)})
+
+    def _complete_lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield (number, offset, line) of each complete line; an incomplete last line is removed."""
+        self._file.seek(0)
+        offset = 0
+        for number, line in enumerate(self._file, start=1):
+            if not line.endswith(b"\n"):
+                self._file.truncate(offset)
+                return
+            yield number, offset, line
+            offset += len(line)
 
     def _count(self, document: int, offset: int, completion: Completion) -> None:
         self._offsets[document].append(offset)
