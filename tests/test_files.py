@@ -8,7 +8,7 @@ import pytest
 from nestling.files import replace_text
 
 
-def test_a_file_is_replaced_and_nothing_else_left(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_no_other_file_is_left(tmp_path: Path) -> None:
     for text in ("first", "數據\n"):
         replace_text(tmp_path / "settings.yaml", text)
         assert (tmp_path / "settings.yaml").read_text(encoding="utf-8") == text

@@ -21,12 +21,12 @@ print((before - psutil.Process().memory_info().rss) / 1e6)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_what_is_free_goes_back_though_something_lies_above_it() -> None:
+def test_free_memory_below_a_used_block_is_returned() -> None:
     done = subprocess.run([sys.executable, "-c", PINNED], capture_output=True, text=True, check=True)
     assert float(done.stdout) > 150
 
 
-def test_items_pass_through_and_the_heap_is_trimmed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_are_passed_through_and_the_heap_is_trimmed_regularly(monkeypatch: pytest.MonkeyPatch) -> None:
     trims: list[int] = []
     monkeypatch.setattr(nestling.heap, "trim_heap", lambda: trims.append(len(seen)))
     seen: list[int] = []

@@ -11,7 +11,7 @@ __all__ = ["Embedder", "Reranker", "__version__"]
 
 __version__ = "0.1.0"
 
-# Imported when they are asked for: with them comes torch, which `--help` of a recipe must not wait for.
+# Imported on first access, since they import torch, which `--help` of a recipe must not wait for.
 MODELS = {"Embedder": "nestling.models.embedder", "Reranker": "nestling.models.reranker"}
 
 

@@ -1,4 +1,4 @@
-"""mteb finds what we find: embedders at every dimension, rerankers over candidates, its tasks and BEIR folders."""
+"""mteb computes the same scores as Nestling: embedders at every dimension, rerankers, its tasks and BEIR folders."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return distinct_set(tmp_path_factory.mktemp("data") / "small")
 
 
-def test_a_folder_has_the_same_figures_at_every_dimension(folder: Path, qwen3: Path) -> None:
+def test_a_folder_has_the_same_scores_at_every_dimension(folder: Path, qwen3: Path) -> None:
     embedder, task = Embedder.from_pretrained(qwen3), open_task(str(folder), "test")
     assert isinstance(task, BeirTask)
     ours = evaluate_embedder(embedder, task.data, [64, 32, 8], **LENGTHS)
@@ -67,7 +67,7 @@ def test_a_folder_has_the_same_figures_at_every_dimension(folder: Path, qwen3: P
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # mteb's own calls of itself
-def test_sentence_transformers_through_mteb_has_the_same_figures(folder: Path, qwen3: Path) -> None:
+def test_sentence_transformers_through_mteb_has_the_same_scores(folder: Path, qwen3: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     task = open_task(str(folder), "test")
@@ -81,7 +81,7 @@ def test_sentence_transformers_through_mteb_has_the_same_figures(folder: Path, q
         assert ours.result.scores["test"][0][name] == pytest.approx(expected, abs=ROUNDED)
 
 
-def test_cranfield_has_the_same_figures(shared_data: Path, tmp_path: Path) -> None:
+def test_cranfield_has_the_same_scores(shared_data: Path, tmp_path: Path) -> None:
     model = tiny_bert(tmp_path / "model")
     output = tmp_path / "results.json"
     lengths = [f"--{name}={length}" for name, length in LENGTHS.items()]
@@ -112,7 +112,7 @@ def reranker(qwen3_base: Path) -> Reranker:
     return Reranker.from_pretrained(qwen3_base)
 
 
-def test_a_reranker_has_the_same_figures_over_bm25(tmp_path: Path, reranker: Reranker) -> None:
+def test_a_reranker_has_the_same_scores_after_bm25(tmp_path: Path, reranker: Reranker) -> None:
     random_set(tmp_path / "random", documents=60, queries=8)
     task = open_task(str(tmp_path / "random"), "test")
     assert isinstance(task, BeirTask)
@@ -123,7 +123,7 @@ def test_a_reranker_has_the_same_figures_over_bm25(tmp_path: Path, reranker: Rer
     assert_same(found.splits[0].metrics, ours)
 
 
-def test_a_reranker_has_the_same_figures_over_an_embedder(
+def test_a_reranker_has_the_same_scores_after_an_embedder(
     folder: Path, reranker: Reranker, qwen3: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "results.json"
@@ -265,7 +265,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None
         (["--mteb", "{folder}", "--output", "{tmp}/taken.json"], "taken.mteb exists"),
     ],
 )
-def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
+def test_invalid_tasks_are_refused_before_a_model_is_loaded(
     arguments: list[str], message: str, folder: Path, bert: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "taken.mteb").mkdir()

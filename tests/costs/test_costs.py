@@ -1,4 +1,4 @@
-"""Costs of recipes, beside what real models allocate and compute, and beside the pages that show them."""
+"""Estimates of costs, compared with the memory and operations of real models and with the tables in the docs."""
 
 import re
 import shlex
@@ -316,7 +316,7 @@ def test_estimate_equals_what_training_prints(recipe: StageCosts, qwen3: Path) -
         ({"path": "none.yaml"}, ONE, "none.yaml: no such file"),
     ],
 )
-def test_what_cannot_be_estimated(
+def test_stages_that_cannot_be_estimated(
     change: dict[str, Any], launch: LaunchCosts, message: str, recipe: StageCosts
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -358,7 +358,7 @@ COSTS = sorted((ROOT / "configs" / "costs").glob("*.yaml"))
         ("dev: [{path: a, depth: 5}]", RerankConfig),
     ],
 )
-def test_a_recipe_is_told_by_what_only_its_script_knows(keys: str, expected: type, tmp_path: Path) -> None:
+def test_script_is_recognised_by_its_own_keys(keys: str, expected: type, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(f"model: m\noutput_dir: o\ntrain: [{{path: a}}]\nlearning_rate: 5e-5\n{keys}\n")
     assert read_recipe(None, str(file)) == parse_config(expected, None, ["--config", str(file)])
@@ -393,7 +393,9 @@ def shown() -> list[Any]:
 
 
 @pytest.mark.parametrize(("page", "command"), shown())
-def test_tables_of_pages_are_what_the_command_prints(page: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_in_docs_equal_the_output_of_the_command(
+    page: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All of them on the page of costs, on another one that of memory."""
     monkeypatch.chdir(ROOT)
     done = run_main(costs.main, *shlex.split(command)[1:])

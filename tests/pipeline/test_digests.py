@@ -37,7 +37,7 @@ def test_content_and_names_are_changes(folder: Path, tmp_path: Path) -> None:
     assert digests.digest_of(tmp_path / "nowhere") is None
 
 
-def test_links_that_lead_nowhere_or_round_are_names_alone(folder: Path, tmp_path: Path) -> None:
+def test_of_broken_and_cyclic_links_only_the_name_counts(folder: Path, tmp_path: Path) -> None:
     digests = Digests(tmp_path / "digests.json")
     (folder / "away").symlink_to("nowhere")
     first = digests.digest_of(folder)
@@ -47,9 +47,7 @@ def test_links_that_lead_nowhere_or_round_are_names_alone(folder: Path, tmp_path
     assert digests.digest_of(folder) not in (None, first)
 
 
-def test_a_file_is_read_once_while_nothing_about_it_changes(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unchanged_file_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = Digests(tmp_path / "digests.json")
     first = digests.digest_of(folder)
     digests.save()

@@ -40,7 +40,7 @@ def states(pipeline: Pipeline) -> dict[str, str]:
     return {step.name: str(status) for step, status, _ in pipeline.run_steps(pipeline.steps)}
 
 
-def test_a_second_start_does_nothing(folder: Path) -> None:
+def test_a_second_run_does_nothing(folder: Path) -> None:
     assert states(chain(folder)) == {"a": "new", "b": "new", "c": "new"}
     times = {path: path.stat().st_mtime_ns for path in folder.glob("steps/*/*")}
     assert states(chain(folder)) == {"a": "done", "b": "done", "c": "done"}
@@ -72,7 +72,7 @@ def test_a_setting_repeats_its_step_and_no_other_whose_inputs_stay(folder: Path)
     assert (folder / "replaced" / "b.2" / "out").exists()
 
 
-def test_data_repeat_what_follows_from_them(folder: Path) -> None:
+def test_changed_data_repeat_dependent_steps(folder: Path) -> None:
     states(chain(folder))
     (folder.parent / "data.txt").write_text("longer data")
     pipeline = chain(folder)
@@ -107,7 +107,7 @@ def test_a_step_that_leaves_no_output_has_failed(folder: Path) -> None:
         states(chain(folder, middle="true"))
 
 
-def test_a_step_that_resumes_keeps_what_it_has(folder: Path) -> None:
+def test_a_step_that_resumes_keeps_its_files(folder: Path) -> None:
     counts = "echo x >> {{out}}.parts; test $(wc -l < {{out}}.parts) = 2 && cp {{out}}.parts {{out}}"
     with pytest.raises(ValueError, match="status 1"):
         states(chain(folder, middle=counts, resumes=True))
@@ -141,7 +141,7 @@ def test_outputs_beside_the_steps_move_with_them_and_are_never_overwritten(folde
     assert (folder / "replaced" / "copy.1" / "model").read_text() == "data"
 
 
-def test_what_was_done_by_hand_is_moved_aside(folder: Path) -> None:
+def test_files_of_own_commands_are_moved_aside(folder: Path) -> None:
     out = folder / "steps" / "a" / "out"
     out.parent.mkdir()
     out.write_text("by hand")
@@ -150,7 +150,7 @@ def test_what_was_done_by_hand_is_moved_aside(folder: Path) -> None:
     assert (folder / "replaced" / "a.1" / "out").read_text() == "by hand"
 
 
-def test_what_still_runs_is_not_started_beside_itself(folder: Path) -> None:
+def test_a_step_that_still_runs_is_not_started_again(folder: Path) -> None:
     with pytest.raises(ValueError, match="status 1"):
         states(chain(folder, middle="exit 1"))
     path = folder / "steps" / "b" / "step.json"

@@ -1,4 +1,4 @@
-"""From settings to steps: what each reads and writes, how it is started, and what is refused."""
+"""The steps of a pipeline from its settings: inputs, outputs, commands and errors."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def setting(step: Step, name: str) -> Any:
     return json.loads(value) if value[:1] in "[{" else value
 
 
-def test_every_step_takes_what_the_latest_before_it_gave() -> None:
+def test_every_step_uses_the_latest_outputs() -> None:
     steps = steps_of()
     measured = ["bm25", "base", "embedder", "base-reranker", "reranker", "base-both", "both"]
     names = ["check", "mine", "embed", "merge", "remine", "score", "rerank"]
@@ -66,7 +66,7 @@ def test_every_step_takes_what_the_latest_before_it_gave() -> None:
     assert Path("teacher") in steps["score"].reads and Path("beir") in steps["rerank"].reads
 
 
-def test_the_report_reads_results_with_their_details_and_of_runs_what_it_shows() -> None:
+def test_the_report_reads_results_details_and_parts_of_runs() -> None:
     reads = steps_of(report={})["report"].reads
     assert {STEPS / "evaluate-both" / name for name in ("both.json", "both.details.jsonl")} <= set(reads)
     assert STEPS / "embed" / "run" / "metrics.jsonl" in reads
@@ -84,7 +84,7 @@ def test_without_its_section_a_step_is_not_done() -> None:
     assert setting(steps_of(check={})["mine"], "data") == "pairs.jsonl", "without drop it only looks"
 
 
-def test_settings_stay_what_they_were_in_the_file() -> None:
+def test_settings_of_the_file_are_kept() -> None:
     steps = steps_of()
     assert "--suffix=[SEP]" in steps["rerank"].arguments
     assert "--prefix=" in steps["rerank"].arguments
@@ -97,7 +97,7 @@ def test_settings_stay_what_they_were_in_the_file() -> None:
     assert setting(steps["evaluate-both"], "dims") == [32]
 
 
-def test_the_launcher_starts_what_trains_and_mines() -> None:
+def test_the_launcher_starts_training_and_mining() -> None:
     launcher = ["--config_file", "configs/accelerate/ddp.yaml"]
     launched = {
         name: step.program[1:] for name, step in steps_of(launcher=launcher).items() if step.program[1:2] == ("-m",)
@@ -112,7 +112,7 @@ def test_the_launcher_starts_what_trains_and_mines() -> None:
     assert steps_of()["embed"].program == (sys.executable, "train/embed.py")
 
 
-def test_what_is_launched_reads_the_files_of_its_launcher(tmp_path: Path) -> None:
+def test_launched_steps_read_the_files_of_the_launcher(tmp_path: Path) -> None:
     config, inner = tmp_path / "two.yaml", tmp_path / "zero.json"
     config.write_text(f"num_processes: 2\ndeepspeed_config: {{deepspeed_config_file: {inner}}}\n")
     inner.write_text("{}")
@@ -175,7 +175,7 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
         ({"only": "mine", "from_step": "mine"}, "give only or from_step, not both"),
     ],
 )
-def test_what_contradicts_itself_is_refused_before_anything_starts(changes: dict[str, Any], message: str) -> None:
+def test_contradictory_settings_are_refused_before_anything_starts(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         steps_of(**changes)
 

@@ -1,4 +1,4 @@
-"""Real commands that end well, fail, or are told to stop."""
+"""Real commands that succeed, fail, or are stopped by a signal."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ time.sleep(60)
 LAUNCHES = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
 
 
-def test_what_it_prints_is_shown_and_kept(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_output_is_shown_and_logged(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     processes: list[tuple[int, float]] = []
     for _ in range(2):
         command = [sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr)"]

@@ -131,7 +131,7 @@ def test_faults_are_asked_again_and_counted(corpus: Path, tmp_path: Path) -> Non
             return Answer(json.dumps({"query": request.passage}))
         if number == 22:
             return Answer(status=400)
-        faulty = request.step == "setup" and request.number == 0
+        faulty = request.step == "configuration" and request.number == 0
         return FAULTS.get(number, well(request)) if faulty else well(request)
 
     output = tmp_path / "pairs.jsonl"
@@ -152,8 +152,8 @@ def test_faults_are_asked_again_and_counted(corpus: Path, tmp_path: Path) -> Non
     ):
         assert said in done.stdout, said
     sent = Counter((each.step, TEXTS.index(each.passage)) for each in server.requests)
-    assert sent["setup", 20] == sent["query", 21] == 3
-    assert all(sent["setup", number] == (1 if number == 8 else 2) for number in FAULTS)
+    assert sent["configuration", 20] == sent["query", 21] == 3
+    assert all(sent["configuration", number] == (1 if number == 8 else 2) for number in FAULTS)
     told = [each.body["messages"] for each in server.requests if each.passage == TEXTS[6]][1]
     assert "expected a number from 1 to 5" in told[2]["content"]
 
@@ -335,7 +335,9 @@ def test_an_embedder_chooses_the_candidates(corpus: Path, tmp_path: Path, bert: 
             done = make_queries(*command(corpus, server, output, "--num_personas", "3", "--limit", "6", *more))
             assert done.returncode == 0, done.stderr
             prompts = {
-                each.passage: each.body["messages"][0]["content"] for each in server.requests if each.step == "setup"
+                each.passage: each.body["messages"][0]["content"]
+                for each in server.requests
+                if each.step == "configuration"
             }
             shown.append({passage: set(re.findall(r"^\d\. (.*)$", text, re.M)) for passage, text in prompts.items()})
     drawn, near = shown

@@ -26,7 +26,7 @@ QRELS = ("q3\td1\t0", "q1\td4\t2", "q1\td2\t0", "q1\td1\t1", "q3\td3\t-1")
 def folder(
     tmp_path: Path, corpus: Sequence[object] = CORPUS, queries: Sequence[object] = QUERIES, qrels: Sequence[str] = QRELS
 ) -> Path:
-    """A BEIR folder; rows are objects, or lines as they are."""
+    """A BEIR folder; rows are objects, or raw lines."""
     path = tmp_path / "set"
     (path / "qrels").mkdir(parents=True)
     for name, rows in (("corpus", corpus), ("queries", queries)):
@@ -118,7 +118,7 @@ def test_refused(tmp_path: Path, change: dict[str, list[object]], message: str) 
             load(path, split="test", cache_dir=tmp_path / "cache")
 
 
-def test_nothing_to_find(tmp_path: Path) -> None:
+def test_no_relevant_document(tmp_path: Path) -> None:
     path = folder(tmp_path, qrels=["q1\td1\t0", "q2\td2\t-1"])
     with pytest.raises(ValueError, match=r"test\.tsv:2: score: no judgement is above 0, so there is nothing to find"):
         load_retrieval_set(path, "test", cache_dir=tmp_path / "cache")

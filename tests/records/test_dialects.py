@@ -1,4 +1,4 @@
-"""Every dialect becomes the same record, and what cannot be read is refused with its place and reason."""
+"""Every dialect gives the same record, and invalid rows are refused with location and reason."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def row_of_the_page(dialect: str) -> str:
 
 
 def load(folder: Path, *rows: Any, name: str = "rows.jsonl", **options: Any) -> RecordTable:
-    """Write rows (objects, or lines as they are) to a file and load it."""
+    """Write rows (objects, or raw lines) to a file and load it."""
     path = folder / name
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return load_records(path, cache_dir=folder / "cache", **options)
@@ -170,7 +170,7 @@ ONLY_NEGATIVES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("dialect", ONLY_NEGATIVES)
-def test_rows_of_negatives_only_are_read_when_asked_for(tmp_path: Path, dialect: str) -> None:
+def test_rows_of_negatives_only_are_read_if_allowed(tmp_path: Path, dialect: str) -> None:
     row = ONLY_NEGATIVES[dialect]
     field = next(key for key in row if key.startswith("pos"))
     for absent, reason in (([], "the list is empty; expected at least one"), (None, "missing")):
@@ -203,7 +203,7 @@ def test_rows_of_negatives_only_are_read_when_asked_for(tmp_path: Path, dialect:
         ({"query": "q", "positives": [], "negatives": [" "]}, "negatives[0]: the text is empty"),
     ],
 )
-def test_rows_without_any_document_are_refused_whatever_is_asked_for(tmp_path: Path, row: Any, message: str) -> None:
+def test_rows_without_any_document_are_always_refused(tmp_path: Path, row: Any, message: str) -> None:
     assert refusal(tmp_path, GOOD, row, allow_no_positives=True).startswith(f"rows.jsonl:2: {message}")
 
 
@@ -214,7 +214,7 @@ def test_rows_of_negatives_only_in_tables(tmp_path: Path) -> None:
     assert [table[i] for i in range(3)] == [Record("q", (), ("n",)), Record("r", (), ("n",)), Record("s", ("p",))]
 
 
-def test_an_answer_that_is_missing_is_refused_whatever_is_asked_for(tmp_path: Path) -> None:
+def test_a_missing_answer_is_always_refused(tmp_path: Path) -> None:
     row = {"query": "q", "response": None, "rejected_response": ["n"]}
     assert refusal(tmp_path, row, allow_no_positives=True) == "rows.jsonl:1: response: missing"
 

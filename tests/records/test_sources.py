@@ -1,4 +1,4 @@
-"""File formats: the same rows from each, the line of each row, and what is broken in a file."""
+"""File formats: the same rows from each, the line of each row, and errors in files."""
 
 import gzip
 import json
@@ -87,7 +87,7 @@ def test_lines_of_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", [1, 2, 7, 1 << 20])
 def test_json_array_in_blocks_of_any_size(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows, characters of several bytes and escapes are cut anywhere."""
+    """Blocks end within rows, multi-byte characters and escapes."""
     monkeypatch.setattr("nestling.records.json_files.BLOCK_BYTES", block)
     rows = [{"query": "é玉\U0001f600\"]},{[" * 3, "n": i} for i in range(5)]  # fmt: skip
     path = tmp_path / "a.json"

@@ -1,4 +1,4 @@
-"""The cache on a full disk: one line that says what to do, nothing half-written, earlier files as they were."""
+"""The cache on a full disk: an error of one line with advice, no partial files, earlier files unchanged."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ def content(cache: Path) -> dict[str, bytes]:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow above `size` bytes: what a quota does, without its own file system."""
+    """Limit the files of this process to `size` bytes, like a quota but without a separate file system."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -49,7 +49,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def assert_refused(cache: Path, load: Callable[[], object], reason: int) -> None:
-    """`load` fails in one line for `reason` (an errno), and the cache is as it was."""
+    """`load` fails in one line for `reason` (an errno), and the cache is unchanged."""
     before = content(cache)
     with pytest.raises(OSError, match=f"cannot write the cache folder {cache}: {os.strerror(reason)}; free") as caught:
         load()

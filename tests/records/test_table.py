@@ -88,7 +88,7 @@ def test_summary_as_text(tmp_path: Path) -> None:
     )
 
 
-def test_nothing_left_is_an_error_that_says_why(tmp_path: Path) -> None:
+def test_no_row_left_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no row can be kept(\n.*){3}\n  dropped 2: row without a positive"):
         load(tmp_path, [{"query": "q", "positives": ["q"]}, {"query": "r", "positives": ["r"]}])
 
@@ -142,7 +142,7 @@ def test_a_source_left_without_a_document_is_refused(tmp_path: Path) -> None:
         load(tmp_path, [{"query": "q", "positives": ["q"], "negatives": ["q"]}], allow_no_positives=True)
 
 
-def test_what_is_asked_for_is_part_of_the_cache(tmp_path: Path) -> None:
+def test_options_are_part_of_the_cache_key(tmp_path: Path) -> None:
     rows = [{"query": "q", "positives": ["q"], "negatives": ["n"]}, {"query": "r", "positives": ["p"]}]
     strict = load(tmp_path, rows)
     path, cache = tmp_path / "rows.jsonl", tmp_path / "cache"
@@ -153,7 +153,7 @@ def test_what_is_asked_for_is_part_of_the_cache(tmp_path: Path) -> None:
     assert strict.fingerprint == again.fingerprint != all_rows.fingerprint
 
 
-def test_identity_tells_which_row_has_a_document(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_row_of_a_document(tmp_path: Path) -> None:
     identities = set()
     for first, second in ((["p"], []), ([], ["p"]), (["p"], ["p"])):
         rows = [
@@ -198,7 +198,9 @@ texts = st.sampled_from("abcdef")
     rows=st.lists(st.tuples(texts, st.lists(texts, max_size=4), st.lists(texts, max_size=4)), min_size=1),
     rerank=st.booleans(),
 )
-def test_against_a_naive_reading(tmp_path_factory: pytest.TempPathFactory, rows: list[Any], rerank: bool) -> None:
+def test_against_a_naive_implementation(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], rerank: bool
+) -> None:
     """Blocks of three rows, so that lists and drops cross the bounds of batches."""
     rows = [row for row in rows if row[1] or (rerank and row[2])] or [("a", ["b"], [])]
     expected, known = naive(rows, rerank)

@@ -89,7 +89,7 @@ def test_the_address_may_be_that_of_the_server_or_of_an_endpoint(
 @pytest.mark.parametrize(
     "fault", ["bfloat16", "ignores-base64", "backwards", "refuses-blank", "refuses-long", "refuses-batches"]
 )
-def test_what_is_no_fault(fault: str, url: str, models: dict[str, Path]) -> None:
+def test_differences_that_are_not_faults(fault: str, url: str, models: dict[str, Path]) -> None:
     done = serve_check(f"{url}/qwen3/{fault}", "--model", models["qwen3"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("note: " in done.stdout) == fault.startswith("refuses")
@@ -134,7 +134,7 @@ def test_faults_that_come_together_are_both_named(url: str, models: dict[str, Pa
     assert (done.returncode, aspects(done)) == (1, ["EOS", "prompt"])
 
 
-def test_a_cut_is_named_beside_a_length(url: str, models: dict[str, Path]) -> None:
+def test_truncation_is_found_with_another_norm(url: str, models: dict[str, Path]) -> None:
     done = serve_check(f"{url}/qwen3/unnormalised-slices", "--model", models["qwen3"])
     assert done.returncode == 1 and aspects(done) == ["normalisation", "truncation"], done.stdout
 
@@ -143,7 +143,7 @@ def test_a_cut_is_named_beside_a_length(url: str, models: dict[str, Path]) -> No
     ("name", "fault", "aspect"),
     [("qwen3", "nan-together", "NaN"), ("qwen3", "short-together", "dimension"), ("causal", "nan-together", "NaN")],
 )
-def test_what_is_lost_in_one_request_is_named(
+def test_answers_lost_in_one_request_are_found(
     name: str, fault: str, aspect: str, url: str, models: dict[str, Path]
 ) -> None:
     done = serve_check(f"{url}/{name}/{fault}", "--model", models[name])
@@ -151,12 +151,12 @@ def test_what_is_lost_in_one_request_is_named(
 
 
 @pytest.mark.parametrize("address", ["http://localhost:abc", "http://[::1"])
-def test_what_is_no_address(address: str, models: dict[str, Path]) -> None:
+def test_invalid_addresses(address: str, models: dict[str, Path]) -> None:
     done = serve_check(address, "--model", models["qwen3"])
     assert done.returncode == 2 and f"error: {address} is not an address" in done.stderr
 
 
-def test_another_model_fits_in_no_way(url: str, models: dict[str, Path]) -> None:
+def test_another_model_is_not_explained(url: str, models: dict[str, Path]) -> None:
     done = serve_check(f"{url}/other/healthy", "--model", models["qwen3"])
     assert (done.returncode, aspects(done)) == (1, ["model"])
     wider = serve_check(f"{url}/other/healthy", "--model", models["e5"])
@@ -178,7 +178,7 @@ def test_faults_of_an_encoder_are_named(name: str, fault: str, aspect: str, url:
     assert (done.returncode, aspects(done)) == (1, [aspect]), done.stdout
 
 
-def test_the_directory_is_read_as_sentence_transformers_reads_it(models: dict[str, Path]) -> None:
+def test_reference_equals_sentence_transformers(models: dict[str, Path]) -> None:
     from sentence_transformers import SentenceTransformer
 
     texts = ["find files", "向量检索", " a \n"]
@@ -218,9 +218,7 @@ def test_faults_of_a_reranker_are_named(fault: str, url: str, models: dict[str, 
     ("fault", "asked"),
     [("tei", "/rerank, asked for texts, model not named"), ("pairs-only", "/v1/score, asked for pairs, model tiny")],
 )
-def test_rerankers_are_asked_in_the_form_that_they_answer(
-    fault: str, asked: str, url: str, models: dict[str, Path]
-) -> None:
+def test_forms_of_requests_to_rerankers(fault: str, asked: str, url: str, models: dict[str, Path]) -> None:
     done = serve_check(f"{url}/classifier/{fault}", "--model", models["classifier"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert asked in done.stdout
@@ -288,7 +286,7 @@ def assert_not_checked(done: subprocess.CompletedProcess[str], message: str) -> 
         ("{url}/causal/healthy", ["--kind", "rerank", "--dims", "16"], "dims are an embedder's"),
     ],
 )
-def test_what_could_not_be_checked(
+def test_servers_that_cannot_be_checked(
     address: str, arguments: list[str], message: str, url: str, models: dict[str, Path]
 ) -> None:
     given = [each.format(**models) for each in arguments]

@@ -16,15 +16,15 @@ PASSAGE = re.compile(r"<passage>\n(.*?)\n</passage>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for.
+    """A request to the server.
 
     Attributes:
-        step: "setup" or "query".
+        step: "configuration" or "query".
         passage: The passage in its prompt.
         body: The whole body.
         key: The Authorization header.
-        time: When it came, in seconds.
-        number: How often this step was asked for about this passage before.
+        time: Time of arrival in seconds.
+        number: Number of earlier requests of this step for this passage.
     """
 
     step: str
@@ -37,16 +37,16 @@ class Request:
 
 @dataclass
 class Answer:
-    """What is sent back, and how.
+    """A response of the server.
 
     Args:
-        text: What the model says.
-        finish: Why it stopped.
-        status: Of the response; what is not 200 carries an error.
-        headers: Of the response.
-        delay: Seconds before it.
-        raw: The body, if it is no chat completion.
-        missing: Bytes of the body that are promised and never sent.
+        text: Text of the completion.
+        finish: finish_reason of the completion.
+        status: Status of the response; other than 200 it has an error.
+        headers: Headers of the response.
+        delay: Seconds before the response.
+        raw: The body, if it is not a chat completion.
+        missing: Bytes at the end of the body that are announced but not sent.
     """
 
     text: str = ""
@@ -79,8 +79,8 @@ Behaviour = Callable[[Request], Answer]
 
 
 def well(request: Request) -> Answer:
-    """What a good model says: it depends on the passage and the seed alone."""
-    if request.step == "setup":
+    """Valid answers, which depend only on the passage and the seed."""
+    if request.step == "configuration":
         return Answer(
             json.dumps(
                 {"character": 1 + request.body["seed"] % 3, "question_type": "question", "difficulty": "student"}
@@ -93,8 +93,8 @@ class Served(ThreadingHTTPServer):
     """The server.
 
     Attributes:
-        requests: What was asked for, in the order in which it came.
-        most_at_once: Requests that were under way at the same time, at most.
+        requests: The requests in order of arrival.
+        most_at_once: Maximum number of simultaneous requests.
     """
 
     daemon_threads = True
@@ -114,7 +114,7 @@ class Served(ThreadingHTTPServer):
 
     def begin(self, body: dict[str, Any], key: str) -> Request:
         prompt = body["messages"][0]["content"]
-        step = "setup" if '"difficulty": how' in prompt else "query"
+        step = "configuration" if '"difficulty": how' in prompt else "query"
         found = PASSAGE.search(prompt)
         assert found is not None
         with self.lock:
@@ -130,7 +130,7 @@ class Served(ThreadingHTTPServer):
             self.active -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that give up are what some tests are about."""
+        """No message about clients that give up, which some tests make them do."""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -25,7 +25,7 @@ ANSWER = '{"character": 2, "question_type": "keywords", "difficulty": "hard"}'
         '{"character": "2.", "question_type": "keywords", "difficulty": "hard", "why": {"because": "of potatoes"}}',
     ],
 )
-def test_a_setup_is_found_in_what_models_write(text: str) -> None:
+def test_a_configuration_is_found_in_any_answer(text: str) -> None:
     assert read_configuration(text, BRIEF, CHOICES) == QueryConfiguration("a cook", "keywords", "hard")
 
 
@@ -43,7 +43,7 @@ def test_a_setup_is_found_in_what_models_write(text: str) -> None:
         ('{"character": 1, "question_type": "yes_no"}', "unknown difficulty", "is None, expected one of: easy, hard"),
     ],
 )
-def test_a_setup_that_cannot_be_used_says_why(text: str, kind: str, told: str) -> None:
+def test_invalid_configurations(text: str, kind: str, told: str) -> None:
     with pytest.raises(InvalidAnswer, match=re.escape(told)) as error:
         read_configuration(text, BRIEF, CHOICES)
     assert error.value.kind == kind
@@ -75,7 +75,7 @@ def test_words_of_the_passage_may_be_the_query_but_not_its_sentences() -> None:
         ('{"question": "why?"}', "no JSON object", 'no JSON object with the field "query"'),
     ],
 )
-def test_a_query_that_cannot_be_used(text: str, kind: str, told: str) -> None:
+def test_invalid_queries(text: str, kind: str, told: str) -> None:
     with pytest.raises(InvalidAnswer, match=told) as error:
         read_query(text, PASSAGE, BRIEF)
     assert error.value.kind == kind

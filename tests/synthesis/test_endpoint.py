@@ -53,11 +53,11 @@ def run_conversations(writer: Endpoint, passages: list[str]) -> Heard:
 
 
 def once(fault: Answer) -> Callable[[Request], Answer]:
-    """A fault at first, and a good answer when the same is asked again."""
+    """A fault at the first request, and a valid answer at the next one."""
     return lambda request: fault if request.number == 0 else GOOD
 
 
-def test_a_request_is_what_the_server_needs() -> None:
+def test_requests_have_all_fields() -> None:
     with serving(lambda request: GOOD) as server:
         writer = endpoint(server, key="secret", body={"temperature": 0.5, "seed": None, "top_p": 0.9})
         heard = run_conversations(writer, ["a"])
@@ -82,7 +82,7 @@ def test_a_request_is_what_the_server_needs() -> None:
     ],
     ids=["500", "503", "half a body", "timeout", "broken JSON"],
 )
-def test_faults_of_the_moment_are_asked_again(fault: Answer) -> None:
+def test_transient_faults_are_retried(fault: Answer) -> None:
     with serving(once(fault)) as server:
         writer = endpoint(server, timeout=0.4)
         heard = run_conversations(writer, ["a", "b"])
@@ -109,7 +109,7 @@ def test_retry_after_is_waited_for() -> None:
         (Answer("late", delay=0.6), "timeout"),
     ],
 )
-def test_a_question_without_an_answer_says_why_and_others_go_on(fault: Answer, why: str) -> None:
+def test_a_request_without_an_answer_does_not_stop_others(fault: Answer, why: str) -> None:
     with serving(lambda request: fault if request.passage == "bad" else GOOD) as server:
         heard = run_conversations(endpoint(server, timeout=0.3), ["a", "bad", "b", "c"])
     assert heard.silence == {"bad": why}
@@ -153,7 +153,7 @@ def test_an_answer_may_come_in_parts_and_its_tokens_as_no_numbers() -> None:
         assert run_conversations(endpoint(server), ["a"]).replies == {"a": Completion("fine", "stop", None, 2)}
 
 
-def test_a_completion_may_lack_what_is_optional() -> None:
+def test_optional_fields_of_a_completion_may_be_missing() -> None:
     raw = '{"choices": [{"message": {"content": null, "refusal": "no"}, "finish_reason": "stop"}]}'
     with serving(lambda request: Answer(raw=raw)) as server:
         assert run_conversations(endpoint(server), ["a"]).replies == {"a": Completion("", "stop", None, None)}
@@ -162,7 +162,7 @@ def test_a_completion_may_lack_what_is_optional() -> None:
 @pytest.mark.parametrize(
     ("status", "advice"), [(401, "check the key"), (403, "check the key"), (404, "check endpoint.url")]
 )
-def test_what_no_retry_helps_against_ends_at_once(status: int, advice: str) -> None:
+def test_fatal_statuses_end_the_run_at_once(status: int, advice: str) -> None:
     with serving(lambda request: Answer(status=status)) as server:
         with pytest.raises(ValueError, match=advice) as error:
             run_conversations(endpoint(server, key="secret", concurrency=2), [str(i) for i in range(50)])
@@ -188,7 +188,7 @@ def test_nobody_listens() -> None:
         run_conversations(endpoint(server, retries=0), [str(i) for i in range(50)])
 
 
-def test_no_more_requests_at_a_time_than_asked_for() -> None:
+def test_concurrency_limits_simultaneous_requests() -> None:
     def behaviour(request: Request) -> Answer:
         fault = request.number == 0 and int(request.passage) % 7 == 0
         return Answer(status=503, headers={"Retry-After": "0.02"}) if fault else Answer("fine", delay=0.02)
@@ -199,7 +199,7 @@ def test_no_more_requests_at_a_time_than_asked_for() -> None:
     assert server.most_at_once == 3
 
 
-def test_the_rate_holds_for_repeated_requests_as_well() -> None:
+def test_retries_pass_the_rate_limiter() -> None:
     with serving(once(Answer(status=429, headers={"Retry-After": "0.01"}))) as server:
         started = time.monotonic()
         heard = run_conversations(

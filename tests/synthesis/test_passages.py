@@ -41,7 +41,7 @@ def test_a_folder_is_its_corpus(corpus: Path) -> None:
     assert passages(corpus.parent).corpus_digest == passages(corpus).corpus_digest
 
 
-def test_a_smaller_draw_begins_a_larger_one(tmp_path: Path) -> None:
+def test_a_smaller_draw_is_the_beginning_of_a_larger_one(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", [f"text number {i} of many" for i in range(200)])
     whole, some, other = passages(corpus), passages(corpus, limit=20), passages(corpus, limit=20, seed=2)
     assert len(some) == 20 and list(some.texts) == list(whole.texts)[:20]
@@ -87,7 +87,7 @@ def test_the_personas_that_come_with_it_are_varied() -> None:
     assert len({each.split()[1] for each in personas}) >= 30
 
 
-def test_the_nearest_personas_are_those_of_a_loop(corpus: Path, bert: Path) -> None:
+def test_nearest_personas_equal_those_of_a_loop(corpus: Path, bert: Path) -> None:
     found, personas = passages(corpus), read_personas(ROOT / "data" / "personas.txt")
     embedder = Embedder.from_pretrained(str(bert))
     rows = nearest_personas(embedder, personas, found, 5)

@@ -81,7 +81,7 @@ def _evaluation_texts(texts_and_locations: list[tuple[str, str]], criterion: Nea
 
 
 def _match_equal(ids: np.ndarray, evaluation_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """([N] int64, the first evaluation text with the same identity or -1; [N] bool, whether there is one)."""
+    """([N] int64, index of the first evaluation text with the same id, or -1; [N] bool, whether there is one)."""
     order = np.argsort(evaluation_ids, kind="stable")
     if not len(order):
         return np.full(len(ids), -1), np.zeros(len(ids), dtype=bool)

@@ -163,7 +163,7 @@ def compare_batch(
 def padding_finding(
     reference: EmbedderReference, texts: Sequence[str], served: Floats, batched: Floats, min_cosine: float
 ) -> Finding:
-    """How the server pads, from the usual errors of padding."""
+    """The finding that explains the change by one of the usual errors of padding."""
     variants = padded_variants(reference, texts)
     similarities = {name: cosine_similarities(vectors, batched).min() for name, vectors in variants.items()}
     name = max(similarities, key=lambda variant: similarities[variant])
@@ -197,7 +197,7 @@ def compare_long_text(server: Server, reference: EmbedderReference, min_cosine: 
 def truncation_finding(
     reference: EmbedderReference, text: str, served: Floats, cosine: float, min_cosine: float
 ) -> Finding:
-    """How the server truncates a text, from the usual ways."""
+    """The finding that explains the embedding of a long text by one of the usual ways to truncate."""
     similarities = {
         name: cosine_similarities(reference.embed([ids])[:, : served.shape[1]], served)[0]
         for name, ids in truncations(reference, text).items()
