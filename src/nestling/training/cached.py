@@ -6,7 +6,8 @@ A contrastive loss needs all embeddings of the batch at once, but not all activa
    kept.
 2. Loss: computed on the embeddings, and differentiated with respect to them. All communication of the loss is here.
 3. Backward: go through the chunks in reverse order, through the activations that were kept; every other chunk is first
-   encoded again, under the random state of its first forward. Ranks synchronise gradients with the last chunk.
+   encoded again, under the random state of its first forward. Ranks synchronise gradients with the last chunk; ZeRO and
+   FSDP2 with each, where full gradients do not fit.
 
 Chunks are differentiated in the same order whatever was kept, so that the gradient does not depend on how many were.
 
