@@ -69,10 +69,11 @@ def main(config: EmbedConfig) -> None:
     with accelerator.main_process_first():  # which fills the cache of Arrow files
         sources = read_sources(config.train, partial(check_dataset, config), show=show)
         dev_sets = [load_dev_set(dev, show=show) for dev in config.dev]
-        minables = open_minables(config, sources, show=show)
     require_teacher_scores(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
+    with accelerator.main_process_first():
+        minables = open_minables(config, sources, show=show)
 
     # 2. The model, checked before the run folder is made, and what makes batches and trains on them.
     embedder = load_embedder(config)
@@ -135,8 +136,9 @@ def train(parts: EmbedParts, minables: list[Minable | None], folder: RunFolder) 
                     embeddings = passes.forward(attempt.batch.tokens)  # [n, D], this rank's distinct texts
                     loss = rank_loss(embeddings, attempt.batch, config.loss, parts.dims)
                     passes.backward(loss)
+                    del embeddings, loss  # the update and the next forward need their memory
             mean_loss, tokens, truncated, stopping, ran_out = sum_over_ranks(
-                [loss.item(), batch.tokens.tokens, batch.truncated, run.told_to_stop, retry.ran_out], device
+                [passes.loss.item(), batch.tokens.tokens, batch.truncated, run.told_to_stop, retry.ran_out], device
             )
             if ran_out:
                 run.give_up(collator.chunk_tokens, LESS_MEMORY)

@@ -29,6 +29,7 @@ from nestling.export.reranker import export_reranker
 from nestling.losses.reranker import kl, listwise, pointwise, pointwise_vocabulary
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import logit_of
+from nestling.models.token_model import read_config
 from nestling.records import RecordTable
 from nestling.report.page import draw_run
 from nestling.retrieval import evaluate_candidates, rerank
@@ -55,6 +56,7 @@ def main(config: RerankConfig) -> None:
     accelerator = start(config)
     if accelerator is None:
         return
+    read_config(config.model)  # a wrong model is refused before the data is read
     show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.

@@ -95,7 +95,8 @@ class PackedChunk:
         """Two chunks, of the first and of the second half of the texts; a single text stays one chunk."""
         texts = self.input_ids[0].split(self.lengths.tolist())
         middle = len(texts) // 2
-        return [concatenate([text.tolist() for text in half]) for half in (texts[:middle], texts[middle:]) if half]
+        halves = [concatenate([text.tolist() for text in half]) for half in (texts[:middle], texts[middle:]) if half]
+        return [half.to(self.input_ids.device) for half in halves]
 
 
 TextChunk = Chunk | PackedChunk

@@ -73,6 +73,8 @@ class AccumulatedPasses:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
+            self.__dict__.pop("_output", None)  # the caller's variable outlives the block: activations must not
+            self.__dict__.pop("_leaf", None)
             self._contexts.__exit__(kind, error, trace)
             return
         with self._contexts:

@@ -60,12 +60,16 @@ class CachedPasses:
     Args:
         backend: The model, and how its ranks synchronise.
         budget: Which activations are kept between the passes.
+
+    Attributes:
+        loss: This rank's part of the loss, a detached scalar, once `backward` has been called.
     """
 
     def __init__(self, backend: ForwardBackward, budget: ActivationBudget) -> None:
         self.backend = backend
         self.budget = budget
         self._contexts = ExitStack()
+        self._kept: list[Tensor] = []
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Raw embeddings [n, D] of this rank's texts, in their order, a leaf that the loss is differentiated to."""
@@ -91,6 +95,7 @@ class CachedPasses:
         """
         # Backends average gradients over the ranks, and the gradient of the loss is the sum over its parts.
         (loss * self.backend.ranks).backward()
+        self.loss = loss.detach()
         gradients = self._gradients_by_chunk()
         with self.backend.accumulation():
             for i in reversed(range(len(self._chunks))):
@@ -138,6 +143,10 @@ class CachedPasses:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._contexts.__exit__(kind, error, trace)
+        # The caller's variable outlives the block: what is kept must not.
+        self._kept = []
+        for name in ("_leaves", "_batch", "_chunks", "_states"):
+            self.__dict__.pop(name, None)
 
 
 def cached_backward(
