@@ -21,7 +21,7 @@ from nestling.backends import prepare
 from nestling.backends.optimizer import adamw
 from nestling.batches.embed_collation import Collator, TrainBatch
 from nestling.batches.packing import pack, token_budget
-from nestling.batches.sampling import BatchSampler, Source
+from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint import RunFolder
 from nestling.config import LossConfig, TrainData, require, require_unique
 from nestling.distributed.gathering import gather_batch
@@ -36,11 +36,12 @@ from nestling.mining.refresh import Refresher
 from nestling.mining.renewal import Minable, open_minables
 from nestling.models.embedder import Embedder
 from nestling.records import RecordTable
+from nestling.records.retrieval_set import RetrievalSet
 from nestling.report.page import draw_run
 from nestling.retrieval import evaluate_embedder
 from nestling.run_files import Results
 from nestling.training.cached import CachedPasses, cached_backward
-from nestling.training.data import build_batch_sampler, read_sources, record_data
+from nestling.training.data import build_batch_sampler, read_sources, record_data, require_teacher_scores
 from nestling.training.dev_sets import load_dev_set
 from nestling.training.limits import matryoshka_dims, require_room_for_texts
 from nestling.training.loading import load_batches, longest_batch, seed_step
@@ -75,29 +76,53 @@ def main(config: EmbedConfig) -> None:
     with accelerator.main_process_first():
         minables = open_minables(config, sources, show=show)
 
-    # 2. The model, checked before the run folder is made, and what makes batches and trains on them.
+    # 2. The model, checked before the run folder is made; it goes to its device once the folder is locked.
     embedder = load_embedder(config)
     require_room_for_texts(config, embedder)
-    optimizer = adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    queries_per_rank = config.batch_size // accelerator.num_processes
-    backend = prepare(
-        accelerator, embedder, optimizer, queries_per_rank=queries_per_rank, max_norm=config.max_grad_norm
-    )
-    collator = build_collator(config, batch_sampler, embedder, accelerator)
-    memory = None if config.activation_memory is None else config.activation_memory * 1e9
-    budget = activation_budget(backend, config.longest, collator.chunk_tokens, memory)
-    parts = EmbedParts(config, accelerator, dims, batch_sampler, dev_sets, embedder, collator, backend, budget)
+    build = partial(build_parts, config, accelerator, dims, batch_sampler, dev_sets, embedder)
 
     if config.dry_run:
-        dry_run(parts)
+        dry_run(build())
         return
 
     # 3. The run: sections 4 to 6 below.
     with run_folder(config) as folder:
         if show:
             record_data(folder.path, sources, dev_sets)
-        train(parts, minables, folder)
+        train(build(), minables, folder)
     accelerator.end_training()
+
+
+def build_parts(
+    config: EmbedConfig,
+    accelerator: Accelerator,
+    dims: dict[int, float],
+    batch_sampler: BatchSampler,
+    dev_sets: list[RetrievalSet],
+    embedder: Embedder,
+) -> EmbedParts:
+    """The model on its device, and what makes batches and trains on them."""
+    optimizer = adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    queries_per_rank = config.batch_size // accelerator.num_processes
+    backend = prepare(
+        accelerator, embedder, optimizer, queries_per_rank=queries_per_rank, max_norm=config.max_grad_norm
+    )
+    collator = Collator(
+        batch_sampler.sources,
+        batch_sampler.row_sampler,
+        embedder.text_tokenizer,
+        embedder.prompts,
+        query_max_length=config.query_max_length,
+        document_max_length=config.document_max_length,
+        chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
+        teacher=config.loss.distillation_weight > 0,
+        padding_free=embedder.padding_free,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    memory = None if config.activation_memory is None else config.activation_memory * 1e9
+    budget = activation_budget(backend, config.longest, collator.chunk_tokens, memory)
+    return EmbedParts(config, accelerator, dims, batch_sampler, dev_sets, embedder, collator, backend, budget)
 
 
 def train(parts: EmbedParts, minables: list[Minable | None], folder: RunFolder) -> None:
@@ -270,31 +295,6 @@ def check_dataset(config: EmbedConfig, data: TrainData, table: RecordTable) -> N
         or config.refresh.steps is not None
         or min(table.max_negatives, config.num_negatives) > 0,
         f"{data.path}: without in_batch_negatives its rows need hard negatives, and it has or draws none",
-    )
-
-
-def require_teacher_scores(config: EmbedConfig, sources: list[Source]) -> None:
-    require(
-        not config.loss.distillation_weight or any(source.table.has_scores for source in sources),
-        "loss.distillation_weight needs teacher scores, and no dataset has them in every row; set it to 0 without them",
-    )
-
-
-def build_collator(
-    config: EmbedConfig, batch_sampler: BatchSampler, embedder: Embedder, accelerator: Accelerator
-) -> Collator:
-    return Collator(
-        batch_sampler.sources,
-        batch_sampler.row_sampler,
-        embedder.text_tokenizer,
-        embedder.prompts,
-        query_max_length=config.query_max_length,
-        document_max_length=config.document_max_length,
-        chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
-        teacher=config.loss.distillation_weight > 0,
-        padding_free=embedder.padding_free,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
     )
 
 

@@ -36,7 +36,7 @@ from nestling.retrieval import evaluate_candidates, rerank
 from nestling.run_files import Results
 from nestling.training.accumulated import AccumulatedPasses, accumulated_backward
 from nestling.training.data import build_batch_sampler, read_sources, record_data
-from nestling.training.dev_sets import load_rerank_dev_set
+from nestling.training.dev_sets import RerankDevSet, load_rerank_dev_set
 from nestling.training.limits import require_readable_pairs
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.memory import bytes_per_position
@@ -67,30 +67,54 @@ def main(config: RerankConfig) -> None:
     require_unique("dev", [each.retrieval_set.name for each in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
 
-    # 2. The model, checked before the run folder is made, and what makes batches and trains on them.
+    # 2. The model, checked before the run folder is made; it goes to its device once the folder is locked.
     reranker = load_reranker(config)
     reranker.full_vocabulary = config.loss.objective == "pointwise_vocabulary"
     require_readable_pairs(config, reranker.pairs)
-    optimizer = adamw(reranker, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    queries_per_rank = config.batch_size // accelerator.num_processes
-    backend = prepare(
-        accelerator, reranker, optimizer, queries_per_rank=queries_per_rank, max_norm=config.max_grad_norm
-    )
-    collator = build_collator(config, batch_sampler, reranker, accelerator)
-    longest = config.query_max_length + config.document_max_length
-    position_bytes = bytes_per_position(backend, longest, collator.chunk_tokens)
-    parts = RerankParts(config, accelerator, batch_sampler, dev_sets, reranker, collator, backend, position_bytes)
+    build = partial(build_parts, config, accelerator, batch_sampler, dev_sets, reranker)
 
     if config.dry_run:
-        dry_run(parts)
+        dry_run(build())
         return
 
     # 3. The run: sections 4 to 6 below.
     with run_folder(config) as folder:
         if show:
             record_data(folder.path, sources, [each.retrieval_set for each in dev_sets])
-        train(parts, folder)
+        train(build(), folder)
     accelerator.end_training()
+
+
+def build_parts(
+    config: RerankConfig,
+    accelerator: Accelerator,
+    batch_sampler: BatchSampler,
+    dev_sets: list[RerankDevSet],
+    reranker: Reranker,
+) -> RerankParts:
+    """The model on its device, and what makes batches and trains on them."""
+    optimizer = adamw(reranker, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    queries_per_rank = config.batch_size // accelerator.num_processes
+    backend = prepare(
+        accelerator, reranker, optimizer, queries_per_rank=queries_per_rank, max_norm=config.max_grad_norm
+    )
+    collator = RerankCollator(
+        batch_sampler.sources,
+        batch_sampler.row_sampler,
+        reranker.pairs,
+        query_max_length=config.query_max_length,
+        document_max_length=config.document_max_length,
+        chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
+        share_prefix=reranker.share_prefix,
+        padding_free=reranker.padding_free,
+        whole_groups=not config.loss.pointwise,
+        teacher_targets=config.loss.labels == "teacher",
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    longest = config.query_max_length + config.document_max_length
+    position_bytes = bytes_per_position(backend, longest, collator.chunk_tokens)
+    return RerankParts(config, accelerator, batch_sampler, dev_sets, reranker, collator, backend, position_bytes)
 
 
 def train(parts: RerankParts, folder: RunFolder) -> None:
@@ -237,25 +261,6 @@ def check_dataset(config: RerankConfig, data: TrainData, table: RecordTable) -> 
             0 <= low <= high <= 1,
             f"{data.path}: scores from {low:g} to {high:g} are no probabilities; scale them to 0..1",
         )
-
-
-def build_collator(
-    config: RerankConfig, batch_sampler: BatchSampler, reranker: Reranker, accelerator: Accelerator
-) -> RerankCollator:
-    return RerankCollator(
-        batch_sampler.sources,
-        batch_sampler.row_sampler,
-        reranker.pairs,
-        query_max_length=config.query_max_length,
-        document_max_length=config.document_max_length,
-        chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
-        share_prefix=reranker.share_prefix,
-        padding_free=reranker.padding_free,
-        whole_groups=not config.loss.pointwise,
-        teacher_targets=config.loss.labels == "teacher",
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
 
 
 def export(parts: RerankParts, run: Run, step: int) -> None:

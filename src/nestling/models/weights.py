@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,6 +73,8 @@ def _name_shards(folder: Path, shards: list[list[str]], total: int) -> None:
 class StoredWeights(Mapping[str, Tensor]):
     """The weights of a model, a directory or a hub id in the cache; a tensor is read from disk when it is accessed.
 
+    The hub is not asked: it may have other weights by now than those that were loaded.
+
     Args:
         model: Directory or hub id.
         subfolder: Folder of the transformer inside it.
@@ -83,7 +86,7 @@ class StoredWeights(Mapping[str, Tensor]):
     def __init__(self, model: str, subfolder: str = "") -> None:
         self._pickled: dict[str, Tensor] = {}
         self._files: dict[str, Any] = {}  # the open safetensors file of each tensor
-        for path in weight_files(model, subfolder):
+        for path in weight_files(model, subfolder, local_files_only=True):
             if path.suffix == ".bin":
                 self._pickled |= torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             else:
@@ -102,28 +105,30 @@ class StoredWeights(Mapping[str, Tensor]):
         return len(self._files) + len(self._pickled)
 
 
-def model_file(model: str, name: str, subfolder: str = "") -> Path | None:
-    """The path of a file of a model directory or hub id; None if it does not exist."""
+def model_file(model: str, name: str, subfolder: str = "", *, local_files_only: bool = False) -> Path | None:
+    """The path of a file of a model directory or hub id; None if it does not exist, locally if that is asked."""
     path = cached_file(
         model,
         name,
         subfolder=subfolder,
+        local_files_only=local_files_only,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
     return None if path is None else Path(path)
 
 
-def weight_files(model: str, subfolder: str = "") -> list[Path]:
+def weight_files(model: str, subfolder: str = "", *, local_files_only: bool = False) -> list[Path]:
     """The files that hold a model's weights: safetensors, or pickles if there are none."""
+    find = partial(model_file, model, subfolder=subfolder, local_files_only=local_files_only)
     for name in ("model.safetensors", "pytorch_model.bin"):
-        single = model_file(model, name, subfolder)
+        single = find(name)
         if single is not None:
             return [single]
-        index = model_file(model, f"{name}.index.json", subfolder)
+        index = find(f"{name}.index.json")
         if index is not None:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            shards = [model_file(model, file, subfolder) for file in sorted(set(weight_map.values()))]
+            shards = [find(file) for file in sorted(set(weight_map.values()))]
             if all(shards):
                 return [path for path in shards if path is not None]
             raise ValueError(f"{model}: {index.name} names files that do not exist")

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nestling.batches.sampling import BatchSampler, RowSampler, Source
-from nestling.config import TrainData, TrainingConfig, require_unique
+from nestling.config import TrainData, TrainingConfig, require, require_unique
+from nestling.config.embed import EmbedConfig
 from nestling.records.load import load_records
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.table import RecordTable
@@ -43,6 +44,14 @@ def read_sources(
         sources.append(Source(table, data.weight, data.in_batch_negatives))
     require_unique("train", [source.table.name for source in sources])
     return sources
+
+
+def require_teacher_scores(config: EmbedConfig, sources: Sequence[Source]) -> None:
+    """Raise ValueError if the loss distils and no dataset has teacher scores."""
+    require(
+        not config.loss.distillation_weight or any(source.table.has_scores for source in sources),
+        "loss.distillation_weight needs teacher scores, and no dataset has them in every row; set it to 0 without them",
+    )
 
 
 def build_batch_sampler(config: TrainingConfig, sources: Sequence[Source]) -> BatchSampler:
