@@ -252,7 +252,7 @@ def ours(case: Case, device: "torch.device", *, memory: float) -> Side:
     chunk_tokens = case.config.chunk_tokens or token_budget(device)
     chunk = sample_chunk(LONGEST, chunk_tokens, case.config.vocabulary, device)
     budget = ActivationBudget(
-        memory, activation_bytes(embedder, partial(backend.forward, last=True), chunk) / chunk.positions
+        memory, activation_bytes(embedder, partial(backend.forward, last_backward=True), chunk) / chunk.positions
     )
 
     def load(columns: list[list[str]]) -> Callable[[], "Tensor"]:

@@ -37,12 +37,12 @@ class ForwardBackward(Protocol):
     def computing(self) -> AbstractContextManager[object]:
         """A context for forward passes that share autocast's weight cache; see `TokenModel.computing`."""
 
-    def forward(self, chunk: AnyChunk, *, last: bool) -> Tensor:
+    def forward(self, chunk: AnyChunk, *, last_backward: bool) -> Tensor:
         """Output of the model for a chunk, such as embeddings [B, D] float32.
 
         Args:
             chunk: The texts.
-            last: Whether the backward pass of this chunk will be the last one of the step.
+            last_backward: Whether the backward pass of this chunk will be the last one of the step.
         """
 
     def accumulation(self) -> AbstractContextManager[None]:

@@ -30,11 +30,11 @@ class Ddp(Plain):
         self.wrapped = self.ddp = wrapped
         self.ranks = rank_and_world()[1]
 
-    def forward(self, chunk: AnyChunk, *, last: bool) -> Tensor:
+    def forward(self, chunk: AnyChunk, *, last_backward: bool) -> Tensor:
         # Forward passes must not prepare the reducer, which would then count the backward passes of other chunks. The
         # last chunk's backward pass synchronises by `trigger_sync_in_backward`.
         with self.ddp.no_sync():
-            output: Tensor = self.wrapped(chunk, in_place=not last)
+            output: Tensor = self.wrapped(chunk, in_place=not last_backward)
             return output
 
     def backward(self, output: Tensor, gradient: Tensor, *, last: bool) -> None:

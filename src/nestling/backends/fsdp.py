@@ -56,7 +56,7 @@ class Fsdp(Plain):
     def computing(self) -> AbstractContextManager[object]:
         return self.model.computing(cache=False)  # the cache would hold a full copy of the sharded weights
 
-    def forward(self, chunk: AnyChunk, *, last: bool) -> Tensor:
+    def forward(self, chunk: AnyChunk, *, last_backward: bool) -> Tensor:
         output: Tensor = self.wrapped(chunk)
         return output
 

@@ -40,10 +40,10 @@ class OutOfMemoryGuard:
     def accumulation(self) -> AbstractContextManager[None]:
         return self.backend.accumulation()
 
-    def forward(self, chunk: AnyChunk, *, last: bool) -> Tensor:
+    def forward(self, chunk: AnyChunk, *, last_backward: bool) -> Tensor:
         if not self.ran_out:
             try:
-                return self.backend.forward(chunk, last=last)
+                return self.backend.forward(chunk, last_backward=last_backward)
             except torch.OutOfMemoryError:
                 self.ran_out = True
         model = self.backend.model
@@ -63,5 +63,5 @@ class OutOfMemoryGuard:
 
     def _synchronise(self) -> None:
         """Take part in the reduction of gradients, with zeros."""
-        output = self.backend.forward(self._token, last=True)
+        output = self.backend.forward(self._token, last_backward=True)
         self.backend.backward(output, torch.zeros_like(output), last=True)

@@ -44,7 +44,7 @@ class Plain:
     def computing(self) -> AbstractContextManager[object]:
         return self.model.computing()
 
-    def forward(self, chunk: AnyChunk, *, last: bool) -> Tensor:
+    def forward(self, chunk: AnyChunk, *, last_backward: bool) -> Tensor:
         output: Tensor = self.model(chunk, in_place=True)
         return output
 

@@ -63,7 +63,7 @@ class Zero:
     def computing(self) -> AbstractContextManager[object]:
         return self.model.computing(cache=False if self.sharded else None)
 
-    def forward(self, chunk: AnyChunk, *, last: bool) -> Tensor:
+    def forward(self, chunk: AnyChunk, *, last_backward: bool) -> Tensor:
         output: Tensor = self.engine(chunk)
         return output
 

@@ -88,6 +88,11 @@ class Checkpoints:
         os.replace(self.path(step), rejected)
         logger.warning("%s is damaged: %s. It is now %s; looking for an older one", self.path(step), problem, rejected)
 
+    def complete(self) -> str:
+        """The undamaged checkpoints, for a message."""
+        steps = [str(step) for step in self.steps() if damage(self.path(step)) is None]
+        return f"complete checkpoints: {', '.join(steps)}" if steps else "there is no complete checkpoint"
+
     def verified(self, step: int) -> Path:
         """The path of a step's checkpoint, after a check of every byte. Every rank must call it.
 
@@ -98,7 +103,7 @@ class Checkpoints:
         def verify() -> Path:
             problem = damage(self.path(step))
             if problem is not None:
-                raise ValueError(f"{self.path(step)} cannot be loaded: {problem}; complete ones: {self.steps()}")
+                raise ValueError(f"{self.path(step)} cannot be loaded: {problem}; {self.complete()}")
             return self.path(step)
 
         return on_rank_zero(verify)

@@ -89,7 +89,7 @@ class NegativeMasks:
         structure, terms = self.structure, self.terms
         own = structure.owner == structure.query[rows, None]
         other = ~own if terms.other_hard_negatives else ~own & ~structure.is_negative
-        known = self.known_positives(rows)
+        known = self.positive_mask(rows)
         never = torch.zeros_like(own)
         from_query = (self.own_hard_negatives(rows) if terms.hard_negatives else never) | (
             other if terms.query_document else never
@@ -101,8 +101,8 @@ class NegativeMasks:
         """Bool [C, N]: the hard negatives that belong to the query of each pair."""
         return (self.structure.owner == self.structure.query[rows, None]) & self.structure.is_negative
 
-    def known_positives(self, rows: slice) -> Tensor:
-        """Bool [C, N]: the positive of each pair; with `mask_identity` all documents equal to a known positive."""
+    def positive_mask(self, rows: slice) -> Tensor:
+        """Bool [C, N]: the positive of each pair; with `mask_identity` also each equal to a known positive."""
         query, positive = self.structure.query[rows], self.structure.positive[rows]
         if not self.mask_identity:
             return positive[:, None] == torch.arange(len(self.document), device=positive.device)

@@ -30,11 +30,10 @@ class AccumulatedPasses:
 
     def __init__(self, backend: ForwardBackward, chunks: Sequence[AnyChunk]) -> None:
         self.backend = backend
-        self.own = len(chunks)
+        self._own = len(chunks)
         self.chunks, _ = backend.agree_on_chunks(chunks, 0)
         self.loss = torch.zeros((), device=chunks[0].input_ids.device)
         self._number = 0
-        self._contexts = ExitStack()
 
     @property
     def _last(self) -> bool:
@@ -42,7 +41,7 @@ class AccumulatedPasses:
 
     def forward(self, chunk: AnyChunk) -> Tensor:
         """What the model gives for the prompts of the next chunk, [n, C], a leaf that the loss is differentiated to."""
-        self._output = self.backend.forward(chunk, last=self._last)
+        self._output = self.backend.forward(chunk, last_backward=self._last)
         self._leaf = self._output.detach().requires_grad_()
         return self._leaf
 
@@ -65,8 +64,10 @@ class AccumulatedPasses:
         self._number += 1
 
     def __enter__(self) -> Self:
-        self._contexts.enter_context(self.backend.computing())
-        self._contexts.enter_context(self.backend.accumulation())
+        with ExitStack() as contexts:
+            contexts.enter_context(self.backend.computing())
+            contexts.enter_context(self.backend.accumulation())
+            self._contexts = contexts.pop_all()
         return self
 
     def __exit__(
@@ -78,8 +79,8 @@ class AccumulatedPasses:
             self._contexts.__exit__(kind, error, trace)
             return
         with self._contexts:
-            assert self._number == self.own, "every chunk needs its forward and backward"
-            for chunk in self.chunks[self.own :]:
+            assert self._number == self._own, "every chunk needs its forward and backward"
+            for chunk in self.chunks[self._own :]:
                 self.forward(chunk)
                 self._finish_chunk()
 

@@ -81,7 +81,9 @@ class CachedPasses:
         # A new context: autocast caches the weights that it casts to bfloat16, and those cached under no_grad have no
         # gradient. The second pass must cast them again.
         self._contexts.enter_context(self.backend.computing())
-        self._kept = [self.backend.forward(self._chunks[i], last=i == 0) for i in range(first_kept, len(self._chunks))]
+        self._kept = [
+            self.backend.forward(self._chunks[i], last_backward=i == 0) for i in range(first_kept, len(self._chunks))
+        ]
         # Rows of the chunks that sharded backends add come last, and no position of the batch points to them.
         rows = torch.cat([*encoded, *(each.detach() for each in self._kept)])
         self._leaves = rows[batch.position].requires_grad_()
@@ -115,7 +117,7 @@ class CachedPasses:
         start = 0
         for i, chunk in enumerate(chunks):
             self._states.keep(i, RandomState.now(chunk.input_ids.device))
-            part = self.backend.forward(chunk, last=i == 0)
+            part = self.backend.forward(chunk, last_backward=i == 0)
             if encoded is None:
                 encoded = part.new_empty(rows, part.shape[1])
             encoded[start : start + len(part)] = part
@@ -125,7 +127,7 @@ class CachedPasses:
 
     def _encode_again(self, i: int) -> Tensor:
         with self._states[i].restored():
-            return self.backend.forward(self._chunks[i], last=i == 0)
+            return self.backend.forward(self._chunks[i], last_backward=i == 0)
 
     def _gradients_by_chunk(self) -> list[Tensor]:
         """The gradient [B, D] of each chunk's embeddings; zeros for chunks that a sharded backend added."""

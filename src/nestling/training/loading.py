@@ -25,10 +25,10 @@ PROFILED = 16
 
 def load_batches(collator: Dataset[Batch], batch_sampler: BatchSampler, steps: range, workers: int) -> Iterator[Batch]:
     """Batches of some steps, tokenised in workers."""
-    plans = islice(batch_sampler.batches(skip=steps.start), len(steps))
+    indices = islice(batch_sampler.batches(skip=steps.start), len(steps))
     loader: DataLoader[bytes] = DataLoader(
         cast(Dataset[bytes], collator),
-        sampler=cast(Sampler[BatchIndices], plans),
+        sampler=cast(Sampler[BatchIndices], indices),
         batch_size=None,
         collate_fn=to_bytes,
         num_workers=workers,
@@ -40,7 +40,7 @@ def load_batches(collator: Dataset[Batch], batch_sampler: BatchSampler, steps: r
 
 def to_bytes(batch: object) -> bytes:
     """A pickle that holds the tensors themselves: torch would share each through a file of its own, and the hundreds of
-    a batch in small chunks are more than a process may open, upon which the run would wait for ever."""
+    a batch in small chunks are more than a process may open, after which the run would hang."""
     stream = io.BytesIO()
     pickler = pickle.Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL)
     pickler.dispatch_table = {Tensor: lambda tensor: (torch.from_numpy, (tensor.numpy(),))}
@@ -51,10 +51,16 @@ def to_bytes(batch: object) -> bytes:
 def longest_batch(
     batch_sampler: BatchSampler, tokens_of: Callable[[BatchIndices], int], device: torch.device
 ) -> BatchIndices:
-    """The one of the first batches that is longest over all ranks, which so agree on it; `tokens_of` is a rank's."""
-    plans = list(islice(batch_sampler.batches(), PROFILED))
-    tokens = sum_over_ranks([tokens_of(indices) for indices in plans], device)
-    return plans[tokens.index(max(tokens))]
+    """The one of the first batches with the most tokens, summed over all ranks; every rank must call it.
+
+    Args:
+        batch_sampler: Yields the batches.
+        tokens_of: The tokens of this rank's part of a batch.
+        device: Of the model; the ranks communicate on it.
+    """
+    first = list(islice(batch_sampler.batches(), PROFILED))
+    tokens = sum_over_ranks([tokens_of(indices) for indices in first], device)
+    return first[tokens.index(max(tokens))]
 
 
 def start_worker(worker_id: int) -> None:

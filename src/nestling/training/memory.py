@@ -163,7 +163,7 @@ def bytes_per_position(backend: Backend, length: int, chunk_tokens: int) -> floa
     chunk = sample_chunk(length, chunk_tokens, model.config.vocab_size, model.device)
     model.train()
     with backend.computing():
-        return activation_bytes(model, partial(backend.forward, last=True), chunk) / chunk.positions
+        return activation_bytes(model, partial(backend.forward, last_backward=True), chunk) / chunk.positions
 
 
 def activation_budget(backend: Backend, length: int, chunk_tokens: int, memory: float | None) -> ActivationBudget:

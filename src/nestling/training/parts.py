@@ -18,7 +18,7 @@ from nestling.training.dev_sets import RerankDevSet
 
 @dataclass(frozen=True)
 class EmbedParts:
-    """Of train/embed.py.
+    """What train/embed.py builds before its loop.
 
     Args:
         config: The settings.
@@ -45,7 +45,7 @@ class EmbedParts:
 
 @dataclass(frozen=True)
 class RerankParts:
-    """Of train/rerank.py.
+    """What train/rerank.py builds before its loop.
 
     Args:
         config: The settings.

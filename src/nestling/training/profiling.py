@@ -34,7 +34,13 @@ class StepProfile:
 def profile_step(
     step: Callable[[int], tuple[int, int]], sizes: Sequence[int], device: torch.device
 ) -> Iterator[StepProfile]:
-    """Run `step` with chunks of each of `sizes`, the first of them once more to warm up; it gives tokens, positions."""
+    """Run a step with chunks of each size; the first size runs once more before, to warm up.
+
+    Args:
+        step: Runs a step with a token budget of a chunk; returns its real tokens and its positions, padding included.
+        sizes: Token budgets.
+        device: Where the model computes.
+    """
     for number, size in enumerate([sizes[0], *sizes]):
         peak = PeakMemory(device)
         started = time.perf_counter()

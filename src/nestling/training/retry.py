@@ -1,4 +1,4 @@
-"""A step that outlives a full device where it can: it is repeated in smaller chunks, or ended by all ranks together."""
+"""When a device runs out of memory: one process repeats the step in smaller chunks, several ranks end it together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -57,17 +57,21 @@ class OutOfMemoryRetry(Generic[Batch]):
         Raises:
             ValueError: Memory ran out, and neither smaller chunks nor ending the step together helps.
         """
-        state = RandomState.now(self.backend.model.device)
+        one_process = self.backend.ranks == 1  # several ranks never repeat a step: there is no state to go back to
+        state = RandomState.now(self.backend.model.device) if one_process else None
         current = self.rechunk(batch, self.halvings)
         while True:
             attempt = Attempt(self, current)
             yield attempt
             if not attempt.failed:
                 return
+            assert state is not None
             self.backend.zero_grad()
             state.set()
             current = self._smaller(batch, current)
-            self.say(f"out of memory; the step is repeated in chunks of at most {self._largest(current)} positions")
+            self.say(
+                f"out of memory; the step is repeated in chunks of at most {self.largest_chunk(current)} positions"
+            )
 
     def _smaller(self, batch: Batch, current: Batch) -> Batch:
         """The batch in more chunks than it is in now, halved as often as that takes."""
@@ -77,16 +81,17 @@ class OutOfMemoryRetry(Generic[Batch]):
             if len(self.chunks_of(smaller)) > len(self.chunks_of(current)):
                 return smaller
         raise ValueError(
-            f"out of memory with a chunk of {self._largest(current)} positions, which cannot be split further; lower "
-            "the maximum lengths or the number of negatives, or set gradient_checkpointing_length below the lengths"
+            f"out of memory with a chunk of {self.largest_chunk(current)} positions, which cannot be split further; "
+            "lower the maximum lengths or the number of negatives, or set gradient_checkpointing_length below them"
         )
 
-    def _largest(self, batch: Batch) -> int:
+    def largest_chunk(self, batch: Batch) -> int:
+        """Positions of the largest chunk of a batch."""
         return max(chunk.positions for chunk in self.chunks_of(batch))
 
 
 class Attempt(Generic[Batch]):
-    """The context of one attempt at a step; running out of memory ends it without an error where that can be mended.
+    """The context of one attempt at a step; an out-of-memory error ends it without being raised where a retry can help.
 
     Attributes:
         batch: The batch, in chunks that are to fit.
@@ -112,7 +117,7 @@ class Attempt(Generic[Batch]):
         if not isinstance(error, torch.OutOfMemoryError):
             return False
         if self.several:
-            largest = self.retry._largest(self.batch)
+            largest = self.retry.largest_chunk(self.batch)
             raise ValueError(
                 f"a rank ran out of memory with chunks of up to {largest} positions; resume with --chunk_tokens "
                 f"{max(1, largest // 2)}{self.retry.otherwise}"

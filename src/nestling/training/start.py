@@ -14,7 +14,7 @@ from nestling.checkpoint.run_folder import RunFolder, check_run_folder, open_run
 from nestling.config import TrainingConfig, require
 from nestling.distributed.launch import start_ranks
 
-# How a step fits into memory.
+# Settings that change how much memory a step takes, and not its result.
 MEMORY = ("chunk_tokens", "activation_memory", "gradient_checkpointing_length")
 
 # A resumed run may differ in these: they touch neither data, weights nor learning-rate schedule.
