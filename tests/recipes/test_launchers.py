@@ -73,7 +73,9 @@ def test_zero3_trains_all_weights_in_shards(qwen3: Path, data: Path, tmp_path: P
     config["zero_optimization"]["reduce_bucket_size"] = 5000  # smaller than some of them
     (tmp_path / "zero3.json").write_text(json.dumps(config))
     alone, run = tmp_path / "alone", tmp_path / "run"
-    more = {"tuning": "full", "weight_decay": 0.5}
+    # Adam moves a weight whose gradient is the size of rounding by up to the learning rate, in a direction that depends
+    # on the order of summation: chunks of another size move the same weight in one process. Decay moves one by 1e-4.
+    more = {"tuning": "full", "weight_decay": 0.5, "learning_rate": 2.5e-4}
     first = run_recipe(*settings(qwen3, data, alone, **more))
     flags = ["--use_deepspeed", "--deepspeed_config_file", str(tmp_path / "zero3.json"), "--main_process_port", "0"]
     launcher = ["-m", "accelerate.commands.launch", *flags, "--num_processes", "2"]
