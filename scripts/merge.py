@@ -89,9 +89,9 @@ def main() -> None:
         f"search is {config.search}, fewer than the {len(models)} models, each of which is tried alone",
     )
     if config.plot is not None:
-        from nestling.merging.forgetting import require_picture
+        from nestling.merging.forgetting import require_plot_format
 
-        require_picture(Path(config.plot))
+        require_plot_format(Path(config.plot))
     bench = open_bench(config, models, base)
     if config.alphas:
         forgetting(config, bench)
@@ -125,20 +125,20 @@ def open_bench(config: MergeConfig, models: list[str], base: str | None) -> Benc
     """Check that the models belong together, before any is loaded, and open everything."""
     import torch
 
-    from nestling.merging.alike import require_alike
+    from nestling.merging.compatibility import require_compatible
     from nestling.merging.inputs import Inputs
     from nestling.merging.models import open_model
-    from nestling.merging.target import files_of, named_set, open_target
+    from nestling.merging.target import load_named_set, open_target, underlying_model
 
-    files = {model: files_of(model, config.base) for model in models}
-    require_alike(list(dict.fromkeys(files.values())), base)
+    files = {model: underlying_model(model, config.base) for model in models}
+    require_compatible(list(dict.fromkeys(files.values())), base)
     inputs = Inputs.of(
         [open_model(model, None if files[model] == model else config.base) for model in models],
         open_model(base) if base is not None and needs_base(config) else None,
     )
     print("to be merged:", *inputs.labels, sep="\n  ", flush=True)
     given: dict[str, list[CandidateData]] = {kind: getattr(config, kind) for kind in ("dev", "test", "other")}
-    read = {kind: [named_set(each) for each in data] for kind, data in given.items()}
+    read = {kind: [load_named_set(each) for each in data] for kind, data in given.items()}
     require_unique("dev, test and other", [each.name for sets in read.values() for each in sets])
     print(*(each.summary for sets in read.values() for each in sets), sep="\n", flush=True)
     target = open_target(models[0], config.base, torch.bfloat16 if config.precision == "bf16" else torch.float32)
@@ -149,14 +149,14 @@ def open_bench(config: MergeConfig, models: list[str], base: str | None) -> Benc
 def search(config: MergeConfig, bench: Bench, base: str | None) -> None:
     """Try weights on dev, then publish the best."""
     from nestling.merging.search import Search
-    from nestling.merging.target import quality
+    from nestling.merging.target import mean_ndcg
 
     count, labels = len(bench.inputs.models), bench.inputs.labels
     trials: list[dict[str, Any]] = []
 
     def measured(what: str) -> float:
         found = bench.measure("dev")
-        trials.append({"tried": what, "nDCG@10": quality(found), "dev": found})
+        trials.append({"tried": what, "nDCG@10": mean_ndcg(found), "dev": found})
         print(f"{len(trials)}. {what}: nDCG@10 {trials[-1]['nDCG@10']:.4f}", flush=True)
         return float(trials[-1]["nDCG@10"])
 
@@ -192,7 +192,7 @@ def shown(weights: tuple[float, ...]) -> str:
 def forgetting(config: MergeConfig, bench: Bench) -> None:
     """Move from the base to the merge: what is gained on dev and lost elsewhere."""
     from nestling.merging.forgetting import plot_alphas
-    from nestling.merging.target import quality
+    from nestling.merging.target import mean_ndcg
 
     means = config.recipe(len(bench.inputs.models)).weights
     shares = Weights(share(means.models), tuple((pattern, share(own)) for pattern, own in means.patterns))
@@ -201,7 +201,7 @@ def forgetting(config: MergeConfig, bench: Bench) -> None:
     for alpha in config.alphas:
         report = bench.merge(Recipe("task_arithmetic", shares, scale=alpha))
         results = {kind: bench.measure(kind) for kind in kinds}
-        found.append({"alpha": alpha, **{kind: quality(each) for kind, each in results.items()}, "results": results})
+        found.append({"alpha": alpha, **{kind: mean_ndcg(each) for kind, each in results.items()}, "results": results})
         print(", ".join(f"{name} {found[-1][name]:.4f}" for name in ("alpha", *kinds)), flush=True)
     print("\n".join(report.lines()))
     print(table(["alpha", *kinds], [[each[name] for name in ("alpha", *kinds)] for each in found], digits=4))

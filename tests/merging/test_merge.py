@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from merging.held import Held, equal_recipe, family, merged, near, random_tensors, recipe, save
+from merging.in_memory import MemoryTensors, equal_recipe, family, merged, near, random_tensors, recipe, save
 from nestling.config.merge_methods import Recipe, Weights, default_method
 from nestling.distributed.launch import outside_launch
 from nestling.merging.inputs import Inputs
-from nestling.merging.merge import GROUP, merge_into, write_merged
+from nestling.merging.merge import GROUP_SIZE, merge_into, write_merged
 from nestling.merging.sources import open_weights
-from nestling.merging.workers import BLOCK, working
+from nestling.merging.workers import BLOCK_SIZE, worker_threads
 from nestling.models.weights import StoredWeights
 
 METHODS = [
@@ -35,21 +35,21 @@ def with_base(how: Recipe) -> bool:
 
 
 @pytest.mark.parametrize("how", METHODS, ids=lambda how: how.method)
-def test_neither_pieces_nor_threads_nor_groups_change_a_bit(how: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_slices_nor_threads_nor_groups_change_a_bit(how: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     base, models = family(3, dtype=torch.bfloat16)
 
     def inputs() -> Inputs:
         return Inputs.of(models, base if with_base(how) else None)
 
-    expected = merged(inputs(), how, threads=1, piece=BLOCK)
-    for threads, piece, group in ((3, BLOCK, GROUP), (2, 3 * BLOCK, 1), (1, 16 * BLOCK, 100_000)):
-        monkeypatch.setattr("nestling.merging.merge.GROUP", group)
-        found = merged(inputs(), how, threads=threads, piece=piece)
+    expected = merged(inputs(), how, threads=1, slice_size=BLOCK_SIZE)
+    for threads, blocks, group in ((3, 1, GROUP_SIZE), (2, 3, 1), (1, 16, 100_000)):
+        monkeypatch.setattr("nestling.merging.merge.GROUP_SIZE", group)
+        found = merged(inputs(), how, threads=threads, slice_size=blocks * BLOCK_SIZE)
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_files_in_and_files_out(tmp_path: Path) -> None:
-    models = [Held(str(seed), random_tensors(seed, torch.bfloat16)) for seed in (1, 2)]
+    models = [MemoryTensors(str(seed), random_tensors(seed, torch.bfloat16)) for seed in (1, 2)]
     opened = [open_weights(save(tmp_path / model.label, model.tensors)) for model in models]
     (tmp_path / "merged").mkdir()
     how = recipe("slerp", 0.4, 0.6)
@@ -71,7 +71,7 @@ def test_weights_of_layers_by_pattern() -> None:
 
 
 def test_patterns_that_cannot_be_meant_are_refused() -> None:
-    models = [Held(str(seed), random_tensors(seed)) for seed in (1, 2)]
+    models = [MemoryTensors(str(seed), random_tensors(seed)) for seed in (1, 2)]
     with pytest.raises(ValueError, match=r"weights of 'layer\.0': no tensor has such a name; names are like embed"):
         merged(Inputs.of(models), Recipe("linear", Weights((1, 1), (("layer.0", (1, 0)),))))
     with pytest.raises(ValueError, match=r"not a regular expression"):
@@ -86,7 +86,7 @@ def test_a_second_merge_of_the_same_models_does_not_measure_them_again(monkeypat
     _, models = family(2)
     inputs = Inputs.of(models)
     first = merged(inputs, recipe("slerp", 1, 1))
-    monkeypatch.setattr("nestling.merging.inputs.block_products", None)
+    monkeypatch.setattr("nestling.merging.inputs.block_gram", None)
     again = merged(inputs, recipe("slerp", 1, 3))
     assert torch.equal(merged(inputs, recipe("slerp", 1, 1))["embed.weight"], first["embed.weight"])
     monkeypatch.undo()
@@ -95,8 +95,8 @@ def test_a_second_merge_of_the_same_models_does_not_measure_them_again(monkeypat
 
 @pytest.mark.parametrize("which", ["one", "other", "base"])
 def test_numbers_that_are_none_are_named(which: str) -> None:
-    base = Held("base", random_tensors(0))
-    models = [Held(label, near(base.tensors, seed=i)) for i, label in enumerate(("one", "other"), 1)]
+    base = MemoryTensors("base", random_tensors(0))
+    models = [MemoryTensors(label, near(base.tensors, seed=i)) for i, label in enumerate(("one", "other"), 1)]
     broken = {"one": models[0], "other": models[1], "base": base}[which]
     broken.tensors["layers.1.weight"].view(-1)[77] = torch.inf if which == "other" else torch.nan
     with pytest.raises(ValueError, match=f"^layers.1.weight of {which} holds infinite numbers or none"):
@@ -118,7 +118,7 @@ class Tied(nn.Module):
 
 def test_a_model_in_memory_takes_what_would_be_written(tmp_path: Path) -> None:
     tensors = [{"embed.weight": torch.randn(300, 301), "ids": torch.arange(3), "extra": torch.randn(2)} for _ in "ab"]
-    inputs = Inputs.of([Held(str(i), each) for i, each in enumerate(tensors)])
+    inputs = Inputs.of([MemoryTensors(str(i), each) for i, each in enumerate(tensors)])
     how = recipe("slerp", 0.2, 0.8)
     model = Tied(torch.empty(300, 301)).bfloat16()
     address = model.model.embed.weight.data_ptr()
@@ -128,15 +128,15 @@ def test_a_model_in_memory_takes_what_would_be_written(tmp_path: Path) -> None:
     assert model.lm_head.weight.data_ptr() == model.model.embed.weight.data_ptr() == address
     assert model.model.ids.tolist() == [0, 1, 2]
     assert report.tensors == 1
-    lacking = Inputs.of([Held("it", {"embed.weight": torch.randn(300, 301)})])
+    lacking = Inputs.of([MemoryTensors("it", {"embed.weight": torch.randn(300, 301)})])
     with pytest.raises(ValueError, match=r"the model has 1 tensors that it lacks: \['model.ids'\]"):
         merge_into(lacking, recipe("linear", 1), model)
-    smaller = Inputs.of([Held("it", {"embed.weight": torch.randn(300, 300), "ids": torch.arange(3)})])
+    smaller = Inputs.of([MemoryTensors("it", {"embed.weight": torch.randn(300, 300), "ids": torch.arange(3)})])
     with pytest.raises(ValueError, match=r"model.embed.weight is \[300, 301\] in the model and \[300, 300\] in it"):
         merge_into(smaller, recipe("linear", 1), model)
 
 
-def flat(model: Held) -> Tensor:
+def flat(model: MemoryTensors) -> Tensor:
     return torch.cat([each.double().flatten() for each in model.tensors.values()])
 
 
@@ -145,8 +145,8 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def test_what_a_merge_reports() -> None:
-    base = Held("base", random_tensors(0))
-    models = [Held(label, near(base.tensors, i)) for i, label in enumerate("abc", start=1)]
+    base = MemoryTensors("base", random_tensors(0))
+    models = [MemoryTensors(label, near(base.tensors, i)) for i, label in enumerate("abc", start=1)]
     for name in ("layers.0.weight", "layers.0.bias"):
         models[1].tensors[name] = models[2].tensors[name] = 1.5 * models[0].tensors[name]
     found: dict[str, Tensor] = {}
@@ -185,9 +185,9 @@ def test_two_models_are_merged_by_slerp_and_more_by_karcher() -> None:
 
 def test_torch_computes_with_as_many_threads_after_a_merge_as_before() -> None:
     before = torch.get_num_threads()
-    with working(3) as workers:
+    with worker_threads(3) as workers:
         assert set(workers.map(lambda _: torch.get_num_threads(), range(9))) == {1}
-    with working() as workers:
+    with worker_threads() as workers:
         assert workers.pool._max_workers == before
     assert torch.get_num_threads() == before
 
@@ -208,12 +208,12 @@ method, output, base, *models = sys.argv[1:]
 torch.ones(2**20).double() @ torch.ones(2**20).double()  # what torch allocates for itself
 before, most = anonymous(), 0
 import nestling.merging.writing as writing
-write = writing.TensorFiles.write
+write = writing.SafetensorsWriter.write
 def watched(*given):
     global most
     write(*given)
     most = max(most, anonymous())
-writing.TensorFiles.write = watched
+writing.SafetensorsWriter.write = watched
 inputs = Inputs.of([open_weights(each) for each in models], open_weights(base) if base else None)
 write_merged(inputs, Recipe(method, equal_weights(len(models))), Path(output), threads=2)
 print(json.dumps({"before": before, "most": most}))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from merging.held import equal_recipe, recipe
+from merging.in_memory import equal_recipe, recipe
 from nestling.config.merge_methods import Recipe
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import write_merged

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.held import Held, equal_recipe, family, merged, random_tensors, recipe
+from merging.in_memory import MemoryTensors, equal_recipe, family, merged, random_tensors, recipe
 from nestling.config.merge_methods import Recipe
 from nestling.merging.inputs import Inputs
-from nestling.merging.methods import PARALLEL, coefficients, karcher, opposed, slerp
+from nestling.merging.methods import PARALLEL_COSINE, coefficients, karcher, opposed, slerp
 
 Formula = Callable[[list[Tensor], Sequence[float]], Tensor]
 
 
-def by_tensor(models: Sequence[Held], weights: Sequence[float], formula: Formula) -> dict[str, Tensor]:
+def by_tensor(models: Sequence[MemoryTensors], weights: Sequence[float], formula: Formula) -> dict[str, Tensor]:
     return {
         name: formula([model.tensors[name].double().flatten() for model in models], weights).view(tensor.shape)
         for name, tensor in models[0].tensors.items()
@@ -76,7 +76,7 @@ def stock(x: list[Tensor], base: Tensor) -> Tensor:
 @pytest.mark.parametrize("weights", [(1, 1, 1), (0.2, 0, 3)])
 @pytest.mark.parametrize(("method", "formula"), [("linear", mean), ("karcher", sphere_mean)])
 def test_means_of_three(method: str, formula: Formula, weights: tuple[float, ...]) -> None:
-    models = [Held(str(seed), random_tensors(seed)) for seed in (1, 2, 3)]  # nearly at right angles
+    models = [MemoryTensors(str(seed), random_tensors(seed)) for seed in (1, 2, 3)]  # nearly at right angles
     found = merged(Inputs.of(models), recipe(method, *weights))  # type: ignore[arg-type]
     formula_without = [(model, weight) for model, weight in zip(models, weights, strict=True) if weight]
     kept, shares = zip(*formula_without, strict=True)
@@ -97,7 +97,7 @@ def test_slerp(weights: tuple[float, float]) -> None:
 @pytest.mark.parametrize("method", ["slerp", "karcher", "linear"])
 @pytest.mark.parametrize("whole", [0, 1])
 def test_all_weight_on_one_model_gives_that_model_bit_for_bit(method: str, whole: int, dtype: torch.dtype) -> None:
-    models = [Held(str(seed), random_tensors(seed, dtype)) for seed in (1, 2)]
+    models = [MemoryTensors(str(seed), random_tensors(seed, dtype)) for seed in (1, 2)]
     special = torch.tensor([-0.0, torch.finfo(dtype).max, torch.finfo(dtype).tiny / 2, 1e-3], dtype=dtype)
     for model in models:
         model.tensors["layers.1.weight"].view(-1)[:4] = special
@@ -131,7 +131,7 @@ def test_what_all_models_share_stays_as_it_is(method: str, settings: dict[str, f
 
 
 def test_karcher_does_not_depend_on_the_order() -> None:
-    models = [Held(str(seed), random_tensors(seed, torch.bfloat16)) for seed in range(4)]
+    models = [MemoryTensors(str(seed), random_tensors(seed, torch.bfloat16)) for seed in range(4)]
     weights = (0.1, 0.4, 0.2, 0.3)
     found = merged(Inputs.of(models), recipe("karcher", *weights))
     for order in ([3, 2, 1, 0], [2, 0, 3, 1]):
@@ -167,10 +167,10 @@ def test_karcher_where_vectors_cancel_out_or_have_no_length() -> None:
 
 
 def test_slerp_is_linear_near_parallel_and_without_length() -> None:
-    for cosine in (PARALLEL + 1e-6, -PARALLEL - 1e-6):
+    for cosine in (PARALLEL_COSINE + 1e-6, -PARALLEL_COSINE - 1e-6):
         gram = torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64)
         torch.testing.assert_close(slerp(gram, [0.3, 0.7]), torch.tensor([0.3, 0.7], dtype=torch.float64))
-    gram = torch.tensor([[1.0, PARALLEL - 1e-6], [PARALLEL - 1e-6, 1.0]], dtype=torch.float64)
+    gram = torch.tensor([[1.0, PARALLEL_COSINE - 1e-6], [PARALLEL_COSINE - 1e-6, 1.0]], dtype=torch.float64)
     assert float(slerp(gram, [0.5, 0.5]).sum()) > 1 + 1e-5
     alone = torch.tensor([[4.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(slerp(alone, [1, 1])[0], torch.tensor(0.5, dtype=torch.float64).sqrt())
@@ -188,12 +188,14 @@ def test_task_arithmetic() -> None:
 
 
 def test_model_stock() -> None:
-    base = Held("base", random_tensors(0))
+    base = MemoryTensors("base", random_tensors(0))
     shared = random_tensors(9)
     models = []
     for seed in (1, 2, 3):  # changes that have a part in common
         own = random_tensors(seed)
-        models.append(Held(str(seed), {n: b + 0.3 * shared[n] + 0.2 * own[n] for n, b in base.tensors.items()}))
+        models.append(
+            MemoryTensors(str(seed), {n: b + 0.3 * shared[n] + 0.2 * own[n] for n, b in base.tensors.items()})
+        )
     found = merged(Inputs.of(models, base), equal_recipe("model_stock", 3))
     del found["norm.weight"], base.tensors["norm.weight"]  # its changes oppose each other: see below
     expected = {
@@ -204,8 +206,8 @@ def test_model_stock() -> None:
 
 
 def test_model_stock_of_opposing_changes_is_the_base() -> None:
-    base = Held("base", random_tensors(0))
-    models = [Held(str(s), {n: b + s * 0.1 for n, b in base.tensors.items()}) for s in (-1, 1)]
+    base = MemoryTensors("base", random_tensors(0))
+    models = [MemoryTensors(str(s), {n: b + s * 0.1 for n, b in base.tensors.items()}) for s in (-1, 1)]
     found = merged(Inputs.of(models, base), equal_recipe("model_stock", 2))
     assert all(torch.equal(found[name].float(), base.tensors[name]) for name in found)
     assert opposed(torch.tensor([[1.0, -0.1], [-0.1, 1.0]], dtype=torch.float64))

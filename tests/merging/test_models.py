@@ -20,7 +20,7 @@ from nestling.export.cross_encoder import write_cross_encoder
 from nestling.export.embedder import export_embedder
 from nestling.export.embedder_gate import EmbedderReport
 from nestling.merging.inputs import Inputs
-from nestling.merging.lora import ROWS, open_adapter
+from nestling.merging.lora import PRODUCT_SIZE, open_adapter
 from nestling.merging.merge import merge_into
 from nestling.merging.models import open_model
 from nestling.merging.names import align
@@ -92,7 +92,7 @@ def test_pieces_of_an_adapted_weight_do_not_depend_on_where_they_are_cut(tmp_pat
     adapter_on(base, tmp_path / "adapter", r=5, lora_alpha=7, target_modules="all-linear")
     source = open_adapter(str(tmp_path / "adapter"))
     assert source.base.read("norm.weight", 0, 1).dtype == torch.bfloat16
-    for name in source.pairs:
+    for name in source.factors:
         expected = whole(source, name).view(-1)
         assert expected.dtype == torch.float32
         for length in (1000, 777, 64):
@@ -106,9 +106,9 @@ def test_weights_of_more_rows_than_are_multiplied_at_once(tmp_path: Path, monkey
     base = tiny_qwen3(tmp_path / "base")
     adapter_on(base, tmp_path / "adapter", r=5, lora_alpha=7, target_modules="all-linear")
     source = open_adapter(str(tmp_path / "adapter"))
-    at_once = {name: whole(source, name) for name in source.pairs}
-    assert all(each.numel() < ROWS for each in at_once.values())
-    monkeypatch.setattr("nestling.merging.lora.ROWS", 1000)
+    at_once = {name: whole(source, name) for name in source.factors}
+    assert all(each.numel() < PRODUCT_SIZE for each in at_once.values())
+    monkeypatch.setattr("nestling.merging.lora.PRODUCT_SIZE", 1000)
     for name, expected in at_once.items():
         torch.testing.assert_close(whole(source, name), expected, rtol=1e-6, atol=1e-7)
         assert torch.equal(source.read(name, 1500, 2001), whole(source, name).view(-1)[1500:2001])

@@ -1,15 +1,15 @@
-"""Weights of a merge, looked for on a score."""
+"""WeightVector of a merge, looked for on a score."""
 
 import pytest
 
-from nestling.merging.search import Search, Weights, even, moved
+from nestling.merging.search import Search, WeightVector, mean_of, with_change
 
 
-def towards(target: Weights) -> tuple[list[Weights], "Search"]:
+def towards(target: WeightVector) -> tuple[list[WeightVector], "Search"]:
     """A search whose score is higher the nearer the weights are to a target; and what it asked for."""
-    asked: list[Weights] = []
+    asked: list[WeightVector] = []
 
-    def measure(weights: Weights) -> float:
+    def measure(weights: WeightVector) -> float:
         asked.append(weights)
         return -sum((one - other) ** 2 for one, other in zip(weights, target, strict=True))
 
@@ -20,7 +20,7 @@ def test_inputs_come_first_then_the_soup_of_the_best_of_them() -> None:
     asked, search = towards((0.5, 0.1, 0.4))
     search.run(step=0.25)
     assert asked[:3] == [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    assert asked[3:5] == [(0.5, 0, 0.5), even(3, [0, 1, 2])]  # the best two, and the third beside them
+    assert asked[3:5] == [(0.5, 0, 0.5), mean_of(3, [0, 1, 2])]  # the best two, and the third beside them
     assert [trial.stage for trial in search.trials[:5]] == ["an input"] * 3 + ["greedy soup"] * 2
 
 
@@ -49,5 +49,5 @@ def test_the_budget_holds() -> None:
 
 
 def test_a_weight_does_not_go_below_0() -> None:
-    assert moved((0.9, 0.1), 1, -0.25) == (1, 0)
-    assert moved((0.5, 0.5), 0, 0.5) == (0.6667, 0.3333)
+    assert with_change((0.9, 0.1), 1, -0.25) == (1, 0)
+    assert with_change((0.5, 0.5), 0, 0.5) == (0.6667, 0.3333)

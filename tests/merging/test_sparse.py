@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.held import Held, family, merged, near, random_tensors, recipe
+from merging.in_memory import MemoryTensors, family, merged, near, random_tensors, recipe
 from nestling.merging.inputs import Inputs
 from nestling.merging.sparse import (
     MagnitudeThreshold,
-    above_threshold,
-    kept_by_chance,
+    bin_of_largest,
     kept_count,
-    largest,
+    largest_mask,
     magnitude_bits,
+    random_mask,
 )
-from nestling.merging.workers import BLOCK
+from nestling.merging.workers import BLOCK_SIZE
 
 
 def largest_first(change: Tensor, density: float) -> Tensor:
@@ -39,9 +39,14 @@ def elected(changes: Tensor, weights: Sequence[float], *, divide: bool) -> Tenso
     return found
 
 
-def changes_of(base: Held, models: Sequence[Held], name: str) -> Tensor:
+def changes_of(base: MemoryTensors, models: Sequence[MemoryTensors], name: str) -> Tensor:
     """[k, n] float32."""
     return torch.stack([(m.tensors[name].float() - base.tensors[name].float()).flatten() for m in models])
+
+
+def one_change(change: Tensor) -> Inputs:
+    """A base of zeros and a model whose change to it is given, of one tensor "a"."""
+    return Inputs.of([MemoryTensors("model", {"a": change})], MemoryTensors("base", {"a": torch.zeros_like(change)}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -57,35 +62,35 @@ def test_ties(density: float, dtype: torch.dtype) -> None:
         torch.testing.assert_close(found[name].flatten(), expected, rtol=1e-13, atol=1e-14)
 
 
-def test_the_largest_are_those_of_topk_however_tensors_are_cut() -> None:
-    change = torch.randn(3 * BLOCK + 1000)
+def test_the_largest_are_those_of_topk_for_any_slices() -> None:
+    change = torch.randn(3 * BLOCK_SIZE + 1000)
     wanted = kept_count(len(change), 0.1)
-    base = Held("base", {"a": torch.zeros_like(change)})
-    for piece in (BLOCK, 2 * BLOCK, 8 * BLOCK):
-        found = merged(Inputs.of([Held("m", {"a": change})], base), recipe("ties", 1, density=0.1), piece=piece)["a"]
+    inputs = one_change(change)
+    for blocks in (1, 2, 8):
+        found = merged(inputs, recipe("ties", 1, density=0.1), slice_size=blocks * BLOCK_SIZE)["a"]
         assert int((found != 0).sum()) == wanted
         expected = change.abs().topk(wanted).values.sort().values
         assert torch.equal(found[found != 0].abs().float().sort().values, expected)
 
 
-def test_of_equal_changes_the_first_are_kept_however_tensors_are_cut() -> None:
-    change = torch.randint(-3, 4, (3 * BLOCK + 1000,)).float() / 8
-    base = Held("base", {"a": torch.zeros_like(change)})
+def test_of_equal_changes_the_first_are_kept_for_any_slices() -> None:
+    change = torch.randint(-3, 4, (3 * BLOCK_SIZE + 1000,)).float() / 8
+    inputs = one_change(change)
     for density in (0.1, 0.5, 0.95):
         expected = change * largest_first(change, density)
-        for piece in (BLOCK, 8 * BLOCK):
-            found = merged(Inputs.of([Held("m", {"a": change})], base), recipe("ties", 1, density=density), piece=piece)
-            assert torch.equal(found["a"].float(), expected)
+        for blocks in (1, 8):
+            found = merged(inputs, recipe("ties", 1, density=density), slice_size=blocks * BLOCK_SIZE)["a"]
+            assert torch.equal(found.float(), expected)
 
 
 def test_the_bin_that_holds_the_last_one_wanted() -> None:
     counts = torch.tensor([5, 0, 2, 0, 1, 0])
-    assert [largest(counts, wanted) for wanted in (1, 2, 3, 4, 8)] == [(4, 1), (2, 1), (2, 2), (0, 1), (0, 5)]
+    assert [bin_of_largest(counts, wanted) for wanted in (1, 2, 3, 4, 8)] == [(4, 1), (2, 1), (2, 2), (0, 1), (0, 5)]
     bits = magnitude_bits(torch.tensor([1.0, -2.0, 1.0, 0.5, -1.0]))
     assert (bits.argsort(stable=True) == torch.tensor([3, 0, 2, 4, 1])).all()
     one = MagnitudeThreshold(int(bits[0]), 2)
-    assert above_threshold(bits, one, 0).tolist() == [True, True, True, False, False]
-    assert above_threshold(bits, one, 1).tolist() == [True, True, False, False, False]
+    assert largest_mask(bits, one, 0).tolist() == [True, True, True, False, False]
+    assert largest_mask(bits, one, 1).tolist() == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
@@ -95,7 +100,7 @@ def test_dare(method: str) -> None:
     found = merged(Inputs.of(models, base), how)
     for name in ("layers.0.weight", "layers.1.weight"):
         changes = changes_of(base, models, name)
-        masks = torch.stack([kept_by_chance(name, i, 0, changes.shape[1], density=0.3, seed=7) for i in range(2)])
+        masks = torch.stack([random_mask(name, i, 0, changes.shape[1], density=0.3, seed=7) for i in range(2)])
         scaled = changes.double() * masks / 0.3
         added = (
             0.5 * scaled[0] + 1.5 * scaled[1] if method == "dare_linear" else elected(scaled, (0.5, 1.5), divide=False)
@@ -108,7 +113,7 @@ def test_dare(method: str) -> None:
 def test_masks_have_their_density_and_are_independent(density: float) -> None:
     count = 200_000
     made = [
-        kept_by_chance(name, model, 0, count, density=density, seed=seed)
+        random_mask(name, model, 0, count, density=density, seed=seed)
         for name, model, seed in (("a", 0, 0), ("a", 1, 0), ("b", 0, 0), ("a", 0, 1))
     ]
     spread = math.sqrt(density * (1 - density) / count)
@@ -120,16 +125,16 @@ def test_masks_have_their_density_and_are_independent(density: float) -> None:
 
 
 def test_a_mask_depends_on_the_place_and_not_on_where_a_piece_begins() -> None:
-    whole = kept_by_chance("a", 1, 0, 1000, density=0.5, seed=3)
+    whole = random_mask("a", 1, 0, 1000, density=0.5, seed=3)
     for start, stop in ((0, 8), (8, 777), (504, 1000)):
-        assert torch.equal(kept_by_chance("a", 1, start, stop, density=0.5, seed=3), whole[start:stop])
+        assert torch.equal(random_mask("a", 1, start, stop, density=0.5, seed=3), whole[start:stop])
     # The first of a seed, so that another release of the generator's library does not go unnoticed.
     assert whole[:16].int().tolist() == [1, 0, 0, 1, 0, 1] + [0] * 10
 
 
 def test_dare_gives_the_changes_back_on_average() -> None:
-    base = Held("base", random_tensors(0))
-    model = Held("model", near(base.tensors, seed=1))
+    base = MemoryTensors("base", random_tensors(0))
+    model = MemoryTensors("model", near(base.tensors, seed=1))
     inputs = Inputs.of([model], base)
     runs = [merged(inputs, recipe("dare_linear", 1, density=0.5, seed=seed))["layers.1.weight"] for seed in range(64)]
     difference = torch.stack(runs).mean(dim=0) - model.tensors["layers.1.weight"].double()

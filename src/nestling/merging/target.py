@@ -19,7 +19,7 @@ from nestling.export.card import Card
 from nestling.export.embedder import export_embedder
 from nestling.export.gate import GateReport
 from nestling.export.reranker import export_reranker
-from nestling.merging.lora import adapter_folder
+from nestling.merging.lora import is_adapter_folder
 from nestling.models.embedder import Embedder, read_json
 from nestling.models.merged_weights import without_adapters
 from nestling.models.reranker import Reranker, read_settings
@@ -153,13 +153,13 @@ class RerankerTarget:
         )
 
 
-def named_set(data: CandidateData) -> RetrievalSet:
+def load_named_set(data: CandidateData) -> RetrievalSet:
     """A retrieval set under the name that its settings give it, if they do."""
     retrieval_set = load_retrieval_set(data.path, data.split)
     return replace(retrieval_set, name=data.name) if data.name else retrieval_set
 
 
-def quality(results: Mapping[str, Metrics]) -> float:
+def mean_ndcg(results: Mapping[str, Metrics]) -> float:
     """What decides: nDCG@10 at the largest value of the axis, averaged over the sets."""
     return fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values())
 
@@ -176,8 +176,8 @@ def open_target(model: str, base: str | None, precision: torch.dtype) -> MergeTa
         ValueError: Neither an embedder nor a reranker that is a causal language model.
     """
     if is_checkpoint(model):
-        return of_run(Path(model).resolve().parents[1], base, precision)
-    return of_directory(files_of(model, base), precision)
+        return open_run(Path(model).resolve().parents[1], base, precision)
+    return open_directory(underlying_model(model, base), precision)
 
 
 def is_checkpoint(model: str) -> bool:
@@ -185,16 +185,16 @@ def is_checkpoint(model: str) -> bool:
     return (Path(model) / STATE).is_file()
 
 
-def files_of(model: str, base: str | None) -> str:
+def underlying_model(model: str, base: str | None) -> str:
     """The directory or hub id whose files say how a model is used: that under an adapter or checkpoint, or itself."""
     if is_checkpoint(model):
         return base or read_run(Path(model).resolve().parents[1]).model
-    if adapter_folder(model):
+    if is_adapter_folder(model):
         return base or str((read_json(model, "adapter_config.json") or {})["base_model_name_or_path"])
     return model
 
 
-def of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeTarget:
+def open_run(run: Path, base: str | None, precision: torch.dtype) -> MergeTarget:
     """A run's model as its recipe had it in memory, but whole."""
     config = read_run(run)
     source = base or config.model
@@ -215,7 +215,7 @@ def of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeTarget:
     )
 
 
-def of_directory(model: str, precision: torch.dtype) -> MergeTarget:
+def open_directory(model: str, precision: torch.dtype) -> MergeTarget:
     """A directory or hub id, told apart by the modules of sentence-transformers and our reranker.json."""
     modules = [each["type"].split(".")[-1] for each in read_json(model, "modules.json") or []]
     if "LogitScore" in modules or read_json(model, "reranker.json") is not None:

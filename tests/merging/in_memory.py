@@ -13,7 +13,7 @@ from nestling.config.merge_methods import Method, Recipe, Weights, equal_weights
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import merge
 from nestling.merging.sources import Spec
-from nestling.merging.workers import BLOCK
+from nestling.merging.workers import BLOCK_SIZE
 
 # Smaller, equal and larger than a block of elements and than a piece, with and without a rest; a bias, a zero.
 SHAPES: Mapping[str, tuple[int, ...]] = {
@@ -26,7 +26,7 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
 
 
 @dataclass(frozen=True)
-class Held:
+class MemoryTensors:
     """A model whose tensors are in memory."""
 
     label: str
@@ -51,10 +51,10 @@ def near(tensors: Mapping[str, Tensor], seed: int, distance: float = 0.5) -> dic
     return {name: (each.float() + distance * moved[name]).to(each.dtype) for name, each in tensors.items()}
 
 
-def family(count: int, *, dtype: torch.dtype = torch.float32) -> tuple[Held, list[Held]]:
+def family(count: int, *, dtype: torch.dtype = torch.float32) -> tuple[MemoryTensors, list[MemoryTensors]]:
     """A base, and models that come from it."""
     base = random_tensors(0, dtype)
-    return Held("base", base), [Held(f"model {i}", near(base, seed=i)) for i in range(1, count + 1)]
+    return MemoryTensors("base", base), [MemoryTensors(f"model {i}", near(base, seed=i)) for i in range(1, count + 1)]
 
 
 def recipe(method: Method, *weights: float, **settings: float) -> Recipe:
@@ -65,7 +65,7 @@ def equal_recipe(method: Method, models: int, **settings: float) -> Recipe:
     return Recipe(method, equal_weights(models), **settings)  # type: ignore[arg-type]
 
 
-def merged(inputs: Inputs, how: Recipe, *, threads: int = 2, piece: int = 2 * BLOCK) -> dict[str, Tensor]:
+def merged(inputs: Inputs, how: Recipe, *, threads: int = 2, slice_size: int = 2 * BLOCK_SIZE) -> dict[str, Tensor]:
     """The whole merge, float64, in the tensors' shapes."""
     found = {name: torch.empty(spec.numel, dtype=torch.float64) for name, spec in inputs.specs.items()}
 
@@ -73,7 +73,7 @@ def merged(inputs: Inputs, how: Recipe, *, threads: int = 2, piece: int = 2 * BL
         assert values.dtype == torch.float64
         found[name][start : start + len(values)] = values
 
-    merge(inputs, how, place, list(found), threads=threads, piece=piece)
+    merge(inputs, how, place, list(found), threads=threads, slice_size=slice_size)
     return {name: found[name].view(spec.shape) for name, spec in inputs.specs.items()}
 
 
