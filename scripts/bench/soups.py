@@ -86,7 +86,7 @@ class Workspace:
         """nDCG@10 on some of the sets."""
         from nestling.merging.target import mean_ndcg
 
-        return {name: mean_ndcg({name: self.target.measure(self.sets[name])}) for name in names}
+        return {name: mean_ndcg({name: self.target.evaluate(self.sets[name])}) for name in names}
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def open_workspace(config: SoupsConfig, models: list[str]) -> Workspace:
         if name == "dev" and config.dev_documents:
             read = thinned(read, config.dev_documents)
         print(f"{name}: {read.name}, {len(read.queries):,} queries, {len(read.documents):,} documents")
-        sets[name] = target.open(data, read)
+        sets[name] = target.prepare(data, read)
     return Workspace(target, sets, base)
 
 

@@ -1,4 +1,4 @@
-"""What models have to have in common beside their weights."""
+"""Which differences between models' files a merge refuses."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def test_models_that_differ_in_their_weights_only(tmp_path: Path, qwen3: Path) -
     other = tiny_qwen3(tmp_path / "other", seed=1)
     require_compatible([str(qwen3), str(other), str(qwen3)], str(other))
     require_compatible([str(qwen3)])
-    # The same settings and vocabulary in other words, as other versions of the libraries write them.
+    # The same settings and vocabulary written differently, as other versions of the libraries do.
     edited(other, "config.json", lambda old: {**old, "transformers_version": "9", "dtype": "bfloat16", "new_key": 1})
     edited(other, "tokenizer.json", lambda old: dict(reversed(old.items())))
     require_compatible([str(qwen3), str(other)])
@@ -90,7 +90,7 @@ def test_another_vocabulary_is_named(tmp_path: Path, qwen3: Path, bert: Path) ->
 
 
 def test_a_base_need_not_be_used_like_the_models(qwen3: Path, qwen3_base: Path) -> None:
-    """It has no pooling, no prompts, and its tokenizer appends no end."""
+    """It has no pooling and no prompts, and its tokenizer appends no special token."""
     require_compatible([str(qwen3), str(qwen3)], str(qwen3_base))
     with pytest.raises(ValueError, match=r"(?s)pooling is 'last'.*query prompt is .*tokens around a text"):
         require_compatible([str(qwen3), str(qwen3_base)])
@@ -123,7 +123,7 @@ def test_encoders(tmp_path: Path, bert: Path) -> None:
 def test_rerankers(tmp_path: Path, qwen3_base: Path) -> None:
     one, other = copies(tmp_path, qwen3_base)
     (other / "reranker.json").write_text(RerankerSettings(query_max_length=64).to_json())
-    require_compatible([str(one), str(other)])  # what it says is what is taken without it, but for a length
+    require_compatible([str(one), str(other)])  # its settings are the defaults that apply without it, but for a length
     (other / "reranker.json").write_text(RerankerSettings(instruction="Is it a command?").to_json())
     with pytest.raises(ValueError, match=r"reranker.json: instruction is .* and 'Is it a command.' in"):
         require_compatible([str(one), str(other)])

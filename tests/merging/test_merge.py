@@ -1,4 +1,4 @@
-"""Merges as a whole: the same bits however they are cut, what they report, how much memory they take."""
+"""Whole merges: the same bits for any slices and threads, their reports, their memory."""
 
 import json
 import subprocess
@@ -44,8 +44,8 @@ def test_neither_slices_nor_threads_nor_groups_change_a_bit(how: Recipe, monkeyp
     expected = merged(inputs(), how, threads=1, slice_size=BLOCK_SIZE)
     for threads, blocks, group in ((3, 1, GROUP_SIZE), (2, 3, 1), (1, 16, 100_000)):
         monkeypatch.setattr("nestling.merging.merge.GROUP_SIZE", group)
-        found = merged(inputs(), how, threads=threads, slice_size=blocks * BLOCK_SIZE)
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        actual = merged(inputs(), how, threads=threads, slice_size=blocks * BLOCK_SIZE)
+        assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 
 
 def test_files_in_and_files_out(tmp_path: Path) -> None:
@@ -54,23 +54,23 @@ def test_files_in_and_files_out(tmp_path: Path) -> None:
     (tmp_path / "merged").mkdir()
     how = recipe("slerp", 0.4, 0.6)
     write_merged(Inputs.of(opened), how, tmp_path / "merged", threads=2)
-    expected, found = merged(Inputs.of(models), how), StoredWeights(str(tmp_path / "merged"))
-    assert all(torch.equal(found[name], tensor.bfloat16()) for name, tensor in expected.items())
+    expected, actual = merged(Inputs.of(models), how), StoredWeights(str(tmp_path / "merged"))
+    assert all(torch.equal(actual[name], tensor.bfloat16()) for name, tensor in expected.items())
 
 
 def test_weights_of_layers_by_pattern() -> None:
     _, (one, other) = family(2)
     weights = Weights((0.5, 0.5), ((r"layers\.0\.", (1.0, 0.0)), (r"layers\.|norm", (0.0, 3.0)), ("embed", (3.0, 1.0))))
-    found = merged(Inputs.of([one, other]), Recipe("linear", weights))
-    for name in ("layers.0.weight", "layers.0.bias"):  # the first pattern that is found counts
-        assert torch.equal(found[name].float(), one.tensors[name])
+    actual = merged(Inputs.of([one, other]), Recipe("linear", weights))
+    for name in ("layers.0.weight", "layers.0.bias"):  # the first pattern that matches counts
+        assert torch.equal(actual[name].float(), one.tensors[name])
     for name in ("layers.1.weight", "norm.weight"):
-        assert torch.equal(found[name].float(), other.tensors[name])
+        assert torch.equal(actual[name].float(), other.tensors[name])
     expected = 0.75 * one.tensors["embed.weight"].double() + 0.25 * other.tensors["embed.weight"].double()
-    torch.testing.assert_close(found["embed.weight"], expected)
+    torch.testing.assert_close(actual["embed.weight"], expected)
 
 
-def test_patterns_that_cannot_be_meant_are_refused() -> None:
+def test_wrong_patterns_are_refused() -> None:
     models = [MemoryTensors(str(seed), random_tensors(seed)) for seed in (1, 2)]
     with pytest.raises(ValueError, match=r"weights of 'layer\.0': no tensor has such a name; names are like embed"):
         merged(Inputs.of(models), Recipe("linear", Weights((1, 1), (("layer.0", (1, 0)),))))
@@ -82,7 +82,7 @@ def test_patterns_that_cannot_be_meant_are_refused() -> None:
         Recipe("linear", Weights((1, 1), (("a", (1, -1)),)))
 
 
-def test_a_second_merge_of_the_same_models_does_not_measure_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_merge_of_the_same_inputs_does_not_compute_grams_again(monkeypatch: pytest.MonkeyPatch) -> None:
     _, models = family(2)
     inputs = Inputs.of(models)
     first = merged(inputs, recipe("slerp", 1, 1))
@@ -94,7 +94,7 @@ def test_a_second_merge_of_the_same_models_does_not_measure_them_again(monkeypat
 
 
 @pytest.mark.parametrize("which", ["one", "other", "base"])
-def test_numbers_that_are_none_are_named(which: str) -> None:
+def test_nan_and_infinity_are_refused_with_the_model(which: str) -> None:
     base = MemoryTensors("base", random_tensors(0))
     models = [MemoryTensors(label, near(base.tensors, seed=i)) for i, label in enumerate(("one", "other"), 1)]
     broken = {"one": models[0], "other": models[1], "base": base}[which]
@@ -104,7 +104,7 @@ def test_numbers_that_are_none_are_named(which: str) -> None:
 
 
 class Tied(nn.Module):
-    """The shape of a causal language model: a prefix, an output layer that is the embeddings once more, a buffer."""
+    """A module like a causal language model: a prefix, an output layer tied to the embeddings, buffers."""
 
     def __init__(self, words: Tensor) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Tied(nn.Module):
         self.model.register_buffer("scratch", torch.zeros(3), persistent=False)
 
 
-def test_a_model_in_memory_takes_what_would_be_written(tmp_path: Path) -> None:
+def test_a_model_in_memory_gets_the_weights_that_would_be_written(tmp_path: Path) -> None:
     tensors = [{"embed.weight": torch.randn(300, 301), "ids": torch.arange(3), "extra": torch.randn(2)} for _ in "ab"]
     inputs = Inputs.of([MemoryTensors(str(i), each) for i, each in enumerate(tensors)])
     how = recipe("slerp", 0.2, 0.8)
@@ -149,31 +149,31 @@ def test_what_a_merge_reports() -> None:
     models = [MemoryTensors(label, near(base.tensors, i)) for i, label in enumerate("abc", start=1)]
     for name in ("layers.0.weight", "layers.0.bias"):
         models[1].tensors[name] = models[2].tensors[name] = 1.5 * models[0].tensors[name]
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     inputs = Inputs.of(models, base)
 
-    class Nothing(nn.Module):
+    class StateOnly(nn.Module):
         def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:  # type: ignore[override]
-            return {name: found.setdefault(name, torch.empty_like(each)) for name, each in base.tensors.items()}
+            return {name: state.setdefault(name, torch.empty_like(each)) for name, each in base.tensors.items()}
 
-    report = merge_into(inputs, recipe("task_arithmetic", 1, 1, 1), Nothing(), threads=1)
+    report = merge_into(inputs, recipe("task_arithmetic", 1, 1, 1), StateOnly(), threads=1)
     assert (report.tensors, report.parameters, report.copied) == (5, sum(t.numel() for t in base.tensors.values()), 0)
     assert report.norms == pytest.approx([float(flat(model).norm()) for model in models], rel=1e-12)
     changes = [flat(model) - flat(base) for model in models]
     assert report.change_norms == pytest.approx([float(each.norm() / flat(base).norm()) for each in changes], rel=1e-12)
     pairs = [(0, 1), (0, 2), (1, 2)]
-    for (i, j), likeness, changed in zip(pairs, report.likeness, report.change_likeness, strict=True):
+    for (i, j), cosines, changed in zip(pairs, report.likeness, report.change_likeness, strict=True):
         one, other = models[i].tensors, models[j].tensors
-        assert likeness.models == changed.models == ("abc"[i], "abc"[j])
-        assert likeness.cosine == pytest.approx(cosine(flat(models[i]), flat(models[j])), rel=1e-12)
+        assert cosines.models == changed.models == ("abc"[i], "abc"[j])
+        assert cosines.cosine == pytest.approx(cosine(flat(models[i]), flat(models[j])), rel=1e-12)
         assert changed.cosine == pytest.approx(cosine(changes[i], changes[j]), rel=1e-12)
         each = {name: cosine(one[name], other[name]) for name in one}
-        assert likeness.least == pytest.approx(min(each.values()), rel=1e-12)
-        assert each[likeness.where] == min(each.values())
-        assert likeness.median == pytest.approx(median(each.values()), rel=1e-12)
+        assert cosines.least == pytest.approx(min(each.values()), rel=1e-12)
+        assert each[cosines.where] == min(each.values())
+        assert cosines.median == pytest.approx(median(each.values()), rel=1e-12)
     assert "\n1 and 2: cosine 0." in "\n".join(report.lines())
 
-    parallel = merge_into(Inputs.of(models), recipe("karcher", 1, 1, 1), Nothing(), threads=1)
+    parallel = merge_into(Inputs.of(models), recipe("karcher", 1, 1, 1), StateOnly(), threads=1)
     assert parallel.parallel == 3  # the two, and the single number of the norm
     assert "3 of 5 tensors are near parallel" in parallel.lines()[-1]
     assert parallel.change_norms == parallel.change_likeness == []
@@ -183,7 +183,7 @@ def test_two_models_are_merged_by_slerp_and_more_by_karcher() -> None:
     assert [default_method(count) for count in (2, 3, 8)] == ["slerp", "karcher", "karcher"]
 
 
-def test_torch_computes_with_as_many_threads_after_a_merge_as_before() -> None:
+def test_a_merge_leaves_torch_its_number_of_threads() -> None:
     before = torch.get_num_threads()
     with worker_threads(3) as workers:
         assert set(workers.map(lambda _: torch.get_num_threads(), range(9))) == {1}
@@ -222,7 +222,7 @@ print(json.dumps({"before": before, "most": most}))
 
 @pytest.mark.parametrize(("method", "count"), [("slerp", 2), ("karcher", 8), ("ties", 2)])
 def test_memory_does_not_grow_with_the_models(tmp_path: Path, method: str, count: int) -> None:
-    """Models of 300 MB together; one's largest tensor is two thirds of it."""
+    """The models have 300 MB together; the largest tensor of each is two thirds of it."""
     rows = 100_000 // count
     shapes = {"embed": (rows, 1024), "a": (rows // 4, 1024), "b": (rows // 4, 1024)}
     for i in range(count):

@@ -1,4 +1,4 @@
-"""Files that a merge reads, slice by slice, and the names in them."""
+"""Reading safetensors files in slices, and matching of tensor names."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ from nestling.merging.sources import DTYPES, open_weights, stored_tensors
 from nestling.models.weights import write_weights
 
 
-def test_every_piece_of_every_dtype_is_what_the_file_holds(tmp_path: Path) -> None:
+def test_slices_of_every_dtype_are_what_the_file_holds(tmp_path: Path) -> None:
     tensors = {name: (100 * torch.randn(37, 41)).to(dtype) for name, dtype in DTYPES.items()}
     tensors |= {"scalar": torch.tensor(3.5), "empty": torch.empty(0, 4)}
     save_file(tensors, tmp_path / "model.safetensors")
@@ -29,7 +29,7 @@ def test_every_piece_of_every_dtype_is_what_the_file_holds(tmp_path: Path) -> No
             assert torch.equal(source.read(name, start, stop), flat[start:stop]), name
 
 
-def test_pieces_far_inside_a_file(tmp_path: Path) -> None:
+def test_slices_far_inside_a_file(tmp_path: Path) -> None:
     tensors = random_tensors(0, torch.bfloat16)
     source = open_weights(save(tmp_path, tensors))
     for name, tensor in tensors.items():
@@ -82,7 +82,7 @@ def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
         stored_tensors([tmp_path / "model.safetensors"], "it")
 
 
-def test_an_output_layer_that_is_tied_counts_once(tmp_path: Path) -> None:
+def test_a_tied_output_layer_is_left_out(tmp_path: Path) -> None:
     words = torch.randn(50, 8)
     tensors = {"model.embed_tokens.weight": words, "lm_head.weight": words.clone(), "model.norm.weight": torch.ones(8)}
     tied = {"tie_word_embeddings": True}
@@ -104,10 +104,10 @@ def test_names_with_and_without_the_prefix() -> None:
     assert align(bare, bare) == {name: name for name in bare}
     head = "lm_head.weight"
     assert align([*bare, head], [*prefixed, head]) == {**dict(zip(bare, prefixed, strict=True)), head: head}
-    # A first part that all names have is a prefix only where the others lack it.
+    # A first part that all names have is a prefix only if the reference lacks it.
     encoder = ["encoder.layer.0.weight", "encoder.layer.1.weight"]
     assert align(encoder, [f"bert.{name}" for name in encoder]) == {name: f"bert.{name}" for name in encoder}
-    # Two names never become one.
+    # Two names are never mapped to the same one.
     assert align(["a.x", "x"], ["x"]) == {"x": "x"}
 
 
@@ -164,7 +164,7 @@ def test_header_with_metadata_and_any_order(tmp_path: Path) -> None:
     }
     text = json.dumps(header).encode()
     content = struct.pack("<Q", len(text)) + text + bytes([7, 8]) + struct.pack("<2f", 1.5, -2.5)
-    (tmp_path / "model.safetensors").write_bytes(content)  # floats at an odd place
+    (tmp_path / "model.safetensors").write_bytes(content)  # floats at an odd offset
     source = stored_tensors([tmp_path / "model.safetensors"], "it")
     assert source.read("late", 0, 2).tolist() == [1.5, -2.5]
     assert source.read("early", 1, 2).tolist() == [8]

@@ -1,4 +1,4 @@
-"""TIES and DARE against loops over whole tensors."""
+"""TIES and DARE against plain loops over whole tensors."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from nestling.merging.workers import BLOCK_SIZE
 
 
 def largest_first(change: Tensor, density: float) -> Tensor:
-    """A mask of the largest of a flat tensor; of equal ones the first."""
+    """Mask of the largest elements of a flat tensor; of equal ones the first."""
     order = change.abs().argsort(descending=True, stable=True)
     mask = torch.zeros(len(change), dtype=torch.bool)
     mask[order[: max(1, int(density * len(change)))]] = True
@@ -29,18 +29,18 @@ def largest_first(change: Tensor, density: float) -> Tensor:
 
 
 def elected(changes: Tensor, weights: Sequence[float], *, divide: bool) -> Tensor:
-    """Of [k, n] float64, element by element."""
-    found = torch.zeros(changes.shape[1], dtype=torch.float64)
+    """TIES's elected sum of changes, [k, n] float64, element by element; with `divide` the mean."""
+    total = torch.zeros(changes.shape[1], dtype=torch.float64)
     for i, column in enumerate((changes * torch.tensor(weights, dtype=torch.float64)[:, None]).T.tolist()):
         sign = 1 if math.fsum(column) >= 0 else -1
         agreeing = [(moved, weight) for moved, weight in zip(column, weights, strict=True) if moved * sign > 0]
         divisor = sum(weight for _, weight in agreeing) if divide else 1
-        found[i] = sum(moved for moved, _ in agreeing) / (divisor or 1)
-    return found
+        total[i] = sum(moved for moved, _ in agreeing) / (divisor or 1)
+    return total
 
 
 def changes_of(base: MemoryTensors, models: Sequence[MemoryTensors], name: str) -> Tensor:
-    """[k, n] float32."""
+    """The models' changes to the base in one tensor, [k, n] float32."""
     return torch.stack([(m.tensors[name].float() - base.tensors[name].float()).flatten() for m in models])
 
 
@@ -54,12 +54,12 @@ def one_change(change: Tensor) -> Inputs:
 def test_ties(density: float, dtype: torch.dtype) -> None:
     base, models = family(3, dtype=dtype)
     weights = (0.5, 1.0, 0.8)
-    found = merged(Inputs.of(models, base), recipe("ties", *weights, density=density, scale=1.2))
+    actual = merged(Inputs.of(models, base), recipe("ties", *weights, density=density, scale=1.2))
     for name in ("layers.0.weight", "layers.0.bias", "layers.1.weight", "norm.weight"):
         changes = changes_of(base, models, name)
         kept = torch.stack([change * largest_first(change, density) for change in changes]).double()
         expected = base.tensors[name].double().flatten() + 1.2 * elected(kept, weights, divide=True)
-        torch.testing.assert_close(found[name].flatten(), expected, rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(actual[name].flatten(), expected, rtol=1e-13, atol=1e-14)
 
 
 def test_the_largest_are_those_of_topk_for_any_slices() -> None:
@@ -67,10 +67,10 @@ def test_the_largest_are_those_of_topk_for_any_slices() -> None:
     wanted = kept_count(len(change), 0.1)
     inputs = one_change(change)
     for blocks in (1, 2, 8):
-        found = merged(inputs, recipe("ties", 1, density=0.1), slice_size=blocks * BLOCK_SIZE)["a"]
-        assert int((found != 0).sum()) == wanted
+        actual = merged(inputs, recipe("ties", 1, density=0.1), slice_size=blocks * BLOCK_SIZE)["a"]
+        assert int((actual != 0).sum()) == wanted
         expected = change.abs().topk(wanted).values.sort().values
-        assert torch.equal(found[found != 0].abs().float().sort().values, expected)
+        assert torch.equal(actual[actual != 0].abs().float().sort().values, expected)
 
 
 def test_of_equal_changes_the_first_are_kept_for_any_slices() -> None:
@@ -79,11 +79,11 @@ def test_of_equal_changes_the_first_are_kept_for_any_slices() -> None:
     for density in (0.1, 0.5, 0.95):
         expected = change * largest_first(change, density)
         for blocks in (1, 8):
-            found = merged(inputs, recipe("ties", 1, density=density), slice_size=blocks * BLOCK_SIZE)["a"]
-            assert torch.equal(found.float(), expected)
+            actual = merged(inputs, recipe("ties", 1, density=density), slice_size=blocks * BLOCK_SIZE)["a"]
+            assert torch.equal(actual.float(), expected)
 
 
-def test_the_bin_that_holds_the_last_one_wanted() -> None:
+def test_threshold_of_the_largest_elements() -> None:
     counts = torch.tensor([5, 0, 2, 0, 1, 0])
     assert [bin_of_largest(counts, wanted) for wanted in (1, 2, 3, 4, 8)] == [(4, 1), (2, 1), (2, 2), (0, 1), (0, 5)]
     bits = magnitude_bits(torch.tensor([1.0, -2.0, 1.0, 0.5, -1.0]))
@@ -97,7 +97,7 @@ def test_the_bin_that_holds_the_last_one_wanted() -> None:
 def test_dare(method: str) -> None:
     base, models = family(2)
     how = recipe(method, 0.5, 1.5, density=0.3, scale=0.9, seed=7)  # type: ignore[arg-type]
-    found = merged(Inputs.of(models, base), how)
+    actual = merged(Inputs.of(models, base), how)
     for name in ("layers.0.weight", "layers.1.weight"):
         changes = changes_of(base, models, name)
         masks = torch.stack([random_mask(name, i, 0, changes.shape[1], density=0.3, seed=7) for i in range(2)])
@@ -106,7 +106,7 @@ def test_dare(method: str) -> None:
             0.5 * scaled[0] + 1.5 * scaled[1] if method == "dare_linear" else elected(scaled, (0.5, 1.5), divide=False)
         )
         expected = base.tensors[name].double().flatten() + 0.9 * added
-        torch.testing.assert_close(found[name].flatten(), expected, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(actual[name].flatten(), expected, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("density", [0.01, 0.3, 0.9])
@@ -124,11 +124,11 @@ def test_masks_have_their_density_and_are_independent(density: float) -> None:
             assert abs(float((mask & other).double().mean()) - both) < 4 * math.sqrt(both * (1 - both) / count)
 
 
-def test_a_mask_depends_on_the_place_and_not_on_where_a_piece_begins() -> None:
+def test_a_mask_does_not_depend_on_where_a_slice_begins() -> None:
     whole = random_mask("a", 1, 0, 1000, density=0.5, seed=3)
     for start, stop in ((0, 8), (8, 777), (504, 1000)):
         assert torch.equal(random_mask("a", 1, start, stop, density=0.5, seed=3), whole[start:stop])
-    # The first of a seed, so that another release of the generator's library does not go unnoticed.
+    # The first values of a seed, so that a change of numpy's generator does not go unnoticed.
     assert whole[:16].int().tolist() == [1, 0, 0, 1, 0, 1] + [0] * 10
 
 

@@ -1,4 +1,4 @@
-"""Safetensors files written in pieces."""
+"""Safetensors files that are written in slices."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(BITS[tensor.dtype.itemsize])
 
 
-def test_pieces_in_any_order_make_the_file_that_the_library_writes(tmp_path: Path) -> None:
+def test_slices_in_any_order_make_a_file_that_safetensors_loads(tmp_path: Path) -> None:
     tensors = {
         "odd": torch.randn(5).bfloat16(),
         "flags": torch.tensor([True, False, True]),
@@ -39,9 +39,9 @@ def test_pieces_in_any_order_make_the_file_that_the_library_writes(tmp_path: Pat
             flat = tensor.view(-1)
             for start in reversed(range(0, len(flat), 2)):
                 files.write(name, start, flat[start : start + 2])
-    found = load_file(tmp_path / "model.safetensors")
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(bits(found[name]), bits(tensor)) for name, tensor in tensors.items())
+    actual = load_file(tmp_path / "model.safetensors")
+    assert actual.keys() == tensors.keys()
+    assert all(torch.equal(bits(actual[name]), bits(tensor)) for name, tensor in tensors.items())
     with safe_open(tmp_path / "model.safetensors", "pt") as opened:
         assert opened.metadata() == {"format": "pt"}
     stored = stored_tensors([tmp_path / "model.safetensors"], "it")
@@ -77,18 +77,18 @@ def test_numbers_are_computed_exactly_and_rounded_once(tmp_path: Path, dtype: to
     inputs = Inputs.of(models, base)
     how = recipe("task_arithmetic", 0.3, 0.2, 0.4)
     write_merged(inputs, how, tmp_path, dtype=dtype, threads=2)
-    found = StoredWeights(str(tmp_path))
+    actual = StoredWeights(str(tmp_path))
     for name, exact in merged(inputs, how).items():
         expected = base.tensors[name].double()
         for weight, model in zip((0.3, 0.2, 0.4), models, strict=True):
             expected = expected + weight * (model.tensors[name].double() - base.tensors[name].double())
         torch.testing.assert_close(exact, expected, rtol=1e-13, atol=1e-15)
-        assert found[name].dtype == (dtype or torch.bfloat16)
-        assert torch.equal(found[name], exact.to(dtype or torch.bfloat16)), name
+        assert actual[name].dtype == (dtype or torch.bfloat16)
+        assert torch.equal(actual[name], exact.to(dtype or torch.bfloat16)), name
 
 
 def test_rounding_once_is_closer_than_rounding_twice(tmp_path: Path) -> None:
-    """Inputs of more digits than the output has: what is rounded first is further off."""
+    """Inputs of higher precision than the output: rounding them before the merge gives a larger error."""
     models = [MemoryTensors(str(seed), random_tensors(seed)) for seed in (1, 2)]
     write_merged(Inputs.of(models), recipe("linear", 1, 1), tmp_path, dtype=torch.bfloat16, threads=1)
     name = "embed.weight"
@@ -106,8 +106,8 @@ def test_integers_are_copied_in_their_own_dtype(tmp_path: Path) -> None:
         MemoryTensors(str(seed), {**random_tensors(seed), "ids": ids, "on": torch.tensor([True])}) for seed in (1, 2)
     ]
     report = write_merged(Inputs.of(models), recipe("linear", 1, 1), tmp_path, dtype=torch.bfloat16, threads=1)
-    found = load_file(tmp_path / "model.safetensors")
-    assert torch.equal(found["ids"], ids) and found["on"].tolist() == [True]
+    actual = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(actual["ids"], ids) and actual["on"].tolist() == [True]
     assert (report.tensors, report.copied) == (5, 2)
 
 

@@ -136,7 +136,7 @@ def factor_names(label: str, adapter: Source) -> dict[str, tuple[str, str]]:
 
 
 def is_lora_factor(name: str) -> bool:
-    """Whether a tensor's name is that of a LoRA factor."""
+    """Whether this is the name of a LoRA factor, A or B."""
     return FACTOR.fullmatch(name) is not None
 
 
@@ -191,5 +191,5 @@ def scaling_of(config: Mapping[str, Any]) -> Callable[[str, int], float]:
 
 
 def is_adapter_folder(path: str | Path) -> bool:
-    """Whether a folder holds a peft adapter."""
+    """Whether a path is the folder of a peft adapter."""
     return (Path(path) / "adapter_config.json").is_file()

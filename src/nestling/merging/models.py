@@ -31,7 +31,7 @@ def open_model(model: str, base: str | None = None) -> Source:
     Raises:
         ValueError: The model is not in safetensors files, is damaged, or its adapter is not plain LoRA.
     """
-    if (Path(model) / STATE).is_file():
+    if is_checkpoint(model):
         return open_checkpoint(Path(model), base)
     if is_adapter_folder(model):
         adapted = base or json.loads((Path(model) / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -39,6 +39,11 @@ def open_model(model: str, base: str | None = None) -> Source:
     if base is not None:
         raise ValueError(f"{model} is whole, neither an adapter nor a checkpoint, and takes no base under it")
     return open_weights(model, model_files(model).subfolder)
+
+
+def is_checkpoint(model: str) -> bool:
+    """Whether a path is a step-N folder of a run."""
+    return (Path(model) / STATE).is_file()
 
 
 def model_files(model: str) -> ModelFiles:
