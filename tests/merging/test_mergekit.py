@@ -1,4 +1,8 @@
-"""Merges compared with those of mergekit: pip install --no-deps mergekit==0.1.5 immutables; pytest -m slow tests/merging"""
+"""Merges compared with mergekit's.
+
+pip install --no-deps mergekit==0.1.5 immutables
+pytest -m slow tests/merging
+"""
 
 import warnings
 from pathlib import Path

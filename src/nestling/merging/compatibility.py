@@ -49,7 +49,7 @@ LENGTHS = frozenset({"query_max_length", "document_max_length"})
 
 
 def require_compatible(models: Sequence[str], base: str | None = None) -> None:
-    """Raise ValueError, naming every difference, unless models have the same architecture and are used alike.
+    """Raise ValueError, naming every difference, unless models have the same architecture and are used in the same way.
 
     Compared are config.json, tokenizer.json, pooling, normalisation, prompts of the same name, and a reranker's
     settings.
