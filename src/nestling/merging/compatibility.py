@@ -56,8 +56,8 @@ def require_compatible(models: Sequence[str], base: str | None = None) -> None:
 
     Args:
         models: Directories or hub ids; for an adapter or checkpoint those of its base.
-        base: The model that they were trained from. Only its config.json and the vocabulary of its tokenizer are
-            compared: it need not be an embedder or reranker yet.
+        base: The model that they were trained from. Only its config.json, and what decides the ids of a text in its
+            tokenizer.json, are compared: it need not be an embedder or reranker yet.
     """
     first, *others = models
     lines = [line for other in others for line in differences(first, other, with_use=True)]

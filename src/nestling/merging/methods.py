@@ -4,7 +4,8 @@ Norms of the models' tensors and angles between them follow from the products x_
 a tensor is read once to compute these products and once more to be combined, never as a whole.
 
 Notation: k models, x_i a model's tensor as one flat vector, w_i its weight, b the base's, d_i = x_i - b its change.
-A gram is [k, k] float64, x_i . x_j or d_i . d_j; coefficients are [k] float64.
+A gram is [k, k] float64, x_i . x_j or d_i . d_j. Coefficients are [k] float64: each method's function returns them, and
+its docstring has the formula of the merged tensor.
 """
 
 from collections.abc import Sequence
