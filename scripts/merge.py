@@ -34,43 +34,44 @@ if TYPE_CHECKING:
     from nestling.merging.search import Search
     from nestling.merging.target import EvaluationSet, MergeTarget, Metrics
 
-STEP = 0.25  # by which a search first moves a weight
+FIRST_STEP = 0.25  # by which a search first changes one weight
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A model, what its weights can be made of, and what it is measured on.
+class Session:
+    """The models to merge, the model that merges are loaded into, and the data that it is evaluated on.
 
     Args:
-        target: The model whose weights are exchanged.
-        inputs: What is merged.
-        sets: Evaluation sets: dev, test and other.
+        target: The model that merged weights are loaded into.
+        inputs: The models to merge.
+        sets: Evaluation sets by kind: dev, test and other.
     """
 
     target: "MergeTarget"
     inputs: "Inputs"
     sets: "dict[str, list[EvaluationSet]]"
 
-    def take(self, model: str) -> None:
-        """Give the model the weights of a directory or hub id."""
+    def load_model(self, model: str) -> None:
+        """Load the weights of a directory or hub id into the target."""
         from nestling.merging.inputs import Inputs
         from nestling.merging.merge import merge_into
         from nestling.merging.models import open_model
 
         merge_into(Inputs.of([open_model(model)]), Recipe("linear", Weights((1.0,))), self.target.backbone)
 
-    def merge(self, recipe: Recipe) -> "MergeReport":
-        """Give the model the weights of a merge."""
+    def load_merge(self, recipe: Recipe) -> "MergeReport":
+        """Load the weights of a merge into the target."""
         from nestling.merging.merge import merge_into
 
         return merge_into(self.inputs, recipe, self.target.backbone)
 
-    def measure(self, kind: str) -> "dict[str, Metrics]":
-        """Metrics of the weights as they are now on some of the sets, by name."""
-        return {each.retrieval_set.name: self.target.measure(each) for each in self.sets[kind]}
+    def evaluate(self, kind: str) -> "dict[str, Metrics]":
+        """Metrics of the target with its present weights on the sets of a kind, by the sets' names."""
+        return {each.retrieval_set.name: self.target.evaluate(each) for each in self.sets[kind]}
 
-    def measure_all(self) -> "dict[str, Metrics]":
-        return {name: each for kind in self.sets for name, each in self.measure(kind).items()}
+    def evaluate_all(self) -> "dict[str, Metrics]":
+        """Metrics of the target with its present weights on all sets, by the sets' names."""
+        return {name: metrics for kind in self.sets for name, metrics in self.evaluate(kind).items()}
 
 
 def main() -> None:
@@ -89,25 +90,25 @@ def main() -> None:
         f"search is {config.search}, fewer than the {len(models)} models, each of which is tried alone",
     )
     if config.plot is not None:
-        from nestling.merging.forgetting import require_picture
+        from nestling.merging.forgetting import require_plot_format
 
-        require_picture(Path(config.plot))
-    bench = open_bench(config, models, base)
+        require_plot_format(Path(config.plot))
+    session = open_session(config, models, base)
     if config.alphas:
-        forgetting(config, bench)
+        try_alphas(config, session)
     elif config.search is not None:
-        search(config, bench, base)
+        search_weights(config, session, base)
     else:
-        write_merge(config, bench, recipe, base, {})
+        write_merge(config, session, recipe, base, {})
 
 
 def needs_base(config: MergeConfig) -> bool:
-    """Whether changes to the base are merged."""
+    """Whether the method merges changes to the base."""
     return bool(config.alphas) or config.method in WITH_BASE
 
 
 def checkpoints_of(config: MergeConfig) -> list[str]:
-    """Step folders of the run, oldest first."""
+    """The step-N folders of the run that are to be merged, oldest first."""
     folder = Path(config.run or "") / "checkpoints"
     require(folder.is_dir(), f"{config.run}: no folder {folder}; expected a run of train/embed.py or train/rerank.py")
     present = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if path.name[5:].isdigit())
@@ -121,116 +122,121 @@ def checkpoints_of(config: MergeConfig) -> list[str]:
     return [str(folder / f"step-{step}") for step in chosen]
 
 
-def open_bench(config: MergeConfig, models: list[str], base: str | None) -> Bench:
-    """Check that the models belong together, before any is loaded, and open everything."""
+def open_session(config: MergeConfig, models: list[str], base: str | None) -> Session:
+    """Check that the models are compatible, then open them and the evaluation sets and load the target."""
     import torch
 
-    from nestling.merging.alike import require_alike
+    from nestling.merging.compatibility import require_compatible
     from nestling.merging.inputs import Inputs
     from nestling.merging.models import open_model
-    from nestling.merging.target import files_of, named_set, open_target
+    from nestling.merging.target import load_named_set, open_target, underlying_model
 
-    files = {model: files_of(model, config.base) for model in models}
-    require_alike(list(dict.fromkeys(files.values())), base)
+    files = {model: underlying_model(model, config.base) for model in models}
+    require_compatible(list(dict.fromkeys(files.values())), base)
     inputs = Inputs.of(
         [open_model(model, None if files[model] == model else config.base) for model in models],
         open_model(base) if base is not None and needs_base(config) else None,
     )
     print("to be merged:", *inputs.labels, sep="\n  ", flush=True)
-    given: dict[str, list[CandidateData]] = {kind: getattr(config, kind) for kind in ("dev", "test", "other")}
-    read = {kind: [named_set(each) for each in data] for kind, data in given.items()}
-    require_unique("dev, test and other", [each.name for sets in read.values() for each in sets])
-    print(*(each.summary for sets in read.values() for each in sets), sep="\n", flush=True)
+    settings: dict[str, list[CandidateData]] = {kind: getattr(config, kind) for kind in ("dev", "test", "other")}
+    retrieval_sets = {kind: [load_named_set(each) for each in data] for kind, data in settings.items()}
+    require_unique("dev, test and other", [each.name for sets in retrieval_sets.values() for each in sets])
+    print(*(each.summary for sets in retrieval_sets.values() for each in sets), sep="\n", flush=True)
     target = open_target(models[0], config.base, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    sets = {kind: list(map(target.open, given[kind], read[kind])) for kind in given}
-    return Bench(target, inputs, sets)
+    sets = {kind: list(map(target.prepare, settings[kind], retrieval_sets[kind])) for kind in settings}
+    return Session(target, inputs, sets)
 
 
-def search(config: MergeConfig, bench: Bench, base: str | None) -> None:
-    """Try weights on dev, then publish the best."""
+def search_weights(config: MergeConfig, session: Session, base: str | None) -> None:
+    """Search for the weights that score best on dev, and write that merge unless the base scores as high."""
     from nestling.merging.search import Search
-    from nestling.merging.target import quality
+    from nestling.merging.target import mean_ndcg
 
-    count, labels = len(bench.inputs.models), bench.inputs.labels
+    count, labels = len(session.inputs.models), session.inputs.labels
     trials: list[dict[str, Any]] = []
 
-    def measured(what: str) -> float:
-        found = bench.measure("dev")
-        trials.append({"tried": what, "nDCG@10": quality(found), "dev": found})
-        print(f"{len(trials)}. {what}: nDCG@10 {trials[-1]['nDCG@10']:.4f}", flush=True)
+    def score(tried: str) -> float:
+        metrics = session.evaluate("dev")
+        trials.append({"tried": tried, "nDCG@10": mean_ndcg(metrics), "dev": metrics})
+        print(f"{len(trials)}. {tried}: nDCG@10 {trials[-1]['nDCG@10']:.4f}", flush=True)
         return float(trials[-1]["nDCG@10"])
 
     def try_weights(weights: tuple[float, ...]) -> float:
-        bench.merge(config.recipe(count, weights))
-        return measured(", ".join(f"{weight:g}" for weight in weights))
+        session.load_merge(config.recipe(count, weights))
+        return score(", ".join(f"{weight:g}" for weight in weights))
 
-    of_base = None
+    base_score = None
     if base is not None:
-        bench.take(base)
-        of_base = measured(f"the base, {base}")
-    found = Search(count, try_weights, config.search or 0)
-    best = found.run(STEP)
-    print(f"weights of {', '.join(labels)}:\n{trial_table(found)}")
-    if of_base is not None and best.score <= of_base:
+        session.load_model(base)
+        base_score = score(f"the base, {base}")
+    search = Search(count, try_weights, config.search or 0)
+    best = search.run(FIRST_STEP)
+    print(f"weights of {', '.join(labels)}:\n{trial_table(search)}")
+    if base_score is not None and best.score <= base_score:
         write_results(config, {"models": labels, "search": trials})
         raise ValueError(
-            f"the base is best, with nDCG@10 {of_base:.4f} on dev, which no merge exceeds; none is written"
+            f"the base is best, with nDCG@10 {base_score:.4f} on dev, which no merge exceeds; none is written"
         )
-    write_merge(config, bench, config.recipe(count, best.weights), base, {"search": trials, "stage": best.stage})
+    write_merge(config, session, config.recipe(count, best.weights), base, {"search": trials, "stage": best.stage})
 
 
-def trial_table(found: "Search") -> str:
-    """All that was tried, the best first."""
-    ordered = sorted(found.trials, key=lambda trial: -trial.score)
-    return table(["nDCG@10", "weights", "tried as"], [[t.score, shown(t.weights), t.stage] for t in ordered], digits=4)
+def trial_table(search: "Search") -> str:
+    """A table of all trials, the best first."""
+    ordered = sorted(search.trials, key=lambda trial: -trial.score)
+    return table(
+        ["nDCG@10", "weights", "tried as"], [[t.score, format_weights(t.weights), t.stage] for t in ordered], digits=4
+    )
 
 
-def shown(weights: tuple[float, ...]) -> str:
+def format_weights(weights: tuple[float, ...]) -> str:
     return " ".join(f"{weight:.3f}" for weight in weights)
 
 
-def forgetting(config: MergeConfig, bench: Bench) -> None:
-    """Move from the base to the merge: what is gained on dev and lost elsewhere."""
+def try_alphas(config: MergeConfig, session: Session) -> None:
+    """Evaluate between the base (alpha 0) and the merge (1): what is gained on dev and forgotten elsewhere."""
     from nestling.merging.forgetting import plot_alphas
-    from nestling.merging.target import quality
+    from nestling.merging.target import mean_ndcg
 
-    means = config.recipe(len(bench.inputs.models)).weights
-    shares = Weights(share(means.models), tuple((pattern, share(own)) for pattern, own in means.patterns))
-    kinds = [kind for kind, sets in bench.sets.items() if sets]
-    found: list[dict[str, Any]] = []
+    weights = config.recipe(len(session.inputs.models)).weights
+    normalised = Weights(
+        fractions(weights.models), tuple((pattern, fractions(own)) for pattern, own in weights.patterns)
+    )
+    kinds = [kind for kind, sets in session.sets.items() if sets]
+    points: list[dict[str, Any]] = []
     for alpha in config.alphas:
-        report = bench.merge(Recipe("task_arithmetic", shares, scale=alpha))
-        results = {kind: bench.measure(kind) for kind in kinds}
-        found.append({"alpha": alpha, **{kind: quality(each) for kind, each in results.items()}, "results": results})
-        print(", ".join(f"{name} {found[-1][name]:.4f}" for name in ("alpha", *kinds)), flush=True)
+        report = session.load_merge(Recipe("task_arithmetic", normalised, scale=alpha))
+        results = {kind: session.evaluate(kind) for kind in kinds}
+        scores = {kind: mean_ndcg(metrics) for kind, metrics in results.items()}
+        points.append({"alpha": alpha, **scores, "results": results})
+        print(", ".join(f"{name} {points[-1][name]:.4f}" for name in ("alpha", *kinds)), flush=True)
     print("\n".join(report.lines()))
-    print(table(["alpha", *kinds], [[each[name] for name in ("alpha", *kinds)] for each in found], digits=4))
-    write_results(config, {"models": bench.inputs.labels, "alphas": found})
+    print(table(["alpha", *kinds], [[point[name] for name in ("alpha", *kinds)] for point in points], digits=4))
+    write_results(config, {"models": session.inputs.labels, "alphas": points})
     if config.plot is not None:
-        plot_alphas(Path(config.plot), found, kinds)
+        plot_alphas(Path(config.plot), points, kinds)
         print(f"{config.plot} shows nDCG@10 by alpha")
 
 
-def share(weights: tuple[float, ...]) -> tuple[float, ...]:
-    """Of each in their sum."""
+def fractions(weights: tuple[float, ...]) -> tuple[float, ...]:
+    """Each weight as a fraction of their sum."""
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def write_merge(config: MergeConfig, bench: Bench, recipe: Recipe, base: str | None, more: dict[str, Any]) -> None:
-    """Merge, measure beside the base, and write the directory, which its gates must pass."""
+def write_merge(config: MergeConfig, session: Session, recipe: Recipe, base: str | None, extra: dict[str, Any]) -> None:
+    """Merge, evaluate beside the base, and write the model directory and the results, to which `extra` is added."""
     from nestling.export.card import Card, base_name, before_and_after
 
     assert config.output is not None
     before: dict[str, Any] = {}
-    if base is not None and any(bench.sets.values()):
-        bench.take(base)
-        before = bench.measure_all()
-    merged = bench.merge(recipe)
-    after = bench.measure_all()
+    if base is not None and any(session.sets.values()):
+        session.load_model(base)
+        before = session.evaluate_all()
+    merged = session.load_merge(recipe)
+    after = session.evaluate_all()
     print("\n".join(merged.lines()))
     record = {
         "method": recipe.method,
-        "models": [base_name(label) if Path(label).is_dir() else label for label in bench.inputs.labels],
+        "models": [base_name(label) if Path(label).is_dir() else label for label in session.inputs.labels],
         "weights": list(recipe.weights.models),
         "layers": {pattern: list(weights) for pattern, weights in recipe.weights.patterns},
         "scale": recipe.scale,
@@ -239,15 +245,16 @@ def write_merge(config: MergeConfig, bench: Bench, recipe: Recipe, base: str | N
     }
     scores = before_and_after(before, after)
     card = Card(base=None if base is None else base_name(base), config={"merged": record}, scores=scores)
-    report = bench.target.export(Path(config.output), config.dtype, card)
+    report = session.target.export(Path(config.output), config.dtype, card)
     print("\n".join([f"{config.output} passed the parity gate", *(f"  {line}" for line in report.lines())]))
     rows = [[each.dataset, each.dim, each.before, each.after] for each in scores if each.metric == "nDCG@10"]
     if rows:
-        print(table(["data", bench.target.axis, "nDCG@10 of the base", "of the merge"], rows, digits=4))
-    write_results(config, {**record, "report": asdict(merged), "base": before, "results": after, **more})
+        print(table(["data", session.target.axis, "nDCG@10 of the base", "of the merge"], rows, digits=4))
+    write_results(config, {**record, "report": asdict(merged), "base": before, "results": after, **extra})
 
 
 def write_results(config: MergeConfig, content: dict[str, Any]) -> None:
+    """Write the results as JSON, if the settings name a file for them."""
     from nestling.files import replace_text
 
     if config.results is not None:

@@ -117,13 +117,13 @@ def line(side: str, found: Retrieved, every: dict[str, Retrieved]) -> list[objec
 
 
 def write_model(folder: Path, seed: int, config: MergeBenchConfig) -> Path:
-    """A Qwen3 with random weights, written in pieces."""
+    """A Qwen3 with random weights, written in slices."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from nestling.merging.sources import Spec
-    from nestling.merging.workers import PIECE
-    from nestling.merging.writing import TensorFiles
+    from nestling.merging.workers import SLICE_SIZE
+    from nestling.merging.writing import SafetensorsWriter
 
     shape = Qwen3Config(
         vocab_size=config.vocabulary,
@@ -142,10 +142,10 @@ def write_model(folder: Path, seed: int, config: MergeBenchConfig) -> Path:
         tensors = Qwen3ForCausalLM(shape).state_dict()
     specs = {n: Spec(tuple(each.shape), torch.bfloat16) for n, each in tensors.items() if n != "lm_head.weight"}
     torch.manual_seed(seed)
-    with TensorFiles(folder, specs, 10**12) as files:
+    with SafetensorsWriter(folder, specs, 10**12) as files:
         for name, spec in specs.items():
-            for start in range(0, spec.numel, PIECE):
-                files.write(name, start, 0.02 * torch.randn(min(PIECE, spec.numel - start)))
+            for start in range(0, spec.numel, SLICE_SIZE):
+                files.write(name, start, 0.02 * torch.randn(min(SLICE_SIZE, spec.numel - start)))
     return folder
 
 
@@ -229,7 +229,7 @@ def agreement(models: list[Path], folder: Path) -> str:
     import torch
 
     from nestling.merging.sources import open_weights
-    from nestling.merging.workers import PIECE
+    from nestling.merging.workers import SLICE_SIZE
 
     with (
         merged(theirs, models[:2], folder / "theirs", Retrieved()) as one,
@@ -239,8 +239,8 @@ def agreement(models: list[Path], folder: Path) -> str:
         differ = elements = 0
         largest = 0.0
         for name, spec in own.specs.items():
-            for start in range(0, spec.numel, PIECE):
-                stop = min(start + PIECE, spec.numel)
+            for start in range(0, spec.numel, SLICE_SIZE):
+                stop = min(start + SLICE_SIZE, spec.numel)
                 a, b = peer.read(name, start, stop), own.read(name, start, stop)
                 differ += int((a != b).sum())
                 elements += len(a)

@@ -84,9 +84,9 @@ class Workspace:
 
     def taste(self, *names: str) -> dict[str, float]:
         """nDCG@10 on some of the sets."""
-        from nestling.merging.target import quality
+        from nestling.merging.target import mean_ndcg
 
-        return {name: quality({name: self.target.measure(self.sets[name])}) for name in names}
+        return {name: mean_ndcg({name: self.target.evaluate(self.sets[name])}) for name in names}
 
 
 def main() -> None:
@@ -109,21 +109,21 @@ def checkpoints(folder: Path) -> list[str]:
 def open_workspace(config: SoupsConfig, models: list[str]) -> Workspace:
     import torch
 
-    from nestling.merging.alike import require_alike
-    from nestling.merging.target import files_of, named_set, open_target
+    from nestling.merging.compatibility import require_compatible
+    from nestling.merging.target import load_named_set, open_target, underlying_model
 
     base = read_run(Path(config.runs[0])).model
-    require_alike(list(dict.fromkeys(files_of(model, None) for model in models)), base)
+    require_compatible(list(dict.fromkeys(underlying_model(model, None) for model in models)), base)
     target = open_target(models[0], None, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     folders = {"dev": (config.dev, "dev"), "test": (config.test, "test"), "other": (config.other, "test")}
     sets = {}
     for name, (folder, split) in folders.items():
         data = CandidateData(path=folder, split=split)
-        read = named_set(data)
+        read = load_named_set(data)
         if name == "dev" and config.dev_documents:
             read = thinned(read, config.dev_documents)
         print(f"{name}: {read.name}, {len(read.queries):,} queries, {len(read.documents):,} documents")
-        sets[name] = target.open(data, read)
+        sets[name] = target.prepare(data, read)
     return Workspace(target, sets, base)
 
 

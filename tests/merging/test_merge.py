@@ -1,4 +1,4 @@
-"""Merges as a whole: the same bits however they are cut, what they report, how much memory they take."""
+"""Whole merges: the same bits for any slices and threads, their reports, their memory."""
 
 import json
 import subprocess
@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from merging.held import Held, equal_recipe, family, merged, near, random_tensors, recipe, save
+from merging.in_memory import MemoryTensors, equal_recipe, family, merged, near, random_tensors, recipe, save
 from nestling.config.merge_methods import Recipe, Weights, default_method
 from nestling.distributed.launch import outside_launch
 from nestling.merging.inputs import Inputs
-from nestling.merging.merge import GROUP, merge_into, write_merged
+from nestling.merging.merge import GROUP_SIZE, merge_into, write_merged
 from nestling.merging.sources import open_weights
-from nestling.merging.workers import BLOCK, working
+from nestling.merging.workers import BLOCK_SIZE, worker_threads
 from nestling.models.weights import StoredWeights
 
 METHODS = [
@@ -35,43 +35,43 @@ def with_base(how: Recipe) -> bool:
 
 
 @pytest.mark.parametrize("how", METHODS, ids=lambda how: how.method)
-def test_neither_pieces_nor_threads_nor_groups_change_a_bit(how: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_slices_nor_threads_nor_groups_change_a_bit(how: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     base, models = family(3, dtype=torch.bfloat16)
 
     def inputs() -> Inputs:
         return Inputs.of(models, base if with_base(how) else None)
 
-    expected = merged(inputs(), how, threads=1, piece=BLOCK)
-    for threads, piece, group in ((3, BLOCK, GROUP), (2, 3 * BLOCK, 1), (1, 16 * BLOCK, 100_000)):
-        monkeypatch.setattr("nestling.merging.merge.GROUP", group)
-        found = merged(inputs(), how, threads=threads, piece=piece)
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    expected = merged(inputs(), how, threads=1, slice_size=BLOCK_SIZE)
+    for threads, blocks, group in ((3, 1, GROUP_SIZE), (2, 3, 1), (1, 16, 100_000)):
+        monkeypatch.setattr("nestling.merging.merge.GROUP_SIZE", group)
+        actual = merged(inputs(), how, threads=threads, slice_size=blocks * BLOCK_SIZE)
+        assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 
 
 def test_files_in_and_files_out(tmp_path: Path) -> None:
-    models = [Held(str(seed), random_tensors(seed, torch.bfloat16)) for seed in (1, 2)]
+    models = [MemoryTensors(str(seed), random_tensors(seed, torch.bfloat16)) for seed in (1, 2)]
     opened = [open_weights(save(tmp_path / model.label, model.tensors)) for model in models]
     (tmp_path / "merged").mkdir()
     how = recipe("slerp", 0.4, 0.6)
     write_merged(Inputs.of(opened), how, tmp_path / "merged", threads=2)
-    expected, found = merged(Inputs.of(models), how), StoredWeights(str(tmp_path / "merged"))
-    assert all(torch.equal(found[name], tensor.bfloat16()) for name, tensor in expected.items())
+    expected, actual = merged(Inputs.of(models), how), StoredWeights(str(tmp_path / "merged"))
+    assert all(torch.equal(actual[name], tensor.bfloat16()) for name, tensor in expected.items())
 
 
 def test_weights_of_layers_by_pattern() -> None:
     _, (one, other) = family(2)
     weights = Weights((0.5, 0.5), ((r"layers\.0\.", (1.0, 0.0)), (r"layers\.|norm", (0.0, 3.0)), ("embed", (3.0, 1.0))))
-    found = merged(Inputs.of([one, other]), Recipe("linear", weights))
-    for name in ("layers.0.weight", "layers.0.bias"):  # the first pattern that is found counts
-        assert torch.equal(found[name].float(), one.tensors[name])
+    actual = merged(Inputs.of([one, other]), Recipe("linear", weights))
+    for name in ("layers.0.weight", "layers.0.bias"):  # the first pattern that matches counts
+        assert torch.equal(actual[name].float(), one.tensors[name])
     for name in ("layers.1.weight", "norm.weight"):
-        assert torch.equal(found[name].float(), other.tensors[name])
+        assert torch.equal(actual[name].float(), other.tensors[name])
     expected = 0.75 * one.tensors["embed.weight"].double() + 0.25 * other.tensors["embed.weight"].double()
-    torch.testing.assert_close(found["embed.weight"], expected)
+    torch.testing.assert_close(actual["embed.weight"], expected)
 
 
-def test_patterns_that_cannot_be_meant_are_refused() -> None:
-    models = [Held(str(seed), random_tensors(seed)) for seed in (1, 2)]
+def test_wrong_patterns_are_refused() -> None:
+    models = [MemoryTensors(str(seed), random_tensors(seed)) for seed in (1, 2)]
     with pytest.raises(ValueError, match=r"weights of 'layer\.0': no tensor has such a name; names are like embed"):
         merged(Inputs.of(models), Recipe("linear", Weights((1, 1), (("layer.0", (1, 0)),))))
     with pytest.raises(ValueError, match=r"not a regular expression"):
@@ -82,11 +82,11 @@ def test_patterns_that_cannot_be_meant_are_refused() -> None:
         Recipe("linear", Weights((1, 1), (("a", (1, -1)),)))
 
 
-def test_a_second_merge_of_the_same_models_does_not_measure_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_merge_of_the_same_inputs_does_not_compute_grams_again(monkeypatch: pytest.MonkeyPatch) -> None:
     _, models = family(2)
     inputs = Inputs.of(models)
     first = merged(inputs, recipe("slerp", 1, 1))
-    monkeypatch.setattr("nestling.merging.inputs.block_products", None)
+    monkeypatch.setattr("nestling.merging.inputs.block_gram", None)
     again = merged(inputs, recipe("slerp", 1, 3))
     assert torch.equal(merged(inputs, recipe("slerp", 1, 1))["embed.weight"], first["embed.weight"])
     monkeypatch.undo()
@@ -94,9 +94,9 @@ def test_a_second_merge_of_the_same_models_does_not_measure_them_again(monkeypat
 
 
 @pytest.mark.parametrize("which", ["one", "other", "base"])
-def test_numbers_that_are_none_are_named(which: str) -> None:
-    base = Held("base", random_tensors(0))
-    models = [Held(label, near(base.tensors, seed=i)) for i, label in enumerate(("one", "other"), 1)]
+def test_nan_and_infinity_are_refused_with_the_model(which: str) -> None:
+    base = MemoryTensors("base", random_tensors(0))
+    models = [MemoryTensors(label, near(base.tensors, seed=i)) for i, label in enumerate(("one", "other"), 1)]
     broken = {"one": models[0], "other": models[1], "base": base}[which]
     broken.tensors["layers.1.weight"].view(-1)[77] = torch.inf if which == "other" else torch.nan
     with pytest.raises(ValueError, match=f"^layers.1.weight of {which} holds infinite numbers or none"):
@@ -104,7 +104,7 @@ def test_numbers_that_are_none_are_named(which: str) -> None:
 
 
 class Tied(nn.Module):
-    """The shape of a causal language model: a prefix, an output layer that is the embeddings once more, a buffer."""
+    """A module like a causal language model: a prefix, an output layer tied to the embeddings, buffers."""
 
     def __init__(self, words: Tensor) -> None:
         super().__init__()
@@ -116,9 +116,9 @@ class Tied(nn.Module):
         self.model.register_buffer("scratch", torch.zeros(3), persistent=False)
 
 
-def test_a_model_in_memory_takes_what_would_be_written(tmp_path: Path) -> None:
+def test_a_model_in_memory_gets_the_weights_that_would_be_written(tmp_path: Path) -> None:
     tensors = [{"embed.weight": torch.randn(300, 301), "ids": torch.arange(3), "extra": torch.randn(2)} for _ in "ab"]
-    inputs = Inputs.of([Held(str(i), each) for i, each in enumerate(tensors)])
+    inputs = Inputs.of([MemoryTensors(str(i), each) for i, each in enumerate(tensors)])
     how = recipe("slerp", 0.2, 0.8)
     model = Tied(torch.empty(300, 301)).bfloat16()
     address = model.model.embed.weight.data_ptr()
@@ -128,15 +128,15 @@ def test_a_model_in_memory_takes_what_would_be_written(tmp_path: Path) -> None:
     assert model.lm_head.weight.data_ptr() == model.model.embed.weight.data_ptr() == address
     assert model.model.ids.tolist() == [0, 1, 2]
     assert report.tensors == 1
-    lacking = Inputs.of([Held("it", {"embed.weight": torch.randn(300, 301)})])
+    lacking = Inputs.of([MemoryTensors("it", {"embed.weight": torch.randn(300, 301)})])
     with pytest.raises(ValueError, match=r"the model has 1 tensors that it lacks: \['model.ids'\]"):
         merge_into(lacking, recipe("linear", 1), model)
-    smaller = Inputs.of([Held("it", {"embed.weight": torch.randn(300, 300), "ids": torch.arange(3)})])
+    smaller = Inputs.of([MemoryTensors("it", {"embed.weight": torch.randn(300, 300), "ids": torch.arange(3)})])
     with pytest.raises(ValueError, match=r"model.embed.weight is \[300, 301\] in the model and \[300, 300\] in it"):
         merge_into(smaller, recipe("linear", 1), model)
 
 
-def flat(model: Held) -> Tensor:
+def flat(model: MemoryTensors) -> Tensor:
     return torch.cat([each.double().flatten() for each in model.tensors.values()])
 
 
@@ -145,35 +145,35 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def test_what_a_merge_reports() -> None:
-    base = Held("base", random_tensors(0))
-    models = [Held(label, near(base.tensors, i)) for i, label in enumerate("abc", start=1)]
+    base = MemoryTensors("base", random_tensors(0))
+    models = [MemoryTensors(label, near(base.tensors, i)) for i, label in enumerate("abc", start=1)]
     for name in ("layers.0.weight", "layers.0.bias"):
         models[1].tensors[name] = models[2].tensors[name] = 1.5 * models[0].tensors[name]
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     inputs = Inputs.of(models, base)
 
-    class Nothing(nn.Module):
+    class StateOnly(nn.Module):
         def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:  # type: ignore[override]
-            return {name: found.setdefault(name, torch.empty_like(each)) for name, each in base.tensors.items()}
+            return {name: state.setdefault(name, torch.empty_like(each)) for name, each in base.tensors.items()}
 
-    report = merge_into(inputs, recipe("task_arithmetic", 1, 1, 1), Nothing(), threads=1)
+    report = merge_into(inputs, recipe("task_arithmetic", 1, 1, 1), StateOnly(), threads=1)
     assert (report.tensors, report.parameters, report.copied) == (5, sum(t.numel() for t in base.tensors.values()), 0)
     assert report.norms == pytest.approx([float(flat(model).norm()) for model in models], rel=1e-12)
     changes = [flat(model) - flat(base) for model in models]
     assert report.change_norms == pytest.approx([float(each.norm() / flat(base).norm()) for each in changes], rel=1e-12)
     pairs = [(0, 1), (0, 2), (1, 2)]
-    for (i, j), likeness, changed in zip(pairs, report.likeness, report.change_likeness, strict=True):
+    for (i, j), cosines, changed in zip(pairs, report.likeness, report.change_likeness, strict=True):
         one, other = models[i].tensors, models[j].tensors
-        assert likeness.models == changed.models == ("abc"[i], "abc"[j])
-        assert likeness.cosine == pytest.approx(cosine(flat(models[i]), flat(models[j])), rel=1e-12)
+        assert cosines.models == changed.models == ("abc"[i], "abc"[j])
+        assert cosines.cosine == pytest.approx(cosine(flat(models[i]), flat(models[j])), rel=1e-12)
         assert changed.cosine == pytest.approx(cosine(changes[i], changes[j]), rel=1e-12)
         each = {name: cosine(one[name], other[name]) for name in one}
-        assert likeness.least == pytest.approx(min(each.values()), rel=1e-12)
-        assert each[likeness.where] == min(each.values())
-        assert likeness.median == pytest.approx(median(each.values()), rel=1e-12)
+        assert cosines.least == pytest.approx(min(each.values()), rel=1e-12)
+        assert each[cosines.where] == min(each.values())
+        assert cosines.median == pytest.approx(median(each.values()), rel=1e-12)
     assert "\n1 and 2: cosine 0." in "\n".join(report.lines())
 
-    parallel = merge_into(Inputs.of(models), recipe("karcher", 1, 1, 1), Nothing(), threads=1)
+    parallel = merge_into(Inputs.of(models), recipe("karcher", 1, 1, 1), StateOnly(), threads=1)
     assert parallel.parallel == 3  # the two, and the single number of the norm
     assert "3 of 5 tensors are near parallel" in parallel.lines()[-1]
     assert parallel.change_norms == parallel.change_likeness == []
@@ -183,11 +183,11 @@ def test_two_models_are_merged_by_slerp_and_more_by_karcher() -> None:
     assert [default_method(count) for count in (2, 3, 8)] == ["slerp", "karcher", "karcher"]
 
 
-def test_torch_computes_with_as_many_threads_after_a_merge_as_before() -> None:
+def test_a_merge_leaves_torch_its_number_of_threads() -> None:
     before = torch.get_num_threads()
-    with working(3) as workers:
+    with worker_threads(3) as workers:
         assert set(workers.map(lambda _: torch.get_num_threads(), range(9))) == {1}
-    with working() as workers:
+    with worker_threads() as workers:
         assert workers.pool._max_workers == before
     assert torch.get_num_threads() == before
 
@@ -208,12 +208,12 @@ method, output, base, *models = sys.argv[1:]
 torch.ones(2**20).double() @ torch.ones(2**20).double()  # what torch allocates for itself
 before, most = anonymous(), 0
 import nestling.merging.writing as writing
-write = writing.TensorFiles.write
+write = writing.SafetensorsWriter.write
 def watched(*given):
     global most
     write(*given)
     most = max(most, anonymous())
-writing.TensorFiles.write = watched
+writing.SafetensorsWriter.write = watched
 inputs = Inputs.of([open_weights(each) for each in models], open_weights(base) if base else None)
 write_merged(inputs, Recipe(method, equal_weights(len(models))), Path(output), threads=2)
 print(json.dumps({"before": before, "most": most}))
@@ -222,7 +222,7 @@ print(json.dumps({"before": before, "most": most}))
 
 @pytest.mark.parametrize(("method", "count"), [("slerp", 2), ("karcher", 8), ("ties", 2)])
 def test_memory_does_not_grow_with_the_models(tmp_path: Path, method: str, count: int) -> None:
-    """Models of 300 MB together; one's largest tensor is two thirds of it."""
+    """The models have 300 MB together; the largest tensor of each is two thirds of it."""
     rows = 100_000 // count
     shapes = {"embed": (rows, 1024), "a": (rows // 4, 1024), "b": (rows // 4, 1024)}
     for i in range(count):

@@ -1,4 +1,8 @@
-"""The same merges by mergekit: pip install --no-deps mergekit==0.1.5 immutables; pytest -m slow tests/merging"""
+"""Merges compared with mergekit's.
+
+pip install --no-deps mergekit==0.1.5 immutables
+pytest -m slow tests/merging
+"""
 
 import warnings
 from pathlib import Path
@@ -8,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from merging.held import equal_recipe, recipe
-from nestling.config.merge_methods import Recipe
+from merging.in_memory import equal_recipe, recipe
+from nestling.config.merge_methods import WITH_BASE, Recipe
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import write_merged
 from nestling.merging.models import open_model
@@ -21,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A base and three models that moved away from it together and apart: where changes oppose, model stock differs."""
+    """A base and three models whose changes have a part in common: where changes oppose, model stocks differ."""
     folders = [tmp_path_factory.mktemp("model") for _ in range(4)]
     for folder in folders:
         tiny_qwen3(folder, sentence_transformers=False)
@@ -47,61 +51,55 @@ def by_mergekit(settings: dict[str, Any], output: Path) -> StoredWeights:
     return StoredWeights(str(output))
 
 
-def given(models: list[Path], *parameters: dict[str, float]) -> list[dict[str, Any]]:
+def with_parameters(models: list[Path], *parameters: dict[str, float]) -> list[dict[str, Any]]:
     return [{"model": str(m), "parameters": each} for m, each in zip(models, parameters, strict=True)]
 
 
-def settings_of(method: str, models: list[Path]) -> tuple[dict[str, Any], Recipe, int, bool]:
-    """mergekit's settings and ours, of so many models, with or without their base."""
-    base, *others = models
-    weights = (0.5, 0.3, 0.4)
-    plain = given(others, {}, {}, {})
-    weighted = given(others, *({"weight": weight} for weight in weights))
-    sparse = given(others, *({"weight": weight, "density": 0.4} for weight in weights))
-    of = {
-        "linear": ({"models": weighted}, recipe("linear", *weights), 3, False),
-        "slerp": (
-            {"models": plain[:2], "base_model": str(others[0]), "parameters": {"t": 0.3}},
-            recipe("slerp", 0.7, 0.3),
-            2,
-            False,
-        ),
-        "karcher": (
-            {"models": plain, "parameters": {"max_iter": 100, "tol": 1e-8}},
-            equal_recipe("karcher", 3),
-            3,
-            False,
-        ),
+WEIGHTS = (0.5, 0.3, 0.4)
+
+
+def merges_of_models(models: list[Path]) -> dict[str, tuple[dict[str, Any], Recipe]]:
+    """mergekit's settings and our recipe for each method without a base."""
+    plain = with_parameters(models, {}, {}, {})
+    weighted = with_parameters(models, *({"weight": weight} for weight in WEIGHTS))
+    first = str(models[0])
+    slerp = {"models": plain[:2], "base_model": first, "parameters": {"t": 0.3}}
+    return {
+        "linear": ({"models": weighted}, recipe("linear", *WEIGHTS)),
+        "slerp": (slerp, recipe("slerp", 0.7, 0.3)),
+        "karcher": ({"models": plain, "parameters": {"max_iter": 100, "tol": 1e-8}}, equal_recipe("karcher", 3)),
+    }
+
+
+def merges_of_changes(models: list[Path], base: Path) -> dict[str, tuple[dict[str, Any], Recipe]]:
+    """mergekit's settings and our recipe for each method with a base."""
+    plain = with_parameters(models, {}, {}, {})
+    weighted = with_parameters(models, *({"weight": weight} for weight in WEIGHTS))
+    sparse = with_parameters(models, *({"weight": weight, "density": 0.4} for weight in WEIGHTS))
+    with_base = {"base_model": str(base)}
+    return {
         "task_arithmetic": (
-            {"models": weighted, "base_model": str(base), "parameters": {"lambda": 0.9}},
-            recipe("task_arithmetic", *weights, scale=0.9),
-            3,
-            True,
+            {"models": weighted, **with_base, "parameters": {"lambda": 0.9}},
+            recipe("task_arithmetic", *WEIGHTS, scale=0.9),
         ),
         "ties": (
-            {"models": sparse, "base_model": str(base), "parameters": {"lambda": 1.1}},
-            recipe("ties", *weights, density=0.4, scale=1.1),
-            3,
-            True,
+            {"models": sparse, **with_base, "parameters": {"lambda": 1.1}},
+            recipe("ties", *WEIGHTS, density=0.4, scale=1.1),
         ),
-        "model_stock": (
-            {"models": plain, "base_model": str(base)},
-            equal_recipe("model_stock", 3),
-            3,
-            True,
-        ),
+        "model_stock": ({"models": plain, **with_base}, equal_recipe("model_stock", 3)),
     }
-    return of[method]
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp", "karcher", "task_arithmetic", "ties", "model_stock"])
 def test_a_merge_is_mergekits(tmp_path: Path, models: list[Path], method: str) -> None:
-    settings, how, count, with_base = settings_of(method, models)
+    base, *others = models
+    settings, how = (merges_of_models(others) | merges_of_changes(others, base))[method]
     expected = by_mergekit({"merge_method": method, "dtype": "float32", **settings}, tmp_path / "theirs")
     (tmp_path / "ours").mkdir()
-    sources = [open_model(str(each)) for each in models[1 : 1 + count]]
-    write_merged(Inputs.of(sources, open_model(str(models[0])) if with_base else None), how, tmp_path / "ours")
-    found = StoredWeights(str(tmp_path / "ours"))
-    assert found.keys() == expected.keys()
+    sources = [open_model(str(each)) for each in others[: len(how.weights.models)]]
+    inputs = Inputs.of(sources, open_model(str(base)) if method in WITH_BASE else None)
+    write_merged(inputs, how, tmp_path / "ours")
+    actual = StoredWeights(str(tmp_path / "ours"))
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(actual[name], tensor, rtol=1e-6, atol=1e-6)

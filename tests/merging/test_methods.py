@@ -1,4 +1,4 @@
-"""Methods that combine whole tensors, against formulas on long vectors in float64."""
+"""Methods that are linear combinations, against their formulas on flat vectors in float64."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,32 +7,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.held import Held, equal_recipe, family, merged, random_tensors, recipe
+from merging.in_memory import MemoryTensors, equal_recipe, family, merged, random_tensors, recipe
 from nestling.config.merge_methods import Recipe
 from nestling.merging.inputs import Inputs
-from nestling.merging.methods import PARALLEL, coefficients, karcher, opposed, slerp
+from nestling.merging.methods import PARALLEL_COSINE, coefficients, karcher, opposed, slerp
 
 Formula = Callable[[list[Tensor], Sequence[float]], Tensor]
 
 
-def by_tensor(models: Sequence[Held], weights: Sequence[float], formula: Formula) -> dict[str, Tensor]:
+def by_tensor(models: Sequence[MemoryTensors], weights: Sequence[float], formula: Formula) -> dict[str, Tensor]:
     return {
         name: formula([model.tensors[name].double().flatten() for model in models], weights).view(tensor.shape)
         for name, tensor in models[0].tensors.items()
     }
 
 
-def assert_all_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name in found:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-11, atol=1e-13, msg=name)
+def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-11, atol=1e-13, msg=name)
 
 
 def mean(x: list[Tensor], weights: Sequence[float]) -> Tensor:
-    found = torch.zeros_like(x[0])
+    total = torch.zeros_like(x[0])
     for weight, each in zip(weights, x, strict=True):
-        found += weight * each
-    return found / sum(weights)
+        total += weight * each
+    return total / sum(weights)
 
 
 def arc(x: list[Tensor], weights: Sequence[float]) -> Tensor:
@@ -46,23 +46,23 @@ def arc(x: list[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def sphere_mean(x: list[Tensor], weights: Sequence[float]) -> Tensor:
-    """By steps on the sphere itself, down to the last digit."""
-    shares = [weight / sum(weights) for weight in weights]
+    """The Karcher mean by iteration on the vectors themselves, until it no longer changes."""
+    fractions = [weight / sum(weights) for weight in weights]
     units = [each / each.norm() for each in x]
-    found = mean(units, shares)
-    found /= found.norm()
+    direction = mean(units, fractions)
+    direction /= direction.norm()
     for _ in range(500):
-        tangent = torch.zeros_like(found)
-        for share, unit in zip(shares, units, strict=True):
-            angle = 2 * math.asin(min(1.0, float((unit - found).norm()) / 2))
+        tangent = torch.zeros_like(direction)
+        for fraction, unit in zip(fractions, units, strict=True):
+            angle = 2 * math.asin(min(1.0, float((unit - direction).norm()) / 2))
             if angle > 1e-12:
-                tangent += share * angle / math.sin(angle) * (unit - math.cos(angle) * found)
+                tangent += fraction * angle / math.sin(angle) * (unit - math.cos(angle) * direction)
         size = float(tangent.norm())
         if size < 1e-15:
             break
-        found = math.cos(size) * found + math.sin(size) / size * tangent
-        found /= found.norm()
-    return sum(share * float(each.norm()) for share, each in zip(shares, x, strict=True)) * found
+        direction = math.cos(size) * direction + math.sin(size) / size * tangent
+        direction /= direction.norm()
+    return sum(fraction * float(each.norm()) for fraction, each in zip(fractions, x, strict=True)) * direction
 
 
 def stock(x: list[Tensor], base: Tensor) -> Tensor:
@@ -76,15 +76,15 @@ def stock(x: list[Tensor], base: Tensor) -> Tensor:
 @pytest.mark.parametrize("weights", [(1, 1, 1), (0.2, 0, 3)])
 @pytest.mark.parametrize(("method", "formula"), [("linear", mean), ("karcher", sphere_mean)])
 def test_means_of_three(method: str, formula: Formula, weights: tuple[float, ...]) -> None:
-    models = [Held(str(seed), random_tensors(seed)) for seed in (1, 2, 3)]  # nearly at right angles
-    found = merged(Inputs.of(models), recipe(method, *weights))  # type: ignore[arg-type]
-    formula_without = [(model, weight) for model, weight in zip(models, weights, strict=True) if weight]
-    kept, shares = zip(*formula_without, strict=True)
-    # One element alone has but two directions; of these the sphere's mean is tested below.
-    expected = by_tensor(kept, shares, formula)
-    for each in (found, expected):
+    models = [MemoryTensors(str(seed), random_tensors(seed)) for seed in (1, 2, 3)]  # nearly at right angles
+    actual = merged(Inputs.of(models), recipe(method, *weights))  # type: ignore[arg-type]
+    weighted = [(model, weight) for model, weight in zip(models, weights, strict=True) if weight]
+    kept, kept_weights = zip(*weighted, strict=True)
+    # Vectors of a single element are parallel or opposite; tests below have the Karcher mean of those.
+    expected = by_tensor(kept, kept_weights, formula)
+    for each in (actual, expected):
         del each["norm.weight"]
-    assert_all_close(found, expected)
+    assert_all_close(actual, expected)
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (0.9, 0.1), (1, 3)])
@@ -97,15 +97,15 @@ def test_slerp(weights: tuple[float, float]) -> None:
 @pytest.mark.parametrize("method", ["slerp", "karcher", "linear"])
 @pytest.mark.parametrize("whole", [0, 1])
 def test_all_weight_on_one_model_gives_that_model_bit_for_bit(method: str, whole: int, dtype: torch.dtype) -> None:
-    models = [Held(str(seed), random_tensors(seed, dtype)) for seed in (1, 2)]
+    models = [MemoryTensors(str(seed), random_tensors(seed, dtype)) for seed in (1, 2)]
     special = torch.tensor([-0.0, torch.finfo(dtype).max, torch.finfo(dtype).tiny / 2, 1e-3], dtype=dtype)
     for model in models:
         model.tensors["layers.1.weight"].view(-1)[:4] = special
     weights = [1.0, 0.0] if whole == 0 else [0.0, 2.5]
-    found = merged(Inputs.of(models), recipe(method, *weights))  # type: ignore[arg-type]
+    actual = merged(Inputs.of(models), recipe(method, *weights))  # type: ignore[arg-type]
     same_size = torch.int16 if dtype.itemsize == 2 else torch.int32
     for name, expected in models[whole].tensors.items():
-        assert torch.equal(found[name].to(dtype).view(same_size), expected.view(same_size)), name
+        assert torch.equal(actual[name].to(dtype).view(same_size), expected.view(same_size)), name
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_what_all_models_share_stays_as_it_is(method: str, settings: dict[str, f
     one.tensors["layers.1.weight"] = other.tensors["layers.1.weight"] = base.tensors["layers.1.weight"]
     means = method in ("linear", "slerp", "karcher")
     how = recipe(method, 0.3, 0.7, **settings) if method != "model_stock" else equal_recipe("model_stock", 2)  # type: ignore[arg-type]
-    found = merged(Inputs.of([one, other], None if means else base), how)["layers.1.weight"]
-    assert torch.equal(found.float(), base.tensors["layers.1.weight"])
+    actual = merged(Inputs.of([one, other], None if means else base), how)["layers.1.weight"]
+    assert torch.equal(actual.float(), base.tensors["layers.1.weight"])
 
 
 def test_karcher_does_not_depend_on_the_order() -> None:
-    models = [Held(str(seed), random_tensors(seed, torch.bfloat16)) for seed in range(4)]
+    models = [MemoryTensors(str(seed), random_tensors(seed, torch.bfloat16)) for seed in range(4)]
     weights = (0.1, 0.4, 0.2, 0.3)
-    found = merged(Inputs.of(models), recipe("karcher", *weights))
+    actual = merged(Inputs.of(models), recipe("karcher", *weights))
     for order in ([3, 2, 1, 0], [2, 0, 3, 1]):
         again = merged(Inputs.of([models[i] for i in order]), recipe("karcher", *(weights[i] for i in order)))
-        for name in found:
-            torch.testing.assert_close(again[name], found[name], rtol=1e-14, atol=1e-15)
-            assert torch.equal(again[name].bfloat16(), found[name].bfloat16())
+        for name in actual:
+            torch.testing.assert_close(again[name], actual[name], rtol=1e-14, atol=1e-15)
+            assert torch.equal(again[name].bfloat16(), actual[name].bfloat16())
 
 
 def test_karcher_of_two_is_slerp_up_to_the_norm() -> None:
@@ -167,10 +167,10 @@ def test_karcher_where_vectors_cancel_out_or_have_no_length() -> None:
 
 
 def test_slerp_is_linear_near_parallel_and_without_length() -> None:
-    for cosine in (PARALLEL + 1e-6, -PARALLEL - 1e-6):
+    for cosine in (PARALLEL_COSINE + 1e-6, -PARALLEL_COSINE - 1e-6):
         gram = torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64)
         torch.testing.assert_close(slerp(gram, [0.3, 0.7]), torch.tensor([0.3, 0.7], dtype=torch.float64))
-    gram = torch.tensor([[1.0, PARALLEL - 1e-6], [PARALLEL - 1e-6, 1.0]], dtype=torch.float64)
+    gram = torch.tensor([[1.0, PARALLEL_COSINE - 1e-6], [PARALLEL_COSINE - 1e-6, 1.0]], dtype=torch.float64)
     assert float(slerp(gram, [0.5, 0.5]).sum()) > 1 + 1e-5
     alone = torch.tensor([[4.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(slerp(alone, [1, 1])[0], torch.tensor(0.5, dtype=torch.float64).sqrt())
@@ -178,36 +178,38 @@ def test_slerp_is_linear_near_parallel_and_without_length() -> None:
 
 def test_task_arithmetic() -> None:
     base, models = family(3)
-    found = merged(Inputs.of(models, base), recipe("task_arithmetic", 0.5, -0.2, 1.0, scale=0.8))
+    actual = merged(Inputs.of(models, base), recipe("task_arithmetic", 0.5, -0.2, 1.0, scale=0.8))
     expected = {
         name: b.double()
         + 0.8 * sum(w * (m.tensors[name].double() - b.double()) for w, m in zip((0.5, -0.2, 1.0), models, strict=True))
         for name, b in base.tensors.items()
     }
-    assert_all_close(found, expected)  # type: ignore[arg-type]
+    assert_all_close(actual, expected)  # type: ignore[arg-type]
 
 
 def test_model_stock() -> None:
-    base = Held("base", random_tensors(0))
+    base = MemoryTensors("base", random_tensors(0))
     shared = random_tensors(9)
     models = []
     for seed in (1, 2, 3):  # changes that have a part in common
         own = random_tensors(seed)
-        models.append(Held(str(seed), {n: b + 0.3 * shared[n] + 0.2 * own[n] for n, b in base.tensors.items()}))
-    found = merged(Inputs.of(models, base), equal_recipe("model_stock", 3))
-    del found["norm.weight"], base.tensors["norm.weight"]  # its changes oppose each other: see below
+        models.append(
+            MemoryTensors(str(seed), {n: b + 0.3 * shared[n] + 0.2 * own[n] for n, b in base.tensors.items()})
+        )
+    actual = merged(Inputs.of(models, base), equal_recipe("model_stock", 3))
+    del actual["norm.weight"], base.tensors["norm.weight"]  # its changes oppose each other: see below
     expected = {
         name: stock([m.tensors[name].double().flatten() for m in models], b.double().flatten()).view(b.shape)
         for name, b in base.tensors.items()
     }
-    assert_all_close(found, expected)
+    assert_all_close(actual, expected)
 
 
 def test_model_stock_of_opposing_changes_is_the_base() -> None:
-    base = Held("base", random_tensors(0))
-    models = [Held(str(s), {n: b + s * 0.1 for n, b in base.tensors.items()}) for s in (-1, 1)]
-    found = merged(Inputs.of(models, base), equal_recipe("model_stock", 2))
-    assert all(torch.equal(found[name].float(), base.tensors[name]) for name in found)
+    base = MemoryTensors("base", random_tensors(0))
+    models = [MemoryTensors(str(s), {n: b + s * 0.1 for n, b in base.tensors.items()}) for s in (-1, 1)]
+    actual = merged(Inputs.of(models, base), equal_recipe("model_stock", 2))
+    assert all(torch.equal(actual[name].float(), base.tensors[name]) for name in actual)
     assert opposed(torch.tensor([[1.0, -0.1], [-0.1, 1.0]], dtype=torch.float64))
     assert not opposed(torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64))
 

@@ -20,7 +20,7 @@ from nestling.export.cross_encoder import write_cross_encoder
 from nestling.export.embedder import export_embedder
 from nestling.export.embedder_gate import EmbedderReport
 from nestling.merging.inputs import Inputs
-from nestling.merging.lora import ROWS, open_adapter
+from nestling.merging.lora import PRODUCT_SIZE, open_adapter
 from nestling.merging.merge import merge_into
 from nestling.merging.models import open_model
 from nestling.merging.names import align
@@ -52,7 +52,7 @@ def adapter_on(base: Path, folder: Path, **settings: Any) -> None:
 
 
 def peft_merges(base: Path, folder: Path) -> dict[str, torch.Tensor]:
-    """The weights that peft itself merges, in float64."""
+    """The weights as peft merges them, in float64."""
     model = AutoModel.from_pretrained(base, dtype=torch.float64)
     with without_deprecations():
         merged: nn.Module = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
@@ -87,28 +87,27 @@ def test_an_adapter_is_what_peft_merges(
         torch.testing.assert_close(whole(source, to).double(), expected[name], rtol=1e-6, atol=1e-7, msg=name)
 
 
-def test_pieces_of_an_adapted_weight_do_not_depend_on_where_they_are_cut(tmp_path: Path) -> None:
+def test_slices_of_an_adapted_weight_are_those_of_the_whole(tmp_path: Path) -> None:
     base = tiny_qwen3(tmp_path / "base", dtype=torch.bfloat16)
     adapter_on(base, tmp_path / "adapter", r=5, lora_alpha=7, target_modules="all-linear")
     source = open_adapter(str(tmp_path / "adapter"))
     assert source.base.read("norm.weight", 0, 1).dtype == torch.bfloat16
-    for name in source.pairs:
+    for name in source.factors:
         expected = whole(source, name).view(-1)
         assert expected.dtype == torch.float32
         for length in (1000, 777, 64):
-            threshold = [
-                source.read(name, at, min(at + length, len(expected))) for at in range(0, len(expected), length)
-            ]
-            assert torch.equal(torch.cat(threshold), expected)
+            starts = range(0, len(expected), length)
+            slices = [source.read(name, start, min(start + length, len(expected))) for start in starts]
+            assert torch.equal(torch.cat(slices), expected)
 
 
 def test_weights_of_more_rows_than_are_multiplied_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_qwen3(tmp_path / "base")
     adapter_on(base, tmp_path / "adapter", r=5, lora_alpha=7, target_modules="all-linear")
     source = open_adapter(str(tmp_path / "adapter"))
-    at_once = {name: whole(source, name) for name in source.pairs}
-    assert all(each.numel() < ROWS for each in at_once.values())
-    monkeypatch.setattr("nestling.merging.lora.ROWS", 1000)
+    at_once = {name: whole(source, name) for name in source.factors}
+    assert all(each.numel() < PRODUCT_SIZE for each in at_once.values())
+    monkeypatch.setattr("nestling.merging.lora.PRODUCT_SIZE", 1000)
     for name, expected in at_once.items():
         torch.testing.assert_close(whole(source, name), expected, rtol=1e-6, atol=1e-7)
         assert torch.equal(source.read(name, 1500, 2001), whole(source, name).view(-1)[1500:2001])
@@ -177,11 +176,11 @@ def test_a_checkpoint_is_the_model_that_was_trained(
     expected = MergedWeights(model.backbone)
     names = align(list(expected), source.specs.keys())
     assert len(names) == len(expected) == len(source.specs)
-    frozen = [name for name in names if "pooler" in name]  # not in the checkpoint: the base's
+    frozen = [name for name in names if "pooler" in name]  # not in the checkpoint, so the base's
     for name, to in names.items():
         live = expected[name] if name not in frozen else whole(open_model(str(base)), to)
         torch.testing.assert_close(whole(source, to), live.detach(), rtol=1e-6, atol=1e-7, msg=name)
-    # The same in place, through the merge.
+    # The same when it is merged into a model in memory.
     fresh = load(base)
     merge_into(Inputs.of([source]), COPY, fresh.backbone, threads=1)
     for name, tensor in MergedWeights(fresh.backbone).items():

@@ -1,33 +1,33 @@
-"""Weights of a merge, looked for on a score."""
+"""The search for weights, on a score that is a function of them."""
 
 import pytest
 
-from nestling.merging.search import Search, Weights, even, moved
+from nestling.merging.search import Search, WeightVector, mean_of, with_change
 
 
-def towards(target: Weights) -> tuple[list[Weights], "Search"]:
-    """A search whose score is higher the nearer the weights are to a target; and what it asked for."""
-    asked: list[Weights] = []
+def towards(target: WeightVector) -> tuple[list[WeightVector], "Search"]:
+    """A search whose score rises towards target weights, and the list of the weights that it tries."""
+    tried: list[WeightVector] = []
 
-    def measure(weights: Weights) -> float:
-        asked.append(weights)
+    def measure(weights: WeightVector) -> float:
+        tried.append(weights)
         return -sum((one - other) ** 2 for one, other in zip(weights, target, strict=True))
 
-    return asked, Search(len(target), measure, budget=60)
+    return tried, Search(len(target), measure, budget=60)
 
 
 def test_inputs_come_first_then_the_soup_of_the_best_of_them() -> None:
-    asked, search = towards((0.5, 0.1, 0.4))
+    tried, search = towards((0.5, 0.1, 0.4))
     search.run(step=0.25)
-    assert asked[:3] == [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    assert asked[3:5] == [(0.5, 0, 0.5), even(3, [0, 1, 2])]  # the best two, and the third beside them
+    assert tried[:3] == [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    assert tried[3:5] == [(0.5, 0, 0.5), mean_of(3, [0, 1, 2])]  # the best two, and the third beside them
     assert [trial.stage for trial in search.trials[:5]] == ["an input"] * 3 + ["greedy soup"] * 2
 
 
 def test_weights_come_near_the_best_and_none_is_tried_twice() -> None:
-    asked, search = towards((0.55, 0.1, 0.35))
+    tried, search = towards((0.55, 0.1, 0.35))
     best = search.run(step=0.25)
-    assert len(asked) == len(set(asked)) == len(search.trials) <= 60
+    assert len(tried) == len(set(tried)) == len(search.trials) <= 60
     assert best.weights == pytest.approx((0.55, 0.1, 0.35), abs=0.03)
     assert best.score == max(trial.score for trial in search.trials)
     assert sum(best.weights) == pytest.approx(1, abs=3e-4)
@@ -42,12 +42,12 @@ def test_a_soup_keeps_only_what_raises_the_score() -> None:
 
 
 def test_the_budget_holds() -> None:
-    asked, search = towards((0.2, 0.3, 0.5))
+    tried, search = towards((0.2, 0.3, 0.5))
     search.budget = 7
     search.run(step=0.25)
-    assert len(asked) == 7
+    assert len(tried) == 7
 
 
 def test_a_weight_does_not_go_below_0() -> None:
-    assert moved((0.9, 0.1), 1, -0.25) == (1, 0)
-    assert moved((0.5, 0.5), 0, 0.5) == (0.6667, 0.3333)
+    assert with_change((0.9, 0.1), 1, -0.25) == (1, 0)
+    assert with_change((0.5, 0.5), 0, 0.5) == (0.6667, 0.3333)

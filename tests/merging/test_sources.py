@@ -1,4 +1,4 @@
-"""Files that a merge reads, piece by piece, and the names in them."""
+"""Reading safetensors files in slices, and matching of tensor names."""
 
 import json
 import struct
@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from merging.held import Held, random_tensors, save
+from merging.in_memory import MemoryTensors, random_tensors, save
 from nestling.merging.inputs import Inputs
-from nestling.merging.names import align, matched
+from nestling.merging.names import align, with_names_of
 from nestling.merging.sources import DTYPES, open_weights, stored_tensors
 from nestling.models.weights import write_weights
 
 
-def test_every_piece_of_every_dtype_is_what_the_file_holds(tmp_path: Path) -> None:
+def test_slices_of_every_dtype_are_what_the_file_holds(tmp_path: Path) -> None:
     tensors = {name: (100 * torch.randn(37, 41)).to(dtype) for name, dtype in DTYPES.items()}
     tensors |= {"scalar": torch.tensor(3.5), "empty": torch.empty(0, 4)}
     save_file(tensors, tmp_path / "model.safetensors")
@@ -29,13 +29,13 @@ def test_every_piece_of_every_dtype_is_what_the_file_holds(tmp_path: Path) -> No
             assert torch.equal(source.read(name, start, stop), flat[start:stop]), name
 
 
-def test_pieces_far_inside_a_file(tmp_path: Path) -> None:
+def test_slices_far_inside_a_file(tmp_path: Path) -> None:
     tensors = random_tensors(0, torch.bfloat16)
     source = open_weights(save(tmp_path, tensors))
     for name, tensor in tensors.items():
         for start in range(0, tensor.numel(), 9999):
-            piece = source.read(name, start, min(start + 9999, tensor.numel()))
-            assert torch.equal(piece, tensor.view(-1)[start : start + 9999])
+            values = source.read(name, start, min(start + 9999, tensor.numel()))
+            assert torch.equal(values, tensor.view(-1)[start : start + 9999])
 
 
 def test_a_model_in_shards(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
         stored_tensors([tmp_path / "model.safetensors"], "it")
 
 
-def test_an_output_layer_that_is_tied_counts_once(tmp_path: Path) -> None:
+def test_a_tied_output_layer_is_left_out(tmp_path: Path) -> None:
     words = torch.randn(50, 8)
     tensors = {"model.embed_tokens.weight": words, "lm_head.weight": words.clone(), "model.norm.weight": torch.ones(8)}
     tied = {"tie_word_embeddings": True}
@@ -104,35 +104,35 @@ def test_names_with_and_without_the_prefix() -> None:
     assert align(bare, bare) == {name: name for name in bare}
     head = "lm_head.weight"
     assert align([*bare, head], [*prefixed, head]) == {**dict(zip(bare, prefixed, strict=True)), head: head}
-    # A first part that all names have is a prefix only where the others lack it.
+    # A first part that all names have is a prefix only if the reference lacks it.
     encoder = ["encoder.layer.0.weight", "encoder.layer.1.weight"]
     assert align(encoder, [f"bert.{name}" for name in encoder]) == {name: f"bert.{name}" for name in encoder}
-    # Two names never become one.
+    # Two names are never mapped to the same one.
     assert align(["a.x", "x"], ["x"]) == {"x": "x"}
 
 
 def test_models_under_the_names_of_the_first_or_the_base() -> None:
     tensors = random_tensors(0)
-    prefixed = Held("prefixed", {f"model.{name}": tensor for name, tensor in tensors.items()})
-    bare = Held("bare", tensors)
+    prefixed = MemoryTensors("prefixed", {f"model.{name}": tensor for name, tensor in tensors.items()})
+    bare = MemoryTensors("bare", tensors)
     assert list(Inputs.of([bare, prefixed]).specs) == list(tensors)
     inputs = Inputs.of([bare], prefixed)
     assert list(inputs.specs) == list(prefixed.tensors)
-    piece = inputs.models[0].read("model.layers.0.bias", 3, 9)
-    assert torch.equal(piece, tensors["layers.0.bias"][3:9])
+    values = inputs.models[0].read("model.layers.0.bias", 3, 9)
+    assert torch.equal(values, tensors["layers.0.bias"][3:9])
 
 
 def test_mismatches_name_the_tensor_and_both_models() -> None:
-    whole = Held("whole", random_tensors(0))
-    lacks = Held("lacks", {name: t for name, t in whole.tensors.items() if name != "layers.0.bias"})
+    whole = MemoryTensors("whole", random_tensors(0))
+    lacks = MemoryTensors("lacks", {name: t for name, t in whole.tensors.items() if name != "layers.0.bias"})
     with pytest.raises(ValueError, match=r"^whole has 1 tensors that lacks lacks: layers.0.bias$"):
-        matched(lacks, whole)
+        with_names_of(lacks, whole)
     with pytest.raises(ValueError, match=r"^whole has 1 tensors that lacks lacks: layers.0.bias$"):
         Inputs.of([lacks, whole])
-    wider = Held("wider", {**whole.tensors, "embed.weight": torch.zeros(701, 301)})
+    wider = MemoryTensors("wider", {**whole.tensors, "embed.weight": torch.zeros(701, 301)})
     with pytest.raises(ValueError, match=r"^embed.weight is \[700, 301\] in whole and \[701, 301\] in wider$"):
         Inputs.of([whole, whole, wider])
-    numbers = Held("numbers", {**whole.tensors, "norm.weight": torch.ones(1, dtype=torch.int64)})
+    numbers = MemoryTensors("numbers", {**whole.tensors, "norm.weight": torch.ones(1, dtype=torch.int64)})
     with pytest.raises(ValueError, match=r"^norm.weight is torch.float32 in whole and torch.int64 in numbers$"):
         Inputs.of([numbers], whole)
     with pytest.raises(ValueError, match=r"no models"):
@@ -140,8 +140,8 @@ def test_mismatches_name_the_tensor_and_both_models() -> None:
 
 
 def test_tensors_of_integers_must_be_the_same() -> None:
-    models = [Held(str(i), {"weight": torch.randn(3), "ids": torch.arange(70_000)}) for i in range(2)]
-    assert Inputs.of(models).buffers == ["ids"]
+    models = [MemoryTensors(str(i), {"weight": torch.randn(3), "ids": torch.arange(70_000)}) for i in range(2)]
+    assert Inputs.of(models).integer_tensors == ["ids"]
     models[1].tensors["ids"][-1] = 0
     with pytest.raises(ValueError, match=r"^ids of 0 and 1 differs; it holds torch.int64"):
         Inputs.of(models)
@@ -149,8 +149,8 @@ def test_tensors_of_integers_must_be_the_same() -> None:
 
 def test_integers_that_one_model_lacks_are_left_out() -> None:
     """MiniLM's base has position_ids from an old release, which exports do not have."""
-    counted = Held("counted", {"weight": torch.randn(3), "ids": torch.arange(5)})
-    plain = Held("plain", {"weight": torch.randn(3)})
+    counted = MemoryTensors("counted", {"weight": torch.randn(3), "ids": torch.arange(5)})
+    plain = MemoryTensors("plain", {"weight": torch.randn(3)})
     for inputs in (Inputs.of([plain], counted), Inputs.of([counted], plain), Inputs.of([counted, plain])):
         assert list(inputs.specs) == ["weight"]
         assert all(list(model.specs) == ["weight"] for model in inputs.models)
@@ -164,7 +164,7 @@ def test_header_with_metadata_and_any_order(tmp_path: Path) -> None:
     }
     text = json.dumps(header).encode()
     content = struct.pack("<Q", len(text)) + text + bytes([7, 8]) + struct.pack("<2f", 1.5, -2.5)
-    (tmp_path / "model.safetensors").write_bytes(content)  # floats at an odd place
+    (tmp_path / "model.safetensors").write_bytes(content)  # floats at an odd offset
     source = stored_tensors([tmp_path / "model.safetensors"], "it")
     assert source.read("late", 0, 2).tolist() == [1.5, -2.5]
     assert source.read("early", 1, 2).tolist() == [8]

@@ -1,4 +1,4 @@
-"""Safetensors files written in pieces."""
+"""Safetensors files that are written in slices."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merging.held import Held, family, merged, random_tensors, recipe
+from merging.in_memory import MemoryTensors, family, merged, random_tensors, recipe
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import write_merged
 from nestling.merging.sources import Spec, stored_tensors
-from nestling.merging.workers import BLOCK
-from nestling.merging.writing import TensorFiles, in_shards
+from nestling.merging.workers import BLOCK_SIZE
+from nestling.merging.writing import SafetensorsWriter, split_into_shards
 from nestling.models.weights import StoredWeights
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -24,7 +24,7 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(BITS[tensor.dtype.itemsize])
 
 
-def test_pieces_in_any_order_make_the_file_that_the_library_writes(tmp_path: Path) -> None:
+def test_slices_in_any_order_make_a_file_that_safetensors_loads(tmp_path: Path) -> None:
     tensors = {
         "odd": torch.randn(5).bfloat16(),
         "flags": torch.tensor([True, False, True]),
@@ -34,18 +34,18 @@ def test_pieces_in_any_order_make_the_file_that_the_library_writes(tmp_path: Pat
         "ids": torch.arange(9),
     }
     specs = {name: Spec(tuple(each.shape), each.dtype) for name, each in tensors.items()}
-    with TensorFiles(tmp_path, specs, 10**9) as files:
+    with SafetensorsWriter(tmp_path, specs, 10**9) as files:
         for name, tensor in reversed(tensors.items()):
             flat = tensor.view(-1)
             for start in reversed(range(0, len(flat), 2)):
                 files.write(name, start, flat[start : start + 2])
-    found = load_file(tmp_path / "model.safetensors")
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(bits(found[name]), bits(tensor)) for name, tensor in tensors.items())
+    actual = load_file(tmp_path / "model.safetensors")
+    assert actual.keys() == tensors.keys()
+    assert all(torch.equal(bits(actual[name]), bits(tensor)) for name, tensor in tensors.items())
     with safe_open(tmp_path / "model.safetensors", "pt") as opened:
         assert opened.metadata() == {"format": "pt"}
     stored = stored_tensors([tmp_path / "model.safetensors"], "it")
-    assert all(at % stored.specs[name].dtype.itemsize == 0 for name, (_, at) in stored.places.items())
+    assert all(at % stored.specs[name].dtype.itemsize == 0 for name, (_, at) in stored.locations.items())
 
 
 def test_shards_and_their_index(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
 
 def test_a_tensor_that_is_larger_than_a_shard_has_one_of_its_own() -> None:
     specs = {name: Spec((size,), torch.int8) for name, size in (("a", 3), ("b", 9), ("c", 2), ("d", 3), ("e", 1))}
-    assert list(in_shards(specs, 5)) == [["a"], ["b"], ["c", "d"], ["e"]]
+    assert list(split_into_shards(specs, 5)) == [["a"], ["b"], ["c", "d"], ["e"]]
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16])
@@ -77,19 +77,19 @@ def test_numbers_are_computed_exactly_and_rounded_once(tmp_path: Path, dtype: to
     inputs = Inputs.of(models, base)
     how = recipe("task_arithmetic", 0.3, 0.2, 0.4)
     write_merged(inputs, how, tmp_path, dtype=dtype, threads=2)
-    found = StoredWeights(str(tmp_path))
+    actual = StoredWeights(str(tmp_path))
     for name, exact in merged(inputs, how).items():
         expected = base.tensors[name].double()
         for weight, model in zip((0.3, 0.2, 0.4), models, strict=True):
             expected = expected + weight * (model.tensors[name].double() - base.tensors[name].double())
         torch.testing.assert_close(exact, expected, rtol=1e-13, atol=1e-15)
-        assert found[name].dtype == (dtype or torch.bfloat16)
-        assert torch.equal(found[name], exact.to(dtype or torch.bfloat16)), name
+        assert actual[name].dtype == (dtype or torch.bfloat16)
+        assert torch.equal(actual[name], exact.to(dtype or torch.bfloat16)), name
 
 
 def test_rounding_once_is_closer_than_rounding_twice(tmp_path: Path) -> None:
-    """Inputs of more digits than the output has: what is rounded first is further off."""
-    models = [Held(str(seed), random_tensors(seed)) for seed in (1, 2)]
+    """Inputs of higher precision than the output: rounding them before the merge gives a larger error."""
+    models = [MemoryTensors(str(seed), random_tensors(seed)) for seed in (1, 2)]
     write_merged(Inputs.of(models), recipe("linear", 1, 1), tmp_path, dtype=torch.bfloat16, threads=1)
     name = "embed.weight"
     one, other = (model.tensors[name] for model in models)
@@ -101,22 +101,24 @@ def test_rounding_once_is_closer_than_rounding_twice(tmp_path: Path) -> None:
 
 
 def test_integers_are_copied_in_their_own_dtype(tmp_path: Path) -> None:
-    ids = torch.randint(0, 2**40, (BLOCK + 3,))
-    models = [Held(str(seed), {**random_tensors(seed), "ids": ids, "on": torch.tensor([True])}) for seed in (1, 2)]
+    ids = torch.randint(0, 2**40, (BLOCK_SIZE + 3,))
+    models = [
+        MemoryTensors(str(seed), {**random_tensors(seed), "ids": ids, "on": torch.tensor([True])}) for seed in (1, 2)
+    ]
     report = write_merged(Inputs.of(models), recipe("linear", 1, 1), tmp_path, dtype=torch.bfloat16, threads=1)
-    found = load_file(tmp_path / "model.safetensors")
-    assert torch.equal(found["ids"], ids) and found["on"].tolist() == [True]
+    actual = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(actual["ids"], ids) and actual["on"].tolist() == [True]
     assert (report.tensors, report.copied) == (5, 2)
 
 
 def test_what_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
-    models = [Held(str(i), {"a": torch.tensor([1.0, 70_000.0])}) for i in range(2)]
+    models = [MemoryTensors(str(i), {"a": torch.tensor([1.0, 70_000.0])}) for i in range(2)]
     with pytest.raises(ValueError, match=r"^a has numbers that are too large for float16"):
         write_merged(Inputs.of(models), recipe("linear", 1, 1), tmp_path, dtype=torch.float16)
     write_merged(Inputs.of(models), recipe("linear", 1, 1), tmp_path, dtype=torch.bfloat16)
 
 
 def test_a_full_disk_is_named(small_disk: Path) -> None:
-    models = [Held(str(seed), {"a": torch.randn(1024, 1024)}) for seed in (1, 2)]
+    models = [MemoryTensors(str(seed), {"a": torch.randn(1024, 1024)}) for seed in (1, 2)]
     with pytest.raises(OSError, match=r"No space left on device.*model.safetensors"):
         write_merged(Inputs.of(models), recipe("linear", 1, 1), small_disk, threads=2)

@@ -56,10 +56,10 @@ def test_checkpoints_of_a_run_become_one_model(run: Path, qwen3: Path, data: Pat
     assert "linear of 2 models" in done.stdout
     assert "cosine 0.9" in done.stdout
     assert "passed the parity gate" in done.stdout
-    found, expected = load_file(output / "model.safetensors"), merged_by_hand(run, [6, 8], qwen3)
-    assert found.keys() == expected.keys()
+    actual, expected = load_file(output / "model.safetensors"), merged_by_hand(run, [6, 8], qwen3)
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        np.testing.assert_allclose(found[name].double().numpy(), tensor.numpy(), atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(actual[name].double().numpy(), tensor.numpy(), atol=1e-6, err_msg=name)
     record = json.loads(results.read_text())
     assert (record["method"], record["weights"]) == ("linear", [1.0, 1.0])
     assert record["models"] == ["step-6", "step-8"]
@@ -72,7 +72,7 @@ def test_checkpoints_of_a_run_become_one_model(run: Path, qwen3: Path, data: Pat
     assert again.stderr.startswith("error: output:")
 
 
-def test_weights_are_looked_for_and_the_best_is_written(run: Path, data: Path, tmp_path: Path) -> None:
+def test_weights_are_searched_and_the_best_merge_is_written(run: Path, data: Path, tmp_path: Path) -> None:
     output, results = tmp_path / "merged", tmp_path / "results.json"
     done = merge("--run", run, "--steps", "2,6,8", "--search", 9, "--dev", data / "dev",
                  "--test", named(data / "dev", "test"), "--output", output, "--results", results)  # fmt: skip
@@ -106,14 +106,14 @@ def test_alphas_go_from_the_base_to_the_merge(run: Path, qwen3: Path, data: Path
     done = merge("--models", run / "final", "--base", qwen3, "--alphas", "0,0.5,1", "--dev", data / "dev",
                  "--other", named(data / "dev", "elsewhere"), "--results", results, "--plot", plot)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(results.read_text())["alphas"]
-    assert [each["alpha"] for each in found] == [0, 0.5, 1]
+    points = json.loads(results.read_text())["alphas"]
+    assert [each["alpha"] for each in points] == [0, 0.5, 1]
     evaluations = {
         line["step"]: line["eval"]
         for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         if "eval" in line
     }
-    assert found[0]["dev"] == pytest.approx(evaluations[0]["dev/dev"]["64"]["nDCG@10"], abs=1e-6)
+    assert points[0]["dev"] == pytest.approx(evaluations[0]["dev/dev"]["64"]["nDCG@10"], abs=1e-6)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -131,8 +131,8 @@ def test_rerankers_are_merged_and_measured_on_candidates(qwen3_base: Path, data:
     done = merge("--models", f"{models[0]},{models[1]}", "--weights", "0.25,0.75", "--method", "linear",
                  "--dev", data / "dev", "--output", output)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    one, other, found = (load_file(each / "model.safetensors") for each in (*models, output))
-    for name, tensor in found.items():
+    one, other, actual = (load_file(each / "model.safetensors") for each in (*models, output))
+    for name, tensor in actual.items():
         torch.testing.assert_close(tensor, 0.25 * one[name] + 0.75 * other[name], atol=1e-6, rtol=0)
     assert Reranker.from_pretrained(output).settings == Reranker.from_pretrained(models[0]).settings
 

@@ -1,4 +1,4 @@
-"""LoRA adapters (arXiv 2106.09685) as models: W + scale B A in float32, a few rows at a time."""
+"""Models with a LoRA adapter (arXiv 2106.09685) merged in: W + scaling B A in float32, a few rows of W at a time."""
 
 import json
 import math
@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nestling.merging.names import own_names
+from nestling.merging.names import names_in_base
 from nestling.merging.sources import Source, Spec, open_weights, stored_tensors
 from nestling.models.weights import model_file
 
-# Rows of W that are multiplied at once have about so many elements. Pieces are cut along these rows whatever is asked
-# for: a product of more rows may be added up in another order.
-ROWS = 2**16
+# B A is computed for a few rows of W at a time, which have about this many elements. The rows are grouped in the same
+# way for any slice: a product of more or fewer rows may be added up in another order, and so be rounded differently.
+PRODUCT_SIZE = 2**16
 
 FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<factor>[AB])(?:\.\w+)?\.weight")
 
-# With these an adapter is more than W + scale B A, or of something else than the base that it names.
-BEYOND_PLAIN = (
+# Settings of adapter_config.json with which the weights are not W + scaling B A on the linear layers of the base.
+UNSUPPORTED_SETTINGS = (
     "alora_invocation_tokens",
     "arrow_config",
     "fan_in_fan_out",
@@ -37,33 +37,40 @@ BEYOND_PLAIN = (
     "use_dora",
     "use_qalora",
 )
-INITIALISED_BESIDE_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # others change the base
+# Values of init_lora_weights for which peft leaves the base as it is; others, such as pissa, change its weights.
+INITS_THAT_KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """What the factors of a layer are called, and the layer's scale."""
+class LoraFactors:
+    """The LoRA factors of a weight.
+
+    Args:
+        a: Name of A.
+        b: Name of B.
+        scaling: What B A is multiplied by, as peft calls it.
+    """
 
     a: str
     b: str
-    scale: float
+    scaling: float
 
 
 @dataclass(frozen=True)
-class WithLora:
-    """A model with an adapter added to it.
+class LoraTensors:
+    """A base with a LoRA adapter merged in.
 
     Args:
-        label: How errors call it.
-        base: The model.
-        factors: A [r, columns] and B [rows, r] of each adapted layer.
-        pairs: Those of each weight of the base that is adapted.
+        label: What errors and reports call the model.
+        base: Gives W [rows, columns].
+        adapter: Gives A [r, columns] and B [rows, r] of each adapted layer.
+        factors: Of each weight of the base that is adapted, by its name.
     """
 
     label: str
     base: Source
-    factors: Source
-    pairs: Mapping[str, Pair]
+    adapter: Source
+    factors: Mapping[str, LoraFactors]
 
     @property
     def specs(self) -> Mapping[str, Spec]:
@@ -71,115 +78,118 @@ class WithLora:
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         values = self.base.read(name, start, stop)
-        if name not in self.pairs or start >= stop:
+        if name not in self.factors or start >= stop:
             return values
-        pair, (height, width) = self.pairs[name], self.specs[name].shape
-        rank = self.factors.specs[pair.a].shape[0]
-        a = self.factors.read(pair.a, 0, rank * width).view(rank, width).float()
-        found = values.to(torch.float32, copy=True)
-        step = max(1, ROWS // width)
-        for top in range(start // width // step * step, -(-stop // width), step):
-            bottom = min(top + step, height)
-            b = self.factors.read(pair.b, top * rank, bottom * rank).view(-1, rank).float()
-            first, last = max(start, top * width), min(stop, bottom * width)
-            change = (pair.scale * (b @ a)).view(-1)[first - top * width : last - top * width]
-            found[first - start : last - start] += change
-        return found
+        factors, (rows, columns) = self.factors[name], self.specs[name].shape
+        rank = self.adapter.specs[factors.a].shape[0]
+        a = self.adapter.read(factors.a, 0, rank * columns).view(rank, columns).float()
+        merged = values.to(torch.float32, copy=True)
+        step = max(1, PRODUCT_SIZE // columns)
+        for top in range(start // columns // step * step, -(-stop // columns), step):
+            bottom = min(top + step, rows)
+            b = self.adapter.read(factors.b, top * rank, bottom * rank).view(-1, rank).float()
+            first, last = max(start, top * columns), min(stop, bottom * columns)
+            change = (factors.scaling * (b @ a)).view(-1)[first - top * columns : last - top * columns]
+            merged[first - start : last - start] += change
+        return merged
 
 
-def with_lora(label: str, base: Source, factors: Source, scale: Callable[[str, int], float]) -> WithLora:
-    """The tensors of an adapter on the model that it was trained on.
+def with_lora(label: str, base: Source, adapter: Source, scaling: Callable[[str, int], float]) -> LoraTensors:
+    """Merge an adapter into its base.
 
     Args:
-        label: How errors call it.
-        base: The model.
-        factors: The adapter, no other tensors in it.
-        scale: Of a layer, from its name and its rank.
+        label: What errors and reports call the merged model.
+        base: The model that the adapter was trained on.
+        adapter: LoRA factors and no other tensors.
+        scaling: Gives a layer's scaling from its name and its rank.
 
     Raises:
-        ValueError: Anything but two matrices for each of some linear layers of the base.
+        ValueError: The adapter is not one matrix A and one matrix B for each of some linear layers of the base.
     """
-    layers = paired(label, factors)
-    names = own_names([f"{layer}.weight" for layer in layers], base.specs, label, base.label)
-    pairs: dict[str, Pair] = {}
+    layers = factor_names(label, adapter)
+    names = names_in_base([f"{layer}.weight" for layer in layers], base.specs, label, base.label)
+    factors: dict[str, LoraFactors] = {}
     for layer, (a, b) in layers.items():
         name = names[f"{layer}.weight"]
-        a_shape, b_shape = factors.specs[a].shape, factors.specs[b].shape
+        a_shape, b_shape = adapter.specs[a].shape, adapter.specs[b].shape
         if [len(a_shape), len(b_shape)] != [2, 2] or base.specs[name].shape != (b_shape[0], a_shape[1]):
             raise ValueError(
                 f"{label}: {layer} has factors of {list(b_shape)} and {list(a_shape)}, and {name} of {base.label} is "
                 f"{list(base.specs[name].shape)}; expected plain LoRA on linear layers"
             )
-        pairs[name] = Pair(a, b, scale(layer, a_shape[0]))
-    return WithLora(label, base, factors, pairs)
+        factors[name] = LoraFactors(a, b, scaling(layer, a_shape[0]))
+    return LoraTensors(label, base, adapter, factors)
 
 
-def paired(label: str, factors: Source) -> dict[str, tuple[str, str]]:
-    """The names of A and B of each layer."""
-    found: dict[str, dict[str, str]] = {}
-    for name in factors.specs:
+def factor_names(label: str, adapter: Source) -> dict[str, tuple[str, str]]:
+    """The names of A and B of each layer, by the layer's name."""
+    names: dict[str, dict[str, str]] = {}
+    for name in adapter.specs:
         match = FACTOR.fullmatch(name)
         if match is None:
             raise ValueError(f"{label}: {name} is no factor of a linear layer; expected plain LoRA")
-        found.setdefault(match["layer"], {})[match["factor"]] = name
-    for layer, sides in found.items():
-        if len(sides) < 2:
+        names.setdefault(match["layer"], {})[match["factor"]] = name
+    for layer, of_layer in names.items():
+        if len(of_layer) < 2:
             raise ValueError(f"{label}: {layer} has one factor instead of two")
-    return {layer: (sides["A"], sides["B"]) for layer, sides in found.items()}
+    return {layer: (of_layer["A"], of_layer["B"]) for layer, of_layer in names.items()}
 
 
-def is_factor(name: str) -> bool:
-    """Whether a tensor's name is that of a LoRA factor."""
+def is_lora_factor(name: str) -> bool:
+    """Whether this is the name of a LoRA factor, A or B."""
     return FACTOR.fullmatch(name) is not None
 
 
-def open_adapter(adapter: str, base: str | None = None, subfolder: str = "") -> WithLora:
-    """An adapter that peft wrote, a directory or hub id, on its base.
+def open_adapter(adapter: str, base: str | None = None, subfolder: str = "") -> LoraTensors:
+    """Open a peft adapter on its base.
 
     Args:
-        adapter: Where it is.
-        base: Directory or hub id of the model under it; the one that it names by default.
-        subfolder: Where the base's transformer lies inside.
+        adapter: Directory or hub id of the adapter.
+        base: Directory or hub id of the base; by default the one that the adapter names.
+        subfolder: Folder of the base that has its transformer.
 
     Raises:
-        ValueError: It is not plain LoRA, or not of this base.
+        ValueError: The adapter is not plain LoRA, or not of this base.
     """
     path = model_file(adapter, "adapter_config.json")
     if path is None:
         raise ValueError(f"{adapter} has no adapter_config.json; expected an adapter that peft wrote")
     config = json.loads(path.read_text(encoding="utf-8"))
-    for reason in beyond_plain(config):
+    for reason in unsupported_settings(config):
         raise ValueError(f"{adapter}: {reason}; expected plain LoRA, whose weights are W + scale B A")
     weights = model_file(adapter, "adapter_model.safetensors")
     if weights is None:
         raise ValueError(f"{adapter} has no adapter_model.safetensors; save it again with a recent peft")
-    under = open_weights(base or config["base_model_name_or_path"], subfolder)
-    return with_lora(adapter, under, stored_tensors([weights], adapter), scale_of(config))
+    base_weights = open_weights(base or config["base_model_name_or_path"], subfolder)
+    return with_lora(adapter, base_weights, stored_tensors([weights], adapter), scaling_of(config))
 
 
-def beyond_plain(config: Mapping[str, Any]) -> Iterator[str]:
-    """Why an adapter_config.json is not of plain LoRA."""
+def unsupported_settings(config: Mapping[str, Any]) -> Iterator[str]:
+    """The settings of an adapter_config.json that are not of plain LoRA, as parts of an error message."""
     if config.get("peft_type") != "LORA":
         yield f"peft_type is {config.get('peft_type')}"
     if config.get("bias", "none") != "none":
         yield f"bias is {config['bias']}"
-    if config.get("init_lora_weights") not in INITIALISED_BESIDE_THE_BASE:
+    if config.get("init_lora_weights") not in INITS_THAT_KEEP_THE_BASE:
         yield f"init_lora_weights is {config['init_lora_weights']}, which changes the base"
-    yield from (f"{name} is set" for name in BEYOND_PLAIN if config.get(name))
+    yield from (f"{name} is set" for name in UNSUPPORTED_SETTINGS if config.get(name))
 
 
-def scale_of(config: Mapping[str, Any]) -> Callable[[str, int], float]:
-    """alpha / r, or alpha / sqrt(r) with rslora, of each layer; alpha_pattern by peft's rule, r from the factors."""
+def scaling_of(config: Mapping[str, Any]) -> Callable[[str, int], float]:
+    """A function that gives a layer's scaling from its name and rank: alpha / r, or with rslora alpha / sqrt(r).
+
+    As in peft, alpha is that of the first key of alpha_pattern that matches the end of the layer's name.
+    """
     patterns: dict[str, float] = config.get("alpha_pattern") or {}
 
-    def scale(layer: str, rank: int) -> float:
-        own = (alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
-        alpha = next(own, config["lora_alpha"])
+    def scaling(layer: str, rank: int) -> float:
+        matching = (alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
+        alpha = next(matching, config["lora_alpha"])
         return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
-    return scale
+    return scaling
 
 
-def adapter_folder(path: str | Path) -> bool:
-    """Whether a folder holds a peft adapter."""
+def is_adapter_folder(path: str | Path) -> bool:
+    """Whether a path is the folder of a peft adapter."""
     return (Path(path) / "adapter_config.json").is_file()

@@ -1,11 +1,12 @@
-"""Models merged into files or into a model in memory, a few pieces at a time.
+"""Merge models into safetensors files or into a model in memory, slice by slice.
 
     inputs = Inputs.of([open_model("runs/a/final"), open_model("runs/b/final")])
     report = write_merged(inputs, Recipe("slerp", Weights((0.7, 0.3))), folder)
 
-1. Tensors are taken in groups. A first pass over a group measures the products between the models (`Inputs.grams`).
-2. What each method needs of a whole tensor is solved from them (`plans`).
-3. A second pass, which finds the files still cached, merges the pieces in float64 and rounds them once.
+1. Tensors are taken in groups. A first pass over a group computes the products between models (`Inputs.compute_grams`).
+2. What the method needs to know of each whole tensor, such as coefficients, follows from them (`plan`).
+3. A second pass, for which the operating system still has the files cached, merges each slice in float64. It is rounded
+   once, when it is stored.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,17 +20,17 @@ from tqdm import tqdm
 from nestling.config.merge_methods import Recipe
 from nestling.merging.inputs import Inputs
 from nestling.merging.names import align
-from nestling.merging.pieces import PieceMerge, plan
 from nestling.merging.report import MergeReport, describe
+from nestling.merging.slices import SliceMerge, plan
 from nestling.merging.sources import Spec
-from nestling.merging.workers import PIECE, Workers, working
-from nestling.merging.writing import TensorFiles
+from nestling.merging.workers import SLICE_SIZE, Workers, worker_threads
+from nestling.merging.writing import SafetensorsWriter
 from nestling.models.weights import SHARD_BYTES
 
-# Elements of a group, or one tensor that is larger: few enough that the second pass finds them cached.
-GROUP = 2**26
+# Most elements of a group, unless one tensor has more: few enough that the second pass finds the files cached.
+GROUP_SIZE = 2**26
 
-# Takes a piece of a tensor: its name, where it starts, its values; called from several threads.
+# Stores a slice: (tensor name, index of its first element in the flat tensor, values [n]); called from several threads.
 Sink = Callable[[str, int, Tensor], None]
 
 
@@ -42,38 +43,42 @@ def write_merged(
     shard_bytes: int = SHARD_BYTES,
     progress: str | None = None,
     threads: int | None = None,
-    piece: int = PIECE,
+    slice_size: int = SLICE_SIZE,
 ) -> MergeReport:
-    """Write the merged weights, and nothing else, into a folder: safetensors, in one file or shards with their index.
+    """Write the merged weights, and nothing else, into a folder: one safetensors file, or shards and their index.
 
-    They are not forced onto the disk; inside `nestling.export.serving_files.new_directory` that happens at its end.
+    The files are not synced to disk here; `nestling.export.serving_files.new_directory` syncs what is written in it.
 
     Args:
-        inputs: What is merged.
-        recipe: How.
+        inputs: The models to merge.
+        recipe: Method, weights and settings.
         folder: An existing folder.
-        dtype: Of numbers of floating point; each tensor's own in the base, or in the first model, by default.
-        shard_bytes: Size of a file.
-        progress: Label of a bar that shows bytes a second.
-        threads: As many as torch would use by default.
-        piece: Elements in the work of one thread, a multiple of 65,536.
+        dtype: Dtype of the tensors of floating point; by default each tensor's own in the base or, without a base, in
+            the first model.
+        shard_bytes: Most bytes of tensors in a file.
+        progress: Label of a progress bar in bytes; by default there is no bar.
+        threads: Number of threads; by default torch.get_num_threads().
+        slice_size: Elements that a thread works on at a time, a multiple of 65,536.
 
     Raises:
-        ValueError: The recipe is not for these models, or numbers are not finite.
+        ValueError: The recipe does not fit these models, a tensor holds nan or infinity, or a number is too large for
+            float16.
     """
-    require_fit(inputs, recipe)
-    specs = {name: written(spec, dtype) for name, spec in inputs.specs.items()}
-    with TensorFiles(folder, specs, shard_bytes) as files:
-        return merge(inputs, recipe, files.write, list(specs), progress=progress, threads=threads, piece=piece)
+    require_applicable(inputs, recipe)
+    specs = {name: output_spec(spec, dtype) for name, spec in inputs.specs.items()}
+    with SafetensorsWriter(folder, specs, shard_bytes) as files:
+        names = list(specs)
+        return merge(inputs, recipe, files.write, names, progress=progress, threads=threads, slice_size=slice_size)
 
 
-def require_fit(inputs: Inputs, recipe: Recipe) -> None:
-    """Raise ValueError unless the recipe is for such models, and all its patterns are of tensors that they have."""
+def require_applicable(inputs: Inputs, recipe: Recipe) -> None:
+    """Raise ValueError unless the recipe takes this many models, with or without a base, and its patterns match."""
     recipe.require_models(len(inputs.models), base=inputs.base is not None)
     recipe.weights.require_found(list(inputs.specs))
 
 
-def written(spec: Spec, dtype: torch.dtype | None) -> Spec:
+def output_spec(spec: Spec, dtype: torch.dtype | None) -> Spec:
+    """The spec of a merged tensor: in `dtype`, if that is given and the tensor is of floating point."""
     return Spec(spec.shape, dtype if dtype is not None and spec.dtype.is_floating_point else spec.dtype)
 
 
@@ -84,50 +89,61 @@ def merge_into(
     *,
     progress: str | None = None,
     threads: int | None = None,
-    piece: int = PIECE,
+    slice_size: int = SLICE_SIZE,
 ) -> MergeReport:
-    """Give a model in memory the merged weights, in place, rounded to its own dtypes; for a look before they are
-    written.
+    """Copy the merged weights into a model in memory, rounded to its dtypes, so that they can be evaluated.
 
     Args:
-        inputs: What is merged; tensors that the model does not have, such as an output layer, are left out.
-        recipe: How.
-        model: A transformers model, without adapters. Its names may have the backbone's prefix or not.
-        progress: As in `write_merged`, and so are the rest.
+        inputs: The models to merge. Tensors that `model` does not have, such as an output layer, are left out.
+        recipe: Method, weights and settings.
+        model: A transformers model without adapters. Its tensor names may differ by the backbone's prefix.
+        progress: As in `write_merged`.
+        threads: As in `write_merged`.
+        slice_size: As in `write_merged`.
 
     Raises:
-        ValueError: The model has a tensor that the inputs lack, or in another shape.
+        ValueError: As in `write_merged`, or `model` has a tensor that the inputs lack or have in another shape.
     """
-    targets = state_once(model)
-    names = align(targets.keys(), inputs.specs.keys())
-    missing = [name for name in targets if name not in names]
+    destinations = matching_state(model, inputs)
+
+    def copy(name: str, start: int, values: Tensor) -> None:
+        destinations[name][start : start + len(values)].copy_(values)
+
+    names = list(destinations)
+    return merge(inputs, recipe, copy, names, progress=progress, threads=threads, slice_size=slice_size)
+
+
+def matching_state(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """The tensors of a model, flat, under the inputs' names.
+
+    Raises:
+        ValueError: The inputs lack one of them, or have it in another shape.
+    """
+    state = untied_state(model)
+    names = align(state.keys(), inputs.specs.keys())
+    missing = [name for name in state if name not in names]
     if missing:
         raise ValueError(f"the model has {len(missing)} tensors that {inputs.reference.label} lacks: {missing[:3]}")
-    for name, to in names.items():
-        if targets[name].shape != inputs.specs[to].shape:
+    for name, in_inputs in names.items():
+        if state[name].shape != inputs.specs[in_inputs].shape:
             raise ValueError(
-                f"{name} is {list(targets[name].shape)} in the model and {list(inputs.specs[to].shape)} in "
+                f"{name} is {list(state[name].shape)} in the model and {list(inputs.specs[in_inputs].shape)} in "
                 f"{inputs.reference.label}"
             )
-    flat = {to: targets[name].view(-1) for name, to in names.items()}
-
-    def place(name: str, start: int, values: Tensor) -> None:
-        flat[name][start : start + len(values)].copy_(values)
-
-    return merge(inputs, recipe, place, list(flat), progress=progress, threads=threads, piece=piece)
+    return {in_inputs: state[name].view(-1) for name, in_inputs in names.items()}
 
 
-def state_once(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and persistent buffers, of tied ones the first."""
-    found: dict[str, Tensor] = {}
+def untied_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and persistent buffers; of tied ones, which share memory, only the first."""
+    state: dict[str, Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in model.state_dict().items():
         identity = (tensor.data_ptr(), tensor.shape)
         if identity not in seen:
-            found[name] = tensor
-        if tensor.numel():
+            state[name] = tensor
+        if tensor.numel():  # empty tensors all have the address 0
             seen.add(identity)
-    return found
+    return state
 
 
 def merge(
@@ -138,44 +154,54 @@ def merge(
     *,
     progress: str | None = None,
     threads: int | None = None,
-    piece: int = PIECE,
+    slice_size: int = SLICE_SIZE,
 ) -> MergeReport:
-    """Give every piece of the merged tensors to `sink`, in float64; tensors of integers as they are."""
-    require_fit(inputs, recipe)
-    buffers = set(inputs.buffers)
-    floating = [name for name in names if name not in buffers]
-    size = sum(inputs.specs[name].nbytes() for name in names)
-    with working(threads, piece) as workers, _bytes_bar(size, progress) as bar:
+    """Merge some tensors and pass every slice to `sink`, in float64; tensors of integers are passed whole, unchanged.
+
+    Args:
+        inputs: The models to merge.
+        recipe: Method, weights and settings.
+        sink: Stores a slice.
+        names: Tensors to merge.
+        progress: As in `write_merged`.
+        threads: As in `write_merged`.
+        slice_size: As in `write_merged`.
+    """
+    require_applicable(inputs, recipe)
+    integers = set(inputs.integer_tensors)
+    floating = [name for name in names if name not in integers]
+    total_bytes = sum(inputs.specs[name].nbytes() for name in names)
+    with worker_threads(threads, slice_size) as workers, _bytes_bar(total_bytes, progress) as bar:
         for name in names:
-            if name in buffers:
+            if name in integers:
                 sink(name, 0, inputs.reference.read(name, 0, inputs.specs[name].numel))
                 bar.update(inputs.specs[name].nbytes())
         for group in groups(floating, inputs):
-            inputs.measure(group, workers)
-            for done in _merge_group(inputs, recipe, sink, group, workers):
-                bar.update(done)
+            inputs.compute_grams(group, workers)
+            for merged_bytes in _merge_group(inputs, recipe, sink, group, workers):
+                bar.update(merged_bytes)
     return describe(inputs, recipe, floating)
 
 
 def _merge_group(inputs: Inputs, recipe: Recipe, sink: Sink, names: Sequence[str], workers: Workers) -> Iterator[int]:
-    """Bytes of each piece that is done."""
+    """Merge tensors whose grams have been computed; yields the bytes of each slice once it is stored."""
 
-    def work(part: tuple[str, PieceMerge, int, int]) -> int:
-        name, values, start, stop = part
-        sink(name, start, values(start, stop))
+    def work(task: tuple[str, SliceMerge, int, int]) -> int:
+        name, merge_slice, start, stop = task
+        sink(name, start, merge_slice(start, stop))
         return (stop - start) * inputs.specs[name].dtype.itemsize
 
-    planned = [(name, plan(inputs, recipe, name, workers)) for name in names]
-    parts = [(name, how, *cut) for name, how in planned for cut in workers.pieces(inputs.specs[name].numel)]
-    return workers.map(work, parts)
+    plans = [(name, plan(inputs, recipe, name, workers)) for name in names]
+    tasks = [(name, planned, *bounds) for name, planned in plans for bounds in workers.slices(inputs.specs[name].numel)]
+    return workers.map(work, tasks)
 
 
 def groups(names: Sequence[str], inputs: Inputs) -> Iterator[list[str]]:
-    """The names in their order, cut where a group has `GROUP` elements."""
+    """The names in their order, in groups of at most `GROUP_SIZE` elements or of one larger tensor."""
     group: list[str] = []
     size = 0
     for name in names:
-        if group and size + inputs.specs[name].numel > GROUP:
+        if group and size + inputs.specs[name].numel > GROUP_SIZE:
             yield group
             group, size = [], 0
         group.append(name)
@@ -184,7 +210,7 @@ def groups(names: Sequence[str], inputs: Inputs) -> Iterator[list[str]]:
         yield group
 
 
-def _bytes_bar(size: int, label: str | None) -> "tqdm[Any]":
-    """A bar on a terminal; hidden without label."""
-    hidden = None if label else True
-    return tqdm(total=size, desc=label, unit="B", unit_scale=True, smoothing=0, disable=hidden, leave=False)
+def _bytes_bar(total: int, label: str | None) -> "tqdm[Any]":
+    """A progress bar in bytes, shown only on a terminal and with a label."""
+    disable = None if label else True  # None: tqdm disables the bar where there is no terminal
+    return tqdm(total=total, desc=label, unit="B", unit_scale=True, smoothing=0, disable=disable, leave=False)

@@ -1,4 +1,7 @@
-"""What a merge can take: a model directory or hub id, a peft adapter on its base, a checkpoint of a run on its base."""
+"""Models that can be merged, opened by `open_model`.
+
+A model is a directory or hub id, a peft adapter on its base, or a checkpoint of a run on the run's base.
+"""
 
 import json
 from pathlib import Path
@@ -8,41 +11,46 @@ import yaml
 
 from nestling.checkpoint.atomic import MANIFEST, file_damage
 from nestling.checkpoint.state import MODEL, STATE
-from nestling.merging.lora import adapter_folder, is_factor, open_adapter, with_lora
-from nestling.merging.names import own_names, require_like
-from nestling.merging.sources import Overlaid, Renamed, Source, open_weights, stored_tensors
+from nestling.merging.lora import is_adapter_folder, is_lora_factor, open_adapter, with_lora
+from nestling.merging.names import names_in_base, require_matching_specs
+from nestling.merging.sources import RenamedTensors, ReplacedTensors, Source, open_weights, stored_tensors
 from nestling.models.embedder import ModelFiles, read_json, read_model_files
 from nestling.run_files import CONFIG
 
-# What embedders and rerankers call their transformer.
+# Prefix of the transformer's tensors in embedders and rerankers, and so in checkpoints.
 BACKBONE = "backbone."
 
 
 def open_model(model: str, base: str | None = None) -> Source:
-    """A model to merge.
+    """Open a model to merge; no tensor is read yet.
 
     Args:
-        model: A model's directory or hub id; a folder that peft wrote; a step-N folder of a run.
-        base: The model under an adapter or checkpoint, where it is not the one that these name.
+        model: A model's directory or hub id; the folder of a peft adapter; a step-N folder of a run.
+        base: The model under an adapter or checkpoint; by default the one that the adapter or the run names.
 
     Raises:
-        ValueError: It cannot be read in pieces, is damaged, or its adapter is not plain LoRA.
+        ValueError: The model is not in safetensors files, is damaged, or its adapter is not plain LoRA.
     """
-    if (Path(model) / STATE).is_file():
+    if is_checkpoint(model):
         return open_checkpoint(Path(model), base)
-    if adapter_folder(model):
-        under = base or json.loads((Path(model) / "adapter_config.json").read_text())["base_model_name_or_path"]
-        return open_adapter(model, under, model_files(under).subfolder)
+    if is_adapter_folder(model):
+        adapted = base or json.loads((Path(model) / "adapter_config.json").read_text())["base_model_name_or_path"]
+        return open_adapter(model, adapted, model_files(adapted).subfolder)
     if base is not None:
         raise ValueError(f"{model} is whole, neither an adapter nor a checkpoint, and takes no base under it")
     return open_weights(model, model_files(model).subfolder)
 
 
+def is_checkpoint(model: str) -> bool:
+    """Whether a path is a step-N folder of a run."""
+    return (Path(model) / STATE).is_file()
+
+
 def model_files(model: str) -> ModelFiles:
-    """As `read_model_files`; a reranker that is a CrossEncoder as well has neither pooling nor prompts.
+    """`read_model_files`, but without pooling and prompts for a reranker that is also exported as a CrossEncoder.
 
     Raises:
-        ValueError: There is no such directory, and it cannot be a hub id; or a module that Nestling does not have.
+        ValueError: The model is neither a directory nor a hub id, or has a module that Nestling does not support.
     """
     try:
         modules = read_json(model, "modules.json") or []
@@ -54,45 +62,48 @@ def model_files(model: str) -> ModelFiles:
 
 
 def open_checkpoint(checkpoint: Path, base: str | None = None) -> Source:
-    """A checkpoint of a run, RUN/checkpoints/step-N: what was trained, over the model that the run began with.
+    """Open a checkpoint of full or LoRA training: its tensors on the model that the run started from.
 
     Args:
-        checkpoint: The folder.
-        base: That model, where it has moved to.
+        checkpoint: RUN/checkpoints/step-N.
+        base: The model that the run started from, if it is no longer where the run's settings say.
 
     Raises:
-        ValueError: The folder is damaged or not in a run's, or is not of this base.
+        ValueError: The checkpoint is damaged, is not in a run's folder, or does not fit the base.
     """
     settings = run_settings(checkpoint)
-    require_sound(checkpoint)
+    require_undamaged(checkpoint)
     source = base or settings["model"]
-    under, label = open_weights(source, model_files(source).subfolder), str(checkpoint)
+    base_weights, label = open_weights(source, model_files(source).subfolder), str(checkpoint)
     stored = stored_tensors([checkpoint / MODEL], label)
-    trained = Renamed(stored, {name.removeprefix(BACKBONE): name for name in stored.specs})
-    whole = [name for name in trained.specs if not is_factor(name)]
-    changed = overlaid(label, under, Renamed(trained, {name.replace(".base_layer.", "."): name for name in whole}))
-    factors = Renamed(trained, {name: name for name in trained.specs if is_factor(name)})
+    trained = RenamedTensors(stored, {name.removeprefix(BACKBONE): name for name in stored.specs})
+    # peft keeps the weight of a layer that it adapts under layer.base_layer.weight.
+    full = {name.replace(".base_layer.", "."): name for name in trained.specs if not is_lora_factor(name)}
+    replaced = with_replaced(label, base_weights, RenamedTensors(trained, full))
+    factors = RenamedTensors(trained, {name: name for name in trained.specs if is_lora_factor(name)})
     if not factors.specs:
-        return changed
+        return replaced
     alpha = float(settings["lora"]["alpha"])
-    return with_lora(label, changed, factors, lambda layer, rank: alpha / rank)
+    return with_lora(label, replaced, factors, lambda layer, rank: alpha / rank)
 
 
-def overlaid(label: str, under: Source, over: Source) -> Overlaid:
-    """A model some of whose tensors are replaced, by names that may lack or have the backbone's prefix.
+def with_replaced(label: str, base: Source, replacements: Source) -> ReplacedTensors:
+    """Replace some tensors of a base, whose names may differ from theirs by the backbone's prefix.
 
     Raises:
-        ValueError: There is no such tensor, or none of this shape.
+        ValueError: The base has no tensor of that name, or one of another shape.
     """
-    bare = {name.removeprefix("base_model.model."): name for name in over.specs}
-    names = own_names(bare.keys(), under.specs, label, under.label)
-    for name, to in names.items():
-        require_like(to, under.label, under.specs[to], label, over.specs[bare[name]])
-    return Overlaid(label, under, over, {to: bare[name] for name, to in names.items()})
+    stored_names = {name.removeprefix("base_model.model."): name for name in replacements.specs}
+    base_names = names_in_base(stored_names.keys(), base.specs, label, base.label)
+    for name, in_base in base_names.items():
+        spec = replacements.specs[stored_names[name]]
+        require_matching_specs(in_base, base.label, base.specs[in_base], label, spec)
+    replaced = {in_base: stored_names[name] for name, in_base in base_names.items()}
+    return ReplacedTensors(label, base, replacements, replaced)
 
 
 def run_settings(checkpoint: Path) -> dict[str, Any]:
-    """The settings of the run that a checkpoint belongs to."""
+    """The content of config.yaml of the run that a checkpoint belongs to."""
     path = checkpoint.resolve().parents[1] / CONFIG
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {CONFIG}; expected RUN/checkpoints/step-N")
@@ -100,8 +111,8 @@ def run_settings(checkpoint: Path) -> dict[str, Any]:
     return settings
 
 
-def require_sound(checkpoint: Path) -> None:
-    """Raise ValueError unless the checkpoint's tensors are what was written; its optimizer state is not read."""
+def require_undamaged(checkpoint: Path) -> None:
+    """Raise ValueError unless the checkpoint's weights match their checksum; its optimizer state is not read."""
     try:
         entries = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         problem = next(file_damage(checkpoint, {MODEL: entries[MODEL]}), None)

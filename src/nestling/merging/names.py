@@ -1,24 +1,26 @@
-"""Names of tensors, which have the backbone's prefix (`model.`, `bert.`) before them in some files only."""
+"""Matching of tensor names between models: some files have the backbone's prefix (`model.`, `bert.`), others do not."""
 
 from collections.abc import Collection, Iterator, Mapping
 
-from nestling.merging.sources import Renamed, Source, Spec
+from nestling.merging.sources import RenamedTensors, Source, Spec
 
 
 def align(names: Collection[str], reference: Collection[str]) -> dict[str, str]:
-    """From names to those of `reference`, with one prefix put before them, or taken off them, where that helps.
+    """Map names to the same tensors' names in `reference`, by adding or removing one prefix where needed.
 
-    Names that have no counterpart are left out. The prefix is whatever gives most of them one.
+    The prefix that matches the most names is taken. Names without a match are left out, and no two names are mapped to
+    the same one.
     """
     best: dict[str, str] = {}
-    for candidate in candidates(names, reference):
-        found = {name: to for name, to in candidate.items() if to in reference}
-        if len(found) > len(best) and len(set(found.values())) == len(found):
-            best = found
+    for mapping in prefix_mappings(names, reference):
+        matches = {name: match for name, match in mapping.items() if match in reference}
+        if len(matches) > len(best) and len(set(matches.values())) == len(matches):
+            best = matches
     return best
 
 
-def candidates(names: Collection[str], reference: Collection[str]) -> Iterator[dict[str, str]]:
+def prefix_mappings(names: Collection[str], reference: Collection[str]) -> Iterator[dict[str, str]]:
+    """Names as they are; then without each first part that they have; then with each first part of the reference."""
     yield {name: name for name in names}
     for prefix in sorted({name.partition(".")[0] + "." for name in names}):
         yield {name: name.removeprefix(prefix) if name.removeprefix(prefix) in reference else name for name in names}
@@ -26,45 +28,45 @@ def candidates(names: Collection[str], reference: Collection[str]) -> Iterator[d
         yield {name: prefix + name if prefix + name in reference else name for name in names}
 
 
-def without_lacking_integers(reference: Source, sources: Collection[Source]) -> Source:
-    """`reference` without tensors of integers that one of the others lacks.
+def without_missing_integers(reference: Source, sources: Collection[Source]) -> Source:
+    """`reference` without tensors of integers that one of the sources lacks.
 
-    These are counters such as `position_ids`, which older releases of transformers saved and newer ones make.
+    These are buffers such as `position_ids`, which older releases of transformers saved and newer ones compute.
     """
-    found = [set(align(source.specs.keys(), reference.specs.keys()).values()) for source in sources]
+    matches = [set(align(source.specs.keys(), reference.specs.keys()).values()) for source in sources]
     kept = [
         name
         for name, spec in reference.specs.items()
-        if spec.dtype.is_floating_point or all(name in names for names in found)
+        if spec.dtype.is_floating_point or all(name in names for names in matches)
     ]
-    return Renamed(reference, {name: name for name in kept})
+    return RenamedTensors(reference, {name: name for name in kept})
 
 
-def matched(source: Source, reference: Source) -> Source:
-    """`source` under the names of `reference`, without integers that it alone has.
+def with_names_of(source: Source, reference: Source) -> Source:
+    """`source` under the names of `reference`, without tensors of integers that `reference` lacks.
 
     Raises:
-        ValueError: One has a tensor that the other lacks, or in another shape.
+        ValueError: One has a tensor of floating point that the other lacks, or a shape differs.
     """
-    own = {to: name for name, to in align(source.specs.keys(), reference.specs.keys()).items()}
-    require_none(reference, [name for name in reference.specs if name not in own], source)
-    known = set(own.values())
-    more = [name for name, spec in source.specs.items() if spec.dtype.is_floating_point and name not in known]
-    require_none(source, more, reference)
+    own = {match: name for name, match in align(source.specs.keys(), reference.specs.keys()).items()}
+    require_no_extra(reference, [name for name in reference.specs if name not in own], source)
+    matched = set(own.values())
+    extra = [name for name, spec in source.specs.items() if spec.dtype.is_floating_point and name not in matched]
+    require_no_extra(source, extra, reference)
     for name, spec in reference.specs.items():
-        require_like(name, reference.label, spec, source.label, source.specs[own[name]])
-    return Renamed(source, {name: own[name] for name in reference.specs})
+        require_matching_specs(name, reference.label, spec, source.label, source.specs[own[name]])
+    return RenamedTensors(source, {name: own[name] for name in reference.specs})
 
 
-def require_none(source: Source, names: Collection[str], other: Source) -> None:
-    """Raise ValueError if `source` has tensors that `other` lacks."""
+def require_no_extra(source: Source, names: Collection[str], other: Source) -> None:
+    """Raise ValueError if there are names; they are tensors of `source` that `other` lacks."""
     if names:
         listed = ", ".join(list(names)[:3]) + (", …" if len(names) > 3 else "")
         raise ValueError(f"{source.label} has {len(names)} tensors that {other.label} lacks: {listed}")
 
 
-def require_like(name: str, label: str, spec: Spec, other_label: str, other: Spec) -> None:
-    """Raise ValueError unless two tensors have one shape, and both or neither are of floating point."""
+def require_matching_specs(name: str, label: str, spec: Spec, other_label: str, other: Spec) -> None:
+    """Raise ValueError unless two tensors have the same shape and, if not both of floating point, the same dtype."""
     if spec.shape != other.shape:
         raise ValueError(f"{name} is {list(spec.shape)} in {label} and {list(other.shape)} in {other_label}")
     floats = spec.dtype.is_floating_point and other.dtype.is_floating_point
@@ -72,14 +74,20 @@ def require_like(name: str, label: str, spec: Spec, other_label: str, other: Spe
         raise ValueError(f"{name} is {spec.dtype} in {label} and {other.dtype} in {other_label}")
 
 
-def own_names(names: Collection[str], specs: Mapping[str, Spec], label: str, base: str) -> dict[str, str]:
-    """From names of a model's trained tensors to those of its base.
+def names_in_base(names: Collection[str], specs: Mapping[str, Spec], label: str, base: str) -> dict[str, str]:
+    """Map names of an adapter's or checkpoint's tensors to the same tensors' names in the base.
+
+    Args:
+        names: Names of the tensors.
+        specs: The base's tensors.
+        label: What errors call the adapter or checkpoint.
+        base: What errors call the base.
 
     Raises:
-        ValueError: The base has no such tensor.
+        ValueError: The base lacks one of the tensors.
     """
-    found = align(names, specs.keys())
-    unknown = [name for name in names if name not in found]
+    base_names = align(names, specs.keys())
+    unknown = [name for name in names if name not in base_names]
     if unknown:
         raise ValueError(f"{label} is not of {base}, which has no {unknown[0]} ({len(unknown)} tensors in all)")
-    return found
+    return base_names

@@ -1,4 +1,4 @@
-"""What a merge found out about its inputs."""
+"""The report of a merge: norms of its models, and cosines between them and between their changes to the base."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from nestling.config.merge_methods import Method, Recipe
-from nestling.merging.inputs import Inputs, of_models
-from nestling.merging.methods import PARALLEL, cosines, near_parallel, opposed
+from nestling.merging.inputs import Inputs, gram_of_models
+from nestling.merging.methods import PARALLEL_COSINE, cosines, near_parallel, opposed
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """How alike two models point.
+class PairCosine:
+    """Cosines between two models, or between their changes. Its fields are keys in the results of scripts/merge.py.
 
     Args:
-        models: Which two.
-        cosine: Of all their tensors as one vector.
-        median: Over the tensors.
-        least: Over the tensors.
-        where: The tensor with the least.
+        models: Labels of the two.
+        cosine: Cosine of all tensors as one vector.
+        median: Median of the tensors' own cosines.
+        least: Least of the tensors' own cosines.
+        where: Name of the tensor with the least.
     """
 
     models: tuple[str, str]
@@ -39,22 +39,22 @@ class Likeness:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What was merged, and how alike it was.
+    """What was merged, and how similar the models are. Its fields are keys in the results of scripts/merge.py.
 
     Args:
-        method: How.
-        models: Of what.
-        base: The base of changes.
-        tensors: Tensors that were merged.
-        parameters: Numbers in them.
-        copied: Tensors of integers, the same in all models.
-        parallel: Tensors whose inputs are all parallel up to |cos| > 0.9995: slerp takes the straight line there, and
-            karcher comes to the same within about 1e-4.
-        norms: Of each model, all its tensors as one vector.
-        likeness: Of each two models.
-        change_norms: Of each model's difference from the base, in units of the base's norm; empty without a base.
-        change_likeness: Of these differences.
-        opposed: Tensors whose changes oppose each other on the whole: model stock leaves the base.
+        method: Method of merging.
+        models: Labels of the models.
+        base: Label of the base, for methods that merge changes to it.
+        tensors: Number of tensors that were merged.
+        parameters: Number of elements in them.
+        copied: Number of tensors of integers, which are the same in all models and were copied.
+        parallel: Number of tensors for which |cosine| > 0.9995 between all models: slerp takes the straight line there,
+            and karcher gives the same within about 1e-4.
+        norms: Norm of each model, all its tensors as one vector.
+        likeness: Cosines of each pair of models.
+        change_norms: Norm of each model's change to the base, divided by the base's norm; empty without a base.
+        change_likeness: Cosines of each pair of changes; empty without a base.
+        opposed: Number of tensors whose changes have a negative mean cosine: model stock leaves the base's values.
     """
 
     method: Method
@@ -65,86 +65,86 @@ class MergeReport:
     copied: int
     parallel: int
     norms: list[float]
-    likeness: list[Likeness]
+    likeness: list[PairCosine]
     change_norms: list[float]
-    change_likeness: list[Likeness]
+    change_likeness: list[PairCosine]
     opposed: int
 
     def lines(self) -> list[str]:
-        """For people to read; models bear numbers, since paths are long."""
+        """The report as text, a line for each fact; models are referred to by number, since paths are long."""
         numbers = {model: number for number, model in enumerate(self.models, start=1)}
 
-        def between(each: Likeness) -> str:
-            return f"{numbers[each.models[0]]} and {numbers[each.models[1]]}: {each}"
+        def between(pair: PairCosine) -> str:
+            return f"{numbers[pair.models[0]]} and {numbers[pair.models[1]]}: {pair}"
 
-        found = [
+        lines = [
             f"{self.method} of {len(self.models)} models: {self.tensors} tensors, {self.parameters:,} parameters, "
             f"{self.copied} tensors of integers copied"
         ]
-        found += [
+        lines += [
             f"{numbers[model]}. {model}: norm {norm:.6g}" for model, norm in zip(numbers, self.norms, strict=True)
         ]
-        found += [between(each) for each in self.likeness]
-        found += [
+        lines += [between(pair) for pair in self.likeness]
+        lines += [
             f"{number}: changed from {self.base} by {norm:.3g} of its norm"
             for number, norm in enumerate(self.change_norms, start=1)
         ]
-        found += [f"changes of {between(each)}" for each in self.change_likeness]
+        lines += [f"changes of {between(pair)}" for pair in self.change_likeness]
         if self.method == "model_stock":
-            found.append(f"{self.opposed} of {self.tensors} tensors were changed in opposite ways: the base's are left")
+            lines.append(f"{self.opposed} of {self.tensors} tensors were changed in opposite ways: the base's are left")
         if self.method in ("slerp", "karcher"):
-            found.append(
-                f"{self.parallel} of {self.tensors} tensors are near parallel (|cos| > {PARALLEL}): "
+            lines.append(
+                f"{self.parallel} of {self.tensors} tensors are near parallel (|cos| > {PARALLEL_COSINE}): "
                 + ("merged along the straight line" if self.method == "slerp" else "as good as the linear mean")
             )
-        return found
+        return lines
 
 
 def describe(inputs: Inputs, recipe: Recipe, names: Sequence[str]) -> MergeReport:
-    """A report of the tensors whose grams have been measured."""
-    measured = {name: inputs.grams[name] for name in names}
-    of_x = measured if inputs.base is None else {name: of_models(gram) for name, gram in measured.items()}
-    total = _total(of_x)
-    changes = {} if inputs.base is None else {name: gram[:-1, :-1] for name, gram in measured.items()}
-    base_norm = 1.0 if inputs.base is None else _total(measured)[-1, -1].sqrt().item()
+    """The report on some tensors, whose grams have been computed."""
+    grams = {name: inputs.grams[name] for name in names}
+    of_models = grams if inputs.base is None else {name: gram_of_models(gram) for name, gram in grams.items()}
+    changes = {} if inputs.base is None else {name: gram[:-1, :-1] for name, gram in grams.items()}
+    base_norm = 1.0 if inputs.base is None else _total(grams)[-1, -1].sqrt().item()
     change_norms = [] if inputs.base is None else (_total(changes).diagonal().sqrt() / base_norm).tolist()
     return MergeReport(
         method=recipe.method,
         models=inputs.labels,
         base=inputs.base.label if inputs.base else None,
-        tensors=len(measured),
-        parameters=sum(inputs.specs[name].numel for name in measured),
-        copied=len(inputs.buffers),
-        parallel=sum(near_parallel(gram) for gram in of_x.values()),
-        norms=total.diagonal().sqrt().tolist(),
-        likeness=likenesses(inputs.labels, of_x),
+        tensors=len(grams),
+        parameters=sum(inputs.specs[name].numel for name in grams),
+        copied=len(inputs.integer_tensors),
+        parallel=sum(near_parallel(gram) for gram in of_models.values()),
+        norms=_total(of_models).diagonal().sqrt().tolist(),
+        likeness=pair_cosines(inputs.labels, of_models),
         change_norms=change_norms,
-        change_likeness=likenesses(inputs.labels, changes),
+        change_likeness=pair_cosines(inputs.labels, changes),
         opposed=sum(opposed(gram) for gram in changes.values()),
     )
 
 
-def likenesses(labels: Sequence[str], grams: dict[str, Tensor]) -> list[Likeness]:
-    """Of each two models; tensors that are 0 in one of them do not count."""
+def pair_cosines(labels: Sequence[str], grams: dict[str, Tensor]) -> list[PairCosine]:
+    """The cosines of each pair of models, from the grams [k, k] of their tensors; zero tensors are left out."""
     if not grams:
         return []
-    names, overall = list(grams), cosines(_total(grams))
+    names, of_all = list(grams), cosines(_total(grams))
     of_tensors = torch.stack([cosines(gram) for gram in grams.values()])  # [tensors, k, k]
-    found = []
+    pairs = []
     for i, j in combinations(range(len(labels)), 2):
-        each = of_tensors[:, i, j]
-        least = int(each.nan_to_num(2).argmin())
-        found.append(
-            Likeness(
+        of_pair = of_tensors[:, i, j]
+        least = int(of_pair.nan_to_num(2).argmin())  # 2: never the least
+        pairs.append(
+            PairCosine(
                 (labels[i], labels[j]),
-                float(overall[i, j]),
-                float(each.nanmedian()),
-                float(each[least]),
+                float(of_all[i, j]),
+                float(of_pair.nanmedian()),
+                float(of_pair[least]),
                 names[least],
             )
         )
-    return found
+    return pairs
 
 
 def _total(grams: dict[str, Tensor]) -> Tensor:
+    """The gram of all tensors as one vector."""
     return torch.stack(list(grams.values())).sum(dim=0)

@@ -1,15 +1,16 @@
-"""Which weights of a merge are best on a development set: each input, a greedy soup, then one weight after another.
+"""Search for the weights of a merge that score best: each model alone, a greedy soup, then one weight at a time.
 
-Greedy soup: Wortsman et al., arXiv 2203.05482. Everything here is a function of a score, whatever it measures; no
-weights are tried twice, and every trial is kept, so that a table can show all of them.
+Greedy soup: Wortsman et al., arXiv 2203.05482. The score is any function of the weights. No weights are tried twice,
+and every trial is kept, so that a table can show all of them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-Weights = tuple[float, ...]
+# One weight for each model; they sum to 1 up to rounding.
+WeightVector = tuple[float, ...]
 
-# Weights are compared and kept to so many digits: finer ones do not change a model that anyone could tell apart.
+# Decimal places to which weights are rounded: a finer difference does not change a model noticeably.
 DIGITS = 4
 
 
@@ -18,70 +19,71 @@ class Trial:
     """A merge that was tried.
 
     Attributes:
-        weights: Of each of k inputs; they sum to 1.
+        weights: Its weights.
         score: Higher is better.
-        stage: What it was tried for.
+        stage: Stage of the search that tried it, for tables.
     """
 
-    weights: Weights
+    weights: WeightVector
     score: float
     stage: str
 
 
 @dataclass
 class Search:
-    """Trials of merges of k inputs.
+    """A search over the weights of a merge.
 
     Args:
-        count: k.
-        measure: The score of the merge with some weights.
-        budget: Trials at the most, the k inputs themselves among them.
+        count: Number of models.
+        measure: Gives the score of the merge with some weights.
+        budget: Most trials, those of each model alone included.
 
     Attributes:
-        trials: Those so far, in order.
+        trials: Trials so far, in order.
     """
 
     count: int
-    measure: Callable[[Weights], float]
+    measure: Callable[[WeightVector], float]
     budget: int
     trials: list[Trial] = field(default_factory=list)
 
     @property
     def best(self) -> Trial:
-        """The highest score; of equal ones the first."""
+        """The trial with the highest score; of equal ones the first."""
         return max(self.trials, key=lambda trial: trial.score)
 
     def run(self, step: float) -> Trial:
-        """All three stages; the best trial."""
-        for single in singles(self.count):
-            self._try(single, "an input")
-        self.greedy()
-        self.coordinates(step)
+        """Run all three stages, the last with this first step, and return the best trial."""
+        for weights in single_models(self.count):
+            self._try(weights, "an input")
+        self.greedy_soup()
+        self.coordinate_search(step)
         return self.best
 
-    def greedy(self) -> None:
-        """Add the inputs to an even mean, the best first; each stays if the score rises."""
-        alone = {trial.weights: trial.score for trial in self.trials}
-        order = sorted(range(self.count), key=lambda i: -alone[singles(self.count)[i]])
-        chosen = order[:1]
-        highest = alone[singles(self.count)[chosen[0]]]
-        for each in order[1:]:
-            trial = self._try(even(self.count, [*chosen, each]), "greedy soup")
+    def greedy_soup(self) -> None:
+        """Add the models to an equal mean, in the order of their scores; each stays if it raises the mean's score."""
+        score_alone = {trial.weights: trial.score for trial in self.trials}
+        scores = [score_alone[weights] for weights in single_models(self.count)]
+        order = sorted(range(self.count), key=lambda i: -scores[i])
+        members = order[:1]
+        highest = scores[members[0]]
+        for model in order[1:]:
+            trial = self._try(mean_of(self.count, [*members, model]), "greedy soup")
             if trial is not None and trial.score > highest:
-                chosen, highest = [*chosen, each], trial.score
+                members, highest = [*members, model], trial.score
 
-    def coordinates(self, step: float) -> None:
-        """From the best so far move one weight at a time by `step`, up or down; halve it when no move helps."""
+    def coordinate_search(self, step: float) -> None:
+        """From the best trial move one weight at a time by `step`, up or down; halve it when no move helps."""
         while step >= 10**-DIGITS and len(self.trials) < self.budget:
             start = self.best
             for i in range(self.count):
                 for change in (step, -step):
-                    self._try(moved(self.best.weights, i, change), "one weight moved")
+                    self._try(with_change(self.best.weights, i, change), "one weight moved")
             if self.best == start:
                 step /= 2
 
-    def _try(self, weights: Weights, stage: str) -> Trial | None:
-        """The trial of some weights, from before if there was one; None when the budget is spent."""
+    def _try(self, weights: WeightVector, stage: str) -> Trial | None:
+        """The trial of these weights, measured unless it was before; None when the budget is spent."""
         for trial in self.trials:
             if trial.weights == weights:
                 return trial
@@ -91,23 +93,24 @@ class Search:
         return self.trials[-1]
 
 
-def singles(count: int) -> list[Weights]:
-    """Each input alone."""
-    return [even(count, [i]) for i in range(count)]
+def single_models(count: int) -> list[WeightVector]:
+    """For each model the weights that are 1 for it and 0 for the others."""
+    return [mean_of(count, [i]) for i in range(count)]
 
 
-def even(count: int, members: list[int]) -> Weights:
-    """The mean of some inputs."""
+def mean_of(count: int, members: list[int]) -> WeightVector:
+    """Equal weights for some of the models, 0 for the others."""
     return normalised([float(i in members) for i in range(count)])
 
 
-def moved(weights: Weights, index: int, change: float) -> Weights:
-    """One weight changed, none below 0, and all made to sum to 1 again."""
+def with_change(weights: WeightVector, index: int, change: float) -> WeightVector:
+    """Weights with a change added to one of them, which does not go below 0; then normalised."""
     values = list(weights)
     values[index] = max(0.0, values[index] + change)
     return normalised(values)
 
 
-def normalised(values: list[float]) -> Weights:
+def normalised(values: list[float]) -> WeightVector:
+    """Values divided by their sum and rounded; all 0 stay 0."""
     total = sum(values) or 1.0
     return tuple(round(value / total, DIGITS) for value in values)

@@ -1,4 +1,7 @@
-"""What a merge reads: pieces of named tensors, never a whole one."""
+"""Sources of tensors: what a merge reads, slice by slice, so that no tensor is ever in memory as a whole.
+
+A slice is a range of elements, start to stop, of a tensor seen as one flat vector.
+"""
 
 import json
 import math
@@ -13,10 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nestling.merging.workers import PIECE
+from nestling.merging.workers import SLICE_SIZE
 from nestling.models.weights import model_file, weight_files
 
-# The names that safetensors has for them.
+# By the names of dtypes in the header of a safetensors file.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -33,7 +36,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A tensor's shape and dtype, as published."""
+    """Shape and dtype of a tensor as it is stored."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -43,65 +46,65 @@ class Spec:
         return math.prod(self.shape)
 
     def nbytes(self, dtype: torch.dtype | None = None) -> int:
-        """Bytes of the tensor, in `dtype` if it is of floating point."""
+        """Bytes of the tensor; in `dtype`, if that is given and the tensor is of floating point."""
         return self.numel * (dtype if dtype and self.dtype.is_floating_point else self.dtype).itemsize
 
 
 class Source(Protocol):
-    """The tensors of a model."""
+    """A model as named tensors that are read in slices."""
 
     @property
     def label(self) -> str:
-        """How errors and reports call it."""
+        """What errors and reports call the model, such as its path."""
 
     @property
     def specs(self) -> Mapping[str, Spec]:
-        """Its tensors by name."""
+        """Shape and dtype of each tensor, by its name."""
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """[stop - start]: elements of the flat tensor, not to be written to; called from several threads.
+        """A slice of a tensor, [stop - start]. The caller must not write to it, and may call from several threads.
 
-        Numbers of floating point come in whatever precision they are known in, at least that of the spec.
+        Its dtype may be of higher precision than in `specs`, such as float32 for a checkpoint on a bfloat16 base.
         """
 
 
 @dataclass(frozen=True)
 class StoredTensors:
-    """Tensors in safetensors files. A piece is mapped when it is read, and unmapped when it is dropped.
+    """Tensors in safetensors files. Each slice is memory-mapped on its own, and unmapped once it is garbage.
 
     Args:
-        label: How errors call it.
-        specs: The tensors.
-        places: Of each its file and where it begins in it, in bytes.
+        label: What errors and reports call the model.
+        specs: Shape and dtype of each tensor.
+        locations: The file of each tensor, and the offset of the tensor's first byte in it.
     """
 
     label: str
     specs: Mapping[str, Spec]
-    places: Mapping[str, tuple[Path, int]]
+    locations: Mapping[str, tuple[Path, int]]
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        path, begin = self.places[name]
+        path, offset = self.locations[name]
         dtype = self.specs[name].dtype
         if start >= stop:
             return torch.empty(0, dtype=dtype)
-        first = begin + start * dtype.itemsize
-        skipped = first % mmap.ALLOCATIONGRANULARITY
+        first = offset + start * dtype.itemsize
+        skipped = first % mmap.ALLOCATIONGRANULARITY  # a map can only begin at a multiple of this
         length = skipped + (stop - start) * dtype.itemsize
-        with path.open("rb") as file:  # copy on write: torch wants memory that it could write to
-            piece = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=first - skipped)
-        return torch.frombuffer(piece, dtype=dtype, count=stop - start, offset=skipped)
+        with path.open("rb") as file:  # copy on write, because torch warns about memory that is read-only
+            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=first - skipped)
+        return torch.frombuffer(mapped, dtype=dtype, count=stop - start, offset=skipped)
 
 
 def stored_tensors(files: Iterable[Path], label: str) -> StoredTensors:
-    """The tensors of some safetensors files.
+    """The tensors of one or more safetensors files, of which only the headers are read.
 
     Raises:
-        ValueError: A file is none, is cut off, or has a dtype that cannot be merged.
+        ValueError: A file is not a safetensors file, is truncated, or has a dtype that cannot be merged.
     """
     specs: dict[str, Spec] = {}
-    places: dict[str, tuple[Path, int]] = {}
+    locations: dict[str, tuple[Path, int]] = {}
     for path in files:
-        header, begin = read_header(path)
+        header, data_start = read_header(path)
         for name, entry in header.items():
             if entry["dtype"] not in DTYPES:
                 raise ValueError(
@@ -109,12 +112,12 @@ def stored_tensors(files: Iterable[Path], label: str) -> StoredTensors:
                     "merge models before they are quantised"
                 )
             specs[name] = Spec(tuple(entry["shape"]), DTYPES[entry["dtype"]])
-            places[name] = path, begin + entry["data_offsets"][0]
-    return StoredTensors(label, specs, places)
+            locations[name] = path, data_start + entry["data_offsets"][0]
+    return StoredTensors(label, specs, locations)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Of a safetensors file: what it says of each tensor, and where their bytes begin."""
+    """The header of a safetensors file, without its metadata, and the offset at which the tensors' bytes begin."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -129,15 +132,15 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def open_weights(model: str, subfolder: str = "") -> Source:
-    """The weights of a model directory or a hub id in the cache, in one file or in shards; tied ones once.
+    """The weights of a model directory or cached hub id, in one file or in shards; a tied output layer is left out.
 
     Raises:
-        ValueError: There are none, or they are pickled.
+        ValueError: There are no weights, or they are pickled.
     """
     files = weight_files(model, subfolder)
     if any(path.suffix == ".bin" for path in files):
         raise ValueError(
-            f"{model}: its weights are pickled ({files[0].name}) and cannot be read in pieces; load it with "
+            f"{model}: its weights are pickled ({files[0].name}) and cannot be read in slices; load it with "
             "transformers and save it again, which writes safetensors"
         )
     stored = stored_tensors(files, model)
@@ -147,69 +150,69 @@ def open_weights(model: str, subfolder: str = "") -> Source:
 
 
 def without_tied_head(stored: StoredTensors) -> StoredTensors:
-    """Leaves out an output layer that is the token embeddings once more.
+    """The tensors without lm_head.weight where it is a copy of the token embeddings.
 
     Raises:
-        ValueError: It is not, so that loaders would not tie it either.
+        ValueError: It differs from every tensor of its shape and dtype, although config.json says that it is tied.
     """
     head = "lm_head.weight"
     if head not in stored.specs:
         return stored
-    twins = [name for name, spec in stored.specs.items() if spec == stored.specs[head] and name != head]
-    if twins and not any(same(stored, head, stored, name) for name in twins):
+    candidates = [name for name, spec in stored.specs.items() if spec == stored.specs[head] and name != head]
+    if candidates and not any(equal_tensors(stored, head, stored, name) for name in candidates):
         raise ValueError(
-            f"{stored.label}: config.json ties word embeddings, but {head} differs from {', '.join(twins)}; "
+            f"{stored.label}: config.json ties word embeddings, but {head} differs from {', '.join(candidates)}; "
             "set tie_word_embeddings to what the weights are"
         )
-    specs = {name: spec for name, spec in stored.specs.items() if not twins or name != head}
-    return StoredTensors(stored.label, specs, stored.places)
+    specs = {name: spec for name, spec in stored.specs.items() if not candidates or name != head}
+    return StoredTensors(stored.label, specs, stored.locations)
 
 
-def same(source: Source, name: str, other: Source, other_name: str) -> bool:
+def equal_tensors(source: Source, name: str, other: Source, other_name: str) -> bool:
     """Whether two tensors have the same shape, dtype and elements."""
     spec = source.specs[name]
     return spec == other.specs[other_name] and all(
         torch.equal(
-            source.read(name, start, min(start + PIECE, spec.numel)),
-            other.read(other_name, start, min(start + PIECE, spec.numel)),
+            source.read(name, start, min(start + SLICE_SIZE, spec.numel)),
+            other.read(other_name, start, min(start + SLICE_SIZE, spec.numel)),
         )
-        for start in range(0, spec.numel, PIECE)
+        for start in range(0, spec.numel, SLICE_SIZE)
     )
 
 
 @dataclass(frozen=True)
-class Overlaid:
-    """A model some of whose tensors are replaced.
+class ReplacedTensors:
+    """A base with some of its tensors replaced.
 
     Args:
-        label: How errors call it.
-        under: The model.
-        over: What replaces its tensors.
-        names: Of each tensor that is replaced, what `over` calls it.
+        label: What errors and reports call the model.
+        base: Gives the specs of all tensors and the values of those that are not replaced.
+        replacements: Values of the others.
+        names: From the base's name of each replaced tensor to its name in `replacements`.
     """
 
     label: str
-    under: Source
-    over: Source
+    base: Source
+    replacements: Source
     names: Mapping[str, str]
 
     @property
     def specs(self) -> Mapping[str, Spec]:
-        return self.under.specs
+        return self.base.specs
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         if name in self.names:
-            return self.over.read(self.names[name], start, stop)
-        return self.under.read(name, start, stop)
+            return self.replacements.read(self.names[name], start, stop)
+        return self.base.read(name, start, stop)
 
 
 @dataclass(frozen=True)
-class Renamed:
-    """A model whose tensors have other names.
+class RenamedTensors:
+    """A model's tensors, or some of them, under other names.
 
     Args:
         source: The model.
-        names: What the model itself calls each.
+        names: From the new name of each tensor to its name in `source`.
     """
 
     source: Source

@@ -1,6 +1,7 @@
-"""What TIES and DARE do element by element: which changes are kept, and which of them agree.
+"""Sparse changes of TIES and DARE: which elements of a model's change are kept, and how the kept ones are combined.
 
-Shapes: k models, n elements of a piece of a tensor, d a model's change in float32, w_i its weight.
+Notation: k models, n elements of a slice of a tensor, d a model's change (its values less the base's) in float32, w_i
+its weight.
 """
 
 import hashlib
@@ -11,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LOW_BITS = 16
-HIGHS, LOWS = 2**15, 2**LOW_BITS  # a magnitude in float32 has 31 bits
+# The magnitude of a float32 is the lower 31 of its bits: 15 upper ones (exponent, start of the mantissa) and 16 lower.
+LOWER_BITS = 16
+UPPER_BINS, LOWER_BINS = 2**15, 2**LOWER_BITS
 
 
 @dataclass(frozen=True)
 class MagnitudeThreshold:
-    """Which elements have the largest magnitudes.
+    """Separates the elements of a tensor that are largest in magnitude from the others.
 
     Args:
-        bits: Of the smallest that is kept; elements above it are kept all.
-        equal: How many with exactly these bits are kept, the first of the tensor.
+        bits: `magnitude_bits` of the smallest element that is kept. All elements above it are kept.
+        equal: How many elements with exactly these bits are kept: the first of the tensor.
     """
 
     bits: int
@@ -29,55 +31,67 @@ class MagnitudeThreshold:
 
 
 def kept_count(elements: int, density: float) -> int:
-    """Of so many elements; at least one, as in mergekit."""
+    """Number of elements that TIES keeps: the fraction `density`, rounded down; at least one, as in mergekit."""
     return max(1, int(density * elements))
 
 
 def magnitude_bits(change: Tensor) -> Tensor:
-    """[n] int32 in the order of |d|."""
+    """The bits of |d| as integers, [n] int32; they have the order of |d|."""
     return change.view(torch.int32) & 0x7FFFFFFF
 
 
-def high_counts(bits: Tensor) -> Tensor:
-    """[HIGHS]: how many elements share each pattern of upper bits."""
-    return torch.bincount(bits >> LOW_BITS, minlength=HIGHS)
+def upper_bit_counts(bits: Tensor) -> Tensor:
+    """Histogram of the upper bits, [UPPER_BINS]."""
+    return torch.bincount(bits >> LOWER_BITS, minlength=UPPER_BINS)
 
 
-def low_counts(bits: Tensor, high: int) -> Tensor:
-    """[LOWS]: the same of the lower bits, among elements with `high` above them."""
-    return torch.bincount(bits[bits >> LOW_BITS == high] & (LOWS - 1), minlength=LOWS)
+def lower_bit_counts(bits: Tensor, upper: int) -> Tensor:
+    """Histogram of the lower bits of the elements that have these upper bits, [LOWER_BINS]."""
+    return torch.bincount(bits[bits >> LOWER_BITS == upper] & (LOWER_BINS - 1), minlength=LOWER_BINS)
 
 
-def largest(counts: Tensor, wanted: int) -> tuple[int, int]:
-    """The bin that holds the `wanted`-th element from the top, and how many of its elements are wanted."""
+def bin_of_largest(counts: Tensor, wanted: int) -> tuple[int, int]:
+    """Where the `wanted` largest elements end in a histogram: the last bin, and how many they take of its elements."""
     from_top = counts.flip(0).cumsum(0)
-    place = int(torch.searchsorted(from_top, wanted))
-    before = int(from_top[place - 1]) if place else 0
-    return len(counts) - 1 - place, wanted - before
+    position = int(torch.searchsorted(from_top, wanted))
+    before = int(from_top[position - 1]) if position else 0
+    return len(counts) - 1 - position, wanted - before
 
 
-def total(counts: Iterable[Tensor]) -> Tensor:
-    """The sum of one or more."""
-    each = iter(counts)
-    found = next(each).clone()
-    for more in each:
-        found += more
-    return found
+def total_counts(histograms: Iterable[Tensor]) -> Tensor:
+    """The sum of one or more histograms."""
+    remaining = iter(histograms)
+    total = next(remaining).clone()
+    for counts in remaining:
+        total += counts
+    return total
 
 
-def above_threshold(bits: Tensor, threshold: MagnitudeThreshold, equal_before: int) -> Tensor:
-    """[n] bool; `equal_before` elements with the cut's bits come earlier in the tensor."""
+def largest_mask(bits: Tensor, threshold: MagnitudeThreshold, equal_before: int) -> Tensor:
+    """Which elements of a slice are kept, [n] bool.
+
+    Args:
+        bits: Their `magnitude_bits`.
+        threshold: Of the whole tensor.
+        equal_before: Elements before the slice whose bits are exactly the threshold's.
+    """
     equal = bits == threshold.bits
     return (bits > threshold.bits) | (equal & (equal.cumsum(0) + equal_before <= threshold.equal))
 
 
-def kept_by_chance(name: str, model: int, start: int, stop: int, *, density: float, seed: int) -> Tensor:
-    """[stop - start] bool, each True with probability `density`.
+def random_mask(name: str, model: int, start: int, stop: int, *, density: float, seed: int) -> Tensor:
+    """Which elements of a slice DARE keeps: [stop - start] bool, each True with probability `density`.
 
-    An element's value depends on the seed, the model's place, the tensor's name and the element's place in it alone.
+    An element's value depends only on the seed, the tensor's name, the model's index and the element's index in the
+    tensor, and so not on slices or threads.
 
     Args:
-        start: A multiple of 8, as many numbers as a step of the generator gives.
+        name: The tensor's name.
+        model: The model's index.
+        start: First element; a multiple of 8, which is how many float32 numbers the generator makes in one step.
+        stop: Element after the last.
+        density: Fraction to keep.
+        seed: Seed of the generator.
     """
     assert start % 8 == 0, start
     key = hashlib.blake2b(f"{seed}\0{model}\0{name}".encode(), digest_size=16).digest()
@@ -86,28 +100,31 @@ def kept_by_chance(name: str, model: int, start: int, stop: int, *, density: flo
     return kept
 
 
-def added(changes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def weighted_sum(changes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """sum(w d), [n] float64."""
-    found = torch.zeros(len(changes[0]), dtype=torch.float64)
+    total = torch.zeros(len(changes[0]), dtype=torch.float64)
     for change, weight in zip(changes, weights, strict=True):
-        found += weight * change.double()
-    return found
+        total += weight * change.double()
+    return total
 
 
-def agreed(changes: Sequence[Tensor], weights: Sequence[float], *, mean: bool) -> Tensor:
-    """sum(w d) over those whose w d has the sign of the sum over all, [n] float64; https://arxiv.org/abs/2306.01708.
+def disjoint_merge(changes: Sequence[Tensor], weights: Sequence[float], *, mean: bool) -> Tensor:
+    """TIES's election of signs and disjoint merge, [n] float64; https://arxiv.org/abs/2306.01708.
 
-    A sum of exactly 0 counts as positive, as in mergekit.
+    The sign of an element is that of sum(w d) over all models. Then only the w d that have this sign are added up. As
+    in mergekit, a sum of exactly 0 counts as positive.
 
     Args:
-        mean: Divide by the weights of those.
+        changes: Of each model, [n] float32; 0 where an element is not kept.
+        weights: Of each model.
+        mean: Divide by the weights of the models that were added up, as TIES does and DARE does not.
     """
-    positive = added(changes, weights) >= 0
-    found = torch.zeros(len(positive), dtype=torch.float64)
-    divisor = torch.zeros_like(found)
+    positive = weighted_sum(changes, weights) >= 0
+    total = torch.zeros(len(positive), dtype=torch.float64)
+    divisor = torch.zeros_like(total)
     for change, weight in zip(changes, weights, strict=True):
-        moved = weight * change.double()
-        agrees = torch.where(positive, moved > 0, moved < 0)
-        found += torch.where(agrees, moved, 0)
-        divisor += weight * agrees.double()  # by a bool, a number would be rounded to float32
-    return found / torch.where(divisor == 0, 1, divisor) if mean else found
+        weighted = weight * change.double()
+        agrees = torch.where(positive, weighted > 0, weighted < 0)
+        total += torch.where(agrees, weighted, 0)
+        divisor += weight * agrees.double()  # a Python number times a bool tensor would be float32
+    return total / torch.where(divisor == 0, 1, divisor) if mean else total

@@ -1,7 +1,7 @@
-"""What is merged, as a whole: an embedder or a reranker that takes merged weights, is measured and is exported.
+"""The embedder or reranker that merged weights are loaded into, to be evaluated and exported.
 
-A model is loaded once. Its weights are then exchanged in place for each merge that is tried, and nothing is written
-until the best one is exported.
+It is loaded once. For each merge that is tried its weights are replaced in memory, and nothing is written until the
+best merge is exported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from nestling.checkpoint.state import STATE
 from nestling.config import CandidateData, EmbedConfig, RerankConfig, read_run, require
 from nestling.export.card import Card
 from nestling.export.embedder import export_embedder
 from nestling.export.gate import GateReport
 from nestling.export.reranker import export_reranker
-from nestling.merging.lora import adapter_folder
+from nestling.merging.lora import is_adapter_folder
+from nestling.merging.models import is_checkpoint
 from nestling.models.embedder import Embedder, read_json
 from nestling.models.merged_weights import without_adapters
 from nestling.models.reranker import Reranker, read_settings
@@ -30,20 +30,21 @@ from nestling.retrieval.candidates import Candidates, evaluate_candidates, open_
 from nestling.retrieval.evaluation import evaluate_embedder
 from nestling.retrieval.reranking import rerank
 
+# Metrics by name, such as nDCG@10, for each dimension of an embedder or the depth of a reranker's candidates.
 Metrics = Mapping[int, Mapping[str, float]]
 Dtype = Literal["float32", "bfloat16", "float16"]
-# Where a directory does not say for how many tokens it was trained.
-LENGTH = 512
+# Most tokens of a text where a model directory does not say.
+DEFAULT_MAX_LENGTH = 512
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A retrieval set, and for rerankers the candidates of its queries.
+    """A retrieval set to evaluate on, and for rerankers the candidates of its queries.
 
     Attributes:
-        retrieval_set: Under the name that tables have.
-        instruction: Task of its queries; the model's own by default.
-        candidates: None for embedders, which search all documents.
+        retrieval_set: Queries, documents and relevance; its name is that in tables and results.
+        instruction: Instruction before the queries; None for the model's own.
+        candidates: Candidates to rerank; None for embedders, which search all documents.
     """
 
     retrieval_set: RetrievalSet
@@ -52,36 +53,36 @@ class EvaluationSet:
 
 
 class MergeTarget(Protocol):
-    """A model whose weights can be exchanged."""
+    """A model that merged weights are loaded into."""
 
     @property
     def backbone(self) -> nn.Module:
-        """The transformers model, in float32."""
+        """The transformers model, in float32: where `merge_into` copies weights."""
 
     @property
     def axis(self) -> str:
-        """What its metrics are at: "dim" or "depth"."""
+        """What the integers in its metrics are: "dim" of an embedding or "depth" of the candidates."""
 
-    def open(self, data: CandidateData, retrieval_set: RetrievalSet) -> EvaluationSet:
-        """What a retrieval set is measured with, as its settings say."""
+    def prepare(self, data: CandidateData, retrieval_set: RetrievalSet) -> EvaluationSet:
+        """A retrieval set with what its settings say, ready to evaluate on."""
 
-    def measure(self, data: EvaluationSet) -> Metrics:
-        """Metrics of the weights as they are now, by value of the axis."""
+    def evaluate(self, data: EvaluationSet) -> Metrics:
+        """Metrics of the model with its present weights."""
 
     def export(self, output: Path, dtype: Dtype | None, card: Card) -> GateReport:
-        """Write a directory to serve, after its gates."""
+        """Write a model directory to serve; it appears only if it passes its parity gate."""
 
 
 @dataclass(frozen=True)
 class EmbedderTarget:
-    """An embedder.
+    """An embedder that merged weights are loaded into.
 
     Attributes:
         embedder: The model.
-        query_max_length: Tokens of a query.
-        document_max_length: Tokens of a document.
-        dims: Matryoshka dimensions that were trained.
-        instructions: Further query prompts, by name.
+        query_max_length: Most tokens of a query.
+        document_max_length: Most tokens of a document.
+        dims: Matryoshka dimensions that were trained, evaluated beside the full one.
+        instructions: Instructions of further query prompts to export, by name.
     """
 
     embedder: Embedder
@@ -95,14 +96,14 @@ class EmbedderTarget:
     def backbone(self) -> nn.Module:
         return without_adapters(self.embedder.backbone)
 
-    def open(self, data: CandidateData, retrieval_set: RetrievalSet) -> EvaluationSet:
+    def prepare(self, data: CandidateData, retrieval_set: RetrievalSet) -> EvaluationSet:
         require(
             (data.candidates, data.depth) == ("bm25", 100),
             f"{data.path}: candidates are a reranker's, and an embedder searches all documents",
         )
         return EvaluationSet(retrieval_set, data.instruction, None)
 
-    def measure(self, data: EvaluationSet) -> Metrics:
+    def evaluate(self, data: EvaluationSet) -> Metrics:
         return evaluate_embedder(
             self.embedder,
             data.retrieval_set,
@@ -128,7 +129,7 @@ class EmbedderTarget:
 
 @dataclass(frozen=True)
 class RerankerTarget:
-    """A reranker, a causal language model."""
+    """A reranker, which is a causal language model, that merged weights are loaded into."""
 
     reranker: Reranker
     axis: str = "depth"
@@ -137,11 +138,11 @@ class RerankerTarget:
     def backbone(self) -> nn.Module:
         return without_adapters(self.reranker.backbone)
 
-    def open(self, data: CandidateData, retrieval_set: RetrievalSet) -> EvaluationSet:
+    def prepare(self, data: CandidateData, retrieval_set: RetrievalSet) -> EvaluationSet:
         candidates = open_candidates(data.candidates, retrieval_set, data.depth)
         return EvaluationSet(retrieval_set, data.instruction, candidates)
 
-    def measure(self, data: EvaluationSet) -> Metrics:
+    def evaluate(self, data: EvaluationSet) -> Metrics:
         assert data.candidates is not None
         scores = rerank(self.reranker, data.retrieval_set, data.candidates, instruction=data.instruction, progress=True)
         depth = max(len(rows) for rows in data.candidates.rows)
@@ -153,49 +154,44 @@ class RerankerTarget:
         )
 
 
-def named_set(data: CandidateData) -> RetrievalSet:
-    """A retrieval set under the name that its settings give it, if they do."""
+def load_named_set(data: CandidateData) -> RetrievalSet:
+    """Load a retrieval set, under the name in its settings if they have one."""
     retrieval_set = load_retrieval_set(data.path, data.split)
     return replace(retrieval_set, name=data.name) if data.name else retrieval_set
 
 
-def quality(results: Mapping[str, Metrics]) -> float:
-    """What decides: nDCG@10 at the largest value of the axis, averaged over the sets."""
+def mean_ndcg(results: Mapping[str, Metrics]) -> float:
+    """nDCG@10 at the largest dimension or depth, averaged over the sets: the score by which merges are compared."""
     return fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values())
 
 
 def open_target(model: str, base: str | None, precision: torch.dtype) -> MergeTarget:
-    """What the models are that are merged, by the files of the first of them.
+    """Load the embedder or reranker that merged weights are loaded into, as the first model to merge is used.
 
     Args:
-        model: A directory or hub id, an adapter's folder, or a step-N folder of a run.
-        base: The model under an adapter or checkpoint, where it has moved to.
-        precision: Of evaluations.
+        model: The first model: a directory or hub id, an adapter's folder, or a step-N folder of a run.
+        base: The model under an adapter or checkpoint, if it is no longer where these say.
+        precision: Dtype of the computation in evaluations.
 
     Raises:
-        ValueError: Neither an embedder nor a reranker that is a causal language model.
+        ValueError: The model is neither an embedder nor a reranker that is a causal language model.
     """
     if is_checkpoint(model):
-        return of_run(Path(model).resolve().parents[1], base, precision)
-    return of_directory(files_of(model, base), precision)
+        return target_of_run(Path(model).resolve().parents[1], base, precision)
+    return target_of_directory(underlying_model(model, base), precision)
 
 
-def is_checkpoint(model: str) -> bool:
-    """Whether it is a step-N folder of a run."""
-    return (Path(model) / STATE).is_file()
-
-
-def files_of(model: str, base: str | None) -> str:
-    """The directory or hub id whose files say how a model is used: that under an adapter or checkpoint, or itself."""
+def underlying_model(model: str, base: str | None) -> str:
+    """The directory or hub id with config and tokenizer: the base of an adapter or checkpoint, or the model itself."""
     if is_checkpoint(model):
         return base or read_run(Path(model).resolve().parents[1]).model
-    if adapter_folder(model):
+    if is_adapter_folder(model):
         return base or str((read_json(model, "adapter_config.json") or {})["base_model_name_or_path"])
     return model
 
 
-def of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeTarget:
-    """A run's model as its recipe had it in memory, but whole."""
+def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeTarget:
+    """The model of a run with the run's settings, but all of its weights, without an adapter."""
     config = read_run(run)
     source = base or config.model
     if isinstance(config, RerankConfig):
@@ -215,8 +211,8 @@ def of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeTarget:
     )
 
 
-def of_directory(model: str, precision: torch.dtype) -> MergeTarget:
-    """A directory or hub id, told apart by the modules of sentence-transformers and our reranker.json."""
+def target_of_directory(model: str, precision: torch.dtype) -> MergeTarget:
+    """The model of a directory or hub id, a reranker if it has reranker.json or a LogitScore module."""
     modules = [each["type"].split(".")[-1] for each in read_json(model, "modules.json") or []]
     if "LogitScore" in modules or read_json(model, "reranker.json") is not None:
         return RerankerTarget(Reranker.from_pretrained(model, precision=precision))
@@ -224,7 +220,7 @@ def of_directory(model: str, precision: torch.dtype) -> MergeTarget:
         "Pooling" in modules,
         f"{model}: neither an embedder (modules.json with Pooling) nor a reranker (reranker.json, or LogitScore)",
     )
-    length = int((read_json(model, "sentence_bert_config.json") or {}).get("max_seq_length") or LENGTH)
+    max_length = int((read_json(model, "sentence_bert_config.json") or {}).get("max_seq_length") or DEFAULT_MAX_LENGTH)
     config: dict[str, Any] = read_json(model, "config.json") or {}
     dims = config.get("matryoshka_dimensions") or []
-    return EmbedderTarget(Embedder.from_pretrained(model, precision=precision), length, length, dims, {})
+    return EmbedderTarget(Embedder.from_pretrained(model, precision=precision), max_length, max_length, dims, {})

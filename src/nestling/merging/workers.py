@@ -1,4 +1,7 @@
-"""Threads that work on pieces of tensors, and how tensors are cut, so that neither changes a bit of the result."""
+"""Threads that each work on a slice of a tensor, without changing a bit of the result.
+
+Sums over a tensor are added up in blocks of a fixed size, for any number of threads and any size of slices.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,49 +11,49 @@ from typing import TypeVar
 
 import torch
 
-Piece = TypeVar("Piece")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Elements over which products are added up at once; pieces are made of whole blocks.
-BLOCK = 2**16
-# Elements of a piece. In float64 it is 2 MB, and a few are in memory at a time.
-PIECE = 4 * BLOCK
+# Elements whose products are added up in one matrix product. Slices consist of whole blocks, but for a tensor's last.
+BLOCK_SIZE = 2**16
+# Elements of a slice: 2 MB in float64, of which each thread has a few in memory.
+SLICE_SIZE = 4 * BLOCK_SIZE
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Some threads.
+    """A pool of threads, and the size of the slices that they work on.
 
     Args:
         pool: The threads.
-        piece: Elements that each works on at a time.
+        slice_size: Elements of a slice.
     """
 
     pool: ThreadPoolExecutor
-    piece: int
+    slice_size: int
 
-    def map(self, work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
-        """What `work` makes of each, in their order."""
-        return self.pool.map(work, pieces)
+    def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """The results of `work` on each item, in the items' order."""
+        return self.pool.map(work, items)
 
-    def pieces(self, elements: int) -> list[tuple[int, int]]:
-        """Where the pieces of so many elements start and stop."""
-        return [(start, min(start + self.piece, elements)) for start in range(0, elements, self.piece)]
+    def slices(self, elements: int) -> list[tuple[int, int]]:
+        """Start and stop of each slice of a tensor with this number of elements."""
+        return [(start, min(start + self.slice_size, elements)) for start in range(0, elements, self.slice_size)]
 
 
 @contextmanager
-def working(threads: int | None = None, piece: int = PIECE) -> Iterator[Workers]:
-    """Threads for the length of the block, as many as torch would use by default; each computes alone.
+def worker_threads(threads: int | None = None, slice_size: int = SLICE_SIZE) -> Iterator[Workers]:
+    """Threads that end with the block. In each of them torch itself uses one thread.
 
     Args:
-        threads: How many.
-        piece: Elements that each works on at a time, a multiple of `BLOCK`.
+        threads: Number of threads; by default torch.get_num_threads().
+        slice_size: Elements of a slice, a multiple of `BLOCK_SIZE`.
     """
-    assert piece % BLOCK == 0, piece
+    assert slice_size % BLOCK_SIZE == 0, slice_size
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads or before, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield Workers(pool, piece)
+        yield Workers(pool, slice_size)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # threads that torch has not seen yet take the number that was set last
+        torch.set_num_threads(before)  # a thread that is new to torch takes the number that any thread has set last

@@ -1,4 +1,4 @@
-"""Safetensors files that are written in pieces, in any order, by several threads."""
+"""Safetensors files that are written slice by slice, in any order, from several threads."""
 
 import json
 import os
@@ -19,14 +19,14 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor goes.
+class TensorLocation:
+    """Where a tensor is written.
 
     Args:
         path: Its file.
-        descriptor: The same, open.
-        offset: Where the tensor begins in it, in bytes.
-        dtype: In which it is written.
+        descriptor: File descriptor of the open file.
+        offset: Offset of the tensor's first byte in the file.
+        dtype: Dtype of the tensor in the file.
     """
 
     path: Path
@@ -35,62 +35,69 @@ class Place:
     dtype: torch.dtype
 
 
-class TensorFiles:
-    """`model.safetensors`, or shards of it and their index: headers first, then pieces of the tensors.
+class SafetensorsWriter:
+    """Writes `model.safetensors`, or shards and their index, into a folder.
+
+    On entry it writes the headers and gives the files their full size, so that slices can be written in any order.
 
     Args:
-        folder: Where to write.
-        specs: The tensors, each in the dtype that it is to have.
-        shard_bytes: A file holds no more, unless a tensor is larger than that.
+        folder: An existing folder.
+        specs: Shape, and dtype to write, of each tensor.
+        shard_bytes: Most bytes of tensors in a file; a larger tensor has a file of its own.
     """
 
     def __init__(self, folder: Path, specs: Mapping[str, Spec], shard_bytes: int) -> None:
         self.folder = folder
-        self.shards = list(in_shards(specs, shard_bytes))
+        self.shards = list(split_into_shards(specs, shard_bytes))
         self.specs = specs
-        self._open = ExitStack()
-        self._places: dict[str, Place] = {}
+        self._open_files = ExitStack()
+        self._locations: dict[str, TensorLocation] = {}
 
     def __enter__(self) -> Self:
-        with self._open as undo:
+        with self._open_files as opened:
             for path, names in zip(self.paths, self.shards, strict=True):
-                self._begin(path, names)
+                self._start_file(path, names)
             if len(self.shards) > 1:
                 self._write_index()
-            self._open = undo.pop_all()
+            self._open_files = opened.pop_all()  # no error: keep them open until __exit__
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._open.close()
+        self._open_files.close()
 
     @property
     def paths(self) -> list[Path]:
-        """The files."""
+        """The files, in the order of `shards`."""
         count = len(self.shards)
         if count == 1:
             return [self.folder / "model.safetensors"]
         return [self.folder / f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """Write a piece of the flat tensor, rounded once.
+        """Write a slice of a tensor, converted to the tensor's dtype in the file.
+
+        Args:
+            name: The tensor's name.
+            start: Index of the slice's first element in the flat tensor.
+            values: The slice, [n].
 
         Raises:
             ValueError: A number is too large for float16.
         """
-        place = self._places[name]
-        ready = values.to(place.dtype)
-        if place.dtype == torch.float16 and not ready.isfinite().all():
+        location = self._locations[name]
+        rounded = values.to(location.dtype)
+        if location.dtype == torch.float16 and not rounded.isfinite().all():
             raise ValueError(f"{name} has numbers that are too large for float16; write bfloat16 or float32")
-        data = ready.view(torch.uint8).numpy().data
-        offset = place.offset + start * place.dtype.itemsize
-        with named(place.path):
+        data = rounded.view(torch.uint8).numpy().data
+        offset = location.offset + start * location.dtype.itemsize
+        with named(location.path):
             while data:
-                done = os.pwrite(place.descriptor, data, offset)
-                data, offset = data[done:], offset + done
+                written = os.pwrite(location.descriptor, data, offset)  # may be less than all
+                data, offset = data[written:], offset + written
 
-    def _begin(self, path: Path, names: Iterable[str]) -> None:
-        """Write the header of a file and give it its size."""
-        # Larger elements first, as the library orders them, so that each tensor begins at a multiple of their size.
+    def _start_file(self, path: Path, names: Iterable[str]) -> None:
+        """Write the header of a file and extend the file to its full size."""
+        # Larger dtypes first, as in safetensors, so that the offset of each tensor is a multiple of its itemsize.
         ordered = sorted(names, key=lambda name: -self.specs[name].dtype.itemsize)
         entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
@@ -105,25 +112,26 @@ class TensorFiles:
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         with named(path):
-            file = self._open.enter_context(path.open("wb"))
+            file = self._open_files.enter_context(path.open("wb"))
             file.write(struct.pack("<Q", len(text)) + text)
             file.flush()
             os.truncate(file.fileno(), 8 + len(text) + end)
         offset = 8 + len(text)
         for name in ordered:
-            self._places[name] = Place(path, file.fileno(), offset, self.specs[name].dtype)
+            self._locations[name] = TensorLocation(path, file.fileno(), offset, self.specs[name].dtype)
             offset += self.specs[name].nbytes()
 
     def _write_index(self) -> None:
-        places = {name: path.name for path, names in zip(self.paths, self.shards, strict=True) for name in names}
+        """Write model.safetensors.index.json, from which loaders know the file of each tensor."""
+        weight_map = {name: path.name for path, names in zip(self.paths, self.shards, strict=True) for name in names}
         size = sum(spec.nbytes() for spec in self.specs.values())
-        index = {"metadata": {"total_size": size}, "weight_map": places}
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         path = self.folder / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def in_shards(specs: Mapping[str, Spec], shard_bytes: int) -> Iterable[list[str]]:
-    """Names of the tensors of each file, in their order."""
+def split_into_shards(specs: Mapping[str, Spec], shard_bytes: int) -> Iterable[list[str]]:
+    """The names of the tensors of each file, in the order of `specs`."""
     names: list[str] = []
     size = 0
     for name, spec in specs.items():

@@ -1,4 +1,4 @@
-"""What models have to have in common beside their weights."""
+"""Which differences between models' files a merge refuses."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nestling.export.cross_encoder import write_cross_encoder
-from nestling.merging.alike import require_alike
+from nestling.merging.compatibility import require_compatible
 from nestling.models.reranker import Reranker, RerankerSettings
 from tiny import tiny_qwen3
 
@@ -28,12 +28,12 @@ def copies(tmp_path: Path, model: Path) -> tuple[Path, Path]:
 
 def test_models_that_differ_in_their_weights_only(tmp_path: Path, qwen3: Path) -> None:
     other = tiny_qwen3(tmp_path / "other", seed=1)
-    require_alike([str(qwen3), str(other), str(qwen3)], str(other))
-    require_alike([str(qwen3)])
-    # The same settings and vocabulary in other words, as other versions of the libraries write them.
+    require_compatible([str(qwen3), str(other), str(qwen3)], str(other))
+    require_compatible([str(qwen3)])
+    # The same settings and vocabulary written differently, as other versions of the libraries do.
     edited(other, "config.json", lambda old: {**old, "transformers_version": "9", "dtype": "bfloat16", "new_key": 1})
     edited(other, "tokenizer.json", lambda old: dict(reversed(old.items())))
-    require_alike([str(qwen3), str(other)])
+    require_compatible([str(qwen3), str(other)])
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_every_difference_is_named(
     one, other = copies(tmp_path, qwen3)
     edited(other, file, lambda old: {**old, **change})
     with pytest.raises(ValueError, match=f"(?s)these models cannot be merged:.*{message}"):
-        require_alike([str(one), str(one), str(other)])
+        require_compatible([str(one), str(one), str(other)])
 
 
 def test_several_differences_are_named_at_once(tmp_path: Path, qwen3: Path) -> None:
@@ -68,7 +68,7 @@ def test_several_differences_are_named_at_once(tmp_path: Path, qwen3: Path) -> N
     edited(other, "config.json", lambda old: {**old, "rms_norm_eps": 1e-5})
     edited(other, "modules.json", lambda old: old[:2])
     with pytest.raises(ValueError, match=r"(?s)rms_norm_eps.*\n- normalisation is True in .* and False in"):
-        require_alike([str(one), str(other)])
+        require_compatible([str(one), str(other)])
 
 
 def test_another_vocabulary_is_named(tmp_path: Path, qwen3: Path, bert: Path) -> None:
@@ -81,19 +81,19 @@ def test_another_vocabulary_is_named(tmp_path: Path, qwen3: Path, bert: Path) ->
 
     edited(other, "tokenizer.json", swapped)
     with pytest.raises(ValueError, match=r"tokenizer.json: vocabulary of .*one and .*other differ"):
-        require_alike([str(one)], str(other))
+        require_compatible([str(one)], str(other))
     (other / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer.json \(one has none\)"):
-        require_alike([str(one), str(other)])
+        require_compatible([str(one), str(other)])
     with pytest.raises(ValueError, match=r"config.json: model_type is 'qwen3' in .* and 'bert' in"):
-        require_alike([str(qwen3), str(bert)])
+        require_compatible([str(qwen3), str(bert)])
 
 
 def test_a_base_need_not_be_used_like_the_models(qwen3: Path, qwen3_base: Path) -> None:
-    """It has no pooling, no prompts, and its tokenizer appends no end."""
-    require_alike([str(qwen3), str(qwen3)], str(qwen3_base))
+    """It has no pooling and no prompts, and its tokenizer appends no special token."""
+    require_compatible([str(qwen3), str(qwen3)], str(qwen3_base))
     with pytest.raises(ValueError, match=r"(?s)pooling is 'last'.*query prompt is .*tokens around a text"):
-        require_alike([str(qwen3), str(qwen3_base)])
+        require_compatible([str(qwen3), str(qwen3_base)])
 
 
 def test_prompts_that_one_model_has_alone_do_not_matter(tmp_path: Path, qwen3: Path) -> None:
@@ -104,30 +104,30 @@ def test_prompts_that_one_model_has_alone_do_not_matter(tmp_path: Path, qwen3: P
 
     edited(one, "config_sentence_transformers.json", named("shell", "Find the command"))
     edited(other, "config_sentence_transformers.json", named("bank", "Find the question"))
-    require_alike([str(one), str(other)])
+    require_compatible([str(one), str(other)])
     edited(other, "config_sentence_transformers.json", named("shell", "Find commands"))
     with pytest.raises(ValueError, match=r"prompt 'shell' is 'Find the command' in .* and 'Find commands' in"):
-        require_alike([str(one), str(other)])
+        require_compatible([str(one), str(other)])
 
 
 def test_encoders(tmp_path: Path, bert: Path) -> None:
     one, other = copies(tmp_path, bert)
-    require_alike([str(one), str(other)])
+    require_compatible([str(one), str(other)])
     edited(
         other, "1_Pooling/config.json", lambda old: {**old, "pooling_mode_mean_tokens": False, "pooling_mode": "cls"}
     )
     with pytest.raises(ValueError, match=r"pooling is 'mean' in .* and 'cls' in"):
-        require_alike([str(one), str(other)])
+        require_compatible([str(one), str(other)])
 
 
 def test_rerankers(tmp_path: Path, qwen3_base: Path) -> None:
     one, other = copies(tmp_path, qwen3_base)
     (other / "reranker.json").write_text(RerankerSettings(query_max_length=64).to_json())
-    require_alike([str(one), str(other)])  # what it says is what is taken without it, but for a length
+    require_compatible([str(one), str(other)])  # its settings are the defaults that apply without it, but for a length
     (other / "reranker.json").write_text(RerankerSettings(instruction="Is it a command?").to_json())
     with pytest.raises(ValueError, match=r"reranker.json: instruction is .* and 'Is it a command.' in"):
-        require_alike([str(one), str(other)])
+        require_compatible([str(one), str(other)])
     for folder in (one, other):
         write_cross_encoder(Reranker.from_pretrained(qwen3_base), folder, "causal", 64)
     with pytest.raises(ValueError, match=r"reranker.json: instruction"):
-        require_alike([str(one), str(other)])
+        require_compatible([str(one), str(other)])

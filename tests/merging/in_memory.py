@@ -1,4 +1,4 @@
-"""Models of a few tensors, in memory or in files, and merges of them without any file."""
+"""Small models in memory, from which tests merge without files."""
 
 import json
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from nestling.config.merge_methods import Method, Recipe, Weights, equal_weights
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import merge
 from nestling.merging.sources import Spec
-from nestling.merging.workers import BLOCK
+from nestling.merging.workers import BLOCK_SIZE
 
-# Smaller, equal and larger than a block of elements and than a piece, with and without a rest; a bias, a zero.
+# Fewer elements than a block, exactly one block, and more than a slice with a remainder; a bias; a single element.
 SHAPES: Mapping[str, tuple[int, ...]] = {
     "embed.weight": (700, 301),
     "layers.0.weight": (40, 33),
@@ -26,8 +26,8 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
 
 
 @dataclass(frozen=True)
-class Held:
-    """A model whose tensors are in memory."""
+class MemoryTensors:
+    """A source whose tensors are in memory."""
 
     label: str
     tensors: dict[str, Tensor]
@@ -46,15 +46,15 @@ def random_tensors(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, T
 
 
 def near(tensors: Mapping[str, Tensor], seed: int, distance: float = 0.5) -> dict[str, Tensor]:
-    """What training might have made of a model."""
+    """The tensors with random changes, as training might have made them."""
     moved = random_tensors(seed)
     return {name: (each.float() + distance * moved[name]).to(each.dtype) for name, each in tensors.items()}
 
 
-def family(count: int, *, dtype: torch.dtype = torch.float32) -> tuple[Held, list[Held]]:
-    """A base, and models that come from it."""
+def family(count: int, *, dtype: torch.dtype = torch.float32) -> tuple[MemoryTensors, list[MemoryTensors]]:
+    """A base, and models with random changes to it."""
     base = random_tensors(0, dtype)
-    return Held("base", base), [Held(f"model {i}", near(base, seed=i)) for i in range(1, count + 1)]
+    return MemoryTensors("base", base), [MemoryTensors(f"model {i}", near(base, seed=i)) for i in range(1, count + 1)]
 
 
 def recipe(method: Method, *weights: float, **settings: float) -> Recipe:
@@ -65,20 +65,20 @@ def equal_recipe(method: Method, models: int, **settings: float) -> Recipe:
     return Recipe(method, equal_weights(models), **settings)  # type: ignore[arg-type]
 
 
-def merged(inputs: Inputs, how: Recipe, *, threads: int = 2, piece: int = 2 * BLOCK) -> dict[str, Tensor]:
-    """The whole merge, float64, in the tensors' shapes."""
-    found = {name: torch.empty(spec.numel, dtype=torch.float64) for name, spec in inputs.specs.items()}
+def merged(inputs: Inputs, how: Recipe, *, threads: int = 2, slice_size: int = 2 * BLOCK_SIZE) -> dict[str, Tensor]:
+    """The merged tensors, float64, in their shapes."""
+    flat = {name: torch.empty(spec.numel, dtype=torch.float64) for name, spec in inputs.specs.items()}
 
-    def place(name: str, start: int, values: Tensor) -> None:
+    def copy(name: str, start: int, values: Tensor) -> None:
         assert values.dtype == torch.float64
-        found[name][start : start + len(values)] = values
+        flat[name][start : start + len(values)] = values
 
-    merge(inputs, how, place, list(found), threads=threads, piece=piece)
-    return {name: found[name].view(spec.shape) for name, spec in inputs.specs.items()}
+    merge(inputs, how, copy, list(flat), threads=threads, slice_size=slice_size)
+    return {name: flat[name].view(spec.shape) for name, spec in inputs.specs.items()}
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, object] | None = None) -> str:
-    """A directory with these weights."""
+    """Write a model directory with these weights."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config or {}))
