@@ -8,7 +8,7 @@ The directory appears only after it has passed the parity gate: reloaded by tran
 it gives the embeddings, or a reranker's scores, of the merged model in memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,10 @@ def main() -> None:
     output = Path(config.output)
     require_new("--output", output)
     report = export(config, output)
-    print("\n".join([f"{output} passed the parity gate", *(f"  {line}" for line in report.lines())]))
+
+    from nestling.export.gate import verdict
+
+    print("\n".join([f"{output} {verdict(report)}", *(f"  {line}" for line in report.lines())]))
 
 
 def export(config: ExportConfig, output: Path) -> "GateReport":
@@ -63,6 +66,7 @@ def export(config: ExportConfig, output: Path) -> "GateReport":
         return write_embedder(from_adapter(folder, config), output, config)
     settings = read_run(folder.resolve().parents[1])
     require_undamaged(folder)
+    config = replace(config, dtype=config.dtype or settings.export_dtype)
     if isinstance(settings, RerankConfig):
         return write_reranker(*reranker_of(folder, settings, config.base), output, config)
     require(config.shape is None, f"{folder} is of an embedder, and shape is a reranker's")
@@ -81,6 +85,7 @@ def write_embedder(trained: Trained, output: Path, config: ExportConfig) -> "Gat
         document_max_length=trained.document_max_length,
         dims=trained.dims,
         dtype=getattr(torch, config.dtype) if config.dtype else None,
+        allow_failed_gate=config.allow_failed_gate,
         instructions=trained.instructions,
         card=trained.card,
     )
@@ -97,6 +102,7 @@ def write_reranker(reranker: "Reranker", card: "Card | None", output: Path, conf
         output,
         shape=config.shape or "causal",
         dtype=getattr(torch, config.dtype) if config.dtype else None,
+        allow_failed_gate=config.allow_failed_gate,
         card=card,
         trained=card is not None,
     )

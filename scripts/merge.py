@@ -225,6 +225,7 @@ def fractions(weights: tuple[float, ...]) -> tuple[float, ...]:
 def write_merge(config: MergeConfig, session: Session, recipe: Recipe, base: str | None, extra: dict[str, Any]) -> None:
     """Merge, evaluate beside the base, and write the model directory and the results, to which `extra` is added."""
     from nestling.export.card import Card, base_name, before_and_after
+    from nestling.export.gate import verdict
 
     assert config.output is not None
     before: dict[str, Any] = {}
@@ -245,8 +246,8 @@ def write_merge(config: MergeConfig, session: Session, recipe: Recipe, base: str
     }
     scores = before_and_after(before, after)
     card = Card(base=None if base is None else base_name(base), config={"merged": record}, scores=scores)
-    report = session.target.export(Path(config.output), config.dtype, card)
-    print("\n".join([f"{config.output} passed the parity gate", *(f"  {line}" for line in report.lines())]))
+    report = session.target.export(Path(config.output), config.dtype, card, allow_failed_gate=config.allow_failed_gate)
+    print("\n".join([f"{config.output} {verdict(report)}", *(f"  {line}" for line in report.lines())]))
     rows = [[each.dataset, each.dim, each.before, each.after] for each in scores if each.metric == "nDCG@10"]
     if rows:
         print(table(["data", session.target.axis, "nDCG@10 of the base", "of the merge"], rows, digits=4))

@@ -69,9 +69,14 @@ QWEN3_PATTERN = (
 
 
 def tiny_qwen3(
-    folder: Path, *, sentence_transformers: bool = True, dtype: torch.dtype = torch.float32, seed: int = 0
+    folder: Path,
+    *,
+    sentence_transformers: bool = True,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    layers: int = 2,
 ) -> Path:
-    """Qwen3 of 2 layers, hidden size 64, 4 query and 2 key-value heads of 16.
+    """Qwen3 of few layers, hidden size 64, 4 query and 2 key-value heads of 16.
 
     Args:
         folder: Where to write it.
@@ -80,9 +85,10 @@ def tiny_qwen3(
             causal language model, weights with the prefix, and a tokenizer that appends nothing.
         dtype: Of the weights on disk.
         seed: Of the random weights.
+        layers: Number of layers.
     """
     tokenizer = _qwen3_tokenizer(appends_eos=sentence_transformers)
-    config = _qwen3_config(tokenizer, dtype)
+    config = _qwen3_config(tokenizer, dtype, layers)
     _write_json(folder / "config.json", config)
     _write_qwen3_tokenizer(folder, tokenizer)
     torch_state = torch.random.get_rng_state()
@@ -166,7 +172,7 @@ def _qwen3_tokenizer(*, appends_eos: bool) -> Tokenizer:
     return tokenizer
 
 
-def _qwen3_config(tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
+def _qwen3_config(tokenizer: Tokenizer, dtype: torch.dtype, layers: int) -> dict[str, Any]:
     """config.json as transformers 4.51 wrote it for the released checkpoints."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
@@ -180,10 +186,10 @@ def _qwen3_config(tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
         "initializer_range": 0.02,
         "intermediate_size": 128,
         "max_position_embeddings": 512,
-        "max_window_layers": 2,
+        "max_window_layers": layers,
         "model_type": "qwen3",
         "num_attention_heads": 4,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-06,
         "rope_scaling": None,

@@ -46,7 +46,7 @@ from nestling.training.dev_sets import load_dev_set
 from nestling.training.limits import matryoshka_dims, require_room_for_texts
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.memory import activation_budget
-from nestling.training.models import load_embedder
+from nestling.training.models import export_dtype, load_embedder
 from nestling.training.parts import EmbedParts
 from nestling.training.profiling import profile_run
 from nestling.training.retry import OutOfMemoryRetry
@@ -309,6 +309,7 @@ def export(parts: EmbedParts, run: Run, step: int) -> None:
         instructions={
             each.table.name: each.table.instruction for each in run.batch_sampler.sources if each.table.instruction
         },
+        dtype=export_dtype(config),
         card=run_card(run.folder.path, config.card_settings(), step),
     )
     print("\n".join(["parity gate passed", *(f"  {line}" for line in report.lines())]), flush=True)

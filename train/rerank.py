@@ -40,7 +40,7 @@ from nestling.training.dev_sets import RerankDevSet, load_rerank_dev_set
 from nestling.training.limits import require_readable_pairs
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.memory import bytes_per_position
-from nestling.training.models import load_reranker
+from nestling.training.models import export_dtype, load_reranker
 from nestling.training.parts import RerankParts
 from nestling.training.profiling import profile_run
 from nestling.training.retry import OutOfMemoryRetry
@@ -266,7 +266,7 @@ def check_dataset(config: RerankConfig, data: TrainData, table: RecordTable) -> 
 def export(parts: RerankParts, run: Run, step: int) -> None:
     parts.reranker.full_vocabulary = False
     card = run_card(run.folder.path, parts.config.card_settings(), step)
-    report = export_reranker(parts.reranker, run.folder.final, card=card)
+    report = export_reranker(parts.reranker, run.folder.final, dtype=export_dtype(parts.config), card=card)
     print("\n".join(["parity gates passed", *(f"  {line}" for line in report.lines())]), flush=True)
 
 

@@ -26,6 +26,7 @@ from nestling.export.reranker import export_reranker
 from nestling.export.reranker_expectation import RerankerExpectation, Shape
 from nestling.export.reranker_gate import RerankerReport, check_reranker
 from nestling.models.adapters import load_lora
+from nestling.models.merged_weights import lora_delta
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.models.weights import write_weights
 from nestling.run_files import DataLine
@@ -77,8 +78,12 @@ def test_lora_causal_passes_its_gate(tmp_path: Path) -> None:
     report = export_reranker(reranker, final, card=card)
     assert report.failures == []
     assert max(report.nestling or 1, report.transformers or 1, report.sentence_transformers or 1) < 1e-5
-    assert report.trainer is not None
-    assert 0 < report.trainer < 0.1
+    assert report.merged is not None
+    assert report.merged < 1e-5
+    assert report.rounding is not None
+    assert report.bfloat16 is not None
+    assert report.base_bfloat16 is not None
+    assert 0 < max(report.rounding, report.bfloat16, report.base_bfloat16) < 0.1
     assert (report.changes.tensors, report.changes.changed) == (24, 14)
 
     for name, tensor in reranker.state_dict().items():
@@ -127,7 +132,9 @@ def test_shapes_give_the_same_scores(tmp_path: Path, tied: bool, lora: bool, dty
     causal, classifier = tmp_path / "causal", tmp_path / "classifier"
     report = export_reranker(reranker, causal, dtype=dtype)
     assert max(report.nestling or 1, report.transformers or 1, report.sentence_transformers or 1) < 1e-5
-    assert ((report.trainer or 0) > 1e-5) == (dtype == torch.bfloat16)
+    assert report.merged is not None
+    assert report.merged < 1e-5
+    assert ((report.rounding or 0) > 1e-5) == (dtype == torch.bfloat16)
     of_classifier = export_reranker(reranker, classifier, dtype=dtype, shape="classifier")
     assert of_classifier.nestling is None
     assert max(of_classifier.transformers or 1, of_classifier.sentence_transformers or 1) < 1e-5
@@ -266,6 +273,24 @@ def test_gate_finds_a_planted_fault(
     with pytest.raises(ExportError, match=f"(?s){found}"):
         export_reranker(reranker, tmp_path / "final", shape=shape)
     assert not [path.name for path in tmp_path.iterdir() if "final" in path.name]
+
+
+@pytest.mark.parametrize("shape", ["causal", "classifier"])
+@pytest.mark.parametrize("scale", [0.0, 0.9, 2.0])  # not merged, merged with a wrong scale, merged twice
+def test_gate_finds_a_wrong_merge_at_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Shape, scale: float
+) -> None:
+    base = base_model(tmp_path / "base", dtype=torch.bfloat16, layers=28)
+    reranker = with_lora(Reranker.from_pretrained(base, settings=SETTINGS), scale=0.02)
+    report = export_reranker(reranker, tmp_path / "sound", shape=shape)
+    assert report.merged is not None
+    assert report.merged < 1e-4
+    assert max(report.transformers or 1, report.sentence_transformers or 1) < 1e-4
+    monkeypatch.setattr("nestling.models.merged_weights.lora_delta", lambda layer: scale * lora_delta(layer))
+    with pytest.raises(ExportError, match="merged weights: the logit of"):
+        export_reranker(reranker, tmp_path / "final", shape=shape)
+    report = export_reranker(reranker, tmp_path / "final", shape=shape, allow_failed_gate=True)
+    assert "This directory failed" in (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("shape", ["causal", "classifier"])

@@ -35,7 +35,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for folder in folders[1:]:
         (folder / "model.safetensors").unlink()
         moved = {n: each + 0.1 * shared[n] + 0.05 * torch.randn_like(each) for n, each in base.items()}
-        write_weights(moved, folder, dtype=torch.float32)
+        write_weights(moved, folder)
     return folders
 
 

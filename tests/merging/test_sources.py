@@ -40,7 +40,7 @@ def test_slices_far_inside_a_file(tmp_path: Path) -> None:
 
 def test_a_model_in_shards(tmp_path: Path) -> None:
     tensors = random_tensors(0)
-    write_weights(tensors, tmp_path, dtype=torch.float32, shard_bytes=300_000)
+    write_weights(tensors, tmp_path, shard_bytes=300_000)
     (tmp_path / "config.json").write_text("{}")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     source = open_weights(str(tmp_path))

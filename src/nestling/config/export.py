@@ -18,6 +18,7 @@ class ExportConfig:
         model: Directory or hub id of a reranker that is a causal language model, to write it in another shape.
         shape: Shape of a reranker: causal language model (also a CrossEncoder), or classifier; by default causal.
         dtype: Type of the written weights; by default the base's own.
+        allow_failed_gate: Write a directory that fails its parity gate too; its model card says so.
         matryoshka_dims: Dimensions that the adapter was trained at.
         instruction: Task of the queries that the adapter was trained with; by default the base's query prompt.
         query_max_length: Longest query in tokens that the adapter was trained with.
@@ -31,6 +32,7 @@ class ExportConfig:
     model: str | None = None
     shape: Literal["causal", "classifier"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    allow_failed_gate: bool = False
     matryoshka_dims: list[int] = field(default_factory=list)
     instruction: str | None = None
     query_max_length: int = 512

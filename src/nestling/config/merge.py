@@ -39,6 +39,7 @@ class MergeConfig:
         density: For TIES and DARE: share of each model's changes that is kept.
         seed: Seed of DARE's masks.
         dtype: Type of the written weights; by default the base's own.
+        allow_failed_gate: Write a directory that fails its parity gate too; its model card says so.
         search: Try up to this many weights on dev, each model alone among them, and write the best.
         alphas: Points to try between the base (0) and the merged model (1).
         dev: Retrieval sets that decide a search by nDCG@10; on the command line also paths with commas between.
@@ -62,6 +63,7 @@ class MergeConfig:
     density: float = 1.0
     seed: int = 42
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    allow_failed_gate: bool = False
     search: int | None = None
     alphas: list[float] = field(default_factory=list)
     dev: list[CandidateData] = field(default_factory=list)

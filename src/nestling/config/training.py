@@ -54,6 +54,7 @@ class TrainingConfig:
         early_stopping_patience: Stop after this many evaluations without a better result; 0: never.
         save_steps: Save a checkpoint every this many steps; 0: after each epoch.
         save_total_limit: Checkpoints to keep, besides the best one.
+        export_dtype: Type of the weights in final/; by default the base's own.
         logging_steps: Write a line of metrics every this many steps.
         report_to: Also log to wandb (its project is WANDB_PROJECT), to tensorboard, or to both.
         dataloader_num_workers: Processes that read and tokenize the data.
@@ -90,6 +91,7 @@ class TrainingConfig:
     early_stopping_patience: int = 0
     save_steps: int = 0
     save_total_limit: int = 2
+    export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     logging_steps: int = 1
     report_to: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
     dataloader_num_workers: int = 2

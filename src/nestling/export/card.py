@@ -87,6 +87,7 @@ def render_card(
 ) -> str:
     """README.md with its YAML front matter; `cut` is how the column of `Score.dim` is called."""
     sections = [
+        failure_note(report),
         introduction,
         scores_section(card.scores, cut),
         usage,
@@ -159,6 +160,13 @@ def config_section(config: Mapping[str, object]) -> str:
     return f"## Training configuration\n\n```yaml\n{text}```\n"
 
 
+def failure_note(report: GateReport) -> str:
+    """A warning at the top of the card of a directory that was written although it failed the gate."""
+    if not report.failures:
+        return ""
+    return "> **This directory failed its parity gate**: it does not reproduce the trained model. See Parity below.\n"
+
+
 def gate_section(report: GateReport) -> str:
     """What the gate measured."""
     return "\n".join(
@@ -167,6 +175,7 @@ def gate_section(report: GateReport) -> str:
             "",
             "Measured at export, on the written files:",
             "",
+            *(f"- **failed**: {line}" for line in report.failures),
             *(f"- {line}" for line in report.lines()),
             "",
         ]

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestling.export.serving_files import BaseFiles, loses_digits
+from nestling.export.probe_outputs import ProbeOutputs, probe_outputs
+from nestling.export.serving_files import BaseFiles
 from nestling.models.embedder import Embedder, Kind, read_model_files
-from nestling.models.merged_weights import MergedWeights, computing_with, without_adapters
+from nestling.models.merged_weights import MergedWeights, without_adapters
 from nestling.models.pooling import Pooling
 
-# Least cosines between a reload and the merged weights in memory, and between it and a trainer in bfloat16.
-MERGED_COSINE = 0.99999
-ROUNDED_COSINE = 0.999
+# Least cosine where two computations in float32 are to give the same.
+EXACT_COSINE = 0.99999
 
 # Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
 PROBE_LENGTH = 256
@@ -32,10 +32,7 @@ class EmbedderExpectation:
         max_length: Tokens that its sentence_bert_config.json allows.
         probe_length: Tokens to which the probes are cut, at most max_length.
         end_token: Id of every text's last token, None where pooling does not read it.
-        merged: [2 n, D] float32, embeddings of the n probes as queries, then as documents: float32 computation on the
-            merged weights in memory, rounded as they are written.
-        trainer: The same from the model as it was trained, in its own precision.
-        trainer_cosine: The least cosine with those.
+        outputs: [2 n, D] float32, embeddings of the n probes as queries, then as documents.
         base: The model before training.
         prefix: Of weight names, in either model, with or without.
     """
@@ -46,9 +43,7 @@ class EmbedderExpectation:
     max_length: int
     probe_length: int
     end_token: int | None
-    merged: Tensor
-    trainer: Tensor
-    trainer_cosine: float
+    outputs: ProbeOutputs
     base: BaseFiles
     prefix: str
 
@@ -70,17 +65,8 @@ def probe_texts(max_length: int) -> list[str]:
 def expect_embeddings(
     embedder: Embedder, weights: MergedWeights, dtype: torch.dtype, max_length: int
 ) -> EmbedderExpectation:
-    """The probes' embeddings: as trained, and in float32 on the merged weights rounded to `dtype`."""
-    length = min(max_length, PROBE_LENGTH)
-    trainer = encode_probes(embedder, length)
-    precision = embedder.precision
-    try:
-        embedder.precision = torch.float32
-        with computing_with(embedder.backbone, weights, dtype):
-            merged = encode_probes(embedder, length)
-    finally:
-        embedder.precision = precision
-    exact = precision == torch.float32 and not loses_digits(embedder, dtype)
+    """The probes' embeddings on the way from the trained model to weights written in `dtype`."""
+    length, base = min(max_length, PROBE_LENGTH), base_files(embedder)
     return EmbedderExpectation(
         pooling=embedder.pooling,
         query_prompt=embedder.prefix("query"),
@@ -88,10 +74,8 @@ def expect_embeddings(
         max_length=max_length,
         probe_length=length,
         end_token=embedder.text_tokenizer.end_id,
-        merged=merged,
-        trainer=trainer,
-        trainer_cosine=MERGED_COSINE if exact else ROUNDED_COSINE,
-        base=base_files(embedder),
+        outputs=probe_outputs(embedder, weights, dtype, base, lambda: encode_probes(embedder, length)),
+        base=base,
         prefix=f"{without_adapters(embedder.backbone).base_model_prefix}.",
     )
 

@@ -1,5 +1,6 @@
 """The parity gate: an exported directory, loaded as its users will, gives the embeddings of the model in memory."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,31 +12,58 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from nestling.export.embedder_expectation import MERGED_COSINE, EmbedderExpectation, probe_texts
+from nestling.export.embedder_expectation import EXACT_COSINE, EmbedderExpectation, probe_texts
 from nestling.export.embedder_usage import POOL_BY_MASK
-from nestling.export.gate import WeightChanges, compare_with_base, load_model, run_checks
+from nestling.export.gate import (
+    WeightChanges,
+    compare_with_base,
+    load_model,
+    rounding_warning,
+    run_checks,
+)
 from nestling.models.pooling import Pooling
+from nestling.models.rounded_weights import Rounding
 
 BATCH = 10  # all of them
+
+# Rounding is warned about below this cosine, or when it changes more than this fraction of what training changed.
+ROUNDED_COSINE = 0.999
+OF_TRAINING = 0.05
 
 
 @dataclass
 class EmbedderReport:
-    """What the gate measured; None for what it could not measure.
+    """What the gate measured: least cosines over the probes, None for what was not measured.
 
     Args:
-        transformers: Least cosine over the probes between merged weights in memory and a reload by transformers.
+        dtype: Of the written weights.
+        merged: Between the model as it was trained and its merged weights, both in float32.
+        transformers: Between the written weights in memory and a reload by transformers.
         sentence_transformers: The same for a reload by sentence-transformers.
-        trainer: Least cosine between the trainer's own embeddings and a reload by transformers.
+        rounding: Between merged weights before and after they were rounded.
+        method: How they were rounded.
+        other_rounding: As `rounding`, rounded in the other way.
+        of_training: Rounding beside training: the mean 1 - cos of what each changed, one divided by the other.
+        bfloat16: Between the trained model computing in bfloat16 and in float32.
+        base_bfloat16: The same of the base.
         changes: Against the base.
         failures: What is wrong, empty when the directory passed.
+        warnings: What the user should know.
     """
 
+    dtype: str = "float32"
+    merged: float | None = None
     transformers: float | None = None
     sentence_transformers: float | None = None
-    trainer: float | None = None
+    rounding: float | None = None
+    method: Rounding = "nearest"
+    other_rounding: float | None = None
+    of_training: float | None = None
+    bfloat16: float | None = None
+    base_bfloat16: float | None = None
     changes: WeightChanges = field(default_factory=WeightChanges)
     failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """One line a comparison."""
@@ -43,24 +71,79 @@ class EmbedderReport:
         def show(cosine: float | None) -> str:
             return "not measured" if cosine is None else f"cosine >= {cosine:.7f}"
 
+        of_training = (
+            "" if self.of_training is None else f"{self.of_training:.2%} of what training changed (mean 1 - cosine); "
+        )
+        other = f", {of_training}the other way: {show(self.other_rounding)}"
+        base = "" if self.base_bfloat16 is None else f"; the base: {show(self.base_bfloat16)}"
         return [
-            f"transformers reload against merged weights in memory: {show(self.transformers)}",
-            f"sentence-transformers reload against merged weights in memory: {show(self.sentence_transformers)}",
-            f"transformers reload against the trainer's own embeddings: {show(self.trainer)}",
+            f"merged weights against the model as it was trained: {show(self.merged)}",
+            f"transformers reload against the written weights in memory: {show(self.transformers)}",
+            f"sentence-transformers reload against the written weights in memory: {show(self.sentence_transformers)}",
+            *(
+                []
+                if self.rounding is None
+                else [f"{self.method} rounding to {self.dtype}: {show(self.rounding)}{other}"]
+            ),
+            *([] if self.bfloat16 is None else [f"computing in bfloat16: {show(self.bfloat16)}{base}"]),
             str(self.changes),
+            *(f"warning: {line}" for line in self.warnings),
         ]
 
 
 def check_embedder(directory: Path, expectation: EmbedderExpectation) -> EmbedderReport:
     """Compare `directory` with `expectation`; nothing is raised, failures are listed in the report."""
-    report = EmbedderReport()
+    report = EmbedderReport(str(expectation.outputs.weights.dtype).removeprefix("torch."))
     checks = {
+        "merged weights": partial(check_merged, expectation, report),
         "transformers": partial(check_transformers, directory, expectation, report),
         "sentence-transformers": partial(check_sentence_transformers, directory, expectation, report),
-        "base": partial(compare_with_base, directory, expectation.base, expectation.prefix, report),
+        "base": partial(
+            compare_with_base, directory, expectation.base, expectation.prefix, expectation.outputs, report
+        ),
     }
     run_checks(checks, report)
     return report
+
+
+def check_merged(expectation: EmbedderExpectation, report: EmbedderReport) -> None:
+    """Merging changes nothing; what rounding and bfloat16 change is measured."""
+    outputs = expectation.outputs
+    report.merged = _compare("merged weights", outputs.merged, outputs.trained, EXACT_COSINE, report)
+    if outputs.in_bfloat16 is not None:
+        report.bfloat16 = _least_cosine("computing in bfloat16", outputs.in_bfloat16, outputs.trained, report)
+    if outputs.base_in_bfloat16 is not None and outputs.base is not None:
+        report.base_bfloat16 = cosines(outputs.base_in_bfloat16, outputs.base).min().item()
+    if expectation.outputs.other_rounding is not None:
+        _measure_rounding(expectation, report)
+
+
+def _measure_rounding(expectation: EmbedderExpectation, report: EmbedderReport) -> None:
+    outputs = expectation.outputs
+    report.method = outputs.weights.rounding
+    report.rounding = _least_cosine("rounding", outputs.written, outputs.merged, report)
+    if outputs.other_rounding is not None:
+        report.other_rounding = cosines(outputs.other_rounding, outputs.merged).min().item()
+    if outputs.base is not None and not outputs.unlearnt:
+        lost, learnt = (1 - cosines(each, outputs.merged) for each in (outputs.written, outputs.base))
+        report.of_training = (lost.mean() / learnt.mean()).item()
+    if report.rounding < ROUNDED_COSINE or (report.of_training or 0) > OF_TRAINING:
+        cost = f"changes embeddings to a cosine of {report.rounding:.6f} at the least"
+        of_training = "" if report.of_training is None else f", {report.of_training:.1%} of what training changed"
+        report.warnings.append(rounding_warning(report.dtype, cost + of_training))
+
+
+def cosines(found: Tensor, expected: Tensor) -> Tensor:
+    """[n] float64."""
+    return cosine_similarity(found.double(), expected.double(), dim=-1)
+
+
+def _least_cosine(source: str, found: Tensor, expected: Tensor, report: EmbedderReport) -> float:
+    """A cosine that no limit is set to, but NaN is a failure."""
+    least = cosines(found, expected).min().item()
+    if math.isnan(least):
+        report.failures.append(f"{source}: embeddings are NaN")
+    return least
 
 
 def check_transformers(directory: Path, expectation: EmbedderExpectation, report: EmbedderReport) -> None:
@@ -74,8 +157,7 @@ def check_transformers(directory: Path, expectation: EmbedderExpectation, report
     ]
     _check_last_tokens("transformers", tokenizer, expectation, report)
     found = torch.cat(embeddings)
-    report.transformers = _compare("transformers", found, expectation.merged, MERGED_COSINE, report)
-    report.trainer = _compare("trainer", found, expectation.trainer, expectation.trainer_cosine, report)
+    report.transformers = _compare("transformers", found, expectation.outputs.written, EXACT_COSINE, report)
 
 
 @torch.no_grad()
@@ -111,7 +193,9 @@ def check_sentence_transformers(directory: Path, expectation: EmbedderExpectatio
     ]
     _check_last_tokens("sentence-transformers", model.tokenizer, expectation, report)
     found = torch.cat(embeddings)
-    report.sentence_transformers = _compare("sentence-transformers", found, expectation.merged, MERGED_COSINE, report)
+    report.sentence_transformers = _compare(
+        "sentence-transformers", found, expectation.outputs.written, EXACT_COSINE, report
+    )
 
 
 def probe_rows(expectation: EmbedderExpectation) -> list[str]:
@@ -137,9 +221,9 @@ def _compare(source: str, found: Tensor, expected: Tensor, least: float, report:
     if found.shape != expected.shape:
         report.failures.append(f"{source}: embeddings are {list(found.shape)}, expected {list(expected.shape)}")
         return None
-    cosines = cosine_similarity(found.double(), expected.double(), dim=-1)
-    worst = cosines.min().item()
+    own = cosines(found, expected)
+    worst = own.min().item()
     if not worst >= least:  # also when it is NaN
-        below = int((~(cosines >= least)).sum())
-        report.failures.append(f"{source}: cosine {worst:.7f}, expected >= {least}; {below} of {len(cosines)} probes")
+        below = int((~(own >= least)).sum())
+        report.failures.append(f"{source}: cosine {worst:.7f}, expected >= {least}; {below} of {len(own)} probes")
     return worst

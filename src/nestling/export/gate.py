@@ -1,7 +1,8 @@
 """What the gates of embedders and rerankers have in common; an exported directory passes one before it gets its name.
 
 A gate loads the written files as their users do, with transformers and with sentence-transformers, on the CPU and in
-float32, and compares what comes out with the model in memory.
+float32, and compares what comes out with the model in memory: every step between the two that is to be exact is
+(`nestling.export.probe_outputs`). What rounding costs is measured and reported, and never fails a directory.
 
 It runs in the process that exports. One of its own would import all libraries again, which took most of the time
 between the last step and the exit of a small run, and would find nothing more:
@@ -27,9 +28,12 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from nestling.console import say
+from nestling.export.probe_outputs import ProbeOutputs
 from nestling.export.serving_files import BaseFiles
 from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.weights import StoredWeights
+
+logger = logging.getLogger(__name__)
 
 
 class ExportError(ValueError):
@@ -60,10 +64,12 @@ class GateReport(Protocol):
     Attributes:
         changes: Against the base.
         failures: What is wrong, empty when the directory passed.
+        warnings: What the user should know, and what to do.
     """
 
     changes: WeightChanges
     failures: list[str]
+    warnings: list[str]
 
     def lines(self) -> list[str]:
         """One line a comparison."""
@@ -94,15 +100,34 @@ def libraries_silenced() -> Iterator[None]:
             enable_progress_bar()
 
 
-def require_passed(report: GateReport, directory: Path) -> None:
-    """Raise ExportError if the gate found anything wrong."""
-    if report.failures:
-        found = "\n".join(f"- {line}" for line in report.failures)
-        figures = "\n".join(f"  {line}" for line in report.lines())
+def require_passed(report: GateReport, directory: Path, *, allow_failed: bool = False) -> None:
+    """Raise ExportError if the gate found anything wrong, or log it where that is allowed."""
+    for line in report.warnings:
+        logger.warning("%s", line)
+    if not report.failures:
+        return
+    failures = "\n".join(f"- {line}" for line in report.failures)
+    figures = "\n".join(f"  {line}" for line in report.lines())
+    message = f"{directory} failed the parity gate:\n{failures}\nall figures:\n{figures}"
+    if not allow_failed:
         raise ExportError(
-            f"{directory} failed the parity gate:\n{found}\nall figures:\n{figures}\n"
-            "no directory is left; checkpoints are untouched, and scripts/export.py can export one again"
+            f"{message}\nno directory is left, and checkpoints are untouched; --allow_failed_gate true of "
+            "scripts/export.py and scripts/merge.py writes one all the same, and says so in its card"
         )
+    logger.warning("%s\nit is written all the same, and its card says so", message)
+
+
+def verdict(report: GateReport) -> str:
+    """For a line of output."""
+    return "failed the parity gate, and was written all the same" if report.failures else "passed the parity gate"
+
+
+def rounding_warning(dtype: str, cost: str) -> str:
+    """What to do about merged weights that lose too much when they are rounded; `cost` says how much that is."""
+    return (
+        f"rounding to {dtype} {cost}; write the weights in float32 (--export_dtype float32 of a recipe, --dtype "
+        "float32 of scripts/export.py and scripts/merge.py), or serve the base with adapter/"
+    )
 
 
 def load_model(model_class: Any, directory: Path, report: GateReport) -> Any:
@@ -119,14 +144,15 @@ def load_model(model_class: Any, directory: Path, report: GateReport) -> Any:
     return model
 
 
-def compare_with_base(directory: Path, base: BaseFiles, prefix: str, report: GateReport) -> None:
+def compare_with_base(directory: Path, base: BaseFiles, prefix: str, outputs: ProbeOutputs, report: GateReport) -> None:
     """The weights are not those of the base, rounded alike: a merge that lost the training would pass all else.
 
     Args:
         directory: The exported directory.
         base: The model before training.
         prefix: Of weight names, in either model, with or without.
-        report: Takes the changes, and a failure where there are none.
+        outputs: What the model gives for the probes.
+        report: Takes the changes, and where there are none a failure, or a warning if rounding alone took them.
     """
     written, stored = StoredWeights(str(directory)), StoredWeights(base.source, base.subfolder)
     bare = {name.removeprefix(prefix): name for name in stored}
@@ -141,8 +167,10 @@ def compare_with_base(directory: Path, base: BaseFiles, prefix: str, report: Gat
         changes.largest = max(changes.largest, change)  # which NaN does not raise
     if not changes.tensors:
         report.failures.append(f"base: no weight of {base.source} has the name of a written one")
-    elif not changes.changed:
+    elif not changes.changed and (outputs.base is None or outputs.unlearnt):
         report.failures.append(f"base: all {changes.tensors} tensors equal those of {base.source}; nothing was learnt")
+    elif not changes.changed:
+        report.warnings.append(f"rounding has made all {changes.tensors} tensors those of {base.source} again")
 
 
 def largest_change(now: Tensor, then: Tensor) -> float:

@@ -34,6 +34,7 @@ from nestling.export.serving_files import (
 )
 from nestling.models.merged_weights import MergedWeights, without_adapters
 from nestling.models.reranker import SETTINGS, Reranker
+from nestling.models.rounded_weights import RoundedWeights
 from nestling.models.weights import write_weights
 
 SCORE = "score.weight"
@@ -47,6 +48,7 @@ def export_reranker(
     dtype: torch.dtype | None = None,
     card: Card | None = None,
     trained: bool = True,
+    allow_failed_gate: bool = False,
 ) -> RerankerReport:
     """Write a serving directory, LoRA merged, after it has passed the parity gate.
 
@@ -61,6 +63,7 @@ def export_reranker(
         dtype: Of the written weights; the base's own by default.
         card: What the run knows, for README.md.
         trained: Whether weights that all equal the base's are an error; False to change the shape of a directory.
+        allow_failed_gate: Write a directory that fails the gate too; its card says so.
 
     Raises:
         ValueError: `output_dir` exists, the disk is full, the adapters cannot be merged, the tokenizer has no token to
@@ -74,12 +77,13 @@ def export_reranker(
     require_space(output_dir.parent, merged.nbytes(dtype))
     say(f"exporting to {output_dir}: the model's own scores, to compare with")
     expectation = expect_scores(reranker, merged, dtype, shape, trained)
-    weights = merged if shape == "causal" else ClassifierWeights(reranker, merged, dtype)
+    written = expectation.outputs.weights
+    weights = written if shape == "causal" else ClassifierWeights(reranker, written)
     card = card or Card()
     facts = describe_reranker(reranker, card, config["architectures"][0], expectation)
     with new_directory(output_dir) as folder:
         write_json(folder / "config.json", config)
-        write_weights(weights, folder, dtype=dtype, exact=[SCORE])
+        write_weights(weights, folder)
         write_reranker_tokenizer(reranker, folder)
         if expectation.max_length is not None:
             write_cross_encoder(reranker, folder, shape, expectation.max_length)
@@ -87,7 +91,7 @@ def export_reranker(
             (folder / SETTINGS).write_text(reranker.settings.to_json(), encoding="utf-8")
             write_adapter(reranker.backbone, folder)
         report = check_reranker(folder, expectation)
-        require_passed(report, folder)
+        require_passed(report, folder, allow_failed=allow_failed_gate)
         (folder / "README.md").write_text(render_reranker_card(facts, card, report), encoding="utf-8")
     return report
 
@@ -95,18 +99,18 @@ def export_reranker(
 class ClassifierWeights(Mapping[str, Tensor]):
     """Those of a causal language model with `score.weight`, [1, D] float32, in place of the output layer.
 
-    Its row is w_yes - w_no of the rows as they would be written in `dtype`, so that both shapes give the same scores.
+    Its row is w_yes - w_no of the rows as they would be written, so that both shapes give the same scores.
     """
 
-    def __init__(self, reranker: Reranker, merged: MergedWeights, dtype: torch.dtype) -> None:
+    def __init__(self, reranker: Reranker, written: RoundedWeights) -> None:
         modules = without_adapters(reranker.backbone).named_modules()
         layer = next(f"{name}.weight" for name, module in modules if module is reranker.head)
-        no, yes = merged[layer].detach()[reranker.head.answers].to(dtype).float()
-        self._merged, self._score = merged, (yes - no)[None]
-        self._names = [name for name in merged if name != layer]
+        no, yes = written[layer][reranker.head.answers.cpu()].float()
+        self._written, self._score = written, (yes - no)[None]
+        self._names = [name for name in written if name != layer]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._score if name == SCORE else self._merged[name]
+        return self._score if name == SCORE else self._written[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self._names, SCORE])

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from nestling.batches.packing import pad
 from nestling.batches.prompts import copy_backend
+from nestling.export.probe_outputs import ProbeOutputs, probe_outputs
 from nestling.export.reranker_usage import tokenize_pairs
-from nestling.export.serving_files import BaseFiles, loses_digits
+from nestling.export.serving_files import BaseFiles
 from nestling.models.encoding import evaluating
 from nestling.models.merged_weights import MergedWeights, computing_with, without_adapters
 from nestling.models.reranker import Reranker, RerankerSettings
@@ -23,10 +24,9 @@ from nestling.models.scoring import logit_of
 Shape = Literal["causal", "classifier"]
 Pair = tuple[str, str]
 
-# Largest difference of a logit, as a share of the largest logit and of 1 at least. Random models of two layers differed
-# by 2e-6 in float32, and by up to 0.05 in bfloat16.
-MERGED_LOGIT = 1e-4
-ROUNDED_LOGIT = 0.1
+# Largest difference of a logit where two computations in float32 are to give the same, as a fraction of the largest
+# logit and of 1 at least. Random models of two layers differed by 2e-6.
+EXACT_LOGIT = 1e-4
 
 # Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
 PROBE_QUERY, PROBE_DOCUMENT = 64, 192
@@ -42,11 +42,9 @@ class RerankerExpectation:
         probe_settings: The same with the limits that the probes are cut to.
         max_length: Tokens of a prompt that its CrossEncoder allows; None for a directory without one.
         probe_length: Tokens of a prompt that the probes are cut to.
-        own: [n] float32, logits of the probes within the limits of query and document: float32 computation on the
-            merged weights in memory, rounded as they are written.
-        public: [n] float32, the same with the ends of prompts beyond `probe_length` cut, as other libraries do.
-        trainer: [n] float32, as `own` by the model as it was trained, in its own precision.
-        trainer_tolerance: The largest difference from those.
+        outputs: [n] float32, logits of the probes within the limits of query and document.
+        public: [n] float32, as `outputs.written` with the ends of prompts beyond `probe_length` cut, as other libraries
+            do.
         base: The model before training; None when it was not trained.
         prefix: Of weight names, in either model, with or without.
     """
@@ -56,10 +54,8 @@ class RerankerExpectation:
     probe_settings: RerankerSettings
     max_length: int | None
     probe_length: int
-    own: Tensor
+    outputs: ProbeOutputs
     public: Tensor
-    trainer: Tensor
-    trainer_tolerance: float
     base: BaseFiles | None
     prefix: str
 
@@ -86,7 +82,7 @@ def probe_pairs(query_length: int, document_length: int) -> list[Pair]:
 def expect_scores(
     reranker: Reranker, merged: MergedWeights, dtype: torch.dtype, shape: Shape, trained: bool
 ) -> RerankerExpectation:
-    """The probes' logits: as trained, and in float32 on the merged weights rounded to `dtype`."""
+    """The probes' logits on the way from the trained model to weights written in `dtype`."""
     settings = reranker.settings
     probe = replace(
         settings,
@@ -96,26 +92,19 @@ def expect_scores(
     pairs = probe_pairs(probe.query_max_length, probe.document_max_length)
     length = prompt_length(reranker, probe)
     own, public = own_prompts(reranker, pairs, probe), public_prompts(reranker, pairs, length)
-    trainer = prompt_logits(reranker, own)
-    precision = reranker.precision
-    try:
-        reranker.precision = torch.float32
-        with computing_with(reranker.backbone, merged, dtype):
-            own_logits, public_logits = prompt_logits(reranker, own), prompt_logits(reranker, public)
-    finally:
-        reranker.precision = precision
-    exact = precision == torch.float32 and not loses_digits(reranker, dtype)
+    base = BaseFiles(reranker.source) if trained else None
+    outputs = probe_outputs(reranker, merged, dtype, base, lambda: prompt_logits(reranker, own))
+    with computing_with(reranker, outputs.weights):
+        public_logits = prompt_logits(reranker, public)
     return RerankerExpectation(
         shape=shape,
         settings=settings,
         probe_settings=probe,
         max_length=prompt_length(reranker, settings) if reads_whole(reranker, pairs) else None,
         probe_length=length,
-        own=own_logits,
+        outputs=outputs,
         public=public_logits,
-        trainer=trainer,
-        trainer_tolerance=MERGED_LOGIT if exact else ROUNDED_LOGIT,
-        base=BaseFiles(reranker.source) if trained else None,
+        base=base,
         prefix=f"{without_adapters(reranker.backbone).base_model_prefix}.",
     )
 

@@ -1,5 +1,6 @@
 """The parity gate of a reranker: an exported directory, loaded as its users will, gives the scores of the model."""
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,26 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from nestling.export.gate import WeightChanges, compare_with_base, load_model, run_checks
-from nestling.export.reranker_expectation import MERGED_LOGIT, RerankerExpectation
+from nestling.export.gate import (
+    WeightChanges,
+    compare_with_base,
+    load_model,
+    rounding_warning,
+    run_checks,
+)
+from nestling.export.reranker_expectation import EXACT_LOGIT, RerankerExpectation
 from nestling.export.reranker_usage import score_causal, score_classifier, tokenize_pairs
 from nestling.models.reranker import Reranker
+from nestling.models.rounded_weights import Rounding
 from nestling.models.scoring import Group
 
 # Rows of a batch on the CPU: their logits are over the whole vocabulary.
 BATCH = 2
+
+# Rounding is warned about when it changes a logit by more than this fraction of the largest one, and of 1 at least, or
+# more than this fraction of what training changed.
+ROUNDED_LOGIT = 0.1
+OF_TRAINING = 0.05
 
 
 @dataclass
@@ -28,46 +41,73 @@ class RerankerReport:
     """What the gate measured: largest differences of a logit over the probes, None where it could not measure.
 
     Args:
-        nestling: Between merged weights in memory and a reload by `Reranker.from_pretrained`.
+        dtype: Of the written weights.
+        merged: Between the model as it was trained and its merged weights, both in float32.
+        nestling: Between the written weights in memory and a reload by `Reranker.from_pretrained`.
         transformers: The same for a reload by transformers.
         sentence_transformers: The same for a reload by sentence-transformers' CrossEncoder.
-        trainer: Between the trainer's own logits and merged weights in memory.
+        rounding: Between merged weights before and after they were rounded.
+        method: How they were rounded.
+        other_rounding: As `rounding`, rounded in the other way.
+        of_training: Rounding beside training: the mean difference that each made, one divided by the other.
+        bfloat16: Between the trained model computing in bfloat16 and in float32.
+        base_bfloat16: The same of the base.
         largest: The largest logit.
         changes: Against the base, of a model that was trained.
         failures: What is wrong, empty when the directory passed.
+        warnings: What the user should know.
     """
 
+    dtype: str = "float32"
+    merged: float | None = None
     nestling: float | None = None
     transformers: float | None = None
     sentence_transformers: float | None = None
-    trainer: float | None = None
+    rounding: float | None = None
+    method: Rounding = "nearest"
+    other_rounding: float | None = None
+    of_training: float | None = None
+    bfloat16: float | None = None
+    base_bfloat16: float | None = None
     largest: float = 0.0
     changes: WeightChanges = field(default_factory=WeightChanges)
     failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """One line a comparison that was made."""
-        differences = {
-            "Nestling reload": self.nestling,
-            "transformers reload": self.transformers,
-            "sentence-transformers reload": self.sentence_transformers,
-            "the trainer's own logits": self.trainer,
-        }
+        of_training = (
+            "" if self.of_training is None else f", in the mean {self.of_training:.2%} of what training changed"
+        )
+        other = "" if self.other_rounding is None else f"{of_training}; the other way by {self.other_rounding:.3g}"
+        base = "" if self.base_bfloat16 is None else f"; the base's by {self.base_bfloat16:.3g}"
+        differences = [
+            ("merged weights against the model as it was trained", self.merged, ""),
+            ("Nestling reload against the written weights in memory", self.nestling, ""),
+            ("transformers reload against the written weights in memory", self.transformers, ""),
+            ("sentence-transformers reload against the written weights in memory", self.sentence_transformers, ""),
+            (f"{self.method} rounding to {self.dtype}", self.rounding, other),
+            ("computing in bfloat16", self.bfloat16, base),
+        ]
         return [
             f"the largest logit of yes against no: {self.largest:.3g}",
             *(
-                f"{name} against merged weights in memory: logits differ by {difference:.3g} at most"
-                for name, difference in differences.items()
+                f"{name}: logits differ by {difference:.3g} at most{more}"
+                for name, difference, more in differences
                 if difference is not None
             ),
             *([str(self.changes)] if self.changes.tensors else []),
+            *(f"warning: {line}" for line in self.warnings),
         ]
 
 
 def check_reranker(directory: Path, expectation: RerankerExpectation) -> RerankerReport:
     """Compare `directory` with `expectation`; nothing is raised, failures are listed in the report."""
-    report = RerankerReport(largest=expectation.own.abs().max().item())
-    compared = {"trainer": check_trainer}
+    report = RerankerReport(
+        dtype=str(expectation.outputs.weights.dtype).removeprefix("torch."),
+        largest=expectation.outputs.written.abs().max().item(),
+    )
+    compared = {"merged weights": check_merged}
     if expectation.shape == "causal":
         compared |= {"Nestling": check_nestling, "transformers": check_causal}
     else:
@@ -76,15 +116,46 @@ def check_reranker(directory: Path, expectation: RerankerExpectation) -> Reranke
         compared["sentence-transformers"] = check_cross_encoder
     checks = {name: partial(check, directory, expectation, report) for name, check in compared.items()}
     if expectation.base is not None:
-        checks["base"] = partial(compare_with_base, directory, expectation.base, expectation.prefix, report)
+        checks["base"] = partial(
+            compare_with_base, directory, expectation.base, expectation.prefix, expectation.outputs, report
+        )
     run_checks(checks, report)
     return report
 
 
-def check_trainer(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
-    """Merging and rounding the weights moved the trainer's logits by no more than its precision does."""
-    tolerance = expectation.trainer_tolerance
-    report.trainer = _compare("trainer", expectation.own, expectation.trainer, tolerance, expectation, report)
+def check_merged(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
+    """Merging changes nothing; what rounding and bfloat16 change is measured."""
+    outputs = expectation.outputs
+    report.merged = _compare("merged weights", outputs.merged, outputs.trained, EXACT_LOGIT, expectation, report)
+    if outputs.in_bfloat16 is not None:
+        report.bfloat16 = _largest("computing in bfloat16", outputs.in_bfloat16, outputs.trained, report)
+    if outputs.base_in_bfloat16 is not None and outputs.base is not None:
+        report.base_bfloat16 = (outputs.base_in_bfloat16 - outputs.base).abs().max().item()
+    if expectation.outputs.other_rounding is not None:
+        _measure_rounding(expectation, report)
+
+
+def _measure_rounding(expectation: RerankerExpectation, report: RerankerReport) -> None:
+    outputs = expectation.outputs
+    report.method = outputs.weights.rounding
+    report.rounding = _largest("rounding", outputs.written, outputs.merged, report)
+    if outputs.other_rounding is not None:
+        report.other_rounding = (outputs.other_rounding - outputs.merged).abs().max().item()
+    if outputs.base is not None and not outputs.unlearnt:
+        lost, learnt = ((each - outputs.merged).abs() for each in (outputs.written, outputs.base))
+        report.of_training = (lost.mean() / learnt.mean()).item()
+    if report.rounding > ROUNDED_LOGIT * max(1.0, report.largest) or (report.of_training or 0) > OF_TRAINING:
+        cost = f"changes logits by up to {report.rounding:.2g}"
+        of_training = "" if report.of_training is None else f", {report.of_training:.1%} of what training changed"
+        report.warnings.append(rounding_warning(report.dtype, cost + of_training))
+
+
+def _largest(source: str, found: Tensor, expected: Tensor, report: RerankerReport) -> float:
+    """A difference that no limit is set to, but NaN is a failure."""
+    largest = (found.double() - expected.double()).abs().max().item()
+    if math.isnan(largest):
+        report.failures.append(f"{source}: logits are NaN")
+    return largest
 
 
 def check_nestling(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
@@ -98,7 +169,7 @@ def check_nestling(directory: Path, expectation: RerankerExpectation, report: Re
         document_max_length=expectation.probe_settings.document_max_length,
     )
     found = torch.cat(reranker.logits([Group(query, [document]) for query, document in expectation.pairs]))
-    report.nestling = _compare("Nestling", found, expectation.own, MERGED_LOGIT, expectation, report)
+    report.nestling = _compare("Nestling", found, expectation.outputs.written, EXACT_LOGIT, expectation, report)
 
 
 def check_causal(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
@@ -114,7 +185,7 @@ def check_causal(directory: Path, expectation: RerankerExpectation, report: Rera
         [score_causal(model, tokenizer, prompts[i : i + BATCH], no, yes) for i in range(0, len(prompts), BATCH)]
     )
     report.transformers = _compare(
-        "transformers", scores[:, 1] - scores[:, 0], expectation.public, MERGED_LOGIT, expectation, report
+        "transformers", scores[:, 1] - scores[:, 0], expectation.public, EXACT_LOGIT, expectation, report
     )
 
 
@@ -127,7 +198,7 @@ def check_classifier(directory: Path, expectation: RerankerExpectation, report: 
     prompts = probe_prompts(tokenizer, expectation)
     logits = [score_classifier(model, tokenizer, prompts[i : i + BATCH]) for i in range(0, len(prompts), BATCH)]
     found = torch.cat(logits)
-    report.transformers = _compare("transformers", found, expectation.public, MERGED_LOGIT, expectation, report)
+    report.transformers = _compare("transformers", found, expectation.public, EXACT_LOGIT, expectation, report)
 
 
 def check_cross_encoder(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
@@ -143,7 +214,7 @@ def check_cross_encoder(directory: Path, expectation: RerankerExpectation, repor
     predict = partial(model.predict, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False)
     found = predict(expectation.pairs, activation_fn=nn.Identity())
     report.sentence_transformers = _compare(
-        "sentence-transformers", found, expectation.public, MERGED_LOGIT, expectation, report
+        "sentence-transformers", found, expectation.public, EXACT_LOGIT, expectation, report
     )
     first = expectation.pairs[:BATCH]
     if not torch.allclose(predict(first), found[:BATCH].sigmoid(), rtol=0, atol=1e-6):

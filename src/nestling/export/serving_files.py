@@ -98,12 +98,6 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def loses_digits(model: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether weights are rounded, as they are held or as they are written in `dtype`."""
-    held = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    return dtype != torch.float32 or held != torch.float32
-
-
 def model_config(base: BaseFiles, model: PretrainedConfig, dtype: torch.dtype | None) -> dict[str, Any]:
     """config.json: the base's own file, with the keys that either major version of transformers reads.
 

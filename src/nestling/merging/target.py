@@ -69,8 +69,8 @@ class MergeTarget(Protocol):
     def evaluate(self, data: EvaluationSet) -> Metrics:
         """Metrics of the model with its present weights."""
 
-    def export(self, output: Path, dtype: Dtype | None, card: Card) -> GateReport:
-        """Write a model directory to serve; it appears only if it passes its parity gate."""
+    def export(self, output: Path, dtype: Dtype | None, card: Card, *, allow_failed_gate: bool) -> GateReport:
+        """Write a model directory to serve; it appears only if it passes its parity gate, or may fail."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class EmbedderTarget:
             progress=True,
         )
 
-    def export(self, output: Path, dtype: Dtype | None, card: Card) -> GateReport:
+    def export(self, output: Path, dtype: Dtype | None, card: Card, *, allow_failed_gate: bool) -> GateReport:
         return export_embedder(
             self.embedder,
             output,
@@ -124,6 +124,7 @@ class EmbedderTarget:
             dtype=getattr(torch, dtype) if dtype else None,
             instructions=self.instructions,
             card=card,
+            allow_failed_gate=allow_failed_gate,
         )
 
 
@@ -148,9 +149,14 @@ class RerankerTarget:
         depth = max(len(rows) for rows in data.candidates.rows)
         return {depth: evaluate_candidates(scores, data.candidates, data.retrieval_set)}
 
-    def export(self, output: Path, dtype: Dtype | None, card: Card) -> GateReport:
+    def export(self, output: Path, dtype: Dtype | None, card: Card, *, allow_failed_gate: bool) -> GateReport:
         return export_reranker(
-            self.reranker, output, dtype=getattr(torch, dtype) if dtype else None, card=card, trained=False
+            self.reranker,
+            output,
+            dtype=getattr(torch, dtype) if dtype else None,
+            card=card,
+            trained=False,
+            allow_failed_gate=allow_failed_gate,
         )
 
 

@@ -1,7 +1,7 @@
 """The weights of a model in memory with LoRA adapters merged, without a copy of the model."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nestling.models.attention import VARLEN
+from nestling.models.token_model import TokenModel
 
 
 class MergedWeights(Mapping[str, Tensor]):
@@ -32,7 +33,7 @@ class MergedWeights(Mapping[str, Tensor]):
         adapted = [(name, each) for name, each in model.named_modules() if isinstance(each, BaseTunerLayer)]
         self._layers = {name: _plain_lora(name, each) for name, each in adapted}
         self._tensors: dict[str, Tensor] = {}
-        self._tied: dict[str, str] = {}
+        self._tied: dict[str, str] = {}  # to the first name of the tensor
         seen: dict[tuple[int, torch.Size], str] = {}
         for name, tensor in model.state_dict().items():
             if ".lora_" in name:
@@ -45,7 +46,7 @@ class MergedWeights(Mapping[str, Tensor]):
             self._tensors[bare] = tensor
 
     def __getitem__(self, name: str) -> Tensor:
-        name = self._tied.get(name, name)
+        name = self.first_name(name)
         tensor = self._tensors[name]
         layer = self._layers.get(name.removesuffix(".weight"))
         return tensor if layer is None or not name.endswith(".weight") else tensor.float() + lora_delta(layer)
@@ -55,6 +56,10 @@ class MergedWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def first_name(self, name: str) -> str:
+        """The name under which iteration lists the tensor."""
+        return self._tied.get(name, name)
 
     def nbytes(self, dtype: torch.dtype) -> int:
         """Bytes of all weights in `dtype`."""
@@ -92,20 +97,44 @@ def _plain_lora(name: str, layer: BaseTunerLayer) -> LoraLinear:
 
 
 @contextmanager
-def computing_with(backbone: nn.Module, weights: MergedWeights, dtype: torch.dtype) -> Iterator[None]:
-    """A context in which `backbone` computes in float32 with `weights` rounded to `dtype`, like the exported model.
+def computing_with(
+    model: TokenModel, weights: Mapping[str, Tensor] | None = None, *, precision: torch.dtype = torch.float32
+) -> Iterator[None]:
+    """A context in which `model` computes with other weights, or with its own, all of them cast to float32.
 
     The weights of each module are replaced just before it runs and restored right after it, so that only one module at
-    a time has a copy in float32. The adapters are off, since `weights` has them merged.
+    a time has a copy in float32.
+
+    Args:
+        model: The model, with adapters or without.
+        weights: By the names that `MergedWeights` has; the adapters are off. None for the model's own with its
+            adapters on.
+        precision: Of the computation, as the model's own `precision`.
     """
-    model = without_adapters(backbone)
+    own, backbone = model.precision, without_adapters(model.backbone)
+    model.precision = precision
+    try:
+        with (
+            _weights_replaced(backbone, weights),
+            nullcontext() if weights is None else _adapters_off(model.backbone),
+            _float32_attention(backbone) if precision == torch.float32 else nullcontext(),
+            torch.autocast(backbone.device.type, enabled=False),
+        ):
+            yield
+    finally:
+        model.precision = own
+
+
+@contextmanager
+def _weights_replaced(model: PreTrainedModel, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
     originals: list[tuple[nn.Parameter, Tensor]] = []
 
     def replace(prefix: str) -> Any:
         def before(module: nn.Module, inputs: object) -> None:
             for name, parameter in module.named_parameters(recurse=False):
                 originals.append((parameter, parameter.data))
-                parameter.data = weights[f"{prefix}{name}"].detach().to(dtype).float()
+                tensor = parameter if weights is None else weights[f"{prefix}{name}"]
+                parameter.data = tensor.detach().to(parameter.device, torch.float32)
 
         return before
 
@@ -121,8 +150,7 @@ def computing_with(backbone: nn.Module, weights: MergedWeights, dtype: torch.dty
             prefix = f"{name}.".replace(".base_layer.", ".").removeprefix(".")
             handles += [module.register_forward_pre_hook(replace(prefix)), module.register_forward_hook(restore)]
     try:
-        with _adapters_off(backbone), _float32_attention(model), torch.autocast(model.device.type, enabled=False):
-            yield
+        yield
     finally:
         for parameter, data in originals:
             parameter.data = data

@@ -1,7 +1,7 @@
 """Writing and reading a model's weights one tensor at a time, so that memory never holds a second copy of the model."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,9 +19,7 @@ def write_weights(
     weights: Mapping[str, Tensor],
     folder: Path,
     *,
-    dtype: torch.dtype,
     prefix: str = "",
-    exact: Collection[str] = (),
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write safetensors into `folder`: one file, or shards of at most about `shard_bytes` with an index.
@@ -31,17 +29,14 @@ def write_weights(
     Args:
         weights: Tensors by name.
         folder: Where to write.
-        dtype: Floating-point tensors are cast to it.
         prefix: Put before every name.
-        exact: Names of tensors that keep their dtype.
         shard_bytes: Size of a shard.
     """
     shards: list[list[str]] = []
     pending: dict[str, Tensor] = {}
     total = 0
     for name, tensor in weights.items():
-        cast_to = dtype if tensor.is_floating_point() and name not in exact else tensor.dtype
-        ready = tensor.detach().to("cpu", cast_to).contiguous()
+        ready = tensor.detach().cpu().contiguous()
         if pending and sum(each.nbytes for each in pending.values()) + ready.nbytes > shard_bytes:
             shards.append(_write_shard(pending, folder, len(shards)))
             pending = {}

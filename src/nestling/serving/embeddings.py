@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.export.embedder_expectation import MERGED_COSINE, probe_texts
+from nestling.export.embedder_expectation import EXACT_COSINE, probe_texts
 from nestling.retrieval.metrics import Floats
 from nestling.serving.advice import ADVICE
 from nestling.serving.client import RefusedError, Server
@@ -60,7 +60,7 @@ def check_embeddings(
     for probe, embedding, served_embedding in zip(probes, expected, served, strict=True):
         cells = comparison_cells(served_embedding[None], embedding[None])
         report.rows.append([probe.name, len(reference.tokens(probe.text)), *cells])
-    if cosine_similarities(served, expected).min() < max(min_cosine, MERGED_COSINE):
+    if cosine_similarities(served, expected).min() < max(min_cosine, EXACT_COSINE):
         report.findings += encoding_findings(reference, texts, served, min_cosine)
     report.findings += norm_findings(served, expected)
     compare_batch(server, reference, texts, served, min_cosine, report)

@@ -7,13 +7,15 @@ from itertools import product
 import numpy as np
 
 from nestling.export.embedder_expectation import probe_texts
-from nestling.export.reranker_expectation import ROUNDED_LOGIT, Pair
+from nestling.export.reranker_expectation import Pair
 from nestling.retrieval.metrics import Floats
 from nestling.serving.advice import ADVICE
 from nestling.serving.client import Server
 from nestling.serving.findings import Finding, ServerReport, nan_findings, simplest_explanation
 from nestling.serving.reranker_reference import SCALES, PromptVariant, RerankerReference
 
+# What computing in a shorter type may change of a logit, as a fraction of the largest one and of 1 at least.
+ROUNDED_LOGIT = 0.1
 # Half the relative rounding error of bfloat16, for servers that answer in it.
 HALF_ROUNDING = 0.002
 DEVIATION_NOISE = 0.001

@@ -1,7 +1,7 @@
 """The model of a recipe, as its settings say."""
 
 from dataclasses import asdict, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 
@@ -44,6 +44,11 @@ def arguments(config: EmbedConfig | RerankConfig) -> dict[str, Any]:
         "dropout": config.dropout,
         "cpu": config.use_cpu,
     }
+
+
+def export_dtype(config: EmbedConfig | RerankConfig) -> torch.dtype | None:
+    """Type of the weights in final/; None for the base's own."""
+    return None if config.export_dtype is None else cast(torch.dtype, getattr(torch, config.export_dtype))
 
 
 def for_export(config: Config, base: str | None) -> Config:

@@ -23,6 +23,7 @@ from nestling.console import Progress, table
 from nestling.distributed.launch import outside_launch
 from nestling.distributed.ranks import on_rank_zero
 from nestling.export.card import before_and_after
+from nestling.export.gate import ExportError
 from nestling.run_files import Results, evaluation_at
 from nestling.training.tracking import Meter, Tracker, open_tracker
 
@@ -178,9 +179,17 @@ class Run:
         else:
             if step != self.state.step:
                 restore_tensors(checkpoint, self.backend.model)
-            on_rank_zero(lambda: write(step))
+            on_rank_zero(lambda: self._export_here(write, step, f"{script.parent.name}/{script.name}"))
         if self.main_rank:
             self._print_results(step)
+
+    def _export_here(self, write: Callable[[int], object], step: int, script: str) -> None:
+        try:
+            write(step)
+        except ExportError as error:
+            checkpoint, final = self.checkpoints.path(step), self.folder.final
+            command = f"python {script} --checkpoint {checkpoint} --output {final} --allow_failed_gate true"
+            raise ExportError(f"{error}\nfor this run that is: {command}") from error
 
     def _print_results(self, step: int) -> None:
         scores = before_and_after(evaluation_at(self.folder.metrics, 0), evaluation_at(self.folder.metrics, step))

@@ -24,6 +24,7 @@ MAY_DIFFER = (
     "report_to",
     "dataloader_num_workers",
     "logging_steps",
+    "export_dtype",
     "save_total_limit",
     "use_cpu",
     *MEMORY,
