@@ -194,8 +194,9 @@ def search_times(queries: int, documents: int, repeats: int) -> tuple[float, flo
     import numpy as np
     import torch
 
+    from nestling.mining.cached_encoder import TEXTS_PER_SHARD
     from nestling.mining.nearest import QUERY_BLOCK, nearest
-    from nestling.mining.vectors import SHARD, Vectors
+    from nestling.mining.vectors import Vectors
 
     device = torch.device("cpu")
     rng = np.random.default_rng(0)
@@ -203,13 +204,18 @@ def search_times(queries: int, documents: int, repeats: int) -> tuple[float, flo
     def vectors(count: int) -> "Vectors":
         values = rng.standard_normal((count, 384), dtype=np.float32)
         halves = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
-        return Vectors([halves[start : start + SHARD] for start in range(0, count, SHARD)], SHARD)
+        return Vectors(
+            [halves[start : start + TEXTS_PER_SHARD] for start in range(0, count, TEXTS_PER_SHARD)], TEXTS_PER_SHARD
+        )
 
     query_set, pool = vectors(queries), vectors(documents)
     blocks = [
         query_set.span(first, min(first + QUERY_BLOCK, queries), device) for first in range(0, queries, QUERY_BLOCK)
     ]
-    shards = [pool.span(first, min(first + SHARD, documents), device).T for first in range(0, documents, SHARD)]
+    shards = [
+        pool.span(first, min(first + TEXTS_PER_SHARD, documents), device).T
+        for first in range(0, documents, TEXTS_PER_SHARD)
+    ]
 
     def products() -> Iterator[Any]:
         for block in blocks:

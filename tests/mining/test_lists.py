@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nestling.mining.lists import Lists, expand, places_in_lists
+from nestling.mining.lists import Lists, expand, positions_in_lists
 
 
 def random_lists(rng: np.random.Generator, count: int, values: int) -> list[list[int]]:
@@ -26,7 +26,7 @@ def test_everything_is_as_with_lists_of_lists() -> None:
     assert [others[which == i].tolist() for i in range(500)] == [parts[owner] for owner, _ in pairs]
     again = Lists.grouped(owners, values, 41)
     assert [again[i].tolist() for i in range(41)] == [[v for o, v in pairs if o == i] for i in range(41)]
-    assert places_in_lists(lists.owners, 40).tolist() == [i for part in parts for i in range(len(part))]
+    assert positions_in_lists(lists.owners, 40).tolist() == [i for part in parts for i in range(len(part))]
 
 
 def test_lists_that_hold_nothing() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mining.small import opened, random_rows, write_corpus, write_rows
-from nestling.mining.pool import Joined
+from nestling.mining.pool import ConcatenatedTexts
 from nestling.records import text_id
 from nestling.records.words import folded_text_id
 from sets import write_beir
@@ -24,7 +24,7 @@ def test_a_corpus_and_what_it_lacks(tmp_path: Path) -> None:
     assert (pool.size, len(pool)) == (3, 6)
     assert [pool.id_of(row) for row in range(3)] == ["d0", "d1", "d3"]
     assert pool.id_of(4) == f"text:{text_id('gamma'):016x}"
-    assert pool.rows_of_ids(["d4", "d2", "d3", "d9"]) == {"d4": 1, "d2": 0, "d3": 2}
+    assert pool.positions_of_ids(["d4", "d2", "d3", "d9"]) == {"d4": 1, "d2": 0, "d3": 2}
     assert pool.find(np.array([text_id("gamma"), text_id("other"), text_id("beta")])).tolist() == [4, -1, 0]
     assert str(pool) == (
         f"3 different documents of {corpus} (2 repeat the text of another); 3 documents of the records are not among "
@@ -41,7 +41,7 @@ def test_the_documents_of_records(tmp_path: Path) -> None:
     assert pool.identities.tolist() == [text_id(text) for text in pool.texts]
     assert pool.size == len(pool) == len(set(texts))
     with pytest.raises(ValueError, match="documents of records have no ids; a run file needs a --corpus"):
-        pool.rows_of_ids(["d0"])
+        pool.positions_of_ids(["d0"])
 
 
 def test_a_beir_folder_is_its_own_corpus(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_near_identity(one: str, other: str, same: bool) -> None:
 
 def test_joined_texts_read_as_one() -> None:
     parts = [["a", "b"], np.array(["c"]), [], ["d", "e", "f"]]
-    joined = Joined([Arrays(part) for part in parts])
+    joined = ConcatenatedTexts([Arrays(part) for part in parts])
     everything = list("abcdef")
     assert list(joined) == everything
     assert [joined[i] for i in range(6)] == everything

@@ -1,4 +1,4 @@
-"""Hard negatives mined anew by the model in training."""
+"""Hard negatives mined again by the model in training."""
 
 from collections import Counter
 from itertools import islice
@@ -8,14 +8,14 @@ import pytest
 import torch
 from ranks import run_ranks
 
-import nestling.mining.vectors
+import nestling.mining.cached_encoder
 import nestling.models.encoding
 from mining.small import random_rows, write_corpus, write_rows
 from nestling.batches.embed_collation import Collator
 from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.config import RefreshConfig
-from nestling.mining.refresh import Refresher, spans
-from nestling.mining.renewal import Minable
+from nestling.mining.refresh_dataset import RefreshDataset
+from nestling.mining.refresh_schedule import Refresher, spans
 from nestling.models.embedder import Embedder
 from nestling.records import Record, RecordTable, load_records
 from nestling.records.words import folded_text_id
@@ -42,8 +42,8 @@ def refresher(
     sources = [Source(load_records(path, progress=False)) for path in paths]
     row_sampler = RowSampler(positives=1, negatives=3, seed=0)
     batch_sampler = BatchSampler(sources, 4, row_sampler, seed=0)
-    minables = [
-        Minable.open(source.table, str(path), rules.corpus, progress=False)
+    datasets = [
+        RefreshDataset.open(source.table, str(path), rules.corpus, progress=False)
         for source, path in zip(sources, paths, strict=True)
     ]
     collator = Collator(sources, row_sampler, embedder.text_tokenizer, embedder.prompts, chunk_tokens=256, **LENGTHS)
@@ -53,7 +53,7 @@ def refresher(
         rules,
         batch_sampler,
         collator,
-        minables,
+        datasets,
         embedder,
         equal_forwards=equal_forwards,
         progress=False,
@@ -115,7 +115,7 @@ def test_rows_get_what_a_loop_finds_and_keep_all_else(source: str, qwen3: Path, 
     assert made.collator.sources[0].table is after
     assert len(said) == 1
     queries = {(row.query, row.instruction): row.negatives for row in records(after)}
-    assert said[0].startswith(f"step 2: rows: {sum(map(len, queries.values()))} hard negatives mined anew, cosine ")
+    assert said[0].startswith(f"step 2: rows: {sum(map(len, queries.values()))} hard negatives mined again, cosine ")
     assert [path.name for path in (tmp_path / "refresh").iterdir()] == ["step-2"], "embeddings are gone"
 
 
@@ -195,8 +195,8 @@ def test_spans_end_at_multiples() -> None:
 
 
 def refresh_as_rank(rank: int, folder: Path) -> None:
-    """Shards of 8 texts, so that ranks have unequal shares."""
-    nestling.models.encoding.WINDOW = nestling.mining.vectors.SHARD = 8
+    """Shards of 8 texts, so that ranks have different numbers of shards."""
+    nestling.models.encoding.WINDOW = nestling.mining.cached_encoder.TEXTS_PER_SHARD = 8
     embedder = Embedder.from_pretrained(folder / "bert")
     paths = [folder / "rows.jsonl", folder / "pairs.jsonl"]
     for equal_forwards in (False, True):
@@ -213,7 +213,7 @@ def test_ranks_mine_what_one_process_mines(
     (tmp_path / "bert").symlink_to(bert)
     run_ranks(2, refresh_as_rank, tmp_path)
     monkeypatch.setattr(nestling.models.encoding, "WINDOW", 8)
-    monkeypatch.setattr(nestling.mining.vectors, "SHARD", 8)
+    monkeypatch.setattr(nestling.mining.cached_encoder, "TEXTS_PER_SHARD", 8)
     made, _ = refresher(Embedder.from_pretrained(bert), tmp_path / "alone", [rows, pairs], RefreshConfig(steps=1))
     list(made.batches(range(2), workers=0))
     written = [path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*.arrow")]

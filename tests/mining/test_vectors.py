@@ -1,4 +1,4 @@
-"""Encoded texts in the cache: what makes them anew, what goes on after a kill, what ranks share."""
+"""Embeddings in the cache: when they are encoded again, how a killed run continues, how ranks divide the work."""
 
 import json
 import shutil
@@ -10,11 +10,12 @@ import torch
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
-import nestling.mining.vectors
+import nestling.mining.cached_encoder
 import nestling.models.encoding
-from nestling.mining.arrays import ArrayCache
-from nestling.mining.fingerprints import of_embedder
-from nestling.mining.vectors import Vectors, encode_cached
+from nestling.mining.array_cache import ArrayCache
+from nestling.mining.cached_encoder import CachedEncoder
+from nestling.mining.fingerprints import embedder_fingerprint
+from nestling.mining.vectors import Vectors
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import EncodingStats
 from nestling.records import text_id
@@ -33,16 +34,16 @@ def short_shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def shorten(texts: int) -> None:
-    nestling.models.encoding.WINDOW = nestling.mining.vectors.SHARD = texts
+    nestling.models.encoding.WINDOW = nestling.mining.cached_encoder.TEXTS_PER_SHARD = texts
 
 
 def encode(
     embedder: Embedder, texts: list[str] = TEXTS, prefix: str = "", max_length: int = 16
 ) -> tuple[Vectors, EncodingStats]:
     identities = np.array([text_id(text) for text in texts])
-    return encode_cached(
-        embedder, texts, identities, fingerprint=of_embedder(embedder), prefix=prefix, max_length=max_length
-    )
+    fingerprint = embedder_fingerprint(embedder)
+    encoder = CachedEncoder(embedder, fingerprint=fingerprint, prefix=prefix, max_length=max_length)
+    return encoder.encode(texts, identities)
 
 
 @pytest.fixture

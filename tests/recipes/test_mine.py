@@ -108,7 +108,7 @@ def test_negatives_are_those_of_a_loop(pairs: Path, qwen3: Path, tmp_path: Path)
         assert ranks == sorted(ranks)
     assert any(len(own) < 3 for own in expected)
     assert "fewer than 3 negatives: " in done.stdout
-    assert " negatives that rows have are replaced; name the retriever given to judge them anew" in done.stdout
+    assert " negatives that rows have are replaced; name the retriever given to judge them again" in done.stdout
     again = load_records(output, progress=False)
     assert again.has_scores
     assert again.summary.ignored == (("mined", 40),)
@@ -223,7 +223,7 @@ def test_a_judge_drops_or_relabels(pairs: Path, bert: Path, qwen3: Path, tmp_pat
     assert added > 0
 
 
-def test_given_negatives_are_judged_anew(pairs: Path, bert: Path, tmp_path: Path) -> None:
+def test_given_negatives_are_judged_again(pairs: Path, bert: Path, tmp_path: Path) -> None:
     output = tmp_path / "mined.jsonl"
     done = mine("--data", pairs, "--retrievers", "given", "--scorer", bert, "--output", output, *SHORT)
     assert done.returncode == 0, done.stderr

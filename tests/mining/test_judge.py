@@ -11,9 +11,9 @@ from sentence_transformers import CrossEncoder
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-import nestling.mining.judging
+import nestling.mining.judge
 from mining.small import opened, random_rows, write_rows
-from nestling.mining.judging import Judge, judge_lists, open_judge, probabilities
+from nestling.mining.judge import Judge, judge_lists, open_judge, probabilities
 from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
 from nestling.mining.query_set import QuerySet
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[QuerySet, Pool, Lists]:
     """Queries, documents, and some of these to judge for each; one query has none."""
     monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(nestling.mining.judging, "BLOCK", 4)
+    monkeypatch.setattr(nestling.mining.judge, "QUERIES_PER_BLOCK", 4)
     _, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", random_rows(12)))
     rng = np.random.default_rng(0)
     return query_set, pool, Lists.of([rng.choice(len(pool), i % 4, replace=False) for i in range(len(query_set))])

@@ -14,29 +14,31 @@ from nestling.mining.retrieved import Retrieved
 
 faiss = pytest.importorskip("faiss", reason="the faiss extra is not installed")
 
-import nestling.mining.approximate  # noqa: E402 - needs faiss
-from nestling.mining.approximate import Index, recall, sample_rows  # noqa: E402
+import nestling.mining.faiss_index  # noqa: E402 - needs faiss
+from nestling.mining.faiss_index import FaissIndex, recall, training_sample  # noqa: E402
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    "index", [Index("Flat"), Index("IVF8,Flat", "nprobe=8"), Index("IVF8_HNSW8,Flat", "nprobe=8")], ids=str
+    "index",
+    [FaissIndex("Flat"), FaissIndex("IVF8,Flat", "nprobe=8"), FaissIndex("IVF8_HNSW8,Flat", "nprobe=8")],
+    ids=str,
 )
-@pytest.mark.parametrize("height", [7, 100, 1000])
+@pytest.mark.parametrize("shard_size", [7, 100, 1000])
 @pytest.mark.parametrize("depth", [1, 5, 40, 400])
 def test_one_that_looks_at_everything_is_exact(
-    monkeypatch: pytest.MonkeyPatch, index: Index, height: int, depth: int
+    monkeypatch: pytest.MonkeyPatch, index: FaissIndex, shard_size: int, depth: int
 ) -> None:
     """Ties included."""
-    monkeypatch.setattr(nestling.mining.approximate, "QUERY_BLOCK", 11)
+    monkeypatch.setattr(nestling.mining.faiss_index, "QUERY_BLOCK", 11)
     rng = np.random.default_rng(depth)
     queries, documents = coarse(rng, 30), coarse(rng, 300)
-    found = index(make_vectors(queries, 8), make_vectors(documents, height), 250, depth, CPU)
+    found = index(make_vectors(queries, 8), make_vectors(documents, shard_size), 250, depth, CPU)
     expected = reference(queries, documents[:250], depth)
-    assert found.rows.tolist() == expected.rows.tolist()
+    assert found.documents.tolist() == expected.documents.tolist()
     assert np.array_equal(found.scores, expected.scores, equal_nan=True)
-    assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
+    assert (found.documents.dtype, found.scores.dtype) == (np.int64, np.float32)
 
 
 @pytest.mark.parametrize("factory", ["IVF16,Flat", "HNSW8", "IVF4,SQ4", "OPQ4_16,IVF4,PQ4x4", "PCA8,SQ8"])
@@ -44,27 +46,29 @@ def test_what_is_found_has_the_scores_and_order_of_its_embeddings(factory: str) 
     rng = np.random.default_rng(0)
     queries, documents = unit(rng, 40, 32), unit(rng, 900, 32)
     pair = make_vectors(queries, 32), make_vectors(documents, 64)
-    found = Index(factory)(*pair, 850, 20, CPU)
+    found = FaissIndex(factory)(*pair, 850, 20, CPU)
     scores = queries.astype(np.float64) @ documents.astype(np.float64).T
-    here = found.rows >= 0
-    assert found.rows.max() < 850
+    here = found.documents >= 0
+    assert found.documents.max() < 850
     assert np.array_equal(np.isnan(found.scores), ~here)
-    np.testing.assert_allclose(found.scores[here], np.take_along_axis(scores, found.rows, 1)[here], atol=1e-6, rtol=0)
-    for rows, own in zip(found.rows, found.scores, strict=True):
+    np.testing.assert_allclose(
+        found.scores[here], np.take_along_axis(scores, found.documents, 1)[here], atol=1e-6, rtol=0
+    )
+    for rows, own in zip(found.documents, found.scores, strict=True):
         assert len(set(rows[rows >= 0].tolist())) == (rows >= 0).sum()
         assert np.all(np.diff(own[rows >= 0]) <= 0)
     share = recall(found, *pair, 850, CPU)
-    exact = reference(queries, documents[:850], 20).rows
-    assert share == sum(len({*one} & {*other}) for one, other in zip(exact, found.rows, strict=True)) / exact.size
+    exact = reference(queries, documents[:850], 20).documents
+    assert share == sum(len({*one} & {*other}) for one, other in zip(exact, found.documents, strict=True)) / exact.size
     assert 0.2 < share < 1
 
 
 def test_codes_are_asked_for_more_than_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     pair = make_vectors(unit(rng, 40, 32), 32), make_vectors(unit(rng, 900, 32), 64)
-    more = recall(Index("PQ8x4")(*pair, 900, 20, CPU), *pair, 900, CPU)
-    monkeypatch.setattr(nestling.mining.approximate, "SURPLUS", 1)
-    assert more > recall(Index("PQ8x4")(*pair, 900, 20, CPU), *pair, 900, CPU) + 0.1
+    more = recall(FaissIndex("PQ8x4")(*pair, 900, 20, CPU), *pair, 900, CPU)
+    monkeypatch.setattr(nestling.mining.faiss_index, "OVERSAMPLING", 1)
+    assert more > recall(FaissIndex("PQ8x4")(*pair, 900, 20, CPU), *pair, 900, CPU) + 0.1
 
 
 def test_recall_counts_what_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,39 +76,42 @@ def test_recall_counts_what_exact_search_finds(monkeypatch: pytest.MonkeyPatch) 
     queries, documents = make_vectors(unit(rng, 50, 16), 8), make_vectors(unit(rng, 6, 16), 8)
     found = nearest(queries, documents, 6, 9, CPU)
     assert recall(found, queries, documents, 6, CPU) == 1  # the places of documents that do not exist count nowhere
-    missing = Retrieved(np.where(found.rows < 2, -1, found.rows), found.scores)
+    missing = Retrieved(np.where(found.documents < 2, -1, found.documents), found.scores)
     assert recall(missing, queries, documents, 6, CPU) == pytest.approx(4 / 6)
-    monkeypatch.setattr(nestling.mining.approximate, "RECALL_QUERIES", 7)
+    monkeypatch.setattr(nestling.mining.faiss_index, "RECALL_QUERIES", 7)
     assert recall(missing, queries, documents, 6, CPU) == pytest.approx(4 / 6)
 
 
 def test_the_sample_that_trains_an_index_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nestling.mining.approximate, "SAMPLE", 10)
-    monkeypatch.setattr(nestling.mining.approximate, "SAMPLE_PER_LIST", 5)
+    monkeypatch.setattr(nestling.mining.faiss_index, "MIN_SAMPLE", 10)
+    monkeypatch.setattr(nestling.mining.faiss_index, "SAMPLE_PER_LIST", 5)
     for factory, size, expected in [("PQ4", 1000, 10), ("IVF4,Flat", 1000, 20), ("OPQ4,IVF4,PQ4", 13, 13)]:
-        rows = sample_rows(Index(factory).empty(16), size)
+        rows = training_sample(FaissIndex(factory).empty(16), size)
         assert rows.tolist() == sorted(set(rows.tolist()))
         assert (len(rows), rows[0] >= 0, rows[-1] < size) == (expected, True, True)
 
 
 def test_lists_that_are_looked_into() -> None:
     lists = faiss.extract_index_ivf
-    assert lists(Index("OPQ4,IVF100,PQ4").empty(16)).nprobe == 10
-    assert lists(Index("OPQ4,IVF100,PQ4", "nprobe=3").empty(16)).nprobe == 3
+    assert lists(FaissIndex("OPQ4,IVF100,PQ4").empty(16)).nprobe == 10
+    assert lists(FaissIndex("OPQ4,IVF100,PQ4", "nprobe=3").empty(16)).nprobe == 3
 
 
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        (Index("IVF4;Flat"), r"FAISS refuses IVF4;Flat: could not parse index string"),
-        (Index("PQ5"), r"refuses PQ5: .* \(d\) should be a multiple of the number of subquantizers"),
-        (Index("Flat", "nprobe=3"), r"refuses Flat with nprobe=3: .*could not set parameter nprobe"),
-        (Index("IVF64,Flat"), r"Number of training points \(50\) should be at least as large as number of clusters"),
-        (Index("IDMap,Flat"), r"add does not make sense with IndexIDMap"),
+        (FaissIndex("IVF4;Flat"), r"FAISS refuses IVF4;Flat: could not parse index string"),
+        (FaissIndex("PQ5"), r"refuses PQ5: .* \(d\) should be a multiple of the number of subquantizers"),
+        (FaissIndex("Flat", "nprobe=3"), r"refuses Flat with nprobe=3: .*could not set parameter nprobe"),
+        (
+            FaissIndex("IVF64,Flat"),
+            r"Number of training points \(50\) should be at least as large as number of clusters",
+        ),
+        (FaissIndex("IDMap,Flat"), r"add does not make sense with IndexIDMap"),
     ],
     ids=str,
 )
-def test_what_faiss_refuses_is_named(index: Index, message: str) -> None:
+def test_what_faiss_refuses_is_named(index: FaissIndex, message: str) -> None:
     vectors = make_vectors(unit(np.random.default_rng(0), 50, 16), 20)
     with pytest.raises(ValueError, match=rf"^index: .*{message}"):
         index(vectors, vectors, 50, 3, CPU)
@@ -119,10 +126,10 @@ def search_as_rank(rank: int, folder: Path) -> None:
     rng = np.random.default_rng(7)
     queries, documents = unit(rng, 20, 32), unit(rng, 110, 32)
     found = [
-        Index(factory)(make_vectors(queries, 8), make_vectors(documents, height), 90, 12, CPU)
-        for height, factory in [*EXACT_CODES, *OTHERS]
+        FaissIndex(factory)(make_vectors(queries, 8), make_vectors(documents, shard_size), 90, 12, CPU)
+        for shard_size, factory in [*EXACT_CODES, *OTHERS]
     ]
-    (folder / f"{rank}.json").write_text(json.dumps([[each.rows.tolist(), str(each.scores)] for each in found]))
+    (folder / f"{rank}.json").write_text(json.dumps([[each.documents.tolist(), str(each.scores)] for each in found]))
 
 
 @pytest.mark.parametrize("world", [2, 4])
