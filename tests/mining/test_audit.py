@@ -1,4 +1,4 @@
-"""The audit page: figures, texts in full, nothing from elsewhere."""
+"""The audit page: valid HTML that loads nothing, with scores and truncated texts."""
 
 import re
 from html.parser import HTMLParser
@@ -57,7 +57,7 @@ def make_result(tmp_path: Path) -> MiningResult:
     )
 
 
-def test_it_shows_what_there_is(tmp_path: Path) -> None:
+def test_the_page_shows_texts_scores_and_settings(tmp_path: Path) -> None:
     html = audit_page(make_result(tmp_path), scorer="m", title="a <title>", settings={"margin": 0.1}, lines=["3 < 4"])
     page = Page(html)
     assert page.open == []

@@ -1,4 +1,4 @@
-"""Judges: their scores, what is kept of them, and a CrossEncoder in the place of a reranker."""
+"""Judges: logits of a Reranker and of a CrossEncoder, and their cache."""
 
 import shutil
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def cross_encoder(bert: Path, folder: Path, outputs: int) -> Path:
     return folder
 
 
-def test_a_rerankers_logits(task: tuple[QuerySet, Pool, Lists], qwen3: Path) -> None:
+def test_logits_are_those_of_the_reranker(task: tuple[QuerySet, Pool, Lists], qwen3: Path) -> None:
     query_set, pool, lists = task
     logits = judge_lists(open_judge(str(qwen3), precision=torch.float32, device=CPU), *task)
     reranker = Reranker.from_pretrained(qwen3)
@@ -73,7 +73,7 @@ def judge(counting: Counting, task: tuple[QuerySet, Pool, Lists]) -> np.ndarray:
     return judge_lists(as_judge, *task)
 
 
-def test_a_killed_judge_goes_on_and_reads_nothing_twice(task: tuple[QuerySet, Pool, Lists]) -> None:
+def test_a_killed_judge_continues_and_scores_no_pair_twice(task: tuple[QuerySet, Pool, Lists]) -> None:
     _, pool, lists = task
     with pytest.raises(KeyboardInterrupt):
         judge(killed := Counting(last=1), task)
@@ -87,7 +87,7 @@ def test_a_killed_judge_goes_on_and_reads_nothing_twice(task: tuple[QuerySet, Po
     assert third.read == 0
 
 
-def test_a_cross_encoder(task: tuple[QuerySet, Pool, Lists], bert: Path, tmp_path: Path) -> None:
+def test_logits_are_those_of_the_cross_encoder(task: tuple[QuerySet, Pool, Lists], bert: Path, tmp_path: Path) -> None:
     query_set, pool, lists = task
     model = cross_encoder(bert, tmp_path / "cross", outputs=1)
     logits = judge_lists(open_judge(str(model), precision=torch.float32, device=CPU), *task)
@@ -98,7 +98,7 @@ def test_a_cross_encoder(task: tuple[QuerySet, Pool, Lists], bert: Path, tmp_pat
         open_judge(str(cross_encoder(bert, tmp_path / "three", outputs=3)), precision=torch.float32, device=CPU)
 
 
-def test_a_judge_that_diverged(task: tuple[QuerySet, Pool, Lists]) -> None:
+def test_logits_that_are_not_finite_are_an_error(task: tuple[QuerySet, Pool, Lists]) -> None:
     class Diverged(Counting):
         def logits(self, groups: Sequence[Group]) -> list[Tensor]:
             return [each * torch.nan for each in super().logits(groups)]

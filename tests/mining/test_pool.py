@@ -1,4 +1,4 @@
-"""The documents: each text once, from a corpus or from records; near identity; what is refused."""
+"""The pool: each text once, from a corpus or from records; equality but for case and punctuation; errors."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ ROWS = [
 ]
 
 
-def test_a_corpus_and_what_it_lacks(tmp_path: Path) -> None:
+def test_a_corpus_and_documents_of_records_that_it_lacks(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", ["beta", "alpha", "beta", "delta", "alpha"])
     _, _, pool = opened(write_rows(tmp_path / "rows.jsonl", ROWS), corpus)
     assert list(pool.texts) == ["beta", "alpha", "delta", "not there", "gamma", "nor there"]
@@ -32,7 +32,7 @@ def test_a_corpus_and_what_it_lacks(tmp_path: Path) -> None:
     )
 
 
-def test_the_documents_of_records(tmp_path: Path) -> None:
+def test_a_pool_of_the_documents_of_records(tmp_path: Path) -> None:
     rows = random_rows(40)
     table, _, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
     kept = [table[i] for i in range(len(table))]
@@ -58,7 +58,7 @@ def test_a_beir_folder_is_its_own_corpus(tmp_path: Path) -> None:
         ([{"_id": "a", "text": "x"}, {"text": "y"}], r"corpus\.jsonl:2: _id: missing"),
     ],
 )
-def test_corpora_that_cannot_be_used(tmp_path: Path, lines: list[dict[str, str]], message: str) -> None:
+def test_errors_of_corpora(tmp_path: Path, lines: list[dict[str, str]], message: str) -> None:
     corpus = write_rows(tmp_path / "corpus.jsonl", lines)
     with pytest.raises(ValueError, match=message):
         opened(write_rows(tmp_path / "rows.jsonl", ROWS), corpus)
@@ -78,11 +78,11 @@ def test_corpora_that_cannot_be_used(tmp_path: Path, lines: list[dict[str, str]]
         ("北京。", "北京", True),
     ],
 )
-def test_near_identity(one: str, other: str, same: bool) -> None:
+def test_texts_that_differ_only_in_case_punctuation_and_space(one: str, other: str, same: bool) -> None:
     assert (folded_text_id(one) == folded_text_id(other)) is same
 
 
-def test_joined_texts_read_as_one() -> None:
+def test_concatenated_texts_are_indexed_as_one_sequence() -> None:
     parts = [["a", "b"], np.array(["c"]), [], ["d", "e", "f"]]
     joined = ConcatenatedTexts([Arrays(part) for part in parts])
     everything = list("abcdef")

@@ -1,4 +1,4 @@
-"""Which queries there are, and what is relevant to them anywhere in the data."""
+"""Distinct queries, and their positives over all records."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_a_text_with_its_instruction_is_one_query(tmp_path: Path) -> None:
     ]
 
 
-def test_as_a_loop_over_the_rows(tmp_path: Path) -> None:
+def test_equal_to_a_loop_over_the_records(tmp_path: Path) -> None:
     table, query_set, _ = opened(write_rows(tmp_path / "rows.jsonl", random_rows(90)))
     seen: dict[tuple[str, str | None], int] = {}
     for row in range(len(table)):

@@ -38,7 +38,7 @@ def pairs(tmp_path: Path) -> Path:
 def refresher(
     embedder: Embedder, folder: Path, paths: list[Path], rules: RefreshConfig, *, equal_forwards: bool = False
 ) -> tuple[Refresher, list[str]]:
-    """A refresher of some datasets, and what it says."""
+    """A refresher of some datasets, and the list of the lines that it prints."""
     sources = [Source(load_records(path, progress=False)) for path in paths]
     row_sampler = RowSampler(positives=1, negatives=3, seed=0)
     batch_sampler = BatchSampler(sources, 4, row_sampler, seed=0)
@@ -68,10 +68,10 @@ def records(table: RecordTable) -> list[Record]:
 
 
 def nearest_below(embedder: Embedder, table: RecordTable, texts: list[str], percent: float) -> list[list[str]]:
-    """The 3 nearest texts of each row that its rules leave, in float64."""
+    """The 3 nearest texts of each record that remain after the rules, in float64."""
     documents = embedder.encode(texts, kind="document", max_length=16).half().double()
     place = {text: i for i, text in enumerate(texts)}
-    rows, found = records(table), []
+    rows, nearest = records(table), []
     for row in rows:
         query = embedder.encode([row.query], kind="query", max_length=24, instruction=row.instruction).half().double()
         scores = (documents @ query[0]).tolist()
@@ -83,12 +83,14 @@ def nearest_below(embedder: Embedder, table: RecordTable, texts: list[str], perc
             if folded_text_id(text) not in taken and scores[place[text]] < lowest - abs(lowest) * (1 - percent):
                 own.append(text)
             taken.add(folded_text_id(text))
-        found.append(own[:3])
-    return found
+        nearest.append(own[:3])
+    return nearest
 
 
 @pytest.mark.parametrize("source", ["records", "corpus"])
-def test_rows_get_what_a_loop_finds_and_keep_all_else(source: str, qwen3: Path, rows: Path, tmp_path: Path) -> None:
+def test_negatives_equal_a_naive_loop_and_all_else_is_kept(
+    source: str, qwen3: Path, rows: Path, tmp_path: Path
+) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", [row["positives"][0] + " more" for row in random_rows(60, seed=3)])
     rules = RefreshConfig(steps=2, depth=500, percent=0.9, among=3, corpus=str(corpus) if source == "corpus" else None)
     embedder = Embedder.from_pretrained(qwen3)
@@ -119,7 +121,7 @@ def test_rows_get_what_a_loop_finds_and_keep_all_else(source: str, qwen3: Path, 
     assert [path.name for path in (tmp_path / "refresh").iterdir()] == ["step-2"], "embeddings are gone"
 
 
-def test_datasets_without_negatives_are_mined_at_once_and_all_of_them_later(
+def test_datasets_without_negatives_are_mined_at_step_0_and_all_of_them_later(
     bert: Path, rows: Path, pairs: Path, tmp_path: Path
 ) -> None:
     embedder = Embedder.from_pretrained(bert)
@@ -143,15 +145,15 @@ def test_a_resumed_run_has_the_same_batches(bert: Path, rows: Path, pairs: Path,
     rules = RefreshConfig(steps=3)
 
     def run(folder: Path, steps: range) -> list[list[list[int]]]:
-        embedder, found = Embedder.from_pretrained(bert), []
+        embedder, batches = Embedder.from_pretrained(bert), []
         made, _ = refresher(embedder, folder, [rows, pairs], rules)
         for step, batch in zip(steps, made.batches(steps, workers=0), strict=True):
-            found.append(batch.tokens.ids())
+            batches.append(batch.tokens.ids())
             with torch.no_grad():
                 next(embedder.parameters()).mul_(1 + (step + 1) / 10)
             if step + 1 == steps.stop:
                 break
-        return found
+        return batches
 
     whole = run(tmp_path / "whole", range(12))
     first = run(tmp_path / "parts", range(7))
@@ -169,7 +171,7 @@ def test_a_resumed_run_has_the_same_batches(bert: Path, rows: Path, pairs: Path,
         next(made.batches(range(7, 9), workers=0))
 
 
-def test_plans_change_from_a_step_on_and_no_row_is_lost(bert: Path, rows: Path, tmp_path: Path) -> None:
+def test_batches_change_from_a_refresh_on_and_no_record_is_lost(bert: Path, rows: Path, tmp_path: Path) -> None:
     made, _ = refresher(Embedder.from_pretrained(bert), tmp_path / "refresh", [rows], RefreshConfig(steps=5, among=3))
     batch_sampler = made.batch_sampler
     before = list(islice(batch_sampler.batches(), 25))
@@ -188,7 +190,7 @@ def test_plans_change_from_a_step_on_and_no_row_is_lost(bert: Path, rows: Path, 
     assert first_pass == set(range(len(batch_sampler.sources[0].table)))
 
 
-def test_spans_end_at_multiples() -> None:
+def test_spans_end_at_multiples_of_the_interval() -> None:
     assert list(spans(range(12), 5)) == [range(5), range(5, 10), range(10, 12)]
     assert list(spans(range(5, 8), 5)) == [range(5, 8)]
     assert list(spans(range(7, 7), 5)) == []
@@ -207,7 +209,7 @@ def refresh_as_rank(rank: int, folder: Path) -> None:
         list(made.batches(range(2), workers=0))
 
 
-def test_ranks_mine_what_one_process_mines(
+def test_ranks_equal_a_single_process(
     bert: Path, rows: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bert").symlink_to(bert)

@@ -1,7 +1,7 @@
 """An HTML page for checking mined negatives by eye: score histograms, what each rule dropped, suspicious negatives.
 
-One file without scripts that loads nothing. The doubt of a candidate is how far it scores above the lowest positive of
-its query: the higher, the likelier it is a false negative.
+One file without scripts that loads nothing. The excess of a candidate is how far it scores above the lowest positive of
+its query: the higher it is, the likelier the candidate is a false negative.
 
 Shapes: C candidates of all queries together.
 """
@@ -31,12 +31,12 @@ class ShownDocument:
     Args:
         text: Its text, truncated if it is long.
         scores: Its scores by all scorers that gave one, as text.
-        doubt: Of a negative, its doubt; None for a positive, or if it is not known.
+        excess: Of a negative, its excess; None for a positive, or where a score is missing.
     """
 
     text: str
     scores: str
-    doubt: float | None = None
+    excess: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def audit_page(
         settings: Settings of the run, shown in a table.
         lines: Summary of the run, shown at the top.
     """
-    doubts = doubts_of(result, scorer)
+    excess = score_excess(result, scorer)
     negatives = result.negatives.values
     counts = result.candidate_filter.counts()
     template = Environment(loader=PackageLoader("nestling", "."), autoescape=True).get_template("mining/audit.html")
@@ -75,28 +75,28 @@ def audit_page(
                 "negatives": result.candidates.scores[scorer][negatives],
             }
         ),
-        gaps=histograms({"negative's score - lowest positive's": doubts[negatives]}),
+        gaps=histograms({"negative's score - lowest positive's": excess[negatives]}),
         rules=[(name, count, count / max(len(result.candidates), 1)) for name, count in counts.items()],
         remaining=int(result.candidate_filter.remaining.sum()),
         drawn=len(negatives),
         suspicious=[
-            show_query(result, query, doubts) for query in suspicious_queries(result, doubts, SUSPICIOUS_QUERIES)
+            show_query(result, query, excess) for query in suspicious_queries(result, excess, SUSPICIOUS_QUERIES)
         ],
-        ordinary=[show_query(result, query, doubts) for query in ordinary_queries(result, ORDINARY_QUERIES)],
+        ordinary=[show_query(result, query, excess) for query in ordinary_queries(result, ORDINARY_QUERIES)],
     )
 
 
-def doubts_of(result: MiningResult, scorer: str) -> Scores:
-    """[C] float32: the doubt of each candidate; NaN if it or all positives of its query lack a score."""
-    doubts: Scores = result.candidates.scores[scorer] - result.positives.lowest(scorer)[result.candidates.queries]
-    return doubts
+def score_excess(result: MiningResult, scorer: str) -> Scores:
+    """[C] float32: the excess of each candidate; NaN if it or all positives of its query lack a score."""
+    excess: Scores = result.candidates.scores[scorer] - result.positives.lowest(scorer)[result.candidates.queries]
+    return excess
 
 
-def suspicious_queries(result: MiningResult, doubts: Scores, count: int) -> list[int]:
-    """The queries whose negatives have the highest doubt, highest first."""
+def suspicious_queries(result: MiningResult, excess: Scores, count: int) -> list[int]:
+    """The queries whose negatives have the highest excess, highest first."""
     negatives = result.negatives.values
-    known = negatives[~np.isnan(doubts[negatives])]
-    queries = result.candidates.queries[known[np.argsort(-doubts[known], kind="stable")]]
+    known = negatives[~np.isnan(excess[negatives])]
+    queries = result.candidates.queries[known[np.argsort(-excess[known], kind="stable")]]
     worst: list[int] = queries[np.sort(np.unique(queries, return_index=True)[1])][:count].tolist()
     return worst
 
@@ -108,20 +108,20 @@ def ordinary_queries(result: MiningResult, count: int) -> list[int]:
     return chosen
 
 
-def show_query(result: MiningResult, query: int, doubts: Scores) -> ShownQuery:
-    """A query with the texts of its trusted positives, and of its negatives, the highest doubt first."""
+def show_query(result: MiningResult, query: int, excess: Scores) -> ShownQuery:
+    """A query with the texts of its trusted positives, and of its negatives, the highest excess first."""
     positives, candidates = result.positives, result.candidates
     own = np.arange(positives.lists.offsets[query], positives.lists.offsets[query + 1])
     own = own[positives.trusted[own]]
     negatives = result.negatives[query]
-    negatives = negatives[np.argsort(-np.nan_to_num(doubts[negatives], nan=-np.inf), kind="stable")]
+    negatives = negatives[np.argsort(-np.nan_to_num(excess[negatives], nan=-np.inf), kind="stable")]
     positive_texts = zip(texts_of(result, positives.lists.values[own]), own.tolist(), strict=True)
     negative_texts = zip(texts_of(result, candidates.documents[negatives]), negatives.tolist(), strict=True)
     return ShownQuery(
         query=truncate(result.query_set.texts[query]),
         positives=[ShownDocument(text, describe(positives.scores, i)) for text, i in positive_texts],
         negatives=[
-            ShownDocument(text, describe(candidates.scores, i), None if np.isnan(doubts[i]) else float(doubts[i]))
+            ShownDocument(text, describe(candidates.scores, i), None if np.isnan(excess[i]) else float(excess[i]))
             for text, i in negative_texts
         ],
     )

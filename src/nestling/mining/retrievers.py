@@ -140,16 +140,16 @@ class Bm25Retriever:
         self._index = bm25_index(pool.texts)
 
     def search(self, depth: int) -> Retrieved:
-        # Each rank fills in its queries, and the sum over ranks is everything; so 0 is none, and 1 the first document.
-        found = torch.zeros(len(self._queries), depth, dtype=torch.int64)
+        # Each rank fills in its own queries, and ranks are summed; so positions are stored plus 1, and 0 is none.
+        summed = torch.zeros(len(self._queries), depth, dtype=torch.int64)
         scores = torch.zeros(len(self._queries), depth)
         for query in rows_of_rank(len(self._queries)):
             own = self._scores(query)[: self._size]
             listed = first_with_ties(own, depth)
             best = listed[np.lexsort((listed, -own[listed]))[:depth]]
-            found[query, : len(best)] = torch.from_numpy(best + 1)
+            summed[query, : len(best)] = torch.from_numpy(best + 1)
             scores[query, : len(best)] = torch.from_numpy(own[best])
-        documents = reduce_sum(found, self._device).numpy() - 1
+        documents = reduce_sum(summed, self._device).numpy() - 1
         all_scores = reduce_sum(scores, self._device).numpy()
         return Retrieved(documents, np.where(documents < 0, np.nan, all_scores).astype(np.float32))
 

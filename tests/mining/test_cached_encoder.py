@@ -51,7 +51,7 @@ def embedder(bert: Path) -> Embedder:
     return Embedder.from_pretrained(bert)
 
 
-def test_they_are_the_embedders_and_made_once(embedder: Embedder) -> None:
+def test_embeddings_are_those_of_the_embedder_and_encoded_once(embedder: Embedder) -> None:
     expected = embedder.encode(TEXTS, kind="document", max_length=16)
     vectors, stats = encode(embedder)
     assert (len(vectors), [len(shard) for shard in vectors.shards], stats.encoded) == (22, [8, 8, 6], 22)
@@ -65,7 +65,7 @@ def test_they_are_the_embedders_and_made_once(embedder: Embedder) -> None:
     assert all(np.array_equal(one, other) for one, other in zip(again.shards, vectors.shards, strict=True))
 
 
-def test_a_changed_text_costs_its_shard(embedder: Embedder) -> None:
+def test_a_changed_text_encodes_only_its_shard(embedder: Embedder) -> None:
     encode(embedder)
     texts = [*TEXTS[:9], "another one", *TEXTS[10:], "one more"]
     vectors, stats = encode(embedder, texts)
@@ -74,7 +74,7 @@ def test_a_changed_text_costs_its_shard(embedder: Embedder) -> None:
     torch.testing.assert_close(vectors.span(0, 23, torch.device("cpu")), expected, atol=5e-4, rtol=0)
 
 
-def test_prompt_length_and_model_have_their_own(embedder: Embedder, bert: Path, tmp_path: Path) -> None:
+def test_prompt_length_and_model_have_separate_shards(embedder: Embedder, bert: Path, tmp_path: Path) -> None:
     encode(embedder)
     assert encode(embedder, prefix="query: ")[1].texts == 22
     assert encode(embedder, max_length=5)[1].texts == 22
@@ -87,7 +87,7 @@ def test_prompt_length_and_model_have_their_own(embedder: Embedder, bert: Path, 
     assert encode(embedder)[1].texts == 0
 
 
-def test_a_damaged_or_missing_shard_is_made_again(embedder: Embedder) -> None:
+def test_a_damaged_or_truncated_shard_is_encoded_again(embedder: Embedder) -> None:
     first, _ = encode(embedder)
     kept = [np.array(shard) for shard in first.shards]
     files = sorted((default_cache() / "arrays").rglob("*.npy"))
@@ -104,7 +104,9 @@ class Killed(BaseException):
     pass
 
 
-def test_a_killed_run_goes_on_behind_the_last_whole_shard(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_continues_after_the_last_complete_shard(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = ArrayCache.write
     written: list[str] = []
 
@@ -122,7 +124,7 @@ def test_a_killed_run_goes_on_behind_the_last_whole_shard(embedder: Embedder, mo
     assert [path.name for path in (default_cache() / "arrays").rglob(".building*")] == []
 
 
-def test_a_full_disk_is_named(embedder: Embedder, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_cache_error(embedder: Embedder, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (small_disk / "filler").write_bytes(bytes(2 * 2**20 - 3 * 4096))
     monkeypatch.setenv("NESTLING_CACHE", str(small_disk / "cache"))
     with pytest.raises(CacheError, match=r"cannot write the cache folder .*: No space left on device; free space"):
@@ -143,7 +145,7 @@ def encode_as_rank(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_encode_what_one_encodes(tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_equal_a_single_process(tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_bert(tmp_path / "bert")
     run_ranks(world, encode_as_rank, tmp_path)
     monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "alone"))
