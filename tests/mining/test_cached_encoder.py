@@ -58,8 +58,8 @@ def test_embeddings_are_those_of_the_embedder_and_encoded_once(embedder: Embedde
     everything = vectors.span(0, 22, torch.device("cpu"))
     torch.testing.assert_close(everything, expected, atol=5e-4, rtol=0)
     assert torch.equal(vectors.span(5, 18, torch.device("cpu")), everything[5:18])
-    rows = np.array([21, 0, 7, 8, 21])
-    assert torch.equal(vectors.take(rows), everything[rows])
+    positions = np.array([21, 0, 7, 8, 21])
+    assert torch.equal(vectors.take(positions), everything[positions])
     again, stats = encode(embedder)
     assert stats.texts == 0
     assert all(np.array_equal(one, other) for one, other in zip(again.shards, vectors.shards, strict=True))

@@ -54,9 +54,9 @@ def test_retrieved_documents_have_the_scores_and_order_of_their_embeddings(facto
     np.testing.assert_allclose(
         retrieved.scores[here], np.take_along_axis(scores, retrieved.documents, 1)[here], atol=1e-6, rtol=0
     )
-    for rows, own in zip(retrieved.documents, retrieved.scores, strict=True):
-        assert len(set(rows[rows >= 0].tolist())) == (rows >= 0).sum()
-        assert np.all(np.diff(own[rows >= 0]) <= 0)
+    for positions, own in zip(retrieved.documents, retrieved.scores, strict=True):
+        assert len(set(positions[positions >= 0].tolist())) == (positions >= 0).sum()
+        assert np.all(np.diff(own[positions >= 0]) <= 0)
     share = recall(retrieved, *pair, 850, CPU)
     exact = reference(queries, documents[:850], 20).documents
     assert (
@@ -88,9 +88,9 @@ def test_size_of_the_training_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nestling.mining.faiss_index, "MIN_SAMPLE", 10)
     monkeypatch.setattr(nestling.mining.faiss_index, "SAMPLE_PER_LIST", 5)
     for factory, size, expected in [("PQ4", 1000, 10), ("IVF4,Flat", 1000, 20), ("OPQ4,IVF4,PQ4", 13, 13)]:
-        rows = training_sample(FaissIndex(factory).empty(16), size)
-        assert rows.tolist() == sorted(set(rows.tolist()))
-        assert (len(rows), rows[0] >= 0, rows[-1] < size) == (expected, True, True)
+        sample = training_sample(FaissIndex(factory).empty(16), size)
+        assert sample.tolist() == sorted(set(sample.tolist()))
+        assert (len(sample), sample[0] >= 0, sample[-1] < size) == (expected, True, True)
 
 
 def test_default_and_given_nprobe() -> None:

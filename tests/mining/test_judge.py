@@ -46,7 +46,7 @@ def test_logits_are_those_of_the_reranker(task: tuple[QuerySet, Pool, Lists], qw
     reranker = Reranker.from_pretrained(qwen3)
     for query in range(len(query_set)):
         span = slice(lists.offsets[query], lists.offsets[query + 1])
-        pairs = [(query_set.texts[query], pool.texts[row]) for row in lists[query].tolist()]
+        pairs = [(query_set.texts[query], pool.texts[document]) for document in lists[query].tolist()]
         if pairs:
             expected = reranker.score(pairs, instruction=query_set.instructions[query])
             np.testing.assert_allclose(probabilities(logits[span]), expected.numpy(), atol=1e-6)
@@ -78,7 +78,7 @@ def test_a_killed_judge_continues_and_scores_no_pair_twice(task: tuple[QuerySet,
     with pytest.raises(KeyboardInterrupt):
         judge(killed := Counting(last=1), task)
     again = Counting()
-    expected = [len(pool.texts[row]) for row in lists.values.tolist()]
+    expected = [len(pool.texts[document]) for document in lists.values.tolist()]
     assert judge(again, task).tolist() == expected
     assert killed.read > 0
     assert killed.read + again.read == len(expected)
@@ -91,7 +91,10 @@ def test_logits_are_those_of_the_cross_encoder(task: tuple[QuerySet, Pool, Lists
     query_set, pool, lists = task
     model = cross_encoder(bert, tmp_path / "cross", outputs=1)
     logits = judge_lists(open_judge(str(model), precision=torch.float32, device=CPU), *task)
-    pairs = [(query_set.texts[query], pool.texts[row]) for query, row in zip(lists.owners, lists.values, strict=True)]
+    pairs = [
+        (query_set.texts[query], pool.texts[document])
+        for query, document in zip(lists.owners, lists.values, strict=True)
+    ]
     expected = CrossEncoder(str(model), device="cpu").predict(pairs, show_progress_bar=False)  # through a sigmoid
     np.testing.assert_allclose(probabilities(logits), expected, atol=1e-6)
     with pytest.raises(ValueError, match="it gives 3 scores a pair, expected one"):

@@ -22,7 +22,7 @@ def test_a_corpus_and_documents_of_records_that_it_lacks(tmp_path: Path) -> None
     _, _, pool = opened(write_rows(tmp_path / "rows.jsonl", ROWS), corpus)
     assert list(pool.texts) == ["beta", "alpha", "delta", "not there", "gamma", "nor there"]
     assert (pool.size, len(pool)) == (3, 6)
-    assert [pool.id_of(row) for row in range(3)] == ["d0", "d1", "d3"]
+    assert [pool.id_of(i) for i in range(3)] == ["d0", "d1", "d3"]
     assert pool.id_of(4) == f"text:{text_id('gamma'):016x}"
     assert pool.positions_of_ids(["d4", "d2", "d3", "d9"]) == {"d4": 1, "d2": 0, "d3": 2}
     assert pool.find(np.array([text_id("gamma"), text_id("other"), text_id("beta")])).tolist() == [4, -1, 0]

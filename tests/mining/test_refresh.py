@@ -67,7 +67,7 @@ def records(table: RecordTable) -> list[Record]:
     return [table[i] for i in range(len(table))]
 
 
-def nearest_below(embedder: Embedder, table: RecordTable, texts: list[str], percent: float) -> list[list[str]]:
+def nearest_below(embedder: Embedder, table: RecordTable, texts: list[str], max_score_ratio: float) -> list[list[str]]:
     """The 3 nearest texts of each record that remain after the rules, in float64."""
     documents = embedder.encode(texts, kind="document", max_length=16).half().double()
     place = {text: i for i, text in enumerate(texts)}
@@ -80,7 +80,7 @@ def nearest_below(embedder: Embedder, table: RecordTable, texts: list[str], perc
         lowest = of_positives.min().item()
         taken, own = {folded_text_id(text) for text in (*positives, row.query)}, []
         for text in sorted(texts, key=lambda text: -scores[place[text]]):
-            if folded_text_id(text) not in taken and scores[place[text]] < lowest - abs(lowest) * (1 - percent):
+            if folded_text_id(text) not in taken and scores[place[text]] < lowest - abs(lowest) * (1 - max_score_ratio):
                 own.append(text)
             taken.add(folded_text_id(text))
         nearest.append(own[:3])

@@ -78,13 +78,13 @@ def test_bm25_equals_that_of_evaluation(tmp_path: Path) -> None:
     retrieved = bm25.search(6)
     for query, (identifier,) in enumerate(query_ids(tmp_path / "set", query_set)):
         best = sorted(expected[identifier].items(), key=lambda item: (-item[1], int(item[0][1:])))[:6]
-        assert [f"d{row}" for row in retrieved.documents[query].tolist() if row >= 0] == [
+        assert [f"d{position}" for position in retrieved.documents[query].tolist() if position >= 0] == [
             document for document, _ in best
         ]
         assert [score for score in retrieved.scores[query].tolist() if score == score] == [score for _, score in best]
     pairs = [(3, 5), (0, 6), (3, 7), (11, 0)]
-    scores = bm25.score(np.array([query for query, _ in pairs]), np.array([row for _, row in pairs]))
-    assert scores.tolist() == [expected[f"q{query}"].get(f"d{row}", 0.0) for query, row in pairs]
+    scores = bm25.score(np.array([query for query, _ in pairs]), np.array([document for _, document in pairs]))
+    assert scores.tolist() == [expected[f"q{query}"].get(f"d{document}", 0.0) for query, document in pairs]
 
 
 def test_bm25_of_words_that_no_document_has(tmp_path: Path) -> None:
@@ -103,9 +103,14 @@ def test_a_run_file(tmp_path: Path) -> None:
     lists = RunFileRetriever("run", run, ids, pool)
     assert lists.missing == 2
     retrieved = lists.search(2)
-    rows = pool.positions_of_ids([f"d{i}" for i in range(30)])
-    assert retrieved.documents.tolist() == [[rows["d5"], rows["d3"]], [-1, -1], [rows["d1"], -1], [-1, -1]]
-    scores = lists.score(np.array([0, 0, 1]), np.array([rows["d9"], rows["d1"], rows["d9"]]))
+    position_of = pool.positions_of_ids([f"d{i}" for i in range(30)])
+    assert retrieved.documents.tolist() == [
+        [position_of["d5"], position_of["d3"]],
+        [-1, -1],
+        [position_of["d1"], -1],
+        [-1, -1],
+    ]
+    scores = lists.score(np.array([0, 0, 1]), np.array([position_of[id_] for id_ in ("d9", "d1", "d9")]))
     np.testing.assert_array_equal(scores, np.array([1.0, np.nan, np.nan], np.float32))
     with pytest.raises(ValueError, match=r"run: the run lists no document of .* for any of the 4 queries"):
         RunFileRetriever("run", {"other": {"d1": 1.0}}, ids, pool)
@@ -116,7 +121,7 @@ def test_negatives_of_the_records(tmp_path: Path) -> None:
     table, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", ROWS))
     texts = list(pool.texts)
     retrieved = RecordNegatives(query_set, pool, table).search(3)
-    named = [[texts[row] if row >= 0 else "" for row in rows] for rows in retrieved.documents.tolist()]
+    named = [[texts[i] if i >= 0 else "" for i in positions] for positions in retrieved.documents.tolist()]
     assert named == [["rm", "cat", "mv"], ["tac", "", ""]]
     assert np.isnan(retrieved.scores).all()
 

@@ -37,9 +37,9 @@ def test_the_union_keeps_ranks_and_scores_of_each_retriever() -> None:
     for query in range(20):
         places: dict[int, dict[str, tuple[int, float]]] = {}
         for name, each in retrieved.items():
-            for rank, row in enumerate(each.documents[query].tolist(), start=1):
-                if row >= 0:
-                    places.setdefault(row, {})[name] = (rank, each.scores[query, rank - 1])
+            for rank, document in enumerate(each.documents[query].tolist(), start=1):
+                if document >= 0:
+                    places.setdefault(document, {})[name] = (rank, each.scores[query, rank - 1])
         own = np.flatnonzero(candidates.queries == query)
         assert set(candidates.documents[own].tolist()) == set(places)
         for at in own.tolist():
@@ -87,8 +87,8 @@ def test_the_lowest_positive_of_each_query() -> None:
     [
         (Thresholds(max_score=0.4), lambda n, p: n <= np.float32(0.4)),
         (Thresholds(absolute_margin=0.25), lambda n, p: n < p - 0.25),
-        (Thresholds(percent=0.75), lambda n, p: n < p - abs(p) * 0.25),
-        (Thresholds(max_score=0.4, percent=0.5), lambda n, p: n <= np.float32(0.4) and n < p - abs(p) * 0.5),
+        (Thresholds(max_score_ratio=0.75), lambda n, p: n < p - abs(p) * 0.25),
+        (Thresholds(max_score=0.4, max_score_ratio=0.5), lambda n, p: n <= np.float32(0.4) and n < p - abs(p) * 0.5),
     ],
 )
 def test_thresholds_equal_their_definitions(thresholds: Thresholds, keeps: object, sign: int) -> None:
@@ -101,13 +101,13 @@ def test_thresholds_equal_their_definitions(thresholds: Thresholds, keeps: objec
         hit |= each
     pairs = zip(scores.tolist(), positive.tolist(), strict=True)
     assert hit.tolist() == [not keeps(n, p) for n, p in pairs]  # type: ignore[operator]
-    if thresholds.percent is not None:
+    if thresholds.max_score_ratio is not None:
         assert hit[scores >= positive].all()
 
 
 def test_missing_scores() -> None:
     scores, positive = np.array([np.nan, 0.5, np.nan], np.float32), np.array([0.4, np.nan, np.nan], np.float32)
-    hits = dict(threshold_hits(scores, positive, Thresholds(percent=0.9)))
+    hits = dict(threshold_hits(scores, positive, Thresholds(max_score_ratio=0.9)))
     assert hits["no score of a positive to compare with"].tolist() == [False, True, True]
     assert hits["scores 90% of the positive or more"].tolist() == [False, False, False]
 
@@ -116,11 +116,11 @@ def test_highest_similarity_with_a_positive() -> None:
     rng = np.random.default_rng(2)
     table = rng.normal(size=(12, 12)).astype(np.float32)
     positives = Lists.of([np.array([3, 4]), np.array([], dtype=np.int64), np.array([11])])
-    rows, queries = rng.integers(0, 12, 9), np.repeat(np.arange(3), 3)
-    retrieved = highest_similarity(rows, queries, positives, lambda one, other: table[one, other])
+    documents, queries = rng.integers(0, 12, 9), np.repeat(np.arange(3), 3)
+    highest = highest_similarity(documents, queries, positives, lambda one, other: table[one, other])
     for at in range(9):
         own = positives[int(queries[at])]
-        assert retrieved[at] == max((table[rows[at], other] for other in own), default=-np.inf)
+        assert highest[at] == max((table[documents[at], other] for other in own), default=-np.inf)
 
 
 def random_lists(rng: np.random.Generator) -> tuple[Lists, np.ndarray, np.ndarray]:

@@ -28,12 +28,13 @@ class Thresholds:
     Args:
         max_score: Keep n only if s(n) <= max_score.
         absolute_margin: Keep n only if s(n) < s(p) - absolute_margin.
-        percent: Keep n only if s(n) < s(p) - |s(p)| (1 - percent), which is percent * s(p) where s(p) > 0.
+        max_score_ratio: Keep n only if s(n) < s(p) - |s(p)| (1 - max_score_ratio); for s(p) > 0 the right side is
+            max_score_ratio * s(p).
     """
 
     max_score: float | None = None
     absolute_margin: float | None = None
-    percent: float | None = None
+    max_score_ratio: float | None = None
 
 
 class CandidateFilter:
@@ -111,9 +112,9 @@ def threshold_hits(scores: Scores, positive: Scores, thresholds: Thresholds) -> 
     bounds = {}
     if thresholds.absolute_margin is not None:
         bounds[f"within {thresholds.absolute_margin:g} of the positive's score"] = positive - thresholds.absolute_margin
-    if thresholds.percent is not None:
-        name = f"scores {thresholds.percent:.0%} of the positive or more"
-        bounds[name] = positive - np.abs(positive) * (1 - thresholds.percent)
+    if thresholds.max_score_ratio is not None:
+        name = f"scores {thresholds.max_score_ratio:.0%} of the positive or more"
+        bounds[name] = positive - np.abs(positive) * (1 - thresholds.max_score_ratio)
     if bounds:
         yield "no score of a positive to compare with", np.isnan(positive)
     for name, bound in bounds.items():

@@ -16,7 +16,7 @@ from nestling.retrieval.metrics import Integers
 # The grid, around the values that NV-Retriever (arXiv 2407.15831) tries.
 FIRST_RANKS = (2, 3, 6, 11, 21)
 MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2)
-PERCENTS = (1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7)
+SCORE_RATIOS = (1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7)
 PROBABILITIES = (0.9, 0.7, 0.5, 0.3, 0.1)
 QUANTILES = (0.9, 0.75, 0.5, 0.25)
 NO_THRESHOLDS = Thresholds()
@@ -76,8 +76,8 @@ def settings(naive: Scores, *, cosines: bool, judged: bool) -> Iterator[SweepSet
         yield SweepSetting(f"max score {value:g}", Thresholds(max_score=value))
     for value in MARGINS if cosines else ():
         yield SweepSetting(f"margin {value:g}", Thresholds(absolute_margin=value))
-    for value in PERCENTS:
-        yield SweepSetting(f"percent {value:g}", Thresholds(percent=value))
+    for value in SCORE_RATIOS:
+        yield SweepSetting(f"percent {value:g}", Thresholds(max_score_ratio=value))
     for value in PROBABILITIES if judged else ():
         yield SweepSetting(f"judge {value:g}", relevant=value)
 
