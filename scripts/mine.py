@@ -1,7 +1,7 @@
 """Mine hard negatives for training records, filtered so that few of them are relevant after all.
 
     python scripts/mine.py --data pairs.jsonl --retrievers MODEL_DIR --output mined.jsonl
-    python scripts/mine.py --data my-beir --retrievers bm25,MODEL_DIR,run.trec --percent 0.95 --output mined.jsonl
+    python scripts/mine.py --data my-beir --retrievers bm25,MODEL_DIR,run.trec --max_score_ratio 0.95 --output out.jsonl
     accelerate launch scripts/mine.py --data my-beir --retrievers MODEL_DIR --judge RERANKER_DIR --output mined.jsonl
     python scripts/mine.py --data my-beir --retrievers MODEL_DIR --sweep true
     python scripts/mine.py --judge RERANKER_DIR --data mined.jsonl --output judged.jsonl

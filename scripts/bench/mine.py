@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nestling.mining.vectors import Vectors
 
 ROOT = Path(__file__).parents[2]
-NEGATIVES, DEPTH, PERCENT = 7, 100, 0.95
+NEGATIVES, DEPTH, MAX_SCORE_RATIO = 7, 100, 0.95
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,14 @@ def run_side(config: MineBenchConfig, side: str, folder: Path, number: int) -> R
     if side == "nestling":
         command = [str(ROOT / "scripts" / "mine.py"), "--data", str(folder / "pairs.jsonl")]
         command += ["--corpus", str(folder / "corpus.jsonl"), "--retrievers", config.model, "--depth", str(DEPTH)]
-        command += ["--num_negatives", str(NEGATIVES), "--percent", str(PERCENT), "--query_max_length", length]
+        command += [
+            "--num_negatives",
+            str(NEGATIVES),
+            "--max_score_ratio",
+            str(MAX_SCORE_RATIO),
+            "--query_max_length",
+            length,
+        ]
         command += ["--document_max_length", length, "--output", str(folder / f"mined-{number}.jsonl")]
     else:
         command = [__file__, "--side", side, "--model", config.model, "--folder", str(folder)]
@@ -161,7 +168,7 @@ def mine_with_sentence_transformers(config: MineBenchConfig) -> None:
         model,
         corpus=[row["text"] for _, row in read_jsonl(folder / "corpus.jsonl")],
         range_max=DEPTH,
-        relative_margin=1 - PERCENT,
+        relative_margin=1 - MAX_SCORE_RATIO,
         num_negatives=NEGATIVES,
         sampling_strategy="top",
         output_format="n-tuple",

@@ -92,7 +92,9 @@ def test_negatives_equal_a_naive_loop_and_all_else_is_kept(
     source: str, qwen3: Path, rows: Path, tmp_path: Path
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", [row["positives"][0] + " more" for row in random_rows(60, seed=3)])
-    rules = RefreshConfig(steps=2, depth=500, percent=0.9, among=3, corpus=str(corpus) if source == "corpus" else None)
+    rules = RefreshConfig(
+        steps=2, depth=500, max_score_ratio=0.9, among=3, corpus=str(corpus) if source == "corpus" else None
+    )
     embedder = Embedder.from_pretrained(qwen3)
     made, said = refresher(embedder, tmp_path / "refresh", [rows], rules)
     before = made.batch_sampler.sources[0].table

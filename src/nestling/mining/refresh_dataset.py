@@ -90,7 +90,7 @@ def mine_again(
     positives = Positives(lists, {scorer: scores}, np.ones(len(scores), dtype=bool))
     candidate_filter = CandidateFilter(len(candidates))
     drop_known_and_repeated(candidate_filter, query_set, pool, lists, candidates)
-    drop_high_scores(candidate_filter, candidates, positives, scorer, Thresholds(max_score_ratio=rules.percent))
+    drop_high_scores(candidate_filter, candidates, positives, scorer, Thresholds(max_score_ratio=rules.max_score_ratio))
     drawn = draw(
         candidates.lists,
         candidates.scores[scorer],

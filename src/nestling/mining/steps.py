@@ -102,7 +102,7 @@ def drop_by_score(
     scorer: str,
 ) -> None:
     """Drop candidates that score too high, or are too similar to a positive."""
-    thresholds = Thresholds(config.max_score, config.absolute_margin, config.percent)
+    thresholds = Thresholds(config.max_score, config.absolute_margin, config.max_score_ratio)
     drop_high_scores(candidate_filter, candidates, positives, scorer, thresholds)
     if config.ceiling is not None:
         dense = next(iter(dense_retrievers(retrievers).values()))

@@ -77,7 +77,7 @@ def settings(naive: Scores, *, cosines: bool, judged: bool) -> Iterator[SweepSet
     for value in MARGINS if cosines else ():
         yield SweepSetting(f"margin {value:g}", Thresholds(absolute_margin=value))
     for value in SCORE_RATIOS:
-        yield SweepSetting(f"percent {value:g}", Thresholds(max_score_ratio=value))
+        yield SweepSetting(f"ratio {value:g}", Thresholds(max_score_ratio=value))
     for value in PROBABILITIES if judged else ():
         yield SweepSetting(f"judge {value:g}", relevant=value)
 
