@@ -53,12 +53,11 @@ def mine(config: MineConfig) -> None:
     import numpy as np
 
     from nestling.distributed.ranks import on_rank_zero
-    from nestling.mining.judge import probabilities
+    from nestling.mining import steps
     from nestling.mining.lists import Lists
     from nestling.mining.result import MiningResult
     from nestling.mining.rules import drop_known_and_repeated, drop_ranks
     from nestling.mining.selection import CandidateFilter
-    from nestling.mining.steps import choose_scorer, draw_negatives, drop_by_score, find_candidates, score_with_judge
     from nestling.mining.task import open_retrievers, open_task, read_judgements
 
     # 1. Records, their queries, the pool of documents.
@@ -67,8 +66,8 @@ def mine(config: MineConfig) -> None:
 
     # 2. Candidates, with the scorer's scores of all of them and of the positives.
     retrievers = open_retrievers(config, task)
-    scorer = choose_scorer(config, retrievers)
-    candidates, positives = find_candidates(config, task, retrievers, scorer)
+    scorer = steps.choose_scorer(config, retrievers)
+    candidates, positives = steps.find_candidates(config, task, retrievers, scorer)
     order = next(iter(retrievers)) if scorer == "judge" else scorer
 
     # 3. Rules that drop candidates; of several that apply to a candidate, the first counts.
@@ -79,14 +78,13 @@ def mine(config: MineConfig) -> None:
         return
     drop_ranks(candidate_filter, candidates, config.rank_from, config.rank_to)
     if scorer != "judge":
-        drop_by_score(config, candidates, positives, candidate_filter, retrievers, scorer)
+        steps.drop_by_score(config, candidates, positives, candidate_filter, retrievers, scorer)
     relevant = np.zeros(len(candidates), dtype=bool)
     if config.judge is not None:
-        candidates, positives = score_with_judge(config, task, candidates, positives, candidate_filter, order)
+        candidates, positives = steps.score_with_judge(config, task, candidates, positives, candidate_filter, order)
         if scorer == "judge":
-            drop_by_score(config, candidates, positives, candidate_filter, retrievers, scorer)
-        relevant = candidate_filter.remaining & (probabilities(candidates.scores["judge"]) > config.relevant)
-        candidate_filter.drop(f"relevant to the judge (above {config.relevant:g})", relevant)
+            steps.drop_by_score(config, candidates, positives, candidate_filter, retrievers, scorer)
+        relevant = steps.drop_relevant(config, candidates, candidate_filter)
 
     # 4. Negatives, drawn from the remaining candidates; with relabel, positives that the judge found.
     added = np.flatnonzero(relevant) if config.relabel else np.zeros(0, np.int64)
@@ -97,7 +95,7 @@ def mine(config: MineConfig) -> None:
         candidates=candidates,
         candidate_filter=candidate_filter,
         scorer=scorer,
-        negatives=draw_negatives(config, task, candidates, candidate_filter, scorer),
+        negatives=steps.draw_negatives(config, task, candidates, candidate_filter, scorer),
         relabelled=Lists.grouped(candidates.queries[added], added, len(task.query_set)),
     )
     on_rank_zero(lambda: report(config, task, result, judgements))

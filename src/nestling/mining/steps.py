@@ -8,8 +8,8 @@ import numpy as np
 from nestling.config import MineConfig, require
 from nestling.mining.candidates import Candidates, union_candidates
 from nestling.mining.consistency import within_top
-from nestling.mining.judge import judge_lists, open_judge
-from nestling.mining.lists import Lists
+from nestling.mining.judge import judge_lists, open_judge, probabilities
+from nestling.mining.lists import Lists, Mask
 from nestling.mining.retrieved import Retrieved
 from nestling.mining.retrievers import DenseRetriever, Retriever
 from nestling.mining.rules import (
@@ -131,6 +131,13 @@ def score_with_judge(
     of_positives = judge_lists(judge, task.query_set, task.pool, positives.lists, progress=label)
     scores = {**positives.scores, "judge": of_positives}
     return candidates.with_scores("judge", logits), replace(positives, scores=scores)
+
+
+def drop_relevant(config: MineConfig, candidates: Candidates, candidate_filter: CandidateFilter) -> Mask:
+    """Drop the candidates to which the judge gives a probability above `relevant`; returns them, [C] bool."""
+    relevant: Mask = candidate_filter.remaining & (probabilities(candidates.scores["judge"]) > config.relevant)
+    candidate_filter.drop(f"relevant to the judge (above {config.relevant:g})", relevant)
+    return relevant
 
 
 def draw_negatives(
