@@ -1,14 +1,14 @@
 """Mine hard negatives for training records, filtered so that few of them are relevant after all.
 
     python scripts/mine.py --data pairs.jsonl --retrievers MODEL_DIR --output mined.jsonl
-    python scripts/mine.py --data my-beir --retrievers bm25,MODEL_DIR,run.trec --percent 0.95 --output mined.jsonl
+    python scripts/mine.py --data my-beir --retrievers bm25,MODEL_DIR,run.trec --max_score_ratio 0.95 --output out.jsonl
     accelerate launch scripts/mine.py --data my-beir --retrievers MODEL_DIR --judge RERANKER_DIR --output mined.jsonl
     python scripts/mine.py --data my-beir --retrievers MODEL_DIR --sweep true
     python scripts/mine.py --judge RERANKER_DIR --data mined.jsonl --output judged.jsonl
 
-The last form drops and moves nothing: it writes a reranker's scores beside the positives and negatives of records.
-Embeddings and a judge's scores stay in the cache ($NESTLING_CACHE), so other thresholds, or a run that was killed, cost
-little. docs/mining.md explains the settings.
+The last form mines nothing: it adds a reranker's scores to the positives and negatives of records. Embeddings and a
+judge's scores are cached ($NESTLING_CACHE), so a run with other thresholds, or after a kill, computes only what is
+missing. docs/mining.md explains the settings.
 """
 
 import os
@@ -22,12 +22,13 @@ from nestling.config import MineConfig, parse_config, require, require_extra, re
 
 if TYPE_CHECKING:
     from nestling.mining.candidates import Candidates
-    from nestling.mining.judgements import Judgements
-    from nestling.mining.mined import Mined, Positives
+    from nestling.mining.mined_records import MinedRecords
+    from nestling.mining.relevance_judgements import RelevanceJudgements
+    from nestling.mining.result import MiningResult
     from nestling.mining.retrievers import Retriever
-    from nestling.mining.rows import MinedRows
-    from nestling.mining.selection import Verdicts
-    from nestling.mining.task import Task
+    from nestling.mining.rules import Positives
+    from nestling.mining.selection import CandidateFilter
+    from nestling.mining.task import MiningTask
 
 
 def main() -> None:
@@ -52,61 +53,58 @@ def mine(config: MineConfig) -> None:
     import numpy as np
 
     from nestling.distributed.ranks import on_rank_zero
-    from nestling.mining.judging import open_judge, probabilities
+    from nestling.mining import steps
     from nestling.mining.lists import Lists
-    from nestling.mining.mined import Mined, drop_beyond, drop_copies, drop_ranks
-    from nestling.mining.selection import Verdicts
-    from nestling.mining.steps import choose_scorer, draw_negatives, drop_by_score, find_candidates, read_by_judge
-    from nestling.mining.task import open_retrievers, open_task, precision_of, read_judgements
+    from nestling.mining.result import MiningResult
+    from nestling.mining.rules import drop_known_and_repeated, drop_ranks
+    from nestling.mining.selection import CandidateFilter
+    from nestling.mining.task import open_retrievers, open_task, read_judgements
 
-    # 1. Records, their queries, the documents.
+    # 1. Records, their queries, the pool of documents.
     task = open_task(config)
     judgements = read_judgements(config, task)
 
     # 2. Candidates, with the scorer's scores of all of them and of the positives.
     retrievers = open_retrievers(config, task)
-    scorer = choose_scorer(config, retrievers)
-    candidates, positives = find_candidates(config, task, retrievers, scorer)
+    scorer = steps.choose_scorer(config, retrievers)
+    candidates, positives = steps.find_candidates(config, task, retrievers, scorer)
     order = next(iter(retrievers)) if scorer == "judge" else scorer
 
-    # 3. Rules, in this order: the first that hits a candidate counts.
-    verdicts = Verdicts(len(candidates))
-    drop_copies(verdicts, task.query_set, task.pool, positives.lists, candidates)
+    # 3. Rules that drop candidates; of several that apply to a candidate, the first counts.
+    candidate_filter = CandidateFilter(len(candidates))
+    drop_known_and_repeated(candidate_filter, task.query_set, task.pool, positives.lists, candidates)
     if config.sweep:
-        sweep(config, task, retrievers, candidates, positives, verdicts, order, judgements)
+        sweep(config, task, retrievers, candidates, positives, candidate_filter, order, judgements)
         return
-    drop_ranks(verdicts, candidates, config.rank_from, config.rank_to)
+    drop_ranks(candidate_filter, candidates, config.rank_from, config.rank_to)
     if scorer != "judge":
-        drop_by_score(config, candidates, positives, verdicts, retrievers, scorer)
-    likely = np.zeros(len(candidates), dtype=bool)
+        steps.drop_by_score(config, candidates, positives, candidate_filter, retrievers, scorer)
+    relevant = np.zeros(len(candidates), dtype=bool)
     if config.judge is not None:
-        drop_beyond(verdicts, candidates, order, config.judge_depth)
-        judge = open_judge(config.judge, precision=precision_of(config), device=task.device)
-        candidates, positives = read_by_judge(task, judge, candidates, positives, verdicts)
+        candidates, positives = steps.score_with_judge(config, task, candidates, positives, candidate_filter, order)
         if scorer == "judge":
-            drop_by_score(config, candidates, positives, verdicts, retrievers, scorer)
-        likely = verdicts.left & (probabilities(candidates.scores["judge"]) > config.relevant)
-        verdicts.drop(f"relevant to the judge (above {config.relevant:g})", likely)
+            steps.drop_by_score(config, candidates, positives, candidate_filter, retrievers, scorer)
+        relevant = steps.drop_relevant(config, candidates, candidate_filter)
 
-    # 4. The draw, and what came of it.
-    added = np.flatnonzero(likely) if config.relabel else np.zeros(0, np.int64)
-    mined = Mined(
+    # 4. Negatives, drawn from the remaining candidates; with relabel, positives that the judge found.
+    added = np.flatnonzero(relevant) if config.relabel else np.zeros(0, np.int64)
+    result = MiningResult(
         query_set=task.query_set,
         pool=task.pool,
         positives=positives,
         candidates=candidates,
-        verdicts=verdicts,
+        candidate_filter=candidate_filter,
         scorer=scorer,
-        negatives=draw_negatives(config, task, candidates, verdicts, scorer),
+        negatives=steps.draw_negatives(config, task, candidates, candidate_filter, scorer),
         relabelled=Lists.grouped(candidates.queries[added], added, len(task.query_set)),
     )
-    on_rank_zero(lambda: report(config, task, mined, judgements))
+    on_rank_zero(lambda: report(config, task, result, judgements))
 
 
 def models_of(settings: "list[str | None]") -> list[str]:
-    """Those of some settings that name models: neither files nor words of ours."""
-    ours = ("bm25", "given", "judge")
-    return [each for each in settings if each is not None and each not in ours and not Path(each).is_file()]
+    """Those of some values of settings that name models: neither keywords nor files."""
+    keywords = ("bm25", "given", "judge")
+    return [each for each in settings if each is not None and each not in keywords and not Path(each).is_file()]
 
 
 def check_model(model: str) -> None:
@@ -114,92 +112,90 @@ def check_model(model: str) -> None:
 
 
 def check_index(factory: str, search: str | None, models: list[str]) -> None:
-    """Refuse what FAISS cannot build for the models that search, before any is loaded."""
+    """Raise ValueError, before a model is loaded, for an index that FAISS cannot build for one of the embedders."""
     require(bool(models), "index needs an embedder among the retrievers, whose candidates are found in it")
     require_extra("index", "faiss", "faiss")
-    from nestling.mining.approximate import Index
+    from nestling.mining.faiss_index import FaissIndex
     from nestling.models.embedder import read_width
 
     for model in models:
-        Index(factory, search).empty(read_width(model))
+        FaissIndex(factory, search).empty(read_width(model))
 
 
 def sweep(
     config: MineConfig,
-    task: "Task",
+    task: "MiningTask",
     retrievers: "dict[str, Retriever]",
     candidates: "Candidates",
     positives: "Positives",
-    verdicts: "Verdicts",
+    candidate_filter: "CandidateFilter",
     order: str,
-    judgements: "Judgements | None",
+    judgements: "RelevanceJudgements | None",
 ) -> None:
-    """Print a table of what thresholds would keep."""
-    from nestling.mining.judging import open_judge, probabilities
-    from nestling.mining.mined import drop_beyond
-    from nestling.mining.steps import dense_ones, read_by_judge
+    """Print a table that compares many settings of the rules."""
+    from nestling.mining.judge import probabilities
+    from nestling.mining.steps import dense_retrievers, score_with_judge
     from nestling.mining.sweep import table_lines, try_settings
-    from nestling.mining.task import precision_of
 
-    likely = None
+    judged = None
     if config.judge is not None:
-        judge = open_judge(config.judge, precision=precision_of(config), device=task.device)
-        read = verdicts.copy()
-        drop_beyond(read, candidates, order, config.judge_depth)
-        candidates, positives = read_by_judge(task, judge, candidates, positives, read)
-        likely = probabilities(candidates.scores["judge"])
+        # A copy, since settings without the judge start from the candidates that it does not read too.
+        candidates, positives = score_with_judge(config, task, candidates, positives, candidate_filter.copy(), order)
+        judged = probabilities(candidates.scores["judge"])
     outcomes = try_settings(
         candidates,
         positives,
-        verdicts,
+        candidate_filter,
         order,
         negatives=config.num_negatives,
-        cosines=order in dense_ones(retrievers),
-        probabilities=likely,
+        cosines=order in dense_retrievers(retrievers),
+        probabilities=judged,
         judgements=judgements,
     )
     task.say(f"the {config.num_negatives} highest by {order} of what each rule leaves:")
     task.say(*table_lines(list(outcomes), judged=judgements is not None))
 
 
-def report(config: MineConfig, task: "Task", mined: "Mined", judgements: "Judgements | None") -> None:
-    """Write the rows and the page; say what happened."""
+def report(
+    config: MineConfig, task: "MiningTask", result: "MiningResult", judgements: "RelevanceJudgements | None"
+) -> None:
+    """Write the records and the audit page, and print a summary."""
     from nestling.files import replace_text, write_jsonl
     from nestling.mining.audit import audit_page
-    from nestling.mining.judging import probabilities
-    from nestling.mining.mined import summary_lines
-    from nestling.mining.rows import MinedRows
+    from nestling.mining.judge import probabilities
+    from nestling.mining.mined_records import MinedRecords
+    from nestling.mining.result import summary_lines
 
     assert config.output is not None
-    written = "judge" if config.judge is not None else mined.scorer
-    written = "ensemble" if config.scores == "ensemble" else written
-    scores = [mined.positives.scores[written], mined.candidates.scores[written]]
-    if written == "judge" and config.scores == "probability":
+    scorer = "judge" if config.judge is not None else result.scorer
+    scorer = "ensemble" if config.scores == "ensemble" else scorer
+    scores = [result.positives.scores[scorer], result.candidates.scores[scorer]]
+    if scorer == "judge" and config.scores == "probability":
         scores = [probabilities(each) for each in scores]
-    rows = MinedRows(task.table, mined, *scores)
-    write_jsonl(Path(config.output), mined_lines(config, rows))
-    lines = list(summary_lines(mined, config.num_negatives))
+    records = MinedRecords(task.table, result, *scores)
+    write_jsonl(Path(config.output), json_objects(config, records))
+    lines = list(summary_lines(result, config.num_negatives))
     if judgements is not None:
-        lines.append(f"  {judgements.measure(mined.candidates, mined.negatives.values)}")
-    lines.append(f"{config.output}: {rows.written}, with scores of {written}")
+        lines.append(f"  {judgements.count(result.candidates, result.negatives.values)}")
+    lines.append(f"{config.output}: {records.written}, with scores of {scorer}")
     task.say(*lines)
     if config.audit is not None:
         settings = {name: value for name, value in asdict(config).items() if value not in (None, False)}
         title = f"Negatives for {task.table.name}"
-        replace_text(Path(config.audit), audit_page(mined, scorer=written, title=title, settings=settings, lines=lines))
+        replace_text(Path(config.audit), audit_page(result, scorer=scorer, title=title, settings=settings, lines=lines))
         task.say(f"{config.audit} shows the most suspicious negatives")
 
 
-def mined_lines(config: MineConfig, rows: "MinedRows") -> "Iterator[dict[str, Any]]":
-    from nestling.mining.rows import in_dialect
+def json_objects(config: MineConfig, records: "MinedRecords") -> "Iterator[dict[str, Any]]":
+    from nestling.mining.mined_records import in_dialect
 
-    for record, facts in rows:
-        for row in in_dialect(record, config.format):
-            yield row | {"mined": facts} if config.explain else row
+    for record, details in records:
+        for json_object in in_dialect(record, config.format):
+            yield json_object | {"mined": details} if config.explain else json_object
 
 
 def judge_records(config: MineConfig) -> None:
-    """Write the judge's scores beside the documents of the records."""
+    """Write the records with the judge's scores of their positives and negatives."""
     require(
         int(os.environ.get("WORLD_SIZE", "1")) == 1,
         "--judge without --retrievers runs in one process; start it with python rather than a launcher",
@@ -215,8 +211,8 @@ def judge_records(config: MineConfig) -> None:
     import torch
 
     from nestling.files import write_jsonl
-    from nestling.mining.judging import judged_records
-    from nestling.mining.rows import in_dialect
+    from nestling.mining.judge import judged_records
+    from nestling.mining.mined_records import in_dialect
     from nestling.mining.task import precision_of
     from nestling.models.reranker import Reranker
     from nestling.models.scoring import ScoringStats
@@ -226,9 +222,9 @@ def judge_records(config: MineConfig) -> None:
     reranker = Reranker.from_pretrained(config.judge, precision=precision_of(config))
     reranker.to("cuda" if torch.cuda.is_available() else "cpu")
     stats = ScoringStats()
-    probable = config.scores == "probability"
-    judged = judged_records(reranker, table, stats, probabilities=probable, progress=sys.stderr.isatty())
-    write_jsonl(Path(config.output), (row for record in judged for row in in_dialect(record, config.format)))
+    as_probabilities = config.scores == "probability"
+    judged = judged_records(reranker, table, stats, probabilities=as_probabilities, progress=sys.stderr.isatty())
+    write_jsonl(Path(config.output), (each for record in judged for each in in_dialect(record, config.format)))
     print(f"{stats}\n{config.output} holds {len(table):,} rows with {config.scores} scores of {config.judge}")
 
 

@@ -32,8 +32,8 @@ from nestling.losses.chunked import info_nce
 from nestling.losses.cosent import cosent
 from nestling.losses.distillation import distillation
 from nestling.losses.negatives import Terms
-from nestling.mining.refresh import Refresher
-from nestling.mining.renewal import Minable, open_minables
+from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
+from nestling.mining.refresh_schedule import Refresher
 from nestling.models.embedder import Embedder
 from nestling.records import RecordTable
 from nestling.records.retrieval_set import RetrievalSet
@@ -74,7 +74,7 @@ def main(config: EmbedConfig) -> None:
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
     with accelerator.main_process_first():
-        minables = open_minables(config, sources, show=show)
+        refresh_datasets = open_refresh_datasets(config, sources, show=show)
 
     # 2. The model, checked before the run folder is made; it goes to its device once the folder is locked.
     embedder = load_embedder(config)
@@ -89,7 +89,7 @@ def main(config: EmbedConfig) -> None:
     with run_folder(config) as folder:
         if show:
             record_data(folder.path, sources, dev_sets)
-        train(build(), minables, folder)
+        train(build(), refresh_datasets, folder)
     accelerator.end_training()
 
 
@@ -125,7 +125,7 @@ def build_parts(
     return EmbedParts(config, accelerator, dims, batch_sampler, dev_sets, embedder, collator, backend, budget)
 
 
-def train(parts: EmbedParts, minables: list[Minable | None], folder: RunFolder) -> None:
+def train(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], folder: RunFolder) -> None:
     config, accelerator, backend, collator = parts.config, parts.accelerator, parts.backend, parts.collator
     main_rank, device = accelerator.is_main_process, accelerator.device
     total = total_steps(config, parts.batch_sampler)
@@ -153,7 +153,7 @@ def train(parts: EmbedParts, minables: list[Minable | None], folder: RunFolder) 
             say=run.progress.say,
             otherwise=LESS_MEMORY,
         )
-        for batch in open_batches(parts, minables, run):
+        for batch in open_batches(parts, refresh_datasets, run):
             seed_step(config.seed, state.step, accelerator.process_index)
             parts.embedder.train()
             for attempt in retry.attempts(batch.to(device)):  # one, or more in smaller chunks if memory runs out
@@ -230,7 +230,7 @@ class Nested(TypedDict):
     dim_weights: list[float]
 
 
-def open_batches(parts: EmbedParts, minables: list[Minable | None], run: Run) -> Iterator[TrainBatch]:
+def open_batches(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], run: Run) -> Iterator[TrainBatch]:
     """The batches of the steps that are left; hard negatives are mined again between them if that is set."""
     config, batch_sampler, collator = parts.config, parts.batch_sampler, parts.collator
     if config.refresh.steps is None:
@@ -240,7 +240,7 @@ def open_batches(parts: EmbedParts, minables: list[Minable | None], run: Run) ->
         config.refresh,
         batch_sampler,
         collator,
-        minables,
+        refresh_datasets,
         parts.embedder,
         equal_forwards=parts.backend.sharded,
         progress=run.main_rank,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nestling.mining.vectors import Vectors
 
 ROOT = Path(__file__).parents[2]
-NEGATIVES, DEPTH, PERCENT = 7, 100, 0.95
+NEGATIVES, DEPTH, MAX_SCORE_RATIO = 7, 100, 0.95
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,14 @@ def run_side(config: MineBenchConfig, side: str, folder: Path, number: int) -> R
     if side == "nestling":
         command = [str(ROOT / "scripts" / "mine.py"), "--data", str(folder / "pairs.jsonl")]
         command += ["--corpus", str(folder / "corpus.jsonl"), "--retrievers", config.model, "--depth", str(DEPTH)]
-        command += ["--num_negatives", str(NEGATIVES), "--percent", str(PERCENT), "--query_max_length", length]
+        command += [
+            "--num_negatives",
+            str(NEGATIVES),
+            "--max_score_ratio",
+            str(MAX_SCORE_RATIO),
+            "--query_max_length",
+            length,
+        ]
         command += ["--document_max_length", length, "--output", str(folder / f"mined-{number}.jsonl")]
     else:
         command = [__file__, "--side", side, "--model", config.model, "--folder", str(folder)]
@@ -161,7 +168,7 @@ def mine_with_sentence_transformers(config: MineBenchConfig) -> None:
         model,
         corpus=[row["text"] for _, row in read_jsonl(folder / "corpus.jsonl")],
         range_max=DEPTH,
-        relative_margin=1 - PERCENT,
+        relative_margin=1 - MAX_SCORE_RATIO,
         num_negatives=NEGATIVES,
         sampling_strategy="top",
         output_format="n-tuple",
@@ -194,8 +201,9 @@ def search_times(queries: int, documents: int, repeats: int) -> tuple[float, flo
     import numpy as np
     import torch
 
+    from nestling.mining.cached_encoder import TEXTS_PER_SHARD
     from nestling.mining.nearest import QUERY_BLOCK, nearest
-    from nestling.mining.vectors import SHARD, Vectors
+    from nestling.mining.vectors import Vectors
 
     device = torch.device("cpu")
     rng = np.random.default_rng(0)
@@ -203,13 +211,18 @@ def search_times(queries: int, documents: int, repeats: int) -> tuple[float, flo
     def vectors(count: int) -> "Vectors":
         values = rng.standard_normal((count, 384), dtype=np.float32)
         halves = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
-        return Vectors([halves[start : start + SHARD] for start in range(0, count, SHARD)], SHARD)
+        return Vectors(
+            [halves[start : start + TEXTS_PER_SHARD] for start in range(0, count, TEXTS_PER_SHARD)], TEXTS_PER_SHARD
+        )
 
     query_set, pool = vectors(queries), vectors(documents)
     blocks = [
         query_set.span(first, min(first + QUERY_BLOCK, queries), device) for first in range(0, queries, QUERY_BLOCK)
     ]
-    shards = [pool.span(first, min(first + SHARD, documents), device).T for first in range(0, documents, SHARD)]
+    shards = [
+        pool.span(first, min(first + TEXTS_PER_SHARD, documents), device).T
+        for first in range(0, documents, TEXTS_PER_SHARD)
+    ]
 
     def products() -> Iterator[Any]:
         for block in blocks:

@@ -24,7 +24,7 @@ from nestling.console import table
 ROOT = Path(__file__).parents[2]
 # Setting: which mined file it trains on.
 FILES = {"in-batch": "filtered", "naive": "naive", "filtered": "filtered", "distilled": "filtered"}
-MINED = {"naive": ["--percent=null"], "filtered": []}
+MINED = {"naive": ["--max_score_ratio=null"], "filtered": []}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class NegativesConfig:
     num_negatives: int = 2
     max_length: int = 64
     mining: str = "--depth=100 --num_negatives=4"
-    filter: str = "--percent=0.95 --sampling=random --among=10"
+    filter: str = "--max_score_ratio=0.95 --sampling=random --among=10"
     training: str = (
         "--batch_size=64 --learning_rate=1e-4 --precision=bf16 --chunk_tokens=512 --dataloader_num_workers=1"
     )

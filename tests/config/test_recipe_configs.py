@@ -138,7 +138,7 @@ def scaled_down(model: Path) -> dict[str, Sequence[str]]:
     base, dims = f"--model={model}", "--matryoshka_dims=64,32"
     mining = [
         "--precision=fp32",
-        "--percent=null",
+        "--max_score_ratio=null",
         "--num_negatives=3",
         "--query_max_length=96",
         "--document_max_length=24",

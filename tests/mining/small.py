@@ -44,13 +44,13 @@ def random_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 def opened(rows: Path, corpus: Path | None = None) -> tuple[RecordTable, QuerySet, Pool]:
     table = load_records(rows, progress=False)
     query_set = QuerySet.of(table)
-    needed = np.concatenate([query_set.known.values, flat_values(table, "negative_ids")])
+    needed = np.concatenate([query_set.known_positives.values, flat_values(table, "negative_ids")])
     return table, query_set, open_pool(table, corpus, needed, progress=False)
 
 
-def make_vectors(values: np.ndarray, height: int) -> Vectors:
+def make_vectors(values: np.ndarray, shard_size: int) -> Vectors:
     halves = values.astype(np.float16)
-    return Vectors([halves[start : start + height] for start in range(0, len(halves), height)], height)
+    return Vectors([halves[start : start + shard_size] for start in range(0, len(halves), shard_size)], shard_size)
 
 
 def coarse(rng: np.random.Generator, count: int, dim: int = 6) -> np.ndarray:
@@ -62,10 +62,10 @@ def reference(queries: np.ndarray, documents: np.ndarray, depth: int) -> Retriev
     """All scores in float64, sorted."""
     scores = queries.astype(np.float64) @ documents.astype(np.float64).T
     order = np.lexsort((np.broadcast_to(np.arange(scores.shape[1]), scores.shape), -scores), axis=1)[:, :depth]
-    found = Retrieved.nothing(len(queries), depth)
-    found.rows[:, : order.shape[1]] = order
-    found.scores[:, : order.shape[1]] = np.take_along_axis(scores, order, axis=1)
-    return found
+    retrieved = Retrieved.empty(len(queries), depth)
+    retrieved.documents[:, : order.shape[1]] = order
+    retrieved.scores[:, : order.shape[1]] = np.take_along_axis(scores, order, axis=1)
+    return retrieved
 
 
 def unit(rng: np.random.Generator, count: int, dim: int = 384) -> np.ndarray:

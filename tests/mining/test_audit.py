@@ -1,4 +1,4 @@
-"""The audit page: figures, texts in full, nothing from elsewhere."""
+"""The audit page: valid HTML that loads nothing, with scores and truncated texts."""
 
 import re
 from html.parser import HTMLParser
@@ -8,11 +8,12 @@ import numpy as np
 
 from mining.small import opened, write_rows
 from nestling.mining.audit import audit_page
-from nestling.mining.candidates import unite
+from nestling.mining.candidates import union_candidates
 from nestling.mining.lists import Lists
-from nestling.mining.mined import Mined, Positives, known_rows
+from nestling.mining.result import MiningResult
 from nestling.mining.retrieved import Retrieved
-from nestling.mining.selection import Verdicts
+from nestling.mining.rules import Positives, positives_in_pool
+from nestling.mining.selection import CandidateFilter
 
 
 class Page(HTMLParser):
@@ -36,7 +37,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def make_mined(tmp_path: Path) -> Mined:
+def make_result(tmp_path: Path) -> MiningResult:
     """Two queries; the second one's negative scores above its positive."""
     rows = [
         {"query": "is 1 < 2 & 3?", "positives": ["<b>yes</b>"], "negatives": ["no & no"]},
@@ -45,19 +46,19 @@ def make_mined(tmp_path: Path) -> Mined:
     _, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
     texts = list(pool.texts)
     wanted = [[texts.index("no & no"), -1], [texts.index("wrong"), texts.index("x" * 5000)]]
-    candidates = unite({"m": Retrieved(np.array(wanted), np.array([[0.2, np.nan], [0.7, 0.1]], np.float32))})
-    verdicts = Verdicts(3)
-    verdicts.drop("some rule", np.array([False, False, False]))
-    lists = known_rows(query_set, pool)
+    candidates = union_candidates({"m": Retrieved(np.array(wanted), np.array([[0.2, np.nan], [0.7, 0.1]], np.float32))})
+    candidate_filter = CandidateFilter(3)
+    candidate_filter.drop("some rule", np.array([False, False, False]))
+    lists = positives_in_pool(query_set, pool)
     positives = Positives(lists, {"m": np.array([0.9, 0.5], np.float32)}, np.ones(2, dtype=bool))
     negatives = Lists.grouped(candidates.queries, np.arange(3), 2)
-    return Mined(
-        query_set, pool, positives, candidates, verdicts, "m", negatives, Lists.of([np.zeros(0, np.int64)] * 2)
+    return MiningResult(
+        query_set, pool, positives, candidates, candidate_filter, "m", negatives, Lists.of([np.zeros(0, np.int64)] * 2)
     )
 
 
-def test_it_shows_what_there_is(tmp_path: Path) -> None:
-    html = audit_page(make_mined(tmp_path), scorer="m", title="a <title>", settings={"margin": 0.1}, lines=["3 < 4"])
+def test_the_page_shows_texts_scores_and_settings(tmp_path: Path) -> None:
+    html = audit_page(make_result(tmp_path), scorer="m", title="a <title>", settings={"margin": 0.1}, lines=["3 < 4"])
     page = Page(html)
     assert page.open == []
     assert not re.search(r"https?://|url\(|@import|src=", html)

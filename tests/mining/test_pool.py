@@ -1,4 +1,4 @@
-"""The documents: each text once, from a corpus or from records; near identity; what is refused."""
+"""The pool: each text once, from a corpus or from records; equality but for case and punctuation; errors."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mining.small import opened, random_rows, write_corpus, write_rows
-from nestling.mining.pool import Joined
+from nestling.mining.pool import ConcatenatedTexts
 from nestling.records import text_id
 from nestling.records.words import folded_text_id
 from sets import write_beir
@@ -17,14 +17,14 @@ ROWS = [
 ]
 
 
-def test_a_corpus_and_what_it_lacks(tmp_path: Path) -> None:
+def test_a_corpus_and_documents_of_records_that_it_lacks(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", ["beta", "alpha", "beta", "delta", "alpha"])
     _, _, pool = opened(write_rows(tmp_path / "rows.jsonl", ROWS), corpus)
     assert list(pool.texts) == ["beta", "alpha", "delta", "not there", "gamma", "nor there"]
     assert (pool.size, len(pool)) == (3, 6)
-    assert [pool.id_of(row) for row in range(3)] == ["d0", "d1", "d3"]
+    assert [pool.id_of(i) for i in range(3)] == ["d0", "d1", "d3"]
     assert pool.id_of(4) == f"text:{text_id('gamma'):016x}"
-    assert pool.rows_of_ids(["d4", "d2", "d3", "d9"]) == {"d4": 1, "d2": 0, "d3": 2}
+    assert pool.positions_of_ids(["d4", "d2", "d3", "d9"]) == {"d4": 1, "d2": 0, "d3": 2}
     assert pool.find(np.array([text_id("gamma"), text_id("other"), text_id("beta")])).tolist() == [4, -1, 0]
     assert str(pool) == (
         f"3 different documents of {corpus} (2 repeat the text of another); 3 documents of the records are not among "
@@ -32,7 +32,7 @@ def test_a_corpus_and_what_it_lacks(tmp_path: Path) -> None:
     )
 
 
-def test_the_documents_of_records(tmp_path: Path) -> None:
+def test_a_pool_of_the_documents_of_records(tmp_path: Path) -> None:
     rows = random_rows(40)
     table, _, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
     kept = [table[i] for i in range(len(table))]
@@ -41,7 +41,7 @@ def test_the_documents_of_records(tmp_path: Path) -> None:
     assert pool.identities.tolist() == [text_id(text) for text in pool.texts]
     assert pool.size == len(pool) == len(set(texts))
     with pytest.raises(ValueError, match="documents of records have no ids; a run file needs a --corpus"):
-        pool.rows_of_ids(["d0"])
+        pool.positions_of_ids(["d0"])
 
 
 def test_a_beir_folder_is_its_own_corpus(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_beir_folder_is_its_own_corpus(tmp_path: Path) -> None:
         ([{"_id": "a", "text": "x"}, {"text": "y"}], r"corpus\.jsonl:2: _id: missing"),
     ],
 )
-def test_corpora_that_cannot_be_used(tmp_path: Path, lines: list[dict[str, str]], message: str) -> None:
+def test_errors_of_corpora(tmp_path: Path, lines: list[dict[str, str]], message: str) -> None:
     corpus = write_rows(tmp_path / "corpus.jsonl", lines)
     with pytest.raises(ValueError, match=message):
         opened(write_rows(tmp_path / "rows.jsonl", ROWS), corpus)
@@ -78,13 +78,13 @@ def test_corpora_that_cannot_be_used(tmp_path: Path, lines: list[dict[str, str]]
         ("北京。", "北京", True),
     ],
 )
-def test_near_identity(one: str, other: str, same: bool) -> None:
+def test_texts_that_differ_only_in_case_punctuation_and_space(one: str, other: str, same: bool) -> None:
     assert (folded_text_id(one) == folded_text_id(other)) is same
 
 
-def test_joined_texts_read_as_one() -> None:
+def test_concatenated_texts_are_indexed_as_one_sequence() -> None:
     parts = [["a", "b"], np.array(["c"]), [], ["d", "e", "f"]]
-    joined = Joined([Arrays(part) for part in parts])
+    joined = ConcatenatedTexts([Arrays(part) for part in parts])
     everything = list("abcdef")
     assert list(joined) == everything
     assert [joined[i] for i in range(6)] == everything

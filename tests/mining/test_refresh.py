@@ -1,4 +1,4 @@
-"""Hard negatives mined anew by the model in training."""
+"""Hard negatives mined again by the model in training."""
 
 from collections import Counter
 from itertools import islice
@@ -8,14 +8,14 @@ import pytest
 import torch
 from ranks import run_ranks
 
-import nestling.mining.vectors
+import nestling.mining.cached_encoder
 import nestling.models.encoding
 from mining.small import random_rows, write_corpus, write_rows
 from nestling.batches.embed_collation import Collator
 from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.config import RefreshConfig
-from nestling.mining.refresh import Refresher, spans
-from nestling.mining.renewal import Minable
+from nestling.mining.refresh_dataset import RefreshDataset
+from nestling.mining.refresh_schedule import Refresher, spans
 from nestling.models.embedder import Embedder
 from nestling.records import Record, RecordTable, load_records
 from nestling.records.words import folded_text_id
@@ -38,12 +38,12 @@ def pairs(tmp_path: Path) -> Path:
 def refresher(
     embedder: Embedder, folder: Path, paths: list[Path], rules: RefreshConfig, *, equal_forwards: bool = False
 ) -> tuple[Refresher, list[str]]:
-    """A refresher of some datasets, and what it says."""
+    """A refresher of some datasets, and the list of the lines that it prints."""
     sources = [Source(load_records(path, progress=False)) for path in paths]
     row_sampler = RowSampler(positives=1, negatives=3, seed=0)
     batch_sampler = BatchSampler(sources, 4, row_sampler, seed=0)
-    minables = [
-        Minable.open(source.table, str(path), rules.corpus, progress=False)
+    datasets = [
+        RefreshDataset.open(source.table, str(path), rules.corpus, progress=False)
         for source, path in zip(sources, paths, strict=True)
     ]
     collator = Collator(sources, row_sampler, embedder.text_tokenizer, embedder.prompts, chunk_tokens=256, **LENGTHS)
@@ -53,7 +53,7 @@ def refresher(
         rules,
         batch_sampler,
         collator,
-        minables,
+        datasets,
         embedder,
         equal_forwards=equal_forwards,
         progress=False,
@@ -67,11 +67,11 @@ def records(table: RecordTable) -> list[Record]:
     return [table[i] for i in range(len(table))]
 
 
-def nearest_below(embedder: Embedder, table: RecordTable, texts: list[str], percent: float) -> list[list[str]]:
-    """The 3 nearest texts of each row that its rules leave, in float64."""
+def nearest_below(embedder: Embedder, table: RecordTable, texts: list[str], max_score_ratio: float) -> list[list[str]]:
+    """The 3 nearest texts of each record that remain after the rules, in float64."""
     documents = embedder.encode(texts, kind="document", max_length=16).half().double()
     place = {text: i for i, text in enumerate(texts)}
-    rows, found = records(table), []
+    rows, nearest = records(table), []
     for row in rows:
         query = embedder.encode([row.query], kind="query", max_length=24, instruction=row.instruction).half().double()
         scores = (documents @ query[0]).tolist()
@@ -80,17 +80,21 @@ def nearest_below(embedder: Embedder, table: RecordTable, texts: list[str], perc
         lowest = of_positives.min().item()
         taken, own = {folded_text_id(text) for text in (*positives, row.query)}, []
         for text in sorted(texts, key=lambda text: -scores[place[text]]):
-            if folded_text_id(text) not in taken and scores[place[text]] < lowest - abs(lowest) * (1 - percent):
+            if folded_text_id(text) not in taken and scores[place[text]] < lowest - abs(lowest) * (1 - max_score_ratio):
                 own.append(text)
             taken.add(folded_text_id(text))
-        found.append(own[:3])
-    return found
+        nearest.append(own[:3])
+    return nearest
 
 
 @pytest.mark.parametrize("source", ["records", "corpus"])
-def test_rows_get_what_a_loop_finds_and_keep_all_else(source: str, qwen3: Path, rows: Path, tmp_path: Path) -> None:
+def test_negatives_equal_a_naive_loop_and_all_else_is_kept(
+    source: str, qwen3: Path, rows: Path, tmp_path: Path
+) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", [row["positives"][0] + " more" for row in random_rows(60, seed=3)])
-    rules = RefreshConfig(steps=2, depth=500, percent=0.9, among=3, corpus=str(corpus) if source == "corpus" else None)
+    rules = RefreshConfig(
+        steps=2, depth=500, max_score_ratio=0.9, among=3, corpus=str(corpus) if source == "corpus" else None
+    )
     embedder = Embedder.from_pretrained(qwen3)
     made, said = refresher(embedder, tmp_path / "refresh", [rows], rules)
     before = made.batch_sampler.sources[0].table
@@ -115,11 +119,11 @@ def test_rows_get_what_a_loop_finds_and_keep_all_else(source: str, qwen3: Path, 
     assert made.collator.sources[0].table is after
     assert len(said) == 1
     queries = {(row.query, row.instruction): row.negatives for row in records(after)}
-    assert said[0].startswith(f"step 2: rows: {sum(map(len, queries.values()))} hard negatives mined anew, cosine ")
+    assert said[0].startswith(f"step 2: rows: {sum(map(len, queries.values()))} hard negatives mined again, cosine ")
     assert [path.name for path in (tmp_path / "refresh").iterdir()] == ["step-2"], "embeddings are gone"
 
 
-def test_datasets_without_negatives_are_mined_at_once_and_all_of_them_later(
+def test_datasets_without_negatives_are_mined_at_step_0_and_all_of_them_later(
     bert: Path, rows: Path, pairs: Path, tmp_path: Path
 ) -> None:
     embedder = Embedder.from_pretrained(bert)
@@ -143,15 +147,15 @@ def test_a_resumed_run_has_the_same_batches(bert: Path, rows: Path, pairs: Path,
     rules = RefreshConfig(steps=3)
 
     def run(folder: Path, steps: range) -> list[list[list[int]]]:
-        embedder, found = Embedder.from_pretrained(bert), []
+        embedder, batches = Embedder.from_pretrained(bert), []
         made, _ = refresher(embedder, folder, [rows, pairs], rules)
         for step, batch in zip(steps, made.batches(steps, workers=0), strict=True):
-            found.append(batch.tokens.ids())
+            batches.append(batch.tokens.ids())
             with torch.no_grad():
                 next(embedder.parameters()).mul_(1 + (step + 1) / 10)
             if step + 1 == steps.stop:
                 break
-        return found
+        return batches
 
     whole = run(tmp_path / "whole", range(12))
     first = run(tmp_path / "parts", range(7))
@@ -169,7 +173,7 @@ def test_a_resumed_run_has_the_same_batches(bert: Path, rows: Path, pairs: Path,
         next(made.batches(range(7, 9), workers=0))
 
 
-def test_plans_change_from_a_step_on_and_no_row_is_lost(bert: Path, rows: Path, tmp_path: Path) -> None:
+def test_batches_change_from_a_refresh_on_and_no_record_is_lost(bert: Path, rows: Path, tmp_path: Path) -> None:
     made, _ = refresher(Embedder.from_pretrained(bert), tmp_path / "refresh", [rows], RefreshConfig(steps=5, among=3))
     batch_sampler = made.batch_sampler
     before = list(islice(batch_sampler.batches(), 25))
@@ -188,15 +192,15 @@ def test_plans_change_from_a_step_on_and_no_row_is_lost(bert: Path, rows: Path, 
     assert first_pass == set(range(len(batch_sampler.sources[0].table)))
 
 
-def test_spans_end_at_multiples() -> None:
+def test_spans_end_at_multiples_of_the_interval() -> None:
     assert list(spans(range(12), 5)) == [range(5), range(5, 10), range(10, 12)]
     assert list(spans(range(5, 8), 5)) == [range(5, 8)]
     assert list(spans(range(7, 7), 5)) == []
 
 
 def refresh_as_rank(rank: int, folder: Path) -> None:
-    """Shards of 8 texts, so that ranks have unequal shares."""
-    nestling.models.encoding.WINDOW = nestling.mining.vectors.SHARD = 8
+    """Shards of 8 texts, so that ranks have different numbers of shards."""
+    nestling.models.encoding.WINDOW = nestling.mining.cached_encoder.TEXTS_PER_SHARD = 8
     embedder = Embedder.from_pretrained(folder / "bert")
     paths = [folder / "rows.jsonl", folder / "pairs.jsonl"]
     for equal_forwards in (False, True):
@@ -207,13 +211,13 @@ def refresh_as_rank(rank: int, folder: Path) -> None:
         list(made.batches(range(2), workers=0))
 
 
-def test_ranks_mine_what_one_process_mines(
+def test_ranks_equal_a_single_process(
     bert: Path, rows: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bert").symlink_to(bert)
     run_ranks(2, refresh_as_rank, tmp_path)
     monkeypatch.setattr(nestling.models.encoding, "WINDOW", 8)
-    monkeypatch.setattr(nestling.mining.vectors, "SHARD", 8)
+    monkeypatch.setattr(nestling.mining.cached_encoder, "TEXTS_PER_SHARD", 8)
     made, _ = refresher(Embedder.from_pretrained(bert), tmp_path / "alone", [rows, pairs], RefreshConfig(steps=1))
     list(made.batches(range(2), workers=0))
     written = [path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*.arrow")]

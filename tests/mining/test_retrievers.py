@@ -1,4 +1,4 @@
-"""What finds and scores documents: an embedder, BM25, runs, the records' own negatives."""
+"""Retrievers: an embedder, BM25, run files, the records' own negatives."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from ranks import run_ranks
 
 from mining.small import opened, random_rows, write_corpus, write_rows
-from nestling.mining.retrievers import Bm25, Dense, Given, RunFile, query_ids
+from nestling.mining.retrievers import Bm25Retriever, DenseRetriever, RecordNegatives, RunFileRetriever, query_ids
 from nestling.models.embedder import Embedder
 from nestling.records import load_retrieval_set
 from nestling.retrieval import bm25_run
@@ -24,12 +24,12 @@ ROWS = [
 ]
 
 
-def encode(embedder: Embedder, *opened_: object) -> Dense:
+def encode(embedder: Embedder, *opened_: object) -> DenseRetriever:
     query_set, pool = opened_
-    return Dense.encode("tiny", embedder, query_set, pool, query_max_length=24, document_max_length=16)  # type: ignore[arg-type]
+    return DenseRetriever.encode("tiny", embedder, query_set, pool, query_max_length=24, document_max_length=16)  # type: ignore[arg-type]
 
 
-def test_an_embedder_finds_what_its_cosines_say(tmp_path: Path, qwen3: Path) -> None:
+def test_an_embedder_retrieves_by_cosine(tmp_path: Path, qwen3: Path) -> None:
     """Queries of different instructions and documents beyond the corpus included."""
     corpus = write_corpus(tmp_path / "corpus.jsonl", [row["positives"][0] for row in random_rows(60, seed=1)])
     table, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", random_rows(40)), corpus)
@@ -45,10 +45,10 @@ def test_an_embedder_finds_what_its_cosines_say(tmp_path: Path, qwen3: Path) -> 
     documents = embedder.encode(list(pool.texts), kind="document", max_length=16)
     # What the cache keeps; rounding is the only difference, and moves a cosine by less than 1e-4.
     expected = (queries.half().double() @ documents.half().double().T).numpy()
-    found = dense.search(10)
+    retrieved = dense.search(10)
     best = np.sort(expected[:, : pool.size], axis=1)[:, ::-1][:, :10]
-    np.testing.assert_allclose(found.scores, best, atol=2e-4, rtol=0)
-    np.testing.assert_allclose(np.take_along_axis(expected, found.rows, axis=1), best, atol=2e-4, rtol=0)
+    np.testing.assert_allclose(retrieved.scores, best, atol=2e-4, rtol=0)
+    np.testing.assert_allclose(np.take_along_axis(expected, retrieved.documents, axis=1), best, atol=2e-4, rtol=0)
     rng = np.random.default_rng(0)
     some, others = rng.integers(0, len(query_set), 50), rng.integers(0, len(pool), 50)
     np.testing.assert_allclose(dense.score(some, others), expected[some, others], atol=2e-4, rtol=0)
@@ -69,70 +69,77 @@ def beir_rows(folder: Path) -> Path:
     return write_rows(folder / "rows.jsonl", rows)
 
 
-def test_bm25_is_that_of_evaluation(tmp_path: Path) -> None:
+def test_bm25_equals_that_of_evaluation(tmp_path: Path) -> None:
     texts = [f"{' '.join(row['positives'])} {i}" for i, row in enumerate(random_rows(80))]
     data = write_beir(tmp_path / "set", texts, WORDS, {f"q{i}": {f"d{i}": 1} for i in range(len(WORDS))})
     _, query_set, pool = opened(beir_rows(tmp_path / "set"), tmp_path / "set")
     expected = bm25_run(data, depth=len(texts))
-    bm25 = Bm25(query_set, pool, CPU)
-    found = bm25.search(6)
+    bm25 = Bm25Retriever(query_set, pool, CPU)
+    retrieved = bm25.search(6)
     for query, (identifier,) in enumerate(query_ids(tmp_path / "set", query_set)):
         best = sorted(expected[identifier].items(), key=lambda item: (-item[1], int(item[0][1:])))[:6]
-        assert [f"d{row}" for row in found.rows[query].tolist() if row >= 0] == [document for document, _ in best]
-        assert [score for score in found.scores[query].tolist() if score == score] == [score for _, score in best]
+        assert [f"d{position}" for position in retrieved.documents[query].tolist() if position >= 0] == [
+            document for document, _ in best
+        ]
+        assert [score for score in retrieved.scores[query].tolist() if score == score] == [score for _, score in best]
     pairs = [(3, 5), (0, 6), (3, 7), (11, 0)]
-    scores = bm25.score(np.array([query for query, _ in pairs]), np.array([row for _, row in pairs]))
-    assert scores.tolist() == [expected[f"q{query}"].get(f"d{row}", 0.0) for query, row in pairs]
+    scores = bm25.score(np.array([query for query, _ in pairs]), np.array([document for _, document in pairs]))
+    assert scores.tolist() == [expected[f"q{query}"].get(f"d{document}", 0.0) for query, document in pairs]
 
 
-def test_words_that_no_document_has(tmp_path: Path) -> None:
+def test_bm25_of_words_that_no_document_has(tmp_path: Path) -> None:
     rows = [{"query": "alpha", "positives": ["beta"]}, {"query": "gamma", "positives": ["the"]}]
     _, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
-    found = Bm25(query_set, pool, CPU).search(3)
-    assert found.rows.tolist() == [[-1, -1, -1], [-1, -1, -1]]
-    assert np.isnan(found.scores).all()
+    retrieved = Bm25Retriever(query_set, pool, CPU).search(3)
+    assert retrieved.documents.tolist() == [[-1, -1, -1], [-1, -1, -1]]
+    assert np.isnan(retrieved.scores).all()
 
 
-def test_a_run_by_ids(tmp_path: Path) -> None:
+def test_a_run_file(tmp_path: Path) -> None:
     data = random_set(tmp_path / "set", documents=30, queries=4)
     _, query_set, pool = opened(beir_rows(tmp_path / "set"), tmp_path / "set")
     ids = query_ids(tmp_path / "set", query_set)
     run = {"q0": {"d3": 1.0, "d5": 2.5, "d9": 1.0, "gone": 9.0}, "q2": {"d1": -1.0}, "other": {"d1": 1.0}}
-    lists = RunFile("run", run, ids, pool)
+    lists = RunFileRetriever("run", run, ids, pool)
     assert lists.missing == 2
-    found = lists.search(2)
-    rows = pool.rows_of_ids([f"d{i}" for i in range(30)])
-    assert found.rows.tolist() == [[rows["d5"], rows["d3"]], [-1, -1], [rows["d1"], -1], [-1, -1]]
-    scores = lists.score(np.array([0, 0, 1]), np.array([rows["d9"], rows["d1"], rows["d9"]]))
+    retrieved = lists.search(2)
+    position_of = pool.positions_of_ids([f"d{i}" for i in range(30)])
+    assert retrieved.documents.tolist() == [
+        [position_of["d5"], position_of["d3"]],
+        [-1, -1],
+        [position_of["d1"], -1],
+        [-1, -1],
+    ]
+    scores = lists.score(np.array([0, 0, 1]), np.array([position_of[id_] for id_ in ("d9", "d1", "d9")]))
     np.testing.assert_array_equal(scores, np.array([1.0, np.nan, np.nan], np.float32))
     with pytest.raises(ValueError, match=r"run: the run lists no document of .* for any of the 4 queries"):
-        RunFile("run", {"other": {"d1": 1.0}}, ids, pool)
+        RunFileRetriever("run", {"other": {"d1": 1.0}}, ids, pool)
     assert len(data.queries) == 4
 
 
-def test_given_negatives(tmp_path: Path) -> None:
+def test_negatives_of_the_records(tmp_path: Path) -> None:
     table, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", ROWS))
     texts = list(pool.texts)
-    found = Given(query_set, pool, table).search(3)
-    named = [[texts[row] if row >= 0 else "" for row in rows] for rows in found.rows.tolist()]
+    retrieved = RecordNegatives(query_set, pool, table).search(3)
+    named = [[texts[i] if i >= 0 else "" for i in positions] for positions in retrieved.documents.tolist()]
     assert named == [["rm", "cat", "mv"], ["tac", "", ""]]
-    assert np.isnan(found.scores).all()
+    assert np.isnan(retrieved.scores).all()
 
 
 def retrieve(rank: int, folder: Path) -> None:
     _, query_set, pool = opened(folder / "rows.jsonl")
-    found = [
+    retrieved = [
         encode(Embedder.from_pretrained(folder / "bert"), query_set, pool).search(7),
-        Bm25(query_set, pool, CPU).search(7),
+        Bm25Retriever(query_set, pool, CPU).search(7),
     ]
     pairs = np.arange(20), np.arange(20)[::-1].copy()
-    scores = Bm25(query_set, pool, CPU).score(*pairs).tolist()
-    lists = [[each.rows.tolist(), np.nan_to_num(each.scores).tolist()] for each in found]
+    scores = Bm25Retriever(query_set, pool, CPU).score(*pairs).tolist()
+    lists = [[each.documents.tolist(), np.nan_to_num(each.scores).tolist()] for each in retrieved]
     (folder / f"{rank}.json").write_text(json.dumps([lists, scores]))
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_find_what_one_finds(tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_equal_a_single_process(tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(tmp_path / "rows.jsonl", random_rows(40))
     tiny_bert(tmp_path / "bert")
     monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "alone"))

@@ -23,7 +23,7 @@ WHOLE: dict[str, Any] = {
     "embedder_model": "base-embedder",
     "reranker_model": "base-reranker",
     "check": {"drop": ["repeated_rows"]},
-    "mine": {"percent": 0.9},
+    "mine": {"max_score_ratio": 0.9},
     "embed": {"matryoshka_dims": [32, 16], "loss": {"score_margin": None}},
     "merge": {"last": 2, "search": 9},
     "remine": {"retrievers": ["embedder"], "scorer": "embedder"},
@@ -151,8 +151,8 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
     ("changes", "message"),
     [
         ({"embed": {"learning_rat": 1}}, "embed: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
-        ({"remine": {"percnt": 1}}, "remine: unknown key 'percnt'; did you mean 'percent'?"),
-        ({"mine": {"percent": 2}}, "mine: percent is 2.0, expected a share"),
+        ({"remine": {"max_score_rato": 1}}, "remine: unknown key 'max_score_rato'; did you mean 'max_score_ratio'?"),
+        ({"mine": {"max_score_ratio": 2}}, "mine: max_score_ratio is 2.0, expected a share"),
         ({"rerank": {"loss": {"objectiv": "listwise"}}}, "rerank: unknown key 'objectiv'"),
         (
             {"embed": {"num_train_epochs": None}},

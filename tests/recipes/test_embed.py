@@ -151,7 +151,9 @@ def refreshing(model: Path, data: Path, bare: Path, run: Path, **more: object) -
     return arguments(model, data, run, train=f"{data}/first.jsonl,{bare}", **rules, **more)
 
 
-def test_hard_negatives_mined_anew_in_a_run_that_is_killed(qwen3: Path, data: Path, bare: Path, tmp_path: Path) -> None:
+def test_hard_negatives_mined_again_in_a_run_that_is_killed(
+    qwen3: Path, data: Path, bare: Path, tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = run_recipe(*refreshing(qwen3, data, bare, whole))
     assert re.search(r"hard negatives +mined again every 4 steps", result.stdout)

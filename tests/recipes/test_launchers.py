@@ -85,7 +85,7 @@ def test_zero3_trains_all_weights_in_shards(qwen3: Path, data: Path, tmp_path: P
     assert_same(run, alone)
 
 
-def test_zero3_mines_anew_as_one_process(qwen3: Path, data: Path, tmp_path: Path) -> None:
+def test_zero3_mines_again_as_one_process(qwen3: Path, data: Path, tmp_path: Path) -> None:
     """The forward of every rank waits for the others' there, and the ranks have unequal shares of the texts."""
     pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
     more = {"refresh.steps": 4, "refresh.among": 3}

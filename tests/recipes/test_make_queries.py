@@ -86,7 +86,7 @@ def test_pairs_that_training_and_mining_read(corpus: Path, tmp_path: Path) -> No
     table = load_records(output, progress=False)
     assert len(table) == 30 and table[3].instruction == "Find it" and table.summary.drops == ()
 
-    options = ["--retrievers", "bm25", "--consistent", "1", "--percent", "null", "--corpus", str(corpus)]
+    options = ["--retrievers", "bm25", "--consistent", "1", "--max_score_ratio", "null", "--corpus", str(corpus)]
     done = run_main(scripts.mine.main, "--data", output, "--output", mined, *options)
     assert done.returncode == 0, done.stderr
     kept = read(mined)

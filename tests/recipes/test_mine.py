@@ -67,7 +67,9 @@ def test_nothing_is_overwritten(rows: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, f"error: --output {rows} exists; choose another name or remove it\n")
 
 
-def expected_negatives(pairs: Path, model: Path, *, percent: float, wanted: int) -> list[list[tuple[str, float]]]:
+def expected_negatives(
+    pairs: Path, model: Path, *, max_score_ratio: float, wanted: int
+) -> list[list[tuple[str, float]]]:
     """The negatives of each row by loops in float64 over the rounded embeddings, and their scores."""
     table = load_records(pairs, progress=False)
     records = [table[i] for i in range(len(table))]
@@ -85,7 +87,7 @@ def expected_negatives(pairs: Path, model: Path, *, percent: float, wanted: int)
         for text in sorted(texts, key=lambda text: -scores[text]):
             if folded_text_id(text) not in taken:
                 taken.add(folded_text_id(text))
-                if scores[text] < lowest - abs(lowest) * (1 - percent):
+                if scores[text] < lowest - abs(lowest) * (1 - max_score_ratio):
                     own.append((text, scores[text]))
         found.append(own[:wanted])
     return found
@@ -93,10 +95,10 @@ def expected_negatives(pairs: Path, model: Path, *, percent: float, wanted: int)
 
 def test_negatives_are_those_of_a_loop(pairs: Path, qwen3: Path, tmp_path: Path) -> None:
     output = tmp_path / "mined.jsonl"
-    options = ["--num_negatives", "3", "--percent", "0.9", "--explain", "true", "--depth", "500", *SHORT]
+    options = ["--num_negatives", "3", "--max_score_ratio", "0.9", "--explain", "true", "--depth", "500", *SHORT]
     done = mine("--data", pairs, "--retrievers", qwen3, "--output", output, *options)
     assert done.returncode == 0, done.stderr
-    expected = expected_negatives(pairs, qwen3, percent=0.9, wanted=3)
+    expected = expected_negatives(pairs, qwen3, max_score_ratio=0.9, wanted=3)
     mined = read(output)
     assert len(mined) == len(expected) == 40
     for row, own in zip(mined, expected, strict=True):
@@ -108,7 +110,7 @@ def test_negatives_are_those_of_a_loop(pairs: Path, qwen3: Path, tmp_path: Path)
         assert ranks == sorted(ranks)
     assert any(len(own) < 3 for own in expected)
     assert "fewer than 3 negatives: " in done.stdout
-    assert " negatives that rows have are replaced; name the retriever given to judge them anew" in done.stdout
+    assert " negatives that rows have are replaced; name the retriever given to judge them again" in done.stdout
     again = load_records(output, progress=False)
     assert again.has_scores
     assert again.summary.ignored == (("mined", 40),)
@@ -122,7 +124,7 @@ def test_an_ensemble_scores_every_document_by_all_retrievers(pairs: Path, bert: 
         "ensemble",
         "--num_negatives",
         "500",
-        "--percent",
+        "--max_score_ratio",
         "null",
         "--depth",
         "500",
@@ -172,7 +174,7 @@ def test_a_run_and_bm25_over_a_beir_folder(tmp_path: Path) -> None:
         "q0 Q0 d5 1 0.5 tag\nq0 Q0 d0 2 0.75 tag\nq0 Q0 d7 3 0.7 tag\nq1 Q0 d9 1 1 tag\n"
     )
     output = tmp_path / "mined.jsonl"
-    options = ["--split", "test", "--num_negatives", "20", "--explain", "true", "--percent", "0.9"]
+    options = ["--split", "test", "--num_negatives", "20", "--explain", "true", "--max_score_ratio", "0.9"]
     done = mine("--data", tmp_path / "set", "--retrievers", f"{tmp_path}/run.trec,bm25", "--output", output, *options)
     assert done.returncode == 0, done.stderr
     first, second = read(output)
@@ -196,7 +198,7 @@ def test_a_judge_drops_or_relabels(pairs: Path, bert: Path, qwen3: Path, tmp_pat
         bert,
         "--judge",
         qwen3,
-        "--percent",
+        "--max_score_ratio",
         "null",
         "--judge_depth",
         "6",
@@ -223,7 +225,7 @@ def test_a_judge_drops_or_relabels(pairs: Path, bert: Path, qwen3: Path, tmp_pat
     assert added > 0
 
 
-def test_given_negatives_are_judged_anew(pairs: Path, bert: Path, tmp_path: Path) -> None:
+def test_given_negatives_are_judged_again(pairs: Path, bert: Path, tmp_path: Path) -> None:
     output = tmp_path / "mined.jsonl"
     done = mine("--data", pairs, "--retrievers", "given", "--scorer", bert, "--output", output, *SHORT)
     assert done.returncode == 0, done.stderr
@@ -281,7 +283,7 @@ def test_a_sweep_measures_false_negatives(bert: Path, tmp_path: Path) -> None:
         "--retrievers",
         f"bm25,{bert}",
         *options,
-        "--percent",
+        "--max_score_ratio",
         "null",
         "--output",
         output,
@@ -296,7 +298,7 @@ def test_a_sweep_measures_false_negatives(bert: Path, tmp_path: Path) -> None:
     assert naive[6:] == [str(false), f"{false / asked:.2%}", f"{false / judged:.2%}"]
     assert f"{false} of the {asked} negatives of judged queries are relevant" in done.stdout
     names = [line[:16].strip() for line in lines]
-    assert {"rank from 2", "margin 0.1", "percent 0.95"} <= set(names)
+    assert {"rank from 2", "margin 0.1", "ratio 0.95"} <= set(names)
 
 
 def test_two_ranks_write_what_one_writes(
@@ -352,7 +354,10 @@ def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeyp
         ([], "give --retrievers to mine with, or a --judge"),
         (["--retrievers", "bm25"], "give either an --output or --sweep"),
         (["--retrievers", "bm25,bm25", "--sweep", "true"], "retrievers: one is given twice"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--percent", "1.5"], "percent is 1.5, expected a share"),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a", "--max_score_ratio", "1.5"],
+            "max_score_ratio is 1.5, expected a share",
+        ),
         (
             ["--retrievers", "bm25", "--output", "{tmp}/a", "--rank_to", "200"],
             "rank_to is 200, expected from rank_from",
@@ -363,7 +368,7 @@ def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeyp
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--ceiling", "0.9"], "ceiling needs an embedder"),
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--index", "Flat"], "index needs an embedder"),
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--index_search", "a=1"], "index_search is for an index"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--percnt", "1"], "did you mean 'percent'"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a", "--max_score_rato", "1"], "did you mean 'max_score_ratio'"),
     ],
 )
 def test_settings_that_cannot_work(pairs: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -35,7 +35,7 @@ TRAINING = {
     "dataloader_num_workers": 0,
     "use_cpu": True,
 }
-MINING = {**SHORT, "depth": 8, "num_negatives": 2, "percent": None}
+MINING = {**SHORT, "depth": 8, "num_negatives": 2, "max_score_ratio": None}
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,7 @@ def test_queries_are_made_where_there_are_none(tmp_path: Path, steady: None) -> 
     corpus = write_corpus(tmp_path / "corpus.jsonl", texts)
     with serving() as server:
         queries = {"model": "m", "endpoint": {"url": server.url}}
-        mine = {"retrievers": ["bm25"], "percent": None, "num_negatives": 2}
+        mine = {"retrievers": ["bm25"], "max_score_ratio": None, "num_negatives": 2}
         command = write(tmp_path, {"corpus": str(corpus), "queries": queries, "mine": mine})
         assert found(run_pipeline(command)) == {"queries": "new", "mine": "new"}
         asked = len(server.requests)

@@ -54,20 +54,20 @@ class RefreshConfig:
         steps: Mine every this many steps; 0: after each epoch, null: never.
         corpus: BEIR folder or corpus.jsonl to mine in; by default a dataset's own folder, or all its documents.
         depth: Candidates found for a query.
-        percent: Keep a candidate only below this share of the lowest positive's score; null: no such rule.
+        max_score_ratio: Keep a candidate only below this fraction of the lowest positive's score; null: no such rule.
         among: Draw among this many candidates, those that score highest.
     """
 
     steps: int | None = None
     corpus: str | None = None
     depth: int = 100
-    percent: float | None = 0.95
+    max_score_ratio: float | None = 0.95
     among: int = 10
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "steps", section="refresh.")
         require_at_least(1, self, "depth", "among", section="refresh.")
-        require_share(self, "percent", section="refresh.")
+        require_share(self, "max_score_ratio", section="refresh.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ class MineConfig:
         rank_to: Drop candidates of worse ranks.
         max_score: Keep a candidate only if its score is at most this.
         absolute_margin: Keep a candidate only if it scores lower than the lowest positive by more than this.
-        percent: Keep a candidate only below this share of the lowest positive's score; null: no such rule.
+        max_score_ratio: Keep a candidate only below this fraction of the lowest positive's score; null: no such rule.
         ceiling: Drop a candidate whose cosine with a positive, by the first embedder, is above this.
         judge: Directory or hub id of a reranker or a CrossEncoder.
         judge_depth: Candidates of a query that the judge reads, those that score highest.
@@ -69,7 +69,7 @@ class MineConfig:
     rank_to: int | None = None
     max_score: float | None = None
     absolute_margin: float | None = None
-    percent: float | None = 0.95
+    max_score_ratio: float | None = 0.95
     ceiling: float | None = None
     judge: str | None = None
     judge_depth: int = 30
@@ -88,7 +88,7 @@ class MineConfig:
         require_at_least(1, self, "depth", "query_max_length", "document_max_length", "num_negatives", "rank_from")
         require_at_least(1, self, "judge_depth", "among", "rank_to", "consistent")
         require_at_least(0, self, "seed", "absolute_margin")
-        require_share(self, "percent")
+        require_share(self, "max_score_ratio")
         require(0 <= self.relevant <= 1, f"relevant is {self.relevant:g}, expected a probability")
         self._check_sources()
         self._check_choice()

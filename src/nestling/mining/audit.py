@@ -1,6 +1,9 @@
-"""A page to judge mined negatives by in two minutes: scores, what each rule dropped, the most suspicious ones in full.
+"""An HTML page for checking mined negatives by eye: score histograms, what each rule dropped, suspicious negatives.
 
-One HTML file without scripts, that loads nothing.
+One file without scripts that loads nothing. The excess of a candidate is how far it scores above the lowest positive of
+its query: the higher it is, the likelier the candidate is a false negative.
+
+Shapes: C candidates of all queries together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,54 +12,57 @@ from dataclasses import dataclass
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
-from nestling.mining.mined import Mined
+from nestling.mining.result import MiningResult
 from nestling.mining.retrieved import Scores
 from nestling.report.histograms import histograms
 from nestling.retrieval.metrics import Integers
 
-SUSPICIOUS = 25
-ORDINARY = 10
+# Queries that are shown.
+SUSPICIOUS_QUERIES = 25
+ORDINARY_QUERIES = 10
 # Characters of a text that are shown.
-LONGEST = 1200
+MAX_CHARACTERS = 1200
 
 
 @dataclass(frozen=True)
-class Document:
+class ShownDocument:
     """A document as it is shown.
 
     Args:
-        text: Its text, cut if it is long.
-        scores: By every scorer that knows it.
-        doubt: How far it scores above the lowest positive, for negatives.
+        text: Its text, truncated if it is long.
+        scores: Its scores by all scorers that gave one, as text.
+        excess: Of a negative, its excess; None for a positive, or where a score is missing.
     """
 
     text: str
     scores: str
-    doubt: float | None = None
+    excess: float | None = None
 
 
 @dataclass(frozen=True)
-class Case:
-    """A query with what is held relevant and what is not."""
+class ShownQuery:
+    """A query as it is shown, with its positives and negatives."""
 
     query: str
-    positives: Sequence[Document]
-    negatives: Sequence[Document]
+    positives: Sequence[ShownDocument]
+    negatives: Sequence[ShownDocument]
 
 
-def audit_page(mined: Mined, *, scorer: str, title: str, settings: dict[str, object], lines: Sequence[str]) -> str:
+def audit_page(
+    result: MiningResult, *, scorer: str, title: str, settings: dict[str, object], lines: Sequence[str]
+) -> str:
     """The page, as HTML.
 
     Args:
-        mined: What was mined.
-        scorer: Whose scores say what is suspicious.
-        title: Of the page.
-        settings: Shown as they are.
-        lines: The summary.
+        result: What was mined.
+        scorer: The scorer whose scores are shown and say what is suspicious.
+        title: Title of the page.
+        settings: Settings of the run, shown in a table.
+        lines: Summary of the run, shown at the top.
     """
-    doubts = doubts_of(mined, scorer)
-    chosen = mined.negatives.values
-    counts = mined.verdicts.counts()
+    excess = score_excess(result, scorer)
+    negatives = result.negatives.values
+    counts = result.candidate_filter.counts()
     template = Environment(loader=PackageLoader("nestling", "."), autoescape=True).get_template("mining/audit.html")
     return template.render(
         title=title,
@@ -65,72 +71,70 @@ def audit_page(mined: Mined, *, scorer: str, title: str, settings: dict[str, obj
         lines=lines,
         scores=histograms(
             {
-                "positives": mined.positives.scores[scorer][mined.positives.trusted],
-                "negatives": mined.candidates.scores[scorer][chosen],
+                "positives": result.positives.scores[scorer][result.positives.trusted],
+                "negatives": result.candidates.scores[scorer][negatives],
             }
         ),
-        gaps=histograms({"negative's score - lowest positive's": doubts[chosen]}),
-        rules=[(name, count, count / max(len(mined.candidates), 1)) for name, count in counts.items()],
-        left=int(mined.verdicts.left.sum()),
-        drawn=len(chosen),
-        suspicious=[show(mined, query, doubts) for query in most_doubtful(mined, doubts, SUSPICIOUS)],
-        ordinary=[show(mined, query, doubts) for query in any_of(mined, ORDINARY)],
+        gaps=histograms({"negative's score - lowest positive's": excess[negatives]}),
+        rules=[(name, count, count / max(len(result.candidates), 1)) for name, count in counts.items()],
+        remaining=int(result.candidate_filter.remaining.sum()),
+        drawn=len(negatives),
+        suspicious=[
+            show_query(result, query, excess) for query in suspicious_queries(result, excess, SUSPICIOUS_QUERIES)
+        ],
+        ordinary=[show_query(result, query, excess) for query in ordinary_queries(result, ORDINARY_QUERIES)],
     )
 
 
-def doubts_of(mined: Mined, scorer: str) -> Scores:
-    """[C] float32: how far each candidate scores above the lowest positive of its query; NaN where it is not known."""
-    doubts: Scores = mined.candidates.scores[scorer] - mined.positives.lowest(scorer)[mined.candidates.queries]
-    return doubts
+def score_excess(result: MiningResult, scorer: str) -> Scores:
+    """[C] float32: the excess of each candidate; NaN if it or all positives of its query lack a score."""
+    excess: Scores = result.candidates.scores[scorer] - result.positives.lowest(scorer)[result.candidates.queries]
+    return excess
 
 
-def most_doubtful(mined: Mined, doubts: Scores, count: int) -> list[int]:
-    """The queries with the negatives that are most to be doubted, the worst first."""
-    chosen = mined.negatives.values
-    known = chosen[~np.isnan(doubts[chosen])]
-    queries = mined.candidates.queries[known[np.argsort(-doubts[known], kind="stable")]]
+def suspicious_queries(result: MiningResult, excess: Scores, count: int) -> list[int]:
+    """The queries whose negatives have the highest excess, highest first."""
+    negatives = result.negatives.values
+    known = negatives[~np.isnan(excess[negatives])]
+    queries = result.candidates.queries[known[np.argsort(-excess[known], kind="stable")]]
     worst: list[int] = queries[np.sort(np.unique(queries, return_index=True)[1])][:count].tolist()
     return worst
 
 
-def any_of(mined: Mined, count: int) -> list[int]:
-    """Some queries that have negatives, always the same for the same queries: those with the smallest identities."""
-    filled = np.flatnonzero(mined.negatives.counts > 0)
-    chosen: list[int] = filled[np.argsort(mined.query_set.identities[filled], kind="stable")][:count].tolist()
+def ordinary_queries(result: MiningResult, count: int) -> list[int]:
+    """Arbitrary queries with negatives, the same in every run: those with the smallest `text_id`, a hash."""
+    filled = np.flatnonzero(result.negatives.counts > 0)
+    chosen: list[int] = filled[np.argsort(result.query_set.identities[filled], kind="stable")][:count].tolist()
     return chosen
 
 
-def show(mined: Mined, query: int, doubts: Scores) -> Case:
-    """A query with its texts; its negatives in the order of doubt."""
-    span = slice(mined.positives.lists.offsets[query], mined.positives.lists.offsets[query + 1])
-    places = np.arange(span.start, span.stop)[mined.positives.trusted[span]]
-    negatives = mined.negatives[query]
-    negatives = negatives[np.argsort(-np.nan_to_num(doubts[negatives], nan=-np.inf), kind="stable")]
-    return Case(
-        query=shorten(mined.query_set.texts[query]),
-        positives=[
-            Document(text, scores)
-            for text, scores in zip(
-                texts_of(mined, mined.positives.lists.values[places]),
-                [describe(mined.positives.scores, place) for place in places.tolist()],
-                strict=True,
-            )
-        ],
+def show_query(result: MiningResult, query: int, excess: Scores) -> ShownQuery:
+    """A query with the texts of its trusted positives, and of its negatives, the highest excess first."""
+    positives, candidates = result.positives, result.candidates
+    own = np.arange(positives.lists.offsets[query], positives.lists.offsets[query + 1])
+    own = own[positives.trusted[own]]
+    negatives = result.negatives[query]
+    negatives = negatives[np.argsort(-np.nan_to_num(excess[negatives], nan=-np.inf), kind="stable")]
+    positive_texts = zip(texts_of(result, positives.lists.values[own]), own.tolist(), strict=True)
+    negative_texts = zip(texts_of(result, candidates.documents[negatives]), negatives.tolist(), strict=True)
+    return ShownQuery(
+        query=truncate(result.query_set.texts[query]),
+        positives=[ShownDocument(text, describe(positives.scores, i)) for text, i in positive_texts],
         negatives=[
-            Document(text, describe(mined.candidates.scores, at), None if np.isnan(doubts[at]) else float(doubts[at]))
-            for text, at in zip(texts_of(mined, mined.candidates.rows[negatives]), negatives.tolist(), strict=True)
+            ShownDocument(text, describe(candidates.scores, i), None if np.isnan(excess[i]) else float(excess[i]))
+            for text, i in negative_texts
         ],
     )
 
 
-def texts_of(mined: Mined, rows: Integers) -> list[str]:
-    return [shorten(mined.pool.texts[row]) for row in rows.tolist()]
+def texts_of(result: MiningResult, documents: Integers) -> list[str]:
+    return [truncate(result.pool.texts[document]) for document in documents.tolist()]
 
 
-def shorten(text: str) -> str:
-    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+def truncate(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + " …"
 
 
 def describe(scores: Mapping[str, Scores], index: int) -> str:
-    """The known scores at an index, for people."""
+    """The scores at an index by all scorers that gave one, as text."""
     return ", ".join(f"{name} {each[index]:.3f}" for name, each in scores.items() if not np.isnan(each[index]))

@@ -1,4 +1,4 @@
-"""Which pairs to trust: a positive should be among the first of its query (E5, arXiv 2212.03533), and near enough."""
+"""The consistency filter of E5 (arXiv 2212.03533): a pair is trusted if its positive is retrieved near the top."""
 
 import numpy as np
 
@@ -6,19 +6,19 @@ from nestling.mining.lists import Lists, Mask
 from nestling.mining.retrieved import Retrieved, Scores
 
 
-def among_first(found: Retrieved, positives: Lists, scores: Scores, top: int) -> Mask:
-    """[n] bool: whether fewer than `top` documents of the pool score above a positive; other positives do not count.
+def within_top(retrieved: Retrieved, positives: Lists, scores: Scores, top: int) -> Mask:
+    """[n] bool: whether fewer than `top` documents score above a positive; other positives of its query do not count.
 
     Args:
-        found: The first documents of each query, at least `top` that are no positives or all there are.
-        positives: Documents that are relevant to each query, n together.
-        scores: [n] float32, theirs by the same retriever; one without a score is not among the first.
-        top: How many places there are.
+        retrieved: The top documents of each query: at least `top` that are not positives, or all there are.
+        positives: The positives of each query, n of all queries together, as positions in the pool.
+        scores: [n] float32, scores of the positives by the same retriever; one with NaN is not within the top.
+        top: As in "top 2".
     """
-    query, place = np.nonzero(found.rows >= 0)
-    rivals = np.full(found.scores.shape, -np.inf, np.float32)
-    other = ~positives.holds(query, found.rows[query, place])
-    rivals[query[other], place[other]] = found.scores[query[other], place[other]]
-    above = np.sum(rivals[positives.owners] > scores[:, None], axis=1)
+    query, rank = np.nonzero(retrieved.documents >= 0)
+    other_scores = np.full(retrieved.scores.shape, -np.inf, np.float32)
+    other = ~positives.holds(query, retrieved.documents[query, rank])
+    other_scores[query[other], rank[other]] = retrieved.scores[query[other], rank[other]]
+    above = np.sum(other_scores[positives.owners] > scores[:, None], axis=1)
     trusted: Mask = ~np.isnan(scores) & (above < top)
     return trusted

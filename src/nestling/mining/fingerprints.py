@@ -1,4 +1,4 @@
-"""What identifies a model, so that what it made can be kept and used again."""
+"""Digests that identify a model, under which the cache keeps what the model computed."""
 
 import json
 from typing import Any
@@ -13,30 +13,32 @@ from nestling.models.reranker import Reranker
 from nestling.models.token_model import TokenModel
 
 
-def fingerprint(model: TokenModel, about: list[Any], backend: Tokenizer) -> str:
-    """A digest of every weight, the configuration, the precision, the tokenizer and what else is said about a model."""
+def fingerprint(model: TokenModel, settings: list[Any], backend: Tokenizer) -> str:
+    """A digest of all weights, the configuration, the precision, the tokenizer and further settings of a model."""
     tokenizer = json.loads(backend.to_str())
-    tokenizer.pop("truncation")  # that of the last text
-    settings = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
-    settings.pop("transformers_version", None)
+    tokenizer.pop("truncation")  # whatever the last text was truncated to
+    config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
+    config.pop("transformers_version", None)
     digest = xxhash.xxh3_128()
-    digest.update(json.dumps([settings, str(model.precision), tokenizer, *about], sort_keys=True, default=str).encode())
+    digest.update(
+        json.dumps([config, str(model.precision), tokenizer, *settings], sort_keys=True, default=str).encode()
+    )
     add_weights(digest, model)
     return digest.hexdigest()
 
 
 def add_weights(digest: xxhash.xxh3_128, model: nn.Module) -> None:
-    """Add every weight, with its name, type and shape."""
+    """Add every weight, with its name, dtype and shape."""
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def of_embedder(embedder: Embedder) -> str:
-    """Of all that makes an embedding from a prompt and a text."""
+def embedder_fingerprint(embedder: Embedder) -> str:
+    """Changes with everything that the embedding of a given text, its prompt included, depends on."""
     return fingerprint(embedder, [embedder.pooling], embedder.text_tokenizer.backend)
 
 
-def of_reranker(reranker: Reranker) -> str:
-    """Of all that makes a score from an instruction, a query and a document."""
+def reranker_fingerprint(reranker: Reranker) -> str:
+    """Changes with everything that the score of a given instruction, query and document depends on."""
     return fingerprint(reranker, [reranker.settings.to_json()], reranker.pairs.backend)

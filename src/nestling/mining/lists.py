@@ -1,4 +1,4 @@
-"""Lists of whole numbers of uneven length, in two arrays: what belongs to each of many queries."""
+"""Ragged lists of integers in two flat arrays: a list for each of many queries, without a Python object for each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Lists:
-    """Q lists of n values together.
+    """Q lists of different lengths, with n values in total.
+
+    The owner of a value is the index of the list that it belongs to.
 
     Args:
         offsets: [Q + 1] int64; list i is values[offsets[i]:offsets[i + 1]].
@@ -30,7 +32,7 @@ class Lists:
 
     @classmethod
     def grouped(cls, owners: Integers, values: Integers, count: int) -> "Lists":
-        """From values and the list that each belongs to, [n] each; within a list they keep their order."""
+        """`count` lists from values and their owners, [n] each; the values of a list keep their order."""
         order = np.argsort(owners, kind="stable")
         return cls(offsets_of(owners, count), values[order])
 
@@ -47,11 +49,11 @@ class Lists:
 
     @property
     def owners(self) -> Integers:
-        """[n] int64, which list each value belongs to."""
+        """[n] int64, ascending: the index of the list that each value belongs to."""
         return np.repeat(np.arange(len(self)), self.counts)
 
     def find(self, owners: Integers, values: Integers) -> Integers:
-        """[m] int64: where values[i] stands in list owners[i], as a place among all n; -1 where it does not."""
+        """[m] int64: the index in `self.values` at which list owners[i] holds values[i]; -1 where it does not."""
         if not len(self.values):
             return np.full(len(values), -1)
         span = 1 + max(int(each.max(initial=0)) for each in (self.values, values))
@@ -61,22 +63,22 @@ class Lists:
         return np.where(keys[at] == wanted, at, -1)
 
     def holds(self, owners: Integers, values: Integers) -> Mask:
-        """[m] bool: whether list owners[i] holds values[i]; both are 0 or more."""
+        """[m] bool: whether list owners[i] holds values[i]; both must be 0 or more."""
         return self.find(owners, values) >= 0
 
 
 def offsets_of(owners: Integers, count: int) -> Integers:
-    """[count + 1] int64: where each list begins when values are sorted by the list that they belong to."""
+    """[count + 1] int64: the offsets of `count` lists whose values are sorted by owner."""
     return np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=count))]).astype(np.int64)
 
 
-def places_in_lists(owners: Integers, count: int) -> Integers:
-    """[n] int64, from 0: where each value stands in its list; `owners` ascends."""
+def positions_in_lists(owners: Integers, count: int) -> Integers:
+    """[n] int64, from 0: the index of each value within its list; `owners` must ascend."""
     return np.arange(len(owners)) - offsets_of(owners, count)[owners]
 
 
 def expand(owners: Integers, lists: Lists) -> tuple[Integers, Integers]:
-    """Every pair of i and a value of list owners[i]: two arrays, i ascending."""
+    """All pairs of an index i and a value of list owners[i], as two arrays; i ascends."""
     counts = lists.counts[owners]
     which = np.repeat(np.arange(len(owners)), counts)
     within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)

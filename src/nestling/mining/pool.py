@@ -1,6 +1,7 @@
-"""The documents that negatives are taken from, by position, each text once; and those that only have to be scored.
+"""The pool: the documents that negatives are taken from, and positives that only have to be scored.
 
-Whatever two ids or two files hold, a text is one document here: its identity is that of its bytes (`text_id`).
+Equal texts are one document, whatever their ids or files are: `text_id` identifies a text by its bytes. Elsewhere in
+mining a document is given by its position in the pool.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,18 +23,18 @@ from nestling.retrieval.metrics import Integers
 
 @dataclass(frozen=True)
 class Pool:
-    """N documents with different texts, of which the first `size` can be negatives.
+    """N documents with different texts, of which only the first `size` are retrieved and can be negatives.
 
-    The others are positives that the pool of documents lacks; they are there to be compared with.
+    The others are documents of the records that the corpus lacks; they are scored, since positives are compared with.
 
     Attributes:
         name: Where the documents come from.
-        texts: N, read from disk when asked for.
+        texts: N texts, read from disk on access.
         identities: [N] int64, `text_id` of each.
         size: How many can be negatives.
-        ids: The ids in the corpus, `size` of them; None for documents of records.
-        listed: The ids of all M documents of the corpus, texts that repeat among them.
-        row_of: [M] int64, which of the documents has the text of each.
+        ids: Of the first `size` documents, their ids in the corpus; None without a corpus.
+        corpus_ids: The ids of all M documents of the corpus, those with repeated texts included.
+        position_of: [M] int64, the position in the pool of each document of the corpus; None without a corpus.
     """
 
     name: str
@@ -41,49 +42,50 @@ class Pool:
     identities: Integers
     size: int
     ids: Sequence[str] | None = None
-    listed: Sequence[str] = ()
-    row_of: Integers | None = None
+    corpus_ids: Sequence[str] = ()
+    position_of: Integers | None = None
 
     def __len__(self) -> int:
         return len(self.identities)
 
     def find(self, identities: Integers) -> Integers:
-        """[m] int64: the document with each identity; -1 where there is none."""
+        """[m] int64: the position of the document with each identity; -1 where there is none."""
         order = np.argsort(self.identities)
         at = np.minimum(np.searchsorted(self.identities, identities, sorter=order), len(self) - 1)
-        found = order[at]
-        return np.where(self.identities[found] == identities, found, -1)
+        nearest = order[at]
+        return np.where(self.identities[nearest] == identities, nearest, -1)
 
-    def rows_of_ids(self, wanted: Iterable[str]) -> dict[str, int]:
-        """The document of each id that is in the corpus."""
-        if self.row_of is None:
+    def positions_of_ids(self, wanted: Iterable[str]) -> dict[str, int]:
+        """The position of each id that is in the corpus. Raises ValueError without a corpus."""
+        if self.position_of is None:
             raise ValueError(
                 f"{self.name}: documents of records have no ids; a run file needs a --corpus, or --data in the BEIR "
                 "layout"
             )
-        return {each: int(self.row_of[place]) for each, place in positions(self.listed, wanted).items()}
+        return {each: int(self.position_of[i]) for each, i in positions(self.corpus_ids, wanted).items()}
 
-    def id_of(self, row: int) -> str:
-        """The id in the corpus, or the identity of the text."""
-        known = self.ids is not None and row < self.size
-        return self.ids[row] if known and self.ids is not None else f"text:{self.identities[row]:016x}"
+    def id_of(self, position: int) -> str:
+        """The id of a document in the corpus, or "text:" and its `text_id` for one that is not in it."""
+        if self.ids is not None and position < self.size:
+            return self.ids[position]
+        return f"text:{self.identities[position]:016x}"
 
     def __str__(self) -> str:
         text = f"{self.size:,} different documents of {self.name}"
-        if self.row_of is not None and len(self.row_of) > self.size:
-            text += f" ({len(self.row_of) - self.size:,} repeat the text of another)"
+        if self.position_of is not None and len(self.position_of) > self.size:
+            text += f" ({len(self.position_of) - self.size:,} repeat the text of another)"
         if len(self) > self.size:
             text += f"; {len(self) - self.size:,} documents of the records are not among them and only get scores"
         return text
 
 
 def open_pool(table: RecordTable, corpus: Path | None, needed: Integers, *, progress: bool) -> Pool:
-    """The documents of a corpus, or, without one, all positives and negatives of the records.
+    """The pool of a corpus; without a corpus, of all positives and negatives of the records.
 
     Args:
         table: The records.
         corpus: A BEIR folder or a corpus.jsonl.
-        needed: [n] int64, identities of documents of the records that have to be scored.
+        needed: [n] int64, `text_id` of the documents of the records that have to be in the pool, if only to be scored.
         progress: Show a bar for conversions that take more than a second.
 
     Raises:
@@ -98,17 +100,17 @@ def open_pool(table: RecordTable, corpus: Path | None, needed: Integers, *, prog
     identities = np.fromiter(map(text_id, collection.texts()), np.int64, len(collection))
     _, first, inverse = np.unique(identities, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    rows = first[order]
-    row_of = np.argsort(order)[inverse]
-    more, more_identities = distinct_documents(table, identities[rows], needed)
+    distinct = first[order]
+    position_of = np.argsort(order)[inverse]
+    more, more_identities = distinct_documents(table, identities[distinct], needed)
     return Pool(
         name=str(corpus),
-        texts=Joined([collection.texts(rows), more]),
-        identities=np.concatenate([identities[rows], more_identities]),
-        size=len(rows),
-        ids=collection.ids(rows),
-        listed=collection.ids(),
-        row_of=row_of,
+        texts=ConcatenatedTexts([collection.texts(distinct), more]),
+        identities=np.concatenate([identities[distinct], more_identities]),
+        size=len(distinct),
+        ids=collection.ids(distinct),
+        corpus_ids=collection.ids(),
+        position_of=position_of,
     )
 
 
@@ -124,7 +126,7 @@ def open_corpus(path: Path, progress: bool) -> Collection:
 
 
 def distinct_documents(table: RecordTable, known: Integers, wanted: Integers | None) -> tuple[Sequence[str], Integers]:
-    """Texts and identities of the documents of records that are not among `known`, and among `wanted` if given."""
+    """Texts and identities of the documents of the records that are not in `known` and, if given, are in `wanted`."""
     positives, negatives = flat_values(table, "positive_ids"), flat_values(table, "negative_ids")
     identities = np.concatenate([positives, negatives])
     take = np.zeros(len(identities), dtype=bool)
@@ -137,27 +139,27 @@ def distinct_documents(table: RecordTable, known: Integers, wanted: Integers | N
         Texts(table.path, "positives", np.flatnonzero(of_positives)),
         Texts(table.path, "negatives", np.flatnonzero(of_negatives)),
     ]
-    return Joined(texts), identities[take]
+    return ConcatenatedTexts(texts), identities[take]
 
 
 def flat_values(table: RecordTable, name: str) -> Integers:
-    """[n] int64: the values of a list column, of all rows one after the other."""
+    """[n] int64: the values of a list column of a table, all rows concatenated."""
     parts = [batch.column(name).flatten().to_numpy() for batch in open_batches(table.path)[0]]
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
-def near_identities(pool: Pool, rows: Integers) -> Integers:
-    """[m] int64, `folded_text_id` of the texts of some documents; each is read once."""
-    different, which = np.unique(rows, return_inverse=True)
-    found = np.empty(len(different), np.int64)
-    for start in range(0, len(different), TEXTS_PER_BLOCK):
-        texts: list[str] = cast(Any, pool.texts)[different[start : start + TEXTS_PER_BLOCK]]
-        found[start : start + len(texts)] = [folded_text_id(text) for text in texts]
-    return found[which]
+def folded_identities(pool: Pool, documents: Integers) -> Integers:
+    """[m] int64, `folded_text_id` of the text of each document; repeated documents are read once."""
+    distinct, which = np.unique(documents, return_inverse=True)
+    folded = np.empty(len(distinct), np.int64)
+    for start in range(0, len(distinct), TEXTS_PER_BLOCK):
+        texts: list[str] = cast(Any, pool.texts)[distinct[start : start + TEXTS_PER_BLOCK]]
+        folded[start : start + len(texts)] = [folded_text_id(text) for text in texts]
+    return folded[which]
 
 
-class Joined(Sequence[str]):
-    """Some sequences of texts as one; an int, a slice of step 1 or an array of positions, as `Texts` takes them."""
+class ConcatenatedTexts(Sequence[str]):
+    """Several sequences of texts as one; indexed as `Texts`, by an int, a slice of step 1 or an array of positions."""
 
     def __init__(self, parts: Sequence[Sequence[str]]) -> None:
         self._parts = parts
@@ -184,12 +186,12 @@ class Joined(Sequence[str]):
             texts += part[max(start - first, 0) : max(stop - first, 0)]
         return texts
 
-    def _take(self, rows: Integers) -> list[str]:
-        found = np.empty(len(rows), dtype=object)
-        part_of = np.searchsorted(self._starts, rows, side="right") - 1
+    def _take(self, positions: Integers) -> list[str]:
+        taken = np.empty(len(positions), dtype=object)
+        part_of = np.searchsorted(self._starts, positions, side="right") - 1
         for part in np.unique(part_of).tolist():
             at = np.flatnonzero(part_of == part)
             texts: Any = self._parts[part]
-            found[at] = texts[rows[at] - self._starts[part]]
-        taken: list[str] = found.tolist()
-        return taken
+            taken[at] = texts[positions[at] - self._starts[part]]
+        as_list: list[str] = taken.tolist()
+        return as_list

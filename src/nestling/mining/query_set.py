@@ -1,4 +1,4 @@
-"""The queries to mine for: each text with its instruction once, and what any row calls relevant to it."""
+"""The distinct queries to mine for, with the positives that all records together have for each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,36 +16,36 @@ from nestling.retrieval.metrics import Integers
 
 @dataclass(frozen=True)
 class QuerySet:
-    """The Q distinct queries of n rows.
+    """The Q distinct queries of n records; a text with two instructions is two queries.
 
     Attributes:
-        texts: Their texts, read from disk when asked for.
-        identities: [Q] int64, `text_id` of each.
-        instructions: Q, the task of each or None.
-        of_row: [n] int64, which query a row asks.
-        known: For each query the identities of all positives that any row has for its text.
+        texts: Q texts, read from disk on access.
+        identities: [Q] int64, `text_id` of each text.
+        instructions: The instruction of each query, or None.
+        query_of_record: [n] int64, the query of each record.
+        known_positives: For each query the `text_id` of all positives that any record has for its text.
     """
 
     texts: Sequence[str]
     identities: Integers
     instructions: list[str | None]
-    of_row: Integers
-    known: Lists
+    query_of_record: Integers
+    known_positives: Lists
 
     @classmethod
     def of(cls, table: RecordTable) -> "QuerySet":
-        """The queries of a table in the order of the rows that ask them first."""
-        tasks, task = read_instructions(table)
-        both = np.stack([table.query_ids, task])
-        _, first, of_row = np.unique(both, axis=1, return_index=True, return_inverse=True)
+        """The queries of a table, in the order in which they first occur."""
+        instructions, instruction_of = read_instructions(table)
+        both = np.stack([table.query_ids, instruction_of])
+        _, first, query_of_record = np.unique(both, axis=1, return_index=True, return_inverse=True)
         order = np.argsort(first)
         first = first[order]
         return cls(
             texts=Texts(table.path, "query", first),
             identities=table.query_ids[first],
-            instructions=[tasks[each] for each in task[first].tolist()],
-            of_row=np.argsort(order)[of_row.reshape(-1)],
-            known=Lists.of([table.known_positives(row) for row in first.tolist()]),
+            instructions=[instructions[i] for i in instruction_of[first].tolist()],
+            query_of_record=np.argsort(order)[query_of_record.reshape(-1)],
+            known_positives=Lists.of([table.known_positives(row) for row in first.tolist()]),
         )
 
     def __len__(self) -> int:
@@ -53,7 +53,10 @@ class QuerySet:
 
 
 def read_instructions(table: RecordTable) -> tuple[list[str | None], Integers]:
-    """The different instructions of a table's rows, and which of them each row has, [n] int64."""
+    """The distinct instructions of a table, and the index of each record's instruction among them, [n] int64.
+
+    The last is the table's own instruction, for records without one (index -1).
+    """
     column = pa.chunked_array([batch.column("instruction") for batch in open_batches(table.path)[0]])
     coded = cast(Any, column.dictionary_encode().combine_chunks())
     codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

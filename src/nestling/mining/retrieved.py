@@ -1,4 +1,4 @@
-"""What a retriever finds for all queries."""
+"""The documents that a retriever finds for all queries."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Retrieved:
-    """The first documents of each of Q queries, best first.
+    """The top k documents of each of Q queries, best first.
 
     Args:
-        rows: [Q, k] int64, documents of the pool; -1 behind the last of a query that has fewer.
-        scores: [Q, k] float32; NaN there.
+        documents: [Q, k] int64, positions in the pool; -1 after the last document of a query that has fewer than k.
+        scores: [Q, k] float32; NaN where `documents` is -1.
     """
 
-    rows: Integers
+    documents: Integers
     scores: Scores
 
     @classmethod
-    def nothing(cls, queries: int, depth: int) -> "Retrieved":
+    def empty(cls, queries: int, depth: int) -> "Retrieved":
         return cls(np.full((queries, depth), -1), np.full((queries, depth), np.nan, np.float32))

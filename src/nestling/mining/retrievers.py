@@ -1,23 +1,25 @@
-"""Where candidates come from: an embedder, BM25 or a run file. Each finds documents, and scores given ones.
+"""Retrievers, which propose candidates: an embedder, BM25, a run file, or the records' own negatives.
 
-Shapes: Q queries, P given pairs of a query and a document.
+Shapes: Q queries, P pairs of a query and a document. Queries are given as indices, documents as positions in the pool.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from nestling.mining.fingerprints import of_embedder
-from nestling.mining.lists import Lists, places_in_lists
+from nestling.mining.cached_encoder import CachedEncoder, with_prefixes
+from nestling.mining.fingerprints import embedder_fingerprint
+from nestling.mining.lists import Lists, positions_in_lists
 from nestling.mining.nearest import nearest, products
 from nestling.mining.pool import Pool, flat_values
 from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Retrieved, Scores
-from nestling.mining.vectors import Vectors, encode_cached, prompted
+from nestling.mining.vectors import Vectors
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import single_process
 from nestling.records.collection import open_collection
@@ -27,15 +29,15 @@ from nestling.retrieval.first_stage import bm25_index, bm25_scores, first_with_t
 from nestling.retrieval.metrics import Integers, Run
 from nestling.retrieval.ranks import reduce_sum, rows_of_rank
 
-# Queries, documents, how many of these, how many of a query, and the device, as of `nearest`.
-Neighbours = Callable[[Vectors, Vectors, int, int, torch.device], Retrieved]
+# The signature of `nearest`: queries, documents, size, depth and device.
+NearestSearch = Callable[[Vectors, Vectors, int, int, torch.device], Retrieved]
 
 
 class Retriever(Protocol):
-    """One of the places where candidates come from; with torch.distributed initialised all ranks must call it.
+    """Finds documents and scores pairs; with torch.distributed initialised all ranks must call it.
 
     Attributes:
-        name: How records and tables call it.
+        name: Its name in records and tables.
     """
 
     @property
@@ -44,22 +46,22 @@ class Retriever(Protocol):
     def search(self, depth: int) -> Retrieved:
         """The first documents of every query, at most `depth`."""
 
-    def score(self, queries: Integers, rows: Integers) -> Scores:
-        """[P] float32, higher is better; NaN where it does not know. Both arguments are [P] int64."""
+    def score(self, queries: Integers, documents: Integers) -> Scores:
+        """[P] float32, higher is better; NaN for a pair that it cannot score. Both arguments are [P] int64."""
 
 
 @dataclass(frozen=True)
-class Dense:
-    """An embedder: cosines, from embeddings rounded to fp16.
+class DenseRetriever:
+    """An embedder; scores are cosines of embeddings that were rounded to float16.
 
     Attributes:
-        name: How records and tables call it.
-        queries: Of the Q queries.
-        documents: Of the pool's documents.
-        size: How many of these can be found.
+        name: Its name in records and tables.
+        queries: Embeddings of the Q queries.
+        documents: Embeddings of all documents of the pool.
+        size: How many of these, from the first, are searched.
         device: Where scores are computed.
-        notes: What encoding took.
-        neighbours: How documents are found: `nearest`, or an `approximate.Index`.
+        notes: Lines about what encoding took.
+        find_nearest: `nearest`, or a `faiss_index.FaissIndex`.
     """
 
     name: str
@@ -68,7 +70,7 @@ class Dense:
     size: int
     device: torch.device
     notes: Sequence[str] = ()
-    neighbours: Neighbours = nearest
+    find_nearest: NearestSearch = nearest
 
     @classmethod
     def encode(
@@ -83,97 +85,99 @@ class Dense:
         folder: Path | None = None,
         max_over_ranks: Callable[[int], int] = single_process,
         progress: bool = False,
-    ) -> "Dense":
-        """Encode what the cache does not have; errors as in `encode_cached`.
+    ) -> "DenseRetriever":
+        """Encode the queries and documents that are not cached; errors as in `CachedEncoder.encode`.
 
-        A model in training will not be the same again: its embeddings go into a `folder` that can be removed.
+        With a `folder` embeddings are kept there and not in the cache: a model in training will not be the same again.
         """
-        fingerprint = of_embedder(embedder) if folder is None else ""
-        prefixes = [embedder.prefix("query", each) for each in query_set.instructions]
-        different = np.array([text_id(each) for each in prefixes])
-        queries, query_stats = encode_cached(
+        encoder = partial(
+            CachedEncoder,
             embedder,
-            prompted(query_set.texts, prefixes),
-            np.stack([query_set.identities, different], axis=1),
-            fingerprint=fingerprint,
-            max_length=query_max_length,
+            fingerprint=embedder_fingerprint(embedder) if folder is None else "",
             folder=folder,
             max_over_ranks=max_over_ranks,
+        )
+        prefixes = [embedder.prefix("query", each) for each in query_set.instructions]
+        prefix_ids = np.array([text_id(each) for each in prefixes])
+        queries, query_stats = encoder(max_length=query_max_length).encode(
+            with_prefixes(query_set.texts, prefixes),
+            np.stack([query_set.identities, prefix_ids], axis=1),
             progress=f"{name}: queries" if progress else None,
         )
-        documents, document_stats = encode_cached(
-            embedder,
-            pool.texts,
-            pool.identities,
-            fingerprint=fingerprint,
-            prefix=embedder.prefix("document"),
-            max_length=document_max_length,
-            folder=folder,
-            max_over_ranks=max_over_ranks,
-            progress=f"{name}: documents" if progress else None,
+        documents, document_stats = encoder(max_length=document_max_length, prefix=embedder.prefix("document")).encode(
+            pool.texts, pool.identities, progress=f"{name}: documents" if progress else None
         )
         notes = [
-            f"{what}: {len(vectors) - stats.texts:,} in the cache" + (f"; {stats}" if stats.texts else "")
-            for what, vectors, stats in (("queries", queries, query_stats), ("documents", documents, document_stats))
+            f"{kind}: {len(vectors) - stats.texts:,} in the cache" + (f"; {stats}" if stats.texts else "")
+            for kind, vectors, stats in (("queries", queries, query_stats), ("documents", documents, document_stats))
         ]
         return cls(name, queries, documents, pool.size, embedder.device, notes)
 
     def search(self, depth: int) -> Retrieved:
-        return self.neighbours(self.queries, self.documents, self.size, depth, self.device)
+        return self.find_nearest(self.queries, self.documents, self.size, depth, self.device)
 
-    def score(self, queries: Integers, rows: Integers) -> Scores:
-        return products(self.queries, queries, self.documents, rows)
+    def score(self, queries: Integers, documents: Integers) -> Scores:
+        return products(self.queries, queries, self.documents, documents)
 
-    def similarities(self, rows: Integers, others: Integers) -> Scores:
-        """[P] float32, cosines of documents with documents."""
-        return products(self.documents, rows, self.documents, others)
+    def similarities(self, documents: Integers, others: Integers) -> Scores:
+        """[P] float32, cosines of pairs of documents."""
+        return products(self.documents, documents, self.documents, others)
 
 
-class Bm25:
-    """BM25 over the pool as `nestling.retrieval.bm25_run` has it; documents that share no term are not found."""
+class Bm25Retriever:
+    """BM25 over the pool, as in `nestling.retrieval.bm25_run`; documents that share no term with a query are not found.
+
+    Args:
+        query_set: The queries.
+        pool: The documents.
+        device: Where ranks communicate.
+    """
 
     def __init__(self, query_set: QuerySet, pool: Pool, device: torch.device) -> None:
         self.name = "bm25"
-        self._device = device  # where ranks communicate
+        self._device = device
         self._queries, self._size = query_set.texts, pool.size
         self._index = bm25_index(pool.texts)
 
     def search(self, depth: int) -> Retrieved:
-        rows = torch.zeros(len(self._queries), depth, dtype=torch.int64)  # one more than the row, 0 for none
+        # Each rank fills in its own queries, and ranks are summed; so positions are stored plus 1, and 0 is none.
+        summed = torch.zeros(len(self._queries), depth, dtype=torch.int64)
         scores = torch.zeros(len(self._queries), depth)
         for query in rows_of_rank(len(self._queries)):
             own = self._scores(query)[: self._size]
             listed = first_with_ties(own, depth)
             best = listed[np.lexsort((listed, -own[listed]))[:depth]]
-            rows[query, : len(best)] = torch.from_numpy(best + 1)
+            summed[query, : len(best)] = torch.from_numpy(best + 1)
             scores[query, : len(best)] = torch.from_numpy(own[best])
-        listed_rows = reduce_sum(rows, self._device).numpy() - 1
-        return Retrieved(
-            listed_rows, np.where(listed_rows < 0, np.nan, reduce_sum(scores, self._device).numpy()).astype(np.float32)
-        )
+        documents = reduce_sum(summed, self._device).numpy() - 1
+        all_scores = reduce_sum(scores, self._device).numpy()
+        return Retrieved(documents, np.where(documents < 0, np.nan, all_scores).astype(np.float32))
 
-    def score(self, queries: Integers, rows: Integers) -> Scores:
-        found = torch.zeros(len(queries))
+    def score(self, queries: Integers, documents: Integers) -> Scores:
+        summed = torch.zeros(len(queries))
         order = np.argsort(queries, kind="stable")
-        different, starts = np.unique(queries[order], return_index=True)
+        distinct, starts = np.unique(queries[order], return_index=True)
         pairs = np.split(order, starts[1:]) if len(order) else []
-        for each in rows_of_rank(len(different)):
-            found[pairs[each]] = torch.from_numpy(self._scores(int(different[each]))[rows[pairs[each]]])
-        scores: Scores = reduce_sum(found, self._device).numpy()
+        for i in rows_of_rank(len(distinct)):
+            summed[pairs[i]] = torch.from_numpy(self._scores(int(distinct[i]))[documents[pairs[i]]])
+        scores: Scores = reduce_sum(summed, self._device).numpy()
         return scores
 
     def _scores(self, query: int) -> Scores:
         return bm25_scores(self._index, self._queries[query])
 
 
-class RunFile:
-    """The lists of a TREC run.
+class RunFileRetriever:
+    """The ranked lists of a TREC run file.
 
     Args:
-        name: How records and tables call it.
-        run: Its scores, by query id and document id.
-        query_ids: Q, the ids of each query; a text may have several.
+        name: Its name in records and tables.
+        run: Scores by query id and document id.
+        query_ids: For each of the Q queries its ids; one text may have several.
         pool: The documents.
+
+    Attributes:
+        missing: Queries for which the run lists no document.
 
     Raises:
         ValueError: The documents have no ids, or the run lists no document for any query.
@@ -181,65 +185,66 @@ class RunFile:
 
     def __init__(self, name: str, run: Run, query_ids: Sequence[Sequence[str]], pool: Pool) -> None:
         self.name = name
-        rows_of = pool.rows_of_ids(document for each in run.values() for document in each)
-        self._lists: list[dict[int, float]] = []
+        position_of = pool.positions_of_ids(document for each in run.values() for document in each)
+        self._scores: list[dict[int, float]] = []
         for ids in query_ids:
-            listed: dict[int, float] = {}
+            scores: dict[int, float] = {}
             for document, score in (item for each in ids for item in run.get(each, {}).items()):
-                row = rows_of.get(document)
-                if row is not None:
-                    listed[row] = max(score, listed.get(row, score))
-            self._lists.append(listed)
-        if not any(self._lists):
+                position = position_of.get(document)
+                if position is not None:
+                    scores[position] = max(score, scores.get(position, score))
+            self._scores.append(scores)
+        if not any(self._scores):
             raise ValueError(
                 f"{name}: the run lists no document of {pool.name} for any of the {len(query_ids):,} queries; got for "
                 f"instance query {next(iter(run))}"
             )
-        self.missing = sum(not listed for listed in self._lists)
+        self.missing = sum(not scores for scores in self._scores)
 
     def search(self, depth: int) -> Retrieved:
-        found = Retrieved.nothing(len(self._lists), depth)
-        for query, listed in enumerate(self._lists):
-            best = sorted(listed.items(), key=lambda item: (-item[1], item[0]))[:depth]
-            found.rows[query, : len(best)] = [row for row, _ in best]
-            found.scores[query, : len(best)] = [score for _, score in best]
-        return found
+        retrieved = Retrieved.empty(len(self._scores), depth)
+        for query, scores in enumerate(self._scores):
+            best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:depth]
+            retrieved.documents[query, : len(best)] = [document for document, _ in best]
+            retrieved.scores[query, : len(best)] = [score for _, score in best]
+        return retrieved
 
-    def score(self, queries: Integers, rows: Integers) -> Scores:
-        pairs = zip(queries.tolist(), rows.tolist(), strict=True)
-        return np.array([self._lists[query].get(row, np.nan) for query, row in pairs], np.float32)
+    def score(self, queries: Integers, documents: Integers) -> Scores:
+        pairs = zip(queries.tolist(), documents.tolist(), strict=True)
+        return np.array([self._scores[query].get(document, np.nan) for query, document in pairs], np.float32)
 
 
-class Given:
-    """The negatives that the records have, in their order: `given` among retrievers judges and filters them anew.
+class RecordNegatives:
+    """The negatives that the records already have, as candidates: `given` among the retrievers. They have no scores.
 
     Args:
         query_set: The queries.
-        pool: Documents, these negatives among them.
+        pool: The documents, with these negatives among them.
         table: The records.
     """
 
     def __init__(self, query_set: QuerySet, pool: Pool, table: RecordTable) -> None:
         self.name = "given"
         counts = np.array([len(table.negative_ids(row)) for row in range(len(table))], dtype=np.int64)
-        owners, rows = np.repeat(query_set.of_row, counts), pool.find(flat_values(table, "negative_ids"))
-        _, first = np.unique(np.stack([owners, rows]), axis=1, return_index=True)
+        owners, documents = np.repeat(query_set.query_of_record, counts), pool.find(flat_values(table, "negative_ids"))
+        # Records of one query may repeat a negative; the first counts, in the order of the records.
+        _, first = np.unique(np.stack([owners, documents]), axis=1, return_index=True)
         first.sort()
-        self._lists = Lists.grouped(owners[first], rows[first], len(query_set))
+        self._lists = Lists.grouped(owners[first], documents[first], len(query_set))
 
     def search(self, depth: int) -> Retrieved:
-        found = Retrieved.nothing(len(self._lists), depth)
-        place = places_in_lists(self._lists.owners, len(self._lists))
-        listed = place < depth
-        found.rows[self._lists.owners[listed], place[listed]] = self._lists.values[listed]
-        return found
+        retrieved = Retrieved.empty(len(self._lists), depth)
+        position = positions_in_lists(self._lists.owners, len(self._lists))
+        listed = position < depth
+        retrieved.documents[self._lists.owners[listed], position[listed]] = self._lists.values[listed]
+        return retrieved
 
-    def score(self, queries: Integers, rows: Integers) -> Scores:
+    def score(self, queries: Integers, documents: Integers) -> Scores:
         return np.full(len(queries), np.nan, np.float32)
 
 
 def query_ids(folder: Path, query_set: QuerySet) -> list[list[str]]:
-    """The ids that a BEIR folder gives to the text of each query."""
+    """For each query the ids of its text in the queries.jsonl of a BEIR folder; none for a text that is not in it."""
     collection = open_collection(folder / "queries.jsonl", "queries", None, progress=False)
     by_text: dict[int, list[str]] = {}
     for identifier, text in zip(collection.ids(), collection.texts(), strict=True):

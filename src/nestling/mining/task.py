@@ -1,6 +1,7 @@
-"""What scripts/mine.py mines for, where, and with what: records, documents, retrievers, opened as its settings say."""
+"""The inputs of scripts/mine.py, opened according to its settings: records, pool, retrievers, relevance judgements."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,11 +10,17 @@ import torch
 
 from nestling.config import MineConfig, require
 from nestling.distributed.launch import start_ranks
-from nestling.mining.judgements import Judgements
-from nestling.mining.mined import names_of
 from nestling.mining.pool import Pool, flat_values, open_pool
 from nestling.mining.query_set import QuerySet
-from nestling.mining.retrievers import Bm25, Dense, Given, Retriever, RunFile, query_ids
+from nestling.mining.relevance_judgements import RelevanceJudgements
+from nestling.mining.retrievers import (
+    Bm25Retriever,
+    DenseRetriever,
+    RecordNegatives,
+    Retriever,
+    RunFileRetriever,
+    query_ids,
+)
 from nestling.models.embedder import Embedder
 from nestling.records.beir import is_beir
 from nestling.records.load import load_records
@@ -22,14 +29,14 @@ from nestling.retrieval.first_stage import read_run
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is mined for, and where.
+class MiningTask:
+    """The data to mine, and the device to mine on.
 
     Args:
         table: The records.
         query_set: Their distinct queries.
         pool: The documents.
-        device: Where models compute and ranks communicate.
+        device: Where models run and ranks communicate.
         main: Whether this rank prints and writes.
     """
 
@@ -40,51 +47,57 @@ class Task:
     main: bool
 
     def say(self, *lines: object) -> None:
+        """Print lines on the main rank."""
         if self.main:
             print(*lines, sep="\n", flush=True)
 
 
-def open_task(config: MineConfig) -> Task:
-    """Start the ranks and read the data."""
+def open_task(config: MineConfig) -> MiningTask:
+    """Start the ranks and read the data. Raises ValueError for data that cannot be mined."""
     accelerator = start_ranks()
-    with accelerator.main_process_first():  # which fills the cache of Arrow files
-        shown = accelerator.is_main_process
-        table = load_records(config.data, split=config.split, instruction=config.instruction, progress=shown)
+    with accelerator.main_process_first():  # the main process fills the cache of Arrow files
+        progress = accelerator.is_main_process
+        table = load_records(config.data, split=config.split, instruction=config.instruction, progress=progress)
         require(not table.graded, f"{config.data}: graded pairs have their scores; expected queries with positives")
         query_set = QuerySet.of(table)
-        own = Path(config.data) if is_beir(Path(config.data)) else None
-        corpus = own if config.corpus is None else Path(config.corpus)
+        own_corpus = Path(config.data) if is_beir(Path(config.data)) else None
+        corpus = own_corpus if config.corpus is None else Path(config.corpus)
         given = [flat_values(table, "negative_ids")] if "given" in config.retrievers else []
-        pool = open_pool(table, corpus, np.concatenate([query_set.known.values, *given]), progress=shown)
-    task = Task(table, query_set, pool, accelerator.device, accelerator.is_main_process)
+        pool = open_pool(table, corpus, np.concatenate([query_set.known_positives.values, *given]), progress=progress)
+    task = MiningTask(table, query_set, pool, accelerator.device, accelerator.is_main_process)
     task.say(table.summary, f"{len(query_set):,} different queries", pool)
     replaced = table.summary.negatives
     if replaced and "given" not in config.retrievers:
-        task.say(f"the {replaced:,} negatives that rows have are replaced; name the retriever given to judge them anew")
+        task.say(
+            f"the {replaced:,} negatives that rows have are replaced; name the retriever given to judge them again"
+        )
     return task
 
 
-def open_retrievers(config: MineConfig, task: Task) -> dict[str, Retriever]:
-    """By name, those that search first, and the scorer if it is another."""
+def open_retrievers(config: MineConfig, task: MiningTask) -> dict[str, Retriever]:
+    """By name: the retrievers that search, then the scorer if it is not one of them."""
     specs = list(config.retrievers)
     if config.scorer not in (None, "judge", *specs):
         specs.append(str(config.scorer))
-    return {name: open_retriever(config, task, spec, name) for spec, name in zip(specs, names_of(specs), strict=True)}
+    return {
+        name: open_retriever(config, task, spec, name) for spec, name in zip(specs, short_names(specs), strict=True)
+    }
 
 
-def open_retriever(config: MineConfig, task: Task, spec: str, name: str) -> Retriever:
+def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -> Retriever:
+    """The retriever for an item of the setting `retrievers`: bm25, given, a run file or an embedder."""
     if spec == "bm25":
-        return Bm25(task.query_set, task.pool, task.device)
+        return Bm25Retriever(task.query_set, task.pool, task.device)
     if spec == "given":
-        return Given(task.query_set, task.pool, task.table)
+        return RecordNegatives(task.query_set, task.pool, task.table)
     if Path(spec).is_file():
         folder = Path(config.data)
         require(is_beir(folder), f"{spec}: a run file needs query ids; give --data as a folder in the BEIR layout")
-        run_file = RunFile(name, read_run(spec), query_ids(folder, task.query_set), task.pool)
+        run_file = RunFileRetriever(name, read_run(spec), query_ids(folder, task.query_set), task.pool)
         task.say(f"{name}: lists nothing for {run_file.missing:,} of {len(task.query_set):,} queries")
         return run_file
     embedder = Embedder.from_pretrained(spec, precision=precision_of(config)).to(task.device)
-    dense = Dense.encode(
+    dense = DenseRetriever.encode(
         name,
         embedder,
         task.query_set,
@@ -96,19 +109,32 @@ def open_retriever(config: MineConfig, task: Task, spec: str, name: str) -> Retr
     task.say(*(f"{name}: {note}" for note in dense.notes))
     if config.index is None:
         return dense
-    from nestling.mining.approximate import Index  # which needs FAISS
+    from nestling.mining.faiss_index import FaissIndex  # here, since it needs FAISS
 
-    return replace(dense, neighbours=Index(config.index, config.index_search))
+    return replace(dense, find_nearest=FaissIndex(config.index, config.index_search))
 
 
 def precision_of(config: MineConfig) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
-def read_judgements(config: MineConfig, task: Task) -> Judgements | None:
-    """What negatives are measured by, if anything."""
+def read_judgements(config: MineConfig, task: MiningTask) -> RelevanceJudgements | None:
+    """The relevance judgements that count false negatives, if any are given."""
     if config.judgements is None:
         return None
-    judgements = Judgements.read(config.judgements, config.split, task.query_set, task.pool)
+    judgements = RelevanceJudgements.read(config.judgements, config.split, task.query_set, task.pool)
     task.say(f"{config.judgements} judges {judgements.queries.sum():,} of the queries")
     return judgements
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, with its folder where that part is generic or another path has it too."""
+    short = [last_parts(path, 1) for path in paths]
+    return [
+        last_parts(path, 2) if name in ("final", "model", "0_Transformer") or short.count(name) > 1 else name
+        for path, name in zip(paths, short, strict=True)
+    ]
+
+
+def last_parts(path: str, count: int) -> str:
+    return "/".join(path.rstrip("/").split("/")[-count:])

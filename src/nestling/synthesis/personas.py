@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling.mining.fingerprints import of_embedder
+from nestling.mining.cached_encoder import CachedEncoder
+from nestling.mining.fingerprints import embedder_fingerprint
 from nestling.mining.nearest import nearest
-from nestling.mining.vectors import encode_cached
 from nestling.models.embedder import Embedder
 from nestling.records.lines import read_lines
 from nestling.records.record import text_id
@@ -34,22 +34,13 @@ def nearest_personas(
 
     Both are encoded as documents, through the cache of embeddings.
     """
-    fingerprint, prefix = of_embedder(embedder), embedder.prefix("document")
-    documents, _ = encode_cached(
+    encoder = CachedEncoder(
         embedder,
-        passages.texts,
-        passages.text_ids,
-        fingerprint=fingerprint,
+        fingerprint=embedder_fingerprint(embedder),
         max_length=MAX_LENGTH,
-        prefix=prefix,
-        progress="documents" if progress else None,
+        prefix=embedder.prefix("document"),
     )
-    persona_vectors, _ = encode_cached(
-        embedder,
-        personas,
-        np.array([text_id(persona) for persona in personas]),
-        fingerprint=fingerprint,
-        max_length=MAX_LENGTH,
-        prefix=prefix,
-    )
-    return nearest(documents, persona_vectors, len(personas), count, embedder.device).rows
+    label = "documents" if progress else None
+    documents, _ = encoder.encode(passages.texts, passages.text_ids, progress=label)
+    persona_vectors, _ = encoder.encode(personas, np.array([text_id(persona) for persona in personas]))
+    return nearest(documents, persona_vectors, len(personas), count, embedder.device).documents

@@ -1,4 +1,4 @@
-"""Encoded texts in the cache: what makes them anew, what goes on after a kill, what ranks share."""
+"""Embeddings in the cache: when they are encoded again, how a killed run continues, how ranks divide the work."""
 
 import json
 import shutil
@@ -10,11 +10,12 @@ import torch
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
-import nestling.mining.vectors
+import nestling.mining.cached_encoder
 import nestling.models.encoding
-from nestling.mining.arrays import ArrayCache
-from nestling.mining.fingerprints import of_embedder
-from nestling.mining.vectors import Vectors, encode_cached
+from nestling.mining.array_cache import ArrayCache
+from nestling.mining.cached_encoder import CachedEncoder
+from nestling.mining.fingerprints import embedder_fingerprint
+from nestling.mining.vectors import Vectors
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import EncodingStats
 from nestling.records import text_id
@@ -33,16 +34,16 @@ def short_shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def shorten(texts: int) -> None:
-    nestling.models.encoding.WINDOW = nestling.mining.vectors.SHARD = texts
+    nestling.models.encoding.WINDOW = nestling.mining.cached_encoder.TEXTS_PER_SHARD = texts
 
 
 def encode(
     embedder: Embedder, texts: list[str] = TEXTS, prefix: str = "", max_length: int = 16
 ) -> tuple[Vectors, EncodingStats]:
     identities = np.array([text_id(text) for text in texts])
-    return encode_cached(
-        embedder, texts, identities, fingerprint=of_embedder(embedder), prefix=prefix, max_length=max_length
-    )
+    fingerprint = embedder_fingerprint(embedder)
+    encoder = CachedEncoder(embedder, fingerprint=fingerprint, prefix=prefix, max_length=max_length)
+    return encoder.encode(texts, identities)
 
 
 @pytest.fixture
@@ -50,21 +51,21 @@ def embedder(bert: Path) -> Embedder:
     return Embedder.from_pretrained(bert)
 
 
-def test_they_are_the_embedders_and_made_once(embedder: Embedder) -> None:
+def test_embeddings_are_those_of_the_embedder_and_encoded_once(embedder: Embedder) -> None:
     expected = embedder.encode(TEXTS, kind="document", max_length=16)
     vectors, stats = encode(embedder)
     assert (len(vectors), [len(shard) for shard in vectors.shards], stats.encoded) == (22, [8, 8, 6], 22)
     everything = vectors.span(0, 22, torch.device("cpu"))
     torch.testing.assert_close(everything, expected, atol=5e-4, rtol=0)
     assert torch.equal(vectors.span(5, 18, torch.device("cpu")), everything[5:18])
-    rows = np.array([21, 0, 7, 8, 21])
-    assert torch.equal(vectors.take(rows), everything[rows])
+    positions = np.array([21, 0, 7, 8, 21])
+    assert torch.equal(vectors.take(positions), everything[positions])
     again, stats = encode(embedder)
     assert stats.texts == 0
     assert all(np.array_equal(one, other) for one, other in zip(again.shards, vectors.shards, strict=True))
 
 
-def test_a_changed_text_costs_its_shard(embedder: Embedder) -> None:
+def test_a_changed_text_encodes_only_its_shard(embedder: Embedder) -> None:
     encode(embedder)
     texts = [*TEXTS[:9], "another one", *TEXTS[10:], "one more"]
     vectors, stats = encode(embedder, texts)
@@ -73,7 +74,7 @@ def test_a_changed_text_costs_its_shard(embedder: Embedder) -> None:
     torch.testing.assert_close(vectors.span(0, 23, torch.device("cpu")), expected, atol=5e-4, rtol=0)
 
 
-def test_prompt_length_and_model_have_their_own(embedder: Embedder, bert: Path, tmp_path: Path) -> None:
+def test_prompt_length_and_model_have_separate_shards(embedder: Embedder, bert: Path, tmp_path: Path) -> None:
     encode(embedder)
     assert encode(embedder, prefix="query: ")[1].texts == 22
     assert encode(embedder, max_length=5)[1].texts == 22
@@ -86,7 +87,7 @@ def test_prompt_length_and_model_have_their_own(embedder: Embedder, bert: Path, 
     assert encode(embedder)[1].texts == 0
 
 
-def test_a_damaged_or_missing_shard_is_made_again(embedder: Embedder) -> None:
+def test_a_damaged_or_truncated_shard_is_encoded_again(embedder: Embedder) -> None:
     first, _ = encode(embedder)
     kept = [np.array(shard) for shard in first.shards]
     files = sorted((default_cache() / "arrays").rglob("*.npy"))
@@ -103,7 +104,9 @@ class Killed(BaseException):
     pass
 
 
-def test_a_killed_run_goes_on_behind_the_last_whole_shard(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_continues_after_the_last_complete_shard(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = ArrayCache.write
     written: list[str] = []
 
@@ -121,7 +124,7 @@ def test_a_killed_run_goes_on_behind_the_last_whole_shard(embedder: Embedder, mo
     assert [path.name for path in (default_cache() / "arrays").rglob(".building*")] == []
 
 
-def test_a_full_disk_is_named(embedder: Embedder, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_cache_error(embedder: Embedder, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (small_disk / "filler").write_bytes(bytes(2 * 2**20 - 3 * 4096))
     monkeypatch.setenv("NESTLING_CACHE", str(small_disk / "cache"))
     with pytest.raises(CacheError, match=r"cannot write the cache folder .*: No space left on device; free space"):
@@ -142,7 +145,7 @@ def encode_as_rank(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_encode_what_one_encodes(tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_equal_a_single_process(tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_bert(tmp_path / "bert")
     run_ranks(world, encode_as_rank, tmp_path)
     monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "alone"))

@@ -1,4 +1,4 @@
-"""How many negatives are false, by judgements that mining did not see."""
+"""How many mined negatives are false, by relevance judgements (qrels) that mining did not use."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,47 +15,47 @@ from nestling.retrieval.metrics import Integers
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Some negatives against judgements.
+class FalseNegativeCounts:
+    """Negatives counted against relevance judgements.
 
     Attributes:
-        total: How many there are.
-        negatives: How many of them are of queries that were judged.
-        judged: How many of these were judged themselves.
-        false: How many of these are relevant.
+        total: All negatives.
+        of_judged_queries: Those whose query has judgements.
+        judged: Those of them that have a judgement themselves.
+        false: Those of them that are judged relevant.
     """
 
     total: int
-    negatives: int = 0
+    of_judged_queries: int = 0
     judged: int = 0
     false: int = 0
 
     def __str__(self) -> str:
         return (
-            f"{self.false:,} of the {self.negatives:,} negatives of judged queries are relevant "
+            f"{self.false:,} of the {self.of_judged_queries:,} negatives of judged queries are relevant "
             f"({self.false_fraction:.2%}), of {self.judged:,} that were judged themselves "
             f"({self.false_fraction_of_judged:.2%})"
         )
 
     @property
     def false_fraction(self) -> float:
-        """Of the negatives of judged queries, how many are known to be relevant: a lower bound."""
-        return self.false / max(self.negatives, 1)
+        """False negatives among the negatives of judged queries: a lower bound, since most are not judged."""
+        return self.false / max(self.of_judged_queries, 1)
 
     @property
     def false_fraction_of_judged(self) -> float:
-        """Of the negatives that were judged, how many are relevant."""
+        """False negatives among the negatives that are judged."""
         return self.false / max(self.judged, 1)
 
 
 @dataclass(frozen=True)
-class Judgements:
-    """What a BEIR folder says of queries and documents, which are known by their texts.
+class RelevanceJudgements:
+    """The judgements of a BEIR folder, matched to the queries and the pool by text.
 
     Attributes:
-        relevant: For each query the documents of the pool with a grade above 0.
-        irrelevant: Those with 0 or less.
-        queries: [Q] bool, which queries were judged.
+        relevant: For each query the documents with a grade above 0, as positions in the pool.
+        irrelevant: Those with a grade of 0 or less.
+        queries: [Q] bool, the queries that have judgements.
     """
 
     relevant: Lists
@@ -63,8 +63,8 @@ class Judgements:
     queries: Mask
 
     @classmethod
-    def read(cls, folder: str | Path, split: str, query_set: QuerySet, pool: Pool) -> "Judgements":
-        """Raises ValueError if none of the queries was judged, or as `load_records` does."""
+    def read(cls, folder: str | Path, split: str, query_set: QuerySet, pool: Pool) -> "RelevanceJudgements":
+        """Raises ValueError if no query has judgements, and whatever `load_records` raises."""
         table = load_records(folder, split=split, allow_no_positives=True, progress=False)
         order = np.argsort(table.query_ids, kind="stable")
         at = np.minimum(np.searchsorted(table.query_ids, query_set.identities, sorter=order), len(table) - 1)
@@ -80,20 +80,27 @@ class Judgements:
             rows >= 0,
         )
 
-    def measure(self, candidates: Candidates, chosen: Integers) -> Measured:
-        """Of some candidates, given as positions, how many were judged and how many of them are relevant."""
-        queries, rows = candidates.queries[chosen], candidates.rows[chosen]
-        false = int(self.relevant.holds(queries, rows).sum())
-        return Measured(
-            total=len(chosen),
-            negatives=int(self.queries[queries].sum()),
-            judged=false + int(self.irrelevant.holds(queries, rows).sum()),
+    def count(self, candidates: Candidates, negatives: Integers) -> FalseNegativeCounts:
+        """Count negatives that are judged and relevant. `negatives` are indices of candidates."""
+        queries, documents = candidates.queries[negatives], candidates.documents[negatives]
+        false = int(self.relevant.holds(queries, documents).sum())
+        return FalseNegativeCounts(
+            total=len(negatives),
+            of_judged_queries=int(self.queries[queries].sum()),
+            judged=false + int(self.irrelevant.holds(queries, documents).sum()),
             false=false,
         )
 
 
 def lists_of(table: RecordTable, name: str, rows: Integers, pool: Pool) -> Lists:
-    """For each query, in row `rows` of the table or none (-1), the documents of a column that the pool has."""
+    """For each query the documents of a column, as positions in the pool; documents that it lacks are left out.
+
+    Args:
+        table: One record for each judged query.
+        name: The column, positive_ids or negative_ids.
+        rows: [Q] int64, the record of each query; -1 for none.
+        pool: The documents.
+    """
     lengths = table.positive_ids if name == "positive_ids" else table.negative_ids
     offsets = np.cumsum([0, *(len(lengths(row)) for row in range(len(table)))])
     documents = pool.find(flat_values(table, name))

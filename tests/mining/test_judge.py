@@ -1,4 +1,4 @@
-"""Judges: their scores, what is kept of them, and a CrossEncoder in the place of a reranker."""
+"""Judges: logits of a Reranker and of a CrossEncoder, and their cache."""
 
 import shutil
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from sentence_transformers import CrossEncoder
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-import nestling.mining.judging
+import nestling.mining.judge
 from mining.small import opened, random_rows, write_rows
-from nestling.mining.judging import Judge, judge_lists, open_judge, probabilities
+from nestling.mining.judge import Judge, judge_lists, open_judge, probabilities
 from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
 from nestling.mining.query_set import QuerySet
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[QuerySet, Pool, Lists]:
     """Queries, documents, and some of these to judge for each; one query has none."""
     monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(nestling.mining.judging, "BLOCK", 4)
+    monkeypatch.setattr(nestling.mining.judge, "QUERIES_PER_BLOCK", 4)
     _, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", random_rows(12)))
     rng = np.random.default_rng(0)
     return query_set, pool, Lists.of([rng.choice(len(pool), i % 4, replace=False) for i in range(len(query_set))])
@@ -40,13 +40,13 @@ def cross_encoder(bert: Path, folder: Path, outputs: int) -> Path:
     return folder
 
 
-def test_a_rerankers_logits(task: tuple[QuerySet, Pool, Lists], qwen3: Path) -> None:
+def test_logits_are_those_of_the_reranker(task: tuple[QuerySet, Pool, Lists], qwen3: Path) -> None:
     query_set, pool, lists = task
     logits = judge_lists(open_judge(str(qwen3), precision=torch.float32, device=CPU), *task)
     reranker = Reranker.from_pretrained(qwen3)
     for query in range(len(query_set)):
         span = slice(lists.offsets[query], lists.offsets[query + 1])
-        pairs = [(query_set.texts[query], pool.texts[row]) for row in lists[query].tolist()]
+        pairs = [(query_set.texts[query], pool.texts[document]) for document in lists[query].tolist()]
         if pairs:
             expected = reranker.score(pairs, instruction=query_set.instructions[query])
             np.testing.assert_allclose(probabilities(logits[span]), expected.numpy(), atol=1e-6)
@@ -73,12 +73,12 @@ def judge(counting: Counting, task: tuple[QuerySet, Pool, Lists]) -> np.ndarray:
     return judge_lists(as_judge, *task)
 
 
-def test_a_killed_judge_goes_on_and_reads_nothing_twice(task: tuple[QuerySet, Pool, Lists]) -> None:
+def test_a_killed_judge_continues_and_scores_no_pair_twice(task: tuple[QuerySet, Pool, Lists]) -> None:
     _, pool, lists = task
     with pytest.raises(KeyboardInterrupt):
         judge(killed := Counting(last=1), task)
     again = Counting()
-    expected = [len(pool.texts[row]) for row in lists.values.tolist()]
+    expected = [len(pool.texts[document]) for document in lists.values.tolist()]
     assert judge(again, task).tolist() == expected
     assert killed.read > 0
     assert killed.read + again.read == len(expected)
@@ -87,18 +87,21 @@ def test_a_killed_judge_goes_on_and_reads_nothing_twice(task: tuple[QuerySet, Po
     assert third.read == 0
 
 
-def test_a_cross_encoder(task: tuple[QuerySet, Pool, Lists], bert: Path, tmp_path: Path) -> None:
+def test_logits_are_those_of_the_cross_encoder(task: tuple[QuerySet, Pool, Lists], bert: Path, tmp_path: Path) -> None:
     query_set, pool, lists = task
     model = cross_encoder(bert, tmp_path / "cross", outputs=1)
     logits = judge_lists(open_judge(str(model), precision=torch.float32, device=CPU), *task)
-    pairs = [(query_set.texts[query], pool.texts[row]) for query, row in zip(lists.owners, lists.values, strict=True)]
+    pairs = [
+        (query_set.texts[query], pool.texts[document])
+        for query, document in zip(lists.owners, lists.values, strict=True)
+    ]
     expected = CrossEncoder(str(model), device="cpu").predict(pairs, show_progress_bar=False)  # through a sigmoid
     np.testing.assert_allclose(probabilities(logits), expected, atol=1e-6)
     with pytest.raises(ValueError, match="it gives 3 scores a pair, expected one"):
         open_judge(str(cross_encoder(bert, tmp_path / "three", outputs=3)), precision=torch.float32, device=CPU)
 
 
-def test_a_judge_that_diverged(task: tuple[QuerySet, Pool, Lists]) -> None:
+def test_logits_that_are_not_finite_are_an_error(task: tuple[QuerySet, Pool, Lists]) -> None:
     class Diverged(Counting):
         def logits(self, groups: Sequence[Group]) -> list[Tensor]:
             return [each * torch.nan for each in super().logits(groups)]

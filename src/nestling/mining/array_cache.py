@@ -1,4 +1,4 @@
-"""Arrays in the cache folder: written aside and renamed, opened as memory maps, refused when a byte has changed."""
+"""Numpy arrays in the cache folder: written atomically, memory-mapped, with a digest that detects damage."""
 
 import os
 import re
@@ -16,32 +16,32 @@ READ_BYTES = 1 << 24
 
 
 def cache_folder(name: str, key: str) -> Path:
-    """Where arrays stay for later runs.
+    """The folder of some arrays, the same for later runs.
 
     Args:
-        name: What they are, for people.
-        key: What all of them were made with.
+        name: A readable part of the folder's name.
+        key: Digest of everything that all of the arrays depend on.
     """
     return default_cache() / "arrays" / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[:60]}-{key}"
 
 
 class ArrayCache:
-    """Arrays in a folder, each under a key that says what it was made of."""
+    """Arrays in a folder, each in a file named by a key: a digest of what it was computed from."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def open(self, key: str) -> "np.ndarray[Any, Any] | None":
-        """The array, memory-mapped; None if there is none, or none that is whole."""
+        """The array, memory-mapped; None if it is missing, incomplete or damaged."""
         path = self._path(key)
-        if not path.is_file() or not is_whole(path):
+        if not path.is_file() or not is_intact(path):
             return None
-        # Copy on write, since torch warns of arrays that it cannot write to; nothing is ever written.
+        # Mode "c" (copy on write), since torch warns about arrays that it cannot write to; nothing is ever written.
         array: np.ndarray[Any, Any] = np.load(path, mmap_mode="c")
         return array
 
     def write(self, key: str, array: "np.ndarray[Any, Any]") -> None:
-        """Keep an array. Raises CacheError for a full disk or a folder that cannot be written."""
+        """Write an array atomically. Raises CacheError for a full disk or a folder that cannot be written."""
         with writable(self.folder), scratch_file(self.folder) as scratch:
             with named(scratch), scratch.open("wb") as stream:
                 np.save(stream, array)
@@ -55,8 +55,8 @@ class ArrayCache:
         return self.folder / f"{key}.npy"
 
 
-def is_whole(path: Path) -> bool:
-    """Whether the digest at the end of a file is that of what stands before it (one pass at memory speed)."""
+def is_intact(path: Path) -> bool:
+    """Whether the digest at the end of a file matches the bytes before it; reads the whole file."""
     size = path.stat().st_size - DIGEST_BYTES
     if size <= 0:
         return False

@@ -1,4 +1,4 @@
-"""A reranker as a judge of candidates: its logits, shared over ranks and kept in the cache."""
+"""Judges: rerankers whose logits say which candidates are relevant; logits are split over ranks and cached."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ import xxhash
 from torch import Tensor
 
 from nestling.distributed.ranks import on_every_rank, on_rank_zero, rank_and_world
-from nestling.mining.arrays import ArrayCache, cache_folder
-from nestling.mining.fingerprints import add_weights, of_reranker
+from nestling.mining.array_cache import ArrayCache, cache_folder
+from nestling.mining.fingerprints import add_weights, reranker_fingerprint
 from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
 from nestling.mining.query_set import QuerySet
@@ -27,44 +27,44 @@ from nestling.records.record import Record, text_id
 from nestling.records.table import RecordTable
 from nestling.retrieval.reranking import Chosen
 
-# Queries whose scores are written at once: a killed run goes on behind them.
-BLOCK = 256
-# What says how a CrossEncoder reads a pair.
+# Queries whose logits are one file of the cache; a run that was killed continues after the last complete one.
+QUERIES_PER_BLOCK = 256
+# The files that determine how a CrossEncoder reads a pair.
 CROSS_ENCODER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json")
-# Rows whose scores are held at a time.
-ROWS_PER_BLOCK = 1024
+# Records in memory at a time.
+RECORDS_PER_BLOCK = 1024
 
 
 class Judge(Protocol):
-    """What scores candidates.
+    """A model that scores query-document pairs.
 
     Attributes:
         source: Directory or hub id.
-        fingerprint: Tells whether it is the same as before.
+        fingerprint: Identifies the model, for the cache.
     """
 
     source: str
     fingerprint: str
 
     def logits(self, groups: Sequence[Group]) -> list[Tensor]:
-        """Of each group the logits of its documents being relevant, [documents] float32 each."""
+        """For each group, the logits of its documents being relevant to its query, [documents] float32."""
 
 
 class RerankerJudge:
-    """A reranker of ours."""
+    """A `nestling.Reranker` as a judge."""
 
     def __init__(self, reranker: Reranker) -> None:
         self.source, self._reranker = reranker.source, reranker
-        self.fingerprint = of_reranker(reranker)
+        self.fingerprint = reranker_fingerprint(reranker)
 
     def logits(self, groups: Sequence[Group]) -> list[Tensor]:
         return self._reranker.logits(groups)
 
 
 class CrossEncoderJudge:
-    """A sentence-transformers CrossEncoder with one output; instructions are not read.
+    """A sentence-transformers CrossEncoder as a judge; it does not read instructions.
 
-    Raises ValueError for one with several outputs.
+    Raises ValueError for a model with more than one output.
     """
 
     def __init__(self, model: str, device: torch.device) -> None:
@@ -88,7 +88,7 @@ class CrossEncoderJudge:
 
 
 def open_judge(model: str, *, precision: torch.dtype, device: torch.device) -> Judge:
-    """A reranker of ours, or else a CrossEncoder, by what its configuration says."""
+    """A CrossEncoder if the model's configuration is that of a classifier or an encoder, otherwise a Reranker."""
     config = read_config(model)
     classifier = any("SequenceClassification" in name for name in config.architectures or [])
     if classifier or not is_decoder(config):
@@ -98,56 +98,68 @@ def open_judge(model: str, *, precision: torch.dtype, device: torch.device) -> J
 
 
 def judge_lists(judge: Judge, query_set: QuerySet, pool: Pool, lists: Lists, *, progress: str | None = None) -> Scores:
-    """Logits of listed documents, [n] float32 as `lists.values`, the same on every rank; all ranks must call it.
+    """Logits of listed documents, the same on every rank; all ranks must call it.
+
+    Args:
+        judge: The model.
+        query_set: The queries.
+        pool: The documents.
+        lists: The documents to judge for each query, n of all queries together, as positions in the pool.
+        progress: Label of a progress bar; None for no bar.
+
+    Returns:
+        [n] float32, in the order of `lists.values`.
 
     Raises:
         ValueError: The judge gave logits that are not finite, or the ranks do not share the cache folder.
         CacheError: The cache cannot be written.
     """
     cache = ArrayCache(cache_folder(f"judged-{Path(judge.source).name}", judge.fingerprint))
-    filled = np.flatnonzero(lists.counts > 0)
-    blocks = [filled[start : start + BLOCK].tolist() for start in range(0, len(filled), BLOCK)]
+    with_documents = np.flatnonzero(lists.counts > 0)
+    starts = range(0, len(with_documents), QUERIES_PER_BLOCK)
+    blocks = [with_documents[start : start + QUERIES_PER_BLOCK].tolist() for start in starts]
     keys = [block_key(query_set, pool, lists, block) for block in blocks]
-    missing = on_rank_zero(lambda: [i for i, each in enumerate(keys) if cache.open(each) is None])
+    missing = on_rank_zero(lambda: [i for i, key in enumerate(keys) if cache.open(key) is None])
     rank, world = rank_and_world()
 
     def score() -> None:
-        mine = missing[rank::world]
-        with progress_bar(sum(len(blocks[i]) for i in mine), progress, "query") as bar:
-            for i in mine:
+        own = missing[rank::world]
+        with progress_bar(sum(len(blocks[i]) for i in own), progress, "query") as bar:
+            for i in own:
                 groups = [
                     Group(query_set.texts[query], Chosen(pool.texts, lists[query]), query_set.instructions[query])
                     for query in blocks[i]
                 ]
-                cache.write(keys[i], finite(torch.cat(judge.logits(groups)), judge.source).numpy())
+                cache.write(keys[i], require_finite(torch.cat(judge.logits(groups)), judge.source).numpy())
                 bar.update(len(groups))
 
     on_every_rank(score)
-    found = [cache.open(each) for each in keys]
-    if any(each is None for each in found):
+    logits = [cache.open(key) for key in keys]
+    if any(each is None for each in logits):
         raise ValueError(f"{cache.folder} lacks scores that were just written; the ranks must share this folder")
-    return np.concatenate([np.zeros(0, np.float32), *(each for each in found if each is not None)])
+    return np.concatenate([np.zeros(0, np.float32), *(each for each in logits if each is not None)])
 
 
 def block_key(query_set: QuerySet, pool: Pool, lists: Lists, block: Sequence[int]) -> str:
-    """A digest of the texts of some queries and of what is to be scored for them."""
+    """A digest of some queries, their instructions and the documents listed for them."""
     digest = xxhash.xxh3_128()
     for query in block:
-        task = query_set.instructions[query]
-        about = [int(query_set.identities[query]), None if task is None else text_id(task), len(lists[query])]
-        digest.update(json.dumps(about).encode())
+        instruction = query_set.instructions[query]
+        instruction_id = None if instruction is None else text_id(instruction)
+        digest.update(json.dumps([int(query_set.identities[query]), instruction_id, len(lists[query])]).encode())
         digest.update(pool.identities[lists[query]].tobytes())
     return digest.hexdigest()
 
 
-def finite(logits: Tensor, source: str) -> Tensor:
+def require_finite(logits: Tensor, source: str) -> Tensor:
+    """The logits. Raises ValueError if one of them is NaN or infinite."""
     if not bool(logits.isfinite().all()):
         raise ValueError(f"{source} gave NaN or infinity; it has diverged")
     return logits
 
 
 def probabilities(logits: Scores) -> Scores:
-    """Of documents being relevant; NaN stays."""
+    """The sigmoid of logits; NaN stays NaN."""
     values: Scores = torch.from_numpy(logits).sigmoid().numpy()
     return values
 
@@ -155,17 +167,25 @@ def probabilities(logits: Scores) -> Scores:
 def judged_records(
     reranker: Reranker, table: RecordTable, stats: ScoringStats, *, probabilities: bool, progress: bool
 ) -> Iterator[Record]:
-    """The rows of a table with a reranker's scores of all their documents, a block at a time.
+    """The records of a table with a reranker's scores of all their documents.
 
-    Raises ValueError for scores that are not finite.
+    Args:
+        reranker: The model.
+        table: The records.
+        stats: Counts that scoring adds to.
+        probabilities: Whether scores are probabilities rather than logits.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: A score is not finite.
     """
     with progress_bar(len(table), "rows" if progress else None, "row") as bar:
-        for start in range(0, len(table), ROWS_PER_BLOCK):
-            records = [table[i] for i in range(start, min(start + ROWS_PER_BLOCK, len(table)))]
+        for start in range(0, len(table), RECORDS_PER_BLOCK):
+            records = [table[i] for i in range(start, min(start + RECORDS_PER_BLOCK, len(table)))]
             groups = [Group(each.query, each.positives + each.negatives, each.instruction) for each in records]
-            for record, own in zip(records, reranker.logits(groups, stats=stats), strict=True):
-                finite(own, reranker.source)
-                values = (own.sigmoid() if probabilities else own).tolist()
+            for record, logits in zip(records, reranker.logits(groups, stats=stats), strict=True):
+                require_finite(logits, reranker.source)
+                values = (logits.sigmoid() if probabilities else logits).tolist()
                 first = len(record.positives)
                 yield replace(record, positive_scores=tuple(values[:first]), negative_scores=tuple(values[first:]))
             bar.update(len(records))
