@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from nestling.benchmarks.task_scores import TaskScores
     from nestling.models.embedder import Embedder
     from nestling.records import RetrievalSet
-    from nestling.retrieval import Candidates, EncodedSet, Ranking
-    from nestling.retrieval.metrics import Placements
+    from nestling.retrieval import Candidates, EncodedSet, RetrievalDetails
+    from nestling.retrieval.metrics import RelevantRanks
 
     # A row, the set that was measured, and what each of its queries got.
-    Retrieved = tuple["Row", RetrievalSet, Callable[[], Ranking]]
+    Retrieved = tuple["Row", RetrievalSet, Callable[[], RetrievalDetails]]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | No
 def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Retrieved]":
     """Encode each set once, then measure every dimension and embedding precision."""
     from nestling.models.embedder import Embedder
-    from nestling.retrieval import embedder_ranking, place_scored
+    from nestling.retrieval import embedder_details, relevant_ranks_and_scores
 
     embedder = load(Embedder, config.model, config.precision)
     for each in sets:
@@ -166,9 +166,9 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
         print(f"  {len(each.documents):,} documents, {truncated[1]:,} cut to {config.document_max_length} tokens")
         for dim in dims:
             for embedding_precision in config.embedding_precision:
-                placements, scores = place_scored(encoded, dim, embedding_precision)
-                ranking = partial(embedder_ranking, encoded, each, placements, scores, dim, embedding_precision)
-                yield make_row(each, placements, dim, embedding_precision, truncated), each, ranking
+                ranks, scores = relevant_ranks_and_scores(encoded, dim, embedding_precision)
+                ranking = partial(embedder_details, encoded, each, ranks, scores, dim, embedding_precision)
+                yield make_row(each, ranks, dim, embedding_precision, truncated), each, ranking
 
 
 def load(kind: Any, model: str | None, precision: str) -> Any:
@@ -196,7 +196,7 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
     """The first stage's order of the candidates, the reranker's, and both fused."""
     from nestling.models.reranker import Reranker
     from nestling.models.scoring import ScoringStats
-    from nestling.retrieval import candidates_ranking, fuse, place_candidates, rerank
+    from nestling.retrieval import candidate_details, ranks_in_candidates, reciprocal_rank_fusion, rerank
 
     assert config.reranker is not None
     reranker = load(Reranker, config.reranker, config.precision)
@@ -205,13 +205,13 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
         shown = sys.stderr.isatty()
         scores = rerank(reranker, data, candidates, instruction=config.instruction, progress=shown, stats=stats)
         print(f"{data.name}:\n  {candidates}\n  {stats}")
-        orders = {"first stage": candidates.before, "reranked": scores}
+        orders = {"first stage": candidates.first_stage_scores, "reranked": scores}
         if candidates.scores is not None:
-            orders["fused"] = fuse(candidates.scores, scores)
+            orders["fused"] = reciprocal_rank_fusion(candidates.scores, scores)
         for order, values in orders.items():
-            placements = place_candidates(values, candidates, data)
-            row = replace(make_row(data, placements), order=order, truncated_documents=stats.truncated_documents)
-            yield row, data, partial(candidates_ranking, values, candidates, data, placements)
+            ranks = ranks_in_candidates(values, candidates, data)
+            row = replace(make_row(data, ranks), order=order, truncated_documents=stats.truncated_documents)
+            yield row, data, partial(candidate_details, values, candidates, data, ranks)
 
 
 def candidate_lists(
@@ -233,16 +233,16 @@ def candidate_lists(
 
 def measure_first_stage(lists: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> "Iterator[Retrieved]":
     """Measure BM25, or the lists of a run file."""
-    from nestling.retrieval import bm25_run, check_run, judgements, run_ranking
-    from nestling.retrieval.metrics import place_run
+    from nestling.retrieval import bm25_run, check_run, qrels_of, run_details
+    from nestling.retrieval.metrics import ranks_in_run
 
     for each in sets:
         print(f"{each.name}:\n  {len(each.queries):,} queries\n  {len(each.documents):,} documents")
         if lists is not None:
             print(*(f"  {remark}\n" for remark in check_run(lists, each)), sep="", end="")
         listed = lists or bm25_run(each)
-        placements = place_run(listed, judgements(each))
-        yield make_row(each, placements), each, partial(run_ranking, listed, each, placements)
+        ranks = ranks_in_run(listed, qrels_of(each))
+        yield make_row(each, ranks), each, partial(run_details, listed, each, ranks)
 
 
 def open_tasks(config: EvaluateConfig) -> "list[AbsTask]":
@@ -302,15 +302,15 @@ def task_rows(measured: "TaskScores") -> list[Row]:
 
 def make_row(
     data: "RetrievalSet",
-    placements: "Placements",
+    ranks: "RelevantRanks",
     dim: int | None = None,
     embedding_precision: str | None = None,
     truncated: tuple[int, int] = (0, 0),
 ) -> Row:
-    from nestling.retrieval.metrics import means
+    from nestling.retrieval.metrics import mean_metrics
 
     return Row(
-        data.name, len(data.queries), len(data.documents), dim, embedding_precision, means(placements), *truncated
+        data.name, len(data.queries), len(data.documents), dim, embedding_precision, mean_metrics(ranks), *truncated
     )
 
 

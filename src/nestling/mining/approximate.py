@@ -26,9 +26,9 @@ from nestling.distributed.ranks import on_every_rank, on_rank_zero
 from nestling.mining.nearest import QUERY_BLOCK, nearest, products, read_keys
 from nestling.mining.retrieved import Retrieved
 from nestling.mining.vectors import Vectors
+from nestling.retrieval.collectives import indices_of_rank
 from nestling.retrieval.metrics import Integers
-from nestling.retrieval.nearest import NOTHING, over_ranks, pack
-from nestling.retrieval.ranks import rows_of_rank
+from nestling.retrieval.nearest import NO_KEY, pack, top_over_ranks
 
 CPU = torch.device("cpu")
 # Documents that an index is trained on: so many a list, of which FAISS wants 39, and 256 a value of an 8-bit code.
@@ -76,7 +76,7 @@ class Index:
         """
         faiss.omp_set_num_threads(torch.get_num_threads())
         index = self.trained(documents, size)
-        own = rows_of_rank(-(-size // documents.height))
+        own = indices_of_rank(-(-size // documents.height))
         on_every_rank(lambda: self.add(index, documents, size, own))
         found, kept = Retrieved.nothing(len(queries), depth), min(depth, size)
         for first in range(0, len(queries), QUERY_BLOCK):
@@ -84,7 +84,7 @@ class Index:
             _, places = index.search(queries.span(first, last, CPU).numpy(), min(SURPLUS * depth, size))
             rows = np.where(places < 0, -1, rows_of(places, own, documents.height))
             best = exact_keys(queries, first, documents, rows).topk(kept).values
-            keys = over_ranks(best.to(device), device).cpu().numpy()
+            keys = top_over_ranks(best.to(device), device).cpu().numpy()
             found.rows[first:last, :kept], found.scores[first:last, :kept] = read_keys(keys)
         return found
 
@@ -132,10 +132,10 @@ def rows_of(places: Integers, own: range, height: int) -> Integers:
 
 
 def exact_keys(queries: Vectors, first: int, documents: Vectors, rows: Integers) -> Tensor:
-    """[q, c] int64, `pack` of the scores of documents, [q, c] rows or -1, for the queries from `first`; or NOTHING."""
+    """[q, c] int64, `pack` of the scores of documents, [q, c] rows or -1, for the queries from `first`; or NO_KEY."""
     query, place = np.nonzero(rows >= 0)
     found = rows[query, place]
-    keys = torch.full(rows.shape, NOTHING)
+    keys = torch.full(rows.shape, NO_KEY)
     scores = torch.from_numpy(products(queries, first + query, documents, found))
     keys[query, place] = pack(scores, torch.from_numpy(found))
     return keys

@@ -25,7 +25,7 @@ from nestling.models.token_model import is_decoder, read_config
 from nestling.models.weights import model_file
 from nestling.records.record import Record, text_id
 from nestling.records.table import RecordTable
-from nestling.retrieval.reranking import Chosen
+from nestling.retrieval.reranking import SelectedTexts
 
 # Queries whose scores are written at once: a killed run goes on behind them.
 BLOCK = 256
@@ -116,7 +116,9 @@ def judge_lists(judge: Judge, query_set: QuerySet, pool: Pool, lists: Lists, *, 
         with progress_bar(sum(len(blocks[i]) for i in mine), progress, "query") as bar:
             for i in mine:
                 groups = [
-                    Group(query_set.texts[query], Chosen(pool.texts, lists[query]), query_set.instructions[query])
+                    Group(
+                        query_set.texts[query], SelectedTexts(pool.texts, lists[query]), query_set.instructions[query]
+                    )
                     for query in blocks[i]
                 ]
                 cache.write(keys[i], finite(torch.cat(judge.logits(groups)), judge.source).numpy())

@@ -14,9 +14,9 @@ from torch.nn.functional import pad
 
 from nestling.mining.retrieved import Retrieved, Scores
 from nestling.mining.vectors import Vectors
+from nestling.retrieval.collectives import indices_of_rank
 from nestling.retrieval.metrics import Floats, Integers
-from nestling.retrieval.nearest import NOTHING, over_ranks, pack, unpack
-from nestling.retrieval.ranks import rows_of_rank
+from nestling.retrieval.nearest import NO_KEY, pack, top_over_ranks, unpack
 from nestling.retrieval.search import pad_rows
 
 QUERY_BLOCK = 1024
@@ -38,20 +38,20 @@ def nearest(queries: Vectors, documents: Vectors, size: int, depth: int, device:
     """
     found = Retrieved.nothing(len(queries), depth)
     count = -(-size // documents.height)
-    mine = rows_of_rank(count)
+    mine = indices_of_rank(count)
     # Of every product, since the last bit of a score depends on its shape; nearly even, and whole groups.
     width = min(-(-size // (count * EVEN)) * EVEN, documents.height)
     for first in range(0, len(queries), QUERY_BLOCK):
         last = min(first + QUERY_BLOCK, len(queries))
         block = queries.span(first, last, device)
-        best = torch.full((last - first, min(depth, size)), NOTHING, device=device)
+        best = torch.full((last - first, min(depth, size)), NO_KEY, device=device)
         for number in mine:
             start = number * width
             part = documents.span(start, min(start + width, size), device)
             scores = block @ (part if len(part) == width else pad_rows(part, width)).T
             scores[:, len(part) :] = -torch.inf
             best = merge(best, scores, start)
-        keys = over_ranks(best, device).cpu().numpy()
+        keys = top_over_ranks(best, device).cpu().numpy()
         found.rows[first:last, : keys.shape[1]], found.scores[first:last, : keys.shape[1]] = read_keys(keys)
     return found
 
@@ -82,22 +82,22 @@ def merge(best: Tensor, scores: Tensor, start: int) -> Tensor:
 def lowest_score(best: Tensor) -> Tensor:
     """[q] float32, the score of the worst of k keys; -inf where there are fewer."""
     scores, _ = unpack(best[:, -1].cpu().numpy())
-    full = (best[:, -1] != NOTHING).cpu().numpy()
+    full = (best[:, -1] != NO_KEY).cpu().numpy()
     return torch.from_numpy(np.where(full, scores, -np.inf).astype(np.float32)).to(best.device)
 
 
 def in_rows(keys: Tensor, query: Tensor, count: int) -> Tensor:
-    """[q, as many as the fullest has]: keys in the rows that they belong to, which ascend; NOTHING in the gaps."""
+    """[q, as many as the fullest has]: keys in the rows that they belong to, which ascend; NO_KEY in the gaps."""
     sizes = torch.bincount(query, minlength=count)
-    table = torch.full((count, int(sizes.max())), NOTHING, device=keys.device)
+    table = torch.full((count, int(sizes.max())), NO_KEY, device=keys.device)
     table[query, torch.arange(len(keys), device=keys.device) - (sizes.cumsum(0) - sizes)[query]] = keys
     return table
 
 
 def read_keys(keys: Integers) -> tuple[Integers, Floats]:
-    """Rows and scores of keys; -1 and NaN for NOTHING."""
+    """Rows and scores of keys; -1 and NaN for NO_KEY."""
     scores, rows = unpack(keys)
-    return np.where(keys == NOTHING, -1, rows), np.where(keys == NOTHING, np.nan, scores)
+    return np.where(keys == NO_KEY, -1, rows), np.where(keys == NO_KEY, np.nan, scores)
 
 
 def products(left: Vectors, left_rows: Integers, right: Vectors, right_rows: Integers) -> Scores:

@@ -23,9 +23,9 @@ from nestling.models.encoding import single_process
 from nestling.records.collection import open_collection
 from nestling.records.record import text_id
 from nestling.records.table import RecordTable
-from nestling.retrieval.first_stage import bm25_index, bm25_scores, first_with_ties
+from nestling.retrieval.collectives import indices_of_rank, reduce_sum
+from nestling.retrieval.first_stage import bm25_index, bm25_scores, top_with_ties
 from nestling.retrieval.metrics import Integers, Run
-from nestling.retrieval.ranks import reduce_sum, rows_of_rank
 
 # Queries, documents, how many of these, how many of a query, and the device, as of `nearest`.
 Neighbours = Callable[[Vectors, Vectors, int, int, torch.device], Retrieved]
@@ -141,9 +141,9 @@ class Bm25:
     def search(self, depth: int) -> Retrieved:
         rows = torch.zeros(len(self._queries), depth, dtype=torch.int64)  # one more than the row, 0 for none
         scores = torch.zeros(len(self._queries), depth)
-        for query in rows_of_rank(len(self._queries)):
+        for query in indices_of_rank(len(self._queries)):
             own = self._scores(query)[: self._size]
-            listed = first_with_ties(own, depth)
+            listed = top_with_ties(own, depth)
             best = listed[np.lexsort((listed, -own[listed]))[:depth]]
             rows[query, : len(best)] = torch.from_numpy(best + 1)
             scores[query, : len(best)] = torch.from_numpy(own[best])
@@ -157,7 +157,7 @@ class Bm25:
         order = np.argsort(queries, kind="stable")
         different, starts = np.unique(queries[order], return_index=True)
         pairs = np.split(order, starts[1:]) if len(order) else []
-        for each in rows_of_rank(len(different)):
+        for each in indices_of_rank(len(different)):
             found[pairs[each]] = torch.from_numpy(self._scores(int(different[each]))[rows[pairs[each]]])
         scores: Scores = reduce_sum(found, self._device).numpy()
         return scores

@@ -24,8 +24,8 @@ from nestling.distributed.ranks import on_every_rank, on_rank_zero, rank_and_wor
 from nestling.mining.arrays import ArrayCache, cache_folder
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import WINDOW, EncodingStats, encode_texts, single_process
+from nestling.retrieval.collectives import sum_stats
 from nestling.retrieval.metrics import Integers
-from nestling.retrieval.ranks import sum_stats
 
 # Texts of a shard: what the encoder sorts by length together.
 SHARD = WINDOW
