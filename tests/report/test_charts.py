@@ -1,10 +1,22 @@
-"""Charts of lines: where points come, ticks, and what is too much to draw."""
+"""Line charts: coordinates of points, ticks, and lines with many points."""
 
 import math
 
 import pytest
 
-from nestling.report.charts import HEIGHT, LEFT, POINTS, RIGHT, WIDTH, Tick, line_chart, nice_ticks, short, spaced, thin
+from nestling.report.charts import (
+    HEIGHT,
+    LEFT,
+    MAX_POINTS,
+    RIGHT,
+    WIDTH,
+    Tick,
+    downsample,
+    drop_overlapping,
+    format_number,
+    line_chart,
+    nice_ticks,
+)
 
 
 def test_points_come_where_their_values_are() -> None:
@@ -43,18 +55,19 @@ def test_a_single_point_and_equal_values_are_drawn() -> None:
 
 
 def test_long_lines_are_thinned_to_means() -> None:
-    points = [(float(step), float(step % 2)) for step in range(10 * POINTS)]
-    thinned = thin(points)
-    assert len(thinned) == POINTS
+    points = [(float(step), float(step % 2)) for step in range(10 * MAX_POINTS)]
+    thinned = downsample(points)
+    assert len(thinned) == MAX_POINTS
     assert thinned[0] == (4.5, 0.5)
-    assert thin(points[:POINTS]) == points[:POINTS]
+    assert downsample(points[:MAX_POINTS]) == points[:MAX_POINTS]
 
 
 def test_ticks_are_round_and_do_not_touch() -> None:
     ticks = nice_ticks(0.13, 0.68)
     assert ticks[0] <= 0.13 and ticks[-1] >= 0.68
     assert nice_ticks(1, 39, inside=True) == [10.0, 20.0, 30.0]
-    assert [tick.text for tick in spaced([Tick(50, "256"), Tick(55, "384"), Tick(300, "1024")])] == ["384", "1024"]
+    ticks = drop_overlapping([Tick(50, "256"), Tick(55, "384"), Tick(300, "1024")])
+    assert [tick.text for tick in ticks] == ["384", "1024"]
 
 
 @pytest.mark.parametrize(
@@ -62,4 +75,4 @@ def test_ticks_are_round_and_do_not_touch() -> None:
     [(0, "0"), (0.35, "0.35"), (1536, "1536"), (12_500, "12.5k"), (3e6, "3M"), (2e-5, "2e-5"), (0.00015, "1.5e-4")],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
-    assert short(value) == text
+    assert format_number(value) == text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nestling.report.page import Page, draw_run, render
+from nestling.report.page import Page, render, write_run_report
 from nestling.report.results import read_result
 from nestling.report.runs import read_run_records
 from report.pages import Read, detail, document, write_result, write_run
@@ -185,11 +185,11 @@ def test_a_run_that_was_killed_is_drawn_as_far_as_it_went(tmp_path: Path) -> Non
 
 def test_a_picture_that_fails_leaves_the_run_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = write_run(tmp_path / "run")
-    draw_run(run)
+    write_run_report(run)
     assert "Learning rate" in Read((run / "report.html").read_text()).text
     (run / "report.html").unlink()
     (run / "run.json").write_text("{}")
-    draw_run(run)
+    write_run_report(run)
     assert not (run / "report.html").exists()
     assert "the run is complete without it" in caplog.text
     assert "is not what a run writes" in caplog.text
