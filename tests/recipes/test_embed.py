@@ -26,7 +26,7 @@ from recipes.runs import (
     weights,
     write_pairs,
 )
-from report.pages import Read
+from report.pages import ParsedPage
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_the_result_loads_where_users_load_it(finished: Path) -> None:
 
 
 def test_a_run_ends_with_a_page_about_it(finished: Path) -> None:
-    read = Read((finished / "report.html").read_text())
+    read = ParsedPage((finished / "report.html").read_text())
     assert read.loads == []
     (dev,) = [each["name"] for each in json.loads((finished / "read.json").read_text()) if each["role"] == "dev"]
     before = next(line["eval"] for line in metrics(finished) if "eval" in line)[dev]["64"]["nDCG@10"]

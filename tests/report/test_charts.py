@@ -19,13 +19,13 @@ from nestling.report.charts import (
 )
 
 
-def test_points_come_where_their_values_are() -> None:
+def test_coordinates_of_points_are_those_of_their_values() -> None:
     chart = line_chart("t", {"a": [(64, 0.2), (128, 0.4), (256, 0.6)]}, x_label="d", log_x=True)
     assert chart is not None
     (line,) = chart.lines
     (first, y0), (middle, y1), (last, y2) = (tuple(map(float, pair.split(","))) for pair in line.path.split())
     assert last == WIDTH - RIGHT
-    assert middle == pytest.approx((first + last) / 2, abs=0.01), "steps by factors are even"
+    assert middle == pytest.approx((first + last) / 2, abs=0.01), "equal factors are equally far apart"
     assert HEIGHT > y0 > y1 > y2 > 0
     assert y1 == pytest.approx((y0 + y2) / 2, abs=0.01)
     assert [tick.text for tick in chart.x_ticks] == ["64", "128", "256"]
@@ -33,7 +33,7 @@ def test_points_come_where_their_values_are() -> None:
     assert line.marks[1][2] == "a: 0.4 at 128"
 
 
-def test_what_has_no_x_is_a_level() -> None:
+def test_a_level_is_a_horizontal_line() -> None:
     chart = line_chart("t", {"a": [(1, 0.0), (2, 1.0)]}, x_label="d", levels={"level": 0.5})
     assert chart is not None
     begin, end = chart.lines[0].path.split()
@@ -54,11 +54,11 @@ def test_a_single_point_and_equal_values_are_drawn() -> None:
         assert "nan" not in chart.lines[0].path
 
 
-def test_long_lines_are_thinned_to_means() -> None:
+def test_long_lines_are_averaged() -> None:
     points = [(float(step), float(step % 2)) for step in range(10 * MAX_POINTS)]
-    thinned = downsample(points)
-    assert len(thinned) == MAX_POINTS
-    assert thinned[0] == (4.5, 0.5)
+    averaged = downsample(points)
+    assert len(averaged) == MAX_POINTS
+    assert averaged[0] == (4.5, 0.5)
     assert downsample(points[:MAX_POINTS]) == points[:MAX_POINTS]
 
 
