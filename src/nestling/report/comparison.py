@@ -1,6 +1,6 @@
-"""Comparison of results with a baseline: differences, their significance, and the queries that changed most."""
+"""Comparison of results with a baseline: differences of metrics and their significance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,39 +109,6 @@ def count_changes(differences: Floats) -> tuple[int, int, int]:
     """How many of the [Q] differences are positive, zero and negative; below `ROUNDING` they count as zero."""
     better, worse = int((differences > ROUNDING).sum()), int((differences < -ROUNDING).sum())
     return better, len(differences) - better - worse, worse
-
-
-@dataclass(frozen=True)
-class ChangedQueries:
-    """Indices of the queries to show as examples; no query is in two of the lists.
-
-    Args:
-        lost: Queries whose metric fell most, the largest loss first.
-        gained: Queries whose metric rose most, the largest gain first.
-        worst: Of the other queries those with the lowest metric after, the lowest first.
-    """
-
-    lost: Sequence[int]
-    gained: Sequence[int]
-    worst: Sequence[int]
-
-
-def find_changed_queries(before: Floats | None, after: Floats, tie_breaker: Floats, count: int) -> ChangedQueries:
-    """Select up to `count` queries of each kind.
-
-    Args:
-        before: [Q] float64, metric of each query in the baseline; None if there is no baseline.
-        after: [Q] float64, the same metric in the system that is compared with it.
-        tie_breaker: [Q] float64, another metric, which orders queries with the same value after.
-        count: Queries of each kind.
-    """
-    change = np.zeros_like(after) if before is None else after - before
-    by_change, by_metric = np.argsort(change, kind="stable"), np.lexsort((tie_breaker, after))
-    lost = [query for query in by_change[:count].tolist() if change[query] < -ROUNDING]
-    gained = [query for query in by_change[::-1][:count].tolist() if change[query] > ROUNDING]
-    taken = {*lost, *gained}
-    worst = [query for query in by_metric.tolist() if query not in taken and after[query] < 1][:count]
-    return ChangedQueries(lost, gained, worst)
 
 
 def summarise(before: System, after: System, difference: Difference) -> str:

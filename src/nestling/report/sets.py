@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from nestling.report.charts import COLOURS, Chart, Points, line_chart
-from nestling.report.comparison import Difference, System, compare, find_changed_queries, summarise
+from nestling.report.comparison import Difference, System, compare, summarise
+from nestling.report.examples import Example, find_examples
 from nestling.report.histograms import Histogram, histograms
 from nestling.report.results import METRIC, Result
 from nestling.retrieval.metrics import Floats
 
-# Example queries of each kind; documents of each query: the top ones, and relevant ones below them.
-EXAMPLES, DOCUMENTS = 8, 5
 # Bits of one value of a vector.
 BITS = {"float32": 32, "int8": 8, "binary": 1}
 
@@ -48,31 +46,6 @@ class DimensionRow:
     embedding_precision: str
     size: int
     values: Sequence[float | None]
-
-
-@dataclass(frozen=True)
-class Hits:
-    """What a system retrieved for a query.
-
-    Args:
-        name: Name of the system.
-        metric: nDCG@10 of the query.
-        top: The first documents, as in the details file.
-        relevant_below: Relevant documents that are not among them, by rank.
-    """
-
-    name: str
-    metric: float
-    top: Sequence[Mapping[str, Any]]
-    relevant_below: Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Example:
-    """A query, and what each system retrieved for it, the baseline first."""
-
-    query: str
-    systems: Sequence[Hits]
 
 
 @dataclass(frozen=True)
@@ -259,44 +232,3 @@ def scores_of(system: System) -> dict[str, Floats]:
         relevant += [each["score"] for each in line["judged"] if each["score"] is not None]
         others += line["others"]
     return {"relevant": np.array(relevant, dtype=np.float64), "others": np.array(others, dtype=np.float64)}
-
-
-def find_examples(before: System | None, after: System) -> dict[str, list[Example]]:
-    """The queries that lost most, are still worst, and gained most, by title; empty without details."""
-    queries_after = after.per_query
-    queries_before = before.per_query if before is not None else None
-    if queries_after is None:
-        return {}
-    changed = find_changed_queries(
-        None if queries_before is None else queries_before.metrics[METRIC],
-        queries_after.metrics[METRIC],
-        queries_after.metrics.get("MAP@100", queries_after.metrics[METRIC]),
-        EXAMPLES,
-    )
-    shown = [each for each in (before, after) if each is not None and each.per_query is not None]
-    lists = {
-        f"Lost most {METRIC}": changed.lost,
-        "Still worst" if queries_before is not None else "Worst": changed.worst,
-        f"Gained most {METRIC}": changed.gained,
-    }
-    return {title: read_examples(shown, queries) for title, queries in lists.items() if queries}
-
-
-def read_examples(systems: Sequence[System], queries: Sequence[int]) -> list[Example]:
-    """Read what each system retrieved for the queries with these indices."""
-    lines = [list(system.result.detail_lines(system.key, queries)) for system in systems]
-    return [
-        Example(of_query[-1]["query"], [read_hits(*each) for each in zip(systems, of_query, strict=True)])
-        for of_query in zip(*lines, strict=True)
-    ]
-
-
-def read_hits(system: System, line: Mapping[str, Any]) -> Hits:
-    """What a line of the details file says that the system retrieved."""
-    top = line["first"][:DOCUMENTS]
-    names = {each["id"] for each in top}
-    below = sorted(
-        (each for each in line["judged"] if each["id"] not in names),
-        key=lambda each: float("inf") if each["rank"] is None else each["rank"],
-    )
-    return Hits(system.name, line["metrics"][METRIC], top, below[:DOCUMENTS])

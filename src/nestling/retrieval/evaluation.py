@@ -74,7 +74,7 @@ def encode_set(
     """Encode queries and documents, each rank a part of both; arguments and errors as in `evaluate_embedder`."""
     device, name = embedder.device, retrieval_set.name
     encode = partial(
-        encode_share,
+        encode_part,
         embedder,
         tokens_per_batch=tokens_per_batch,
         max_over_ranks=partial(largest_over_ranks, device=device) if equal_forwards else single_process,
@@ -110,7 +110,7 @@ def make_encoded_set(
     """
     rank, _ = rank_and_world()
     mine = slice(distinct.bounds[rank], distinct.bounds[rank + 1])
-    offsets = np.cumsum([0, *(len(documents) for documents in retrieval_set.relevant)])
+    offsets = np.cumsum([0, *map(len, retrieval_set.relevant)])
     relevant = distinct.encoded_index[np.concatenate(retrieval_set.relevant)]
     return EncodedSet(
         queries=queries,
@@ -128,7 +128,7 @@ def make_encoded_set(
     )
 
 
-def encode_share(
+def encode_part(
     embedder: Embedder,
     texts: Sequence[str],
     *,

@@ -110,15 +110,15 @@ def with_copies(keys: Integers, distinct_index: Integers, depth: int) -> Iterato
 def pack(scores: Tensor, positions: Tensor) -> Tensor:
     """Keys that order by score, and equal scores by position, a lower one being a larger key.
 
+    The bits of a float32, read as an integer, have the order of the float once all bits but the sign of a negative
+    number are flipped.
+
     Args:
         scores: [q, b] float32.
         positions: [b] int64, or any shape that broadcasts with that of the scores; from 0 to `LAST_POSITION`.
 
     Returns:
         Keys, int64, in the shape of the scores.
-
-    The bits of a float32, read as an integer, have the order of the float once all bits but the sign of a negative
-    number are flipped.
     """
     bits = (scores + 0.0).view(torch.int32)  # adding 0.0 makes -0.0 equal to 0.0
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
