@@ -12,7 +12,7 @@ from typing import Any
 from nestling.config import parse_config, require, run
 from nestling.console import table
 
-# Data set, dimension and embedding precision; the last two are None for BM25 and runs, which have no vectors.
+# Data set, dimension and embedding precision; the last two are None for BM25 and runs, which have no embeddings.
 Key = tuple[str, int | None, str | None]
 
 
@@ -41,17 +41,17 @@ def main() -> None:
         name + (f" {order}" if order == "fused" else ""): column
         for name, path in zip(names, config.results, strict=True)
         for order, column in read_results(Path(path), config.metric).items()
-        if order != "first stage"  # which has a result of its own, over all its documents
+        if order != "first stage"  # its metrics here are over the candidates only; it has a result file of its own
     }
     print(config.metric)
-    print(table(["data", "dim", "embedding_precision", *columns], rows(columns)))
+    print(table(["data", "dim", "embedding_precision", *columns], table_rows(columns)))
 
 
 def read_results(path: Path, metric: str) -> dict[str | None, dict[Key, float]]:
-    """One metric of each row of a result file, by order, which is None for what is no reranker's.
+    """Read one metric of each table row of a result file, by order; the order is None where there is no reranker.
 
     Raises:
-        ValueError: if `path` is not such a file or lacks the metric.
+        ValueError: `path` is not a result file, or lacks the metric.
     """
     require(path.is_file(), f"{path}: no such file; expected one that scripts/evaluate.py --output wrote")
     try:
@@ -65,16 +65,16 @@ def read_results(path: Path, metric: str) -> dict[str | None, dict[Key, float]]:
     require(metric in named, f"{path}: no metric '{metric}'; it has {', '.join(named)}")
     columns: dict[str | None, dict[Key, float]] = {}
     for order, key, metrics in keyed:
-        if metric in metrics:  # mteb's tasks of other kinds have others
+        if metric in metrics:  # mteb tasks that are not retrieval have other metrics
             columns.setdefault(order, {})[key] = metrics[metric]
     return columns
 
 
-def rows(columns: dict[str, dict[Key, float]]) -> list[list[object]]:
-    """A row for each data set, dimension and precision; what has no dimension stands in all rows of its data set."""
+def table_rows(columns: dict[str, dict[Key, float]]) -> list[list[object]]:
+    """A table row for each set, dimension and precision; values without a dimension stand in all rows of their set."""
     keys = list(dict.fromkeys(key for column in columns.values() for key in column))
-    with_vectors = {data for data, dim, _ in keys if dim is not None}
-    shown = [key for key in keys if key[1] is not None or key[0] not in with_vectors]
+    with_embeddings = {data for data, dim, _ in keys if dim is not None}
+    shown = [key for key in keys if key[1] is not None or key[0] not in with_embeddings]
     return [
         [*key, *(column.get(key, column.get((key[0], None, None))) for column in columns.values())] for key in shown
     ]

@@ -39,16 +39,28 @@ if TYPE_CHECKING:
     from nestling.benchmarks.task_scores import TaskScores
     from nestling.models.embedder import Embedder
     from nestling.records import RetrievalSet
-    from nestling.retrieval import Candidates, EncodedSet, Ranking
-    from nestling.retrieval.metrics import Placements
+    from nestling.retrieval import Candidates, EncodedSet, RetrievalDetails
+    from nestling.retrieval.metrics import RelevantRanks
 
-    # A row, the set that was measured, and what each of its queries got.
-    Retrieved = tuple["Row", RetrievalSet, Callable[[], Ranking]]
+    # A row of the results table, the set that was measured, and a function that computes the details of its queries.
+    Measurement = tuple["TableRow", RetrievalSet, Callable[[], RetrievalDetails]]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: a set measured in one way."""
+class TableRow:
+    """A row of the results table: the metrics of one set, at one dimension and precision or in one order.
+
+    Attributes:
+        data: Name of the set.
+        queries: Number of its queries.
+        documents: Number of its documents.
+        dim: Dimension of the embeddings; None where there are none.
+        embedding_precision: Precision of the embeddings; None where there are none.
+        metrics: Mean of each metric over the queries.
+        truncated_queries: Number of truncated queries.
+        truncated_documents: Number of truncated documents; for a reranker, of truncated candidates.
+        order: Of a reranker's candidates: "first stage", "reranked" or "fused"; None without a reranker.
+    """
 
     data: str
     queries: int
@@ -75,12 +87,15 @@ def main() -> None:
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
     for each in sets:
         report_drops(each)
-    found: Iterator[Retrieved] = iter(())
+    measurements: Iterator[Measurement] = iter(())
     if sets and config.reranker:
-        found = measure_reranker(config, sets, dims)
+        measurements = measure_reranker(config, sets, dims)
     elif sets:
-        found = measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets)
-    rows = write_details(Path(config.output), found) if config.output and config.details else [row for row, *_ in found]
+        measurements = measure_model(config, sets, dims) if config.model else measure_first_stage(first_stage, sets)
+    if config.output and config.details:
+        rows = write_details(Path(config.output), measurements)
+    else:
+        rows = [row for row, *_ in measurements]
     for result in measure_tasks(config, tasks, dims) if tasks else ():
         queries, documents = result.truncated
         print(f"{result.result.task_name} (mteb): {queries:,} queries and {documents:,} documents cut")
@@ -93,27 +108,28 @@ def main() -> None:
 
 
 def report_drops(data: "RetrievalSet") -> None:
+    """Print what was dropped in reading a set, and why."""
     for drop in data.summary.drops:
         print(f"dropped {drop.count:,}: {drop.reason} (first at {drop.example})")
 
 
 def check_output(config: EvaluateConfig) -> None:
-    """Refuse a file that exists, and one that could not be written, before anything is computed."""
+    """Refuse output files that exist or could not be written, before anything is computed."""
     if config.output is None:
         return
     output = Path(config.output)
-    beside = [mteb_folder(output)] * bool(config.mteb) + [details_path(output)] * config.details
-    for path in [output, *beside]:
+    further = [mteb_folder(output)] * bool(config.mteb) + [details_path(output)] * config.details
+    for path in [output, *further]:
         require_new("--output", path)
 
 
 def mteb_folder(output: Path) -> Path:
-    """Where results in mteb's own form come, beside ours."""
+    """Folder for results in mteb's own format, beside `output`."""
     return output.with_suffix(".mteb")
 
 
 def choose_dims(config: EvaluateConfig) -> list[int]:
-    """The dimensions to measure, after a look at the model's configuration; no weights are read."""
+    """The dimensions to measure, from the settings or the model's configuration; no weights are read."""
     if config.model is None:
         return []
     require_model(config.model, f"--model {config.model}: no such directory")
@@ -138,22 +154,22 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
 
 
 def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | None:
-    """The lists of a run file; None for BM25 and models."""
+    """The run of a TREC run file; None for BM25, models, and where the file gives the candidates of a reranker."""
     if config.first_stage is None or config.first_stage == "bm25":
         return None
     path = Path(config.first_stage)
     require(path.is_file(), f"--first_stage {path}: no such file; expected bm25 or a TREC run file")
     if config.reranker is not None:
-        return None  # the lists are opened for each set
+        return None  # `open_candidates` reads the file for each set
     from nestling.retrieval import read_run
 
     return read_run(path)
 
 
-def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Retrieved]":
+def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Measurement]":
     """Encode each set once, then measure every dimension and embedding precision."""
     from nestling.models.embedder import Embedder
-    from nestling.retrieval import embedder_ranking, place_scored
+    from nestling.retrieval import embedder_details, relevant_ranks_and_scores
 
     embedder = load(Embedder, config.model, config.precision)
     for each in sets:
@@ -166,13 +182,13 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
         print(f"  {len(each.documents):,} documents, {truncated[1]:,} cut to {config.document_max_length} tokens")
         for dim in dims:
             for embedding_precision in config.embedding_precision:
-                placements, scores = place_scored(encoded, dim, embedding_precision)
-                ranking = partial(embedder_ranking, encoded, each, placements, scores, dim, embedding_precision)
-                yield make_row(each, placements, dim, embedding_precision, truncated), each, ranking
+                ranks, scores = relevant_ranks_and_scores(encoded, dim, embedding_precision)
+                details = partial(embedder_details, encoded, each, ranks, scores, dim, embedding_precision)
+                yield make_row(each, ranks, dim, embedding_precision, truncated), each, details
 
 
 def load(kind: Any, model: str | None, precision: str) -> Any:
-    """An embedder or reranker on the device."""
+    """Load an `Embedder` or `Reranker` (`kind`), onto the GPU if there is one."""
     import torch
 
     loaded = kind.from_pretrained(model, precision=torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -192,11 +208,11 @@ def encode(embedder: "Embedder", data: "RetrievalSet", config: EvaluateConfig) -
     )
 
 
-def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Retrieved]":
-    """The first stage's order of the candidates, the reranker's, and both fused."""
+def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Measurement]":
+    """Measure the candidates in the first stage's order, in the reranker's, and with both fused by reciprocal ranks."""
     from nestling.models.reranker import Reranker
     from nestling.models.scoring import ScoringStats
-    from nestling.retrieval import candidates_ranking, fuse, place_candidates, rerank
+    from nestling.retrieval import candidate_details, ranks_in_candidates, reciprocal_rank_fusion, rerank
 
     assert config.reranker is not None
     reranker = load(Reranker, config.reranker, config.precision)
@@ -205,19 +221,19 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
         shown = sys.stderr.isatty()
         scores = rerank(reranker, data, candidates, instruction=config.instruction, progress=shown, stats=stats)
         print(f"{data.name}:\n  {candidates}\n  {stats}")
-        orders = {"first stage": candidates.before, "reranked": scores}
+        orders = {"first stage": candidates.first_stage_scores, "reranked": scores}
         if candidates.scores is not None:
-            orders["fused"] = fuse(candidates.scores, scores)
+            orders["fused"] = reciprocal_rank_fusion(candidates.scores, scores)
         for order, values in orders.items():
-            placements = place_candidates(values, candidates, data)
-            row = replace(make_row(data, placements), order=order, truncated_documents=stats.truncated_documents)
-            yield row, data, partial(candidates_ranking, values, candidates, data, placements)
+            ranks = ranks_in_candidates(values, candidates, data)
+            row = replace(make_row(data, ranks), order=order, truncated_documents=stats.truncated_documents)
+            yield row, data, partial(candidate_details, values, candidates, data, ranks)
 
 
 def candidate_lists(
     config: EvaluateConfig, sets: "list[RetrievalSet]", dim: int | None
 ) -> "Iterator[tuple[RetrievalSet, Candidates]]":
-    """Each set with the documents to rerank: a model's nearest, BM25's, or those of a file."""
+    """Each set with the documents to rerank: the nearest of a model, those of BM25, or those of a file."""
     from nestling.models.embedder import Embedder
     from nestling.retrieval import Candidates, open_candidates, search_top
 
@@ -231,22 +247,22 @@ def candidate_lists(
             yield each, Candidates.from_run(run, each, config.depth)
 
 
-def measure_first_stage(lists: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> "Iterator[Retrieved]":
-    """Measure BM25, or the lists of a run file."""
-    from nestling.retrieval import bm25_run, check_run, judgements, run_ranking
-    from nestling.retrieval.metrics import place_run
+def measure_first_stage(run: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> "Iterator[Measurement]":
+    """Measure a run, by default that of BM25."""
+    from nestling.retrieval import bm25_run, check_run, qrels_of, run_details
+    from nestling.retrieval.metrics import ranks_in_run
 
     for each in sets:
         print(f"{each.name}:\n  {len(each.queries):,} queries\n  {len(each.documents):,} documents")
-        if lists is not None:
-            print(*(f"  {remark}\n" for remark in check_run(lists, each)), sep="", end="")
-        listed = lists or bm25_run(each)
-        placements = place_run(listed, judgements(each))
-        yield make_row(each, placements), each, partial(run_ranking, listed, each, placements)
+        if run is not None:
+            print(*(f"  {remark}\n" for remark in check_run(run, each)), sep="", end="")
+        measured = run or bm25_run(each)
+        ranks = ranks_in_run(measured, qrels_of(each))
+        yield make_row(each, ranks), each, partial(run_details, measured, each, ranks)
 
 
 def open_tasks(config: EvaluateConfig) -> "list[AbsTask]":
-    """What mteb is to measure; the data of the first is loaded, to say before a model is what cannot be had."""
+    """The mteb tasks to measure; loads the data of the first, to report missing data before the model is loaded."""
     if not config.mteb:
         return []
     require_extra("--mteb", "mteb", "mteb")
@@ -270,23 +286,23 @@ def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int
     from nestling.models.embedder import Embedder
     from nestling.models.reranker import Reranker
 
-    told: dict[str, Any] = {"instruction": config.instruction, "progress": sys.stderr.isatty()}
+    options: dict[str, Any] = {"instruction": config.instruction, "progress": sys.stderr.isatty()}
     embedder = None
     if config.model:
         lengths = {name: getattr(config, name) for name in ("query_max_length", "document_max_length")}
-        embedder = MtebEmbedder(load(Embedder, config.model, config.precision), dim=dims[0], **lengths, **told)
+        embedder = MtebEmbedder(load(Embedder, config.model, config.precision), dim=dims[0], **lengths, **options)
     if config.reranker:
-        reranker = MtebReranker(load(Reranker, config.reranker, config.precision), **told)
+        reranker = MtebReranker(load(Reranker, config.reranker, config.precision), **options)
         return measure_reranker(reranker, tasks, embedder=embedder, first_stage=config.first_stage, depth=config.depth)
     assert embedder is not None
     return measure_embedder(embedder, tasks, dims)
 
 
-def task_rows(measured: "TaskScores") -> list[Row]:
-    """The lines that show what mteb found."""
+def task_rows(measured: "TaskScores") -> list[TableRow]:
+    """The table rows of a task that mteb measured, one for each split."""
     embedding_precision, order = (None, "reranked") if measured.dim is None else ("float32", None)
     return [
-        Row(
+        TableRow(
             f"{each.name} (mteb)",
             each.queries,
             each.documents,
@@ -302,20 +318,21 @@ def task_rows(measured: "TaskScores") -> list[Row]:
 
 def make_row(
     data: "RetrievalSet",
-    placements: "Placements",
+    ranks: "RelevantRanks",
     dim: int | None = None,
     embedding_precision: str | None = None,
     truncated: tuple[int, int] = (0, 0),
-) -> Row:
-    from nestling.retrieval.metrics import means
+) -> TableRow:
+    """The table row of a set; `truncated` are the numbers of truncated queries and documents."""
+    from nestling.retrieval.metrics import mean_metrics
 
-    return Row(
-        data.name, len(data.queries), len(data.documents), dim, embedding_precision, means(placements), *truncated
+    return TableRow(
+        data.name, len(data.queries), len(data.documents), dim, embedding_precision, mean_metrics(ranks), *truncated
     )
 
 
-def print_table(rows: list[Row]) -> None:
-    """One row a set and dimension and embedding precision, or order."""
+def print_table(rows: list[TableRow]) -> None:
+    """Print the results table: a row for each set, dimension and embedding precision, or for each set and order."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     width = max(len(row.data) for row in rows)
     reranked = rows[0].order is not None
@@ -327,30 +344,30 @@ def print_table(rows: list[Row]) -> None:
         print(f"{row.data:{width}}  {what}  {values}")
 
 
-def write_details(output: Path, found: "Iterable[Retrieved]") -> list[Row]:
-    """The rows, once a line for each query of each of them is in a file beside the results."""
+def write_details(output: Path, measurements: "Iterable[Measurement]") -> list[TableRow]:
+    """Write the details file beside `output`, a line for each query of each table row, and return the table rows."""
     from nestling.files import write_jsonl
     from nestling.retrieval import detail_lines
 
-    rows: list[Row] = []
+    rows: list[TableRow] = []
 
     def lines() -> Iterator[dict[str, Any]]:
-        for row, data, ranking in found:
+        for row, data, details in measurements:
             rows.append(row)
-            place = {
+            key = {
                 "data": row.data,
                 "dim": row.dim,
                 "embedding_precision": row.embedding_precision,
                 "order": row.order,
             }
-            yield from ({**place, **line} for line in detail_lines(ranking(), data))
+            yield from ({**key, **line} for line in detail_lines(details(), data))
 
     write_jsonl(details_path(output), lines())
     return rows
 
 
-def write_json(path: Path, config: EvaluateConfig, rows: list[Row]) -> None:
-    """Write settings and results; never over an existing file."""
+def write_json(path: Path, config: EvaluateConfig, rows: list[TableRow]) -> None:
+    """Write settings and results as JSON; an existing file is not overwritten."""
     content: dict[str, Any] = {
         "nestling": __version__,
         "config": asdict(config),

@@ -1,4 +1,4 @@
-"""Draw runs and results as one HTML page that loads nothing: tables with tests, curves, and the queries that moved.
+"""Write one self-contained HTML page of runs and results: tables with significance, curves, and example queries.
 
     python scripts/report.py --output report.html --runs runs/mine --results bm25.json,before.json,after.json
     python scripts/report.py --output compared.html --results before.json,after.json --baseline before

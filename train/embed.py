@@ -37,7 +37,7 @@ from nestling.mining.refresh_schedule import Refresher
 from nestling.models.embedder import Embedder
 from nestling.records import RecordTable
 from nestling.records.retrieval_set import RetrievalSet
-from nestling.report.page import draw_run
+from nestling.report.page import write_run_report
 from nestling.retrieval import evaluate_embedder
 from nestling.run_files import Results
 from nestling.training.cached import CachedPasses, cached_backward
@@ -176,7 +176,7 @@ def train(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], fold
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
     run.export(partial(export, parts, run), EXPORT)
     if main_rank:
-        draw_run(folder.path)
+        write_run_report(folder.path)
 
 
 def rank_loss(embeddings: Tensor, batch: TrainBatch, loss: LossConfig, dims: dict[int, float]) -> Tensor:

@@ -31,7 +31,7 @@ from nestling.models.reranker import Reranker
 from nestling.models.scoring import logit_of
 from nestling.models.token_model import read_config
 from nestling.records import RecordTable
-from nestling.report.page import draw_run
+from nestling.report.page import write_run_report
 from nestling.retrieval import evaluate_candidates, rerank
 from nestling.run_files import Results
 from nestling.training.accumulated import AccumulatedPasses, accumulated_backward
@@ -167,7 +167,7 @@ def train(parts: RerankParts, folder: RunFolder) -> None:
     # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gates.
     run.export(partial(export, parts, run), EXPORT)
     if main_rank:
-        draw_run(folder.path)
+        write_run_report(folder.path)
 
 
 def chunk_loss(logits: Tensor, labels: ChunkLabels, batch: RerankBatch, loss: RerankLossConfig) -> Tensor:

@@ -60,7 +60,7 @@ def rows(retrieval_set: "RetrievalSet", config: ListsConfig) -> Iterator[dict[st
 
     found = Candidates.from_run(bm25_run(retrieval_set, depth=config.depth), retrieval_set, config.depth)
     source, documents = random.Random(config.seed), retrieval_set.documents
-    for query, relevant, listed in zip(retrieval_set.queries, retrieval_set.relevant, found.rows, strict=True):
+    for query, relevant, listed in zip(retrieval_set.queries, retrieval_set.relevant, found.positions, strict=True):
         positives = {documents[int(row)] for row in relevant}
         first = [text for text in map(documents.__getitem__, listed.tolist()) if text not in positives]
         negatives = first[: config.num_negatives]

@@ -17,7 +17,7 @@ from nestling.models.encoding import encode_texts
 from nestling.records import RetrievalSet
 from nestling.records.summary import LoadSummary
 from nestling.retrieval import evaluate_embedder
-from nestling.retrieval.ranks import largest
+from nestling.retrieval.collectives import largest_over_ranks
 from tiny import tiny_bert
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def encode_in_step(rank: int, folder: Path) -> None:
     nestling.models.encoding.WINDOW = 16
     model = Collective.from_pretrained(folder / "bert")
     texts = TEXTS[: COUNTS[rank]]
-    max_over_ranks = partial(largest, device=CPU)
+    max_over_ranks = partial(largest_over_ranks, device=CPU)
     blocks = list(
         encode_texts(model, texts, prefix="", max_length=32, tokens_per_batch=40, max_over_ranks=max_over_ranks)
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipes.runs import run_main
-from scripts.compare import main, read_results, rows
+from scripts.compare import main, read_results, table_rows
 
 
 def write(path: Path, *results: tuple[str, int | None, float]) -> Path:
@@ -23,7 +23,7 @@ def test_what_has_no_dimension_stands_in_every_row_of_its_data(tmp_path: Path) -
         "bm25": read_results(write(tmp_path / "bm25.json", ("a", None, 0.25), ("b", None, 0.5)), "nDCG@10")[None],
         "model": read_results(write(tmp_path / "model.json", ("a", 384, 0.75), ("a", 32, 0.125)), "nDCG@10")[None],
     }
-    assert rows(columns) == [
+    assert table_rows(columns) == [
         ["b", None, None, 0.5, None],
         ["a", 384, "float32", 0.25, 0.75],
         ["a", 32, "float32", 0.25, 0.125],

@@ -12,7 +12,7 @@ from ranks import COLD, run_recipe
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from nestling.report.comparison import figure
+from nestling.report.comparison import format_score
 from recipes.runs import (
     arguments,
     assert_said,
@@ -26,7 +26,7 @@ from recipes.runs import (
     weights,
     write_pairs,
 )
-from report.pages import Read
+from report.pages import ParsedPage
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +76,13 @@ def test_the_result_loads_where_users_load_it(finished: Path) -> None:
 
 
 def test_a_run_ends_with_a_page_about_it(finished: Path) -> None:
-    read = Read((finished / "report.html").read_text())
+    read = ParsedPage((finished / "report.html").read_text())
     assert read.loads == []
     (dev,) = [each["name"] for each in json.loads((finished / "read.json").read_text()) if each["role"] == "dev"]
     before = next(line["eval"] for line in metrics(finished) if "eval" in line)[dev]["64"]["nDCG@10"]
     for part in ("whole, step", "Gradient norm", "first train 48 48", "second train 40 40", f"{dev} dev 8 8", "lora:"):
         assert part in read.text, part
-    assert f"nDCG@10 {figure(before)} → " in read.text
+    assert f"nDCG@10 {format_score(before)} → " in read.text
 
 
 def test_the_same_run_again_is_the_same_to_the_bit(finished: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipes.runs import refusal, run_main
-from report.pages import Read, detail, write_result, write_run
+from report.pages import ParsedPage, detail_line, write_result, write_run
 from scripts.evaluate import main as evaluate
 from scripts.report import main
 from sets import random_set
@@ -47,7 +47,7 @@ def test_what_was_measured_is_compared(beir: Path, bert: Path, qwen3: Path, tmp_
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("some/test: nDCG@10 ")
     assert "(after, reranked against before" in done.stdout
-    read = Read(output.read_text())
+    read = ParsedPage(output.read_text())
     assert read.loads == []
     for part in ("after, first stage", "after, fused", "48 float32 192", "16 binary 2", "Still worst", "steps: <all>"):
         assert part in read.text, part
@@ -73,12 +73,14 @@ def test_what_was_measured_is_compared(beir: Path, bert: Path, qwen3: Path, tmp_
 )
 def test_what_cannot_be_drawn_is_refused(arguments: list[str], message: str, workplace: Path) -> None:
     (workplace / "b").mkdir()
-    write_result(workplace / "a.json", [detail("q0", 0.5)])
-    write_result(workplace / "other.json", [detail("q1", 0.5)])
-    write_result(workplace / "stale.json", [detail("q0", 0.5)])
-    write_result(workplace / "new.json", [detail("q0", 0.6)])
+    write_result(workplace / "a.json", [detail_line("q0", 0.5)])
+    write_result(workplace / "other.json", [detail_line("q1", 0.5)])
+    write_result(workplace / "stale.json", [detail_line("q0", 0.5)])
+    write_result(workplace / "new.json", [detail_line("q0", 0.6)])
     (workplace / "new.details.jsonl").replace(workplace / "stale.details.jsonl")
-    with (write_result(workplace / "torn.json", [detail("q0", 0.5)]).with_suffix(".details.jsonl")).open("a") as stream:
+    with (write_result(workplace / "torn.json", [detail_line("q0", 0.5)]).with_suffix(".details.jsonl")).open(
+        "a"
+    ) as stream:
         stream.write('{"data": ')
     assert message in refusal(main, *arguments, folder=workplace)
 

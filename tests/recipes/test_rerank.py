@@ -25,7 +25,7 @@ from recipes.runs import (
     stop_after_step,
     weights,
 )
-from report.pages import Read
+from report.pages import ParsedPage
 
 STEPS = 10
 
@@ -85,7 +85,7 @@ def test_a_run_says_what_it_will_do_and_did(finished: Path) -> None:
 
 
 def test_a_run_ends_with_a_page_about_it(finished: Path) -> None:
-    read = Read((finished / "report.html").read_text())
+    read = ParsedPage((finished / "report.html").read_text())
     assert read.loads == []
     for part in (
         "dev/dev: nDCG@10 ",

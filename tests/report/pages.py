@@ -1,4 +1,4 @@
-"""What tests of the page share: results and runs as their scripts write them, and a reader of pages."""
+"""Shared by tests of reports: result files and run folders as the scripts write them, and a parser of pages."""
 
 import json
 import re
@@ -13,8 +13,8 @@ import yaml
 VOID = {"meta", "br", "hr"}
 
 
-class Read(HTMLParser):
-    """A page as a browser takes it: its texts, and what it would load or run."""
+class ParsedPage(HTMLParser):
+    """A parsed page: its visible text, its tags, and everything that a browser would load or run."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -56,8 +56,8 @@ def document(name: str, score: float | None, relevance: float, text: str | None 
     return {"id": name, "text": text or f"text of {name}", "score": score, "relevance": relevance}
 
 
-def detail(query: str, value: float, text: str | None = None, **key: Any) -> dict[str, Any]:
-    """A line of details of a query whose metrics are all the same value."""
+def detail_line(query: str, value: float, text: str | None = None, **key: Any) -> dict[str, Any]:
+    """A line of a details file; all metrics of the query have the same value."""
     return {
         "data": "set/test",
         "dim": 8,
@@ -76,7 +76,7 @@ def detail(query: str, value: float, text: str | None = None, **key: Any) -> dic
 def write_result(
     path: Path, lines: Sequence[Mapping[str, Any]], *, model: str | None = "m", details: bool = True
 ) -> Path:
-    """A file of results whose rows are the means of lines of details, and those beside it."""
+    """Write a result file whose table rows are the means of lines of details, and the details file beside it."""
     rows: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for line in lines:
         rows.setdefault(tuple(line[name] for name in ("data", "dim", "embedding_precision", "order")), []).append(line)
@@ -99,7 +99,7 @@ def write_result(
 
 
 def write_run(folder: Path, *, steps: int = 6, more: str = "") -> Path:
-    """A run folder with two evaluations."""
+    """Write a run folder with two evaluations."""
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": "base", "save_total_limit": 3, "note": more}))
     launch = {"started": "2026-01-01T00:00:00+00:00", "world_size": 1, "versions": {"torch": "2"}, "git": None}

@@ -1,4 +1,4 @@
-"""The page in a browser, where there is one: on phones and desktops, in light and dark, printed."""
+"""The page in a browser, if one is installed: on phones and desktops, in light and dark theme, printed."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from nestling.report.page import render
 from nestling.report.results import read_result
 from nestling.report.runs import read_run_record
-from report.pages import detail, document, write_result, write_run
+from report.pages import detail_line, document, write_result, write_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SIZES = [(390, 844), (1280, 900)]
@@ -21,20 +21,20 @@ WORD = "supercalifragilistic" * 30
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
         pytest.skip(f"there is no browser: {', '.join(BROWSERS)}")
-    return found
+    return path
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of everything, with words that do not fit a line."""
+    """A page with all of its parts, and words that do not fit a line."""
     folder = tmp_path_factory.mktemp("page")
     kinds = [(dim, kind) for dim in (1024, 64) for kind in ("float32", "int8", "binary")]
     lines = [
         {
-            **detail(f"q{i}", (i % 5) / 5 + at / 100, text=f"{WORD} {i}", dim=dim, embedding_precision=kind),
+            **detail_line(f"q{i}", (i % 5) / 5 + at / 100, text=f"{WORD} {i}", dim=dim, embedding_precision=kind),
             "first": [document(WORD, 0.1, 0.0, WORD), document("d", 0.1, 2.0)],
         }
         for at, (dim, kind) in enumerate(kinds)
@@ -59,7 +59,7 @@ def browse(browser: str, page: Path, folder: Path, *flags: str) -> str:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("scheme", ["dark", "light"])
-def test_it_is_drawn(browser: str, page: Path, tmp_path: Path, size: tuple[int, int], scheme: str) -> None:
+def test_the_page_is_rendered(browser: str, page: Path, tmp_path: Path, size: tuple[int, int], scheme: str) -> None:
     shot = tmp_path / "shot.png"
     flags = [f"--window-size={size[0]},{size[1]}", "--hide-scrollbars", f"--screenshot={shot}"]
     browse(browser, page, tmp_path, *flags, f"--blink-settings=preferredColorScheme={int(scheme == 'light')}")
@@ -74,7 +74,7 @@ def test_it_is_drawn(browser: str, page: Path, tmp_path: Path, size: tuple[int, 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_nothing_is_wider_than_the_window(browser: str, page: Path, tmp_path: Path, size: tuple[int, int]) -> None:
-    """In a frame of that width, since windows may not be as narrow; all details open."""
+    """Rendered in a frame of that width, since windows have a minimum width; all details are open."""
     probe = (
         "<script>addEventListener('load', () => parent.postMessage(document.documentElement.scrollWidth, '*'))</script>"
     )
@@ -85,13 +85,13 @@ def test_nothing_is_wider_than_the_window(browser: str, page: Path, tmp_path: Pa
         "<!doctype html><script>addEventListener('message', each => document.body.dataset.width = each.data)</script>"
         f"<iframe src='inside.html' style='border: 0; width: {size[0]}px; height: {size[1]}px'></iframe>"
     )
-    found = re.search(
+    width = re.search(
         r'data-width="(\d+)"', browse(browser, frame, tmp_path, "--virtual-time-budget=5000", "--dump-dom")
     )
-    assert found is not None
-    assert int(found[1]) <= size[0]
+    assert width is not None
+    assert int(width[1]) <= size[0]
 
 
-def test_it_is_printed(browser: str, page: Path, tmp_path: Path) -> None:
+def test_the_page_is_printed(browser: str, page: Path, tmp_path: Path) -> None:
     browse(browser, page, tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")

@@ -1,19 +1,31 @@
-"""Charts of lines: where points come, ticks, and what is too much to draw."""
+"""Line charts: coordinates of points, ticks, and lines with many points."""
 
 import math
 
 import pytest
 
-from nestling.report.charts import HEIGHT, LEFT, POINTS, RIGHT, WIDTH, Tick, line_chart, nice_ticks, short, spaced, thin
+from nestling.report.charts import (
+    HEIGHT,
+    LEFT,
+    MAX_POINTS,
+    RIGHT,
+    WIDTH,
+    Tick,
+    downsample,
+    drop_overlapping,
+    format_number,
+    line_chart,
+    nice_ticks,
+)
 
 
-def test_points_come_where_their_values_are() -> None:
+def test_coordinates_of_points_are_those_of_their_values() -> None:
     chart = line_chart("t", {"a": [(64, 0.2), (128, 0.4), (256, 0.6)]}, x_label="d", log_x=True)
     assert chart is not None
     (line,) = chart.lines
     (first, y0), (middle, y1), (last, y2) = (tuple(map(float, pair.split(","))) for pair in line.path.split())
     assert last == WIDTH - RIGHT
-    assert middle == pytest.approx((first + last) / 2, abs=0.01), "steps by factors are even"
+    assert middle == pytest.approx((first + last) / 2, abs=0.01), "equal factors are equally far apart"
     assert HEIGHT > y0 > y1 > y2 > 0
     assert y1 == pytest.approx((y0 + y2) / 2, abs=0.01)
     assert [tick.text for tick in chart.x_ticks] == ["64", "128", "256"]
@@ -21,7 +33,7 @@ def test_points_come_where_their_values_are() -> None:
     assert line.marks[1][2] == "a: 0.4 at 128"
 
 
-def test_what_has_no_x_is_a_level() -> None:
+def test_a_level_is_a_horizontal_line() -> None:
     chart = line_chart("t", {"a": [(1, 0.0), (2, 1.0)]}, x_label="d", levels={"level": 0.5})
     assert chart is not None
     begin, end = chart.lines[0].path.split()
@@ -42,19 +54,20 @@ def test_a_single_point_and_equal_values_are_drawn() -> None:
         assert "nan" not in chart.lines[0].path
 
 
-def test_long_lines_are_thinned_to_means() -> None:
-    points = [(float(step), float(step % 2)) for step in range(10 * POINTS)]
-    thinned = thin(points)
-    assert len(thinned) == POINTS
-    assert thinned[0] == (4.5, 0.5)
-    assert thin(points[:POINTS]) == points[:POINTS]
+def test_long_lines_are_averaged() -> None:
+    points = [(float(step), float(step % 2)) for step in range(10 * MAX_POINTS)]
+    averaged = downsample(points)
+    assert len(averaged) == MAX_POINTS
+    assert averaged[0] == (4.5, 0.5)
+    assert downsample(points[:MAX_POINTS]) == points[:MAX_POINTS]
 
 
 def test_ticks_are_round_and_do_not_touch() -> None:
     ticks = nice_ticks(0.13, 0.68)
     assert ticks[0] <= 0.13 and ticks[-1] >= 0.68
     assert nice_ticks(1, 39, inside=True) == [10.0, 20.0, 30.0]
-    assert [tick.text for tick in spaced([Tick(50, "256"), Tick(55, "384"), Tick(300, "1024")])] == ["384", "1024"]
+    ticks = drop_overlapping([Tick(50, "256"), Tick(55, "384"), Tick(300, "1024")])
+    assert [tick.text for tick in ticks] == ["384", "1024"]
 
 
 @pytest.mark.parametrize(
@@ -62,4 +75,4 @@ def test_ticks_are_round_and_do_not_touch() -> None:
     [(0, "0"), (0.35, "0.35"), (1536, "1536"), (12_500, "12.5k"), (3e6, "3M"), (2e-5, "2e-5"), (0.00015, "1.5e-4")],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
-    assert short(value) == text
+    assert format_number(value) == text

@@ -1,4 +1,4 @@
-"""Candidate lists from runs and files, what is refused, their metrics, and the nearest documents of an embedder."""
+"""Candidate lists from runs and files, broken lists, metrics of candidates, and the top documents of an embedder."""
 
 import json
 from pathlib import Path
@@ -20,15 +20,15 @@ from nestling.retrieval import (
     bm25_run,
     encode_set,
     evaluate_candidates,
-    judgements,
     open_candidates,
-    place,
-    place_candidates,
+    qrels_of,
+    ranks_in_candidates,
     read_candidates,
     read_run,
+    relevant_ranks,
     search_top,
 )
-from nestling.retrieval.metrics import means, per_query, place_run
+from nestling.retrieval.metrics import mean_metrics, metrics_per_query, ranks_in_run
 from nestling.retrieval.nearest import pack, unpack
 from sets import random_set, write_beir
 from tiny import tiny_bert
@@ -43,19 +43,19 @@ def small(tmp_path: Path) -> RetrievalSet:
     return write_beir(tmp_path / "small", TEXTS, ["alpha", "gamma?", "beta"], qrels)
 
 
-def listed(candidates: Candidates) -> list[list[int]]:
-    return [rows.tolist() for rows in candidates.rows]
+def position_lists(candidates: Candidates) -> list[list[int]]:
+    return [documents.tolist() for documents in candidates.positions]
 
 
 def test_a_run_is_cut_at_the_depth_and_ties_go_by_the_collection(small: RetrievalSet) -> None:
     run = {"q1": {"d4": 1.0, "d3": 1.0, "d0": 3.0, "d1": 1.0}, "q0": {"d2": -2.0, "gone": 9.0}, "other": {"d0": 1.0}}
     candidates = Candidates.from_run(run, small, depth=3)
-    assert listed(candidates) == [[2], [0, 1, 3], []]
+    assert position_lists(candidates) == [[2], [0, 1, 3], []]
     assert candidates.scores is not None
     assert [scores.tolist() for scores in candidates.scores] == [[-2.0], [3.0, 1.0, 1.0], []]
-    assert [rows.dtype for rows in candidates.rows] == [np.int64] * 3
-    assert candidates.before is candidates.scores
-    assert (candidates.skipped, candidates.foreign) == (1, 1)
+    assert [documents.dtype for documents in candidates.positions] == [np.int64] * 3
+    assert candidates.first_stage_scores is candidates.scores
+    assert (candidates.skipped_lists, candidates.unknown_documents) == (1, 1)
     assert str(candidates) == (
         "4 candidates of 2 queries, 1 to 3 each; 1 queries have none and count 0; skipped 1 lists of another split or "
         "of other queries; left out 1 listed documents that are not in the collection"
@@ -84,9 +84,9 @@ def test_lists_are_read_and_others_skipped(small: RetrievalSet, tmp_path: Path) 
         {"query-id": "q0", "corpus-ids": ["d1"], "split": None},
     )
     candidates = read_candidates(path, small)
-    assert listed(candidates) == [[1], [4, 0, 3], []]
-    assert (candidates.scores, candidates.skipped, candidates.foreign) == (None, 2, 0)
-    assert [scores.tolist() for scores in candidates.before] == [[0.0], [0.0, 0.0, 0.0], []]
+    assert position_lists(candidates) == [[1], [4, 0, 3], []]
+    assert (candidates.scores, candidates.skipped_lists, candidates.unknown_documents) == (None, 2, 0)
+    assert [scores.tolist() for scores in candidates.first_stage_scores] == [[0.0], [0.0, 0.0, 0.0], []]
 
 
 def test_whole_numbers_are_ids(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_whole_numbers_are_ids(tmp_path: Path) -> None:
     write_lines(folder / "queries.jsonl", {"_id": 1, "text": "gamma"})
     write_lines(folder / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore", "1\t7\t1")
     lists = write_lines(folder / "candidates.jsonl", {"query-id": 1, "corpus-ids": [8, 7]})
-    assert listed(read_candidates(lists, load_retrieval_set(folder, "test"))) == [[1, 0]]
+    assert position_lists(read_candidates(lists, load_retrieval_set(folder, "test"))) == [[1, 0]]
 
 
 GOOD = {"query-id": "q0", "corpus-ids": ["d0"]}
@@ -133,11 +133,11 @@ def test_broken_lists_are_refused(
 
 def test_a_setting_opens_bm25_lists_and_runs(small: RetrievalSet, tmp_path: Path) -> None:
     bm25 = open_candidates("bm25", small, depth=2)
-    assert listed(bm25) == [[0, 2], [3], [1, 2]]  # d2 and d4 tie for "alpha" after d0, and d2 comes first
+    assert position_lists(bm25) == [[0, 2], [3], [1, 2]]  # d2 and d4 tie for "alpha" after d0, and d2 comes first
     lists = write_lines(tmp_path / "lists.jsonl", {"query-id": "q0", "corpus-ids": ["d1", "d0", "d2"]})
-    assert listed(open_candidates(str(lists), small, depth=2)) == [[1, 0, 2], [], []]
+    assert position_lists(open_candidates(str(lists), small, depth=2)) == [[1, 0, 2], [], []]
     run = write_lines(tmp_path / "run.trec", "q0 Q0 d1 1 0.5 tag", "q0 Q0 d4 2 1.5 tag", "q0 Q0 d3 3 0.1 tag")
-    assert listed(open_candidates(str(run), small, depth=2)) == [[4, 1], [], []]
+    assert position_lists(open_candidates(str(run), small, depth=2)) == [[4, 1], [], []]
     assert read_run(run)["q0"]["d4"] == 1.5
     with pytest.raises(ValueError, match=r"missing: there is no such file; expected bm25, a \.jsonl file"):
         open_candidates(str(tmp_path / "missing"), small, depth=2)
@@ -163,14 +163,14 @@ def test_metrics_by_hand(small: RetrievalSet) -> None:
 
 
 def test_equal_scores_count_as_a_random_order(small: RetrievalSet) -> None:
-    rows = [np.array([4, 1, 0]), np.array([3, 1]), np.array([2])]
-    candidates = Candidates(rows)
+    positions = [np.array([4, 1, 0]), np.array([3, 1]), np.array([2])]
+    candidates = Candidates(positions)
     rng = np.random.default_rng(0)
     shuffled = [
-        evaluate_candidates([rng.permutation(len(each)).astype(np.float64) for each in rows], candidates, small)
+        evaluate_candidates([rng.permutation(len(each)).astype(np.float64) for each in positions], candidates, small)
         for _ in range(4000)
     ]
-    for name, value in evaluate_candidates(candidates.before, candidates, small).items():
+    for name, value in evaluate_candidates(candidates.first_stage_scores, candidates, small).items():
         sample = np.array([each[name] for each in shuffled])
         assert abs(value - sample.mean()) <= 5 * sample.std() / np.sqrt(len(sample)) + 1e-12
 
@@ -197,13 +197,13 @@ def judged_lists(shared_data: Path, split: str) -> tuple[RetrievalSet, Candidate
 def test_real_lists(shared_data: Path) -> None:
     retrieval_set, candidates = judged_lists(shared_data, "test")
     assert str(candidates).startswith("3,602 candidates of 546 queries, 4 to 10 each; skipped 97 lists")
-    relevant = zip(retrieval_set.relevant, candidates.rows, strict=True)
-    assert all(set(judged.tolist()) <= set(rows.tolist()) for judged, rows in relevant)
+    relevant = zip(retrieval_set.relevant, candidates.positions, strict=True)
+    assert all(set(judged.tolist()) <= set(listed.tolist()) for judged, listed in relevant)
     run = bm25_run(retrieval_set, depth=len(retrieval_set.documents))
     ids = list(retrieval_set.document_ids)
     scores = [
-        np.array([run[query].get(ids[row], 0.0) for row in rows])
-        for query, rows in zip(retrieval_set.query_ids, candidates.rows, strict=True)
+        np.array([run[query].get(ids[document], 0.0) for document in documents])
+        for query, documents in zip(retrieval_set.query_ids, candidates.positions, strict=True)
     ]
     values = evaluate_candidates(scores, candidates, retrieval_set)
     # The README has .771, .725 and .710 with another tokeniser; without stemming ours would give .774, .731, .711.
@@ -211,60 +211,60 @@ def test_real_lists(shared_data: Path) -> None:
     assert values["MRR@10"] == pytest.approx(0.7220, abs=1e-4)
     assert values["MAP@100"] == pytest.approx(0.7037, abs=1e-4)
     assert values["Recall@100"] == 1.0
-    before = evaluate_candidates(candidates.before, candidates, retrieval_set)
+    before = evaluate_candidates(candidates.first_stage_scores, candidates, retrieval_set)
     assert before["nDCG@10"] == pytest.approx(0.7213, abs=1e-4)
 
 
 def test_real_lists_agree_with_trec_eval(shared_data: Path) -> None:
     retrieval_set, candidates = judged_lists(shared_data, "dev")
     rng = np.random.default_rng(1)
-    scores = [rng.permutation(len(rows)).astype(np.float64) for rows in candidates.rows]
+    scores = [rng.permutation(len(documents)).astype(np.float64) for documents in candidates.positions]
     ids = list(retrieval_set.document_ids)
     run = {
-        query: {ids[row]: score for row, score in zip(rows.tolist(), own.tolist(), strict=True)}
-        for query, rows, own in zip(retrieval_set.query_ids, candidates.rows, scores, strict=True)
+        query: {ids[document]: score for document, score in zip(documents.tolist(), own.tolist(), strict=True)}
+        for query, documents, own in zip(retrieval_set.query_ids, candidates.positions, scores, strict=True)
     }
     qrels = {
-        query: {each: int(gain) for each, gain in judged.items()} for query, judged in judgements(retrieval_set).items()
+        query: {each: int(gain) for each, gain in judged.items()} for query, judged in qrels_of(retrieval_set).items()
     }
     theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "map_cut.100"}).evaluate(run)
-    ours = per_query(place_candidates(scores, candidates, retrieval_set))
+    ours = metrics_per_query(ranks_in_candidates(scores, candidates, retrieval_set))
     for i, query in enumerate(retrieval_set.query_ids):
         assert ours["nDCG@10"][i] == pytest.approx(theirs[query]["ndcg_cut_10"], abs=1e-9)
         assert ours["MAP@100"][i] == pytest.approx(theirs[query]["map_cut_100"], abs=1e-9)
 
 
-def test_bm25_candidates_measure_as_bm25(shared_data: Path) -> None:
+def test_bm25_candidates_have_the_metrics_of_bm25(shared_data: Path) -> None:
     retrieval_set = load_retrieval_set(shared_data / "cranfield", "test")
     candidates = open_candidates("bm25", retrieval_set, depth=100)
-    assert max(map(len, candidates.rows)) == 100
-    before = evaluate_candidates(candidates.before, candidates, retrieval_set)
-    expected = means(place_run(bm25_run(retrieval_set), judgements(retrieval_set)))
+    assert max(map(len, candidates.positions)) == 100
+    before = evaluate_candidates(candidates.first_stage_scores, candidates, retrieval_set)
+    expected = mean_metrics(ranks_in_run(bm25_run(retrieval_set), qrels_of(retrieval_set)))
     assert before["nDCG@10"] == pytest.approx(expected["nDCG@10"], abs=1e-12)
     assert before["Recall@100"] == pytest.approx(expected["Recall@100"], abs=1e-3)  # a tie at the cut is decided
 
 
-def test_keys_order_by_score_then_place_and_are_read_back() -> None:
+def test_keys_order_by_score_then_position_and_are_unpacked() -> None:
     scores = torch.tensor([[-1.5, 0.0, -0.0, 3.25, 3.25, -torch.inf, 1e-40, -1e-40]])
-    places = torch.tensor([9, 5, 4, 2**32 - 2, 0, 1, 3, 2])
-    keys = pack(scores, places)[0]
+    positions = torch.tensor([9, 5, 4, 2**32 - 2, 0, 1, 3, 2])
+    keys = pack(scores, positions)[0]
     order = keys.argsort(descending=True).tolist()
     assert order == [4, 3, 6, 2, 1, 7, 0, 5]
-    read, where = unpack(keys.numpy())
-    assert read.tolist() == scores[0].double().tolist()
-    assert where.tolist() == places.tolist()
+    unpacked_scores, unpacked_positions = unpack(keys.numpy())
+    assert unpacked_scores.tolist() == scores[0].double().tolist()
+    assert unpacked_positions.tolist() == positions.tolist()
 
 
-def encoded_set(queries: Tensor, documents: Tensor, which: list[int], block: int) -> EncodedSet:
-    """An encoded set in which `which` says for each document of the collection its vector."""
-    copies = torch.bincount(torch.tensor(which), minlength=len(documents))
+def encoded_set(queries: Tensor, documents: Tensor, distinct_index: list[int], block: int) -> EncodedSet:
+    """An encoded set; `distinct_index` says which vector each document of the collection has."""
+    copies = torch.bincount(torch.tensor(distinct_index), minlength=len(documents))
     return EncodedSet(
         queries=queries,
         documents=documents,
         copies=copies,
-        which=np.array(which),
-        first=0,
-        block=block,
+        distinct_index=np.array(distinct_index),
+        first_document=0,
+        block_size=block,
         offsets=torch.zeros(len(queries) + 1, dtype=torch.int64),
         relevant=torch.zeros(0, dtype=torch.int64),
         gains=np.zeros(0),
@@ -272,12 +272,12 @@ def encoded_set(queries: Tensor, documents: Tensor, which: list[int], block: int
     )
 
 
-def enumerate_top(queries: Tensor, documents: Tensor, which: list[int], depth: int) -> list[dict[str, float]]:
-    """The float64 reference: all scores, sorted; only the order of ties needs them to be equal in float64 too."""
+def enumerate_top(queries: Tensor, documents: Tensor, distinct_index: list[int], depth: int) -> list[dict[str, float]]:
+    """Float64 reference: all scores, sorted; only ties need to be equal in float64 too."""
     normal = torch.nn.functional.normalize
-    scores = (normal(queries.double()) @ normal(documents.double()).T).numpy()[:, which]
-    orders = [np.lexsort((np.arange(len(which)), -row))[:depth] for row in scores]
-    return [{f"d{i}": row[i] for i in order.tolist()} for order, row in zip(orders, scores, strict=True)]
+    scores = (normal(queries.double()) @ normal(documents.double()).T).numpy()[:, distinct_index]
+    orders = [np.lexsort((np.arange(len(distinct_index)), -own))[:depth] for own in scores]
+    return [{f"d{i}": own[i] for i in order.tolist()} for order, own in zip(orders, scores, strict=True)]
 
 
 @pytest.mark.parametrize("block", [7, 64, 4096])
@@ -287,10 +287,10 @@ def test_nearest_documents_equal_enumeration(small_of: Any, block: int, dim: int
     generator = torch.Generator().manual_seed(4)
     queries = torch.randn(300, 24, generator=generator)
     documents = torch.randn(60, 24, generator=generator)
-    which = [*range(60), *[3, 3, 50, 0, 59] * 4]  # copies come after the documents, and before them below
-    which = [which[i] for i in torch.randperm(80, generator=generator).tolist()]
-    run = search_top(encoded_set(queries, documents, which, block), small_of(300, 80), depth, dim=dim)
-    expected = enumerate_top(queries[:, :dim], documents[:, :dim], which, depth)
+    distinct_index = [*range(60), *[3, 3, 50, 0, 59] * 4]  # copies come after the documents, and before them below
+    distinct_index = [distinct_index[i] for i in torch.randperm(80, generator=generator).tolist()]
+    run = search_top(encoded_set(queries, documents, distinct_index, block), small_of(300, 80), depth, dim=dim)
+    expected = enumerate_top(queries[:, :dim], documents[:, :dim], distinct_index, depth)
     assert [list(each) for each in run.values()] == [list(each) for each in expected]
     for ours, theirs in zip(run.values(), expected, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-6)
@@ -298,7 +298,7 @@ def test_nearest_documents_equal_enumeration(small_of: Any, block: int, dim: int
 
 @pytest.fixture
 def small_of(tmp_path: Path) -> Any:
-    """Makes a set of so many queries and documents, whose texts do not matter."""
+    """Makes a set with these numbers of queries and documents; their texts do not matter."""
 
     def make(queries: int, documents: int) -> RetrievalSet:
         asked, texts = [f"q {i}" for i in range(queries)], [f"d {i}" for i in range(documents)]
@@ -325,13 +325,13 @@ DEPTHS = {"uneven": 9, "one": 3, "equal": 4}
 
 
 def run_rank(rank: int, folder: Path) -> None:
-    found = {name: top_of(folder / "bert", folder / name, depth) for name, depth in DEPTHS.items()}
-    (folder / f"{rank}.json").write_text(json.dumps(found))
+    runs = {name: top_of(folder / "bert", folder / name, depth) for name, depth in DEPTHS.items()}
+    (folder / f"{rank}.json").write_text(json.dumps(runs))
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_find_what_one_finds(tmp_path: Path, world: int) -> None:
+def test_several_ranks_retrieve_what_one_does(tmp_path: Path, world: int) -> None:
     random_set(tmp_path / "uneven", documents=41, queries=13)
     random_set(tmp_path / "one", documents=1, queries=2)
     documents = [*["alpha beta", "gamma"] * 4, "delta", "alpha  beta"]
@@ -341,18 +341,20 @@ def test_ranks_find_what_one_finds(tmp_path: Path, world: int) -> None:
     assert [list(each) for each in alone["equal"].values()] == [["d0", "d2", "d4", "d6"], ["d1", "d3", "d5", "d7"]]
     run_ranks(world, run_rank, tmp_path)
     for rank in range(world):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        runs = json.loads((tmp_path / f"{rank}.json").read_text())
         for name in DEPTHS:
-            assert {query: list(each) for query, each in found[name].items()} == {
+            assert {query: list(each) for query, each in runs[name].items()} == {
                 query: list(each) for query, each in alone[name].items()
             }
-            for query, each in found[name].items():
+            for query, each in runs[name].items():
                 assert each == pytest.approx(alone[name][query], abs=1e-6)
 
 
-def test_the_nearest_measure_as_the_embedder(tmp_path: Path, bert: Path) -> None:
+def test_top_documents_as_candidates_measure_as_the_embedder(tmp_path: Path, bert: Path) -> None:
     retrieval_set = random_set(tmp_path / "set", documents=60, queries=20)
     embedder = Embedder.from_pretrained(bert)
     encoded = encode_set(embedder, retrieval_set, query_max_length=16, document_max_length=16)
     candidates = Candidates.from_run(search_top(encoded, retrieval_set, 60, dim=24), retrieval_set, 60)
-    assert evaluate_candidates(candidates.before, candidates, retrieval_set) == means(place(encoded, 24))
+    assert evaluate_candidates(candidates.first_stage_scores, candidates, retrieval_set) == mean_metrics(
+        relevant_ranks(encoded, 24)
+    )

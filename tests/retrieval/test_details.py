@@ -1,4 +1,4 @@
-"""What details say of a query, against the metrics and the scores that they come from."""
+"""Lines of a details file, against the metrics and scores that they come from."""
 
 import json
 import math
@@ -15,20 +15,20 @@ from nestling.retrieval import (
     Candidates,
     EmbeddingPrecision,
     EncodedSet,
-    Ranking,
+    RetrievalDetails,
     bm25_run,
-    candidates_ranking,
+    candidate_details,
     detail_lines,
-    embedder_ranking,
+    embedder_details,
     encode_set,
-    judgements,
-    place,
-    place_candidates,
-    place_scored,
-    run_ranking,
+    qrels_of,
+    ranks_in_candidates,
+    relevant_ranks,
+    relevant_ranks_and_scores,
+    run_details,
 )
-from nestling.retrieval.details import LONGEST
-from nestling.retrieval.metrics import METRICS, means, place_run
+from nestling.retrieval.details import MAX_CHARACTERS
+from nestling.retrieval.metrics import METRICS, mean_metrics, ranks_in_run
 from sets import random_set, write_beir
 
 
@@ -46,8 +46,8 @@ def encoded(data: RetrievalSet, bert: Path) -> EncodedSet:
 def lines_of(
     encoded: EncodedSet, data: RetrievalSet, dim: int, embedding_precision: EmbeddingPrecision
 ) -> list[dict[str, Any]]:
-    placements, scores = place_scored(encoded, dim, embedding_precision)
-    return list(detail_lines(embedder_ranking(encoded, data, placements, scores, dim, embedding_precision), data))
+    ranks, scores = relevant_ranks_and_scores(encoded, dim, embedding_precision)
+    return list(detail_lines(embedder_details(encoded, data, ranks, scores, dim, embedding_precision), data))
 
 
 @pytest.mark.parametrize("dim", [48, 16])
@@ -57,7 +57,7 @@ def test_means_of_an_embedders_lines_are_its_metrics(
 ) -> None:
     lines = lines_of(encoded, data, dim, embedding_precision)
     assert [line["query_id"] for line in lines] == list(data.query_ids)
-    for name, mean in means(place(encoded, dim, embedding_precision)).items():
+    for name, mean in mean_metrics(relevant_ranks(encoded, dim, embedding_precision)).items():
         assert np.mean([line["metrics"][name] for line in lines]) == mean
 
 
@@ -65,9 +65,9 @@ def test_means_of_an_embedders_lines_are_its_metrics(
 def test_first_judged_and_other_documents_of_an_embedder(
     encoded: EncodedSet, data: RetrievalSet, embedding_precision: EmbeddingPrecision
 ) -> None:
-    """Ranks, scores and relevance of what is judged agree with those of what comes first."""
+    """Ranks, scores and relevance of `judged` agree with those of `first`."""
     texts = dict(zip(data.document_ids, data.documents, strict=True))
-    for line, relevant in zip(lines_of(encoded, data, 48, embedding_precision), judgements(data).values(), strict=True):
+    for line, relevant in zip(lines_of(encoded, data, 48, embedding_precision), qrels_of(data).values(), strict=True):
         scores = [each["score"] for each in line["first"]]
         assert len(scores) == 10
         assert scores == sorted(scores, reverse=True)
@@ -77,32 +77,34 @@ def test_first_judged_and_other_documents_of_an_embedder(
         for each in line["judged"]:
             assert each["relevance"] == relevant[each["id"]]
             assert each["score"] == pytest.approx(by_id.get(each["id"], each["score"]))
-            places = [place for place, score in enumerate(scores, start=1) if score == pytest.approx(each["score"])]
-            if places and each["rank"] <= places[-1] < 10:
-                assert each["rank"] == np.mean(places)
+            tied = [rank for rank, score in enumerate(scores, start=1) if score == pytest.approx(each["score"])]
+            if tied and each["rank"] <= tied[-1] < 10:
+                assert each["rank"] == np.mean(tied)
         assert 10 <= len(line["others"]) <= 20
         assert max(line["others"]) <= scores[0] + 1e-5
 
 
 def test_scores_of_an_embedder_are_cosines(encoded: EncodedSet, data: RetrievalSet) -> None:
     lines = lines_of(encoded, data, 48, "float32")
-    cosines = torch.nn.functional.normalize(encoded.queries, dim=-1) @ encoded.documents[encoded.which].T
-    for i, (line, rows) in enumerate(zip(lines, data.relevant, strict=True)):
-        found = [each["score"] for each in line["judged"]]
-        assert found == pytest.approx(cosines[i, rows].tolist(), abs=1e-5)
+    cosines = torch.nn.functional.normalize(encoded.queries, dim=-1) @ encoded.documents[encoded.distinct_index].T
+    for i, (line, relevant) in enumerate(zip(lines, data.relevant, strict=True)):
+        scores = [each["score"] for each in line["judged"]]
+        assert scores == pytest.approx(cosines[i, relevant].tolist(), abs=1e-5)
         for score in line["others"]:
             assert (cosines[i] - score).abs().min() < 1e-5
 
 
-def check_lists(ranking: Ranking, run: dict[str, dict[str, float]], data: RetrievalSet) -> list[dict[str, Any]]:
-    lines = list(detail_lines(ranking, data))
-    for line, relevant in zip(lines, judgements(data).values(), strict=True):
+def check_lists(
+    details: RetrievalDetails, run: dict[str, dict[str, float]], data: RetrievalSet
+) -> list[dict[str, Any]]:
+    lines = list(detail_lines(details, data))
+    for line, relevant in zip(lines, qrels_of(data).values(), strict=True):
         listed = run.get(line["query_id"], {})
         assert [each["score"] for each in line["first"]] == sorted(listed.values(), reverse=True)[:10]
         assert {each["id"]: each["score"] for each in line["judged"]} == {name: listed.get(name) for name in relevant}
         assert all((each["rank"] is None) == (each["id"] not in listed) for each in line["judged"])
         assert len(line["others"]) == min(20, len(listed.keys() - relevant.keys()))
-    for name, mean in means(ranking.placements).items():
+    for name, mean in mean_metrics(details.ranks).items():
         assert np.mean([line["metrics"][name] for line in lines]) == mean
     return lines
 
@@ -111,25 +113,25 @@ def test_lists_and_candidates(data: RetrievalSet) -> None:
     run = bm25_run(data)
     run.pop(next(iter(run)))
     run[data.query_ids[1]]["from elsewhere"] = 1e3
-    lines = check_lists(run_ranking(run, data, place_run(run, judgements(data))), run, data)
+    lines = check_lists(run_details(run, data, ranks_in_run(run, qrels_of(data))), run, data)
     assert lines[0]["first"] == lines[0]["others"] == []
     assert lines[1]["first"][0] == {"id": "from elsewhere", "text": None, "score": 1e3, "relevance": 0.0}
 
     candidates = Candidates.from_run(run, data, 12)
-    values = [np.arange(len(rows), dtype=np.float64) for rows in candidates.rows]  # the other way round
+    values = [np.arange(len(documents), dtype=np.float64) for documents in candidates.positions]  # reversed order
     reranked = {
-        query: {data.document_ids[row]: score for row, score in zip(rows.tolist(), own.tolist(), strict=True)}
-        for query, rows, own in zip(data.query_ids, candidates.rows, values, strict=True)
+        query: {data.document_ids[i]: score for i, score in zip(documents.tolist(), own.tolist(), strict=True)}
+        for query, documents, own in zip(data.query_ids, candidates.positions, values, strict=True)
     }
-    placements = place_candidates(values, candidates, data)
-    check_lists(candidates_ranking(values, candidates, data, placements), reranked, data)
+    ranks = ranks_in_candidates(values, candidates, data)
+    check_lists(candidate_details(values, candidates, data, ranks), reranked, data)
 
 
 def test_long_texts_are_cut_and_lines_are_json(tmp_path: Path) -> None:
-    data = write_beir(tmp_path / "long", ["x " * LONGEST, "y"], ["y", "z"], {"q0": {"d0": 1}, "q1": {"d1": 2}})
+    data = write_beir(tmp_path / "long", ["x " * MAX_CHARACTERS, "y"], ["y", "z"], {"q0": {"d0": 1}, "q1": {"d1": 2}})
     run = {"q0": {"d0": 1.0}}
-    first, last = detail_lines(run_ranking(run, data, place_run(run, judgements(data))), data)
-    assert len(first["first"][0]["text"]) == len(first["judged"][0]["text"]) == LONGEST + 2
+    first, last = detail_lines(run_details(run, data, ranks_in_run(run, qrels_of(data))), data)
+    assert len(first["first"][0]["text"]) == len(first["judged"][0]["text"]) == MAX_CHARACTERS + 2
     assert last["judged"] == [{"id": "d1", "text": "y", "relevance": 2.0, "score": None, "rank": None}]
     assert list(first["metrics"]) == list(METRICS)
     assert "NaN" not in json.dumps([first, last])

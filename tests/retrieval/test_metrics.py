@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from nestling.retrieval.metrics import METRICS, average_precision, means, mrr, ndcg, per_query, place_run, recall
+from nestling.retrieval.metrics import (
+    METRICS,
+    average_precision,
+    mean_metrics,
+    metrics_per_query,
+    mrr,
+    ndcg,
+    ranks_in_run,
+    recall,
+)
 
 Run = dict[str, dict[str, float]]
 
@@ -36,12 +45,12 @@ def mean_over_orders(scores: dict[str, float], gains: dict[str, float], k: int) 
 
 
 def values_at(scores: dict[str, float], gains: dict[str, float], k: int) -> dict[str, float]:
-    placements = place_run({"q": scores}, {"q": gains})
+    ranks = ranks_in_run({"q": scores}, {"q": gains})
     values = {
-        "ndcg": ndcg(placements, k),
-        "mrr": mrr(placements, k),
-        "recall": recall(placements, k),
-        "map": average_precision(placements, k),
+        "ndcg": ndcg(ranks, k),
+        "mrr": mrr(ranks, k),
+        "recall": recall(ranks, k),
+        "map": average_precision(ranks, k),
     }
     return {name: value.item() for name, value in values.items()}
 
@@ -86,7 +95,7 @@ def test_runs_without_ties_agree_with_trec_eval() -> None:
     expected = pytrec_eval.RelevanceEvaluator(
         qrels, {"ndcg_cut.10", "recall.100", "map_cut.100", "recip_rank"}
     ).evaluate(run)
-    ours = per_query(place_run(run, qrels))
+    ours = metrics_per_query(ranks_in_run(run, qrels))
     for name, theirs in names.items():
         assert ours[name] == pytest.approx([expected[query][theirs] for query in qrels], abs=1e-9)
     reciprocal = [expected[query]["recip_rank"] for query in qrels]
@@ -101,13 +110,13 @@ def test_queries_that_find_nothing_count_zero() -> None:
         "not in the run": {"c": 1.0},
         "nothing relevant": {"a": 0.0},
     }
-    placements = place_run(
+    ranks = ranks_in_run(
         {"found": {"a": 1.0, "b": 0.0}, "not listed": {"a": 1.0}, "nothing relevant": {"a": 1.0}}, qrels
     )
-    assert len(placements) == 4
-    for name, values in per_query(placements).items():
+    assert len(ranks) == 4
+    for name, values in metrics_per_query(ranks).items():
         assert values.tolist() == [1.0, 0.0, 0.0, 0.0], name
-    assert means(placements) == dict.fromkeys(METRICS, 0.25)
+    assert mean_metrics(ranks) == dict.fromkeys(METRICS, 0.25)
 
 
 def test_graded_gain_is_linear() -> None:

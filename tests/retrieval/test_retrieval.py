@@ -21,14 +21,14 @@ from nestling.retrieval import (
     bm25_run,
     encode_set,
     evaluate_embedder,
-    judgements,
-    place,
+    qrels_of,
     read_run,
+    relevant_ranks,
 )
-from nestling.retrieval.distinct import Seen, find_distinct
-from nestling.retrieval.first_stage import first_with_ties, tokenize
-from nestling.retrieval.metrics import Placements, means, per_query, place_run
-from nestling.retrieval.search import Codec
+from nestling.retrieval.distinct import SeenTexts, find_distinct
+from nestling.retrieval.first_stage import tokenize, top_with_ties
+from nestling.retrieval.metrics import RelevantRanks, mean_metrics, metrics_per_query, ranks_in_run
+from nestling.retrieval.search import Quantizer
 from sets import random_set, write_beir
 from tiny import tiny_bert
 
@@ -39,11 +39,11 @@ def make_encoded(queries: Tensor, documents: Tensor, relevant: list[list[int]], 
         queries=queries,
         documents=documents,
         copies=torch.ones(len(documents), dtype=torch.int64),
-        which=np.arange(len(documents)),
-        first=0,
-        block=block,
+        distinct_index=np.arange(len(documents)),
+        first_document=0,
+        block_size=block,
         offsets=torch.from_numpy(np.cumsum([0, *map(len, relevant)])),
-        relevant=torch.tensor([row for rows in relevant for row in rows], dtype=torch.int64),
+        relevant=torch.tensor([document for documents in relevant for document in documents], dtype=torch.int64),
         gains=np.ones(sum(map(len, relevant))),
         device=torch.device("cpu"),
     )
@@ -58,13 +58,13 @@ def random_encoded(block: int) -> tuple[EncodedSet, list[list[int]]]:
     return make_encoded(queries, documents, relevant, block), relevant
 
 
-def place_scores(scores: Tensor, relevant: list[list[int]]) -> Placements:
-    """Placements by way of the whole score matrix [Q, N]."""
-    run = {f"q{i}": {f"d{j}": score for j, score in enumerate(row)} for i, row in enumerate(scores.tolist())}
-    return place_run(run, {f"q{i}": {f"d{j}": 1.0 for j in rows} for i, rows in enumerate(relevant)})
+def ranks_in_matrix(scores: Tensor, relevant: list[list[int]]) -> RelevantRanks:
+    """Ranks of the relevant documents from the whole score matrix, [Q, N]."""
+    run = {f"q{i}": {f"d{j}": score for j, score in enumerate(own)} for i, own in enumerate(scores.tolist())}
+    return ranks_in_run(run, {f"q{i}": {f"d{j}": 1.0 for j in documents} for i, documents in enumerate(relevant)})
 
 
-def assert_same(ours: Placements, expected: Placements) -> None:
+def assert_same(ours: RelevantRanks, expected: RelevantRanks) -> None:
     assert ours.offsets.tolist() == expected.offsets.tolist()
     assert ours.above.tolist() == expected.above.tolist()
     assert ours.equal.tolist() == expected.equal.tolist()
@@ -77,18 +77,20 @@ def test_counts_equal_those_of_the_whole_score_matrix(block: int, dim: int) -> N
     queries = encoded.queries[:, :dim].double()
     documents = encoded.documents[:, :dim].double()
     documents = documents / documents.norm(dim=1, keepdim=True)  # cut, then normalised again
-    assert_same(place(encoded, dim), place_scores(queries @ documents.T, relevant))
+    assert_same(relevant_ranks(encoded, dim), ranks_in_matrix(queries @ documents.T, relevant))
 
 
 def test_metrics_agree_with_trec_eval() -> None:
     encoded, relevant = random_encoded(block=32)
     scores = torch.nn.functional.normalize(encoded.queries) @ torch.nn.functional.normalize(encoded.documents).T
-    run = {f"q{i}": {f"d{j}": score for j, score in enumerate(row)} for i, row in enumerate(scores.tolist())}
-    qrels = {f"q{i}": dict.fromkeys((f"d{j}" for j in rows), 1) for i, rows in enumerate(relevant) if rows}
+    run = {f"q{i}": {f"d{j}": score for j, score in enumerate(own)} for i, own in enumerate(scores.tolist())}
+    qrels = {
+        f"q{i}": dict.fromkeys((f"d{j}" for j in documents), 1) for i, documents in enumerate(relevant) if documents
+    }
     theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "map_cut.100"}).evaluate(run)
-    ours = per_query(place(encoded, 24))
-    for i, rows in enumerate(relevant):
-        expected = theirs[f"q{i}"] if rows else {"ndcg_cut_10": 0.0, "map_cut_100": 0.0}
+    ours = metrics_per_query(relevant_ranks(encoded, 24))
+    for i, documents in enumerate(relevant):
+        expected = theirs[f"q{i}"] if documents else {"ndcg_cut_10": 0.0, "map_cut_100": 0.0}
         assert ours["nDCG@10"][i] == pytest.approx(expected["ndcg_cut_10"], abs=1e-9)
         assert ours["MAP@100"][i] == pytest.approx(expected["map_cut_100"], abs=1e-9)
 
@@ -99,24 +101,24 @@ def test_a_constant_model_ties_every_document(count: int, embedding_precision: E
     vector = torch.randn(1, 100)
     encoded = make_encoded(torch.randn(9, 100), vector.repeat(count, 1), [[count - 1]] * 9, block=64)
     for dim in (100, 37):
-        placements = place(encoded, dim, embedding_precision)
-        assert placements.above.tolist() == [0] * 9
-        assert placements.equal.tolist() == [count] * 9
+        ranks = relevant_ranks(encoded, dim, embedding_precision)
+        assert ranks.above.tolist() == [0] * 9
+        assert ranks.equal.tolist() == [count] * 9
 
 
 def test_equal_documents_in_different_blocks_tie() -> None:
     documents = torch.randn(300, 33)
     documents[299] = documents[130] = documents[1]
-    placements = place(make_encoded(torch.randn(50, 33), documents, [[1, 130, 299]] * 50, block=64), 33)
-    assert (placements.equal == 3).all()
+    ranks = relevant_ranks(make_encoded(torch.randn(50, 33), documents, [[1, 130, 299]] * 50, block=64), 33)
+    assert (ranks.equal == 3).all()
 
 
 def test_binary_orders_by_hamming_distance() -> None:
     encoded, relevant = random_encoded(block=16)
     queries, documents = np.packbits(encoded.queries > 0, axis=1), np.packbits(encoded.documents > 0, axis=1)
     distance = np.bitwise_count(queries[:, None] ^ documents[None]).sum(axis=-1, dtype=np.int64)
-    ours = place(encoded, 24, "binary")
-    assert_same(ours, place_scores(torch.from_numpy(-distance), relevant))
+    ours = relevant_ranks(encoded, 24, "binary")
+    assert_same(ours, ranks_in_matrix(torch.from_numpy(-distance), relevant))
     assert (ours.equal > 1).mean() > 0.5  # otherwise this would not test ties
 
 
@@ -128,10 +130,10 @@ def test_int8_codes_are_those_of_sentence_transformers() -> None:
     ranges = np.vstack([vectors.min(axis=0), vectors.max(axis=0)])
     codes = quantize_embeddings(vectors, "int8", ranges=ranges)
     decoded = (codes.astype(np.float64) + 128) * (ranges[1] - ranges[0]) / 255 + ranges[0]
-    ours = Codec.fit(encoded, 10, "int8").documents(encoded.documents)
+    ours = Quantizer.fit(encoded, 10, "int8").documents(encoded.documents)
     assert ours.numpy() == pytest.approx(decoded, abs=1e-6)
     scores = encoded.queries[:, :10].double() @ torch.from_numpy(decoded).T
-    assert_same(place(encoded, 10, "int8"), place_scores(scores, relevant))
+    assert_same(relevant_ranks(encoded, 10, "int8"), ranks_in_matrix(scores, relevant))
 
 
 def test_texts_equal_to_the_model_are_encoded_once_and_tie(tmp_path: Path, bert: Path) -> None:
@@ -141,7 +143,7 @@ def test_texts_equal_to_the_model_are_encoded_once_and_tie(tmp_path: Path, bert:
     assert len(encoded.documents) == 3
     assert encoded.copies.tolist() == [3, 2, 1]
     assert encoded.relevant.tolist() == [0, 1]
-    assert place(encoded, 48).equal.tolist() == [3, 2]
+    assert relevant_ranks(encoded, 48).equal.tolist() == [3, 2]
 
 
 def test_evaluation_equals_encoding_and_scoring_by_hand(tmp_path: Path, qwen3: Path) -> None:
@@ -157,9 +159,9 @@ def test_evaluation_equals_encoding_and_scoring_by_hand(tmp_path: Path, qwen3: P
         scores = (torch.nn.functional.normalize(queries[:, :dim].double()) @ cut.T).round(decimals=6).tolist()
         ids = list(retrieval_set.document_ids)
         run = {
-            query: dict(zip(ids, row, strict=True)) for query, row in zip(retrieval_set.query_ids, scores, strict=True)
+            query: dict(zip(ids, own, strict=True)) for query, own in zip(retrieval_set.query_ids, scores, strict=True)
         }
-        expected = means(place_run(run, judgements(retrieval_set)))
+        expected = mean_metrics(ranks_in_run(run, qrels_of(retrieval_set)))
         assert ours[dim] == pytest.approx(expected, abs=1e-9)
     assert ours[64] != ours[16]
 
@@ -185,16 +187,16 @@ def counts(stats: EncodingStats) -> list[int]:
 
 
 def evaluate_sets(model: Path, folders: list[Path]) -> list[dict[str, Any]]:
-    """Counts above and equal, and those of texts, of each set."""
+    """For each set the counts of texts and, for each precision, the ranks of the relevant documents."""
     embedder = Embedder.from_pretrained(model)
     results = []
     for folder in folders:
         encoded = encode_set(embedder, load_retrieval_set(folder, "test"), query_max_length=16, document_max_length=8)
-        found = {"counts": [counts(encoded.query_stats), counts(encoded.document_stats)]}
+        result = {"counts": [counts(encoded.query_stats), counts(encoded.document_stats)]}
         for embedding_precision in ("float32", "int8", "binary"):
-            placements = place(encoded, 24, embedding_precision)
-            found[embedding_precision] = [*placements.above.tolist(), *placements.equal.tolist()]
-        results.append(found)
+            ranks = relevant_ranks(encoded, 24, embedding_precision)
+            result[embedding_precision] = [*ranks.above.tolist(), *ranks.equal.tolist()]
+        results.append(result)
     return results
 
 
@@ -222,20 +224,20 @@ def test_ranks_equal_one_also_where_a_rank_has_nothing(tmp_path: Path, world: in
 
 
 def test_texts_are_new_once_over_all_windows() -> None:
-    seen = Seen()
-    assert seen.fresh([[1, 2], [3], [1, 2]]) == [[1, 2], [3]]
-    assert seen.fresh([[3], [12], [2, 1]]) == [[12], [2, 1]]
-    first, third, _, fourth, *_ = seen.identities.tolist()
-    assert (len(seen.identities), len(set(seen.identities.tolist()))) == (6, 4)
+    seen = SeenTexts()
+    assert seen.select_new([[1, 2], [3], [1, 2]]) == [[1, 2], [3]]
+    assert seen.select_new([[3], [12], [2, 1]]) == [[12], [2, 1]]
+    first, third, _, fourth, *_ = seen.hashes.tolist()
+    assert (len(seen.hashes), len(set(seen.hashes.tolist()))) == (6, 4)
     assert third == fourth != first
 
 
 def test_distinct_texts_of_two_ranks_by_hand() -> None:
     # rank 0 reads 7, 5, 7 and rank 1 reads 5, 3, 5
-    found = find_distinct(np.array([7, 5, 5, 3, 7, 5]), world=2)
-    assert found.bounds.tolist() == [0, 2, 4]  # 7, 5 | 5, 3
-    assert found.copies.tolist() == [2, 3, 0, 1]
-    assert found.which.tolist() == [0, 1, 1, 3, 0, 1]
+    distinct = find_distinct(np.array([7, 5, 5, 3, 7, 5]), world=2)
+    assert distinct.bounds.tolist() == [0, 2, 4]  # 7, 5 | 5, 3
+    assert distinct.copies.tolist() == [2, 3, 0, 1]
+    assert distinct.encoded_index.tolist() == [0, 1, 1, 3, 0, 1]
 
 
 def test_every_text_is_tokenised_once(tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,9 +287,9 @@ def test_bm25_without_any_term(tmp_path: Path) -> None:
 
 def test_lists_keep_all_documents_that_tie_with_the_last() -> None:
     scores = np.array([3, 1, 2, 2, 0, 2, 1], dtype=np.float32)
-    assert first_with_ties(scores, 2).tolist() == [0, 2, 3, 5]
-    assert first_with_ties(scores, 5).tolist() == [0, 1, 2, 3, 5, 6]
-    assert first_with_ties(scores, 100).tolist() == [0, 1, 2, 3, 5, 6]
+    assert top_with_ties(scores, 2).tolist() == [0, 2, 3, 5]
+    assert top_with_ties(scores, 5).tolist() == [0, 1, 2, 3, 5, 6]
+    assert top_with_ties(scores, 100).tolist() == [0, 1, 2, 3, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +303,7 @@ def test_lists_keep_all_documents_that_tie_with_the_last() -> None:
 )
 def test_bm25_on_real_data(shared_data: Path, name: str, expected: float) -> None:
     retrieval_set = load_retrieval_set(shared_data / name, "test")
-    values = means(place_run(bm25_run(retrieval_set), judgements(retrieval_set)))
+    values = mean_metrics(ranks_in_run(bm25_run(retrieval_set), qrels_of(retrieval_set)))
     assert values["nDCG@10"] == pytest.approx(expected, abs=0.001)
 
 

@@ -1,4 +1,4 @@
-"""Paired tests, against enumeration, scipy, and what they promise."""
+"""The randomisation test and the bootstrap, against enumeration and scipy."""
 
 from itertools import product
 
@@ -10,7 +10,7 @@ from nestling.retrieval.significance import BLOCK, blocks, bootstrap_interval, r
 
 
 def exact_p(differences: Floats) -> float:
-    """Over all assignments of signs."""
+    """p over all assignments of signs."""
     sums = [abs(np.dot(signs, differences)) for signs in product((1, -1), repeat=len(differences))]
     return float(np.mean(np.array(sums) >= abs(differences.sum()) - 1e-12))
 
@@ -18,8 +18,8 @@ def exact_p(differences: Floats) -> float:
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.4])
 def test_p_is_that_of_all_assignments(shift: float) -> None:
     differences = np.random.default_rng(1).normal(shift, 0.3, size=(12, 3)).round(2)
-    found = randomisation_p(differences, samples=200_000)
-    assert found == pytest.approx([exact_p(column) for column in differences.T], abs=0.004)
+    p = randomisation_p(differences, samples=200_000)
+    assert p == pytest.approx([exact_p(column) for column in differences.T], abs=0.004)
 
 
 def test_p_and_interval_are_those_of_scipy() -> None:

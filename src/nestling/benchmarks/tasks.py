@@ -12,7 +12,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from nestling.records.beir import load_retrieval_set
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates
-from nestling.retrieval.first_stage import judgements
+from nestling.retrieval.first_stage import qrels_of
 
 SUBSET = "default"
 
@@ -63,7 +63,7 @@ class BeirTask(AbsTaskRetrieval):
     def rerank(self, candidates: Candidates) -> None:
         """Turn the loaded task into a reranking task with these candidates."""
         ids = self.data.document_ids
-        ranked = zip(self.data.query_ids, candidates.rows, strict=True)
+        ranked = zip(self.data.query_ids, candidates.positions, strict=True)
         candidate_ids = {query: [ids[row] for row in rows.tolist()] for query, rows in ranked}
         self.dataset[SUBSET][self.data.split]["top_ranked"] = candidate_ids
 
@@ -78,7 +78,7 @@ def mteb_judgements(data: RetrievalSet) -> dict[str, dict[str, int]]:
     A query without a relevant document gets a judgement of 0, since mteb leaves out queries without any judgement.
     """
     grades = {
-        query: {document: int(gain) for document, gain in judged.items()} for query, judged in judgements(data).items()
+        query: {document: int(gain) for document, gain in judged.items()} for query, judged in qrels_of(data).items()
     }
     return {query: judged or {data.document_ids[0]: 0} for query, judged in grades.items()}
 

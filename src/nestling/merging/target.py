@@ -146,7 +146,7 @@ class RerankerTarget:
     def evaluate(self, data: EvaluationSet) -> Metrics:
         assert data.candidates is not None
         scores = rerank(self.reranker, data.retrieval_set, data.candidates, instruction=data.instruction, progress=True)
-        depth = max(len(rows) for rows in data.candidates.rows)
+        depth = max(len(rows) for rows in data.candidates.positions)
         return {depth: evaluate_candidates(scores, data.candidates, data.retrieval_set)}
 
     def export(self, output: Path, dtype: Dtype | None, card: Card, *, allow_failed_gate: bool) -> GateReport:

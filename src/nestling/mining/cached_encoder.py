@@ -23,8 +23,8 @@ from nestling.mining.array_cache import ArrayCache, cache_folder
 from nestling.mining.vectors import Float16Array, Vectors
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import WINDOW, EncodingStats, encode_texts, single_process
+from nestling.retrieval.collectives import sum_stats
 from nestling.retrieval.metrics import Integers
-from nestling.retrieval.ranks import sum_stats
 
 # The encoder sorts the texts of one window by length, and a shard is one window.
 TEXTS_PER_SHARD = WINDOW

@@ -26,9 +26,9 @@ from nestling.distributed.ranks import on_every_rank, on_rank_zero
 from nestling.mining.nearest import QUERY_BLOCK, nearest, products, read_keys
 from nestling.mining.retrieved import Retrieved
 from nestling.mining.vectors import Vectors
+from nestling.retrieval.collectives import indices_of_rank
 from nestling.retrieval.metrics import Integers
-from nestling.retrieval.nearest import NOTHING, over_ranks, pack
-from nestling.retrieval.ranks import rows_of_rank
+from nestling.retrieval.nearest import NO_KEY, pack, top_over_ranks
 
 CPU = torch.device("cpu")
 # Documents that an index is trained on: for each inverted list (FAISS wants at least 39), and in total at least 256
@@ -76,7 +76,7 @@ class FaissIndex:
         """
         faiss.omp_set_num_threads(torch.get_num_threads())
         index = self.trained(documents, size)
-        own_shards = rows_of_rank(-(-size // documents.shard_size))
+        own_shards = indices_of_rank(-(-size // documents.shard_size))
         on_every_rank(lambda: self.add(index, documents, size, own_shards))
         retrieved, kept = Retrieved.empty(len(queries), depth), min(depth, size)
         for first in range(0, len(queries), QUERY_BLOCK):
@@ -84,7 +84,7 @@ class FaissIndex:
             _, ids = index.search(queries.span(first, last, CPU).numpy(), min(OVERSAMPLING * depth, size))
             proposed = np.where(ids < 0, -1, documents_of(ids, own_shards, documents.shard_size))
             best = exact_keys(queries, first, documents, proposed).topk(kept).values
-            keys = over_ranks(best.to(device), device).cpu().numpy()
+            keys = top_over_ranks(best.to(device), device).cpu().numpy()
             retrieved.documents[first:last, :kept], retrieved.scores[first:last, :kept] = read_keys(keys)
         return retrieved
 
@@ -131,7 +131,7 @@ def documents_of(ids: Integers, own_shards: range, shard_size: int) -> Integers:
 
 
 def exact_keys(queries: Vectors, first: int, documents: Vectors, proposed: Integers) -> Tensor:
-    """[q, c] int64: keys (`pack`) of the exact scores of proposed documents, NOTHING where there is none.
+    """[q, c] int64: keys (`pack`) of the exact scores of proposed documents, NO_KEY where there is none.
 
     Args:
         queries: All queries.
@@ -141,7 +141,7 @@ def exact_keys(queries: Vectors, first: int, documents: Vectors, proposed: Integ
     """
     query, column = np.nonzero(proposed >= 0)
     document = proposed[query, column]
-    keys = torch.full(proposed.shape, NOTHING)
+    keys = torch.full(proposed.shape, NO_KEY)
     scores = torch.from_numpy(products(queries, first + query, documents, document))
     keys[query, column] = pack(scores, torch.from_numpy(document))
     return keys

@@ -25,7 +25,7 @@ from nestling.models.token_model import is_decoder, read_config
 from nestling.models.weights import model_file
 from nestling.records.record import Record, text_id
 from nestling.records.table import RecordTable
-from nestling.retrieval.reranking import Chosen
+from nestling.retrieval.reranking import SelectedTexts
 
 # Queries whose logits are one file of the cache; a run that was killed continues after the last complete one.
 QUERIES_PER_BLOCK = 256
@@ -127,7 +127,9 @@ def judge_lists(judge: Judge, query_set: QuerySet, pool: Pool, lists: Lists, *, 
         with progress_bar(sum(len(blocks[i]) for i in own), progress, "query") as bar:
             for i in own:
                 groups = [
-                    Group(query_set.texts[query], Chosen(pool.texts, lists[query]), query_set.instructions[query])
+                    Group(
+                        query_set.texts[query], SelectedTexts(pool.texts, lists[query]), query_set.instructions[query]
+                    )
                     for query in blocks[i]
                 ]
                 cache.write(keys[i], require_finite(torch.cat(judge.logits(groups)), judge.source).numpy())

@@ -15,9 +15,9 @@ from torch.nn.functional import pad
 
 from nestling.mining.retrieved import Retrieved, Scores
 from nestling.mining.vectors import Vectors
+from nestling.retrieval.collectives import indices_of_rank
 from nestling.retrieval.metrics import Floats, Integers
-from nestling.retrieval.nearest import NOTHING, over_ranks, pack, unpack
-from nestling.retrieval.ranks import rows_of_rank
+from nestling.retrieval.nearest import NO_KEY, pack, top_over_ranks, unpack
 from nestling.retrieval.search import pad_rows
 
 QUERY_BLOCK = 1024
@@ -41,20 +41,20 @@ def nearest(queries: Vectors, documents: Vectors, size: int, depth: int, device:
     """
     retrieved = Retrieved.empty(len(queries), depth)
     count = -(-size // documents.shard_size)
-    own_blocks = rows_of_rank(count)
+    own_blocks = indices_of_rank(count)
     # All blocks have one width, since the last bit of a score depends on the shape of the product.
     width = min(-(-size // (count * WIDTH_STEP)) * WIDTH_STEP, documents.shard_size)
     for first in range(0, len(queries), QUERY_BLOCK):
         last = min(first + QUERY_BLOCK, len(queries))
         query_block = queries.span(first, last, device)
-        best = torch.full((last - first, min(depth, size)), NOTHING, device=device)
+        best = torch.full((last - first, min(depth, size)), NO_KEY, device=device)
         for number in own_blocks:
             start = number * width
             block = documents.span(start, min(start + width, size), device)
             scores = query_block @ (block if len(block) == width else pad_rows(block, width)).T
             scores[:, len(block) :] = -torch.inf
             best = merge(best, scores, start)
-        keys = over_ranks(best, device).cpu().numpy()
+        keys = top_over_ranks(best, device).cpu().numpy()
         top = slice(first, last), slice(keys.shape[1])
         retrieved.documents[top], retrieved.scores[top] = read_keys(keys)
     return retrieved
@@ -86,22 +86,22 @@ def merge(best: Tensor, scores: Tensor, start: int) -> Tensor:
 def lowest_score(best: Tensor) -> Tensor:
     """[q] float32, the score of the lowest of k keys; -inf where fewer are kept."""
     scores, _ = unpack(best[:, -1].cpu().numpy())
-    full = (best[:, -1] != NOTHING).cpu().numpy()
+    full = (best[:, -1] != NO_KEY).cpu().numpy()
     return torch.from_numpy(np.where(full, scores, -np.inf).astype(np.float32)).to(best.device)
 
 
 def group_by_query(keys: Tensor, query: Tensor, count: int) -> Tensor:
-    """[q, the most keys of any query] from keys and the query of each, ascending; padded with NOTHING."""
+    """[q, the most keys of any query] from keys and the query of each, ascending; padded with NO_KEY."""
     sizes = torch.bincount(query, minlength=count)
-    table = torch.full((count, int(sizes.max())), NOTHING, device=keys.device)
+    table = torch.full((count, int(sizes.max())), NO_KEY, device=keys.device)
     table[query, torch.arange(len(keys), device=keys.device) - (sizes.cumsum(0) - sizes)[query]] = keys
     return table
 
 
 def read_keys(keys: Integers) -> tuple[Integers, Floats]:
-    """Documents and scores of keys; -1 and NaN for NOTHING."""
+    """Documents and scores of keys; -1 and NaN for NO_KEY."""
     scores, documents = unpack(keys)
-    return np.where(keys == NOTHING, -1, documents), np.where(keys == NOTHING, np.nan, scores)
+    return np.where(keys == NO_KEY, -1, documents), np.where(keys == NO_KEY, np.nan, scores)
 
 
 def products(left: Vectors, left_positions: Integers, right: Vectors, right_positions: Integers) -> Scores:

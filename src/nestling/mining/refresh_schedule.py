@@ -23,7 +23,7 @@ from nestling.mining.retrievers import DenseRetriever
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import single_process
 from nestling.records.table import RecordTable
-from nestling.retrieval.ranks import largest
+from nestling.retrieval.collectives import largest_over_ranks
 from nestling.training.loading import load_batches
 
 STEP = re.compile(r"step-(\d+)")
@@ -67,7 +67,7 @@ class Refresher:
         self.datasets, self.embedder, self.progress, self.say, self.log = datasets, embedder, progress, say, log
         self.every = rules.steps or batch_sampler.steps_per_epoch
         self.tables = [source.table for source in batch_sampler.sources]
-        self.max_over_ranks = partial(largest, device=embedder.device) if equal_forwards else single_process
+        self.max_over_ranks = partial(largest_over_ranks, device=embedder.device) if equal_forwards else single_process
 
     def batches(self, steps: range, workers: int) -> Iterator[TrainBatch]:
         """The batches of a range of steps of the run, in order."""

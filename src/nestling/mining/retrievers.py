@@ -25,9 +25,9 @@ from nestling.models.encoding import single_process
 from nestling.records.collection import open_collection
 from nestling.records.record import text_id
 from nestling.records.table import RecordTable
-from nestling.retrieval.first_stage import bm25_index, bm25_scores, first_with_ties
+from nestling.retrieval.collectives import indices_of_rank, reduce_sum
+from nestling.retrieval.first_stage import bm25_index, bm25_scores, top_with_ties
 from nestling.retrieval.metrics import Integers, Run
-from nestling.retrieval.ranks import reduce_sum, rows_of_rank
 
 # The signature of `nearest`: queries, documents, size, depth and device.
 NearestSearch = Callable[[Vectors, Vectors, int, int, torch.device], Retrieved]
@@ -143,9 +143,9 @@ class Bm25Retriever:
         # Each rank fills in its own queries, and ranks are summed; so positions are stored plus 1, and 0 is none.
         summed = torch.zeros(len(self._queries), depth, dtype=torch.int64)
         scores = torch.zeros(len(self._queries), depth)
-        for query in rows_of_rank(len(self._queries)):
+        for query in indices_of_rank(len(self._queries)):
             own = self._scores(query)[: self._size]
-            listed = first_with_ties(own, depth)
+            listed = top_with_ties(own, depth)
             best = listed[np.lexsort((listed, -own[listed]))[:depth]]
             summed[query, : len(best)] = torch.from_numpy(best + 1)
             scores[query, : len(best)] = torch.from_numpy(own[best])
@@ -158,7 +158,7 @@ class Bm25Retriever:
         order = np.argsort(queries, kind="stable")
         distinct, starts = np.unique(queries[order], return_index=True)
         pairs = np.split(order, starts[1:]) if len(order) else []
-        for i in rows_of_rank(len(distinct)):
+        for i in indices_of_rank(len(distinct)):
             summed[pairs[i]] = torch.from_numpy(self._scores(int(distinct[i]))[documents[pairs[i]]])
         scores: Scores = reduce_sum(summed, self._device).numpy()
         return scores

@@ -1,1 +1,1 @@
-"""One HTML page of runs and results, without scripts, that loads nothing."""
+"""Reports: one self-contained HTML page, without scripts, of training runs and evaluation results."""

@@ -1,4 +1,4 @@
-"""Charts of lines as a template draws them in SVG, in the units of its view box."""
+"""Line charts: coordinates and texts from which the page template writes SVG, in units of its view box."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,20 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Size of a chart and its margins.
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 36
-# Points of a line; more are drawn as means of neighbours.
-POINTS = 300
-# Of the page's style sheet.
+# Points of a line at most; of longer lines neighbouring points are averaged.
+MAX_POINTS = 300
+# Line styles in the page's style sheet.
 COLOURS, DASHES = 6, 4
-MARKED = 12
+# A line with at most so many points shows each of them as a marker.
+MAX_MARKERS = 12
 
 Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A place on an axis and what it says there."""
+    """A tick of an axis: its coordinate, x or y, and its label."""
 
     at: float
     text: str
@@ -30,11 +32,11 @@ class Line:
     """A line of a chart.
 
     Args:
-        name: In the legend.
-        colour: Number of its colour.
-        dash: Number of its dash pattern, since colours alone do not tell lines apart for everyone.
-        path: The points of a polyline.
-        marks: Its points with what they stand for, if they are few.
+        name: Its label in the legend.
+        colour: Index of its colour, below `COLOURS`.
+        dash: Index of its dash pattern, below `DASHES`; not everyone can tell lines apart by colour.
+        path: Points of the SVG polyline, "x,y x,y ...".
+        marks: Markers as (x, y, tooltip); empty if there are more than `MAX_MARKERS` points.
     """
 
     name: str
@@ -46,14 +48,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over two axes.
+    """A line chart.
 
     Args:
-        title: What it shows.
-        x_label: Below the horizontal axis.
-        lines: What is drawn.
-        x_ticks: Of the horizontal axis.
-        y_ticks: Of the vertical axis.
+        title: Its title.
+        x_label: Label of the horizontal axis.
+        lines: The lines, in the order of the legend.
+        x_ticks: Ticks of the horizontal axis.
+        y_ticks: Ticks of the vertical axis.
     """
 
     title: str
@@ -67,7 +69,15 @@ class Chart:
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places."""
+    """Maps values from [low, high] to coordinates from `begin` to `end`.
+
+    Args:
+        low: The smallest value.
+        high: The largest value.
+        begin: Coordinate of `low`.
+        end: Coordinate of `high`.
+        log: Whether the scale is logarithmic.
+    """
 
     low: float
     high: float
@@ -77,8 +87,8 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         low, high, value = map(math.log2, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        share = 0.5 if high == low else (value - low) / (high - low)
-        return round(self.begin + share * (self.end - self.begin), 2)
+        fraction = 0.5 if high == low else (value - low) / (high - low)
+        return round(self.begin + fraction * (self.end - self.begin), 2)
 
 
 def line_chart(
@@ -90,17 +100,17 @@ def line_chart(
     levels: Mapping[str, float] | None = None,
     styles: Mapping[str, tuple[int, int]] | None = None,
 ) -> Chart | None:
-    """A chart of lines of (x, y); None if no line has a point.
+    """A chart of lines through (x, y) points; None if no line has a point.
 
     Args:
-        title: What it shows.
-        lines: By their names; those without a point are left out.
-        x_label: What x is.
-        log_x: Whether x grows by factors; ticks are then at the values themselves.
-        levels: Values that do not depend on x, drawn over the whole width.
-        styles: Colour and dash of lines; by default one after the other.
+        title: Its title.
+        lines: Points by name of the line; lines without points are left out.
+        x_label: Label of the horizontal axis.
+        log_x: Whether the x axis is logarithmic; its ticks are then at the x values themselves.
+        levels: y values by name, drawn as horizontal lines over the whole width.
+        styles: (colour, dash) by name; by default lines get the styles in turn.
     """
-    drawn = {name: thin(points) for name, points in lines.items() if points}
+    drawn = {name: downsample(points) for name, points in lines.items() if points}
     if not drawn:
         return None
     levels = levels or {}
@@ -110,38 +120,41 @@ def line_chart(
     y_values = nice_ticks(min(ys), max(ys))
     x_scale = Scale(xs[0], xs[-1], LEFT + 6, WIDTH - RIGHT, log_x)
     y_scale = Scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP)
-    chosen = {name: (i % COLOURS, i % DASHES) for i, name in enumerate([*drawn, *levels])} | dict(styles or {})
+    style = {name: (i % COLOURS, i % DASHES) for i, name in enumerate([*drawn, *levels])} | dict(styles or {})
     return Chart(
         title,
         x_label,
-        [draw_level(name, y_scale(level), *chosen[name]) for name, level in levels.items()]
-        + [draw_line(name, points, *chosen[name], x_scale, y_scale) for name, points in drawn.items()],
-        spaced([Tick(x_scale(x), short(x)) for x in x_values]),
-        [Tick(y_scale(y), short(y)) for y in y_values],
+        [horizontal_line(name, y_scale(level), *style[name]) for name, level in levels.items()]
+        + [line_through(name, points, *style[name], x_scale, y_scale) for name, points in drawn.items()],
+        drop_overlapping([Tick(x_scale(x), format_number(x)) for x in x_values]),
+        [Tick(y_scale(y), format_number(y)) for y in y_values],
     )
 
 
-def draw_level(name: str, y: float, colour: int, dash: int) -> Line:
+def horizontal_line(name: str, y: float, colour: int, dash: int) -> Line:
     return Line(name, colour, dash, f"{LEFT},{y} {WIDTH - RIGHT},{y}", [])
 
 
-def draw_line(name: str, points: Points, colour: int, dash: int, x_scale: Scale, y_scale: Scale) -> Line:
-    placed = [(x_scale(x), y_scale(y)) for x, y in points]
-    marks = [(*place, f"{name}: {short(y)} at {short(x)}") for place, (x, y) in zip(placed, points, strict=True)]
-    path = " ".join(f"{x},{y}" for x, y in placed)
-    return Line(name, colour, dash, path, marks if len(marks) <= MARKED else [])
+def line_through(name: str, points: Points, colour: int, dash: int, x_scale: Scale, y_scale: Scale) -> Line:
+    coordinates = [(x_scale(x), y_scale(y)) for x, y in points]
+    path = " ".join(f"{x},{y}" for x, y in coordinates)
+    if len(points) > MAX_MARKERS:
+        return Line(name, colour, dash, path, [])
+    tooltips = [f"{name}: {format_number(y)} at {format_number(x)}" for x, y in points]
+    marks = [(*each, tooltip) for each, tooltip in zip(coordinates, tooltips, strict=True)]
+    return Line(name, colour, dash, path, marks)
 
 
-def thin(points: Points) -> Points:
-    """At most so many points as can be seen, each the mean of its neighbours."""
-    if len(points) <= POINTS:
+def downsample(points: Points) -> Points:
+    """Average neighbouring points, so that at most `MAX_POINTS` remain."""
+    if len(points) <= MAX_POINTS:
         return points
-    parts = np.array_split(np.array(points, dtype=np.float64), POINTS)
+    parts = np.array_split(np.array(points, dtype=np.float64), MAX_POINTS)
     return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts]
 
 
 def nice_ticks(low: float, high: float, *, inside: bool = False) -> list[float]:
-    """Round values from below `low` to above `high`, or those between them."""
+    """Round tick values that span [low, high]; with `inside` only those that lie in it, or else `low`."""
     from matplotlib.ticker import MaxNLocator
 
     if low == high:
@@ -150,8 +163,8 @@ def nice_ticks(low: float, high: float, *, inside: bool = False) -> list[float]:
     return [value for value in values if low <= value <= high] or [low] if inside else values
 
 
-def spaced(ticks: Sequence[Tick]) -> list[Tick]:
-    """Without those whose texts would touch, from the right."""
+def drop_overlapping(ticks: Sequence[Tick]) -> list[Tick]:
+    """Drop ticks of a horizontal axis whose labels would touch; the rightmost is kept."""
     kept: list[Tick] = []
     for tick in reversed(ticks):
         if not kept or kept[-1].at - tick.at >= 8 + 3.5 * (len(tick.text) + len(kept[-1].text)):
@@ -159,7 +172,7 @@ def spaced(ticks: Sequence[Tick]) -> list[Tick]:
     return kept[::-1]
 
 
-def short(value: float) -> str:
+def format_number(value: float) -> str:
     """A number in few characters: 12k, 0.35, 2e-5."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= unit:

@@ -1,4 +1,4 @@
-"""Histograms as a template draws them."""
+"""Histograms of scores: bars from which histogram.html writes SVG."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ class Bar:
     """A bar of a histogram, in percent of the chart's width and height.
 
     Args:
-        left: Where it begins.
-        width: How wide it is.
-        height: Share of its series, in terms of the highest bar.
-        text: What it stands for.
+        left: Left edge.
+        width: Width.
+        height: Height; 100 is the highest bar of all histograms in the chart.
+        text: Tooltip: the range of scores, and the fraction of scores in it.
     """
 
     left: float
@@ -29,14 +29,14 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Series:
-    """A histogram of some scores.
+class Histogram:
+    """A histogram of scores.
 
     Args:
-        name: What they are.
-        count: How many are known.
-        mean: Their mean.
-        bars: The histogram, over the same range as that of the others in a chart.
+        name: What the scores are of, for the legend.
+        count: How many scores are finite; others are left out.
+        mean: Mean of the finite scores; NaN if there are none.
+        bars: `BINS` bars, over the same range as all histograms of the chart.
     """
 
     name: str
@@ -45,25 +45,28 @@ class Series:
     bars: Sequence[Bar]
 
 
-def histograms(series: Mapping[str, NDArray[np.floating]]) -> list[Series]:
-    """Histograms of some scores over their common range; what is not finite is left out."""
-    known = {name: values[np.isfinite(values)].astype(np.float64) for name, values in series.items()}
-    edges = bin_edges(np.concatenate(list(known.values())))
-    fractions = {name: np.histogram(values, edges)[0] / max(len(values), 1) for name, values in known.items()}
+def histograms(series: Mapping[str, NDArray[np.floating]]) -> list[Histogram]:
+    """Histograms over a common range, of scores by name; scores that are not finite are left out."""
+    finite = {name: values[np.isfinite(values)].astype(np.float64) for name, values in series.items()}
+    edges = bin_edges(np.concatenate(list(finite.values())))
+    fractions = {name: np.histogram(values, edges)[0] / max(len(values), 1) for name, values in finite.items()}
     highest = max(float(fraction.max()) for fraction in fractions.values()) or 1.0
     return [
-        Series(
+        Histogram(
             name,
             len(values),
             float(values.mean()) if len(values) else float("nan"),
             bars(fractions[name], edges, highest),
         )
-        for name, values in known.items()
+        for name, values in finite.items()
     ]
 
 
 def bin_edges(values: Floats) -> Floats:
-    """Ends of the bins; scores that differ by rounding alone, as a collapsed model's do, are in the middle."""
+    """Edges of the bins, [BINS + 1] float64.
+
+    Scores that differ by rounding errors only, as those of a collapsed model do, come into the middle of a range of 1.
+    """
     if not len(values) or np.ptp(values) <= 1e-9 * np.abs(values).max():
         values = values[:1] if len(values) else np.zeros(1)
     edges: Floats = np.histogram_bin_edges(values, BINS)
@@ -71,6 +74,7 @@ def bin_edges(values: Floats) -> Floats:
 
 
 def bars(fractions: Floats, edges: Floats, highest: float) -> list[Bar]:
+    """Bars of the fractions of scores in each bin; a fraction of `highest` is as high as the chart."""
     width = 100 / len(fractions)
     return [
         Bar(i * width, width, 100 * fraction / highest, f"{low:.3f} to {high:.3f}: {fraction:.1%}")

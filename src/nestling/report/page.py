@@ -1,4 +1,4 @@
-"""The page itself: what is shown of runs and results, and the template that lays it out."""
+"""The report as an HTML page: collects what is shown of runs and results, and renders the template page.html."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader
 from nestling import __version__
 from nestling.files import replace_text
 from nestling.report.charts import Chart, line_chart
-from nestling.report.comparison import figure, p_value, signed
+from nestling.report.comparison import format_change, format_p_value, format_score
 from nestling.report.results import METRIC, Result
 from nestling.report.runs import CURVES, RunRecord, read_run_record
 from nestling.report.sets import SetView, choose_baseline, view_set
@@ -22,11 +22,11 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class Page:
-    """A page.
+    """A rendered page.
 
     Args:
-        html: All of it.
-        summary: Its beginning in words.
+        html: The page.
+        summary: Sentences at its top, which scripts/report.py prints too.
     """
 
     html: str
@@ -41,14 +41,14 @@ def render(
     baseline: str | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Page:
-    """The page of some runs and results.
+    """Render the report of runs and results.
 
     Args:
-        title: Its heading.
-        runs: Whose curves, data and settings are shown.
-        results: All are compared with the baseline; the last is the one after training.
-        baseline: Name of one of them; by default the first of a model.
-        settings: Texts to show at the end, by name.
+        title: Heading of the page.
+        runs: Runs whose curves, data and settings are shown.
+        results: Results to compare with the baseline; the last one is the result after training.
+        baseline: Name of the result that is the baseline; by default the first of a model.
+        settings: Further settings files to show at the end, texts by name.
 
     Raises:
         ValueError: Results were measured on different queries.
@@ -56,7 +56,7 @@ def render(
     sets = view_sets(results, baseline)
     summary = [line for each in sets for line in each.summary] or run_summary(runs)
     html = (
-        environment()
+        template_environment()
         .get_template("report/page.html")
         .render(
             title=title,
@@ -71,15 +71,16 @@ def render(
     return Page(html, summary)
 
 
-def environment() -> Environment:
-    """Templates of the package, with all texts escaped."""
-    found = Environment(loader=PackageLoader("nestling", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    found.filters.update(figure=figure, signed=signed, p_value=p_value)
-    return found
+def template_environment() -> Environment:
+    """The jinja2 environment of the package's templates; it escapes all texts."""
+    loader = PackageLoader("nestling", ".")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(score=format_score, change=format_change, p_value=format_p_value)
+    return environment
 
 
 def view_sets(results: Sequence[Result], baseline: str | None) -> list[SetView]:
-    """What is shown of each set, in the order in which results name them."""
+    """What is shown of each retrieval set, in the order in which the results name them."""
     if not results:
         return []
     chosen = choose_baseline(results, baseline)
@@ -89,14 +90,12 @@ def view_sets(results: Sequence[Result], baseline: str | None) -> list[SetView]:
 
 
 def run_charts(runs: Sequence[RunRecord]) -> list[Chart]:
-    """Curves of all runs over their steps."""
+    """Charts over the training steps, with a line for each run."""
     several = len(runs) > 1
-    learning = {
-        f"{run.name}, {data}" if several else data: points
-        for run in runs
-        for data, points in run.learning_curves().items()
+    dev_curves = {
+        f"{run.name}, {data}" if several else data: points for run in runs for data, points in run.dev_curves().items()
     }
-    charts = [line_chart("nDCG@10 on the dev sets", learning, x_label="step")]
+    charts = [line_chart("nDCG@10 on the dev sets", dev_curves, x_label="step")]
     charts += [
         line_chart(title, {run.name: run.curve(name) for run in runs}, x_label="step") for name, title in CURVES.items()
     ]
@@ -104,25 +103,26 @@ def run_charts(runs: Sequence[RunRecord]) -> list[Chart]:
 
 
 def run_summary(runs: Sequence[RunRecord]) -> list[str]:
-    """What training changed on the dev sets, in words."""
+    """For each run and dev set a sentence with the change by training, at the largest value of the evaluation axis."""
     lines = []
     for run in runs:
         for each in run.scores:
             if each.value == max(other.value for other in run.scores if other.data == each.data):
                 before, after = each.metrics[METRIC]
                 lines.append(
-                    f"{each.data}: {METRIC} {figure(before)} → {figure(after)}, {signed(after - before)} "
+                    f"{each.data}: {METRIC} {format_score(before)} → {format_score(after)}, "
+                    f"{format_change(after - before)} "
                     f"({run.name}, step {run.exported_step:,}, on the dev set that chose it)"
                 )
     return lines
 
 
-def draw_run(folder: Path) -> None:
-    """Write report.html into a run folder; a failure is told and leaves the finished run as it is."""
+def write_run_report(folder: Path) -> None:
+    """Write report.html into a run folder; a failure is logged, not raised."""
     try:
         record = read_run_record(folder)
         replace_text(folder / REPORT, render(title=record.name, runs=[record], results=[]).html)
-    except Exception:  # whatever it is, the model is there, and nobody should train again for a picture
+    except Exception:  # training has succeeded by now, and no failure of a picture may make the run fail
         logger.exception(
             "%s could not be drawn; the run is complete without it. To draw it: python scripts/report.py --runs %s "
             "--output report.html",

@@ -1,4 +1,4 @@
-"""What a run of a recipe left in its folder: curves, evaluations, data, settings."""
+"""Reads run folders of train/embed.py and train/rerank.py: training curves, evaluations, data and settings."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from nestling.report.charts import Points
 from nestling.report.results import METRIC
 from nestling.run_files import CONFIG, LAUNCHES, METRICS, READ, DataRead, Results, read_data, read_metrics
 
+# Metrics of a training step that are drawn, and the titles of their charts.
 CURVES = {
     "loss": "Loss",
     "learning_rate": "Learning rate",
@@ -24,12 +25,12 @@ CURVES = {
 
 @dataclass(frozen=True)
 class DevScores:
-    """A dev set at a value of the evaluation axis, before training and after.
+    """Metrics of a dev set at one value of the evaluation axis, before and after training.
 
     Args:
-        data: Its name.
-        value: Dimension of an embedder, or number of candidates of a reranker.
-        metrics: Both values of each.
+        data: Name of the dev set.
+        value: Dimension of an embedder's embeddings, or number of candidates of a reranker.
+        metrics: (before, after) for each metric.
     """
 
     data: str
@@ -39,16 +40,16 @@ class DevScores:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder.
+    """What a training run wrote into its folder.
 
     Attributes:
-        name: Of the folder, with as much of its path as tells it from others.
-        config: Its settings, as YAML.
-        settings: Likewise, parsed.
-        launches: When, how and with what it was started.
-        steps: Lines of metrics.jsonl about training.
-        evaluations: Those about the dev sets, by step.
-        data: What it read.
+        name: Name of the folder, preceded by as much of its path as makes it unique among the runs of a report.
+        config: The settings, as YAML text.
+        settings: The settings, parsed.
+        launches: For each launch the time, the processes, versions and commit.
+        steps: Lines of metrics.jsonl about training steps.
+        evaluations: Metrics of the dev sets by step.
+        data: What was read and dropped of each dataset.
     """
 
     name: str
@@ -60,11 +61,11 @@ class RunRecord:
     data: Sequence[DataRead]
 
     def curve(self, name: str) -> Points:
-        """(step, value) of what a step logs; what was not finite is left out."""
+        """(step, value) of a metric of training steps; steps without a finite value are left out."""
         return [(line["step"], line[name]) for line in self.steps if line.get(name) is not None]
 
-    def learning_curves(self) -> dict[str, Points]:
-        """nDCG@10 at the largest value of the axis over the steps, of each dev set."""
+    def dev_curves(self) -> dict[str, Points]:
+        """(step, nDCG@10) for each dev set, at the largest value of the evaluation axis."""
         curves: dict[str, list[tuple[float, float]]] = {}
         for step, results in self.evaluations.items():
             for data, by_value in results.items():
@@ -73,23 +74,24 @@ class RunRecord:
 
     @property
     def exported_step(self) -> int | None:
-        """The step of final/ as far as the evaluations tell: the best."""
+        """The step whose weights are in final/: the one with the best evaluation; None if there was no evaluation."""
         steps = [step for step in self.evaluations if step > 0]
         if not steps:
             return None
-        return max(steps, key=self._judge)
+        return max(steps, key=self._mean_score)
 
-    def _judge(self, step: int) -> float:
+    def _mean_score(self, step: int) -> float:
+        """nDCG@10 at the largest value of the evaluation axis, averaged over the dev sets."""
         return fmean(by_value[max(by_value)][METRIC] for by_value in self.evaluations[step].values())
 
     @property
     def axis(self) -> str:
-        """What evaluations are made at beside the data."""
+        """Name of the evaluation axis: what a dev set is evaluated at several values of."""
         return "depth" if "prefix" in self.settings else "dimensions"
 
     @property
     def scores(self) -> list[DevScores]:
-        """The dev sets before training and at the exported step; empty where one of these was not measured."""
+        """Scores of the dev sets before training and at the exported step; empty if either was not measured."""
         before, step = self.evaluations.get(0), self.exported_step
         if before is None or step is None:
             return []
@@ -101,11 +103,11 @@ class RunRecord:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the run was, in few words."""
+        """Properties of the run by name, as shown on the page."""
         launch, last = self.launches[-1], self.steps[-1] if self.steps else {}
         git = launch.get("git") or {}
         commit = f"{git['commit'][:10]}{' with changes' if git['dirty'] else ''}" if git else None
-        found = {
+        facts = {
             "model": self.settings.get("model"),
             "steps": f"{last['step']:,}" if last else None,
             "examples": f"{last['examples']:,}" if last else None,
@@ -119,14 +121,14 @@ class RunRecord:
             "platform": launch.get("platform"),
             "commit": commit,
         }
-        return {name: str(value) for name, value in found.items() if value is not None}
+        return {name: str(value) for name, value in facts.items() if value is not None}
 
 
 def read_run_records(folders: Sequence[Path]) -> list[RunRecord]:
-    """Read run folders; those of one name, as a pipeline's are, bear the end of their path.
+    """Read run folders and give each a unique name: several of a pipeline may have the same folder name.
 
     Raises:
-        ValueError: One is no run folder, or is given twice.
+        ValueError: A folder is not a run folder, or is given twice.
     """
     paths = [folder.resolve() for folder in folders]
     for folder, path in zip(folders, paths, strict=True):
@@ -138,16 +140,16 @@ def read_run_records(folders: Sequence[Path]) -> list[RunRecord]:
 
 
 def shortest_name(path: Path, others: Sequence[Path]) -> str:
-    """The shortest end of an absolute path that is the end of no other."""
+    """The shortest sequence of last parts of an absolute path that no other path ends with."""
     ends = ("/".join(path.parts[-count:]) for count in range(1, len(path.parts)))
     return next((end for end in ends if not any(f"{other}".endswith(f"/{end}") for other in others)), str(path))
 
 
 def read_run_record(folder: Path) -> RunRecord:
-    """Read a run folder; of a run that was stopped what is there.
+    """Read a run folder; that of an interrupted run as far as it was written.
 
     Raises:
-        ValueError: It is no run folder, or a file in it is not what a run writes.
+        ValueError: It is not a run folder, or a file in it is not what a run writes.
     """
     for name in (CONFIG, LAUNCHES, METRICS):
         require(

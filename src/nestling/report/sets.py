@@ -1,30 +1,29 @@
-"""What the page shows of one retrieval set: the table, curves over dimensions, scores, and queries that moved."""
+"""What the page shows of one retrieval set: results table, curves over dimensions, score histograms, examples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from nestling.report.charts import COLOURS, Chart, Points, line_chart
-from nestling.report.comparison import Difference, System, compare, find_moves, summary_of
-from nestling.report.histograms import Series, histograms
+from nestling.report.comparison import Difference, System, compare, summarise
+from nestling.report.examples import Example, find_examples
+from nestling.report.histograms import Histogram, histograms
 from nestling.report.results import METRIC, Result
 from nestling.retrieval.metrics import Floats
 
-# Queries of each kind, and documents of each, that are shown.
-CASES, SHOWN = 8, 5
+# Bits of one value of a vector.
 BITS = {"float32": 32, "int8": 8, "binary": 1}
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A system in the table of a set.
+    """A row of the results table of a set.
 
     Args:
-        system: Which.
-        baseline: Whether it is what others are compared with.
-        differences: From the baseline, by metric; None for the baseline itself, and where there is none.
+        system: The system that was measured.
+        baseline: Whether it is the baseline.
+        differences: Differences from the baseline by metric; None for the baseline, and where there is no baseline.
     """
 
     system: System
@@ -34,13 +33,13 @@ class TableRow:
 
 @dataclass(frozen=True)
 class DimensionRow:
-    """nDCG@10 at a dimension and embedding precision.
+    """A row of the table of nDCG@10 by dimension and embedding precision.
 
     Args:
-        dim: Values of a vector.
-        embedding_precision: How they are kept.
+        dim: Dimension of the vectors.
+        embedding_precision: Precision of their values.
         size: Bytes of a vector.
-        values: By result; None where one was not measured.
+        values: nDCG@10 of each result; None where it was not measured.
     """
 
     dim: int
@@ -50,38 +49,20 @@ class DimensionRow:
 
 
 @dataclass(frozen=True)
-class Side:
-    """What a system gave a query: the system's name, the metric, the first documents, and relevant ones below them."""
-
-    name: str
-    metric: float
-    first: Sequence[Mapping[str, Any]]
-    below: Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A query with what was retrieved before and after."""
-
-    query: str
-    sides: Sequence[Side]
-
-
-@dataclass(frozen=True)
 class SetView:
-    """All that is shown of a set.
+    """All that is shown of a retrieval set.
 
     Args:
-        data: Its name.
-        queries: How many.
-        summary: The result in words.
-        metrics: Columns of the table.
-        table: A row for each system.
-        dimensions: A row for each dimension and embedding precision; empty if there is one only.
-        names: Columns of that.
-        charts: nDCG@10 over dimensions and bytes.
-        scores: Histograms of each system before and after, with its name.
-        cases: Queries by title of their list.
+        data: Name of the set.
+        queries: Number of its queries.
+        summary: Sentences for the top of the page.
+        metrics: Columns of the results table.
+        table: Rows of the results table, one for each system.
+        dimensions: Rows of the table of dimensions and embedding precisions; empty if only one was measured.
+        dimension_results: Columns of that table: names of the results with embeddings.
+        charts: nDCG@10 over dimensions, and over bytes of a vector.
+        score_histograms: For the baseline and the last result, the name and histograms of scores.
+        examples: Queries by title of their list.
     """
 
     data: str
@@ -90,14 +71,17 @@ class SetView:
     metrics: Sequence[str]
     table: Sequence[TableRow]
     dimensions: Sequence[DimensionRow]
-    names: Sequence[str]
+    dimension_results: Sequence[str]
     charts: Sequence[Chart]
-    scores: Sequence[tuple[str, Sequence[Series]]]
-    cases: Mapping[str, Sequence[Case]]
+    score_histograms: Sequence[tuple[str, Sequence[Histogram]]]
+    examples: Mapping[str, Sequence[Example]]
 
 
 def choose_baseline(results: Sequence[Result], name: str | None) -> Result:
-    """The result that others are compared with: that of the name, else the first of a model, else the first."""
+    """The result that others are compared with: the one with this name, by default the first of a model, or the first.
+
+    BM25 and runs are no baseline by default, unless there are no others.
+    """
     if name is not None:
         return next(each for each in results if each.name == name)
     return next((each for each in results if each.config.get("model") is not None), results[0])
@@ -107,63 +91,65 @@ def view_set(data: str, results: Sequence[Result], baseline: Result) -> SetView:
     """Compare every result on a set with the baseline.
 
     Raises:
-        ValueError: They were measured on different queries.
+        ValueError: The results were measured on different queries.
     """
-    measured = [each for each in results if each.orders(data)]
-    systems = [System(each, key) for each in measured for key in each.orders(data)]
-    after = next(each for each in reversed(systems) if each.key == measured[-1].after(data))
+    measured = [each for each in results if each.main_keys(data)]
+    systems = [System(each, key) for each in measured for key in each.main_keys(data)]
+    after = System(measured[-1], measured[-1].main_key(data))
     reference = next((each for each in systems if each.result.name == baseline.name), None)
-    before = None if reference is None or reference.same(after) else reference
+    before = None if reference is None or reference.is_same(after) else reference
     table = [table_row(reference, each) for each in systems]
     dimensions = dimension_rows(data, measured)
     return SetView(
         data=data,
-        queries=after.result.queries[after.key],
-        summary=[] if before is None else summaries(before, after, table),
+        queries=after.result.query_counts[after.key],
+        summary=[] if before is None else summary_lines(before, after, table),
         metrics=list(dict.fromkeys(name for each in systems for name in each.metrics)),
         table=table,
         dimensions=dimensions,
-        names=[each.name for each in with_vectors(data, measured)],
+        dimension_results=[each.name for each in with_embeddings(data, measured)],
         charts=dimension_charts(data, measured) if dimensions else [],
-        scores=score_histograms([each for each in (before, after) if each is not None]),
-        cases=find_cases(before, after),
+        score_histograms=score_histograms([each for each in (before, after) if each is not None]),
+        examples=find_examples(before, after),
     )
 
 
 def table_row(reference: System | None, system: System) -> TableRow:
-    """A system beside the reference; None if that was not measured on the set."""
-    if reference is None or reference.same(system):
+    """The table row of a system; `reference` is the baseline, None if it was not measured on the set."""
+    if reference is None or reference.is_same(system):
         return TableRow(system, reference is not None, None)
     return TableRow(system, False, {each.metric: each for each in compare(reference, system)})
 
 
-def summaries(before: System, after: System, table: Sequence[TableRow]) -> list[str]:
-    """What changed, in words; and what is better than the last result, lest that be taken for the best."""
-    compared = [
-        (row.system, found) for row in table for name, found in (row.differences or {}).items() if name == METRIC
+def summary_lines(before: System, after: System, table: Sequence[TableRow]) -> list[str]:
+    """The change of nDCG@10 in a sentence; and a second one if another result is higher than the last."""
+    differences = [
+        (row.system, row.differences[METRIC])
+        for row in table
+        if row.differences is not None and METRIC in row.differences
     ]
-    lines = [summary_of(before, system, found) for system, found in compared if system.same(after)]
-    best, highest = max(compared, key=lambda each: each[1].after, default=(after, None))
+    lines = [summarise(before, system, difference) for system, difference in differences if system.is_same(after)]
+    best, highest = max(differences, key=lambda each: each[1].after, default=(after, None))
     if highest is not None and highest.after > max(after.metrics[METRIC], highest.before):
-        lines.append(f"highest: {summary_of(before, best, highest)}")
+        lines.append(f"highest: {summarise(before, best, highest)}")
     return lines
 
 
-def with_vectors(data: str, results: Sequence[Result]) -> list[Result]:
-    """Those that were measured at dimensions of their own."""
-    return [each for each in results if any(key.data == data and key.dim is not None for key in each.rows)]
+def with_embeddings(data: str, results: Sequence[Result]) -> list[Result]:
+    """The results that have embeddings of this set, that is a dimension."""
+    return [each for each in results if any(key.data == data and key.dim is not None for key in each.metrics)]
 
 
 def dimension_rows(data: str, results: Sequence[Result]) -> list[DimensionRow]:
-    """Every dimension and embedding precision that was measured; nothing if it was one."""
-    vectors = with_vectors(data, results)
-    keys = dict.fromkeys(key for each in vectors for key in each.rows if key.data == data and key.dim is not None)
+    """A row for every dimension and precision that was measured, largest vectors first; empty if it is only one."""
+    columns = with_embeddings(data, results)
+    keys = dict.fromkeys(key for each in columns for key in each.metrics if key.data == data and key.dim is not None)
     rows = [
         DimensionRow(
             key.dim,
             key.embedding_precision,
             vector_bytes(key.dim, key.embedding_precision),
-            [each.rows.get(key, {}).get(METRIC) for each in vectors],
+            [each.metrics.get(key, {}).get(METRIC) for each in columns],
         )
         for key in keys
         if key.dim is not None and key.embedding_precision is not None
@@ -172,32 +158,29 @@ def dimension_rows(data: str, results: Sequence[Result]) -> list[DimensionRow]:
 
 
 def vector_bytes(dim: int, embedding_precision: str) -> int:
-    """What a store keeps of a vector, without its index."""
+    """Bytes that a vector store needs for a vector, without its index."""
     return -(-dim * BITS[embedding_precision] // 8)
 
 
 def dimension_charts(data: str, results: Sequence[Result]) -> list[Chart]:
-    """nDCG@10 over dimensions (the first precision; what has none as a level), and over bytes (all precisions)."""
+    """nDCG@10 over dimensions, at each result's first precision, and over bytes of a vector, at all precisions.
+
+    Results without a dimension, as of BM25, are horizontal lines of the first chart. A result has one colour in both.
+    """
     by_dim: dict[str, Points] = {}
     by_size: dict[str, Points] = {}
     levels: dict[str, float] = {}
     styles: dict[str, tuple[int, int]] = {}
-    for number, each in enumerate(results):
+    for number, result in enumerate(results):
         colour = number % COLOURS
-        styles[each.name] = (colour, 0)
-        found = {key: metrics[METRIC] for key, metrics in each.rows.items() if key.data == data and METRIC in metrics}
-        for key, value in found.items():
-            if key.dim is None and key.order is None:
-                levels[each.name] = value
-        for dash, embedding_precision in enumerate(
-            dict.fromkeys(key.embedding_precision for key in found if key.embedding_precision is not None)
-        ):
-            points = sorted(
-                (key.dim or 0, value) for key, value in found.items() if key.embedding_precision == embedding_precision
-            )
+        styles[result.name] = (colour, 0)
+        level = score_without_dimension(data, result)
+        if level is not None:
+            levels[result.name] = level
+        for dash, (embedding_precision, points) in enumerate(scores_by_precision(data, result).items()):
             if dash == 0:
-                by_dim[each.name] = points
-            name = f"{each.name}, {embedding_precision}"
+                by_dim[result.name] = points
+            name = f"{result.name}, {embedding_precision}"
             by_size[name] = [(vector_bytes(dim, embedding_precision), value) for dim, value in points]
             styles[name] = (colour, dash)
     charts = [
@@ -207,57 +190,45 @@ def dimension_charts(data: str, results: Sequence[Result]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def score_histograms(systems: Sequence[System]) -> list[tuple[str, list[Series]]]:
-    """Scores of relevant and of other documents of each system with details; embedders share their range."""
+def score_without_dimension(data: str, result: Result) -> float | None:
+    """nDCG@10 of a result that has neither embeddings nor a reranker."""
+    return next(
+        (
+            metrics[METRIC]
+            for key, metrics in result.metrics.items()
+            if (key.data, key.dim, key.order) == (data, None, None) and METRIC in metrics
+        ),
+        None,
+    )
+
+
+def scores_by_precision(data: str, result: Result) -> dict[str, list[tuple[int, float]]]:
+    """For each embedding precision (dimension, nDCG@10), by ascending dimension."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for key, metrics in result.metrics.items():
+        if key.data == data and key.embedding_precision is not None and METRIC in metrics:
+            points.setdefault(key.embedding_precision, []).append((key.dim or 0, metrics[METRIC]))
+    return {embedding_precision: sorted(each) for embedding_precision, each in points.items()}
+
+
+def score_histograms(systems: Sequence[System]) -> list[tuple[str, list[Histogram]]]:
+    """For each system with details, histograms of the scores of relevant and of other documents.
+
+    If all systems are embedders, whose scores are comparable, all histograms have one range.
+    """
     scores = {each.name: scores_of(each) for each in systems if each.per_query is not None}
     if not all(each.key.dim is not None for each in systems):
         return [(name, histograms(kinds)) for name, kinds in scores.items()]
     flat = {f"{name}, {kind}": values for name, kinds in scores.items() for kind, values in kinds.items()}
-    drawn = iter(histograms(flat) if flat else [])
-    return [(name, [replace(next(drawn), name=kind) for kind in kinds]) for name, kinds in scores.items()]
+    in_order = iter(histograms(flat) if flat else [])
+    return [(name, [replace(next(in_order), name=kind) for kind in kinds]) for name, kinds in scores.items()]
 
 
 def scores_of(system: System) -> dict[str, Floats]:
+    """Scores over all queries, of relevant documents that were retrieved and of the sampled other ones."""
     relevant: list[float] = []
     others: list[float] = []
-    for line in system.result.lines(system.key):
+    for line in system.result.detail_lines(system.key):
         relevant += [each["score"] for each in line["judged"] if each["score"] is not None]
         others += line["others"]
     return {"relevant": np.array(relevant, dtype=np.float64), "others": np.array(others, dtype=np.float64)}
-
-
-def find_cases(before: System | None, after: System) -> dict[str, list[Case]]:
-    """Queries that lost most, gained most, and are worst still, with what was retrieved."""
-    other = after.per_query
-    one = before.per_query if before is not None else None
-    if other is None:
-        return {}
-    moves = find_moves(
-        None if one is None else one.metrics[METRIC],
-        other.metrics[METRIC],
-        other.metrics.get("MAP@100", other.metrics[METRIC]),
-        CASES,
-    )
-    shown = [each for each in (before, after) if each is not None and each.per_query is not None]
-    lists = {
-        f"Lost most {METRIC}": moves.lost,
-        "Still worst" if one is not None else "Worst": moves.worst,
-        f"Gained most {METRIC}": moves.gained,
-    }
-    return {title: cases_of(shown, places) for title, places in lists.items() if places}
-
-
-def cases_of(systems: Sequence[System], places: Sequence[int]) -> list[Case]:
-    sides = [[side_of(system, line) for line in system.result.lines(system.key, places)] for system in systems]
-    lines = systems[-1].result.lines(systems[-1].key, places)
-    return [Case(line["query"], each) for line, each in zip(lines, zip(*sides, strict=True), strict=True)]
-
-
-def side_of(system: System, line: Mapping[str, Any]) -> Side:
-    first = line["first"][:SHOWN]
-    names = {each["id"] for each in first}
-    below = sorted(
-        (each for each in line["judged"] if each["id"] not in names),
-        key=lambda each: float("inf") if each["rank"] is None else each["rank"],
-    )
-    return Side(system.name, line["metrics"][METRIC], first, below[:SHOWN])

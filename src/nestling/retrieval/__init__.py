@@ -1,44 +1,44 @@
-"""Retrieval: encode a collection, search it exactly, and measure; first stages and candidate lists for rerankers."""
+"""Encode a retrieval set, search it exactly and measure; first stages, and candidate lists for rerankers."""
 
 from nestling.retrieval.candidates import (
     Candidates,
     evaluate_candidates,
-    fuse,
     open_candidates,
-    place_candidates,
+    ranks_in_candidates,
     read_candidates,
+    reciprocal_rank_fusion,
 )
-from nestling.retrieval.details import Ranking, candidates_ranking, detail_lines, embedder_ranking, run_ranking
+from nestling.retrieval.details import RetrievalDetails, candidate_details, detail_lines, embedder_details, run_details
 from nestling.retrieval.evaluation import encode_set, evaluate_embedder
-from nestling.retrieval.first_stage import bm25_run, check_run, judgements, read_run
+from nestling.retrieval.first_stage import bm25_run, check_run, qrels_of, read_run
 from nestling.retrieval.metrics import Run
 from nestling.retrieval.nearest import search_top
 from nestling.retrieval.reranking import rerank
-from nestling.retrieval.search import EmbeddingPrecision, EncodedSet, place, place_scored
+from nestling.retrieval.search import EmbeddingPrecision, EncodedSet, relevant_ranks, relevant_ranks_and_scores
 
 __all__ = [
     "Candidates",
     "EmbeddingPrecision",
     "EncodedSet",
-    "Ranking",
+    "RetrievalDetails",
     "Run",
     "bm25_run",
-    "candidates_ranking",
+    "candidate_details",
     "check_run",
     "detail_lines",
-    "embedder_ranking",
+    "embedder_details",
     "encode_set",
     "evaluate_candidates",
     "evaluate_embedder",
-    "fuse",
-    "judgements",
     "open_candidates",
-    "place",
-    "place_candidates",
-    "place_scored",
+    "qrels_of",
+    "ranks_in_candidates",
     "read_candidates",
     "read_run",
+    "reciprocal_rank_fusion",
+    "relevant_ranks",
+    "relevant_ranks_and_scores",
     "rerank",
-    "run_ranking",
+    "run_details",
     "search_top",
 ]

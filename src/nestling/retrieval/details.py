@@ -1,7 +1,6 @@
-"""What a search gave each query: its metrics, where its relevant documents stand, and what comes first.
+"""What was retrieved for each query: metrics, relevant documents with their ranks, and the first documents.
 
-Shape legend: Q queries, R relevant documents of all queries, N documents of the collection, s sampled documents of a
-query.
+Shape legend: Q queries, R relevant documents of all queries, N documents of the collection.
 """
 
 import math
@@ -14,136 +13,143 @@ import numpy as np
 from nestling.records.collection import positions
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates
-from nestling.retrieval.metrics import Floats, Placements, Run, per_query
+from nestling.retrieval.metrics import Floats, RelevantRanks, Run, metrics_per_query
 from nestling.retrieval.nearest import search_top
 from nestling.retrieval.search import EmbeddingPrecision, EncodedSet, score_pairs
 
-FIRST = 10
+# Documents of a query that are listed, the best first.
+TOP = 10
+# Documents of a query that are drawn at random, for the distribution of scores of documents that are not relevant.
 SAMPLED = 20
 # Characters of a text that are kept.
-LONGEST = 600
+MAX_CHARACTERS = 600
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """How documents stand for each query of a retrieval set.
+class RetrievalDetails:
+    """What was retrieved for each query of a retrieval set.
 
     Attributes:
-        placements: Of the relevant documents.
-        scores: [R] float64, theirs; NaN for what is not ranked.
-        first: The first documents of each query and their scores, best first.
-        others: Q arrays of float64, scores of some documents that are not relevant, always the same ones for an
-            embedder; of a list only what it names can be among them.
+        ranks: Ranks of the relevant documents.
+        relevant_scores: [R] float64, scores of the relevant documents; NaN for those that were not retrieved.
+        top: The first documents of each query and their scores, best first.
+        other_scores: Q arrays of float64, scores of a random sample of documents that are not relevant: of the whole
+            collection for an embedder, of the listed documents for runs and candidates.
     """
 
-    placements: Placements
-    scores: Floats
-    first: Run
-    others: Sequence[Floats]
+    ranks: RelevantRanks
+    relevant_scores: Floats
+    top: Run
+    other_scores: Sequence[Floats]
 
 
-def embedder_ranking(
+def embedder_details(
     encoded: EncodedSet,
     retrieval_set: RetrievalSet,
-    placements: Placements,
-    scores: Floats,
+    ranks: RelevantRanks,
+    relevant_scores: Floats,
     dim: int,
     embedding_precision: EmbeddingPrecision,
-) -> Ranking:
-    """Of an embedder in one process; `placements` and `scores` are those of `place_scored`."""
-    first = search_top(encoded, retrieval_set, FIRST, dim=dim, embedding_precision=embedding_precision)
-    queries = np.repeat(np.arange(len(placements)), SAMPLED)
-    rows = np.random.default_rng(0).integers(len(encoded.which), size=len(queries))
-    sampled = score_pairs(encoded, queries, encoded.which[rows], dim, embedding_precision).reshape(-1, SAMPLED)
-    others = [
-        own[~np.isin(encoded.which[chosen], encoded.which[relevant])]
-        for own, chosen, relevant in zip(sampled, rows.reshape(-1, SAMPLED), retrieval_set.relevant, strict=True)
+) -> RetrievalDetails:
+    """The details of an embedder, encoded by one process.
+
+    `ranks` and `relevant_scores` are what `relevant_ranks_and_scores` returns. The sample of documents depends on the
+    sizes of the set only, so that embedders are compared on the same ones.
+    """
+    top = search_top(encoded, retrieval_set, TOP, dim=dim, embedding_precision=embedding_precision)
+    queries = np.repeat(np.arange(len(ranks)), SAMPLED)
+    documents = np.random.default_rng(0).integers(len(encoded.distinct_index), size=len(queries))
+    distinct = encoded.distinct_index[documents].reshape(-1, SAMPLED)
+    scores = score_pairs(encoded, queries, distinct.ravel(), dim, embedding_precision).reshape(-1, SAMPLED)
+    other_scores = [
+        own[~np.isin(sampled, encoded.distinct_index[relevant])]
+        for own, sampled, relevant in zip(scores, distinct, retrieval_set.relevant, strict=True)
     ]
-    return Ranking(placements, scores, first, others)
+    return RetrievalDetails(ranks, relevant_scores, top, other_scores)
 
 
-def run_ranking(run: Run, retrieval_set: RetrievalSet, placements: Placements) -> Ranking:
-    """Of lists of documents; `placements` are those of `place_run`."""
+def run_details(run: Run, retrieval_set: RetrievalSet, ranks: RelevantRanks) -> RetrievalDetails:
+    """The details of a run; `ranks` are what `ranks_in_run` returns."""
     generator = np.random.default_rng(0)
-    scores: list[float] = []
-    first: Run = {}
-    others = []
-    for query, rows in zip(retrieval_set.query_ids, retrieval_set.relevant, strict=True):
+    relevant_scores: list[float] = []
+    top: Run = {}
+    other_scores = []
+    for query, documents in zip(retrieval_set.query_ids, retrieval_set.relevant, strict=True):
         listed = run.get(query, {})
-        relevant = [retrieval_set.document_ids[row] for row in rows.tolist()]
-        scores += [listed.get(document, math.nan) for document in relevant]
-        first[query] = dict(sorted(listed.items(), key=lambda item: -item[1])[:FIRST])
-        rest = [listed[document] for document in listed.keys() - set(relevant)]
-        others.append(generator.permutation(np.sort(rest))[:SAMPLED])
-    return Ranking(placements, np.array(scores, dtype=np.float64), first, others)
+        relevant = [retrieval_set.document_ids[document] for document in documents.tolist()]
+        relevant_scores += [listed.get(document, math.nan) for document in relevant]
+        top[query] = dict(sorted(listed.items(), key=lambda item: -item[1])[:TOP])
+        others = [listed[document] for document in listed.keys() - set(relevant)]
+        other_scores.append(generator.permutation(np.sort(others))[:SAMPLED])
+    return RetrievalDetails(ranks, np.array(relevant_scores, dtype=np.float64), top, other_scores)
 
 
-def candidates_ranking(
-    values: Sequence[Floats], candidates: Candidates, retrieval_set: RetrievalSet, placements: Placements
-) -> Ranking:
-    """Of candidates with scores; `placements` are those of `place_candidates`."""
+def candidate_details(
+    scores: Sequence[Floats], candidates: Candidates, retrieval_set: RetrievalSet, ranks: RelevantRanks
+) -> RetrievalDetails:
+    """The details of scored candidates; arguments as in `ranks_in_candidates`, `ranks` are what it returns."""
     ids = retrieval_set.document_ids
     run = {
-        query: {ids[row]: score for row, score in zip(rows.tolist(), own.tolist(), strict=True)}
-        for query, rows, own in zip(retrieval_set.query_ids, candidates.rows, values, strict=True)
+        query: {ids[document]: score for document, score in zip(documents.tolist(), own.tolist(), strict=True)}
+        for query, documents, own in zip(retrieval_set.query_ids, candidates.positions, scores, strict=True)
     }
-    return run_ranking(run, retrieval_set, placements)
+    return run_details(run, retrieval_set, ranks)
 
 
-def detail_lines(ranking: Ranking, retrieval_set: RetrievalSet) -> Iterator[dict[str, Any]]:
-    """For each query what a line of details says of it; only the texts that are named are read."""
-    placements, ids = ranking.placements, retrieval_set.document_ids
-    metrics = per_query(placements)
-    rows_of = positions(ids, (document for listed in ranking.first.values() for document in listed))
-    gains_of = relevances(retrieval_set)
-    ranks = middle_ranks(placements)
+def detail_lines(details: RetrievalDetails, retrieval_set: RetrievalSet) -> Iterator[dict[str, Any]]:
+    """One line of a details file for each query (docs/reports.md); only texts that are part of a line are read."""
+    ranks, ids = details.ranks, retrieval_set.document_ids
+    metrics = metrics_per_query(ranks)
+    position_of = positions(ids, (document for documents in details.top.values() for document in documents))
+    gains_of = gains_by_position(retrieval_set)
+    mean_ranks = expected_ranks(ranks)
     for i, query in enumerate(retrieval_set.query_ids):
-        own = range(placements.offsets[i], placements.offsets[i + 1])
+        entries = range(ranks.offsets[i], ranks.offsets[i + 1])
         yield {
             "query_id": query,
-            "query": shorten(retrieval_set.queries[i]),
+            "query": truncate_text(retrieval_set.queries[i]),
             "metrics": {name: float(values[i]) for name, values in metrics.items()},
             "judged": [
                 {
-                    "id": ids[row],
-                    "text": shorten(retrieval_set.documents[row]),
-                    "relevance": float(placements.gains[at]),
-                    "score": known(ranking.scores[at]),
-                    "rank": known(ranks[at]),
+                    "id": ids[document],
+                    "text": truncate_text(retrieval_set.documents[document]),
+                    "relevance": float(ranks.gains[entry]),
+                    "score": none_if_nan(details.relevant_scores[entry]),
+                    "rank": none_if_nan(mean_ranks[entry]),
                 }
-                for row, at in zip(retrieval_set.relevant[i].tolist(), own, strict=True)
+                for document, entry in zip(retrieval_set.relevant[i].tolist(), entries, strict=True)
             ],
             "first": [
                 {
-                    "id": document,
-                    "text": shorten(retrieval_set.documents[rows_of[document]]) if document in rows_of else None,
+                    "id": name,
+                    "text": truncate_text(retrieval_set.documents[position_of[name]]) if name in position_of else None,
                     "score": score,
-                    "relevance": gains_of[i].get(rows_of.get(document, -1), 0.0),
+                    "relevance": gains_of[i].get(position_of.get(name, -1), 0.0),
                 }
-                for document, score in ranking.first[query].items()
+                for name, score in details.top[query].items()
             ],
-            "others": [round(score, 6) for score in ranking.others[i].tolist()],
+            "others": [round(score, 6) for score in details.other_scores[i].tolist()],
         }
 
 
-def relevances(retrieval_set: RetrievalSet) -> list[dict[int, float]]:
-    """For each query the relevance of its relevant documents by position."""
+def gains_by_position(retrieval_set: RetrievalSet) -> list[dict[int, float]]:
+    """For each query its relevant documents, as {position in the collection: gain}."""
     return [
-        dict(zip(rows.tolist(), map(float, gains), strict=True))
-        for rows, gains in zip(retrieval_set.relevant, retrieval_set.gains, strict=True)
+        dict(zip(documents.tolist(), map(float, gains), strict=True))
+        for documents, gains in zip(retrieval_set.relevant, retrieval_set.gains, strict=True)
     ]
 
 
-def middle_ranks(placements: Placements) -> Floats:
-    """[R] float64: the mean rank, from 1, over all orders of equal scores; NaN for what is not ranked."""
-    return np.where(placements.equal > 0, placements.above + (placements.equal + 1) / 2, np.nan)
+def expected_ranks(ranks: RelevantRanks) -> Floats:
+    """Rank of each relevant document, from 1, averaged over all orders of ties; NaN if not retrieved: [R] float64."""
+    return np.where(ranks.equal > 0, ranks.above + (ranks.equal + 1) / 2, np.nan)
 
 
-def known(value: float) -> float | None:
-    """A number, or None for NaN, which JSON lacks."""
+def none_if_nan(value: float) -> float | None:
+    """None for NaN, which JSON cannot hold."""
     return None if math.isnan(value) else float(value)
 
 
-def shorten(text: str) -> str:
-    """The beginning of a text."""
-    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+def truncate_text(text: str) -> str:
+    """The first `MAX_CHARACTERS` characters, with an ellipsis if there are more."""
+    return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + " …"

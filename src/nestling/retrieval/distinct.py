@@ -1,7 +1,7 @@
-"""Texts that are the same to the model: equal tokens after truncation.
+"""Texts that are the same to the model, with equal tokens after truncation, are encoded and ranked as one.
 
-They are encoded once on a rank, and whatever the ranks encode twice counts once: they tie exactly, instead of being
-ordered by rounding errors that depend on the batch.
+Each process encodes such a text once, and copies that several processes encoded count once. Equal documents therefore
+get exactly equal scores, instead of being ordered by rounding errors that depend on the batch.
 """
 
 import hashlib
@@ -14,62 +14,63 @@ from nestling.models.encoding import TokenIds
 from nestling.retrieval.metrics import Integers
 
 
-class Seen:
-    """The texts of one rank as they come: which of them are new, and what identifies each."""
+class SeenTexts:
+    """The hashes of the texts that this process has read so far, to tell new texts from repeated ones."""
 
     def __init__(self) -> None:
         self._known: set[int] = set()
-        self._identities = array("q")
+        self._hashes = array("q")
 
-    def fresh(self, ids: TokenIds) -> TokenIds:
-        """Those of some texts that no text before had the tokens of."""
-        return [each for each in ids if self._is_new(each)]
+    def select_new(self, ids: TokenIds) -> TokenIds:
+        """Add texts, given as token ids, and return those that were not among the texts before them."""
+        return [each for each in ids if self._add(each)]
 
     @property
-    def identities(self) -> Integers:
-        """[n] int64, of every text so far."""
-        return np.array(self._identities, dtype=np.int64)
+    def hashes(self) -> Integers:
+        """[n] int64: `token_hash` of every text so far, repeated ones included."""
+        return np.array(self._hashes, dtype=np.int64)
 
-    def _is_new(self, ids: list[int]) -> bool:
-        identity = token_identity(ids)
-        self._identities.append(identity)
-        known = len(self._known)
-        self._known.add(identity)
-        return len(self._known) > known
+    def _add(self, ids: list[int]) -> bool:
+        value = token_hash(ids)
+        self._hashes.append(value)
+        count = len(self._known)
+        self._known.add(value)
+        return len(self._known) > count
 
 
-def token_identity(ids: list[int]) -> int:
+def token_hash(ids: list[int]) -> int:
     """A signed 64-bit hash of token ids, the same in every process."""
     digest = hashlib.blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 @dataclass(frozen=True)
-class Distinct:
-    """Which of n texts are the same, in terms of the e that ranks encoded, those of rank 0 first.
+class DistinctTexts:
+    """Which of n texts are the same, in terms of the e encoded texts of all processes, those of rank 0 first.
 
     Attributes:
-        which: [n] int64, for every text the encoded one that stands for it.
-        copies: [e] int64, for how many texts each stands; 0 for what an earlier rank encoded too.
-        bounds: [W + 1] int64; rank r encoded bounds[r] to bounds[r + 1].
+        encoded_index: [n] int64: for each text the index of the encoded text that represents it.
+        copies: [e] int64: how many texts each encoded text represents; 0 if an earlier rank encoded the same text.
+        bounds: [W + 1] int64: rank r encoded the texts bounds[r] to bounds[r + 1].
     """
 
-    which: Integers
+    encoded_index: Integers
     copies: Integers
     bounds: Integers
 
 
-def find_distinct(identities: Integers, world: int) -> Distinct:
-    """From the identities of all texts, [n] int64, of which rank r read every `world`-th from r on (`Seen`)."""
-    encoded = [rank + world * first_of_each(identities[rank::world]) for rank in range(world)]
-    _, kinds, counts = np.unique(identities, return_inverse=True, return_counts=True)
-    _, stands = np.unique(kinds[np.concatenate(encoded)], return_index=True)  # for each kind, the first encoded
+def find_distinct(hashes: Integers, world: int) -> DistinctTexts:
+    """Find equal texts by the hashes of all of them, [n] int64; rank r read (`SeenTexts`) texts r, r + world, ..."""
+    encoded = [rank + world * first_occurrences(hashes[rank::world]) for rank in range(world)]
+    _, distinct, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    # For each distinct text, the first encoded one that is equal to it.
+    _, representatives = np.unique(distinct[np.concatenate(encoded)], return_index=True)
     bounds = np.cumsum([0, *map(len, encoded)])
     copies = np.zeros(bounds[-1], dtype=np.int64)
-    copies[stands] = counts
-    return Distinct(stands[kinds], copies, bounds)
+    copies[representatives] = counts
+    return DistinctTexts(representatives[distinct], copies, bounds)
 
 
-def first_of_each(values: Integers) -> Integers:
-    """Where each value occurs first, ascending."""
+def first_occurrences(values: Integers) -> Integers:
+    """Indices at which each value occurs first, ascending."""
     return np.sort(np.unique(values, return_index=True)[1])

@@ -1,4 +1,4 @@
-"""First stages to compare with: BM25, and run files in the TREC format."""
+"""First stages that need no model: BM25, and run files in the TREC format; and qrels in the form of such runs."""
 
 import math
 from collections.abc import Sequence
@@ -20,38 +20,38 @@ STOP_WORDS = frozenset(STOPWORDS_EN)  # Lucene's for English
 
 
 def bm25_run(retrieval_set: RetrievalSet, *, depth: int = 100, k1: float = 0.9, b: float = 0.4) -> Run:
-    """BM25 (bm25s, Lucene's variant) over the whole collection.
+    """Search the whole collection with BM25 (bm25s, Lucene's variant).
 
-    A query lists its first `depth` documents and every document that ties with the last of them, so that metrics at up
-    to `depth` are exact; documents that share no token with the query are not listed.
+    The run lists the first `depth` documents of each query and every document that ties with the last of them, so that
+    metrics at cut-offs up to `depth` are exact. Documents that share no term with the query are not listed.
     """
     index = bm25_index(retrieval_set.documents, k1=k1, b=b)
     document_ids = np.array(list(retrieval_set.document_ids), dtype=object)
     run: Run = {}
     for query_id, query in zip(retrieval_set.query_ids, retrieval_set.queries, strict=True):
         scores = bm25_scores(index, query)
-        listed = first_with_ties(scores, depth)
+        listed = top_with_ties(scores, depth)
         run[query_id] = dict(zip(document_ids[listed].tolist(), scores[listed].tolist(), strict=True))
     return run
 
 
 def bm25_index(documents: Sequence[str], *, k1: float = 0.9, b: float = 0.4) -> bm25s.BM25:
-    """BM25 (Lucene's variant) over N documents."""
+    """Index N documents for BM25 (Lucene's variant)."""
     terms = [tokenize(text) for text in documents]
     index = bm25s.BM25(k1=k1, b=b)
-    # bm25s cannot index a collection without any term; one that no query has stands for it.
+    # bm25s cannot index a collection without any term: index one that no query can have.
     index.index(terms if any(terms) else [[""], *terms[1:]], show_progress=False)
     return index
 
 
 def bm25_scores(index: bm25s.BM25, query: str) -> NDArray[np.float32]:
-    """[N] float32, of every document for a query; 0 where it shares no term with it."""
+    """Scores of all documents for a query, [N] float32; 0 for a document that shares no term with it."""
     scores: NDArray[np.float32] = index.get_scores_from_ids(index.get_tokens_ids(tokenize(query)))
     return scores
 
 
-def first_with_ties(scores: np.ndarray, depth: int) -> np.ndarray:
-    """Indices of the positive scores among the `depth` highest, and of all that equal the lowest of these."""
+def top_with_ties(scores: np.ndarray, depth: int) -> np.ndarray:
+    """Ascending indices of the `depth` highest scores and of those that tie with the lowest; only scores above 0."""
     if len(scores) <= depth:
         return np.flatnonzero(scores > 0)
     lowest = np.partition(scores, len(scores) - depth)[len(scores) - depth]
@@ -61,7 +61,7 @@ def first_with_ties(scores: np.ndarray, depth: int) -> np.ndarray:
 def tokenize(text: str) -> list[str]:
     """Terms of a text: lower-case words, stemmed (Porter2), without English stop words.
 
-    Scripts that set no spaces between words (Chinese, Japanese, Thai, ...) and Korean give pairs of characters.
+    Korean, and scripts without spaces between words (Chinese, Japanese, Thai, ...), give character bigrams.
     """
     terms: list[str] = []
     for match in WORDS.finditer(text.lower()):
@@ -80,16 +80,16 @@ def _stemmer() -> snowballstemmer.stemmer:
 
 @lru_cache(maxsize=1 << 18)
 def stem(word: str) -> str:
-    """The stem of an English word."""
+    """Porter2 stem of an English word; cached, since stemming in Python is slow."""
     return str(_stemmer().stemWord(word))
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a TREC run: `query Q0 document rank score tag` on each line; only the scores order the documents.
+    """Read a TREC run: `query Q0 document rank score tag` on each line. The rank is ignored; scores order documents.
 
     Raises:
-        ValueError: A line that is not in this form, a document listed twice for a query, or nothing in the file; with
-            file and line.
+        ValueError: `file:line: reason` for a line of another form, a score that is not finite, or a document listed
+            twice for a query; also for an empty file.
     """
     path = Path(path)
     run: Run = {}
@@ -110,25 +110,26 @@ def read_run(path: str | Path) -> Run:
 
 
 def check_run(run: Run, retrieval_set: RetrievalSet) -> list[str]:
-    """What a run lacks of a retrieval set or lists beyond it, for people to read.
+    """Remarks for the user: queries of the set that the run lacks, and listed documents that the set lacks.
 
     Raises:
-        ValueError: It lists none of the set's queries.
+        ValueError: The run lists none of the set's queries.
     """
     queries = retrieval_set.query_ids
-    found = [query for query in queries if query in run]
-    if not found:
+    listed = [query for query in queries if query in run]
+    if not listed:
         raise ValueError(f"--first_stage: the run lists none of the {len(queries):,} queries of {retrieval_set.name}")
     known = set(retrieval_set.document_ids)
-    foreign = {document for query in found for document in run[query] if document not in known}
+    unknown = {document for query in listed for document in run[query] if document not in known}
     remarks = {
-        "queries are not in the run and count 0": len(queries) - len(found),
-        "documents of the run are not in the collection and count as not relevant": len(foreign),
+        "queries are not in the run and count 0": len(queries) - len(listed),
+        "documents of the run are not in the collection and count as not relevant": len(unknown),
     }
     return [f"{count:,} {remark}" for remark, count in remarks.items() if count]
 
 
 def read_score(text: str, where: str) -> float:
+    """Parse a finite number; `where` is the file and line for the error."""
     try:
         score = float(text)
     except ValueError:
@@ -138,10 +139,11 @@ def read_score(text: str, where: str) -> float:
     return score
 
 
-def judgements(retrieval_set: RetrievalSet) -> dict[str, dict[str, float]]:
-    """Relevance judgements of a retrieval set by ids: {query: {document: gain}}, as `place_run` takes them."""
+def qrels_of(retrieval_set: RetrievalSet) -> dict[str, dict[str, float]]:
+    """Relevance judgements above 0, {query id: {document id: grade}}, as `ranks_in_run` takes them."""
     ids = retrieval_set.document_ids
+    judged = zip(retrieval_set.query_ids, retrieval_set.relevant, retrieval_set.gains, strict=True)
     return {
-        query: {ids[row]: float(gain) for row, gain in zip(rows.tolist(), gains.tolist(), strict=True)}
-        for query, rows, gains in zip(retrieval_set.query_ids, retrieval_set.relevant, retrieval_set.gains, strict=True)
+        query: {ids[document]: float(gain) for document, gain in zip(documents.tolist(), gains.tolist(), strict=True)}
+        for query, documents, gains in judged
     }

@@ -1,12 +1,13 @@
-"""Exact search: for each relevant document, how many documents score above it and how many equal.
+"""Exact search: for each relevant document, how many documents of the collection score higher and how many the same.
 
-The collection is walked in blocks of fixed shape, so memory does not grow with it, and no document is left out. A
-relevant document's own score comes from the very product that it is compared in, not from one of another shape, whose
-last bit may differ: documents with equal vectors tie exactly.
+Queries and documents are multiplied in blocks of fixed shape, so memory does not grow with the collection, and every
+document is compared with every query. The score of a relevant document is taken from the same matrix product that it is
+compared in. A product of another shape could differ in the last bit, and documents with equal vectors would not tie.
 
-Shape legend: Q queries, R relevant documents of all queries, N documents of the collection, n distinct ones of this
-rank, b of one block, p relevant documents handled at once, D width of the embeddings, d <= D the dimension that is
-evaluated.
+Shape legend: Q queries, q of one block, R relevant documents of all queries (pairs of a query and a document), p pairs
+handled at once, N documents of the collection, n distinct documents that this process encoded, b documents of one
+block, D width of the embeddings, d <= D the dimension that is evaluated. "Rank" means a process of torch.distributed
+here, but for `RelevantRanks`.
 """
 
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from nestling.models.encoding import EncodingStats
-from nestling.retrieval.metrics import Floats, Integers, Placements
-from nestling.retrieval.ranks import reduce_max, reduce_sum
+from nestling.retrieval.collectives import reduce_max, reduce_sum
+from nestling.retrieval.metrics import Floats, Integers, RelevantRanks
 
 EmbeddingPrecision = Literal["float32", "int8", "binary"]
 
@@ -31,29 +32,30 @@ PAIR_BLOCK = 512
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """A retrieval set's embeddings, from which every dimension and embedding precision is measured.
+    """Full-size float32 embeddings of a retrieval set, those of the documents split over ranks.
 
     Attributes:
         queries: [Q, D] float32, all of them on every rank.
         documents: [n, D] float32, the distinct documents that this rank encoded; n may be 0.
-        copies: [n] int64, how often each of them occurs in the collection; 0 if an earlier rank has it too.
-        which: [N] int64, for each document of the collection its index among the documents of all ranks.
-        first: Index of documents[0] among the documents of all ranks, in the order of the ranks.
-        block: Documents scored at once, the same on every rank.
+        copies: [n] int64, how often each of them occurs in the collection; 0 if an earlier rank has encoded it too.
+        distinct_index: [N] int64, for each document of the collection its index among the distinct documents of all
+            ranks, those of rank 0 first.
+        first_document: Index of documents[0] among the distinct documents of all ranks.
+        block_size: Documents scored at once, the same on every rank.
         offsets: [Q + 1] int64; the relevant documents of query i are relevant[offsets[i]:offsets[i + 1]].
-        relevant: [R] int64, indices among the documents of all ranks, never of one with copies 0.
-        gains: [R] float64, their judgements.
+        relevant: [R] int64, indices among the distinct documents of all ranks, never of one with copies 0.
+        gains: [R] float64, their relevance grades.
         device: Where scores are computed, and where ranks communicate.
-        query_stats: What encoding the queries took, on all ranks together.
-        document_stats: What encoding the documents took.
+        query_stats: Counts and time of encoding the queries, summed over the ranks.
+        document_stats: Counts and time of encoding the documents.
     """
 
     queries: Tensor
     documents: Tensor
     copies: Tensor
-    which: Integers
-    first: int
-    block: int
+    distinct_index: Integers
+    first_document: int
+    block_size: int
     offsets: Tensor
     relevant: Tensor
     gains: Floats
@@ -62,68 +64,79 @@ class EncodedSet:
     document_stats: EncodingStats = field(default_factory=EncodingStats)
 
 
-def place(encoded: EncodedSet, dim: int, embedding_precision: EmbeddingPrecision = "float32") -> Placements:
-    """Where each query's relevant documents stand among all documents; the same on every rank.
+def relevant_ranks(encoded: EncodedSet, dim: int, embedding_precision: EmbeddingPrecision = "float32") -> RelevantRanks:
+    """Rank the relevant documents of each query among all documents; the same on every process.
 
-    Embeddings are cut to their first `dim` values and normalised again, then kept as a vector store would keep them
-    (`Codec`). With torch.distributed initialised all ranks must call it.
+    Embeddings are truncated to their first `dim` values, normalised again, and quantised as a vector store would do
+    (`Quantizer`). With torch.distributed initialised all ranks must call it.
     """
-    return place_scored(encoded, dim, embedding_precision)[0]
+    return relevant_ranks_and_scores(encoded, dim, embedding_precision)[0]
 
 
-def place_scored(
+def relevant_ranks_and_scores(
     encoded: EncodedSet, dim: int, embedding_precision: EmbeddingPrecision = "float32"
-) -> tuple[Placements, Floats]:
-    """What `place` gives, and the scores of the relevant documents, [R] float64."""
+) -> tuple[RelevantRanks, Floats]:
+    """What `relevant_ranks` returns, and the scores of the relevant documents, [R] float64."""
     assert 0 < dim <= encoded.queries.shape[1], f"dim {dim} of {encoded.queries.shape[1]}"
-    codec = Codec.fit(encoded, dim, embedding_precision)
-    own = torch.zeros(len(encoded.relevant), device=encoded.device)
-    for rows in scores_by_block(encoded, codec):
-        own[rows.pairs][rows.inside] = rows.scores[rows.inside, rows.column[rows.inside]]
-    own = reduce_sum(own, encoded.device)
+    quantizer = Quantizer.fit(encoded, dim, embedding_precision)
+    relevant_scores = torch.zeros(len(encoded.relevant), device=encoded.device)
+    for block in pair_score_blocks(encoded, quantizer):
+        relevant_scores[block.pairs][block.inside] = block.scores[block.inside, block.column[block.inside]]
+    relevant_scores = reduce_sum(relevant_scores, encoded.device)
 
-    counts = torch.zeros(2, len(own), dtype=torch.int64, device=encoded.device)
-    for rows in scores_by_block(encoded, codec):
-        threshold = own[rows.pairs]
+    counts = torch.zeros(2, len(relevant_scores), dtype=torch.int64, device=encoded.device)
+    for block in pair_score_blocks(encoded, quantizer):
+        threshold = relevant_scores[block.pairs]
         # Written over, in case a kernel does not repeat itself to the last bit.
-        rows.scores[rows.inside, rows.column[rows.inside]] = threshold[rows.inside]
-        counts[0, rows.pairs] += torch.where(rows.scores > threshold[:, None], rows.copies, 0).sum(dim=1)
-        counts[1, rows.pairs] += torch.where(rows.scores == threshold[:, None], rows.copies, 0).sum(dim=1)
+        block.scores[block.inside, block.column[block.inside]] = threshold[block.inside]
+        counts[0, block.pairs] += torch.where(block.scores > threshold[:, None], block.copies, 0).sum(dim=1)
+        counts[1, block.pairs] += torch.where(block.scores == threshold[:, None], block.copies, 0).sum(dim=1)
     above, equal = reduce_sum(counts, encoded.device).cpu().numpy()
-    return Placements(encoded.offsets.numpy(), encoded.gains, above, equal), own.double().cpu().numpy()
+    ranks = RelevantRanks(encoded.offsets.numpy(), encoded.gains, above, equal)
+    return ranks, relevant_scores.double().cpu().numpy()
 
 
 def score_pairs(
     encoded: EncodedSet, queries: Integers, documents: Integers, dim: int, embedding_precision: EmbeddingPrecision
 ) -> Floats:
-    """[p] float64: scores of pairs of a query and a distinct document, in one process.
+    """Scores of pairs of a query and a distinct document, [p] float64, where one process encoded all documents.
 
     Args:
         encoded: The embeddings.
         queries: [p] int64, which of the Q queries.
         documents: [p] int64, which of the n distinct documents.
-        dim: As in `place`.
-        embedding_precision: As in `place`.
+        dim: As in `relevant_ranks`.
+        embedding_precision: As in `relevant_ranks`.
     """
-    assert len(encoded.documents) == len(encoded.copies) > encoded.which.max(), "the documents of other ranks lack"
-    codec = Codec.fit(encoded, dim, embedding_precision)
+    assert len(encoded.documents) == len(encoded.copies) > encoded.distinct_index.max(), (
+        "documents of other ranks are missing"
+    )
+    quantizer = Quantizer.fit(encoded, dim, embedding_precision)
     scores = np.empty(len(queries))
-    for start in range(0, len(queries), encoded.block):
-        part = slice(start, start + encoded.block)
-        asked = codec.queries(encoded.queries[queries[part]].to(encoded.device))
-        found = codec.documents(encoded.documents[documents[part]].to(encoded.device))
-        scores[part] = (asked * found).sum(dim=1).double().cpu().numpy()
+    for start in range(0, len(queries), encoded.block_size):
+        part = slice(start, start + encoded.block_size)
+        query_vectors = quantizer.queries(encoded.queries[queries[part]].to(encoded.device))
+        document_vectors = quantizer.documents(encoded.documents[documents[part]].to(encoded.device))
+        scores[part] = (query_vectors * document_vectors).sum(dim=1).double().cpu().numpy()
     return scores
 
 
 @dataclass(frozen=True)
-class Codec:
-    """Vectors as a store keeps them, given back as float32 so that one product serves every embedding precision.
+class Quantizer:
+    """Quantises vectors as a vector store does and decodes them to float32, so that every precision is one product.
 
-    float32: as they are. int8: documents in 256 steps between the smallest and the largest value that the documents
-    have in each dimension, queries in float32, scores between the query and the decoded document (faiss SQ8,
-    `sentence_transformers.quantize_embeddings`). binary: signs of both; the product d - 2 * Hamming distance is an
-    exact integer, often the same for many documents.
+    - float32: vectors are kept as they are.
+    - int8: each dimension of the documents is quantised to 256 steps between its smallest and largest value over the
+      documents; queries stay float32 and are scored against the decoded documents (faiss SQ8,
+      `sentence_transformers.quantize_embeddings`).
+    - binary: signs of queries and documents, as -1 and 1. The product, d - 2 * Hamming distance, is an exact integer
+      and often the same for many documents.
+
+    Attributes:
+        dim: Dimension to which embeddings are truncated, d.
+        embedding_precision: One of the above.
+        low: [d] float32, smallest value of each dimension; used by int8 only.
+        step: [d] float32, width of a quantisation step; used by int8 only.
     """
 
     dim: int
@@ -132,13 +145,15 @@ class Codec:
     step: Tensor
 
     @classmethod
-    def fit(cls, encoded: EncodedSet, dim: int, embedding_precision: EmbeddingPrecision) -> "Codec":
-        """Calibrate on the documents of all ranks; `low` and `step` are [d] float32, used by int8 only."""
+    def fit(cls, encoded: EncodedSet, dim: int, embedding_precision: EmbeddingPrecision) -> "Quantizer":
+        """Calibrate on the documents of all ranks, which must all call it."""
         negative_low = torch.full((dim,), -torch.inf, device=encoded.device)
         high = negative_low.clone()
         if embedding_precision == "int8":
-            for start in range(0, len(encoded.documents), encoded.block):  # none on a rank without documents
-                vectors = shorten(encoded.documents[start : start + encoded.block].to(encoded.device), dim)
+            for start in range(0, len(encoded.documents), encoded.block_size):  # none on a rank without documents
+                vectors = truncate_embeddings(
+                    encoded.documents[start : start + encoded.block_size].to(encoded.device), dim
+                )
                 negative_low = torch.maximum(negative_low, (-vectors).amax(dim=0))
                 high = torch.maximum(high, vectors.amax(dim=0))
             negative_low, high = reduce_max(torch.stack([negative_low, high]), encoded.device)
@@ -146,39 +161,39 @@ class Codec:
         return cls(dim, embedding_precision, low=-negative_low, step=torch.where(step == 0, 1.0, step))
 
     def queries(self, embeddings: Tensor) -> Tensor:
-        """[Q, D] to [Q, d] float32."""
-        vectors = shorten(embeddings, self.dim)
+        """Truncate and quantise query embeddings: [Q, D] to [Q, d] float32."""
+        vectors = truncate_embeddings(embeddings, self.dim)
         return signs(vectors) if self.embedding_precision == "binary" else vectors
 
     def documents(self, embeddings: Tensor) -> Tensor:
-        """[n, D] to [n, d] float32."""
-        vectors = shorten(embeddings, self.dim)
+        """Truncate, quantise and decode document embeddings: [n, D] to [n, d] float32."""
+        vectors = truncate_embeddings(embeddings, self.dim)
         if self.embedding_precision == "int8":
             codes = ((vectors - self.low) / self.step).floor().clamp(0, 255)
             return codes * self.step + self.low
         return signs(vectors) if self.embedding_precision == "binary" else vectors
 
 
-def shorten(embeddings: Tensor, dim: int) -> Tensor:
-    """The first `dim` values of each embedding, normalised: [n, D] to [n, d]."""
+def truncate_embeddings(embeddings: Tensor, dim: int) -> Tensor:
+    """The first `dim` values of each embedding, normalised again: [n, D] to [n, d]."""
     return normalize(embeddings[:, :dim], dim=-1)
 
 
 def signs(vectors: Tensor) -> Tensor:
-    """1 where a value is above 0, else -1."""
+    """1.0 where a value is above 0, else -1.0."""
     return torch.where(vectors > 0, 1.0, -1.0)
 
 
 @dataclass(frozen=True)
-class ScoreRows:
-    """Scores of the queries of some relevant documents with one block of documents.
+class PairScores:
+    """For p pairs of a query and a relevant document, the scores of the query with one block of documents.
 
     Attributes:
-        pairs: Which of the R relevant documents.
-        scores: [p, b] float32, of the query of each of them.
-        copies: [b] int64, how often each document of the block occurs; 0 for padding.
-        inside: [p] bool, whether the relevant document itself is in the block.
-        column: [p] int64, where it is, if inside.
+        pairs: Which of the R pairs.
+        scores: [p, b] float32, scores of the query of each pair.
+        copies: [b] int64, how often each document of the block occurs in the collection; 0 for padding.
+        inside: [p] bool, whether the relevant document of the pair is in the block.
+        column: [p] int64, its index in the block where `inside`.
     """
 
     pairs: slice
@@ -188,51 +203,51 @@ class ScoreRows:
     column: Tensor
 
 
-def scores_by_block(encoded: EncodedSet, codec: Codec) -> Iterator[ScoreRows]:
-    """The scores of `score_blocks` for the queries of the relevant documents, some of these at a time."""
+def pair_score_blocks(encoded: EncodedSet, quantizer: Quantizer) -> Iterator[PairScores]:
+    """Each block of `score_blocks`, with the scores of a query repeated for each of its relevant documents."""
     relevant = encoded.relevant.to(encoded.device)
     offsets = encoded.offsets.tolist()
     query_of = torch.repeat_interleave(encoded.offsets.diff()).to(encoded.device)
-    for block in score_blocks(encoded, codec):
-        for begin in range(offsets[block.first], offsets[block.last], PAIR_BLOCK):
-            pairs = slice(begin, min(begin + PAIR_BLOCK, offsets[block.last]))
-            column = relevant[pairs] - encoded.first - block.start
-            inside = (column >= 0) & (column < encoded.block)
-            yield ScoreRows(pairs, block.scores[query_of[pairs] - block.first], block.copies, inside, column)
+    for block in score_blocks(encoded, quantizer):
+        for begin in range(offsets[block.first_query], offsets[block.end_query], PAIR_BLOCK):
+            pairs = slice(begin, min(begin + PAIR_BLOCK, offsets[block.end_query]))
+            column = relevant[pairs] - encoded.first_document - block.first_document
+            inside = (column >= 0) & (column < encoded.block_size)
+            yield PairScores(pairs, block.scores[query_of[pairs] - block.first_query], block.copies, inside, column)
 
 
 @dataclass(frozen=True)
 class ScoreBlock:
-    """Scores of some queries with one block of this rank's documents, both padded to shapes that never change.
+    """Scores of a block of queries with a block of this rank's documents, both padded to shapes that never change.
 
     Attributes:
-        start: The first of the n documents.
-        first: The first of the queries.
-        last: The one after the last query; rows of `scores` beyond it are padding.
-        scores: [query block, b] float32.
-        copies: [b] int64, how often each document occurs; 0 for padding.
+        first_document: Index of the first document of the block among the n documents.
+        first_query: Index of the first query of the block.
+        end_query: Index after the last query of the block; `scores` beyond it are padding.
+        scores: [q, b] float32.
+        copies: [b] int64, how often each document occurs in the collection; 0 for padding.
     """
 
-    start: int
-    first: int
-    last: int
+    first_document: int
+    first_query: int
+    end_query: int
     scores: Tensor
     copies: Tensor
 
 
-def score_blocks(encoded: EncodedSet, codec: Codec) -> Iterator[ScoreBlock]:
-    """Score every query with every document of this rank, all queries with one block of documents after another."""
-    queries = codec.queries(encoded.queries.to(encoded.device))
+def score_blocks(encoded: EncodedSet, quantizer: Quantizer) -> Iterator[ScoreBlock]:
+    """Score every query with every document of this rank: for each block of documents, all blocks of queries."""
+    queries = quantizer.queries(encoded.queries.to(encoded.device))
     query_block = min(QUERY_BLOCK, len(queries))
-    for start in range(0, len(encoded.documents), encoded.block):
-        part = slice(start, start + encoded.block)
-        documents = pad_rows(codec.documents(encoded.documents[part].to(encoded.device)), encoded.block)
-        copies = pad_rows(encoded.copies[part].to(encoded.device), encoded.block)
+    for start in range(0, len(encoded.documents), encoded.block_size):
+        part = slice(start, start + encoded.block_size)
+        documents = pad_rows(quantizer.documents(encoded.documents[part].to(encoded.device)), encoded.block_size)
+        copies = pad_rows(encoded.copies[part].to(encoded.device), encoded.block_size)
         for first in range(0, len(queries), query_block):
-            last = min(first + query_block, len(queries))
-            yield ScoreBlock(start, first, last, pad_rows(queries[first:last], query_block) @ documents.T, copies)
+            end = min(first + query_block, len(queries))
+            yield ScoreBlock(start, first, end, pad_rows(queries[first:end], query_block) @ documents.T, copies)
 
 
 def pad_rows(values: Tensor, count: int) -> Tensor:
-    """Append zero rows up to `count`."""
+    """Append zeros along the first dimension, up to a length of `count`."""
     return pad(values, [0, 0] * (values.dim() - 1) + [0, count - len(values)])

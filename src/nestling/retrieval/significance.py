@@ -1,10 +1,10 @@
-"""Whether a difference between two systems on the same queries is more than chance.
+"""Significance of the difference between two systems that were measured on the same queries.
 
-Both methods look at the differences of single queries, so what makes a query hard for both does not count. The
-randomisation test says how often a difference as large comes about if the systems are exchanged at random on each query
-(Smucker, Allan and Carterette 2007, "A Comparison of Statistical Significance Tests for Information Retrieval
-Evaluation"); the bootstrap says between which values the mean lies if other such queries were asked (Sakai 2006,
-"Evaluating Evaluation Metrics based on the Bootstrap").
+Both methods are paired: they use the difference on each query, so queries that are hard for both systems add no
+variance. The randomisation test gives the probability of a mean difference at least as large if the two systems were
+exchanged at random on each query (Smucker, Allan and Carterette 2007, "A Comparison of Statistical Significance Tests
+for Information Retrieval Evaluation"). The bootstrap gives a confidence interval of the mean difference over other
+queries of the same kind (Sakai 2006, "Evaluating Evaluation Metrics based on the Bootstrap").
 
 Shape legend: Q queries, M metrics, b samples drawn at once.
 """
@@ -16,29 +16,29 @@ import numpy as np
 from nestling.retrieval.metrics import Floats
 
 SAMPLES = 10_000
-# Numbers that are drawn at once.
+# Random numbers that are drawn at once, which bounds memory.
 BLOCK = 1 << 22
 
 
 def randomisation_p(differences: Floats, *, samples: int = SAMPLES, seed: int = 0) -> Floats:
-    """Two-sided p of the mean difference being 0, by flipping the signs of queries at random: [M] float64.
+    """Two-sided p value of the paired randomisation test, by flipping signs of queries at random: [M] float64.
 
     The observed signs count as one of the samples (Phipson and Smyth 2010), so p is never 0 and the test is exact at
     any number of samples.
 
     Args:
-        differences: [Q, M], of paired values, Q at least 1.
-        samples: How many sets of signs to draw.
-        seed: Of the drawing.
+        differences: [Q, M] float64, metrics of one system minus those of the other, Q at least 1.
+        samples: How many assignments of signs to draw.
+        seed: Seed of the random generator.
     """
     assert len(differences) > 0
     observed = np.abs(differences.sum(axis=0))
     # Sums of the same values in another order may differ in their last bits.
-    reached = observed - 1e-12 * np.abs(differences).sum(axis=0)
+    threshold = observed - 1e-12 * np.abs(differences).sum(axis=0)
     generator, extreme = np.random.default_rng(seed), np.ones(differences.shape[1])
     for size in blocks(samples, len(differences)):
         signs = 1.0 - 2.0 * generator.integers(2, size=(size, len(differences)), dtype=np.int8)  # [b, Q]
-        extreme += (np.abs(signs @ differences) >= reached).sum(axis=0)
+        extreme += (np.abs(signs @ differences) >= threshold).sum(axis=0)
     p: Floats = extreme / (samples + 1)
     return p
 
@@ -46,13 +46,13 @@ def randomisation_p(differences: Floats, *, samples: int = SAMPLES, seed: int = 
 def bootstrap_interval(
     differences: Floats, *, level: float = 0.95, samples: int = SAMPLES, seed: int = 0
 ) -> tuple[Floats, Floats]:
-    """Lower and upper end of the percentile interval of the mean difference, both [M] float64.
+    """Lower and upper end of the percentile bootstrap interval of the mean difference, both [M] float64.
 
     Args:
-        differences: [Q, M], of paired values, Q at least 1.
-        level: Share of resampled means inside.
+        differences: [Q, M] float64, metrics of one system minus those of the other, Q at least 1.
+        level: Confidence level, the fraction of resampled means inside the interval.
         samples: How often to draw Q queries with replacement.
-        seed: Of the drawing.
+        seed: Seed of the random generator.
     """
     assert len(differences) > 0
     assert 0 < level < 1
@@ -67,7 +67,7 @@ def bootstrap_interval(
 
 
 def blocks(samples: int, count: int) -> Iterator[int]:
-    """Sizes of the parts in which samples of `count` queries are drawn."""
+    """Split `samples` draws over `count` queries into blocks of at most `BLOCK` random numbers; yields block sizes."""
     size = max(1, BLOCK // count)
     for start in range(0, samples, size):
         yield min(size, samples - start)

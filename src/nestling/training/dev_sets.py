@@ -25,7 +25,7 @@ class RerankDevSet:
     @property
     def depth(self) -> int:
         """Candidates of the query that has most."""
-        return max(len(rows) for rows in self.candidates.rows)
+        return max(len(rows) for rows in self.candidates.positions)
 
 
 def load_dev_set(dev: DevData, *, show: bool) -> RetrievalSet:
@@ -41,7 +41,7 @@ def load_rerank_dev_set(dev: CandidateData, *, show: bool) -> RerankDevSet:
     retrieval_set = load_dev_set(dev, show=show)
     candidates = open_candidates(dev.candidates, retrieval_set, dev.depth)
     if show:
-        first = evaluate_candidates(candidates.before, candidates, retrieval_set)
+        first = evaluate_candidates(candidates.first_stage_scores, candidates, retrieval_set)
         print(f"  {dev.candidates}: {candidates}", flush=True)
         print("  their order: " + ", ".join(f"{name} {value:.4f}" for name, value in first.items()), flush=True)
     return RerankDevSet(retrieval_set, candidates, dev.instruction)
