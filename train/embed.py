@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nestling.backends import prepare
 from nestling.backends.optimizer import adamw
-from nestling.batches.embed_collation import Collator, TrainBatch
+from nestling.batches.embed_collation import EmbedBatch, EmbedCollator
 from nestling.batches.packing import pack, token_budget
 from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint import RunFolder
@@ -107,7 +107,7 @@ def build_parts(
     backend = prepare(
         accelerator, embedder, optimizer, queries_per_rank=queries_per_rank, max_norm=config.max_grad_norm
     )
-    collator = Collator(
+    collator = EmbedCollator(
         batch_sampler.sources,
         batch_sampler.row_sampler,
         embedder.text_tokenizer,
@@ -148,7 +148,7 @@ def train(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], fold
         retry = OutOfMemoryRetry(
             backend,
             lambda batch: batch.tokens.chunks,
-            TrainBatch.in_smaller_chunks,
+            EmbedBatch.in_smaller_chunks,
             chunk_tokens=collator.chunk_tokens,
             say=run.progress.say,
             otherwise=LESS_MEMORY,
@@ -179,7 +179,7 @@ def train(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], fold
         write_run_report(folder.path)
 
 
-def rank_loss(embeddings: Tensor, batch: TrainBatch, loss: LossConfig, dims: dict[int, float]) -> Tensor:
+def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dict[int, float]) -> Tensor:
     """This rank's part of the loss of the global batch, a float32 scalar; the parts of all ranks sum to the loss.
 
     `embeddings` are the raw ones of this rank's distinct texts, [n, D].
@@ -230,7 +230,7 @@ class Nested(TypedDict):
     dim_weights: list[float]
 
 
-def open_batches(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], run: Run) -> Iterator[TrainBatch]:
+def open_batches(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], run: Run) -> Iterator[EmbedBatch]:
     """The batches of the steps that are left; hard negatives are mined again between them if that is set."""
     config, batch_sampler, collator = parts.config, parts.batch_sampler, parts.collator
     if config.refresh.steps is None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nestling.batches.embed_collation import Collator
+from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.lengths import measure_lengths
 from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.batches.sampling import BatchIndices, BatchSampler, RowSampler, Source
@@ -29,8 +29,8 @@ def pairs(folder: Path, count: int, name: str = "pairs") -> RecordTable:
 
 def collator(
     sources: list[Source], tokenizer: Path, row_sampler: RowSampler = ROW_SAMPLER, rank: int = 0, world_size: int = 1
-) -> Collator:
-    return Collator(
+) -> EmbedCollator:
+    return EmbedCollator(
         sources,
         row_sampler,
         TextTokenizer(AutoTokenizer.from_pretrained(tokenizer), require_end=True),

@@ -10,7 +10,7 @@ from launches import Weights, adapt, global_batches, launch, recipe, train_by_ha
 from torch import Tensor
 
 from nestling.backends import Backend
-from nestling.batches.embed_collation import Collator
+from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.checkpoint import Checkpoints, TrainingState, write_training
 from nestling.config import LossConfig
@@ -77,9 +77,9 @@ def load(folder: Path, case: Case) -> Embedder:
     return embedder.train()
 
 
-def collate(folder: Path, case: Case, embedder: Embedder, rank: int, world: int) -> Collator:
+def collate(folder: Path, case: Case, embedder: Embedder, rank: int, world: int) -> EmbedCollator:
     file = folder / f"{'graded' if case.kind == 'graded' else 'ranked'}.jsonl"
-    return Collator(
+    return EmbedCollator(
         [Source(load_records(file, progress=False))],
         RowSampler(positives=2, negatives=2, seed=0),
         embedder.text_tokenizer,
@@ -101,7 +101,7 @@ def prepared(folder: Path, case: Case, world: int, *, adam: bool = False) -> Bac
     return launch(case, world, lambda: load(folder, case), adam=adam)
 
 
-def take_step(backend: Backend, case: Case, collator: Collator, indices: BatchIndices) -> tuple[float, float]:
+def take_step(backend: Backend, case: Case, collator: EmbedCollator, indices: BatchIndices) -> tuple[float, float]:
     """This rank's part of the loss, and the norm of the gradient."""
     batch, loss = collator[indices], loss_config(case)
     part = cached_backward(backend, batch.tokens, lambda each: recipe_loss(each, batch, loss), BUDGETS[case.kept])

@@ -11,7 +11,7 @@ from ranks import run_ranks
 import nestling.mining.cached_encoder
 import nestling.models.encoding
 from mining.small import random_rows, write_corpus, write_rows
-from nestling.batches.embed_collation import Collator
+from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.config import RefreshConfig
 from nestling.mining.refresh_dataset import RefreshDataset
@@ -46,7 +46,10 @@ def refresher(
         RefreshDataset.open(source.table, str(path), rules.corpus, progress=False)
         for source, path in zip(sources, paths, strict=True)
     ]
-    collator = Collator(sources, row_sampler, embedder.text_tokenizer, embedder.prompts, chunk_tokens=256, **LENGTHS)
+    lengths = {"chunk_tokens": 256, **LENGTHS}
+    collator = EmbedCollator(sources, row_sampler, embedder.text_tokenizer, embedder.prompts, **lengths)
+        sources, row_sampler, embedder.text_tokenizer, embedder.prompts, chunk_tokens=256, **LENGTHS
+    )
     said: list[str] = []
     made = Refresher(
         folder,

@@ -20,7 +20,7 @@ from nestling.records.table import RecordTable
 
 
 @dataclass(frozen=True)
-class TrainBatch:
+class EmbedBatch:
     """The texts of this rank, and which documents belong to which query in the global batch.
 
     Args:
@@ -50,7 +50,7 @@ class TrainBatch:
     source: int
     truncated: int
 
-    def to(self, device: torch.device) -> "TrainBatch":
+    def to(self, device: torch.device) -> "EmbedBatch":
         return replace(
             self,
             tokens=self.tokens.to(device),
@@ -62,7 +62,7 @@ class TrainBatch:
             scores=None if self.scores is None else self.scores.to(device),
         )
 
-    def in_smaller_chunks(self, halvings: int) -> "TrainBatch":
+    def in_smaller_chunks(self, halvings: int) -> "EmbedBatch":
         """The same texts, in chunks that have been halved so many times."""
         tokens = self.tokens
         for _ in range(halvings):
@@ -70,8 +70,8 @@ class TrainBatch:
         return replace(self, tokens=tokens)
 
 
-class Collator(Dataset[TrainBatch]):
-    """A map-style dataset whose keys are `BatchIndices` and whose items are this rank's `TrainBatch`.
+class EmbedCollator(Dataset[EmbedBatch]):
+    """From the `BatchIndices` of a global batch to this rank's `EmbedBatch`: a dataset, so that DataLoader workers run it.
 
     Texts of other ranks are neither read nor tokenised; only their text ids are read.
 
@@ -116,7 +116,7 @@ class Collator(Dataset[TrainBatch]):
         self.rank = rank
         self.world_size = world_size
 
-    def __getitem__(self, indices: BatchIndices) -> TrainBatch:
+    def __getitem__(self, indices: BatchIndices) -> EmbedBatch:
         source = self.sources[indices.source]
         table = source.table
         sampled_rows = self._sampled_rows(indices)
@@ -128,7 +128,7 @@ class Collator(Dataset[TrainBatch]):
         group, teacher = (
             teacher_scores(table, sampled_rows, local) if self.teacher and table.has_scores else (None, None)
         )
-        return TrainBatch(
+        return EmbedBatch(
             tokens=tokens,
             queries=text_indices[: len(queries)],
             documents=text_indices[len(queries) :],

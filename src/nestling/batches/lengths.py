@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from nestling.batches.embed_collation import Collator
+from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.sampling import BatchIndices
 
 # Rows that are tokenised to measure lengths: all rows of a smaller dataset, a random sample of a larger one.
@@ -41,7 +41,7 @@ class Lengths:
         )
 
 
-def measure_lengths(collator: Collator, source: int) -> Lengths:
+def measure_lengths(collator: EmbedCollator, source: int) -> Lengths:
     """Tokenise the texts that the first row epoch of a dataset uses, or those of a sample of its rows."""
     count = len(collator.sources[source].table)
     rows = list(range(count)) if count <= SAMPLE_ROWS else sorted(random.Random(0).sample(range(count), SAMPLE_ROWS))

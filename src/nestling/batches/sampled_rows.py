@@ -41,7 +41,7 @@ class SampledRow:
 
 
 def teacher_scores(table: RecordTable, sampled_rows: Sequence[SampledRow], local: slice) -> tuple[Tensor, Tensor]:
-    """Documents of each query of this rank and their teacher scores: `group` and `teacher` of a `TrainBatch`."""
+    """Documents of each query of this rank and their teacher scores: `group` and `teacher` of an `EmbedBatch`."""
     starts = np.cumsum([0, *(sampled.documents for sampled in sampled_rows)])[local]
     width = max(sampled.documents for sampled in sampled_rows[local])
     group = torch.full((len(starts), width), -1, dtype=torch.int64)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from nestling.batches.embed_collation import Collator, TrainBatch
+from nestling.batches.embed_collation import EmbedBatch, EmbedCollator
 from nestling.batches.sampling import BatchSampler
 from nestling.config import RefreshConfig
 from nestling.distributed.ranks import on_rank_zero
@@ -54,7 +54,7 @@ class Refresher:
         folder: Path,
         rules: RefreshConfig,
         batch_sampler: BatchSampler,
-        collator: Collator,
+        collator: EmbedCollator,
         datasets: Sequence[RefreshDataset | None],
         embedder: Embedder,
         *,
@@ -69,7 +69,7 @@ class Refresher:
         self.tables = [source.table for source in batch_sampler.sources]
         self.max_over_ranks = partial(largest_over_ranks, device=embedder.device) if equal_forwards else single_process
 
-    def batches(self, steps: range, workers: int) -> Iterator[TrainBatch]:
+    def batches(self, steps: range, workers: int) -> Iterator[EmbedBatch]:
         """The batches of a range of steps of the run, in order."""
         on_rank_zero(partial(self._discard_after, steps.start))
         for step in range(0, steps.start, self.every):

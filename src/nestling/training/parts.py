@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from nestling.backends import Backend
-from nestling.batches.embed_collation import Collator
+from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.rerank_collation import RerankCollator
 from nestling.batches.sampling import BatchSampler
 from nestling.config import EmbedConfig, RerankConfig
@@ -38,7 +38,7 @@ class EmbedParts:
     batch_sampler: BatchSampler
     dev_sets: list[RetrievalSet]
     embedder: Embedder
-    collator: Collator
+    collator: EmbedCollator
     backend: Backend
     budget: ActivationBudget
 
