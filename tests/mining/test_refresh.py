@@ -48,8 +48,6 @@ def refresher(
     ]
     lengths = {"chunk_tokens": 256, **LENGTHS}
     collator = EmbedCollator(sources, row_sampler, embedder.text_tokenizer, embedder.prompts, **lengths)
-        sources, row_sampler, embedder.text_tokenizer, embedder.prompts, chunk_tokens=256, **LENGTHS
-    )
     said: list[str] = []
     made = Refresher(
         folder,

@@ -71,7 +71,7 @@ class EmbedBatch:
 
 
 class EmbedCollator(Dataset[EmbedBatch]):
-    """From the `BatchIndices` of a global batch to this rank's `EmbedBatch`: a dataset, so that DataLoader workers run it.
+    """A dataset, read by DataLoader workers: from the `BatchIndices` of a global batch to this rank's `EmbedBatch`.
 
     Texts of other ranks are neither read nor tokenised; only their text ids are read.
 
