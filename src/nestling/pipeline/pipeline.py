@@ -10,9 +10,10 @@ from typing import Literal
 
 from nestling.config import require
 from nestling.pipeline.digests import Digests
-from nestling.pipeline.running import run_command, still_runs
+from nestling.pipeline.running import run_command
 from nestling.pipeline.step import Step
 from nestling.pipeline.step_record import Inputs, StepRecord, inputs_of
+from nestling.processes import still_runs
 
 State = Literal["done", "new", "changed", "unfinished", "waits"]
 
