@@ -1,11 +1,12 @@
 """Processes that end with the one that started them, also where SIGKILL or the kernel, out of memory, ends that one."""
 
 import os
+import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Environment variable: id and start of the process with which a command of Nestling ends.
 STARTER = "NESTLING_STARTER"
 # Seconds between two looks at a process.
-INTERVAL = 1.0
+INTERVAL = 0.5
 
 # Id of a process and its start, in clock ticks since boot on Linux, elsewhere in seconds since 1970.
 Process = tuple[int, float]
@@ -82,15 +83,15 @@ def stop_signals() -> list[signal.Signals]:
     return [each for each in STOP_SIGNALS if each != signal.SIGHUP or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN]
 
 
-def terminals() -> list[int]:
-    """The descriptors among output and error output that are terminals."""
-    return [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+def discard_unread_output() -> None:
+    """Discard output from now on that goes to a terminal or a pipe whose other end is gone.
 
-
-def discard_output(descriptors: Sequence[int]) -> None:
-    """Discard what is written to terminals that are gone: writing to one is an error, which would prevent saving."""
-    for descriptor in descriptors:
-        if not os.isatty(descriptor):
+    Writing there is an error, which would keep a run that is to stop from saving.
+    """
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)  # only errors
+        if poll.poll(0):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, descriptor)
             os.close(null)

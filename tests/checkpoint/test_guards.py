@@ -144,6 +144,20 @@ def test_a_terminal_that_is_gone_does_not_keep_a_run_from_saving(tmp_path: Path)
     assert (tmp_path / "saved").exists()
 
 
+def test_a_pipe_that_nobody_reads_does_not_keep_a_run_from_saving(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(textwrap.dedent(HUNG_UP).replace('print("a step", flush=True)', "pass"))
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        while not (tmp_path / "ready-0").exists():
+            time.sleep(0.01)
+        assert process.stdout is not None
+        process.stdout.close()
+        process.terminate()
+    assert process.returncode == 0
+    assert (tmp_path / "saved").exists()
+
+
 def test_ranks_fail_together_and_stop_at_the_same_step(tmp_path: Path) -> None:
     """Also what rank 0 returns and raises; the launcher is the one that gets the signal."""
     (tmp_path / "taken" / "thesis").mkdir(parents=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Self
 
-from nestling.processes import STOP_SIGNALS, discard_output, stop_signals, terminals
+from nestling.processes import STOP_SIGNALS, discard_unread_output, stop_signals
 
 
 class StopSignal:
@@ -32,7 +32,6 @@ class StopSignal:
         self._interrupted = False
 
     def __enter__(self) -> Self:
-        self._terminals = terminals()
         self._previous = {number: signal.signal(number, self._handle) for number in stop_signals()}
         return self
 
@@ -45,8 +44,7 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
-        if number == signal.SIGHUP:
-            discard_output(self._terminals)
+        discard_unread_output()
         self._interrupted = self._interrupted or number == signal.SIGINT
         self.received = signal.Signals(number)
 

@@ -13,7 +13,7 @@ from typing import IO
 import psutil
 
 from nestling.files import named
-from nestling.processes import Process, discard_output, ending_with_this, identify, stop_signals, terminals
+from nestling.processes import Process, discard_unread_output, ending_with_this, identify, stop_signals
 
 TAIL = 20  # lines of output in the message about a failure
 
@@ -82,11 +82,9 @@ def forwarding_signals() -> Iterator[list[signal.Signals]]:
     SIGTERM is forwarded in its place.
     """
     received: list[signal.Signals] = []
-    shown_on = terminals()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            discard_output(shown_on)
+        discard_unread_output()
         received.append(signal.Signals(number))
         for each in psutil.Process().children(recursive=True):
             # Processes of other groups are ranks of torchrun, which forwards the signal itself.
