@@ -106,9 +106,9 @@ def take(file: TextIO, refusal: str, advice: str) -> bool:
         exclusive = False
         folder = Path(file.name).parent
         logger.warning("%s: this file system has no locks; make sure that no other process writes there", folder)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with suppress(OSError):  # a full disk takes the name from refusals, not the lock
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return exclusive
 
 

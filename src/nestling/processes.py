@@ -35,6 +35,16 @@ def still_runs(process: Process) -> bool:
     return not zombie and abs(start - process[1]) < 1
 
 
+def ends_within(process: Process, seconds: float) -> bool:
+    """Wait for the end of a process, at most so long; whether it has ended."""
+    deadline = time.monotonic() + seconds
+    while still_runs(process):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def look_at(pid: int) -> tuple[bool, float]:
     """Whether a process is a zombie, and its start.
 

@@ -150,7 +150,8 @@ def test_files_of_own_commands_are_moved_aside(folder: Path) -> None:
     assert (folder / "replaced" / "a.1" / "out").read_text() == "by hand"
 
 
-def test_a_step_that_still_runs_is_not_started_again(folder: Path) -> None:
+def test_a_step_that_still_runs_is_not_started_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nestling.pipeline.pipeline.ENDING_SECONDS", 0.1)
     with pytest.raises(ValueError, match="status 1"):
         states(chain(folder, middle="exit 1"))
     path = folder / "steps" / "b" / "step.json"
