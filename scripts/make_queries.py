@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.config import EndpointConfig, MakeQueriesConfig, parse_config, require, require_extra, require_new, run
+from nestling.config import EndpointConfig, MakeQueriesConfig, new_outputs, parse_config, require, require_extra, run
 
 if TYPE_CHECKING:
     from nestling.synthesis.chat_models import ChatModel, RecordedConversation
@@ -33,8 +33,12 @@ PERSONAS = Path(__file__).resolve().parents[1] / "data" / "personas.txt"
 
 def main() -> None:
     config = parse_config(MakeQueriesConfig, __doc__)
-    check(config)
+    with new_outputs(("--output", None if config.dry_run else config.output)):
+        check(config)
+        make_queries(config)
 
+
+def make_queries(config: MakeQueriesConfig) -> None:
     from nestling.synthesis.journal import open_journal
     from nestling.synthesis.summary import Prices, Summary, usage_text
 
@@ -67,7 +71,6 @@ def check(config: MakeQueriesConfig) -> None:
     require(int(os.environ.get("WORLD_SIZE", "1")) == 1, "queries are made by one process; start it with python")
     if config.dry_run:
         return
-    require_new("--output", config.output)
     if config.endpoint.url is not None:
         require_extra("an endpoint", "synthesis", "openai", "aiolimiter")
         key_of(config.endpoint)

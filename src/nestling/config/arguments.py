@@ -15,6 +15,7 @@ from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from nestling.config.retired import retired
+from nestling.processes import end_with_starter
 from nestling.threads import limit_threads
 
 Config = TypeVar("Config")
@@ -86,6 +87,7 @@ def explained_items(cls: type) -> Iterator[str]:
 def run(main: Callable[[], None]) -> None:
     """Call a script's `main`; errors meant for users become one line and exit status 2, Ctrl-C status 130."""
     atexit.register(gc.freeze)  # else Python goes through all objects of torch and transformers at exit, for a second
+    end_with_starter()
     try:
         main()
     except (ValueError, OSError, FloatingPointError) as error:

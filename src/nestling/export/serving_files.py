@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from nestling.files import sync
+from nestling.locks import claim
 from nestling.models.weights import model_file
 
 # Files of slow tokenizers and templates, which some stacks still read; transformers 5 does not save them.
@@ -60,16 +61,15 @@ def new_directory(output_dir: Path) -> Iterator[Path]:
     """A folder beside `output_dir` to write into.
 
     At the end it is forced onto the disk and renamed; after an error it is gone.
+
+    Raises:
+        ValueError: `output_dir` exists, or another process writes it.
     """
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    try:
+    with claim(output_dir) as partial:
+        refuse_existing(output_dir)
         partial.mkdir()
         yield partial
         _move_into_place(partial, output_dir)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _move_into_place(folder: Path, output_dir: Path) -> None:

@@ -3,7 +3,6 @@
 Shapes: n records, Q distinct queries.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow as pa
 from nestling.batches.sampling import Source
 from nestling.config import RefreshConfig
 from nestling.config.embed import EmbedConfig
-from nestling.files import named, sync
+from nestling.files import named, replacing
 from nestling.mining.candidates import union_candidates
 from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool, open_pool
@@ -25,7 +24,7 @@ from nestling.mining.retrievers import DenseRetriever
 from nestling.mining.rules import Positives, drop_high_scores, drop_known_and_repeated, positives_in_pool
 from nestling.mining.selection import CandidateFilter, Thresholds, draw, make_random_keys
 from nestling.records.beir import is_beir
-from nestling.records.store import open_batches, scratch_file, write_batches
+from nestling.records.store import open_batches, write_batches
 from nestling.records.table import SCHEMA, RecordTable
 from nestling.retrieval.metrics import Integers
 
@@ -112,12 +111,9 @@ def write_refreshed(path: Path, table: RecordTable, result: MiningResult) -> Non
         table.summary, negatives=int(counts.sum()), max_negatives=int(counts.max(initial=0)), rows_scored=0
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with named(path), scratch_file(path.parent) as scratch:
-        with write_batches(scratch, SCHEMA, summary.to_json()) as writer:
-            for batch in refreshed_batches(table, result):
-                writer.write_batch(batch)
-        sync(scratch)
-        os.replace(scratch, path)
+    with replacing(path) as partial, named(path), write_batches(partial, SCHEMA, summary.to_json()) as writer:
+        for batch in refreshed_batches(table, result):
+            writer.write_batch(batch)
 
 
 def refreshed_batches(table: RecordTable, result: MiningResult) -> Iterator[Any]:
