@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.config import EndpointConfig, MakeQueriesConfig, new_outputs, parse_config, require, require_extra, run
+from nestling.api_keys import read_api_key
+from nestling.config import MakeQueriesConfig, new_outputs, parse_config, require, require_extra, run
 
 if TYPE_CHECKING:
     from nestling.synthesis.chat_models import ChatModel, RecordedConversation
@@ -73,21 +74,12 @@ def check(config: MakeQueriesConfig) -> None:
         return
     if config.endpoint.url is not None:
         require_extra("an endpoint", "synthesis", "openai", "aiolimiter")
-        key_of(config.endpoint)
+        read_api_key("endpoint.api_key_env", config.endpoint.api_key_env)
     else:
         require(
             Path(config.model).is_dir(),
             f"--model {config.model}: no such directory; give one, or an --endpoint.url that serves the model",
         )
-
-
-def key_of(endpoint: EndpointConfig) -> str | None:
-    """The API key from its environment variable; None if no variable is set."""
-    if endpoint.api_key_env is None:
-        return None
-    key = os.environ.get(endpoint.api_key_env)
-    require(bool(key), f"endpoint.api_key_env: the environment has no {endpoint.api_key_env}; export the key there")
-    return key
 
 
 def open_task(config: MakeQueriesConfig) -> "SynthesisTask":
@@ -243,7 +235,7 @@ def open_endpoint(config: MakeQueriesConfig, url: str) -> "ChatModel":
     return Endpoint(
         url,
         config.model,
-        key_of(endpoint),
+        read_api_key("endpoint.api_key_env", endpoint.api_key_env),
         concurrency=endpoint.concurrency,
         requests_per_minute=endpoint.requests_per_minute,
         timeout=endpoint.timeout,

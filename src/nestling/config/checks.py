@@ -80,6 +80,19 @@ def require_extra(purpose: str, extra: str, *modules: str) -> None:
     )
 
 
+def require_address(name: str, url: str) -> None:
+    """Raise ValueError unless a setting is the address of a server without what may be secret, which is not shown."""
+    require(
+        "@" not in url and "?" not in url,
+        f"{name}: expected an address without user name, password and query; the name of the environment variable with "
+        "the key goes into api_key_env",
+    )
+    require(
+        url.startswith(("http://", "https://")),
+        f"{name}: {url!r} is not an address; expected something like http://localhost:8000",
+    )
+
+
 def require_unique(what: str, names: list[str]) -> None:
     """Raise ValueError if two datasets bear the same name, under which one's results would hide the other's."""
     for name in names:
