@@ -12,6 +12,7 @@ from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.lengths import measure_lengths
 from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.batches.sampling import BatchIndices, BatchSampler, RowSampler, Source
+from nestling.losses.negatives import ALL_TERMS, NegativeMasks
 from nestling.records import RecordTable, load_records, text_id
 
 ROW_SAMPLER = RowSampler(positives=1, negatives=2, seed=0)
@@ -143,6 +144,43 @@ def test_batch_structure_by_hand(tmp_path: Path, qwen3: Path) -> None:
     assert batch.group is not None and batch.teacher is not None
     assert batch.group.tolist() == [[0, 1, 2], [3, 4, 5], [6, -1, -1], [7, 8, -1]]
     assert batch.teacher.tolist() == [[3, 2, 1], [5, 0, 1], [4, 0, 0], [1, 0, 0]]
+
+
+def test_a_query_with_two_instructions_is_two_queries(tmp_path: Path, qwen3: Path) -> None:
+    """A naive loop over (instruction, text): nothing is dropped, and nothing is masked between the two."""
+    rows: list[dict[str, object]] = [
+        {"query": "jaguar", "positives": ["a cat"], "negatives": ["a car"], "instruction": "Find the animal"},
+        {"query": "jaguar", "positives": ["a car"], "negatives": ["a cat"], "instruction": "Find the brand"},
+        {"query": "jaguar", "positives": ["a big cat"], "negatives": ["a dog"], "instruction": "Find the animal"},
+        {"query": "jaguar", "positives": ["a car"], "negatives": ["a bus"]},
+    ]
+    records = table(tmp_path, rows)
+    assert [records[i].negatives for i in range(4)] == [("a car",), ("a cat",), ("a dog",), ("a bus",)]
+    assert not records.summary.drops
+    known = [records.known_positives(i).tolist() for i in range(4)]
+    assert known == [sorted(map(text_id, ["a cat", "a big cat"])), [text_id("a car")], known[0], [text_id("a car")]]
+
+    structure = collator([Source(records)], qwen3, RowSampler(1, 1, 0))[
+        BatchIndices(0, [0, 1, 2, 3], [0] * 4)
+    ].structure
+    documents, queries, _ = NegativeMasks(structure, ALL_TERMS, mask_identity=True).allowed(slice(0, 4))
+    # Documents: cat, car; car, cat; big cat, dog; car, bus. Equal queries are rows 0 and 2; 1 and 3 share a positive.
+    assert documents.int().tolist() == [
+        [0, 1, 1, 0, 0, 1, 1, 1],
+        [1, 0, 0, 1, 1, 1, 0, 1],
+        [0, 1, 1, 0, 0, 1, 1, 1],
+        [1, 0, 0, 1, 1, 1, 0, 1],
+    ]
+    assert queries.int().tolist() == [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
+
+
+def test_a_query_with_two_instructions_may_be_twice_in_a_batch(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query": f"q{i}", "positives": [f"{task} {i}"], "instruction": task} for i in range(8) for task in ("a", "b")
+    ]
+    indices = next(BatchSampler([Source(table(tmp_path, rows))], 16, ROW_SAMPLER, seed=0).batches())
+    assert sorted(indices.rows) == list(range(16))
+    assert indices.row_epochs == [0] * 16
 
 
 def test_equal_texts_are_tokenised_once(tmp_path: Path, qwen3: Path) -> None:
