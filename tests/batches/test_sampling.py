@@ -219,6 +219,32 @@ def test_graded_pairs_have_their_labels(tmp_path: Path, qwen3: Path) -> None:
     assert batch.scores.tolist() == [0.75, 0.25]
 
 
+def test_both_texts_of_graded_pairs_are_queries_unless_the_dataset_is_asymmetric(tmp_path: Path, qwen3: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"sentence1": "left", "sentence2": "right " * 40, "score": 1},
+        {"sentence1": "left", "sentence2": "other", "score": 0, "instruction": "Compare"},
+    ]
+    indices, graded = BatchIndices(0, [0, 1], [0, 0]), table(tmp_path, rows)
+    both, apart = (collator([Source(graded, symmetric=each)], qwen3) for each in (True, False))
+    both.query_max_length = apart.query_max_length = 16
+    for collate, prompts, longest in (
+        (both, ["Q: ", "Instruct: Compare\nQuery:"], 16),
+        (apart, ["D: ", "D: "], 32),
+    ):
+        assert collate.texts(indices) == (
+            ["Q: left", "Instruct: Compare\nQuery:left"],
+            [prompts[0] + "right " * 40, prompts[1] + "other"],
+        )
+        batch = collate[indices]
+        assert max(int(chunk.lengths.max()) for chunk in batch.tokens.chunks) == longest
+        assert batch.truncated == measure_lengths(collate, 0).truncated_documents == 1
+
+
+def test_the_prompts_of_other_rows_do_not_depend_on_symmetric(tmp_path: Path, qwen3: Path) -> None:
+    collate = collator([Source(pairs(tmp_path, 2))], qwen3)
+    assert collate.texts(BatchIndices(0, [0], [0])) == (["Q: pairs q0"], ["D: pairs d0"])
+
+
 def test_the_instruction_of_a_row_replaces_the_default_prompt(tmp_path: Path, qwen3: Path) -> None:
     rows: list[dict[str, object]] = [
         {"query": "q1", "positives": ["d1"], "instruction": "Find"},
