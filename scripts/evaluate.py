@@ -252,14 +252,16 @@ def candidate_lists(
 
 def measure_first_stage(run: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> "Iterator[Measurement]":
     """Measure a run, by default that of BM25."""
-    from nestling.retrieval import bm25_run, check_run, qrels_of, run_details
+    from nestling.retrieval import bm25_run, check_run, drop_own_documents, qrels_of, run_details
     from nestling.retrieval.metrics import ranks_in_run
 
     for each in sets:
         print(f"{each.name}:\n  {len(each.queries):,} queries\n  {len(each.documents):,} documents")
         if run is not None:
             print(*(f"  {remark}\n" for remark in check_run(run, each)), sep="", end="")
-        measured = run or bm25_run(each)
+        measured, own_documents = drop_own_documents(run or bm25_run(each), each)
+        if own_documents:
+            print(f"  {own_documents:,} listed documents have the id of their query and are left out")
         ranks = ranks_in_run(measured, qrels_of(each))
         yield make_row(each, ranks), each, partial(run_details, measured, each, ranks)
 

@@ -17,6 +17,7 @@ from nestling.config.embed import EmbedConfig
 from nestling.files import named, replacing
 from nestling.mining.candidates import union_candidates
 from nestling.mining.lists import Lists
+from nestling.mining.own_documents import own_documents, own_documents_line, search_others
 from nestling.mining.pool import Pool, open_pool
 from nestling.mining.query_set import QuerySet
 from nestling.mining.result import MiningResult, hardness
@@ -37,11 +38,13 @@ class RefreshDataset:
         table: Its n records.
         query_set: Their queries.
         pool: The documents that negatives come from.
+        own: Of each query the documents that have its id in a BEIR folder, which are no negatives of it.
     """
 
     table: RecordTable
     query_set: QuerySet
     pool: Pool
+    own: Lists
 
     @classmethod
     def open(cls, table: RecordTable, path: str, corpus: str | None, *, progress: bool) -> "RefreshDataset | None":
@@ -58,9 +61,8 @@ class RefreshDataset:
         place = path if is_beir(Path(path)) else corpus
         query_set = QuerySet.of(table)
         needed = query_set.known_positives.values
-        return cls(
-            table, query_set, open_pool(table, None if place is None else Path(place), needed, progress=progress)
-        )
+        pool = open_pool(table, None if place is None else Path(place), needed, progress=progress)
+        return cls(table, query_set, pool, own_documents(Path(path), query_set, pool))
 
 
 def open_refresh_datasets(config: EmbedConfig, sources: Sequence[Source], *, show: bool) -> list[RefreshDataset | None]:
@@ -76,6 +78,8 @@ def open_refresh_datasets(config: EmbedConfig, sources: Sequence[Source], *, sho
     ]
     if show:
         print(*(f"negatives from {each.pool}" for each in datasets if each is not None), sep="\n", flush=True)
+        own = [each.own for each in datasets if each is not None and len(each.own.values)]
+        print(*map(own_documents_line, own), sep="\n", end="\n" * bool(own), flush=True)
     return datasets
 
 
@@ -84,7 +88,8 @@ def mine_again(
 ) -> MiningResult:
     """At most `negatives` hard negatives of each query, from what the model retrieves; all ranks must call it."""
     query_set, pool, scorer = dataset.query_set, dataset.pool, retriever.name
-    candidates, lists = union_candidates({scorer: retriever.search(rules.depth)}), positives_in_pool(query_set, pool)
+    retrieved = search_others(retriever, rules.depth, dataset.own)
+    candidates, lists = union_candidates({scorer: retrieved}), positives_in_pool(query_set, pool)
     scores = retriever.score(lists.owners, lists.values)
     positives = Positives(lists, {scorer: scores}, np.ones(len(scores), dtype=bool))
     candidate_filter = CandidateFilter(len(candidates))
