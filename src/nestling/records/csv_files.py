@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nestling.records.field_names import names_negatives
 from nestling.records.fields import NumberedRows
 from nestling.records.lines import read_lines
 from nestling.records.record import FieldError, located
@@ -19,11 +20,12 @@ LIST_COLUMNS = frozenset(
         "positive_scores",
         "negative_scores",
         "scores",
+        "labels",
+        "label",
         "pos",
         "neg",
         "pos_scores",
         "neg_scores",
-        "rejected_response",
         "messages",
         "positive_messages",
         "negative_messages",
@@ -75,14 +77,19 @@ def _next_cells(path: Path, cells: Iterator[list[str]], line: int) -> list[str] 
 def _cell(column: str, value: str) -> Any:
     if value == "":
         return None
-    if column in LIST_COLUMNS and value.startswith("["):
+    if value.startswith("[") and (column in LIST_COLUMNS or (_may_be_list(column) and value[1:2] in "\"'{")):
         try:
             return json.loads(value)
         except (ValueError, RecursionError) as error:
             raise FieldError(column, f"expected a JSON array: {error}") from None
-    if column in NUMBER_COLUMNS:
+    if column in NUMBER_COLUMNS and not value.startswith("["):
         try:
             return float(value)
         except ValueError:
             raise FieldError(column, f"expected a number, got {value[:40]!r}") from None
     return value
+
+
+def _may_be_list(column: str) -> bool:
+    """Whether a column has a text, or a list of them, in each cell."""
+    return column == "positive" or names_negatives(column)

@@ -46,6 +46,33 @@ def texts(row: Row, field: str) -> tuple[str, ...]:
     return tuple([check_text(f"{field}[{i}]", item) for i, item in enumerate(value)])
 
 
+def documents(row: Row, field: str) -> tuple[str, ...]:
+    """The texts of a field that holds one, or a list of them; a document may be an object with title and text.
+
+    () if the field is absent.
+    """
+    value = row.get(field)
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        return tuple([_document(f"{field}[{i}]", item) for i, item in enumerate(value)])
+    if not isinstance(value, str | dict):
+        raise FieldError(field, f"expected a text or a list of texts, got {_type_name(value)}")
+    return (_document(field, value),)
+
+
+def _document(field: str, value: Any) -> str:
+    return passage(field, value) if isinstance(value, dict) else check_text(field, value)
+
+
+def passage(field: str, row: Row) -> str:
+    """The text of a document within a row, as it is embedded; it is not empty."""
+    try:
+        return check_text("text", document_text(row))
+    except FieldError as error:
+        raise FieldError(field, str(error)) from None
+
+
 def number(row: Row, field: str) -> float | None:
     """The finite number in an optional field; None if it is absent."""
     value = row.get(field)

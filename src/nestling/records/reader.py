@@ -3,7 +3,9 @@
 from collections import Counter
 from difflib import get_close_matches
 
+from nestling.records.columns import columns_line
 from nestling.records.dialects import Dialect, recognise
+from nestling.records.field_names import unread_content
 from nestling.records.fields import Row
 from nestling.records.record import FieldError, Record
 
@@ -37,13 +39,15 @@ class DialectReader:
         unknown = self._unknown_keys.get(keys)
         if unknown is None:
             unknown = self._unknown_keys[keys] = self._check_keys(keys)
-        for key in unknown:
-            self.ignored[key] += row[key] is not None
         assert self.dialect is not None
         record = self.dialect.convert(row)
+        for key in unknown:
+            _refuse_unread(self.dialect, key, row)
+            self.ignored[key] += row[key] is not None
         if not record.positives and not (self._allow_no_positives and record.negatives):
             field = self.dialect.required[1]
             reason = "missing" if row[field] is None else "the list is empty; expected at least one"
+            reason = "no document is labelled relevant" if row[field] else reason
             raise FieldError(field, reason + (ONLY_NEGATIVES if record.negatives else ""))
         self._check_graded(record)
         return record
@@ -69,6 +73,18 @@ class DialectReader:
         if graded != self._graded:
             kinds = ("a graded pair", "a row without score")
             raise FieldError("score", f"{kinds[not graded]} in a file that began with {kinds[graded]}; split the file")
+
+
+def _refuse_unread(dialect: Dialect, key: str, row: Row) -> None:
+    """Raise FieldError for a field with negatives or teacher scores that the dialect does not read."""
+    content = unread_content(key, row[key])
+    if content:
+        line = columns_line(row, query=dialect.required[0], positive=dialect.required[1])
+        raise FieldError(
+            key,
+            f"holds {content}, and dialect {dialect.name} does not read it. Rename it, or name all columns that are "
+            f"to be read (and leave it out, if it is not): {line}",
+        )
 
 
 def _other_dialect(keys: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from nestling.files import sync
 
 # Part of every cache key: raise it when a reader, a rule for dropping rows or a schema changes.
-READER_VERSION = 2
+READER_VERSION = 3
 METADATA_KEY = b"nestling"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
