@@ -78,7 +78,7 @@ def test_refused_columns(tmp_path: Path, columns: dict[str, str], message: str) 
                 "positive_ctxs": [{"text": "p"}],
                 "hard_negative_ctxs": [{"text": "n"}],
             },
-            "columns: {query: question, positive: positive_ctxs, negatives: negative_ctxs} (scripts",
+            "columns: {query: question, positive: positive_ctxs, negatives: hard_negative_ctxs} (scripts",
         ),
         ({"id": 1, "Frage": "q", "die Antwort": "p"}, 'columns: {query: Frage, positive: "die Antwort"} (scripts'),
         ({"text": "a", "label": 3}, "columns: {query: text, positive: COLUMN} (scripts"),

@@ -1,7 +1,7 @@
 """Datasets that training reads and is measured on."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nestling.config.checks import require
 
@@ -17,6 +17,7 @@ class TrainData:
         instruction: Task of the queries of this dataset; a row's own instruction goes first.
         weight: How often an epoch visits each row: 0.5 takes half of the rows, 2 takes each twice.
         in_batch_negatives: Whether documents of other rows are negatives; switch off for classification-like data.
+        columns: Names of the columns that hold query, positive, negatives, ...; by default they are recognised.
     """
 
     path: str
@@ -25,6 +26,7 @@ class TrainData:
     instruction: str | None = None
     weight: float = 1.0
     in_batch_negatives: bool = True
+    columns: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(0 < self.weight < math.inf, f"train: weight is {self.weight:g}, expected a finite number above 0")

@@ -15,8 +15,10 @@ ROLES = (
     *("label", "labels", "score", "instruction"),
 )
 QUERIES = ("query", "question", "anchor", "sentence1", "title", "prompt", "input", "instruction")
-POSITIVES = ("positive", "positives", "pos", "positive_ctxs", "context", "passage", "document", "text", "body")
-POSITIVES = (*POSITIVES, "content", "response", "chosen", "output", "completion", "answer", "answers", "sentence2")
+POSITIVES = (
+    *("positive", "positives", "pos", "positive_ctxs", "context", "passage", "document", "text", "body", "content"),
+    *("response", "chosen", "output", "completion", "answer", "answers", "sentence2"),
+)
 PLAIN = re.compile(r"[A-Za-z_]\w*")
 ARRAY = re.compile(r"\[\s*[\"'{\d-]")
 NOT_TEXTS = re.compile(r".*(?:id|ids|score|scores|label|labels|type|source|index)", re.I)

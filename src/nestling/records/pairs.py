@@ -20,15 +20,15 @@ def read_pair(row: Row, query: str, document: str, instruction: str = "instructi
     positives, negatives = fields.documents(row, document), _negatives(row)
     grades, label = _label_fields(row)
     if grades or (isinstance(row[document], list) and row.get("scores") is not None and not negatives):
-        positives, negatives, *scores = _labelled_list(row, document, grades)
+        positives, negatives, positive_scores, negative_scores = _labelled_list(row, document, grades)
     else:
-        scores = _teacher_scores(row, document, positives, negatives)
+        positive_scores, negative_scores = _teacher_scores(row, document, positives, negatives)
     return Record(
         query=fields.text(row, query),
         positives=positives,
         negatives=negatives,
-        positive_scores=scores[0],
-        negative_scores=scores[1],
+        positive_scores=positive_scores,
+        negative_scores=negative_scores,
         instruction=fields.optional_text(row, instruction),
         score=fields.number(row, label) if label else None,  # without it, a label of 0 would become a positive
     )
