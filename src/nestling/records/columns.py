@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nestling.records.field_names import names_negatives, negative_fields
-from nestling.records.fields import Row
+from nestling.records.fields import Row, shown_names
 from nestling.records.record import FieldError
 
 ROLES = (
@@ -54,7 +54,7 @@ class ColumnMap:
         self._unseen -= row.keys()
         for role in ("query", "positive"):
             if self._columns[role] not in row:
-                found = ", ".join(repr(column) for column in row)
+                found = shown_names(row)
                 raise FieldError("columns", f"no column {self._columns[role]!r} for {role}; the row has {found}")
         read = set(self._columns.values())
         self.ignored.update(column for column, value in row.items() if column not in read and value is not None)
@@ -63,8 +63,7 @@ class ColumnMap:
     def check_seen(self, row: Row) -> None:
         """Raise FieldError, after the last `row`, for a column that no row had."""
         if self._unseen:
-            found = ", ".join(repr(column) for column in row)
-            raise FieldError("columns", f"no row has {min(self._unseen)!r}; this one has {found}")
+            raise FieldError("columns", f"no row has {min(self._unseen)!r}; this one has {shown_names(row)}")
 
 
 def _list_of_cell(role: str, value: Any) -> Any:

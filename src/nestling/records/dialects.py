@@ -13,8 +13,9 @@ from nestling.records.conversions import (
     read_swift_response,
     read_tevatron,
 )
+from nestling.records.csv_files import no_names
 from nestling.records.field_names import negative_fields
-from nestling.records.fields import Row
+from nestling.records.fields import Row, shown_names
 from nestling.records.pairs import read_pair, read_sentences
 from nestling.records.record import FieldError, Record
 
@@ -94,7 +95,10 @@ def recognise(keys: tuple[str, ...]) -> Dialect:
     matching = matching or [d for d in PAIRS if set(d.required) <= set(keys)]
     if len(matching) == 1:
         return matching[0]
-    found = ", ".join(repr(key) for key in keys) or "none"
+    reason = None if matching else no_names(keys)
+    if reason:
+        raise FieldError("header", f"the first line {reason}")
+    found = shown_names(keys)
     if matching:
         options = " and ".join(_describe(d) for d in matching)
         lines = " or ".join(columns_line(keys, query=d.required[0], positive=d.required[1]) for d in matching)

@@ -32,16 +32,17 @@ def negative_fields(keys: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(numbers, key=numbers.__getitem__))
 
 
+@lru_cache(maxsize=1024)
 def names_negatives(key: str) -> bool:
     """Whether a field by its name holds negatives."""
-    return any(NEGATIVE_WORDS.fullmatch(word) for word in _words(key)) and not ABOUT_TEXTS & set(_words(key))
+    return any(NEGATIVE_WORDS.fullmatch(word) for word in _words(key)) and ABOUT_TEXTS.isdisjoint(_words(key))
 
 
 def unread_content(key: str, value: Any) -> str | None:
     """What a field that no dialect reads holds by its name or content; None for what can be left out of training."""
     if not value or isinstance(value, bool):
         return None
-    scored = SCORE_WORDS & set(_words(key))
+    scored = not SCORE_WORDS.isdisjoint(_words(key))
     if scored and (_all_numbers(value) or (isinstance(value, float | int) and _of_documents(key))):
         return "teacher scores"
     if names_negatives(key) and not scored and _holds_text(value):
@@ -51,9 +52,10 @@ def unread_content(key: str, value: Any) -> str | None:
     return None
 
 
-def _words(key: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def _words(key: str) -> frozenset[str]:
     """The lower-case words of a name in snake_case or camelCase."""
-    return re.split(r"[\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower())
+    return frozenset(re.split(r"[\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()))
 
 
 def _of_documents(key: str) -> bool:

@@ -4,11 +4,13 @@ A field that holds null counts as absent, since tables (CSV, Parquet) have every
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from nestling.records.record import FieldError
 
+LONGEST_NAME = 40  # characters of a field's name, beyond which it looks like data
+NAMES_SHOWN = 20  # in messages
 Row = dict[str, Any]
 NumberedRows = Iterator[tuple[int, Row]]  # (1-based line in the source, row)
 
@@ -119,6 +121,14 @@ def document_text(row: Row) -> str:
         if not isinstance(value, str):
             check_text(field, value)
     return " ".join(parts).strip()
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """The first names of fields, for a message; "none" without any."""
+    names = list(names)
+    shown = [repr(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…") for name in names[:NAMES_SHOWN]]
+    more = [f"and {len(names) - NAMES_SHOWN:,} more"] if len(names) > NAMES_SHOWN else []
+    return ", ".join([*shown, *more]) or "none"
 
 
 def _type_name(value: Any) -> str:

@@ -125,6 +125,7 @@ class DialectSource:
         if last is not None:
             with located(self.location, last[0]):
                 self._columns.check_seen(last[1])
+                self._reader.check_scores()
 
 
 def default_name(path: Path) -> str:

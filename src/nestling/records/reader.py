@@ -30,6 +30,9 @@ class DialectReader:
         self.dialect: Dialect | None = None
         self.ignored: Counter[str] = Counter()
         self._graded: bool | None = None
+        self._rows = 0
+        self._scores: set[float] = set()  # the first two different ones of graded pairs
+        self._keys: tuple[str, ...] = ()  # of the first row
         # A file has few different sets of keys, so each is checked once.
         self._unknown_keys: dict[tuple[str, ...], tuple[str, ...]] = {}
 
@@ -50,7 +53,20 @@ class DialectReader:
             reason = "no document is labelled relevant" if row[field] else reason
             raise FieldError(field, reason + (ONLY_NEGATIVES if record.negatives else ""))
         self._check_graded(record)
+        self._rows += 1
+        self._keys = self._keys or keys
         return record
+
+    def check_scores(self) -> None:
+        """Raise FieldError, after the last row, for graded pairs that all have the same score."""
+        if self._rows > 1 and len(self._scores) == 1 and self.dialect is not None:
+            line = columns_line(self._keys, query=self.dialect.required[0], positive=self.dialect.required[1])
+            raise FieldError(
+                "score",
+                f"all {self._rows:,} rows have the label {min(self._scores):g}. Rows with a label or score are graded "
+                "pairs, which train with CoSENT, and that learns from pairs of different grades alone. To train them "
+                f"as positives, name all columns but the label: {line}",
+            )
 
     def _check_keys(self, keys: tuple[str, ...]) -> tuple[str, ...]:
         """The keys that the dialect does not have. Raises FieldError for a missing or misspelt one."""
@@ -67,6 +83,8 @@ class DialectReader:
 
     def _check_graded(self, record: Record) -> None:
         graded = record.score is not None
+        if record.score is not None and len(self._scores) < 2:
+            self._scores.add(record.score)
         if graded and (len(record.positives) != 1 or record.negatives or record.positive_scores):
             raise FieldError("score", "a graded pair has one positive, no negatives and no teacher scores")
         self._graded = graded if self._graded is None else self._graded
