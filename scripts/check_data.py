@@ -48,7 +48,7 @@ def check_data(config: CheckConfig) -> None:
     # 1. The checks.
     counter = open_counter(config)
     sets = [load_retrieval_set(folder, config.eval_split) for folder in config.eval]
-    rows = open_rows(config.data, split=config.split, progress=sys.stderr.isatty())
+    rows = open_rows(config.data, split=config.split, columns=config.columns, progress=sys.stderr.isatty())
     criterion = NearDuplicateCriterion(config.threshold, config.shingle)
     checks = run_checks(rows, criterion, sets, min_characters=config.min_characters, progress=sys.stderr.isatty())
     findings = find_problems(rows, checks, examples=config.examples)

@@ -207,7 +207,12 @@ def judge_records(config: MineConfig) -> None:
     from nestling.records import load_records
 
     table = load_records(
-        config.data, split=config.split, instruction=config.instruction, allow_no_positives=True, progress=True
+        config.data,
+        split=config.split,
+        instruction=config.instruction,
+        columns=config.columns,
+        allow_no_positives=True,
+        progress=True,
     )
     print(table.summary)
     require(not table.graded, f"{config.data}: graded pairs have their scores; expected queries with positives")

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from nestling.config import (
+    CheckConfig,
     CostsConfig,
     EmbedConfig,
     EndpointConfig,
@@ -48,6 +49,22 @@ def test_flags_and_comma_lists() -> None:
     assert config.train == [TrainData("a.jsonl"), TrainData("b")]
     assert config.matryoshka_dims == [256, 128, 64]
     assert config.lora == LoraConfig(r=8)
+
+
+def test_columns_are_named_in_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    named = {"query": "the title", "positive": "body", "negatives": "a=b"}
+    for flags in (
+        ["--columns", "query=the title,positive=body,negatives=a=b"],
+        ["--columns=query=the title,positive=body,negatives=a=b"],
+        ["--columns", '{query: the title, positive: body, negatives: "a=b"}'],
+    ):
+        assert parse_config(CheckConfig, "test", ["--data", "d", *flags]).columns == named
+    with pytest.raises(SystemExit):
+        parse_config(CheckConfig, "test", ["--data", "d", "--columns", "title,body"])
+    assert "columns" in capsys.readouterr().err
+    assert parse("--model=m", "--output_dir=o", "--train=[{path: a, columns: {query: b}}]").train[0].columns == {
+        "query": "b"
+    }
 
 
 def test_flags_override_the_file(tmp_path: Path) -> None:

@@ -224,8 +224,8 @@ def test_a_missing_answer_is_always_refused(tmp_path: Path) -> None:
     [
         ({"anchor": "q", "positive": "p", "negative_1": ""}, "negative_1: the text is empty"),
         (
-            {"anchor": "q", "positive": "p", "negatives": ["n"]},
-            "negatives: not a field of dialect sentence-transformers",
+            {"anchor": "q", "positive": "p", "negatvies": ["n"]},
+            "negatvies: not a field of dialect sentence-transformers; did you mean 'negatives'?",
         ),
         ({"anchor": "q", "positive": "p", "scores": [1, 2]}, "scores: 2 scores for 1 texts in positive and negatives"),
         ({"sentence1": "a", "sentence2": "b", "score": None}, "score: missing"),
@@ -265,7 +265,7 @@ def test_a_missing_answer_is_always_refused(tmp_path: Path) -> None:
         ({"query": "q", "question": "q", "answer": "a"}, "keys: found 'query', 'question', 'answer'; they fit pairs"),
         (
             {"sentence1": "a", "sentence2": "b"},
-            "keys: found 'sentence1', 'sentence2'; no dialect has these. Nearest: graded",
+            "score: missing, or a field label; to train the pairs as positives name them: columns: {query: sentence1,",
         ),
         (
             {"qeury": "a", "positives": ["b"]},

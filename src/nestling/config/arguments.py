@@ -45,8 +45,9 @@ class CheckedConfigFile(ActionConfigFile):
 def parse_config(cls: type[Config], description: str | None, argv: list[str] | None = None) -> Config:
     """Fill the dataclass `cls` from `--config FILE.yaml` and flags; on bad input print one line and exit with status 2.
 
-    Lists of values may be written with commas (`--dims 256,128,64`); lists of datasets as paths with commas. Every
-    script calls this before it imports torch, so it also limits the threads of OpenMP (`nestling.threads`).
+    Lists of values may be written with commas (`--dims 256,128,64`); lists of datasets as paths with commas; names of
+    columns as `--columns query=title,positive=body`. Every script calls this before it imports torch, so it also limits
+    the threads of OpenMP (`nestling.threads`).
     """
     parser = build_parser(cls, description)
     arguments = bracket_lists(cls, sys.argv[1:] if argv is None else argv)
@@ -114,7 +115,7 @@ def fail(message: str) -> NoReturn:
 
 def bracket_lists(cls: type, argv: list[str]) -> list[str]:
     """Rewrite `--dims 256,128` to `--dims [256,128]` and `--train a.jsonl,b.jsonl` to a list of datasets."""
-    lists = {f"--{key}": item for key, item in list_fields(cls)}
+    lists = {f"--{key}": item for key, item in list_fields(cls)} | dict.fromkeys(names_flags(cls), dict)
     split = [part for token in argv for part in (token.split("=", 1) if token.split("=", 1)[0] in lists else [token])]
     return [bracketed(token, lists[before]) if before in lists else token for before, token in pairwise(["", *split])]
 
@@ -122,6 +123,9 @@ def bracket_lists(cls: type, argv: list[str]) -> list[str]:
 def bracketed(value: str, item: type) -> str:
     if value.startswith(("[", "{")):
         return value
+    if item is dict:
+        pairs = [pair.split("=", 1) for pair in value.split(",")]
+        return json.dumps(dict(pairs)) if all(len(pair) == 2 for pair in pairs) else value
     if is_dataclass(item):
         return json.dumps([{"path": path} for path in value.split(",")])
     if item is str:
@@ -136,6 +140,11 @@ def list_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
             yield from list_fields(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
         elif get_origin(hint) is list:
             yield prefix + name, get_args(hint)[0]
+
+
+def names_flags(cls: type) -> list[str]:
+    """The flags of the fields of `cls` that map names to names."""
+    return [f"--{name}" for name, hint in get_type_hints(cls).items() if hint == dict[str, str]]
 
 
 def known_keys(cls: type, prefix: str = "") -> Iterator[str]:

@@ -13,6 +13,7 @@ class CheckConfig:
     Args:
         data: Training records: any file, folder or dataset id that the recipes read.
         split: The split of a BEIR folder or of a dataset id.
+        columns: Columns of the data, such as query=title,positive=body,negatives=others; by default recognised.
         eval: Evaluation sets in the BEIR layout, whose queries and relevant documents are looked for in the data.
         eval_split: Which qrels file of the evaluation sets to use.
         threshold: Texts that share this much of their shingles (Jaccard) are near duplicates.
@@ -30,6 +31,7 @@ class CheckConfig:
 
     data: str
     split: str = "train"
+    columns: dict[str, str] = field(default_factory=dict)
     eval: list[str] = field(default_factory=list)
     eval_split: str = "test"
     threshold: float = 0.8

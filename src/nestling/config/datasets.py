@@ -1,7 +1,7 @@
 """Datasets that training reads and is measured on."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nestling.config.checks import require
 
@@ -19,6 +19,7 @@ class TrainData:
         in_batch_negatives: Whether documents of other rows are negatives; switch off for classification-like data.
         symmetric: Whether both texts of graded pairs are encoded as queries, as similarity tasks are evaluated; switch
             off where the second text is a document.
+        columns: Names of the columns that hold query, positive, negatives, ...; by default they are recognised.
     """
 
     path: str
@@ -28,6 +29,7 @@ class TrainData:
     weight: float = 1.0
     in_batch_negatives: bool = True
     symmetric: bool = True
+    columns: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(0 < self.weight < math.inf, f"train: weight is {self.weight:g}, expected a finite number above 0")

@@ -14,6 +14,7 @@ class MineConfig:
         data: Training records: any file, folder or dataset id that the recipes read.
         output: JSONL file for the result; must not exist; a sweep writes none.
         split: The split of a BEIR folder or of a dataset id.
+        columns: Columns of the data, such as query=title,positive=body,negatives=others; by default recognised.
         instruction: Task of the queries of rows without one; by default the model's own.
         corpus: BEIR folder or corpus.jsonl to mine in; by default that of data, or all documents of the records.
         retrievers: bm25, embedders, TREC run files, or given for the records' own negatives; with commas between.
@@ -51,6 +52,7 @@ class MineConfig:
     data: str
     output: str | None = None
     split: str = "train"
+    columns: dict[str, str] = field(default_factory=dict)
     instruction: str | None = None
     corpus: str | None = None
     retrievers: list[str] = field(default_factory=list)

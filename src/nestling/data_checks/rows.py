@@ -4,7 +4,7 @@ Shapes: n rows, D documents over all rows (row by row, positives before negative
 documents, in the order of their first occurrence.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -163,13 +163,18 @@ class SourceRows:
 
 
 def open_rows(
-    source: str | Path, *, split: str = "train", cache_dir: Path | None = None, progress: bool = True
+    source: str | Path,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
 ) -> SourceRows:
     """Read any source that `load_records` reads, through the same cache; rows with negatives only are included.
 
     Raises ValueError as `load_records` does: `file:line: field: reason`.
     """
-    key, open_source = find_source(source, split, cache_dir, progress, allow_no_positives=True)
+    key, open_source = find_source(source, split, cache_dir, progress, allow_no_positives=True, columns=columns)
     name = f"{default_name(Path(source))}-as-it-is"
     path = cached(name, [*key, "as it is"], cache_dir, lambda file: _write_rows(open_source(), file))
     beir = Path(source) / "qrels" / f"{split}.tsv"

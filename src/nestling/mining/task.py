@@ -61,7 +61,13 @@ def open_task(config: MineConfig) -> MiningTask:
     accelerator = start_ranks()
     with accelerator.main_process_first():  # the main process fills the cache of Arrow files
         progress = accelerator.is_main_process
-        table = load_records(config.data, split=config.split, instruction=config.instruction, progress=progress)
+        table = load_records(
+            config.data,
+            split=config.split,
+            instruction=config.instruction,
+            columns=config.columns,
+            progress=progress,
+        )
         require(not table.graded, f"{config.data}: graded pairs have their scores; expected queries with positives")
         query_set = QuerySet.of(table)
         own_corpus = Path(config.data) if is_beir(Path(config.data)) else None

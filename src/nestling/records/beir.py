@@ -13,9 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from nestling.records.collection import Collection, open_collection
+from nestling.records.json_files import read_json
+from nestling.records.json_sets import is_set, read_set
 from nestling.records.qrels import EMPTY_DOCUMENT, Judgements, read_qrels
 from nestling.records.record import Record
 from nestling.records.retrieval_set import RetrievalSet
+from nestling.records.sources import file_suffix
 from nestling.records.store import file_state
 from nestling.records.summary import DropCounter, LoadSummary
 from nestling.records.texts import Texts
@@ -25,7 +28,7 @@ OWN_DOCUMENT = "document with the id of a query, from the results of that query"
 
 
 def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None = None) -> RetrievalSet:
-    """Load a BEIR folder for evaluation.
+    """Load a BEIR folder, or a JSON file with a whole retrieval set, for evaluation.
 
     Queries whose judgements are all 0 are kept with no relevant document; they score 0, as in trec_eval.
 
@@ -33,6 +36,10 @@ def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None
         ValueError: `file:line: field: reason`; also for a missing split, judgements of unknown ids, and none above 0.
     """
     path = Path(folder)
+    if path.is_file() and file_suffix(path) in (".json", ".jsonl"):
+        line, row = next(read_json(path), (1, {}))
+        if is_set(row):
+            return read_set(path, split, line, row)
     _require_files(path)
     corpus, queries, judgements, drops = _open_split(path, split, cache_dir, progress=False)
     positive = judgements.select(judgements.grade > 0)
@@ -99,7 +106,10 @@ def is_beir(path: Path) -> bool:
 
 def _require_files(path: Path) -> None:
     if not path.is_dir():
-        raise ValueError(f"{path}: folder: there is no such folder; expected one in the BEIR layout")
+        raise ValueError(
+            f"{path}: folder: there is no such folder; expected one in the BEIR layout, or a JSON file with queries, "
+            "corpus and relevant_docs"
+        )
     for name in ("corpus.jsonl", "queries.jsonl"):
         if not (path / name).is_file():
             raise ValueError(f"{path / name}: file: missing; a BEIR folder holds corpus.jsonl, queries.jsonl, qrels/")

@@ -1,13 +1,11 @@
 """Conversion of one row of each dialect into a `Record`; every function raises FieldError for a row it cannot read."""
 
-import re
 from typing import Any
 
 from nestling.records import fields
-from nestling.records.fields import Row, document_text
+from nestling.records.fields import Row
+from nestling.records.pairs import read_pair
 from nestling.records.record import FieldError, Record
-
-NUMBERED_NEGATIVE = re.compile(r"negative_(\d+)")
 
 
 def read_nestling(row: Row) -> Record:
@@ -23,44 +21,8 @@ def read_nestling(row: Row) -> Record:
     )
 
 
-def read_sentence_transformers(row: Row, query: str) -> Record:
-    numbered = sorted((int(key[9:]), key) for key in row if NUMBERED_NEGATIVE.fullmatch(key))
-    keys = ["negative", *(key for _, key in numbered)]
-    negatives = tuple([fields.text(row, key) for key in keys if row.get(key) is not None])
-    scores = fields.numbers(row, "scores", "positive and negatives together", 1 + len(negatives))
-    return Record(
-        query=fields.text(row, query),
-        positives=(fields.text(row, "positive"),),
-        negatives=negatives,
-        positive_scores=scores and scores[:1],
-        negative_scores=scores and scores[1:],
-        instruction=fields.optional_text(row, "instruction"),
-        score=_similarity_label(row),
-    )
-
-
-def _similarity_label(row: Row) -> float | None:
-    """The label of a pair, as sentence-transformers names it; ignoring it would turn a label of 0 into a positive."""
-    return fields.number(row, "label" if row.get("score") is None else "score")
-
-
-def read_graded_pair(row: Row) -> Record:
-    score = fields.number(row, "score")
-    if score is None:
-        raise FieldError("score", "missing")
-    pair = fields.text(row, "sentence1"), fields.text(row, "sentence2")
-    return Record(pair[0], (pair[1],), instruction=fields.optional_text(row, "instruction"), score=score)
-
-
-def read_pair(row: Row, query: str, document: str) -> Record:
-    instruction = fields.optional_text(row, "instruction")
-    return Record(
-        fields.text(row, query), (fields.text(row, document),), instruction=instruction, score=_similarity_label(row)
-    )
-
-
 def read_flag_embedding(row: Row) -> Record:
-    positives, negatives = fields.texts(row, "pos"), fields.texts(row, "neg")
+    positives, negatives = fields.documents(row, "pos"), fields.documents(row, "neg")
     return Record(
         query=fields.text(row, "query"),
         positives=positives,
@@ -73,16 +35,7 @@ def read_flag_embedding(row: Row) -> Record:
 
 def read_swift_response(row: Row) -> Record:
     _refuse_media(row)
-    rejected = row.get("rejected_response")
-    return Record(
-        query=fields.text(row, "query"),
-        positives=(fields.text(row, "response"),),
-        negatives=(fields.check_text("rejected_response", rejected),)
-        if isinstance(rejected, str)
-        else fields.texts(row, "rejected_response"),
-        instruction=fields.optional_text(row, "system"),
-        score=fields.number(row, "label"),
-    )
+    return read_pair(row, "query", "response", instruction="system")
 
 
 def read_swift_messages(row: Row) -> Record:
@@ -135,6 +88,8 @@ def read_tevatron(row: Row) -> Record:
         query=fields.text(row, "query"),
         positives=_passages(row, "positive_passages"),
         negatives=_passages(row, "negative_passages"),
+        positive_scores=_passage_scores(row, "positive_passages"),
+        negative_scores=_passage_scores(row, "negative_passages"),
         instruction=fields.optional_text(row, "instruction"),
     )
 
@@ -145,11 +100,13 @@ def _passages(row: Row, field: str) -> tuple[str, ...]:
         return ()
     if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
         raise FieldError(field, "expected a list of objects with title and text")
-    return tuple([_passage(passage, f"{field}[{i}]") for i, passage in enumerate(passages)])
+    return fields.documents(row, field)
 
 
-def _passage(passage: Row, name: str) -> str:
-    try:
-        return fields.check_text("text", document_text(passage))
-    except FieldError as error:
-        raise FieldError(name, str(error)) from None
+def _passage_scores(row: Row, field: str) -> tuple[float, ...] | None:
+    """The teacher scores in the passages of a field; None if no passage has one."""
+    scores = [fields.number(passage, "score") for passage in row.get(field) or ()]
+    found = [score for score in scores if score is not None]
+    if found and len(found) < len(scores):
+        raise FieldError(f"{field}[{scores.index(None)}]", "score: missing, while other passages of the row have one")
+    return tuple(found) if found else None

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import partial
 
+from nestling.records.columns import columns_line
 from nestling.records.conversions import (
-    NUMBERED_NEGATIVE,
     read_flag_embedding,
-    read_graded_pair,
     read_nestling,
-    read_pair,
-    read_sentence_transformers,
     read_swift_messages,
     read_swift_response,
     read_tevatron,
 )
-from nestling.records.fields import Row
+from nestling.records.csv_files import no_names
+from nestling.records.field_names import negative_fields
+from nestling.records.fields import Row, shown_names
+from nestling.records.pairs import read_pair, read_sentences
 from nestling.records.record import FieldError, Record
 
 
@@ -38,10 +38,15 @@ class Dialect:
 
     def has_field(self, key: str) -> bool:
         """Whether a key is a field of the dialect."""
-        numbered = "negative" in self.optional and NUMBERED_NEGATIVE.fullmatch(key) is not None
-        return key in self.required or key in self.optional or numbered
+        takes_negatives = "negative" in self.optional  # under any known name
+        return key in self.required or key in self.optional or (takes_negatives and bool(negative_fields((key,))))
 
 
+# What a row of a query and its documents may have besides: see `pairs.read_pair`.
+WITH_PAIR = (
+    *("negative", "negatives", "negative_1", "scores", "positive_scores", "negative_scores", "pos_scores"),
+    *("neg_scores", "label", "labels", "score"),
+)
 DIALECTS = (
     Dialect(
         "nestling",
@@ -53,14 +58,19 @@ DIALECTS = (
         Dialect(
             "sentence-transformers",
             (query, "positive"),
-            ("negative", "scores", "instruction", "label", "score"),
-            partial(read_sentence_transformers, query=query),
+            (*WITH_PAIR, "instruction"),
+            partial(read_pair, query=query, document="positive"),
         )
         for query in ("anchor", "query")
     ),
-    Dialect("graded pairs", ("sentence1", "sentence2", "score"), ("instruction",), read_graded_pair),
+    Dialect("graded pairs", ("sentence1", "sentence2"), (*WITH_PAIR, "instruction"), read_sentences),
     Dialect("FlagEmbedding", ("query", "pos"), ("neg", "pos_scores", "neg_scores", "prompt"), read_flag_embedding),
-    Dialect("ms-swift response", ("query", "response"), ("rejected_response", "system", "label"), read_swift_response),
+    Dialect(
+        "ms-swift response",
+        ("query", "response"),
+        (*WITH_PAIR, "rejected_response", "system"),
+        read_swift_response,
+    ),
     Dialect(
         "ms-swift messages", ("messages", "positive_messages"), ("negative_messages", "label"), read_swift_messages
     ),
@@ -71,11 +81,11 @@ PAIRS = tuple(
     Dialect(
         "pairs",
         (query, document),
-        ("instruction", "label", "score"),
+        (*WITH_PAIR, "instruction"),
         partial(read_pair, query=query, document=document),
     )
     for query in ("query", "question")
-    for document in ("answer", "document", "passage")
+    for document in ("answer", "document", "passage", "context")
 )
 
 
@@ -85,13 +95,23 @@ def recognise(keys: tuple[str, ...]) -> Dialect:
     matching = matching or [d for d in PAIRS if set(d.required) <= set(keys)]
     if len(matching) == 1:
         return matching[0]
-    found = ", ".join(repr(key) for key in keys) or "none"
+    reason = None if matching else no_names(keys)
+    if reason:
+        raise FieldError("header", f"the first line {reason}")
+    found = shown_names(keys)
     if matching:
         options = " and ".join(_describe(d) for d in matching)
-        raise FieldError("keys", f"found {found}; they fit {options}; rename or remove the fields of one")
+        lines = " or ".join(columns_line(keys, query=d.required[0], positive=d.required[1]) for d in matching)
+        raise FieldError(
+            "keys", f"found {found}; they fit {options}; rename or remove the fields of one, or name the one: {lines}"
+        )
     nearest = max((*DIALECTS, *PAIRS), key=lambda d: _key_similarity(d, keys))
     known = "; ".join(_describe(d) for d in (*DIALECTS, *PAIRS))
-    raise FieldError("keys", f"found {found}; no dialect has these. Nearest: {_describe(nearest)}. Known: {known}")
+    raise FieldError(
+        "keys",
+        f"found {found}; no dialect has these. Nearest: {_describe(nearest)}. To name them: {columns_line(keys)}. "
+        f"Known: {known}",
+    )
 
 
 def _describe(dialect: Dialect) -> str:

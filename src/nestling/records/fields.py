@@ -4,11 +4,13 @@ A field that holds null counts as absent, since tables (CSV, Parquet) have every
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from nestling.records.record import FieldError
 
+LONGEST_NAME = 40  # characters of a field's name, beyond which it looks like data
+NAMES_SHOWN = 20  # in messages
 Row = dict[str, Any]
 NumberedRows = Iterator[tuple[int, Row]]  # (1-based line in the source, row)
 
@@ -44,6 +46,33 @@ def texts(row: Row, field: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise FieldError(field, f"expected a list of texts, got {_type_name(value)}")
     return tuple([check_text(f"{field}[{i}]", item) for i, item in enumerate(value)])
+
+
+def documents(row: Row, field: str) -> tuple[str, ...]:
+    """The texts of a field that holds one, or a list of them; a document may be an object with title and text.
+
+    () if the field is absent.
+    """
+    value = row.get(field)
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        return tuple([_document(f"{field}[{i}]", item) for i, item in enumerate(value)])
+    if not isinstance(value, str | dict):
+        raise FieldError(field, f"expected a text or a list of texts, got {_type_name(value)}")
+    return (_document(field, value),)
+
+
+def _document(field: str, value: Any) -> str:
+    return passage(field, value) if isinstance(value, dict) else check_text(field, value)
+
+
+def passage(field: str, row: Row) -> str:
+    """The text of a document within a row, as it is embedded; it is not empty."""
+    try:
+        return check_text("text", document_text(row))
+    except FieldError as error:
+        raise FieldError(field, str(error)) from None
 
 
 def number(row: Row, field: str) -> float | None:
@@ -92,6 +121,14 @@ def document_text(row: Row) -> str:
         if not isinstance(value, str):
             check_text(field, value)
     return " ".join(parts).strip()
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """The first names of fields, for a message; "none" without any."""
+    names = list(names)
+    shown = [repr(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…") for name in names[:NAMES_SHOWN]]
+    more = [f"and {len(names) - NAMES_SHOWN:,} more"] if len(names) > NAMES_SHOWN else []
+    return ", ".join([*shown, *more]) or "none"
 
 
 def _type_name(value: Any) -> str:

@@ -4,7 +4,8 @@ import codecs
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,51 @@ from nestling.records.fields import NumberedRows, Row
 from nestling.records.lines import byte_progress, open_bytes, read_lines
 from nestling.records.record import FieldError, located
 
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """An object of its keys and values, each of which may be given once."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise FieldError(repeated, "given twice in one object; expected each key once")
+    return row
+
+
 JSON_SPACE = re.compile(r"[ \t\r\n]*")
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
 BLOCK_BYTES = 1 << 20  # that are read at a time from a file with one JSON array
 
 
 def read_jsonl(path: Path, progress: bool = False) -> NumberedRows:
-    """Read one JSON object per line; blank lines are skipped."""
+    """Read one JSON object per line, or objects over several lines if the first is one; blank lines are skipped."""
+    first = True
     for number, line in read_lines(path, progress):
         if line.isspace():
             continue
+        if first and _runs_on(line):
+            yield from read_json_objects(path, progress)
+            return
+        first = False
         with located(str(path), number):
             row = _parse(line)
         yield number, row
+
+
+def read_json(path: Path, progress: bool = False) -> NumberedRows:
+    """Read one JSON array of objects, or objects as `read_jsonl` does."""
+    return read_json_array(path, progress) if begins_with_bracket(path) else read_jsonl(path, progress)
+
+
+def read_json_objects(path: Path, progress: bool = False) -> NumberedRows:
+    """Read the objects of a file one after another, each over any number of lines."""
+    with closing(_text_blocks(path, progress)) as blocks:
+        window = _Window(blocks)
+        while window.peek():
+            line = window.line
+            with located(str(path), line):
+                row = window.decode()
+            yield line, row
 
 
 def begins_with_bracket(path: Path) -> bool:
@@ -33,17 +67,18 @@ def begins_with_bracket(path: Path) -> bool:
 
 def read_json_array(path: Path, progress: bool = False) -> NumberedRows:
     """Read the objects of one JSON array, decoded one at a time from a sliding window over the file."""
-    window, first = _Window(_text_blocks(path, progress)), True
-    while _enter_element(path, window, first):
-        first = False
-        line = window.line
-        with located(str(path), line):
-            row = window.decode()
-        yield line, row
-    window.position += 1  # behind the closing bracket
-    with located(str(path), window.line):
-        if window.peek():
-            raise FieldError("line", "broken JSON: more text after the end of the array")
+    with closing(_text_blocks(path, progress)) as blocks:
+        window, first = _Window(blocks), True
+        while _enter_element(path, window, first):
+            first = False
+            line = window.line
+            with located(str(path), line):
+                row = window.decode()
+            yield line, row
+        window.position += 1  # behind the closing bracket
+        with located(str(path), window.line):
+            if window.peek():
+                raise FieldError("line", "broken JSON: more text after the end of the array")
 
 
 def _enter_element(path: Path, window: "_Window", first: bool) -> bool:
@@ -101,7 +136,9 @@ class _Window:
         blocks = 1
         while True:
             try:
-                row, end = json.JSONDecoder().raw_decode(self.buffer, self.position)
+                row, end = DECODER.raw_decode(self.buffer, self.position)
+            except FieldError:
+                raise
             except (ValueError, RecursionError) as error:
                 reason = _reason(error, self.position)
                 if not self.extend(blocks):
@@ -116,7 +153,7 @@ class _Window:
         self.position = to
 
 
-def _text_blocks(path: Path, progress: bool) -> Iterator[str]:
+def _text_blocks(path: Path, progress: bool) -> Generator[str, None, None]:
     lines, decoder = 1, codecs.getincrementaldecoder("utf-8-sig")()
     with open_bytes(path) as (stream, raw), byte_progress(path, progress) as bar:
         for block in iter(lambda: stream.read(BLOCK_BYTES), b""):
@@ -129,9 +166,22 @@ def _text_blocks(path: Path, progress: bool) -> Iterator[str]:
             bar.update(raw.tell() - bar.n)
 
 
+def _runs_on(line: str) -> bool:
+    """Whether a line begins a JSON object that ends in a later line."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return line.lstrip().startswith("{") and error.pos >= len(line.rstrip())
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
 def _parse(line: str) -> Row:
     try:
-        row = json.loads(line)
+        row = DECODER.decode(line)
+    except FieldError:
+        raise
     except (ValueError, RecursionError) as error:
         raise FieldError("line", f"broken JSON: {_reason(error)}") from None
     return _check_object(row)

@@ -3,7 +3,7 @@
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 LINES_PER_UPDATE = 256  # of the progress bar
 
 
-def read_lines(path: Path, progress: bool = False) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, progress: bool = False) -> Generator[tuple[int, str], None, None]:
     """Yield (1-based line number, line) for each line of a UTF-8 file.
 
     A byte order mark is skipped and .gz files are decompressed.

@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nestling.records.beir import BeirSource, is_beir
+from nestling.records.columns import ColumnMap
 from nestling.records.convert import RecordSource, convert
 from nestling.records.fields import NumberedRows
 from nestling.records.reader import DialectReader
@@ -29,6 +30,7 @@ def load_records(
     cache_dir: Path | None = None,
     progress: bool = True,
     allow_no_positives: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> RecordTable:
     """Load training rows in any dialect (see `docs/data.md`).
 
@@ -45,12 +47,13 @@ def load_records(
         progress: Show a progress bar for conversions that take more than a second.
         allow_no_positives: Keep rows that have negatives only, which can train rerankers; otherwise they are an error
             (queries of a BEIR folder: dropped).
+        columns: Field (query, positive, negatives, ...) -> column of the source; by default fields are known by name.
 
     Raises:
         ValueError: `file:line: field: reason` for rows that cannot be read; also for a missing file or split.
     """
     name = name or default_name(Path(source))
-    cache_key, open_source = find_source(source, split, cache_dir, progress, allow_no_positives)
+    cache_key, open_source = find_source(source, split, cache_dir, progress, allow_no_positives, columns)
 
     def build(file: Path) -> None:
         convert(open_source(), file, allow_no_positives=allow_no_positives)
@@ -60,31 +63,47 @@ def load_records(
 
 
 def find_source(
-    source: str | Path, split: str, cache_dir: Path | None, progress: bool, allow_no_positives: bool
+    source: str | Path,
+    split: str,
+    cache_dir: Path | None,
+    progress: bool,
+    allow_no_positives: bool,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[list[Any], Callable[[], RecordSource]]:
     """The cache key of a source and a function that opens it; the arguments are those of `load_records`."""
     path = Path(source)
     if not str(source).strip():
         raise ValueError("a dataset has an empty name; expected a file, folder or dataset id (is a comma too many?)")
+    columns_key = [dict(columns)] if columns else []
     if path.is_file():
         if not file_suffix(path):
             raise ValueError(f"{path}: file: cannot tell its format; expected a name in {', '.join(SUFFIXES)}")
         rows = partial(read_rows, path, progress)
-        return ["file", file_state(path)], lambda: DialectSource(str(path), rows(), allow_no_positives)
+        cache_key = ["file", file_state(path), *columns_key]
+        return cache_key, lambda: DialectSource(str(path), rows(), allow_no_positives, columns)
     if is_beir(path):
+        if columns:
+            raise ValueError(f"{path}: columns: a BEIR folder has no columns to name; leave them out")
         return BeirSource.cache_key(path, split), lambda: BeirSource(path, split, cache_dir, progress)
     dataset = _open_dataset(source, split)
     location = f"{source}[{split}]"
-    cache_key = ["dataset", _dataset_state(dataset), split]
-    return cache_key, lambda: DialectSource(location, read_dataset(dataset, progress), allow_no_positives)
+    cache_key = ["dataset", _dataset_state(dataset), split, *columns_key]
+    return cache_key, lambda: DialectSource(location, read_dataset(dataset, progress), allow_no_positives, columns)
 
 
 class DialectSource:
     """The rows of a file or dataset as records; a `RecordSource`."""
 
-    def __init__(self, location: str, rows: NumberedRows, allow_no_positives: bool) -> None:
+    def __init__(
+        self,
+        location: str,
+        rows: NumberedRows,
+        allow_no_positives: bool,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = self.location = location
         self.drops = DropCounter()
+        self._columns = ColumnMap(columns or {})
         self._rows, self._reader = rows, DialectReader(allow_no_positives=allow_no_positives)
 
     @property
@@ -94,13 +113,19 @@ class DialectSource:
 
     @property
     def ignored(self) -> Counter[str]:
-        return self._reader.ignored
+        return self._reader.ignored + self._columns.ignored
 
     def records(self) -> Iterator[tuple[int, Record]]:
+        last = None
         for line, row in self._rows:
             with located(self.location, line):
-                record = self._reader.convert(row)
+                record = self._reader.convert(self._columns.rename(row))
             yield line, record
+            last = line, row
+        if last is not None:
+            with located(self.location, last[0]):
+                self._columns.check_seen(last[1])
+                self._reader.check_scores()
 
 
 def default_name(path: Path) -> str:

@@ -3,7 +3,9 @@
 from collections import Counter
 from difflib import get_close_matches
 
+from nestling.records.columns import columns_line
 from nestling.records.dialects import Dialect, recognise
+from nestling.records.field_names import unread_content
 from nestling.records.fields import Row
 from nestling.records.record import FieldError, Record
 
@@ -28,6 +30,9 @@ class DialectReader:
         self.dialect: Dialect | None = None
         self.ignored: Counter[str] = Counter()
         self._graded: bool | None = None
+        self._rows = 0
+        self._scores: set[float] = set()  # the first two different ones of graded pairs
+        self._keys: tuple[str, ...] = ()  # of the first row
         # A file has few different sets of keys, so each is checked once.
         self._unknown_keys: dict[tuple[str, ...], tuple[str, ...]] = {}
 
@@ -37,16 +42,31 @@ class DialectReader:
         unknown = self._unknown_keys.get(keys)
         if unknown is None:
             unknown = self._unknown_keys[keys] = self._check_keys(keys)
-        for key in unknown:
-            self.ignored[key] += row[key] is not None
         assert self.dialect is not None
         record = self.dialect.convert(row)
+        for key in unknown:
+            _refuse_unread(self.dialect, key, row)
+            self.ignored[key] += row[key] is not None
         if not record.positives and not (self._allow_no_positives and record.negatives):
             field = self.dialect.required[1]
             reason = "missing" if row[field] is None else "the list is empty; expected at least one"
+            reason = "no document is labelled relevant" if row[field] else reason
             raise FieldError(field, reason + (ONLY_NEGATIVES if record.negatives else ""))
         self._check_graded(record)
+        self._rows += 1
+        self._keys = self._keys or keys
         return record
+
+    def check_scores(self) -> None:
+        """Raise FieldError, after the last row, for graded pairs that all have the same score."""
+        if self._rows > 1 and len(self._scores) == 1 and self.dialect is not None:
+            line = columns_line(self._keys, query=self.dialect.required[0], positive=self.dialect.required[1])
+            raise FieldError(
+                "score",
+                f"all {self._rows:,} rows have the label {min(self._scores):g}. Rows with a label or score are graded "
+                "pairs, which train with CoSENT, and that learns from pairs of different grades alone. To train them "
+                f"as positives, name all columns but the label: {line}",
+            )
 
     def _check_keys(self, keys: tuple[str, ...]) -> tuple[str, ...]:
         """The keys that the dialect does not have. Raises FieldError for a missing or misspelt one."""
@@ -63,12 +83,26 @@ class DialectReader:
 
     def _check_graded(self, record: Record) -> None:
         graded = record.score is not None
+        if record.score is not None and len(self._scores) < 2:
+            self._scores.add(record.score)
         if graded and (len(record.positives) != 1 or record.negatives or record.positive_scores):
             raise FieldError("score", "a graded pair has one positive, no negatives and no teacher scores")
         self._graded = graded if self._graded is None else self._graded
         if graded != self._graded:
             kinds = ("a graded pair", "a row without score")
             raise FieldError("score", f"{kinds[not graded]} in a file that began with {kinds[graded]}; split the file")
+
+
+def _refuse_unread(dialect: Dialect, key: str, row: Row) -> None:
+    """Raise FieldError for a field with negatives or teacher scores that the dialect does not read."""
+    content = unread_content(key, row[key])
+    if content:
+        line = columns_line(row, query=dialect.required[0], positive=dialect.required[1])
+        raise FieldError(
+            key,
+            f"holds {content}, and dialect {dialect.name} does not read it. Rename it, or name all columns that are "
+            f"to be read (and leave it out, if it is not): {line}",
+        )
 
 
 def _other_dialect(keys: tuple[str, ...]) -> str:

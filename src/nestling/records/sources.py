@@ -4,6 +4,7 @@ Every reader raises `ValueError("file:line: field: reason")` for what it cannot 
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from tqdm import tqdm
 
 from nestling.records.csv_files import read_csv
 from nestling.records.fields import NumberedRows
-from nestling.records.json_files import begins_with_bracket, read_json_array, read_jsonl
+from nestling.records.json_files import read_json, read_jsonl
+from nestling.records.json_sets import training_rows
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 ROWS_PER_BATCH = 256
@@ -28,9 +30,7 @@ def read_rows(path: Path, progress: bool) -> NumberedRows:
         return read_parquet(path, progress)
     if suffix in (".csv", ".tsv"):
         return read_csv(path, "\t" if suffix == ".tsv" else ",", progress)
-    if suffix == ".json" and begins_with_bracket(path):
-        return read_json_array(path, progress)
-    return read_jsonl(path, progress)
+    return training_rows(path, (read_json if suffix == ".json" else read_jsonl)(path, progress))
 
 
 def file_suffix(path: Path) -> str:
@@ -47,10 +47,18 @@ def read_parquet(path: Path, progress: bool = False) -> NumberedRows:
 
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
+            check_names(path, file.schema_arrow.names)
             batches = file.iter_batches(batch_size=ROWS_PER_BATCH)
             yield from _numbered_rows(batches, file.metadata.num_rows, progress)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}:1: file: not a readable Parquet file: {error}") from None
+
+
+def check_names(path: Path, names: list[str]) -> None:
+    """Raise ValueError for a column that is there twice."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{path}:1: {repeated[0]}: {names.count(repeated[0])} columns of this name; expected one")
 
 
 def read_dataset(dataset: Any, progress: bool) -> NumberedRows:

@@ -35,6 +35,7 @@ def read_sources(
             split=data.split,
             name=data.name,
             instruction=data.instruction,
+            columns=data.columns,
             progress=show,
             allow_no_positives=allow_no_positives,
         )
