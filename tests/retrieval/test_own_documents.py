@@ -133,3 +133,15 @@ def test_sets_with_other_ids_are_as_before(tmp_path: Path) -> None:
     assert (other.own_documents == -1).all()
     assert not other.summary.drops
     assert len(WORDS) == len(other.documents)
+
+
+def test_equal_ids_of_other_texts_are_chance(tmp_path: Path) -> None:
+    """Cranfield numbers its queries and its documents from 1."""
+    folder = tmp_path / "arguments"
+    write_queries_among_documents(folder)
+    lines = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
+    others = [{**line, "text": f"{line['text']}, at length"} for line in lines]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in others))
+    other = load_retrieval_set(folder, "test")
+    assert set(other.query_ids) & set(other.document_ids)
+    assert (other.own_documents == -1).all()

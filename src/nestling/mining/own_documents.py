@@ -10,11 +10,11 @@ from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Retrieved
 from nestling.mining.retrievers import Retriever, query_ids
 from nestling.mining.rules import positives_in_pool
-from nestling.records.beir import is_beir
+from nestling.records.beir import is_beir, is_query
 
 
 def own_documents(data: Path, query_set: QuerySet, pool: Pool) -> Lists:
-    """For each query of a BEIR folder the documents with its id, as positions in the pool; none of other data.
+    """For each query of a BEIR folder the document that it is, with its id, as positions in the pool; none otherwise.
 
     As in evaluation, a document that is a positive of the query is not among them.
     """
@@ -22,8 +22,12 @@ def own_documents(data: Path, query_set: QuerySet, pool: Pool) -> Lists:
         return Lists.of([np.zeros(0, np.int64)] * len(query_set))
     ids, positives = query_ids(data, query_set), positives_in_pool(query_set, pool)
     position_of = pool.positions_of_ids(each for own in ids for each in own)
-    found = [{position_of[each] for each in own if each in position_of} for own in ids]
-    return Lists.of([np.array(sorted(own.difference(positives[i])), np.int64) for i, own in enumerate(found)])
+    same_id = [{position_of[each] for each in own if each in position_of} for own in ids]
+    own = [
+        [at for at in sorted(each.difference(positives[i])) if is_query(pool.texts[at], query_set.texts[i])]
+        for i, each in enumerate(same_id)
+    ]
+    return Lists.of([np.array(each, np.int64) for each in own])
 
 
 def own_documents_line(own: Lists) -> str:

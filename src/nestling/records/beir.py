@@ -74,12 +74,22 @@ def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None
 def _own_documents(
     corpus: Collection, queries: Collection, judged: np.ndarray, relevant: list[np.ndarray]
 ) -> np.ndarray:
-    """[Q] int64: where the corpus has a document with the id of each judged query that is not relevant to it, or -1."""
+    """[Q] int64: where the corpus has each judged query as a document that is not relevant to it, or -1."""
     keys = np.empty(len(queries), np.int64)
     keys[queries.positions] = queries.keys
     own = corpus.find(keys[judged])
-    is_relevant = [position in documents for position, documents in zip(own, relevant, strict=True)]
-    return np.where(is_relevant, -1, own)
+    for i, text in zip(np.flatnonzero(own >= 0), queries.texts(judged[own >= 0]), strict=True):
+        if own[i] in relevant[i] or not is_query(corpus.texts(own[i : i + 1])[0], text):
+            own[i] = -1
+    return own
+
+
+def is_query(document: str, query: str) -> bool:
+    """Whether a document that has the id of a query is the query itself: its text, perhaps behind a title.
+
+    BEIR goes by the id alone, but sets that number queries and documents from 1 have equal ids by chance (Cranfield).
+    """
+    return " ".join(document.split()).endswith(" ".join(query.split()))
 
 
 def _summarise(source: str, documents: int, judgements: Judgements, drops: DropCounter) -> LoadSummary:
