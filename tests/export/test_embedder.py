@@ -24,12 +24,11 @@ import warm
 from nestling.export.card import Card, Score
 from nestling.export.embedder import export_embedder
 from nestling.export.embedder_expectation import (
-    EXACT_COSINE,
     EmbedderExpectation,
     expect_embeddings,
     probe_texts,
 )
-from nestling.export.embedder_gate import check_embedder
+from nestling.export.embedder_gate import EXACT_COSINE, check_embedder
 from nestling.export.gate import ExportError, require_passed, verdict
 from nestling.export.serving_files import rope_keys
 from nestling.models.adapters import attach_lora
@@ -361,9 +360,10 @@ def test_changes_that_rounding_swallows_whole_are_a_warning(tmp_path: Path) -> N
 # What a user runs, where nothing of a trainer can help.
 USER = """
 import sys
+import torch
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
-model = SentenceTransformer(sys.argv[1], device="cpu")
+model = SentenceTransformer(sys.argv[1], device="cpu", model_kwargs={"dtype": torch.float32})
 found = {name: model.encode(sys.argv[3:], prompt_name=name) for name in ("query", "document")}
 assert "nestling" not in sys.modules
 save_file(found, sys.argv[2])

@@ -68,6 +68,13 @@ def in_one_graph(embedder: Embedder) -> tuple[Tensor, Gradients]:
     return loss.detach(), gradients(embedder)
 
 
+def test_no_more_is_kept_than_there_is_room_for_at_the_moment() -> None:
+    chunks = [sample_chunk(8, 8, 100, torch.device("cpu")) for _ in range(5)]
+    room = iter([1e9, 20.0, 0.0])
+    budget = ActivationBudget(40.0, 1.0, lambda: next(room))
+    assert [budget.kept(chunks) for _ in range(3)] == [5, 2, 0]
+
+
 @pytest.mark.parametrize("budget", [NOTHING, SOME, EVERYTHING])
 @pytest.mark.parametrize("lora", [None, 0.0])
 @pytest.mark.parametrize("model", ["qwen3", "bert"])

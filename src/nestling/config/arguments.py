@@ -15,6 +15,7 @@ from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from nestling.config.retired import retired
+from nestling.threads import limit_threads
 
 Config = TypeVar("Config")
 
@@ -33,7 +34,8 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
     """Fill the dataclass `cls` from `--config FILE.yaml` and flags; on bad input print one line and exit with status 2.
 
     Lists of values may be written with commas (`--dims 256,128,64`); lists of datasets as paths with commas; names of
-    columns as `--columns query=title,positive=body`.
+    columns as `--columns query=title,positive=body`. Every script calls this before it imports torch, so it also limits
+    the threads of OpenMP (`nestling.threads`).
     """
     parser = build_parser(cls, description)
     arguments = bracket_lists(cls, sys.argv[1:] if argv is None else argv)
@@ -41,6 +43,7 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
         parsed = parser.parse_args(arguments)
         parser.validate(parsed, skip_unset=False)  # a null of a file, which parsing takes for a key that is not given
         parsed.pop("config", None)
+        limit_threads()
         return cls(**parser.instantiate(parsed).as_dict())
     except (ArgumentError, ValueError, TypeError) as error:
         fail(explain(error, cls))

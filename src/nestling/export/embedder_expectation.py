@@ -14,9 +14,6 @@ from nestling.models.embedder import Embedder, Kind, read_model_files
 from nestling.models.merged_weights import MergedWeights, without_adapters
 from nestling.models.pooling import Pooling
 
-# Least cosine where two computations in float32 are to give the same.
-EXACT_COSINE = 0.99999
-
 # Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
 PROBE_LENGTH = 256
 
@@ -32,9 +29,9 @@ class EmbedderExpectation:
         max_length: Tokens that its sentence_bert_config.json allows.
         probe_length: Tokens to which the probes are cut, at most max_length.
         end_token: Id of every text's last token, None where pooling does not read it.
-        outputs: [2 n, D] float32, embeddings of the n probes as queries, then as documents.
+        outputs: The embeddings, [2 n, D] each, of the n probes as queries, then as documents.
         base: The model before training.
-        prefix: Of weight names, in either model, with or without.
+        prefix: What weight names may begin with, such as "model."; compared without it.
     """
 
     pooling: Pooling

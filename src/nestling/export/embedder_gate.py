@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from nestling.export.embedder_expectation import EXACT_COSINE, EmbedderExpectation, probe_texts
+from nestling.export.embedder_expectation import EmbedderExpectation, probe_texts
 from nestling.export.embedder_usage import POOL_BY_MASK
 from nestling.export.gate import (
     WeightChanges,
@@ -24,8 +24,10 @@ from nestling.export.gate import (
 from nestling.models.pooling import Pooling
 from nestling.models.rounded_weights import Rounding
 
-BATCH = 10  # all of them
+BATCH = 10  # all probes
 
+# Least cosine where two computations in float32 are to give the same.
+EXACT_COSINE = 0.99999
 # Rounding is warned about below this cosine, or when it changes more than this fraction of what training changed.
 ROUNDED_COSINE = 0.999
 OF_TRAINING = 0.05
@@ -42,8 +44,8 @@ class EmbedderReport:
         sentence_transformers: The same for a reload by sentence-transformers.
         rounding: Between merged weights before and after they were rounded.
         method: How they were rounded.
-        other_rounding: As `rounding`, rounded in the other way.
-        of_training: Rounding beside training: the mean 1 - cos of what each changed, one divided by the other.
+        other_rounding: As `rounding`, for the way of rounding that was not taken.
+        of_training: Mean 1 - cos of rounding, as a fraction of the mean 1 - cos of training.
         bfloat16: Between the trained model computing in bfloat16 and in float32.
         base_bfloat16: The same of the base.
         changes: Against the base.

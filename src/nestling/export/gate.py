@@ -1,8 +1,8 @@
 """What the gates of embedders and rerankers have in common; an exported directory passes one before it gets its name.
 
 A gate loads the written files as their users do, with transformers and with sentence-transformers, on the CPU and in
-float32, and compares what comes out with the model in memory: every step between the two that is to be exact is
-(`nestling.export.probe_outputs`). What rounding costs is measured and reported, and never fails a directory.
+float32, and compares the outputs with those of the model in memory. Merging and
+reloading must be exact; what rounding costs is reported and never fails a directory (`nestling.export.probe_outputs`).
 
 It runs in the process that exports. One of its own would import all libraries again, which took most of the time
 between the last step and the exit of a small run, and would find nothing more:
@@ -11,8 +11,8 @@ between the last step and the exit of a small run, and would find nothing more:
   hub is asked (`local_files_only`), nothing is put onto a GPU.
 - Nestling patches no library. It registers attention functions under names of its own, and a directory that names one,
   which no user could load, is refused.
-- transformers takes notice of a process group under FSDP and ZeRO-3 alone, whose models scripts/export.py exports,
-  outside of the launch.
+- transformers looks at a process group only under FSDP and ZeRO-3; those models are exported by scripts/export.py, in a
+  process outside of the launch.
 """
 
 import logging
@@ -145,12 +145,12 @@ def load_model(model_class: Any, directory: Path, report: GateReport) -> Any:
 
 
 def compare_with_base(directory: Path, base: BaseFiles, prefix: str, outputs: ProbeOutputs, report: GateReport) -> None:
-    """The weights are not those of the base, rounded alike: a merge that lost the training would pass all else.
+    """Written weights must differ from the base's in the same dtype: a merge without adapters would pass all else.
 
     Args:
         directory: The exported directory.
         base: The model before training.
-        prefix: Of weight names, in either model, with or without.
+        prefix: What weight names may begin with, such as "model."; compared without it.
         outputs: What the model gives for the probes.
         report: Takes the changes, and where there are none a failure, or a warning if rounding alone took them.
     """
@@ -164,7 +164,7 @@ def compare_with_base(directory: Path, base: BaseFiles, prefix: str, outputs: Pr
         change = largest_change(written[name], stored[before])
         changes.tensors += 1
         changes.changed += change != 0
-        changes.largest = max(changes.largest, change)  # which NaN does not raise
+        changes.largest = max(changes.largest, change)  # NaN, for another shape, leaves it as it is
     if not changes.tensors:
         report.failures.append(f"base: no weight of {base.source} has the name of a written one")
     elif not changes.changed and (outputs.base is None or outputs.unlearnt):

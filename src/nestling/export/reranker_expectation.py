@@ -24,10 +24,6 @@ from nestling.models.scoring import logit_of
 Shape = Literal["causal", "classifier"]
 Pair = tuple[str, str]
 
-# Largest difference of a logit where two computations in float32 are to give the same, as a fraction of the largest
-# logit and of 1 at least. Random models of two layers differed by 2e-6.
-EXACT_LOGIT = 1e-4
-
 # Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
 PROBE_QUERY, PROBE_DOCUMENT = 64, 192
 
@@ -46,7 +42,7 @@ class RerankerExpectation:
         public: [n] float32, as `outputs.written` with the ends of prompts beyond `probe_length` cut, as other libraries
             do.
         base: The model before training; None when it was not trained.
-        prefix: Of weight names, in either model, with or without.
+        prefix: What weight names may begin with, such as "model."; compared without it.
     """
 
     shape: Shape

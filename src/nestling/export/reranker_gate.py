@@ -21,7 +21,7 @@ from nestling.export.gate import (
     rounding_warning,
     run_checks,
 )
-from nestling.export.reranker_expectation import EXACT_LOGIT, RerankerExpectation
+from nestling.export.reranker_expectation import RerankerExpectation
 from nestling.export.reranker_usage import score_causal, score_classifier, tokenize_pairs
 from nestling.models.reranker import Reranker
 from nestling.models.rounded_weights import Rounding
@@ -30,6 +30,9 @@ from nestling.models.scoring import Group
 # Rows of a batch on the CPU: their logits are over the whole vocabulary.
 BATCH = 2
 
+# Largest difference of a logit where two computations in float32 are to give the same, as a fraction of the largest
+# logit and of 1 at least. Random models of two layers differed by 2e-6.
+EXACT_LOGIT = 1e-4
 # Rounding is warned about when it changes a logit by more than this fraction of the largest one, and of 1 at least, or
 # more than this fraction of what training changed.
 ROUNDED_LOGIT = 0.1
@@ -48,8 +51,8 @@ class RerankerReport:
         sentence_transformers: The same for a reload by sentence-transformers' CrossEncoder.
         rounding: Between merged weights before and after they were rounded.
         method: How they were rounded.
-        other_rounding: As `rounding`, rounded in the other way.
-        of_training: Rounding beside training: the mean difference that each made, one divided by the other.
+        other_rounding: As `rounding`, for the way of rounding that was not taken.
+        of_training: Mean difference made by rounding, as a fraction of that made by training.
         bfloat16: Between the trained model computing in bfloat16 and in float32.
         base_bfloat16: The same of the base.
         largest: The largest logit.

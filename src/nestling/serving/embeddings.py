@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.export.embedder_expectation import EXACT_COSINE, probe_texts
+from nestling.export.embedder_expectation import probe_texts
+from nestling.export.embedder_gate import EXACT_COSINE
 from nestling.retrieval.metrics import Floats
 from nestling.serving.advice import ADVICE
 from nestling.serving.client import RefusedError, Server

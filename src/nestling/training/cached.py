@@ -35,20 +35,24 @@ class ActivationBudget:
     Args:
         memory: Bytes for them; infinite keeps all of them, 0 none.
         position: Bytes of activations for each position of a chunk.
+        present: Bytes that there is room for at the moment, which other processes may have taken; None for no such
+            limit. Gradients do not depend on how many activations are kept.
     """
 
     memory: float
     position: float
+    present: Callable[[], float] | None = None
 
     def __str__(self) -> str:
         return f"{self.memory / 1e9:.2f} GB kept between the two passes, {self.position / 1e3:.1f} kB a position"
 
     def kept(self, chunks: Sequence[AnyChunk]) -> int:
         """How many chunks, counted from the last, keep their activations."""
+        memory = self.memory if self.present is None else min(self.memory, self.present())
         spent, kept = 0.0, 0
         for chunk in reversed(chunks):
             spent += self.position * chunk.positions
-            if spent > self.memory:
+            if spent > memory:
                 break
             kept += 1
         return kept

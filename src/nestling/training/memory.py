@@ -173,9 +173,13 @@ def activation_budget(backend: Backend, length: int, chunk_tokens: int, memory: 
         backend: The model in training.
         length: Tokens of the longest texts.
         chunk_tokens: Token budget of a chunk.
-        memory: Bytes; None for half of what is free once gradients and AdamW's state are allocated.
+        memory: Bytes; None for half of what is free once gradients and AdamW's state are allocated, and on a CPU, whose
+            memory others take as well, for half of what is free at each step.
     """
     model = backend.model
     position = bytes_per_position(backend, length, chunk_tokens)
+    if memory is not None:
+        return ActivationBudget(memory, position)
     half = room_for_activations(free_memory(model.device), trained_bytes(model), backend.state_fractions)
-    return ActivationBudget(half if memory is None else memory, position)
+    on_cpu = model.device.type == "cpu"
+    return ActivationBudget(half, position, (lambda: free_memory(model.device) / 2) if on_cpu else None)
