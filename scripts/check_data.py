@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestling import __version__
-from nestling.config import CheckConfig, parse_config, require, require_extra, require_model, require_new, run
+from nestling.config import CheckConfig, new_outputs, parse_config, require, require_extra, require_model, run
 
 if TYPE_CHECKING:
     from nestling.data_checks.checks import Checks
@@ -31,8 +31,12 @@ if TYPE_CHECKING:
 
 def main() -> None:
     config = parse_config(CheckConfig, __doc__)
-    check_files(config)
+    with new_outputs(("--output", config.output), ("--report", config.report)):
+        check_files(config)
+        check_data(config)
 
+
+def check_data(config: CheckConfig) -> None:
     from nestling.data_checks.checks import run_checks
     from nestling.data_checks.cleaning import clean, write_copy
     from nestling.data_checks.findings import find_problems
@@ -85,9 +89,7 @@ def compute_statistics(
 
 
 def check_files(config: CheckConfig) -> None:
-    """Raise ValueError for output files and models that cannot be used, before the data are read."""
-    for flag, path in (("output", config.output), ("report", config.report)):
-        require_new(f"--{flag}", path)
+    """Raise ValueError for names of outputs and for models that cannot be used, before the data are read."""
     require(config.output is None or config.output.endswith(".jsonl"), "--output: expected a name in .jsonl")
     suffix = None if config.report is None else Path(config.report).suffix
     require(suffix in (None, ".json", ".html"), f"--report {config.report}: expected a name in .json or .html")

@@ -24,6 +24,7 @@ from nestling import __version__
 from nestling.config import (
     EvaluateConfig,
     details_path,
+    new_outputs,
     parse_config,
     require,
     require_dims,
@@ -75,7 +76,11 @@ class TableRow:
 
 def main() -> None:
     config = parse_config(EvaluateConfig, __doc__)
-    check_output(config)
+    with new_outputs(*(("--output", path) for path in outputs(config))):
+        evaluate(config)
+
+
+def evaluate(config: EvaluateConfig) -> None:
     dims = choose_dims(config)
     if config.reranker is not None:
         require_model(config.reranker, f"--reranker {config.reranker}: no such directory")
@@ -113,14 +118,12 @@ def report_drops(data: "RetrievalSet") -> None:
         print(f"dropped {drop.count:,}: {drop.reason} (first at {drop.example})")
 
 
-def check_output(config: EvaluateConfig) -> None:
-    """Refuse output files that exist or could not be written, before anything is computed."""
+def outputs(config: EvaluateConfig) -> list[Path]:
+    """The files and folders that are to be written."""
     if config.output is None:
-        return
+        return []
     output = Path(config.output)
-    further = [mteb_folder(output)] * bool(config.mteb) + [details_path(output)] * config.details
-    for path in [output, *further]:
-        require_new("--output", path)
+    return [output, *[mteb_folder(output)] * bool(config.mteb), *[details_path(output)] * config.details]
 
 
 def mteb_folder(output: Path) -> Path:
@@ -249,14 +252,16 @@ def candidate_lists(
 
 def measure_first_stage(run: dict[str, dict[str, float]] | None, sets: "list[RetrievalSet]") -> "Iterator[Measurement]":
     """Measure a run, by default that of BM25."""
-    from nestling.retrieval import bm25_run, check_run, qrels_of, run_details
+    from nestling.retrieval import bm25_run, check_run, drop_own_documents, qrels_of, run_details
     from nestling.retrieval.metrics import ranks_in_run
 
     for each in sets:
         print(f"{each.name}:\n  {len(each.queries):,} queries\n  {len(each.documents):,} documents")
         if run is not None:
             print(*(f"  {remark}\n" for remark in check_run(run, each)), sep="", end="")
-        measured = run or bm25_run(each)
+        measured, own_documents = drop_own_documents(run or bm25_run(each), each)
+        if own_documents:
+            print(f"  {own_documents:,} listed documents have the id of their query and are left out")
         ranks = ranks_in_run(measured, qrels_of(each))
         yield make_row(each, ranks), each, partial(run_details, measured, each, ranks)
 
@@ -367,15 +372,16 @@ def write_details(output: Path, measurements: "Iterable[Measurement]") -> list[T
 
 
 def write_json(path: Path, config: EvaluateConfig, rows: list[TableRow]) -> None:
-    """Write settings and results as JSON; an existing file is not overwritten."""
+    """Write settings and results as JSON; a file that another program has written meanwhile is not overwritten."""
+    from nestling.files import replace_text
+
+    require_new("--output", path)
     content: dict[str, Any] = {
         "nestling": __version__,
         "config": asdict(config),
         "results": [asdict(row) for row in rows],
     }
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    with path.open("x", encoding="utf-8") as stream:
-        stream.write(text + "\n")
+    replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

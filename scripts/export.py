@@ -16,11 +16,11 @@ from nestling.config import (
     EmbedConfig,
     ExportConfig,
     RerankConfig,
+    new_outputs,
     parse_config,
     read_run,
     require,
     require_dims,
-    require_new,
     run,
 )
 
@@ -46,8 +46,8 @@ class Trained:
 def main() -> None:
     config = parse_config(ExportConfig, __doc__)
     output = Path(config.output)
-    require_new("--output", output)
-    report = export(config, output)
+    with new_outputs(("--output", output)):
+        report = export(config, output)
 
     from nestling.export.gate import verdict
 

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.config import EndpointConfig, MakeQueriesConfig, parse_config, require, require_extra, require_new, run
+from nestling.api_keys import read_api_key
+from nestling.config import MakeQueriesConfig, new_outputs, parse_config, require, require_extra, run
 
 if TYPE_CHECKING:
     from nestling.synthesis.chat_models import ChatModel, RecordedConversation
@@ -33,8 +34,12 @@ PERSONAS = Path(__file__).resolve().parents[1] / "data" / "personas.txt"
 
 def main() -> None:
     config = parse_config(MakeQueriesConfig, __doc__)
-    check(config)
+    with new_outputs(("--output", None if config.dry_run else config.output)):
+        check(config)
+        make_queries(config)
 
+
+def make_queries(config: MakeQueriesConfig) -> None:
     from nestling.synthesis.journal import open_journal
     from nestling.synthesis.summary import Prices, Summary, usage_text
 
@@ -67,24 +72,14 @@ def check(config: MakeQueriesConfig) -> None:
     require(int(os.environ.get("WORLD_SIZE", "1")) == 1, "queries are made by one process; start it with python")
     if config.dry_run:
         return
-    require_new("--output", config.output)
     if config.endpoint.url is not None:
         require_extra("an endpoint", "synthesis", "openai", "aiolimiter")
-        key_of(config.endpoint)
+        read_api_key("endpoint.api_key_env", config.endpoint.api_key_env)
     else:
         require(
             Path(config.model).is_dir(),
             f"--model {config.model}: no such directory; give one, or an --endpoint.url that serves the model",
         )
-
-
-def key_of(endpoint: EndpointConfig) -> str | None:
-    """The API key from its environment variable; None if no variable is set."""
-    if endpoint.api_key_env is None:
-        return None
-    key = os.environ.get(endpoint.api_key_env)
-    require(bool(key), f"endpoint.api_key_env: the environment has no {endpoint.api_key_env}; export the key there")
-    return key
 
 
 def open_task(config: MakeQueriesConfig) -> "SynthesisTask":
@@ -240,7 +235,7 @@ def open_endpoint(config: MakeQueriesConfig, url: str) -> "ChatModel":
     return Endpoint(
         url,
         config.model,
-        key_of(endpoint),
+        read_api_key("endpoint.api_key_env", endpoint.api_key_env),
         concurrency=endpoint.concurrency,
         requests_per_minute=endpoint.requests_per_minute,
         timeout=endpoint.timeout,

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from nestling.config import (
     CandidateData,
     MergeConfig,
+    new_outputs,
     parse_config,
     read_run,
     require,
-    require_new,
     require_unique,
     run,
 )
@@ -76,8 +76,12 @@ class Session:
 
 def main() -> None:
     config = parse_config(MergeConfig, __doc__)
-    for name in ("output", "results", "plot"):
-        require_new(f"{name}:", getattr(config, name))
+    with new_outputs(*((f"{name}:", getattr(config, name)) for name in ("output", "results", "plot"))):
+        merge(config)
+
+
+def merge(config: MergeConfig) -> None:
+    """Do what the settings ask for, once they are checked."""
     models = checkpoints_of(config) if config.run is not None else config.models
     base = config.base or (read_run(Path(config.run)).model if config.run is not None else None)
     require(len(models) > 1 or bool(config.alphas), f"one model, {models[0]}, is no merge; give two, or --alphas")

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.config import MineConfig, parse_config, require, require_extra, require_model, require_new, run
+from nestling.config import MineConfig, new_outputs, parse_config, require, require_extra, require_model, run
 
 if TYPE_CHECKING:
     from nestling.mining.candidates import Candidates
@@ -33,8 +33,16 @@ if TYPE_CHECKING:
 
 def main() -> None:
     config = parse_config(MineConfig, __doc__)
-    for flag, name in (("--output", config.output), ("--audit", config.audit)):
-        require_new(flag, name)
+    with new_outputs(("--output", config.output), ("--audit", config.audit)):
+        check(config)
+        if config.retrievers:
+            mine(config)
+        else:
+            judge_records(config)
+
+
+def check(config: MineConfig) -> None:
+    """Raise ValueError for what cannot work, before data and models are read."""
     embedders = models_of([*config.retrievers, config.scorer])
     for model in [*embedders, *models_of([config.judge])]:
         check_model(model)
@@ -43,10 +51,6 @@ def main() -> None:
     require(config.scores != "ensemble" or not run_files, "scores: ensemble: a run file does not score every document")
     if config.index is not None:
         check_index(config.index, config.index_search, models_of([*config.retrievers]))
-    if not config.retrievers:
-        judge_records(config)
-        return
-    mine(config)
 
 
 def mine(config: MineConfig) -> None:

@@ -10,12 +10,16 @@ last of them is what is compared with the baseline throughout.
 
 from pathlib import Path
 
-from nestling.config import ReportConfig, parse_config, require, require_new, run
+from nestling.config import ReportConfig, new_outputs, parse_config, require, run
 
 
 def main() -> None:
     config = parse_config(ReportConfig, __doc__)
-    require_new("--output", config.output)
+    with new_outputs(("--output", config.output)):
+        write_report(config)
+
+
+def write_report(config: ReportConfig) -> None:
     require(
         config.config_file is None or Path(config.config_file).is_file(),
         f"config_file {config.config_file}: no such file",

@@ -10,11 +10,11 @@ if it differs, 2 if they could not be compared.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from nestling.api_keys import read_api_key
 from nestling.config import ServeCheckConfig, parse_config, require, require_dims, run
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def main() -> None:
     config = read_config(sys.argv[1:])
     kind = config.kind or kind_of(Path(config.model))
-    key = read_key(config.api_key_env)
+    key = read_api_key("--api_key_env", config.api_key_env)
     if kind == "embedding":
         from nestling.models.embedder import read_width
 
@@ -59,15 +59,6 @@ def kind_of(directory: Path) -> Literal["embedding", "rerank"]:
     classifier = "SequenceClassification" in str(logits_of("config.json").get("architectures"))
     cross_encoder = logits_of("config_sentence_transformers.json").get("model_type") == "CrossEncoder"
     return "rerank" if classifier or cross_encoder or (directory / "reranker.json").is_file() else "embedding"
-
-
-def read_key(variable: str | None) -> str | None:
-    """The API key in an environment variable."""
-    key = os.environ.get(variable) if variable else None
-    require(
-        variable is None or bool(key), f"--api_key_env {variable}: the environment has no such variable, or it is empty"
-    )
-    return key
 
 
 def compare_embedder(server: "Server", config: ServeCheckConfig) -> "ServerReport":

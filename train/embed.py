@@ -288,7 +288,11 @@ def dry_run(parts: EmbedParts) -> None:
 
 
 def check_dataset(config: EmbedConfig, data: TrainData, table: RecordTable) -> None:
-    """Refuse a dataset without anything to contrast its positives with."""
+    """Refuse a dataset without anything to contrast its positives with, or with a setting of graded pairs alone."""
+    require(
+        data.symmetric or table.graded,
+        f"{data.path}: symmetric is of graded pairs, and these rows have no score of the pair; take the setting out",
+    )
     require(
         data.in_batch_negatives
         or table.graded

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from nestling.locks import claim
+
 
 def sync(path: Path) -> None:
     """fsync of a file or of a folder (which holds the names of its files)."""
@@ -28,22 +30,27 @@ def named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[TextIO]:
-    """Open a temporary UTF-8 text file that is synced and renamed to `path` at the end of the block.
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, which is synced and renamed to `path` at the end of the block.
 
     If the block raises an error, the temporary file is removed and `path` is unchanged.
+
+    Raises:
+        ValueError: Another process writes `path`.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with named(path), partial.open("w", encoding="utf-8") as stream:
-            yield stream
+    with claim(path) as partial:
+        yield partial
         with named(path):
             sync(partial)
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     sync(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[TextIO]:
+    """Open the temporary file of `replacing` as UTF-8 text."""
+    with replacing(path) as partial, named(path), partial.open("w", encoding="utf-8") as stream:
+        yield stream
 
 
 def replace_text(path: Path, text: str) -> None:

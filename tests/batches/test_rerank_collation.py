@@ -141,6 +141,26 @@ def test_a_batch_by_hand(pairs: PairTokenizer, tmp_path: Path) -> None:
     assert batch.positions == chunk.positions < batch.tokens
 
 
+def test_a_query_with_two_instructions_keeps_both_lists(pairs: PairTokenizer, tmp_path: Path) -> None:
+    texts = {"Find the animal": ("a cat", "a car"), "Find the brand": ("a car", "a cat")}
+    records = table(
+        tmp_path,
+        [
+            {"query": "jaguar", "positives": [positive], "negatives": [negative], "instruction": task}
+            for task, (positive, negative) in texts.items()
+        ],
+    )
+    assert not records.summary.drops
+    batch = collator(records, pairs, chunk_tokens=1000)[BatchIndices(0, [0, 1], [0, 0])]
+    (chunk,), (labels,) = batch.chunks, batch.labels
+    limits = {"query_max_length": 32, "document_max_length": 32}
+    assert isinstance(chunk, SharedPrefixChunk)
+    assert sorted(chunk.prompts()) == sorted(
+        pairs("jaguar", documents, instruction=task, **limits).ids for task, documents in texts.items()
+    )
+    assert labels.targets.tolist() == [1, 0, 1, 0]
+
+
 @pytest.mark.parametrize("teacher_targets", [False, True])
 @pytest.mark.parametrize(("share_prefix", "padding_free"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize("whole", [False, True])

@@ -12,6 +12,7 @@ from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.lengths import measure_lengths
 from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.batches.sampling import BatchIndices, BatchSampler, RowSampler, Source
+from nestling.losses.negatives import ALL_TERMS, NegativeMasks
 from nestling.records import RecordTable, load_records, text_id
 
 ROW_SAMPLER = RowSampler(positives=1, negatives=2, seed=0)
@@ -145,6 +146,43 @@ def test_batch_structure_by_hand(tmp_path: Path, qwen3: Path) -> None:
     assert batch.teacher.tolist() == [[3, 2, 1], [5, 0, 1], [4, 0, 0], [1, 0, 0]]
 
 
+def test_a_query_with_two_instructions_is_two_queries(tmp_path: Path, qwen3: Path) -> None:
+    """A naive loop over (instruction, text): nothing is dropped, and nothing is masked between the two."""
+    rows: list[dict[str, object]] = [
+        {"query": "jaguar", "positives": ["a cat"], "negatives": ["a car"], "instruction": "Find the animal"},
+        {"query": "jaguar", "positives": ["a car"], "negatives": ["a cat"], "instruction": "Find the brand"},
+        {"query": "jaguar", "positives": ["a big cat"], "negatives": ["a dog"], "instruction": "Find the animal"},
+        {"query": "jaguar", "positives": ["a car"], "negatives": ["a bus"]},
+    ]
+    records = table(tmp_path, rows)
+    assert [records[i].negatives for i in range(4)] == [("a car",), ("a cat",), ("a dog",), ("a bus",)]
+    assert not records.summary.drops
+    known = [records.known_positives(i).tolist() for i in range(4)]
+    assert known == [sorted(map(text_id, ["a cat", "a big cat"])), [text_id("a car")], known[0], [text_id("a car")]]
+
+    structure = collator([Source(records)], qwen3, RowSampler(1, 1, 0))[
+        BatchIndices(0, [0, 1, 2, 3], [0] * 4)
+    ].structure
+    documents, queries, _ = NegativeMasks(structure, ALL_TERMS, mask_identity=True).allowed(slice(0, 4))
+    # Documents: cat, car; car, cat; big cat, dog; car, bus. Equal queries are rows 0 and 2; 1 and 3 share a positive.
+    assert documents.int().tolist() == [
+        [0, 1, 1, 0, 0, 1, 1, 1],
+        [1, 0, 0, 1, 1, 1, 0, 1],
+        [0, 1, 1, 0, 0, 1, 1, 1],
+        [1, 0, 0, 1, 1, 1, 0, 1],
+    ]
+    assert queries.int().tolist() == [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
+
+
+def test_a_query_with_two_instructions_may_be_twice_in_a_batch(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query": f"q{i}", "positives": [f"{task} {i}"], "instruction": task} for i in range(8) for task in ("a", "b")
+    ]
+    indices = next(BatchSampler([Source(table(tmp_path, rows))], 16, ROW_SAMPLER, seed=0).batches())
+    assert sorted(indices.rows) == list(range(16))
+    assert indices.row_epochs == [0] * 16
+
+
 def test_equal_texts_are_tokenised_once(tmp_path: Path, qwen3: Path) -> None:
     collate = collator([Source(table(tmp_path, ROWS))], qwen3, RowSampler(2, 2, 0))
     batch = collate[BatchIndices(0, [0, 1, 2, 3], [0, 0, 0, 0])]
@@ -179,6 +217,32 @@ def test_graded_pairs_have_their_labels(tmp_path: Path, qwen3: Path) -> None:
     batch = collator([Source(table(tmp_path, rows))], qwen3)[BatchIndices(0, [3, 1], [0, 0])]
     assert batch.scores is not None
     assert batch.scores.tolist() == [0.75, 0.25]
+
+
+def test_both_texts_of_graded_pairs_are_queries_unless_the_dataset_is_asymmetric(tmp_path: Path, qwen3: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"sentence1": "left", "sentence2": "right " * 40, "score": 1},
+        {"sentence1": "left", "sentence2": "other", "score": 0, "instruction": "Compare"},
+    ]
+    indices, graded = BatchIndices(0, [0, 1], [0, 0]), table(tmp_path, rows)
+    both, apart = (collator([Source(graded, symmetric=each)], qwen3) for each in (True, False))
+    both.query_max_length = apart.query_max_length = 16
+    for collate, prompts, longest in (
+        (both, ["Q: ", "Instruct: Compare\nQuery:"], 16),
+        (apart, ["D: ", "D: "], 32),
+    ):
+        assert collate.texts(indices) == (
+            ["Q: left", "Instruct: Compare\nQuery:left"],
+            [prompts[0] + "right " * 40, prompts[1] + "other"],
+        )
+        batch = collate[indices]
+        assert max(int(chunk.lengths.max()) for chunk in batch.tokens.chunks) == longest
+        assert batch.truncated == measure_lengths(collate, 0).truncated_documents == 1
+
+
+def test_the_prompts_of_other_rows_do_not_depend_on_symmetric(tmp_path: Path, qwen3: Path) -> None:
+    collate = collator([Source(pairs(tmp_path, 2))], qwen3)
+    assert collate.texts(BatchIndices(0, [0], [0])) == (["Q: pairs q0"], ["D: pairs d0"])
 
 
 def test_the_instruction_of_a_row_replaces_the_default_prompt(tmp_path: Path, qwen3: Path) -> None:

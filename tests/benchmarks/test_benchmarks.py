@@ -22,7 +22,7 @@ from nestling.models.reranker import Reranker
 from nestling.retrieval import Candidates, bm25_run, evaluate_candidates, evaluate_embedder, rerank
 from recipes.runs import run_main
 from scripts.evaluate import main
-from sets import Judged, random_set, write_beir
+from sets import Judged, random_set, write_beir, write_queries_among_documents
 from tiny import tiny_bert
 
 evaluate = partial(run_main, main)
@@ -279,6 +279,13 @@ def test_invalid_tasks_are_refused_before_a_model_is_loaded(
 
 def test_mteb_needs_a_model(folder: Path, reranker: Reranker) -> None:
     assert_refused(evaluate("--first_stage", "bm25", "--mteb", folder), "mteb measures models")
+
+
+def test_mteb_leaves_out_documents_with_the_id_of_their_query(folder: Path, tmp_path: Path) -> None:
+    assert BeirTask(write_queries_among_documents(tmp_path / "set")).ignore_identical_ids
+    task = open_task(str(folder), "test")
+    assert isinstance(task, BeirTask)
+    assert not task.ignore_identical_ids
 
 
 def test_queries_without_a_relevant_document_stay_in_the_mean(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from nestling.checkpoint import Checkpoints, NonFiniteGuard, StopSignal
+from nestling.processes import STOP_SIGNALS
 
 
 def test_sigterm_sets_the_flag_and_handlers_are_restored() -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     with StopSignal() as stop:
         assert stop.received is None
         signal.raise_signal(signal.SIGTERM)
@@ -32,6 +34,16 @@ def test_the_second_ctrl_c_interrupts_at_once() -> None:
         assert stop.received is not None
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 LOOP = """
@@ -93,7 +105,7 @@ def launch(folder: Path, script: str, launcher: list[str], ranks: int) -> "subpr
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_to_the_process_group_saves_and_exits(tmp_path: Path, number: signal.Signals) -> None:
     process = launch(tmp_path, ONE_RANK, [], ranks=1)
     os.killpg(process.pid, number)
@@ -102,6 +114,48 @@ def test_a_signal_to_the_process_group_saves_and_exits(tmp_path: Path, number: s
     assert path is not None, errors
     assert f"step-{(tmp_path / 'stopped-0').read_text()}" == f"{path.name} {int(number)}"
     assert process.returncode == 0
+
+
+HUNG_UP = """
+    import sys, time
+    from pathlib import Path
+    from nestling.checkpoint import StopSignal
+    with StopSignal() as stop:
+        Path(sys.argv[1], "ready-0").touch()
+        while stop.received is None:
+            print("a step", flush=True)
+            time.sleep(0.01)
+        print("saving", flush=True)
+        print("saving", file=sys.stderr, flush=True)
+        Path(sys.argv[1], "saved").touch()
+"""
+
+
+def test_a_terminal_that_is_gone_does_not_keep_a_run_from_saving(tmp_path: Path) -> None:
+    """Where a write to it fails, and the hang-up comes as a signal."""
+    (tmp_path / "script.py").write_text(textwrap.dedent(HUNG_UP))
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(sys.executable, [sys.executable, str(tmp_path / "script.py"), str(tmp_path)])
+    while not (tmp_path / "ready-0").exists():
+        os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_pipe_that_nobody_reads_does_not_keep_a_run_from_saving(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(textwrap.dedent(HUNG_UP).replace('print("a step", flush=True)', "pass"))
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        while not (tmp_path / "ready-0").exists():
+            time.sleep(0.01)
+        assert process.stdout is not None
+        process.stdout.close()
+        process.terminate()
+    assert process.returncode == 0
+    assert (tmp_path / "saved").exists()
 
 
 def test_ranks_fail_together_and_stop_at_the_same_step(tmp_path: Path) -> None:

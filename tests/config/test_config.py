@@ -235,6 +235,7 @@ def test_every_yaml_of_merging_loads() -> None:
     [
         ({"answers": ["yes"]}, "answers: ['yes'], expected two words: for relevant and not relevant"),
         ({"train": [TrainData("a", in_batch_negatives=False)]}, "in_batch_negatives is the embedder's"),
+        ({"train": [TrainData("a", symmetric=False)]}, "symmetric is the embedder's"),
         ({"early_stopping_patience": 2}, "early_stopping_patience needs a dev set"),
         ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
     ],

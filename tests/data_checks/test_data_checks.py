@@ -167,7 +167,8 @@ def random_records(count: int, seed: int) -> list[Record]:
         positives = tuple(rng.choice(texts) for _ in range(rng.randint(1, 3)))
         negatives = tuple(rng.choice(texts) for _ in range(rng.randint(0, 3)))
         scores = tuple(float(rng.randint(0, 1)) for _ in positives) if rng.random() < 0.3 else None
-        records.append(Record(rng.choice(texts), positives, negatives, scores))
+        instruction = rng.choice([None, None, "task", "other task"])
+        records.append(Record(rng.choice(texts), positives, negatives, scores, instruction=instruction))
     return records
 
 
@@ -187,17 +188,17 @@ def test_label_errors_equal_those_of_brute_force(tmp_path: Path, seed: int) -> N
     rows = open_rows(write_rows(tmp_path / f"rows{seed}.jsonl", records), progress=False)
     flat = [(i, j, text) for i, each in enumerate(records) for j, text in enumerate(each.positives + each.negatives)]
     positive = [j < len(records[i].positives) for i, j, _ in flat]
-    known = {(records[i].query, text) for (i, _, text), good in zip(flat, positive, strict=True) if good}
+    queries = [(each.query, each.instruction) for each in records]
+    known = {(queries[i], text) for (i, _, text), good in zip(flat, positive, strict=True) if good}
     assert rows.is_positive.tolist() == positive
     assert labels.repeated_rows(rows).tolist() == [each in records[:i] for i, each in enumerate(records)]
-    queries = [each.query for each in records]
     assert labels.repeated_queries(rows).tolist() == [query in queries[:i] for i, query in enumerate(queries)]
     lists = [(records[i].positives, j) if good else (records[i].negatives, j - len(records[i].positives))
              for (i, j, _), good in zip(flat, positive, strict=True)]  # fmt: skip
     assert labels.repeated_documents(rows).tolist() == [own[j] in own[:j] for own, j in lists]
     assert labels.documents_equal_to_query(rows).tolist() == [text == records[i].query for i, _, text in flat]
     assert labels.contradictions(rows).tolist() == [
-        not good and (records[i].query, text) in known for (i, _, text), good in zip(flat, positive, strict=True)
+        not good and (queries[i], text) in known for (i, _, text), good in zip(flat, positive, strict=True)
     ]
     rows_per_positive = dict(zip(rows.documents.texts, labels.rows_per_positive(rows).tolist(), strict=True))
     assert rows_per_positive == {text: sum(text in each.positives for each in records) for text in rows_per_positive}

@@ -63,6 +63,7 @@ def small_set() -> RetrievalSet:
         queries=["alpha?"],
         relevant=[np.array([1])],
         gains=[np.array([1.0])],
+        own_documents=np.array([-1] * 1),
         summary=LoadSummary("small", "BEIR", 1, 1),
     )
 

@@ -200,6 +200,7 @@ def small_set() -> RetrievalSet:
         queries=["one", "two", "three"],
         relevant=[np.array([1])] * 3,
         gains=[np.array([1.0])] * 3,
+        own_documents=np.array([-1] * 3),
         summary=LoadSummary("small", "BEIR", 3, 3),
     )
 

@@ -30,7 +30,7 @@ from nestling.export.embedder_expectation import (
 )
 from nestling.export.embedder_gate import EXACT_COSINE, check_embedder
 from nestling.export.gate import ExportError, require_passed, verdict
-from nestling.export.serving_files import rope_keys
+from nestling.export.serving_files import BaseFiles, rope_keys
 from nestling.models.adapters import attach_lora
 from nestling.models.attention import FLOAT32, resolve_attention
 from nestling.models.embedder import Embedder
@@ -476,3 +476,52 @@ def test_rope_keys_for_both_versions(parameters: dict[str, object], scaling: dic
     assert rope_keys(parameters) == {"rope_parameters": parameters, "rope_theta": 5.0, "rope_scaling": scaling}
     assert rope_keys({"full_attention": parameters}) == {}
     assert rope_keys(None) == {}
+
+
+@pytest.mark.parametrize("linked", ["files", "subfolder"])
+def test_code_and_linked_files_of_the_base_stay_there(
+    tmp_path: Path, linked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, private = tiny_bert(tmp_path / "base"), tmp_path / "private"
+    private.mkdir()
+    (base / "vocab.txt").unlink()
+    (private / "vocab.txt").write_text("my password")
+    shutil.move(base / "tokenizer.json", private / "tokenizer.json")
+    (base / "modeling_own.py").write_text("raise SystemExit('code of the base was run')")
+    for name in ("config.json", "tokenizer_config.json"):
+        own = {"auto_map": {"AutoModel": "modeling_own.Own", "AutoTokenizer": ["modeling_own.Own", None]}}
+        (base / name).write_text(json.dumps({**read(base, name), **own, "custom_pipelines": {}}))
+    if linked == "files":
+        for name in ("vocab.txt", "tokenizer.json"):
+            (base / name).symlink_to(private / name)
+    else:
+        for path in [*base.glob("*.json"), base / "model.safetensors"]:
+            if path.name not in ("modules.json", "config_sentence_transformers.json"):
+                shutil.move(path, private / path.name)
+        (base / "0_Transformer").symlink_to(private)
+        modules = json.loads((base / "modules.json").read_text())
+        modules[0]["path"] = "0_Transformer"
+        (base / "modules.json").write_text(json.dumps(modules))
+    embedder = with_noise(Embedder.from_pretrained(base))
+    export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+    said = capsys.readouterr().err
+    assert "auto_map and custom_pipelines left out" in said
+    assert "vocab.txt is a link to a file outside the model and is not exported" in said
+    written = [path for path in (tmp_path / "final").rglob("*") if path.is_file()]
+    assert not any(path.is_symlink() or path.suffix == ".py" or b"password" in path.read_bytes() for path in written)
+    assert not any(b"modeling_own" in path.read_bytes() for path in written)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "final")(TEXTS)["input_ids"]
+    assert theirs == embedder.text_tokenizer(TEXTS, 128).ids
+
+
+def test_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "1"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "0").write_text("a vocabulary")
+    (snapshot / "vocab.txt").symlink_to("../../blobs/0")
+    assert BaseFiles(str(snapshot)).own_path("vocab.txt") == snapshot / "vocab.txt"
+    (snapshot / "vocab.txt").unlink()
+    (snapshot / "vocab.txt").symlink_to("../../../other")
+    (tmp_path / "other").write_text("private")
+    assert BaseFiles(str(snapshot)).own_path("vocab.txt") is None

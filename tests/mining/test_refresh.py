@@ -76,7 +76,8 @@ def nearest_below(embedder: Embedder, table: RecordTable, texts: list[str], max_
     for row in rows:
         query = embedder.encode([row.query], kind="query", max_length=24, instruction=row.instruction).half().double()
         scores = (documents @ query[0]).tolist()
-        positives = {text for other in rows if other.query == row.query for text in other.positives}
+        same = (other for other in rows if (other.query, other.instruction) == (row.query, row.instruction))
+        positives = {text for other in same for text in other.positives}
         of_positives = embedder.encode(list(positives), kind="document", max_length=16).half().double() @ query[0]
         lowest = of_positives.min().item()
         taken, own = {folded_text_id(text) for text in (*positives, row.query)}, []

@@ -73,6 +73,46 @@ def test_what_cannot_be_reproduced_is_refused(tmp_path: Path) -> None:
         Embedder.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "own", ["evil.Pooling", "sentence_transformers.evil.Pooling", "modeling.Transformer", "Normalize"]
+)
+def test_modules_of_the_same_last_name_are_refused(tmp_path: Path, own: str) -> None:
+    folder = tiny_bert(tmp_path)
+    modules = json.loads((folder / "modules.json").read_text())
+    at = next(each for each in modules if each["type"].endswith(own.rpartition(".")[2]))
+    at["type"] = own
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match=f"modules.json: {own} is not supported; expected Transformer, Pooling and"):
+        Embedder.from_pretrained(folder)
+
+
+def test_modules_as_sentence_transformers_6_names_them(tmp_path: Path) -> None:
+    folder = tiny_bert(tmp_path / "model", "cls", normalize=False)
+    SentenceTransformer(str(folder), device="cpu").save_pretrained(str(tmp_path / "saved"))
+    assert "sentence_transformers.sentence_transformer.modules" in (tmp_path / "saved" / "modules.json").read_text()
+    embedder = Embedder.from_pretrained(tmp_path / "saved")
+    assert (embedder.pooling, embedder.normalize) == ("cls", False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}', "modules.json: expected a list of modules"),
+        ("[1]", "modules.json: expected a list of modules"),
+        ('[{"type": "sentence_transformers.models.Pooling"}]', "modules.json: expected a list of modules"),
+        ('[{"type": "sentence_transformers.models.Pooling", "path": "../secret"}]', "lies outside the model's"),
+        ('[{"type": "sentence_transformers.models.Pooling", "path": "/etc"}]', "lies outside the model's"),
+        ('[{"type": ', r"modules.json: not valid JSON: .*; fetch the model again"),
+        ("[" * 100_000, r"modules.json: not valid JSON: maximum recursion"),
+    ],
+)
+def test_broken_lists_of_modules(tmp_path: Path, content: str, message: str) -> None:
+    folder = tiny_bert(tmp_path)
+    (folder / "modules.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Embedder.from_pretrained(folder)
+
+
 def test_the_tokenizer_of_a_base_model_appends_the_end_token(tmp_path: Path) -> None:
     folder = tiny_qwen3(tmp_path, sentence_transformers=False)
     embedder = Embedder.from_pretrained(folder)

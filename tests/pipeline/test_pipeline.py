@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from nestling.pipeline.pipeline import Pipeline
 from nestling.pipeline.running import StoppedError
 from nestling.pipeline.step import Step
 from nestling.pipeline.step_record import StepRecord
+from nestling.processes import identify
 
 
 def shell(folder: Path, name: str, text: str, *, reads: list[Path], resumes: bool = False, **settings: object) -> Step:
@@ -150,13 +150,14 @@ def test_files_of_own_commands_are_moved_aside(folder: Path) -> None:
     assert (folder / "replaced" / "a.1" / "out").read_text() == "by hand"
 
 
-def test_a_step_that_still_runs_is_not_started_again(folder: Path) -> None:
+def test_a_step_that_still_runs_is_not_started_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nestling.pipeline.pipeline.ENDING_SECONDS", 0.1)
     with pytest.raises(ValueError, match="status 1"):
         states(chain(folder, middle="exit 1"))
     path = folder / "steps" / "b" / "step.json"
     record_of = StepRecord.read(path)
     assert record_of is not None and record_of.process is not None
-    StepRecord(record_of.inputs, done=False, process=(os.getpid(), psutil.Process().create_time())).write(path)
+    StepRecord(record_of.inputs, done=False, process=identify(os.getpid())).write(path)
     with pytest.raises(ValueError, match=rf"b: process {os.getpid()} of an earlier run is still running; end it first"):
         states(chain(folder))
 

@@ -177,7 +177,7 @@ def test_two_ranks_mine_and_train_as_one(qwen3: Path, data: Path, bare: Path, tm
     assert_same_run(two, one, loss=2e-4, weight=1e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_says_so_and_the_run_goes_on(
     number: signal.Signals, bert: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -109,6 +109,7 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
         ({"model": "no/such-model"}, "model no/such-model: not a directory with a config.json, and no id that the hub"),
         ({"train": "nowhere.jsonl"}, "nowhere.jsonl: file: there is no such file or folder"),
         ({"train": "pairs.jsonl,"}, "a dataset has an empty name"),
+        ({"train": '[{"path": "pairs.jsonl", "symmetric": false}]'}, "pairs.jsonl: symmetric is of graded pairs"),
         ({"dev": "nowhere"}, "nowhere: folder: there is no such folder; expected one in the BEIR layout"),
         ({"output_dir": "full"}, "full exists and is not empty; resume the run in it, or choose another folder"),
         ({"output_dir": "pairs.jsonl"}, "pairs.jsonl is a file; give a folder for the run"),

@@ -13,6 +13,7 @@ import pytest
 from nestling.models.reranker import Reranker
 from recipes.runs import run_main
 from scripts.evaluate import main
+from sets import write_queries_among_documents
 
 SHORT = ["--query_max_length", "64", "--document_max_length", "64"]
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
@@ -106,6 +107,22 @@ def test_bm25_and_a_run_file(beir: Path, tmp_path: Path) -> None:
     assert "1 queries are not in the run and count 0" in done.stdout
     assert "1 documents of the run are not in the collection" in done.stdout
     assert json.loads((tmp_path / "run.json").read_text())["results"][0]["metrics"]["MRR@10"] == 0.25
+
+
+def test_documents_with_the_id_of_their_query_are_left_out_and_said(tmp_path: Path, bert: Path) -> None:
+    write_queries_among_documents(tmp_path / "set")
+    said = "dropped 5: document with the id of a query, from the results of that query (first at "
+    done = evaluate("--model", bert, *SHORT, "--data", tmp_path / "set")
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    run = tmp_path / "run.trec"
+    run.write_text("t0 Q0 t0 1 3 tag\nt0 Q0 d1 2 2 tag\nt5 Q0 d1 1 2 tag\nt5 Q0 t5 2 1 tag\n")
+    done = evaluate("--first_stage", run, "--data", tmp_path / "set", "--output", tmp_path / "run.json")
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert "  1 listed documents have the id of their query and are left out\n" in done.stdout
+    metrics = json.loads((tmp_path / "run.json").read_text())["results"][0]["metrics"]
+    assert metrics["MRR@10"] == pytest.approx((1 + 0.5) / 7)
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None:

@@ -80,7 +80,8 @@ def expected_negatives(
     for record in records:
         query = embedder.encode([record.query], kind="query", max_length=24, instruction=record.instruction)
         scores = dict(zip(texts, (documents @ query.half().double().numpy()[0]).tolist(), strict=True))
-        positives = {text for other in records if other.query == record.query for text in other.positives}
+        same = (each for each in records if (each.query, each.instruction) == (record.query, record.instruction))
+        positives = {text for other in same for text in other.positives}
         lowest = min(scores[text] for text in positives)
         taken = {folded_text_id(text) for text in (*positives, record.query)}
         own: list[tuple[str, float]] = []

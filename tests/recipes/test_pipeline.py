@@ -20,6 +20,8 @@ from ranks import ROOT, environment, python
 
 import warm
 from mining.small import write_corpus
+from nestling.pipeline.step_record import StepRecord
+from nestling.processes import still_runs
 from recipes.runs import refusal, run_main
 from scripts.pipeline import main
 from synthesis.served import serving
@@ -242,6 +244,25 @@ def test_told_to_stop_it_leaves_a_checkpoint_and_a_second_one_is_refused(
     saved = re.search(r"stopped by SIGTERM; saved (\S+/step-\d+);", said)
     assert saved and (Path(saved[1]) / "model.safetensors").exists()
     assert said.splitlines()[-1] == "stopped by SIGTERM; the same command resumes"
+
+
+def test_killed_alone_its_step_saves_and_ends_and_the_next_start_waits_for_it(
+    settings: dict[str, Any], tmp_path: Path, steady: None
+) -> None:
+    """The kernel, out of memory, kills one process, and nobody is told."""
+    embed = {**settings["embed"], "max_steps": 300, "save_steps": 300}
+    command = write(tmp_path, settings, embed=embed, evaluate=None, export=None)
+    place = tmp_path / "run" / "steps" / "embed"
+    process = start(command)
+    wait_for(place / "run" / "metrics.jsonl", process, '"step": 3,')
+    record = StepRecord.read(place / "step.json")
+    assert record is not None and record.process is not None and still_runs(record.process)
+    process.kill()
+    process.wait()
+    assert found(run_pipeline(command))["embed"] == "unfinished: resumes"
+    assert not still_runs(record.process)
+    steps = re.findall(r"^  steps +(.*)$", read(place / "log.txt"), re.M)
+    assert len(steps) == 2 and "done" not in steps[0] and re.search(r"[1-9]\d* done", steps[1]), steps
 
 
 @pytest.mark.slow

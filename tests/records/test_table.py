@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.records import LoadSummary, Record, RecordTable, load_records, text_id
+from nestling.records.record import query_id
 from nestling.records.summary import Drop
 
 
@@ -31,6 +32,13 @@ def ids(*texts: str) -> list[int]:
 def test_text_id_is_stable_and_fits_63_bits() -> None:
     assert [text_id("query"), text_id("玉山"), text_id("")] == TEXT_IDS
     assert all(0 <= text_id(str(i)) < 2**63 for i in range(1000))
+
+
+def test_the_id_of_a_query_is_of_text_and_instruction() -> None:
+    assert query_id("apple", None) == text_id("apple")
+    several = {query_id(text, task) for text in ("apple", "a", "") for task in ("fruit", "company", "", None)}
+    assert len(several) == 12
+    assert all(0 <= each < 2**63 for each in several)
 
 
 # XXH3-64 >> 1, as `xxhsum -H3` prints for the UTF-8 bytes.
@@ -54,12 +62,12 @@ def test_drops_are_counted_with_their_first_place(tmp_path: Path) -> None:
         Record("q", ("p",), ("n",), (3.0,), (5.0,)),
         Record("q", ("r",), ("n",)),
         Record("t", ("p",), ("r",), (1.0,), (0.0,)),
-        Record("q", ("r",), ("n",), instruction="other"),
+        Record("q", ("r",), ("p", "n"), instruction="other"),
     ]
     place = f"{tmp_path}/rows.jsonl"
     assert table.summary == LoadSummary(
         source=place, dialect="nestling", rows_read=6, rows_kept=4, rows_scored=2,
-        positives=4, negatives=4, max_positives=1, max_negatives=1,
+        positives=4, negatives=5, max_positives=1, max_negatives=2,
         drops=(
             Drop("positive repeated in its row", 1, f"{place}:1"),
             Drop("document equal to its query", 3, f"{place}:1"),
@@ -67,14 +75,14 @@ def test_drops_are_counted_with_their_first_place(tmp_path: Path) -> None:
             Drop("negative that is a positive of its row", 1, f"{place}:1"),
             Drop("row without a positive that differs from its query", 1, f"{place}:3"),
             Drop("row repeated", 1, f"{place}:4"),
-            Drop("negative that is a positive of the same query in another row", 3, f"{place}:1"),
+            Drop("negative that is a positive of the same query in another row", 2, f"{place}:1"),
         ),
     )  # fmt: skip
     assert not table.has_scores and not table.graded
     assert [table.known_positives(i).tolist() for i in range(4)] == [
-        sorted(ids("p", "r")), sorted(ids("p", "r")), ids("p"), sorted(ids("p", "r")),
+        sorted(ids("p", "r")), sorted(ids("p", "r")), ids("p"), ids("r"),
     ]  # fmt: skip
-    assert table.query_ids.tolist() == ids("q", "q", "t", "q")
+    assert table.query_ids.tolist() == [*ids("q", "q", "t"), query_id("q", "other")]
     assert (table.positive_ids(2).tolist(), table.negative_ids(2).tolist()) == (ids("p"), ids("r"))
 
 

@@ -30,7 +30,7 @@ from nestling.retrieval import (
 )
 from nestling.retrieval.metrics import mean_metrics, metrics_per_query, ranks_in_run
 from nestling.retrieval.nearest import pack, unpack
-from sets import random_set, write_beir
+from sets import random_set, write_beir, write_queries_among_documents
 from tiny import tiny_bert
 
 TEXTS = ["alpha", "beta", "alpha beta", "gamma", "delta alpha"]
@@ -268,6 +268,7 @@ def encoded_set(queries: Tensor, documents: Tensor, distinct_index: list[int], b
         offsets=torch.zeros(len(queries) + 1, dtype=torch.int64),
         relevant=torch.zeros(0, dtype=torch.int64),
         gains=np.zeros(0),
+        own=torch.full((len(queries),), -1),
         device=torch.device("cpu"),
     )
 
@@ -321,7 +322,7 @@ def top_of(model: Path, folder: Path, depth: int) -> Run:
     return search_top(encoded, retrieval_set, depth)
 
 
-DEPTHS = {"uneven": 9, "one": 3, "equal": 4}
+DEPTHS = {"uneven": 9, "one": 3, "equal": 4, "own": 5}
 
 
 def run_rank(rank: int, folder: Path) -> None:
@@ -336,6 +337,7 @@ def test_several_ranks_retrieve_what_one_does(tmp_path: Path, world: int) -> Non
     random_set(tmp_path / "one", documents=1, queries=2)
     documents = [*["alpha beta", "gamma"] * 4, "delta", "alpha  beta"]
     write_beir(tmp_path / "equal", documents, ["alpha beta", "gamma"], {"q0": {"d9": 1}, "q1": {"d5": 2}})
+    write_queries_among_documents(tmp_path / "own")
     bert = tiny_bert(tmp_path / "bert")
     alone = {name: top_of(bert, tmp_path / name, depth) for name, depth in DEPTHS.items()}
     assert [list(each) for each in alone["equal"].values()] == [["d0", "d2", "d4", "d6"], ["d1", "d3", "d5", "d7"]]

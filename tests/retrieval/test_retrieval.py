@@ -29,7 +29,7 @@ from nestling.retrieval.distinct import SeenTexts, find_distinct
 from nestling.retrieval.first_stage import tokenize, top_with_ties
 from nestling.retrieval.metrics import RelevantRanks, mean_metrics, metrics_per_query, ranks_in_run
 from nestling.retrieval.search import Quantizer
-from sets import random_set, write_beir
+from sets import random_set, write_beir, write_queries_among_documents
 from tiny import tiny_bert
 
 
@@ -45,6 +45,7 @@ def make_encoded(queries: Tensor, documents: Tensor, relevant: list[list[int]], 
         offsets=torch.from_numpy(np.cumsum([0, *map(len, relevant)])),
         relevant=torch.tensor([document for documents in relevant for document in documents], dtype=torch.int64),
         gains=np.ones(sum(map(len, relevant))),
+        own=torch.full((len(queries),), -1),
         device=torch.device("cpu"),
     )
 
@@ -200,7 +201,7 @@ def evaluate_sets(model: Path, folders: list[Path]) -> list[dict[str, Any]]:
     return results
 
 
-SETS = ("uneven", "one document", "one query", "equal texts")
+SETS = ("uneven", "one document", "one query", "equal texts", "queries among documents")
 
 
 def run_rank(rank: int, folder: Path) -> None:
@@ -216,6 +217,7 @@ def test_ranks_equal_one_also_where_a_rank_has_nothing(tmp_path: Path, world: in
     random_set(folders[2], documents=4, queries=1)
     documents = [*["alpha beta", "gamma"] * 4, "delta", "alpha  beta"]
     write_beir(folders[3], documents, ["alpha", "gamma?"], {"q0": {"d9": 1, "d8": 1}, "q1": {"d5": 2}})
+    write_queries_among_documents(folders[4])
     alone = evaluate_sets(tiny_bert(tmp_path / "bert"), folders)
     assert alone[3]["float32"][3:] == [5, 1, 4]  # equal to d9, d8 and d5
     run_ranks(world, run_rank, tmp_path)

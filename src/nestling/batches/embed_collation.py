@@ -16,7 +16,6 @@ from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.batches.sampled_rows import SampledRow, batch_structure, graded_scores, teacher_scores
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.losses.negatives import BatchStructure
-from nestling.records.table import RecordTable
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,8 @@ class EmbedCollator(Dataset[EmbedBatch]):
         queries_per_rank = len(sampled_rows) // self.world_size
         by_rank = [slice(i * queries_per_rank, (i + 1) * queries_per_rank) for i in range(self.world_size)]
         local = by_rank[self.rank]
-        queries, documents = self._texts(table, sampled_rows[local])
-        tokens, text_indices, truncated = self._tokenize(queries, documents)
+        queries, documents = self._texts(source, sampled_rows[local])
+        tokens, text_indices, truncated = self._tokenize(queries, documents, self.document_limit(source))
         group, teacher = (
             teacher_scores(table, sampled_rows, local) if self.teacher and table.has_scores else (None, None)
         )
@@ -144,7 +143,11 @@ class EmbedCollator(Dataset[EmbedBatch]):
 
     def texts(self, indices: BatchIndices) -> tuple[list[str], list[str]]:
         """Queries and documents of a global batch, those of all ranks, with their prompts."""
-        return self._texts(self.sources[indices.source].table, self._sampled_rows(indices))
+        return self._texts(self.sources[indices.source], self._sampled_rows(indices))
+
+    def document_limit(self, source: Source) -> int:
+        """Tokens of a document of a dataset, its prompt included."""
+        return self.query_max_length if source.documents_as_queries else self.document_max_length
 
     def _sampled_rows(self, indices: BatchIndices) -> list[SampledRow]:
         table = self.sources[indices.source].table
@@ -153,19 +156,23 @@ class EmbedCollator(Dataset[EmbedBatch]):
             for row, row_epoch in zip(indices.rows, indices.row_epochs, strict=True)
         ]
 
-    def _texts(self, table: RecordTable, sampled_rows: Sequence[SampledRow]) -> tuple[list[str], list[str]]:
+    def _texts(self, source: Source, sampled_rows: Sequence[SampledRow]) -> tuple[list[str], list[str]]:
         """Queries and documents of some rows, with their prompts."""
         queries: list[str] = []
         documents: list[str] = []
         for sampled in sampled_rows:
-            record = table[sampled.row]
-            queries.append(self.prompts.query(record.instruction) + record.query)
-            documents += [self.prompts.document + record.positives[i] for i in sampled.positives]
-            documents += [self.prompts.document + record.negatives[i] for i in sampled.negatives]
+            record = source.table[sampled.row]
+            query_prompt = self.prompts.query(record.instruction)
+            document_prompt = query_prompt if source.documents_as_queries else self.prompts.document
+            queries.append(query_prompt + record.query)
+            documents += [document_prompt + record.positives[i] for i in sampled.positives]
+            documents += [document_prompt + record.negatives[i] for i in sampled.negatives]
         return queries, documents
 
-    def _tokenize(self, queries: list[str], documents: list[str]) -> tuple[TokenBatch, Tensor, int]:
-        """Tokenise each distinct text once.
+    def _tokenize(
+        self, queries: list[str], documents: list[str], document_limit: int
+    ) -> tuple[TokenBatch, Tensor, int]:
+        """Tokenise each distinct text once, documents to at most `document_limit` tokens.
 
         Returns:
             The distinct texts; [queries + documents] int64, the index of each query's and document's text; the number
@@ -174,7 +181,7 @@ class EmbedCollator(Dataset[EmbedBatch]):
         query_index = {text: i for i, text in enumerate(dict.fromkeys(queries))}
         document_index = {text: i for i, text in enumerate(dict.fromkeys(documents))}
         query_tokens = self.tokenizer(list(query_index), self.query_max_length)
-        document_tokens = self.tokenizer(list(document_index), self.document_max_length)
+        document_tokens = self.tokenizer(list(document_index), document_limit)
         ids = query_tokens.ids + document_tokens.ids
         batch = pack(ids, self.chunk_tokens, self.tokenizer.pad_id, padding_free=self.padding_free)
         text_indices = [query_index[text] for text in queries]

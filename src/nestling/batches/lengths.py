@@ -48,7 +48,7 @@ def measure_lengths(collator: EmbedCollator, source: int) -> Lengths:
     queries, documents = collator.texts(BatchIndices(source, rows, [0] * len(rows)))
     queries, documents = list(dict.fromkeys(queries)), list(dict.fromkeys(documents))
     query_tokens = collator.tokenizer(queries, collator.query_max_length)
-    document_tokens = collator.tokenizer(documents, collator.document_max_length)
+    document_tokens = collator.tokenizer(documents, collator.document_limit(collator.sources[source]))
     return Lengths(
         rows=len(rows),
         total_rows=count,

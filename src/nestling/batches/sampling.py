@@ -30,11 +30,18 @@ class Source:
         table: Its rows.
         weight: How often a training epoch visits each row.
         in_batch_negatives: Whether the documents of other rows in the batch are negatives.
+        symmetric: Whether both texts of graded pairs are encoded as queries.
     """
 
     table: RecordTable
     weight: float = 1.0
     in_batch_negatives: bool = True
+    symmetric: bool = True
+
+    @property
+    def documents_as_queries(self) -> bool:
+        """Whether documents have the prompt and the length limit of queries."""
+        return self.table.graded and self.symmetric
 
 
 @dataclass(frozen=True)

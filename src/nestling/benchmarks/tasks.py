@@ -26,6 +26,7 @@ class BeirTask(AbsTaskRetrieval):
 
     def __init__(self, data: RetrievalSet) -> None:
         self.data = data
+        self.ignore_identical_ids = bool((data.own_documents >= 0).any())
         self.metadata = TaskMetadata(
             name=data.name.removesuffix(f"/{data.split}"),
             description="A BEIR folder.",

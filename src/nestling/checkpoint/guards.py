@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Self
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from nestling.processes import STOP_SIGNALS, discard_unread_output, stop_signals
 
 
 class StopSignal:
-    """A context that turns SIGTERM and Ctrl-C into a flag, so that the training loop can finish its step and save.
+    """A context that turns stop signals into a flag, so that the training loop can finish its step and save.
+
+    They are SIGTERM, Ctrl-C (SIGINT) and, unless it is ignored as under nohup, the end of the terminal (SIGHUP).
 
     A second Ctrl-C raises KeyboardInterrupt at once. One of several ranks may get the signal earlier than others, so
     they must agree after each step. Use it in the main thread:
@@ -30,7 +32,7 @@ class StopSignal:
         self._interrupted = False
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in stop_signals()}
         return self
 
     def __exit__(
@@ -42,6 +44,7 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
+        discard_unread_output()
         self._interrupted = self._interrupted or number == signal.SIGINT
         self.received = signal.Signals(number)
 
@@ -50,7 +53,7 @@ def ignore_stop_signals(worker_id: int) -> None:
     """`worker_init_fn` of a DataLoader that makes workers ignore stop signals.
 
     Schedulers and Ctrl-C signal all processes of a group, workers included. A worker that died would raise an error in
-    the main process in the middle of a step; workers end when their parent ends.
+    the main process in the middle of a step.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -24,6 +24,7 @@ import yaml
 
 from nestling import __version__
 from nestling.config.nested import flat, plain
+from nestling.config.yaml_files import read_yaml
 from nestling.distributed.ranks import on_rank_zero, rank_and_world
 from nestling.files import replace_text
 from nestling.locks import lock
@@ -128,7 +129,7 @@ def require_writable(path: Path) -> None:
 
 def require_same_config(path: Path, config: Mapping[str, object], may_differ: Collection[str]) -> None:
     """Raise ValueError if `config` differs from the one at `path` in other keys than `may_differ`."""
-    started, now = flat(yaml.safe_load(path.read_text(encoding="utf-8"))), flat(config)
+    started, now = flat(read_yaml(path)), flat(config)
     different = [key for key in {**started, **now} if started.get(key, "(absent)") != now.get(key, "(absent)")]
     refused = [key for key in different if not any(key == free or key.startswith(f"{free}.") for free in may_differ)]
     if refused:

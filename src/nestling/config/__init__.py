@@ -7,6 +7,7 @@ Nothing here imports torch, so that `--help` answers at once.
 from nestling.config.arguments import parse_config, run
 from nestling.config.check_data import CheckConfig
 from nestling.config.checks import (
+    new_outputs,
     require,
     require_dims,
     require_extra,
@@ -57,6 +58,7 @@ __all__ = [
     "TrainData",
     "TrainingConfig",
     "details_path",
+    "new_outputs",
     "parse_config",
     "read_run",
     "read_section",

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from itertools import pairwise
+from pathlib import Path
 from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from nestling.config.retired import retired
+from nestling.config.yaml_files import read_yaml
+from nestling.processes import end_with_starter
 from nestling.threads import limit_threads
 
 Config = TypeVar("Config")
@@ -28,6 +31,15 @@ UNKNOWN_KEY = re.compile(
 
 class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Help that keeps the lines of a recipe's docstring, commands among them."""
+
+
+class CheckedConfigFile(ActionConfigFile):
+    """`--config FILE.yaml`, of which nothing is parsed before `read_yaml` has found it harmless."""
+
+    def __call__(self, parser, cfg, values, option_string=None) -> None:  # type: ignore[no-untyped-def]
+        if Path(values).is_file():
+            read_yaml(Path(values))
+        super().__call__(parser, cfg, values, option_string)
 
 
 def parse_config(cls: type[Config], description: str | None, argv: list[str] | None = None) -> Config:
@@ -58,7 +70,7 @@ def build_parser(cls: type, description: str | None) -> ArgumentParser:
         formatter_class=Formatter,
         epilog="\n\n".join(explained_items(cls)),
     )
-    parser.add_argument("--config", action="config", help="YAML file; flags after it override its keys.")
+    parser.add_argument("--config", action=CheckedConfigFile, help="YAML file; flags after it override its keys.")
     parser.add_class_arguments(cls, fail_untyped=True)
     sections = {f"--{name}" for name, hint in get_type_hints(cls).items() if is_dataclass(hint)}
     for action in list(parser._actions):  # jsonargparse's own: `--loss FILE` for a section, `--train.help` for a list
@@ -87,6 +99,7 @@ def explained_items(cls: type) -> Iterator[str]:
 def run(main: Callable[[], None]) -> None:
     """Call a script's `main`; errors meant for users become one line and exit status 2, Ctrl-C status 130."""
     atexit.register(gc.freeze)  # else Python goes through all objects of torch and transformers at exit, for a second
+    end_with_starter()
     try:
         main()
     except (ValueError, OSError, FloatingPointError) as error:

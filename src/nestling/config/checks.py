@@ -1,8 +1,13 @@
 """Conditions on settings, with errors for users."""
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+
+from nestling.locks import claim
 
 
 def require(condition: bool, message: str) -> None:
@@ -43,6 +48,22 @@ def require_new(flag: str, path: str | Path | None) -> None:
         require(folder.is_dir(), f"{flag} {path}: the folder {folder} does not exist")
 
 
+@contextmanager
+def new_outputs(*outputs: tuple[str, str | Path | None]) -> Iterator[None]:
+    """A context in which no other process writes some outputs, each given with its flag; of several ranks one claims.
+
+    Raises:
+        ValueError: One exists, has no folder, or is being written by another process.
+    """
+    with ExitStack() as stack:
+        for flag, path in outputs:
+            require_new(flag, path)
+            if path is not None and os.environ.get("RANK", "0") == "0":
+                stack.enter_context(claim(Path(path)))
+                require_new(flag, path)  # another process may have written it in between
+        yield
+
+
 def require_model(model: str, message: str) -> None:
     """Raise ValueError for a mistyped path at once; to ask the hub for it would take half a minute of retries."""
     parts = Path(model).parts
@@ -56,6 +77,19 @@ def require_extra(purpose: str, extra: str, *modules: str) -> None:
     require(
         not missing,
         f"{purpose} needs {', '.join(missing)}, not installed; pip install -c constraints.txt -e '.[{extra}]'",
+    )
+
+
+def require_address(name: str, url: str) -> None:
+    """Raise ValueError unless a setting is the address of a server without what may be secret, which is not shown."""
+    require(
+        "@" not in url and "?" not in url,
+        f"{name}: expected an address without user name, password and query; the name of the environment variable with "
+        "the key goes into api_key_env",
+    )
+    require(
+        url.startswith(("http://", "https://")),
+        f"{name}: {url!r} is not an address; expected something like http://localhost:8000",
     )
 
 

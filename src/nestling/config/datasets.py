@@ -17,6 +17,8 @@ class TrainData:
         instruction: Task of the queries of this dataset; a row's own instruction goes first.
         weight: How often an epoch visits each row: 0.5 takes half of the rows, 2 takes each twice.
         in_batch_negatives: Whether documents of other rows are negatives; switch off for classification-like data.
+        symmetric: Whether both texts of graded pairs are encoded as queries, as similarity tasks are evaluated; switch
+            off where the second text is a document.
         columns: Names of the columns that hold query, positive, negatives, ...; by default they are recognised.
     """
 
@@ -26,6 +28,7 @@ class TrainData:
     instruction: str | None = None
     weight: float = 1.0
     in_batch_negatives: bool = True
+    symmetric: bool = True
     columns: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

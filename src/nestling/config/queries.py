@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nestling.config.checks import require
+from nestling.config.checks import require, require_address
 
 QUESTION_TYPES = {
     "keywords": "a few search terms without a sentence around them",
@@ -34,7 +34,7 @@ class EndpointConfig:
         api_key_env: Environment variable that holds the server's key; by default none is sent.
         concurrency: Requests at a time.
         requests_per_minute: Highest number of requests a minute; by default as many as the server answers.
-        timeout: Seconds of silence after which a request has failed.
+        timeout: Seconds after which a request without a whole answer has failed.
         retries: How often a request that failed is sent again.
         body: More fields of each request's body, or others in place of ours; null leaves one out.
         price_in: Price of a million tokens of prompts.
@@ -54,10 +54,8 @@ class EndpointConfig:
     def __post_init__(self) -> None:
         require(self.concurrency >= 1, f"endpoint.concurrency is {self.concurrency}, expected at least 1")
         require(self.retries >= 0, f"endpoint.retries is {self.retries}, expected at least 0")
-        require(
-            self.url is None or self.url.startswith(("http://", "https://")),
-            f"endpoint.url is {self.url}, expected http://… or https://…, with the /v1 that most servers have",
-        )
+        if self.url is not None:
+            require_address("endpoint.url", self.url)
         for name in ("requests_per_minute", "timeout"):
             value = getattr(self, name)
             require(

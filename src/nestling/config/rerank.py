@@ -80,6 +80,10 @@ class RerankConfig(TrainingConfig):
             all(data.in_batch_negatives for data in self.train),
             "train: in_batch_negatives is the embedder's; a reranker learns from each query's own documents",
         )
+        require(
+            all(data.symmetric for data in self.train),
+            "train: symmetric is the embedder's; a reranker reads both texts of a pair in one prompt",
+        )
 
     def card_settings(self) -> dict[str, object]:
         settings = super().card_settings()

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import yaml
-
 from nestling.config.arguments import parse_config
 from nestling.config.checks import require
 from nestling.config.embed import EmbedConfig
 from nestling.config.rerank import RerankConfig
+from nestling.config.yaml_files import read_yaml
 
 
 def read_run(folder: Path) -> EmbedConfig | RerankConfig:
@@ -18,6 +17,6 @@ def read_run(folder: Path) -> EmbedConfig | RerankConfig:
         f"{folder} has no config.yaml; expected a run's folder, and RUN/checkpoints/step-N of a step",
     )
     arguments = ["--config", str(path)]
-    if "prefix" in yaml.safe_load(path.read_text(encoding="utf-8")):
+    if "prefix" in (read_yaml(path) or {}):
         return parse_config(RerankConfig, None, arguments)
     return parse_config(EmbedConfig, None, arguments)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nestling.config.checks import require, require_dims
+from nestling.config.checks import require, require_address, require_dims
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class ServeCheckConfig:
         api_model: Name of the model in requests; by default the first that the server lists.
         dims: Dimensions to ask for, of an embedder trained at several.
         least_cosine: Lowest cosine to the directory's own embeddings at which the server passes.
-        timeout: Seconds to wait for an answer.
+        timeout: Seconds to wait for a whole answer.
         api_key_env: Environment variable that holds the server's key.
     """
 
@@ -31,10 +31,7 @@ class ServeCheckConfig:
     api_key_env: str | None = None
 
     def __post_init__(self) -> None:
-        require(
-            self.url.startswith(("http://", "https://")),
-            f"url: {self.url!r} is not an address; expected something like http://localhost:8000",
-        )
+        require_address("url", self.url)
         require_dims(self.dims)
         require(0 < self.least_cosine <= 1, f"least_cosine is {self.least_cosine:g}, expected 0 < cosine <= 1")
         require(self.timeout > 0, f"timeout is {self.timeout:g}, expected more than 0 seconds")

@@ -5,11 +5,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nestling.config import EmbedConfig, MineConfig, RerankConfig, read_section, require
 from nestling.config.arguments import known_keys
 from nestling.config.costs import ScriptName
+from nestling.config.yaml_files import read_yaml
 
 CONFIGS: dict[ScriptName, type] = {"embed": EmbedConfig, "rerank": RerankConfig, "mine": MineConfig}
 
@@ -22,10 +21,7 @@ def read_recipe(script: ScriptName | None, path: str) -> Any:
         ValueError: There is no such file, its keys match two scripts equally, or the settings are invalid.
     """
     require(Path(path).is_file(), f"{path}: no such file; expected the YAML of a recipe")
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    settings = read_yaml(Path(path))
     require(isinstance(settings, dict), f"{path}: expected keys with values, as a recipe has them")
     script = script or script_of(path, settings)
     return read_section(f"{path}, read as {script}", CONFIGS[script], settings)

@@ -64,7 +64,7 @@ def _row_findings(rows: SourceRows, builder: ExampleBuilder) -> Iterator[Finding
     what = "rows identical to an earlier row"
     yield Finding("repeated_rows", what, int(repeated.sum()), len(rows), "rows", examples, "repeated_rows")
     again = labels.repeated_queries(rows)
-    examples = builder.first_of(again & ~repeated, lambda row: earlier(rows.queries.which, row))
+    examples = builder.first_of(again & ~repeated, lambda row: earlier(rows.query_ids, row))
     what = "rows with the query of an earlier row, but not identical to one"
     yield Finding("repeated_queries", what, int((again & ~repeated).sum()), len(rows), "rows", examples)
     if rows.graded:

@@ -16,7 +16,7 @@ def repeated_rows(rows: SourceRows) -> np.ndarray:
 
 def repeated_queries(rows: SourceRows) -> np.ndarray:
     """[n] bool: rows with the query of an earlier row."""
-    return _is_repeated(rows.queries.which)
+    return _is_repeated(rows.query_ids)
 
 
 def repeated_documents(rows: SourceRows) -> np.ndarray:
@@ -26,18 +26,19 @@ def repeated_documents(rows: SourceRows) -> np.ndarray:
 
 def documents_equal_to_query(rows: SourceRows) -> np.ndarray:
     """[D] bool: documents equal to the query of their row."""
-    equal: np.ndarray = rows.document_ids == rows.query_ids[rows.row_of]
+    equal: np.ndarray = rows.document_ids == rows.query_text_ids[rows.row_of]
     return equal
 
 
 def text_pairs(rows: SourceRows) -> np.ndarray:
-    """[D] int64: a code for the pair of query text and document text."""
-    pairs: np.ndarray = rows.queries.which[rows.row_of] << PAIR_SHIFT | rows.documents.which
+    """[D] int64: a code for the pair of query (text and instruction) and document text."""
+    query = np.unique(rows.query_ids, return_inverse=True)[1]
+    pairs: np.ndarray = query[rows.row_of] << PAIR_SHIFT | rows.documents.which
     return pairs
 
 
 def contradictions(rows: SourceRows) -> np.ndarray:
-    """[D] bool: negatives that are a positive of the same query text, in the same row or another."""
+    """[D] bool: negatives that are a positive of the same query, in the same row or another."""
     pair = text_pairs(rows)
     found: np.ndarray = ~rows.is_positive & np.isin(pair, pair[rows.is_positive])
     return found

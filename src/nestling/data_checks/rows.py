@@ -1,7 +1,7 @@
 """All rows of a dataset, nothing dropped, with the line of every row and the id of every text.
 
-Shapes: n rows, D documents over all rows (row by row, positives before negatives), U distinct queries or documents,
-in the order of their first occurrence.
+Shapes: n rows, D documents over all rows (row by row, positives before negatives), U distinct texts of queries or
+documents, in the order of their first occurrence.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nestling.records.clean import CleanRecord, checked_text_id
+from nestling.records.clean import CleanRecord, checked_query_id, checked_text_id
 from nestling.records.convert import ROWS_PER_BATCH, TEXT_PER_BATCH, RecordSource
 from nestling.records.load import default_name, find_source
-from nestling.records.record import Record, located
+from nestling.records.record import Record, located, text_id
 from nestling.records.store import cached, open_batches, scratch_file, write_batches
 from nestling.records.summary import LoadSummary
 from nestling.records.texts import Texts
@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
         ("line", pa.int64()),
         ("row_id", pa.int64()),
         ("query_id", pa.int64()),
+        ("query_text_id", pa.int64()),
         ("document_ids", pa.list_(pa.int64())),
     ]
 )
@@ -107,8 +108,13 @@ class SourceRows:
 
     @cached_property
     def query_ids(self) -> np.ndarray:
-        """[n] int64: `text_id` of the queries."""
+        """[n] int64: `query_id` of the queries, of their texts and instructions."""
         return self._column("query_id")
+
+    @cached_property
+    def query_text_ids(self) -> np.ndarray:
+        """[n] int64: `text_id` of the queries."""
+        return self._column("query_text_id")
 
     @cached_property
     def document_ids(self) -> np.ndarray:
@@ -117,7 +123,7 @@ class SourceRows:
 
     @cached_property
     def queries(self) -> DistinctTexts:
-        return self._distinct("query", self.query_ids)
+        return self._distinct("query", self.query_text_ids)
 
     @cached_property
     def documents(self) -> DistinctTexts:
@@ -224,7 +230,7 @@ def _summarise(source: RecordSource, batches: list[Any]) -> LoadSummary:
 def _columns(record: Record, line: int) -> dict[str, Any]:
     positive_ids = [checked_text_id(f"positives[{i}]", text) for i, text in enumerate(record.positives)]
     negative_ids = [checked_text_id(f"negatives[{i}]", text) for i, text in enumerate(record.negatives)]
-    cleaned = CleanRecord(record, checked_text_id("query", record.query), positive_ids, negative_ids)
+    cleaned = CleanRecord(record, checked_query_id(record), positive_ids, negative_ids)
     return {
         "query": record.query,
         "documents": record.positives + record.negatives,
@@ -236,6 +242,7 @@ def _columns(record: Record, line: int) -> dict[str, Any]:
         "line": line,
         "row_id": cleaned.row_id,
         "query_id": cleaned.query_id,
+        "query_text_id": text_id(record.query),
         "document_ids": positive_ids + negative_ids,
     }
 

@@ -149,7 +149,7 @@ def written_prefix(embedder: Embedder) -> str:
 def write_tokenizer(embedder: Embedder, folder: Path) -> None:
     """The base's tokenizer files, byte for byte, but for what would break a reader or drop the end token."""
     base = base_files(embedder)
-    original = base.path("tokenizer.json")
+    original = base.own_path("tokenizer.json")
     if original is None or embedder.text_tokenizer.appended_end is not None:
         backend = Tokenizer.from_str(embedder.text_tokenizer.backend.to_str())
         backend.no_truncation()

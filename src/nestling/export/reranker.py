@@ -174,7 +174,7 @@ def padding_token(reranker: Reranker) -> str:
 def write_reranker_tokenizer(reranker: Reranker, folder: Path) -> None:
     """The base's tokenizer files, byte for byte, but for what would break a reader or add special tokens."""
     base, tokenizer = BaseFiles(reranker.source), reranker.tokenizer
-    original, config = base.path("tokenizer.json"), tokenizer_config(base)
+    original, config = base.own_path("tokenizer.json"), tokenizer_config(base)
     if original is None or tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
         backend = copy_backend(tokenizer)
         backend.post_processor = None

@@ -16,7 +16,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import PretrainedConfig
 
+from nestling.console import say
 from nestling.files import sync
+from nestling.locks import claim
+from nestling.models.json_files import parse_json
 from nestling.models.weights import model_file
 
 # Files of slow tokenizers and templates, which some stacks still read; transformers 5 does not save them.
@@ -52,7 +55,23 @@ class BaseFiles:
     def json(self, name: str, *, root: bool = False) -> Any:
         """A JSON file, likewise."""
         path = self.path(name, root=root)
-        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+        return None if path is None else parse_json(path)
+
+    def own_path(self, name: str) -> Path | None:
+        """A file beside its transformer that may be copied; None also for a link to a file outside the model.
+
+        What such a link leads to, a private file perhaps, is not the model's to publish. In the hub's cache all files
+        are links, to the blobs of their repository.
+        """
+        path = self.path(name)
+        if path is None:
+            return None
+        parents = path.absolute().parents
+        home = next((each for each in parents if each.name.startswith("models--")), Path(self.source))
+        if path.resolve().is_relative_to(home.resolve()):
+            return path
+        say(f"{path} is a link to a file outside the model and is not exported; to keep it, copy the file there")
+        return None
 
 
 @contextmanager
@@ -60,16 +79,15 @@ def new_directory(output_dir: Path) -> Iterator[Path]:
     """A folder beside `output_dir` to write into.
 
     At the end it is forced onto the disk and renamed; after an error it is gone.
+
+    Raises:
+        ValueError: `output_dir` exists, or another process writes it.
     """
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    try:
+    with claim(output_dir) as partial:
+        refuse_existing(output_dir)
         partial.mkdir()
         yield partial
         _move_into_place(partial, output_dir)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _move_into_place(folder: Path, output_dir: Path) -> None:
@@ -109,8 +127,18 @@ def model_config(base: BaseFiles, model: PretrainedConfig, dtype: torch.dtype | 
     config: dict[str, Any] = base.json("config.json") or {}
     if not config:
         raise ValueError(f"{base.source}: no config.json")
+    drop_code(config, base)
     name = str(dtype).removeprefix("torch.") if dtype else config.get("dtype") or config.get("torch_dtype") or "float32"
     return config | {"dtype": name, "torch_dtype": name} | rope_keys(model.to_dict().get("rope_parameters"))
+
+
+def drop_code(config: dict[str, Any], base: BaseFiles) -> None:
+    """Remove the names of classes in Python files of the base, which are neither run nor exported."""
+    named = [key for key in ("auto_map", "custom_pipelines") if config.pop(key, None) is not None]
+    if named:
+        say(
+            f"{base.source}: {' and '.join(named)} left out: the base's own code is not exported, transformers' is used"
+        )
 
 
 def rope_keys(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -132,7 +160,7 @@ def rope_keys(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
 def copy_tokenizer_files(base: BaseFiles, folder: Path) -> None:
     """The files of slow tokenizers and templates, byte for byte."""
     for name in TOKENIZER_FILES:
-        path = base.path(name)
+        path = base.own_path(name)
         if path is not None:
             shutil.copyfile(path, folder / name)
 
@@ -140,6 +168,7 @@ def copy_tokenizer_files(base: BaseFiles, folder: Path) -> None:
 def tokenizer_config(base: BaseFiles) -> dict[str, Any]:
     """tokenizer_config.json of the base, readable by transformers 4 and unable to drop an end token in 5."""
     config: dict[str, Any] = base.json("tokenizer_config.json") or {}
+    drop_code(config, base)
     extra = config.get("extra_special_tokens")
     if isinstance(extra, list):  # transformers 5 writes the list under this name, 4 crashes on it
         del config["extra_special_tokens"]

@@ -45,10 +45,9 @@ class BatchStructure:
             ranks is the loss of the global batch.
         owner: [N] int64, index of the query that each document belongs to.
         is_negative: [N] bool, whether the document is a hard negative of that query; else it is a positive.
-        query_text: [Q] int64 text ids.
+        query_text: [Q] int64 ids of the queries, equal where text and instruction are.
         document_text: [N] int64 text ids.
-        known_positives: [Q, P] int64 text ids of all positives that the dataset has for the text of each query, padded
-            with -1.
+        known_positives: [Q, P] int64 text ids of all positives that the dataset has for each query, padded with -1.
     """
 
     query: Tensor

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from nestling.export.serving_files import BaseFiles
 from nestling.merging.models import model_files
-from nestling.models.embedder import ModelFiles, read_json
+from nestling.models.embedder import ModelFiles
+from nestling.models.json_files import read_json
 from nestling.models.reranker import read_settings
 from nestling.models.token_model import read_config
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nestling.config import require
+from nestling.files import replacing
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 
@@ -33,4 +34,5 @@ def plot_alphas(path: Path, results: Sequence[Mapping[str, Any]], kinds: Sequenc
     axes.set(xlabel="alpha (0: the base, 1: the merge)", ylabel="nDCG@10")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=150)

@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nestling.checkpoint.atomic import MANIFEST, file_damage
 from nestling.checkpoint.state import MODEL, STATE
+from nestling.config.yaml_files import read_yaml
 from nestling.merging.lora import is_adapter_folder, is_lora_factor, open_adapter, with_lora
 from nestling.merging.names import names_in_base, require_matching_specs
 from nestling.merging.sources import RenamedTensors, ReplacedTensors, Source, open_weights, stored_tensors
-from nestling.models.embedder import ModelFiles, read_json, read_model_files
+from nestling.models.embedder import ModelFiles, read_model_files
+from nestling.models.json_files import read_modules
 from nestling.run_files import CONFIG
 
 # Prefix of the transformer's tensors in embedders and rerankers, and so in checkpoints.
@@ -53,10 +53,10 @@ def model_files(model: str) -> ModelFiles:
         ValueError: The model is neither a directory nor a hub id, or has a module that Nestling does not support.
     """
     try:
-        modules = read_json(model, "modules.json") or []
+        modules = read_modules(model) or {}
     except OSError as error:
         raise ValueError(f"{model}: not a directory, and no hub id: {str(error).splitlines()[0]}") from error
-    if any(each["type"].endswith(".LogitScore") for each in modules):
+    if "LogitScore" in modules:
         return ModelFiles()
     return read_model_files(model)
 
@@ -107,7 +107,9 @@ def run_settings(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint.resolve().parents[1] / CONFIG
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {CONFIG}; expected RUN/checkpoints/step-N")
-    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings = read_yaml(path)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected keys with values, as a run writes them")
     return settings
 
 

@@ -20,7 +20,8 @@ from nestling.export.gate import GateReport
 from nestling.export.reranker import export_reranker
 from nestling.merging.lora import is_adapter_folder
 from nestling.merging.models import is_checkpoint
-from nestling.models.embedder import Embedder, read_json
+from nestling.models.embedder import Embedder
+from nestling.models.json_files import read_json, read_modules
 from nestling.models.merged_weights import without_adapters
 from nestling.models.reranker import Reranker, read_settings
 from nestling.records.beir import load_retrieval_set
@@ -219,7 +220,7 @@ def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeT
 
 def target_of_directory(model: str, precision: torch.dtype) -> MergeTarget:
     """The model of a directory or hub id, a reranker if it has reranker.json or a LogitScore module."""
-    modules = [each["type"].split(".")[-1] for each in read_json(model, "modules.json") or []]
+    modules = read_modules(model) or {}
     if "LogitScore" in modules or read_json(model, "reranker.json") is not None:
         return RerankerTarget(Reranker.from_pretrained(model, precision=precision))
     require(

@@ -102,7 +102,7 @@ def suspicious_queries(result: MiningResult, excess: Scores, count: int) -> list
 
 
 def ordinary_queries(result: MiningResult, count: int) -> list[int]:
-    """Arbitrary queries with negatives, the same in every run: those with the smallest `text_id`, a hash."""
+    """Arbitrary queries with negatives, the same in every run: those with the smallest `query_id`, a hash."""
     filled = np.flatnonzero(result.negatives.counts > 0)
     chosen: list[int] = filled[np.argsort(result.query_set.identities[filled], kind="stable")][:count].tolist()
     return chosen

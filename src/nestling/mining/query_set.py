@@ -20,10 +20,10 @@ class QuerySet:
 
     Attributes:
         texts: Q texts, read from disk on access.
-        identities: [Q] int64, `text_id` of each text.
+        identities: [Q] int64, `query_id` of each.
         instructions: The instruction of each query, or None.
         query_of_record: [n] int64, the query of each record.
-        known_positives: For each query the `text_id` of all positives that any record has for its text.
+        known_positives: For each query the `text_id` of all positives that any record has for it.
     """
 
     texts: Sequence[str]
@@ -36,15 +36,14 @@ class QuerySet:
     def of(cls, table: RecordTable) -> "QuerySet":
         """The queries of a table, in the order in which they first occur."""
         instructions, instruction_of = read_instructions(table)
-        both = np.stack([table.query_ids, instruction_of])
-        _, first, query_of_record = np.unique(both, axis=1, return_index=True, return_inverse=True)
+        _, first, query_of_record = np.unique(table.query_ids, return_index=True, return_inverse=True)
         order = np.argsort(first)
         first = first[order]
         return cls(
             texts=Texts(table.path, "query", first),
             identities=table.query_ids[first],
             instructions=[instructions[i] for i in instruction_of[first].tolist()],
-            query_of_record=np.argsort(order)[query_of_record.reshape(-1)],
+            query_of_record=np.argsort(order)[query_of_record],
             known_positives=Lists.of([table.known_positives(row) for row in first.tolist()]),
         )
 

@@ -3,7 +3,6 @@
 Shapes: n records, Q distinct queries.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +14,10 @@ import pyarrow as pa
 from nestling.batches.sampling import Source
 from nestling.config import RefreshConfig
 from nestling.config.embed import EmbedConfig
-from nestling.files import named, sync
+from nestling.files import named, replacing
 from nestling.mining.candidates import union_candidates
 from nestling.mining.lists import Lists
+from nestling.mining.own_documents import own_documents, own_documents_line, search_others
 from nestling.mining.pool import Pool, open_pool
 from nestling.mining.query_set import QuerySet
 from nestling.mining.result import MiningResult, hardness
@@ -25,7 +25,7 @@ from nestling.mining.retrievers import DenseRetriever
 from nestling.mining.rules import Positives, drop_high_scores, drop_known_and_repeated, positives_in_pool
 from nestling.mining.selection import CandidateFilter, Thresholds, draw, make_random_keys
 from nestling.records.beir import is_beir
-from nestling.records.store import open_batches, scratch_file, write_batches
+from nestling.records.store import open_batches, write_batches
 from nestling.records.table import SCHEMA, RecordTable
 from nestling.retrieval.metrics import Integers
 
@@ -38,11 +38,13 @@ class RefreshDataset:
         table: Its n records.
         query_set: Their queries.
         pool: The documents that negatives come from.
+        own: Of each query the documents that have its id in a BEIR folder, which are no negatives of it.
     """
 
     table: RecordTable
     query_set: QuerySet
     pool: Pool
+    own: Lists
 
     @classmethod
     def open(cls, table: RecordTable, path: str, corpus: str | None, *, progress: bool) -> "RefreshDataset | None":
@@ -59,9 +61,8 @@ class RefreshDataset:
         place = path if is_beir(Path(path)) else corpus
         query_set = QuerySet.of(table)
         needed = query_set.known_positives.values
-        return cls(
-            table, query_set, open_pool(table, None if place is None else Path(place), needed, progress=progress)
-        )
+        pool = open_pool(table, None if place is None else Path(place), needed, progress=progress)
+        return cls(table, query_set, pool, own_documents(Path(path), query_set, pool))
 
 
 def open_refresh_datasets(config: EmbedConfig, sources: Sequence[Source], *, show: bool) -> list[RefreshDataset | None]:
@@ -77,6 +78,8 @@ def open_refresh_datasets(config: EmbedConfig, sources: Sequence[Source], *, sho
     ]
     if show:
         print(*(f"negatives from {each.pool}" for each in datasets if each is not None), sep="\n", flush=True)
+        own = [each.own for each in datasets if each is not None and len(each.own.values)]
+        print(*map(own_documents_line, own), sep="\n", end="\n" * bool(own), flush=True)
     return datasets
 
 
@@ -85,7 +88,8 @@ def mine_again(
 ) -> MiningResult:
     """At most `negatives` hard negatives of each query, from what the model retrieves; all ranks must call it."""
     query_set, pool, scorer = dataset.query_set, dataset.pool, retriever.name
-    candidates, lists = union_candidates({scorer: retriever.search(rules.depth)}), positives_in_pool(query_set, pool)
+    retrieved = search_others(retriever, rules.depth, dataset.own)
+    candidates, lists = union_candidates({scorer: retrieved}), positives_in_pool(query_set, pool)
     scores = retriever.score(lists.owners, lists.values)
     positives = Positives(lists, {scorer: scores}, np.ones(len(scores), dtype=bool))
     candidate_filter = CandidateFilter(len(candidates))
@@ -112,12 +116,9 @@ def write_refreshed(path: Path, table: RecordTable, result: MiningResult) -> Non
         table.summary, negatives=int(counts.sum()), max_negatives=int(counts.max(initial=0)), rows_scored=0
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with named(path), scratch_file(path.parent) as scratch:
-        with write_batches(scratch, SCHEMA, summary.to_json()) as writer:
-            for batch in refreshed_batches(table, result):
-                writer.write_batch(batch)
-        sync(scratch)
-        os.replace(scratch, path)
+    with replacing(path) as partial, named(path), write_batches(partial, SCHEMA, summary.to_json()) as writer:
+        for batch in refreshed_batches(table, result):
+            writer.write_batch(batch)
 
 
 def refreshed_batches(table: RecordTable, result: MiningResult) -> Iterator[Any]:

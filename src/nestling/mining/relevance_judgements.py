@@ -10,6 +10,7 @@ from nestling.mining.lists import Lists, Mask
 from nestling.mining.pool import Pool, flat_values
 from nestling.mining.query_set import QuerySet
 from nestling.records.load import load_records
+from nestling.records.record import text_id
 from nestling.records.table import RecordTable
 from nestling.retrieval.metrics import Integers
 
@@ -66,9 +67,11 @@ class RelevanceJudgements:
     def read(cls, folder: str | Path, split: str, query_set: QuerySet, pool: Pool) -> "RelevanceJudgements":
         """Raises ValueError if no query has judgements, and whatever `load_records` raises."""
         table = load_records(folder, split=split, allow_no_positives=True, progress=False)
+        # A BEIR folder has no instructions: its judgements hold for a text, whatever the instruction of the query is.
+        wanted = np.fromiter(map(text_id, query_set.texts), np.int64, len(query_set))
         order = np.argsort(table.query_ids, kind="stable")
-        at = np.minimum(np.searchsorted(table.query_ids, query_set.identities, sorter=order), len(table) - 1)
-        rows = np.where(table.query_ids[order[at]] == query_set.identities, order[at], -1)
+        at = np.minimum(np.searchsorted(table.query_ids, wanted, sorter=order), len(table) - 1)
+        rows = np.where(table.query_ids[order[at]] == wanted, order[at], -1)
         if not (rows >= 0).any():
             raise ValueError(
                 f"--judgements {folder}: split {split!r} judges none of the {len(query_set):,} queries, for instance "

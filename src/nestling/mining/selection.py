@@ -181,7 +181,7 @@ def make_random_keys(seed: int, query_ids: Integers, document_ids: Integers) -> 
 
     Args:
         seed: The seed of the run.
-        query_ids: [C] int64, `text_id` of each candidate's query.
+        query_ids: [C] int64, `query_id` of each candidate's query.
         document_ids: [C] int64, `text_id` of each candidate.
     """
     seeded = splitmix64(np.full(len(query_ids), seed, np.uint64))

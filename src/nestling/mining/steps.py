@@ -10,6 +10,7 @@ from nestling.mining.candidates import Candidates, union_candidates
 from nestling.mining.consistency import within_top
 from nestling.mining.judge import judge_lists, open_judge, probabilities
 from nestling.mining.lists import Lists, Mask
+from nestling.mining.own_documents import search_others
 from nestling.mining.retrieved import Retrieved
 from nestling.mining.retrievers import DenseRetriever, Retriever
 from nestling.mining.rules import (
@@ -49,9 +50,11 @@ def find_candidates(
 ) -> tuple[Candidates, Positives]:
     """The union of what the retrievers find, and the known positives, both with the scorer's scores."""
     searching = list(retrievers)[: len(config.retrievers)]
-    retrieved = {name: retrievers[name].search(config.depth) for name in searching}
+    depth = config.depth + int(task.own.counts.max(initial=0))
+    with_own = {name: retrievers[name].search(depth) for name in searching}
     if config.index is not None:
-        print_recall(task, dense_retrievers({name: retrievers[name] for name in searching}), retrieved)
+        print_recall(task, dense_retrievers({name: retrievers[name] for name in searching}), with_own)
+    retrieved = {name: each.without(task.own, config.depth) for name, each in with_own.items()}
     candidates, lists = union_candidates(retrieved), positives_in_pool(task.query_set, task.pool)
     trusted = np.ones(len(lists.values), dtype=bool)
     members = searching if config.scores == "ensemble" else []
@@ -66,7 +69,8 @@ def find_candidates(
         return candidates, positives
     scores = of_positives[scorer]
     if config.consistent is not None:
-        top = retrieved[scorer] if scorer in retrieved else retrievers[scorer].search(config.depth)
+        top = retrieved.get(scorer)
+        top = search_others(retrievers[scorer], config.depth, task.own) if top is None else top
         trusted &= within_top(top, lists, scores, config.consistent)
     if config.least_score is not None:
         trusted &= scores >= config.least_score

@@ -10,6 +10,8 @@ import torch
 
 from nestling.config import MineConfig, require
 from nestling.distributed.launch import start_ranks
+from nestling.mining.lists import Lists
+from nestling.mining.own_documents import own_documents, own_documents_line
 from nestling.mining.pool import Pool, flat_values, open_pool
 from nestling.mining.query_set import QuerySet
 from nestling.mining.relevance_judgements import RelevanceJudgements
@@ -36,6 +38,7 @@ class MiningTask:
         table: The records.
         query_set: Their distinct queries.
         pool: The documents.
+        own: Of each query the documents that have its id in a BEIR folder, which are no candidates of it.
         device: Where models run and ranks communicate.
         main: Whether this rank prints and writes.
     """
@@ -43,6 +46,7 @@ class MiningTask:
     table: RecordTable
     query_set: QuerySet
     pool: Pool
+    own: Lists
     device: torch.device
     main: bool
 
@@ -70,8 +74,11 @@ def open_task(config: MineConfig) -> MiningTask:
         corpus = own_corpus if config.corpus is None else Path(config.corpus)
         given = [flat_values(table, "negative_ids")] if "given" in config.retrievers else []
         pool = open_pool(table, corpus, np.concatenate([query_set.known_positives.values, *given]), progress=progress)
-    task = MiningTask(table, query_set, pool, accelerator.device, accelerator.is_main_process)
+        own = own_documents(Path(config.data), query_set, pool)
+    task = MiningTask(table, query_set, pool, own, accelerator.device, accelerator.is_main_process)
     task.say(table.summary, f"{len(query_set):,} different queries", pool)
+    if len(own.values):
+        task.say(own_documents_line(own))
     replaced = table.summary.negatives
     if replaced and "given" not in config.retrievers:
         task.say(

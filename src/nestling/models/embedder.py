@@ -1,6 +1,5 @@
 """The embedding model: a transformer with pooling and prompts."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,12 @@ from typing import Any, Literal, Self, cast, get_args
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from nestling.batches.packing import AnyChunk, PackedChunk
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
 from nestling.models.attention import VARLEN, resolve_attention
 from nestling.models.encoding import encode_texts
+from nestling.models.json_files import read_json, read_modules
 from nestling.models.pooling import Pooling, pool_packed, pool_padded
 from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config, require_fast
 
@@ -184,15 +183,11 @@ class Embedder(TokenModel):
 
 def read_model_files(model: str) -> ModelFiles:
     """The settings in the sentence-transformers files of a directory or hub id, if it has any."""
-    modules = read_json(model, "modules.json")
-    if modules is None:
+    kinds = read_modules(model)
+    if kinds is None:
         return ModelFiles()
-    kinds = {each["type"].rsplit(".", 1)[-1]: each["path"] for each in modules}
-    unsupported = sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"})
-    if unsupported:
-        raise ValueError(
-            f"{model}/modules.json: {', '.join(unsupported)} is not supported; expected Transformer, Pooling, Normalize"
-        )
+    if "LogitScore" in kinds:
+        raise ValueError(f"{model}/modules.json: LogitScore makes it a reranker; expected an embedder")
     pooling = read_json(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None
     return ModelFiles(
         pooling=None if pooling is None else read_pooling(pooling, model),
@@ -229,11 +224,3 @@ def read_prompts(config: dict[str, Any]) -> Prompts | None:
     query = prompts.get("query", default)
     document = prompts.get("document", prompts.get("passage", default))
     return Prompts(query, document) if query or document else None
-
-
-def read_json(model: str, name: str) -> Any:
-    """The content of a JSON file of a directory or hub id; None if it does not exist."""
-    path = cached_file(
-        model, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))

@@ -10,11 +10,15 @@ from typing import Literal
 
 from nestling.config import require
 from nestling.pipeline.digests import Digests
-from nestling.pipeline.running import run_command, still_runs
+from nestling.pipeline.running import run_command
 from nestling.pipeline.step import Step
 from nestling.pipeline.step_record import Inputs, StepRecord, inputs_of
+from nestling.processes import ends_within
 
 State = Literal["done", "new", "changed", "unfinished", "waits"]
+
+# How long a step, whose pipeline was killed, may take to save and end before the pipeline starts it again.
+ENDING_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class Pipeline:
         if record is None:
             self.prepare_new_folder(step, outside)
             return
-        if record.process is not None and still_runs(record.process):
+        if record.process is not None and not ends_within(record.process, ENDING_SECONDS):
             raise ValueError(
                 f"{step.name}: process {record.process[0]} of an earlier run is still running; end it first"
             )

@@ -13,8 +13,8 @@ from typing import IO
 import psutil
 
 from nestling.files import named
+from nestling.processes import Process, discard_unread_output, ending_with_this, identify, stop_signals
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TAIL = 20  # lines of output in the message about a failure
 
 
@@ -30,28 +30,26 @@ class StoppedError(Exception):
         self.number = number
 
 
-def run_command(command: Sequence[str], log: Path, started: Callable[[tuple[int, float]], None]) -> None:
-    """Run a command to its end and append its output to `log`.
+def run_command(command: Sequence[str], log: Path, started: Callable[[Process], None]) -> None:
+    """Run a command to its end and append its output to `log`; a command of Nestling ends if this process is killed.
 
     Args:
         command: The words of the command.
         log: The log file.
-        started: Called with the id of the process and its start in seconds since 1970.
+        started: Called with the process.
 
     Raises:
         ValueError: The command failed; the message has its last lines of output.
-        StoppedError: SIGTERM or SIGINT was received and forwarded; the command has ended.
+        StoppedError: A stop signal was received and forwarded; the command has ended.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that lines appear at once
+    environment = {**os.environ, **ending_with_this(), "PYTHONUNBUFFERED": "1"}  # so that lines appear at once
     with log.open("ab", buffering=0) as file:
         begin = file.tell()
         with (
             forwarding_signals() as received,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process,
         ):
-            started(
-                (process.pid, psutil.Process(process.pid).create_time())
-            )  # before terminate(), which reaps a process that has ended
+            started(identify(process.pid))  # before terminate(), which reaps a process that has ended
             if received:  # before the process existed
                 process.terminate()
             copy_output(process, file, log)
@@ -78,7 +76,7 @@ def copy_output(process: subprocess.Popen[bytes], file: IO[bytes], log: Path) ->
 
 @contextmanager
 def forwarding_signals() -> Iterator[list[signal.Signals]]:
-    """Forward SIGTERM and SIGINT to all descendants as SIGTERM; yields the list of received signals.
+    """Forward stop signals to all descendants as SIGTERM; yields the list of received signals.
 
     Ctrl-C in a terminal reaches all of them already. A second SIGINT would end a training that is about to save, so
     SIGTERM is forwarded in its place.
@@ -86,6 +84,7 @@ def forwarding_signals() -> Iterator[list[signal.Signals]]:
     received: list[signal.Signals] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
+        discard_unread_output()
         received.append(signal.Signals(number))
         for each in psutil.Process().children(recursive=True):
             # Processes of other groups are ranks of torchrun, which forwards the signal itself.
@@ -93,7 +92,7 @@ def forwarding_signals() -> Iterator[list[signal.Signals]]:
                 with suppress(psutil.NoSuchProcess):
                     each.send_signal(signal.SIGTERM)
 
-    previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, handle) for number in stop_signals()}
     try:
         yield received
     finally:
@@ -107,12 +106,3 @@ def process_group(process: int) -> int | None:
         return os.getpgid(process)
     except ProcessLookupError:
         return None
-
-
-def still_runs(process: tuple[int, float]) -> bool:
-    """Whether a process (id, start in seconds since 1970) still runs, and its id was not reused."""
-    try:
-        found = psutil.Process(process[0])
-        return abs(found.create_time() - process[1]) < 1 and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
 from nestling.config.nested import flat, plain
+from nestling.config.yaml_files import read_yaml
 
 # Settings whose values are files or folders, in any section; hub ids and names such as bm25 are possible too.
 PATHS = {
@@ -96,14 +95,6 @@ def files_in(launcher: Sequence[str]) -> Iterator[Path]:
             yield path
             values = flat(read_yaml(path)).values() if path.suffix in (".yaml", ".yml") else ()
             yield from (Path(value) for value in values if isinstance(value, str) and Path(value).is_file())
-
-
-def read_yaml(path: Path) -> object:
-    """Content of a YAML file. Raises ValueError if it is not valid."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"launcher: {path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def flags(cls: type, given: Mapping[str, Any], config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -9,6 +9,7 @@ from nestling import __version__
 from nestling.files import replace_text
 from nestling.pipeline.digests import Digests
 from nestling.pipeline.step import Step
+from nestling.processes import Process
 
 ABSENT = "(absent)"
 
@@ -54,13 +55,13 @@ class StepRecord:
     Args:
         inputs: Inputs of the step.
         done: Whether it has finished successfully.
-        process: Id of its process, and the start of the process in seconds since 1970.
+        process: Its process.
         seconds: Duration.
     """
 
     inputs: Inputs
     done: bool
-    process: tuple[int, float] | None = None
+    process: Process | None = None
     seconds: float | None = None
 
     @classmethod

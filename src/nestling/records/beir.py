@@ -24,6 +24,7 @@ from nestling.records.summary import DropCounter, LoadSummary
 from nestling.records.texts import Texts
 
 QUERIES_PER_BLOCK = 512
+OWN_DOCUMENT = "document with the id of a query, from the results of that query"
 
 
 def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None = None) -> RetrievalSet:
@@ -51,6 +52,11 @@ def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None
     begin = np.searchsorted(positive.query, judged)
     end = np.searchsorted(positive.query, judged, side="right")
     spans = [slice(*span) for span in zip(begin, end, strict=True)]
+    relevant = [positive.document[span] for span in spans]
+    own_documents = _own_documents(corpus, queries, judged, relevant)
+    own = np.flatnonzero(own_documents >= 0)
+    if len(own):
+        drops.add(OWN_DOCUMENT, f"{path / 'queries.jsonl'}: {queries.ids(judged)[own[0]]}", len(own))
     return RetrievalSet(
         name=f"{path.name}/{split}",
         split=split,
@@ -58,10 +64,22 @@ def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None
         documents=corpus.texts(),
         query_ids=queries.ids(judged),
         queries=queries.texts(judged),
-        relevant=[positive.document[span] for span in spans],
+        relevant=relevant,
         gains=[positive.grade[span] for span in spans],
+        own_documents=own_documents,
         summary=_summarise(f"{path}[{split}]", len(corpus), judgements, drops),
     )
+
+
+def _own_documents(
+    corpus: Collection, queries: Collection, judged: np.ndarray, relevant: list[np.ndarray]
+) -> np.ndarray:
+    """[Q] int64: where the corpus has a document with the id of each judged query that is not relevant to it, or -1."""
+    keys = np.empty(len(queries), np.int64)
+    keys[queries.positions] = queries.keys
+    own = corpus.find(keys[judged])
+    is_relevant = [position in documents for position, documents in zip(own, relevant, strict=True)]
+    return np.where(is_relevant, -1, own)
 
 
 def _summarise(source: str, documents: int, judgements: Judgements, drops: DropCounter) -> LoadSummary:

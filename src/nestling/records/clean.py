@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import xxhash
 
-from nestling.records.record import FieldError, Record, text_id
+from nestling.records.record import FieldError, Record, query_id, text_id
 
 T = TypeVar("T")
 
@@ -18,11 +18,11 @@ OWN_POSITIVE = "negative that is a positive of its row"
 
 @dataclass(frozen=True)
 class CleanRecord:
-    """A record, the `text_id` of each of its texts, and a hash of the whole row.
+    """A record, the ids of its query and documents, and a hash of the whole row.
 
     Args:
         record: The record, cleaned.
-        query_id: `text_id` of the query.
+        query_id: `query_id` of the query and its instruction.
         positive_ids: `text_id` of each positive.
         negative_ids: `text_id` of each negative.
     """
@@ -49,10 +49,10 @@ def clean(record: Record, drop: Callable[[str], None]) -> CleanRecord:
     Raises:
         FieldError: A text that cannot be encoded as UTF-8.
     """
-    query_id = checked_text_id("query", record.query)
+    own_id = checked_query_id(record)
     if record.score is not None:
-        return CleanRecord(record, query_id, [checked_text_id("positive", record.positives[0])], [])
-    reasons = {query_id: EQUALS_QUERY}
+        return CleanRecord(record, own_id, [checked_text_id("positive", record.positives[0])], [])
+    reasons = {text_id(record.query): EQUALS_QUERY}
     kept, positive_ids = _keep("positives", record.positives, reasons, REPEATED_POSITIVE, drop)
     positives, positive_scores = _select(record.positives, kept), _select_scores(record.positive_scores, kept)
     reasons |= dict.fromkeys(positive_ids, OWN_POSITIVE)
@@ -61,7 +61,7 @@ def clean(record: Record, drop: Callable[[str], None]) -> CleanRecord:
     record = Record(
         record.query, positives, negatives, positive_scores, negative_scores, record.instruction, record.score
     )
-    return CleanRecord(record, query_id, positive_ids, negative_ids)
+    return CleanRecord(record, own_id, positive_ids, negative_ids)
 
 
 def _keep(
@@ -89,6 +89,13 @@ def _select(values: tuple[T, ...], kept: list[int]) -> tuple[T, ...]:
 
 def _select_scores(scores: tuple[float, ...] | None, kept: list[int]) -> tuple[float, ...] | None:
     return None if scores is None else _select(scores, kept)
+
+
+def checked_query_id(record: Record) -> int:
+    """`query_id` of a record; raises FieldError for a lone surrogate."""
+    checked_text_id("query", record.query)
+    checked_text_id("instruction", record.instruction or "")
+    return query_id(record.query, record.instruction)
 
 
 def checked_text_id(field: str, text: str) -> int:

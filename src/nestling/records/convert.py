@@ -2,7 +2,7 @@
 
 1. Each record is cleaned by itself and written to a scratch file together with the `text_id` of its texts; at most one
    record batch is in memory.
-2. Repeated rows, and negatives that are known positives of their query, are found from the text ids alone, and the
+2. Repeated rows, and negatives that are known positives of their query, are found from the ids alone, and the
    scratch file is copied without them.
 
 Memory is O(n + P + M) integers for n rows with P positives and M hard negatives in all; texts stay on disk.

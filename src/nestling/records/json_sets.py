@@ -55,6 +55,7 @@ def read_set(path: Path, split: str, line: int, row: Row) -> RetrievalSet:
         queries=queries,
         relevant=[np.array([position[name] for name in grades], dtype=np.int64) for grades in positive],
         gains=[np.array(list(grades.values()), dtype=np.float64) for grades in positive],
+        own_documents=np.full(len(judged), -1),  # ids of queries and documents have nothing to do with each other here
         summary=LoadSummary(
             source=str(path),
             dialect=f"retrieval set, {len(documents):,} documents",

@@ -1,4 +1,4 @@
-"""A training record, the hash of a text, and errors that name a line of a file."""
+"""A training record, the hashes of texts and queries, and errors that name a line of a file."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,16 @@ def text_id(text: str) -> int:
     The same on every machine and in every run. Raises UnicodeEncodeError for a lone surrogate.
     """
     return xxhash.xxh3_64_intdigest(text.encode()) >> 1
+
+
+def query_id(text: str, instruction: str | None) -> int:
+    """Hash by which queries are equal: of the text and its row's own instruction, or `text_id` of it without one.
+
+    Raises UnicodeEncodeError for a lone surrogate in either.
+    """
+    if instruction is None:
+        return text_id(text)
+    return xxhash.xxh3_64_intdigest(text.encode(), seed=text_id(instruction)) >> 1
 
 
 class FieldError(ValueError):

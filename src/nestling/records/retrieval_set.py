@@ -21,6 +21,8 @@ class RetrievalSet:
         queries: Texts of the Q queries.
         relevant: Q arrays of int64: positions in `documents` of the documents with a grade above 0.
         gains: Q arrays of float64: the grades of these documents.
+        own_documents: [Q] int64: position of the document that has the id of the query and so, as in BEIR, is no result
+            of it; -1 for none, and where the judgements hold it relevant.
         summary: Counts of what was read and dropped.
     """
 
@@ -32,4 +34,5 @@ class RetrievalSet:
     queries: Sequence[str]
     relevant: list[np.ndarray]
     gains: list[np.ndarray]
+    own_documents: np.ndarray
     summary: LoadSummary

@@ -1,8 +1,8 @@
-"""Selection of the rows and negatives of a scratch file to keep, over the whole dataset and by text ids alone.
+"""Selection of the rows and negatives of a scratch file to keep, over the whole dataset and by ids alone.
 
-Shapes: n rows, P positives and M hard negatives over all rows, U distinct query texts, V distinct positives,
-k kept rows. A pair of a query text and a known positive is one int64: index of the query << 32 | index of the
-positive, both among the sorted distinct text ids.
+Shapes: n rows, P positives and M hard negatives over all rows, U distinct queries (`query_id`), V distinct
+positives, k kept rows. A pair of a query and a known positive is one int64: index of the query << 32 | index of the
+positive, both among the sorted distinct ids.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class RowSelection:
         keep_row: [n] bool.
         keep_negative: [M] bool.
         query: [k] int64, index of the query of each kept row among the U distinct ones.
-        first_row: [k] int64, the first kept row with the same query text, counted among the kept rows.
+        first_row: [k] int64, the first kept row with the same query, counted among the kept rows.
         pairs: Sorted int64, the (query, known positive) pairs.
         known_positive_ids: [V] int64, sorted ids of the positives of all rows.
         positive_counts: [k] int64, positives of each kept row.

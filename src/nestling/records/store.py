@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from nestling.files import sync
+from nestling.locks import claim
 
 # Part of every cache key: raise it when a reader, a rule for dropping rows or a schema changes.
 READER_VERSION = 3
@@ -58,13 +59,9 @@ def cached(name: str, cache_key: Any, cache_dir: Path | None, build: Callable[[P
 
 @contextmanager
 def scratch_file(folder: Path) -> Iterator[Path]:
-    """A temporary file in `folder`, deleted at the end of the block unless it was renamed."""
-    handle, name = tempfile.mkstemp(prefix=".building-", suffix=".arrow", dir=folder)
-    os.close(handle)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    """The path of a temporary file in `folder`, deleted at the end of the block unless it was renamed."""
+    with claim(folder / f"building-{secrets.token_hex(4)}") as path:
+        yield path
 
 
 class CacheError(OSError):

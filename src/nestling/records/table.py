@@ -26,7 +26,7 @@ CONTENT = [
     pa.field("positive_ids", _IDS),
     pa.field("negative_ids", _IDS),
 ]
-# The known positives of a query text are stored in the first row with that text, whose index is `first_row`.
+# The known positives of a query are stored in the first row with that query, whose index is `first_row`.
 SCHEMA = pa.schema([*CONTENT, pa.field("first_row", pa.int64()), pa.field("known_positives", _IDS)])
 
 
@@ -75,12 +75,12 @@ class RecordTable:
 
     @cached_property
     def query_ids(self) -> np.ndarray:
-        """[n] int64: `text_id` of the query of each row."""
+        """[n] int64: `query_id` of the query of each row, of its text and the row's own instruction."""
         return np.concatenate([columns["query_id"].to_numpy() for columns in self._columns])
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the texts of all rows, in order; teacher scores are not included."""
+        """Hash of the texts and instructions of all rows, in order; teacher scores are not included."""
         digest = xxhash.xxh3_128()
         for columns in self._columns:
             digest.update(columns["query_id"].to_numpy())
@@ -111,7 +111,7 @@ class RecordTable:
         return _ids(columns["negative_ids"][row])
 
     def known_positives(self, index: int) -> np.ndarray:
-        """Sorted unique int64: ids of all positives that any row of the dataset has for the query text of a row."""
+        """Sorted unique int64: ids of all positives that any row of the dataset has for the query of a row."""
         columns, row = self._locate(index)
         columns, row = self._locate(columns["first_row"][row].as_py())
         return _ids(columns["known_positives"][row])

@@ -7,9 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from nestling.config import require
+from nestling.config.yaml_files import read_yaml
 from nestling.report.charts import Points
 from nestling.report.results import METRIC
 from nestling.run_files import CONFIG, LAUNCHES, METRICS, READ, DataRead, Results, read_data, read_metrics
@@ -160,7 +159,7 @@ def read_run_record(folder: Path) -> RunRecord:
     lines = read_metrics(folder / METRICS)
     try:
         launches = json.loads((folder / LAUNCHES).read_text(encoding="utf-8"))["launches"]
-        settings = yaml.safe_load(config)
+        settings = read_yaml(folder / CONFIG)
         evaluations = {
             int(line["step"]): {
                 data: {int(value): each for value, each in by_value.items()} for data, by_value in line["eval"].items()
@@ -168,7 +167,7 @@ def read_run_record(folder: Path) -> RunRecord:
             for line in lines
             if "eval" in line
         }
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{folder}: {CONFIG}, {LAUNCHES} or {METRICS} is not what a run writes") from None
     return RunRecord(
         name=folder.resolve().name,

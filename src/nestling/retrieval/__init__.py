@@ -10,7 +10,7 @@ from nestling.retrieval.candidates import (
 )
 from nestling.retrieval.details import RetrievalDetails, candidate_details, detail_lines, embedder_details, run_details
 from nestling.retrieval.evaluation import encode_set, evaluate_embedder
-from nestling.retrieval.first_stage import bm25_run, check_run, qrels_of, read_run
+from nestling.retrieval.first_stage import bm25_run, check_run, drop_own_documents, qrels_of, read_run
 from nestling.retrieval.metrics import Run
 from nestling.retrieval.nearest import search_top
 from nestling.retrieval.reranking import rerank
@@ -26,6 +26,7 @@ __all__ = [
     "candidate_details",
     "check_run",
     "detail_lines",
+    "drop_own_documents",
     "embedder_details",
     "encode_set",
     "evaluate_candidates",

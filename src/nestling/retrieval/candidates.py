@@ -13,7 +13,7 @@ from nestling.records.json_files import read_jsonl
 from nestling.records.record import FieldError, located
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.sources import file_suffix
-from nestling.retrieval.first_stage import bm25_run, read_run
+from nestling.retrieval.first_stage import bm25_run, drop_own_documents, read_run
 from nestling.retrieval.metrics import Floats, Integers, RelevantRanks, Run, mean_metrics, ranks_in_run
 
 FIELDS = ("query-id", "corpus-ids", "split")
@@ -31,18 +31,20 @@ class Candidates:
         skipped_lists: How many lists were left out because they are of another split or of a query not in the set.
         unknown_documents: How many listed documents of the set's queries were left out because they are not in the
             collection.
+        own_documents: How many listed documents were left out because they have the id of their query, as in BEIR.
     """
 
     positions: list[Integers]
     scores: list[Floats] | None = None
     skipped_lists: int = 0
     unknown_documents: int = 0
+    own_documents: int = 0
 
     @classmethod
     def from_run(cls, run: Run, retrieval_set: RetrievalSet, depth: int) -> "Candidates":
         """Take the `depth` best documents of each query of a run; ties go to the first in the collection.
 
-        Documents that are not in the collection do not count towards `depth`.
+        Documents that are not in the collection, or have the id of the query, do not count towards `depth`.
 
         Raises:
             ValueError: `depth` is below 1, or the run lists none of the set's queries.
@@ -56,6 +58,7 @@ class Candidates:
                 f"the run lists none of the {len(queries):,} queries of {retrieval_set.name}; expected the query ids "
                 f"of its queries.jsonl, like {queries[0]}, got for instance {next(iter(run), 'nothing')}"
             )
+        run, own_documents = drop_own_documents(run, retrieval_set)
         document_ids = (document for query in listed_queries for document in run[query])
         position_of = positions(retrieval_set.document_ids, document_ids)
         lists = [best_documents(run.get(query, {}), position_of, depth) for query in queries]
@@ -64,6 +67,7 @@ class Candidates:
             scores=[scores for _, scores in lists],
             skipped_lists=len(run) - len(listed_queries),
             unknown_documents=sum(document not in position_of for query in listed_queries for document in run[query]),
+            own_documents=own_documents,
         )
 
     @property
@@ -83,6 +87,8 @@ class Candidates:
             text += f"; skipped {self.skipped_lists:,} lists of another split or of other queries"
         if self.unknown_documents:
             text += f"; left out {self.unknown_documents:,} listed documents that are not in the collection"
+        if self.own_documents:
+            text += f"; left out {self.own_documents:,} listed documents that have the id of their query"
         return text
 
 
@@ -111,7 +117,7 @@ def read_candidates(path: str | Path, retrieval_set: RetrievalSet) -> Candidates
     """Read candidate lists: `{"query-id": ..., "corpus-ids": [...], "split": ...}` on each line, the split optional.
 
     The order within a list is not a ranking, so the candidates have no scores. Lists of other splits and of queries
-    that are not in the set are skipped and counted.
+    that are not in the set are skipped and counted, and so are documents that have the id of their query.
 
     Raises:
         ValueError: `file:line: field: reason` for a line that cannot be parsed, a document that is not in the
@@ -138,8 +144,13 @@ def read_candidates(path: str | Path, retrieval_set: RetrievalSet) -> Candidates
     for line, documents in lists.values():
         with located(str(path), line):
             check_documents(documents, position_of, retrieval_set.name)
-    listed = [[position_of[document] for document in lists.get(query, (0, []))[1]] for query in retrieval_set.query_ids]
-    return Candidates([np.array(each, dtype=np.int64) for each in listed], skipped_lists=skipped)
+    listed = [
+        np.array([position_of[document] for document in lists.get(query, (0, []))[1]], dtype=np.int64)
+        for query in retrieval_set.query_ids
+    ]
+    kept = [each[each != own] for each, own in zip(listed, retrieval_set.own_documents, strict=True)]
+    own_documents = sum(map(len, listed)) - sum(map(len, kept))
+    return Candidates(kept, skipped_lists=skipped, own_documents=own_documents)
 
 
 def ranks_in_candidates(scores: Sequence[Floats], candidates: Candidates, retrieval_set: RetrievalSet) -> RelevantRanks:

@@ -61,9 +61,13 @@ def embedder_details(
     documents = np.random.default_rng(0).integers(len(encoded.distinct_index), size=len(queries))
     distinct = encoded.distinct_index[documents].reshape(-1, SAMPLED)
     scores = score_pairs(encoded, queries, distinct.ravel(), dim, embedding_precision).reshape(-1, SAMPLED)
+    own_documents = retrieval_set.own_documents[:, None]
+    not_others = [
+        np.append(relevant, own[own >= 0]) for relevant, own in zip(retrieval_set.relevant, own_documents, strict=True)
+    ]
     other_scores = [
-        own[~np.isin(sampled, encoded.distinct_index[relevant])]
-        for own, sampled, relevant in zip(scores, distinct, retrieval_set.relevant, strict=True)
+        own[~np.isin(sampled, encoded.distinct_index[left_out])]
+        for own, sampled, left_out in zip(scores, distinct, not_others, strict=True)
     ]
     return RetrievalDetails(ranks, relevant_scores, top, other_scores)
 

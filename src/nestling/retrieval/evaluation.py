@@ -112,6 +112,7 @@ def make_encoded_set(
     mine = slice(distinct.bounds[rank], distinct.bounds[rank + 1])
     offsets = np.cumsum([0, *map(len, retrieval_set.relevant)])
     relevant = distinct.encoded_index[np.concatenate(retrieval_set.relevant)]
+    own = np.where(retrieval_set.own_documents < 0, -1, distinct.encoded_index[retrieval_set.own_documents])
     return EncodedSet(
         queries=queries,
         documents=documents,
@@ -122,6 +123,7 @@ def make_encoded_set(
         offsets=torch.from_numpy(offsets),
         relevant=torch.from_numpy(relevant),
         gains=np.concatenate(retrieval_set.gains),
+        own=torch.from_numpy(own),
         device=device,
         query_stats=stats[0],
         document_stats=stats[1],

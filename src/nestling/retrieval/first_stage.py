@@ -23,13 +23,17 @@ def bm25_run(retrieval_set: RetrievalSet, *, depth: int = 100, k1: float = 0.9, 
     """Search the whole collection with BM25 (bm25s, Lucene's variant).
 
     The run lists the first `depth` documents of each query and every document that ties with the last of them, so that
-    metrics at cut-offs up to `depth` are exact. Documents that share no term with the query are not listed.
+    metrics at cut-offs up to `depth` are exact. Documents that share no term with the query are not listed, nor is the
+    document with its id.
     """
     index = bm25_index(retrieval_set.documents, k1=k1, b=b)
     document_ids = np.array(list(retrieval_set.document_ids), dtype=object)
     run: Run = {}
-    for query_id, query in zip(retrieval_set.query_ids, retrieval_set.queries, strict=True):
+    queries = zip(retrieval_set.query_ids, retrieval_set.queries, retrieval_set.own_documents, strict=True)
+    for query_id, query, own in queries:
         scores = bm25_scores(index, query)
+        if own >= 0:
+            scores[own] = 0
         listed = top_with_ties(scores, depth)
         run[query_id] = dict(zip(document_ids[listed].tolist(), scores[listed].tolist(), strict=True))
     return run
@@ -107,6 +111,14 @@ def read_run(path: str | Path) -> Run:
     if not run:
         raise ValueError(f"{path}: the file is empty, expected lines of: query Q0 document rank score tag")
     return run
+
+
+def drop_own_documents(run: Run, retrieval_set: RetrievalSet) -> tuple[Run, int]:
+    """A run without the documents that have the id of their query (`own_documents`), and how many it listed."""
+    own = zip(retrieval_set.query_ids, retrieval_set.own_documents, strict=True)
+    listing = [query for query, position in own if position >= 0 and query in run.get(query, {})]
+    others = {query: {each: score for each, score in run[query].items() if each != query} for query in listing}
+    return {**run, **others}, len(listing)
 
 
 def check_run(run: Run, retrieval_set: RetrievalSet) -> list[str]:

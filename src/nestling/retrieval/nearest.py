@@ -34,19 +34,20 @@ def search_top(
 ) -> Run:
     """The `depth` documents nearest to each query and their scores, best first; the same on every rank.
 
-    Documents with equal tokens were encoded as one, but each of them is listed. With torch.distributed
-    initialised all ranks must call it.
+    A document with the id of the query (`own_documents`) is not among them. Documents with equal tokens were encoded as
+    one, but each of them is listed. With torch.distributed initialised all ranks must call it.
 
     Args:
         encoded: What `encode_set` returned for the retrieval set.
-        retrieval_set: Gives the ids.
+        retrieval_set: Gives the ids and own documents.
         depth: Documents of a query; all documents if there are fewer.
         dim: Dimension to which embeddings are truncated; None for the full one.
         embedding_precision: Precision of the vectors, as in `relevant_ranks`.
     """
     assert depth > 0
-    keys = nearest_keys(encoded, depth, dim, embedding_precision)
-    hits = list(with_copies(keys, encoded.distinct_index, depth))
+    own = retrieval_set.own_documents
+    keys = nearest_keys(encoded, depth + bool((own >= 0).any()), dim, embedding_precision)
+    hits = list(with_copies(keys, encoded.distinct_index, depth, own))
     wanted = {position for documents, _ in hits for position in documents.tolist()}
     ids = {position: identifier for position, identifier in enumerate(retrieval_set.document_ids) if position in wanted}
     return {
@@ -89,21 +90,25 @@ def top_over_ranks(best: Tensor, device: torch.device) -> Tensor:
     return reduce_sum(every, device).transpose(0, 1).flatten(1).topk(best.shape[1]).values
 
 
-def with_copies(keys: Integers, distinct_index: Integers, depth: int) -> Iterator[tuple[Integers, Floats]]:
+def with_copies(
+    keys: Integers, distinct_index: Integers, depth: int, own: Integers
+) -> Iterator[tuple[Integers, Floats]]:
     """For each query the positions of its `depth` best documents, every copy listed, and their scores.
 
     Args:
         keys: [Q, k] int64, keys of the best distinct documents.
         distinct_index: [N] int64, for each document of the collection which distinct document it is.
         depth: Documents of a query.
+        own: [Q] int64, the position of a document that is left out for each query, or -1.
     """
     order = np.argsort(distinct_index, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(distinct_index))])
-    for query_keys in keys:
+    for query_keys, own_document in zip(keys, own, strict=True):
         scores, positions = unpack(query_keys)
-        copies = [order[starts[kind] : starts[kind + 1]][:depth] for kind in distinct_index[positions]]
+        copies = [order[starts[kind] : starts[kind + 1]][: depth + 1] for kind in distinct_index[positions]]
         documents, scores = np.concatenate(copies), np.repeat(scores, [len(each) for each in copies])
-        best = np.lexsort((documents, -scores))[:depth]
+        best = np.lexsort((documents, -scores))
+        best = best[documents[best] != own_document][:depth]
         yield documents[best], scores[best]
 
 

@@ -45,6 +45,8 @@ class EncodedSet:
         offsets: [Q + 1] int64; the relevant documents of query i are relevant[offsets[i]:offsets[i + 1]].
         relevant: [R] int64, indices among the distinct documents of all ranks, never of one with copies 0.
         gains: [R] float64, their relevance grades.
+        own: [Q] int64, the document with the id of the query, which is no result of it, among the distinct documents of
+            all ranks; -1 for none.
         device: Where scores are computed, and where ranks communicate.
         query_stats: Counts and time of encoding the queries, summed over the ranks.
         document_stats: Counts and time of encoding the documents.
@@ -59,6 +61,7 @@ class EncodedSet:
     offsets: Tensor
     relevant: Tensor
     gains: Floats
+    own: Tensor
     device: torch.device
     query_stats: EncodingStats = field(default_factory=EncodingStats)
     document_stats: EncodingStats = field(default_factory=EncodingStats)
@@ -91,6 +94,9 @@ def relevant_ranks_and_scores(
         block.scores[block.inside, block.column[block.inside]] = threshold[block.inside]
         counts[0, block.pairs] += torch.where(block.scores > threshold[:, None], block.copies, 0).sum(dim=1)
         counts[1, block.pairs] += torch.where(block.scores == threshold[:, None], block.copies, 0).sum(dim=1)
+        own, of_own = block.scores[block.own_inside, block.own_column[block.own_inside]], threshold[block.own_inside]
+        counts[0, block.pairs][block.own_inside] -= (own > of_own).long()
+        counts[1, block.pairs][block.own_inside] -= (own == of_own).long()
     above, equal = reduce_sum(counts, encoded.device).cpu().numpy()
     ranks = RelevantRanks(encoded.offsets.numpy(), encoded.gains, above, equal)
     return ranks, relevant_scores.double().cpu().numpy()
@@ -194,6 +200,8 @@ class PairScores:
         copies: [b] int64, how often each document of the block occurs in the collection; 0 for padding.
         inside: [p] bool, whether the relevant document of the pair is in the block.
         column: [p] int64, its index in the block where `inside`.
+        own_inside: [p] bool, whether the document with the id of the query is in the block.
+        own_column: [p] int64, its index in the block where `own_inside`.
     """
 
     pairs: slice
@@ -201,19 +209,23 @@ class PairScores:
     copies: Tensor
     inside: Tensor
     column: Tensor
+    own_inside: Tensor
+    own_column: Tensor
 
 
 def pair_score_blocks(encoded: EncodedSet, quantizer: Quantizer) -> Iterator[PairScores]:
     """Each block of `score_blocks`, with the scores of a query repeated for each of its relevant documents."""
-    relevant = encoded.relevant.to(encoded.device)
+    relevant, own = encoded.relevant.to(encoded.device), encoded.own.to(encoded.device)
     offsets = encoded.offsets.tolist()
     query_of = torch.repeat_interleave(encoded.offsets.diff()).to(encoded.device)
     for block in score_blocks(encoded, quantizer):
         for begin in range(offsets[block.first_query], offsets[block.end_query], PAIR_BLOCK):
             pairs = slice(begin, min(begin + PAIR_BLOCK, offsets[block.end_query]))
-            column = relevant[pairs] - encoded.first_document - block.first_document
-            inside = (column >= 0) & (column < encoded.block_size)
-            yield PairScores(pairs, block.scores[query_of[pairs] - block.first_query], block.copies, inside, column)
+            query, first = query_of[pairs], encoded.first_document + block.first_document
+            column, own_column = relevant[pairs] - first, own[query] - first
+            scores = block.scores[query - block.first_query]
+            inside, own_inside = ((each >= 0) & (each < encoded.block_size) for each in (column, own_column))
+            yield PairScores(pairs, scores, block.copies, inside, column, own_inside, own_column)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A client for servers of embeddings and of rerankers, with the APIs of vLLM, TEI, llama.cpp and similar servers."""
 
+import asyncio
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Any, Literal
 import httpx
 import numpy as np
 
+from nestling.api_keys import quoted, usable_key
+from nestling.http_client import GuardedClient, RefusedRedirectError
 from nestling.retrieval.metrics import Floats
 
 # Last parts of the paths of endpoints.
@@ -25,8 +28,8 @@ class RefusedError(ValueError):
         reason: Status and message of the response.
     """
 
-    def __init__(self, url: str, response: httpx.Response) -> None:
-        self.reason = f"{response.status_code}, {reason(response)}"
+    def __init__(self, url: str, response: httpx.Response, key: str | None) -> None:
+        self.reason = f"{response.status_code}, {quoted(reason(response), key) or 'nothing'}"
         super().__init__(f"{url} answers {self.reason}")
 
 
@@ -50,19 +53,20 @@ class Server:
         url: Address of the server, with or without /v1, or of one of its endpoints.
         model: Name of the model in requests; by default the first one that the server lists.
         key: Bearer token, if the server needs one.
-        timeout: Seconds to wait for a response.
+        timeout: Seconds to wait for a whole response.
 
     Raises:
         ValueError: No response, or an unexpected one; `RefusedError` for a status of 4xx or 5xx.
     """
 
     def __init__(self, url: str, *, model: str | None = None, key: str | None = None, timeout: float = 60.0) -> None:
-        root, self.endpoint = split_url(url)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.root, self.endpoint = split_url(url)
         try:
-            self.http = httpx.Client(base_url=root, headers=headers, timeout=timeout)
+            httpx.URL(self.root)
         except httpx.InvalidURL as error:
             raise ValueError(f"{url} is not an address: {error}") from None
+        self.key = usable_key(key, self.root) if key else None
+        self.timeout = timeout
         self.model = model or self._first_model()
 
     def embed(self, texts: Sequence[str], *, dimensions: int | None = None, encoding: str = "float") -> Floats:
@@ -78,7 +82,7 @@ class Server:
         rows = self._rows(path, self.post(path, body), "data", ("embedding",), len(texts))
         try:
             vectors = np.array([decode(row) for row in rows], dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             vectors = np.empty(0)
         if vectors.ndim != 2 or not vectors.size:
             raise ValueError(f"{self.url(path)}: embeddings are not lists of numbers, all of one length")
@@ -107,15 +111,15 @@ class Server:
         rows = self._rows(score_endpoint.path, answer, key, ("score", "relevance_score"), len(documents))
         try:
             return np.array(rows, dtype=np.float64)  # null becomes NaN, which JSON cannot express
-        except (TypeError, ValueError):
-            raise ValueError(f"{self.url(score_endpoint.path)}: expected scores, got {str(rows)[:200]}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{self.url(score_endpoint.path)}: expected scores, got {self._quoted(rows)}") from None
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Send a request and return the decoded JSON response; keys of `body` with value None are left out."""
         return self._ask("POST", path, {key: value for key, value in body.items() if value is not None})
 
     def url(self, path: str) -> str:
-        return f"{str(self.http.base_url).rstrip('/')}{path}"
+        return f"{self.root}{path}"
 
     def _first_model(self) -> str | None:
         """Name of the first model that /v1/models lists; None if there is none."""
@@ -130,17 +134,28 @@ class Server:
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:
-            response = self.http.request(method, path, json=body)
+            response = asyncio.run(self._send(method, path, body))
         except httpx.TimeoutException:
-            raise ValueError(f"{self.url(path)}: no answer within {self.http.timeout.read:g} s (--timeout)") from None
+            raise ValueError(f"{self.url(path)}: no answer within {self.timeout:g} s (--timeout)") from None
+        except (httpx.DecodingError, RefusedRedirectError) as error:
+            raise ValueError(f"{self.url(path)}: {self._quoted(error)}") from None
         except httpx.HTTPError as error:
-            raise ValueError(f"{self.url(path)}: no answer: {error}; is the server up?") from None
+            raise ValueError(f"{self.url(path)}: no answer: {self._quoted(error)}; is the server up?") from None
         if response.is_error:
-            raise RefusedError(self.url(path), response)
+            raise RefusedError(self.url(path), response, self.key)
         try:
             return response.json()
         except ValueError:
-            raise ValueError(f"{self.url(path)}: expected JSON, got {response.text!r:.200}") from None
+            raise ValueError(f"{self.url(path)}: expected JSON, got {self._quoted(response.text)!r}") from None
+
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        async with GuardedClient(base_url=self.root, headers=headers, timeout=self.timeout) as http:
+            return await http.request(method, path, json=body)
+
+    def _quoted(self, content: object) -> str:
+        """Something that the server sent, fit for a message."""
+        return quoted(str(content), self.key, 200)
 
     def _rows(self, path: str, answer: Any, key: str, names: Sequence[str], count: int) -> list[Any]:
         """The values of the rows of a response, sorted by index; `names` are the possible keys of a value."""
@@ -150,7 +165,7 @@ class Server:
             return [values[i] for i in range(count)]
         except (TypeError, KeyError, StopIteration):
             raise ValueError(
-                f"{self.url(path)}: expected {count} rows with index and {names[-1]}, got {str(answer)[:200]}"
+                f"{self.url(path)}: expected {count} rows with index and {names[-1]}, got {self._quoted(answer)}"
             ) from None
 
 
@@ -169,11 +184,11 @@ def decode(row: Any) -> Any:
 
 
 def reason(response: httpx.Response) -> str:
-    """The message of an error response, in one line."""
+    """The message of an error response."""
     try:
         content = response.json()
     except ValueError:
         content = response.text
     for key in ("error", "message", "detail"):
         content = content.get(key, content) if isinstance(content, dict) else content
-    return " ".join(str(content).split())[:300] or "nothing"
+    return str(content)

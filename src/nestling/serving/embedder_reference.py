@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nestling.batches.packing import pad
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, instruct
-from nestling.models.embedder import Embedder, read_json
+from nestling.models.embedder import Embedder
 from nestling.models.encoding import evaluating
+from nestling.models.json_files import read_json
 from nestling.models.pooling import POOL, Pooling
 from nestling.retrieval.metrics import Floats
 

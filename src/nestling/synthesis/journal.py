@@ -5,7 +5,6 @@ and the id of its document. A completion is written before the next request of t
 that is killed loses only the completions of pending requests.
 """
 
-import fcntl
 import json
 import os
 from collections import defaultdict
@@ -17,6 +16,7 @@ from typing import BinaryIO
 
 from nestling.config.nested import flat, plain
 from nestling.files import named
+from nestling.locks import claim
 from nestling.synthesis.conversation import ChatRequest, Completion, Conversation, NoAnswer
 
 
@@ -136,11 +136,7 @@ def open_journal(path: Path, settings: Mapping[str, object]) -> Iterator[Journal
     Raises:
         ValueError: It is in use, is not a journal, or was written with other settings (each is named).
     """
-    with path.open("a+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise ValueError(f"{path} is in use by another process; wait for it") from None
+    with claim(path), path.open("a+b") as file:
         journal = Journal(path, file)
         journal.load(settings)
         yield journal

@@ -42,7 +42,7 @@ def read_sources(
         if show:
             print(table.summary, flush=True)
         check(data, table)
-        sources.append(Source(table, data.weight, data.in_batch_negatives))
+        sources.append(Source(table, data.weight, data.in_batch_negatives, data.symmetric))
     require_unique("train", [source.table.name for source in sources])
     return sources
 

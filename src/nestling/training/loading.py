@@ -3,7 +3,9 @@
 import io
 import os
 import pickle
+import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import TypeVar, cast
 
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nestling.batches.sampling import BatchIndices, BatchSampler
 from nestling.checkpoint.guards import ignore_stop_signals
 from nestling.distributed.ranks import sum_over_ranks
+from nestling.processes import Process, end_with, identify
 
 Batch = TypeVar("Batch")
 
@@ -32,7 +35,7 @@ def load_batches(collator: Dataset[Batch], batch_sampler: BatchSampler, steps: r
         batch_size=None,
         collate_fn=to_bytes,
         num_workers=workers,
-        worker_init_fn=start_worker,
+        worker_init_fn=partial(start_worker, identify(os.getpid())),
         pin_memory=False,
     )
     return map(pickle.loads, loader)
@@ -63,8 +66,10 @@ def longest_batch(
     return first[tokens.index(max(tokens))]
 
 
-def start_worker(worker_id: int) -> None:
+def start_worker(trainer: Process, worker_id: int) -> None:
+    """`worker_init_fn` of a DataLoader: the worker ends with the process that loads from it, and not before."""
     ignore_stop_signals(worker_id)
+    end_with(trainer, signal.SIGKILL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive the fork
 
 

@@ -24,6 +24,7 @@ from nestling.distributed.launch import outside_launch
 from nestling.distributed.ranks import on_rank_zero
 from nestling.export.card import before_and_after
 from nestling.export.gate import ExportError
+from nestling.processes import ending_with_this
 from nestling.run_files import Results, evaluation_at
 from nestling.training.tracking import Meter, Tracker, open_tracker
 
@@ -146,7 +147,7 @@ class Run:
         self.checkpoints.save(self.state.step, write, best_step=self.state.best_step)
 
     def leave(self) -> NoReturn:
-        """Say how to resume after SIGTERM or Ctrl-C, and exit with the signal's status."""
+        """Say how to resume after a stop signal, and exit with the signal's status."""
         received = self.stop.received
         name = received.name if received else "a signal to another process"
         saved = self.checkpoints.path(self.state.step)
@@ -286,4 +287,5 @@ def evaluation_table(results: Results, axis: str) -> str:
 def export_checkpoint(script: Path, checkpoint: Path, output: Path) -> None:
     """Run scripts/export.py in a process of its own."""
     command: list[Any] = [sys.executable, script, "--checkpoint", checkpoint, "--output", output]
-    subprocess.run([str(each) for each in command], env=outside_launch(os.environ), check=True)
+    environment = {**outside_launch(os.environ), **ending_with_this()}
+    subprocess.run([str(each) for each in command], env=environment, check=True)

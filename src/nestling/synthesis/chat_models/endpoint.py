@@ -7,15 +7,17 @@ half a second, doubled with each retry up to eight seconds. Retries pass the sam
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import openai
 from aiolimiter import AsyncLimiter
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import AsyncOpenAI
 
+from nestling.api_keys import quoted, usable_key
+from nestling.http_client import GuardedClient, RefusedRedirectError
 from nestling.synthesis.chat_models import RecordedConversation
 from nestling.synthesis.conversation import ChatRequest, Completion, NoAnswer
 
@@ -40,7 +42,7 @@ class Endpoint:
         key: API key; None for servers without keys.
         concurrency: Number of simultaneous requests.
         requests_per_minute: Maximum rate, evenly spaced; None for no limit.
-        timeout: Seconds without any data from the server after which a request fails.
+        timeout: Seconds after which a request without a whole answer fails.
         retries: Maximum number of retries of a request.
         body: Fields of the body of every request besides model, messages and seed; a field with value None is left out.
     """
@@ -55,6 +57,7 @@ class Endpoint:
     body: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        self.key = usable_key(self.key, self.url) if self.key else None
         self.requests = 0
         self._unanswered = 0  # requests in a row
         self._limiter: AsyncLimiter | None = None
@@ -69,9 +72,7 @@ class Endpoint:
     async def _run_all(self, conversations: Iterator[RecordedConversation], done: Callable[[], None]) -> None:
         if self.requests_per_minute is not None:
             self._limiter = AsyncLimiter(1, 60 / self.requests_per_minute)  # a bucket of size 1 allows no bursts
-        http = DefaultAsyncHttpxClient(
-            timeout=self.timeout, event_hooks={"request": [self._before_request], "response": [check_response]}
-        )
+        http: Any = ChatClient(self.timeout, self._before_request)  # OpenAI's types name httpx2, it takes httpx too
         client = AsyncOpenAI(
             base_url=self.url,
             api_key=self.key or "none",
@@ -83,7 +84,7 @@ class Endpoint:
             for _ in range(self.concurrency):
                 group.create_task(self._run_worker(client, conversations, done))
 
-    async def _before_request(self, chat_request: object) -> None:
+    async def _before_request(self) -> None:
         if self._limiter is not None:
             await self._limiter.acquire()
         self.requests += 1
@@ -117,18 +118,20 @@ class Endpoint:
         except openai.APIStatusError as error:
             raise self._refused(error) from None
         except openai.APITimeoutError:
-            raise self._no_answer("timeout", f"{self.timeout:g} seconds of silence") from None
+            raise self._no_answer("timeout", f"no whole answer within {self.timeout:g} seconds") from None
         except openai.APIConnectionError as error:
             kind = "no completion" if isinstance(error.__cause__, httpx.DecodingError) else "no connection"
             raise self._no_answer(kind, str(error.__cause__ or error)) from None
+        except openai.OpenAIError as error:
+            raise ValueError(f"{self.url}: {quoted(str(error), self.key)}") from None
         self._unanswered = 0
         return read_completion(response.text)
 
     def _refused(self, error: openai.APIStatusError) -> Exception:
         advice = FATAL_STATUSES.get(error.status_code)
         if advice is not None:
-            return ValueError(f"{self.url}: {self._redact_key(error.message)}; {advice}")
-        return self._no_answer(f"status {error.status_code}", self._redact_key(error.message))
+            return ValueError(f"{self.url}: {quoted(error.message, self.key)}; {advice}")
+        return self._no_answer(f"status {error.status_code}", error.message)
 
     def _no_answer(self, kind: str, detail: str) -> Exception:
         self._unanswered += 1
@@ -136,21 +139,40 @@ class Endpoint:
             return NoAnswer(kind)
         return ValueError(
             f"{self.url}: {self._unanswered} requests in a row got no answer, the last for this reason: "
-            f"{kind}: {detail}"
+            f"{kind}: {quoted(detail, self.key)}"
         )
 
-    def _redact_key(self, text: str) -> str:
-        return text if self.key is None else text.replace(self.key, "***")
 
+class ChatClient(GuardedClient):
+    """The HTTP client under OpenAI's.
 
-async def check_response(response: httpx.Response) -> None:
-    """Turn a successful response without a chat completion into a connection error, so that the client retries."""
-    if response.is_success:
-        await response.aread()
+    Args:
+        timeout: Seconds for a request and its whole answer.
+        before_request: Awaited before each request, outside the time limit.
+    """
+
+    def __init__(self, timeout: float, before_request: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(timeout=timeout)
+        self._before_request = before_request
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        """Send a request.
+
+        Raises:
+            httpx.DecodingError: A successful response is no chat completion; OpenAI's client tries again.
+            openai.OpenAIError: A redirect to another host; OpenAI's client does not try again.
+        """
+        await self._before_request()
         try:
-            read_completion(response.text)
-        except ValueError as error:
-            raise httpx.DecodingError(str(error)) from None
+            response = await super().send(request, **options)
+        except RefusedRedirectError as error:
+            raise openai.OpenAIError(str(error)) from None
+        if response.is_success:
+            try:
+                read_completion(response.text)
+            except ValueError as error:
+                raise httpx.DecodingError(str(error)) from None
+        return response
 
 
 def read_completion(text: str) -> Completion:

@@ -1,0 +1,68 @@
+"""YAML files: their content as plain values, of bounded size, that name no classes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# Most values of a file, aliases counted as often as they repeat what they name, and deepest nesting. A few lines of
+# aliases of aliases stand for billions of values otherwise, which whatever walks through them would make.
+MAX_VALUES, MAX_DEPTH = 100_000, 50
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file.
+
+    Raises:
+        ValueError: It is not valid, stands for too many values, is nested too deeply, or names classes.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        require_bounded(text)
+        content = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    require_no_classes(str(path), content)
+    return content
+
+
+def require_bounded(text: str) -> None:
+    """Raise ValueError for a text with more values than `MAX_VALUES`, or nested more deeply than `MAX_DEPTH`."""
+    sizes: dict[str, int] = {}  # by anchor
+    unfinished: list[tuple[str | None, int]] = [(None, 0)]  # anchor and size so far of collections, outermost first
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            unfinished.append((event.anchor, 1))
+            if len(unfinished) > MAX_DEPTH:
+                raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+            continue
+        anchor, size = None, 0
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = unfinished.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        elif isinstance(event, yaml.AliasEvent):
+            size = size_of_alias(str(event.anchor), sizes, unfinished)
+        if anchor is not None:
+            sizes[anchor] = size
+        outer, before = unfinished.pop()
+        unfinished.append((outer, before + size))
+        if before + size > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES:,} values, repeated aliases among them")
+
+
+def size_of_alias(anchor: str, sizes: Mapping[str, int], unfinished: Sequence[tuple[str | None, int]]) -> int:
+    """Number of values that an alias stands for. Raises ValueError if it stands inside what it names."""
+    if any(anchor == each for each, _ in unfinished):
+        raise ValueError(f"the alias {anchor} stands inside itself")
+    return sizes.get(anchor, 0)  # 0 where none is defined, of which PyYAML tells
+
+
+def require_no_classes(name: str, content: object) -> None:
+    """Raise ValueError for a key class_path anywhere, of which jsonargparse would import and call what it names."""
+    inner = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
+    if isinstance(content, Mapping) and "class_path" in content:
+        raise ValueError(f"{name}: the key class_path names a class to import, and settings import none; remove it")
+    for each in inner:
+        require_no_classes(name, each)

@@ -1,0 +1,65 @@
+"""The JSON files of a model's directory or hub id, and the modules that sentence-transformers makes of it."""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from transformers.utils import cached_file
+
+# Full names of the modules of sentence-transformers: those of its releases before 6, then those since. Classes of
+# other packages may have the same last name, and do something else.
+MODULES = {
+    **{f"sentence_transformers.models.{kind}": kind for kind in ("Transformer", "Pooling", "Normalize")},
+    **{f"sentence_transformers.models.{kind}.{kind}": kind for kind in ("Transformer", "Pooling", "Normalize")},
+    "sentence_transformers.base.modules.transformer.Transformer": "Transformer",
+    "sentence_transformers.sentence_transformer.modules.pooling.Pooling": "Pooling",
+    "sentence_transformers.base.modules.normalize.Normalize": "Normalize",
+    "sentence_transformers.cross_encoder.modules.logit_score.LogitScore": "LogitScore",
+}
+
+
+def read_json(model: str, name: str) -> Any:
+    """The content of a JSON file of a directory or hub id; None if it does not exist.
+
+    Raises:
+        ValueError: It is not valid JSON.
+    """
+    path = cached_file(
+        model, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if path is None else parse_json(Path(path))
+
+
+def parse_json(path: Path) -> Any:
+    """The content of a JSON file. Raises ValueError, with its name, if it is not valid."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}; fetch the model again") from None
+
+
+def read_modules(model: str) -> dict[str, str] | None:
+    """Of the modules in modules.json, the folder of each; None if there is no such file.
+
+    The keys are Transformer, Pooling, Normalize and, of a reranker, LogitScore.
+
+    Raises:
+        ValueError: The file is no list of modules, names other classes, or a folder outside the model's.
+    """
+    modules = read_json(model, "modules.json")
+    if modules is None:
+        return None
+    try:
+        found = {str(each["type"]): PurePosixPath(each["path"]) for each in modules}
+    except (TypeError, KeyError):
+        raise ValueError(f"{model}/modules.json: expected a list of modules, each with type and path") from None
+    unsupported = sorted(found.keys() - MODULES.keys())
+    if unsupported:
+        raise ValueError(
+            f"{model}/modules.json: {', '.join(unsupported)} is not supported; expected Transformer, Pooling and "
+            "Normalize of sentence_transformers"
+        )
+    for path in found.values():
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{model}/modules.json: {path} lies outside the model's directory")
+    return {MODULES[name]: "" if path == PurePosixPath() else str(path) for name, path in found.items()}
