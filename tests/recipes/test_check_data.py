@@ -85,6 +85,21 @@ def test_everything_is_found_and_nothing_changed(data: Path, held_out: Path, tmp
     assert "training queries that are evaluation queries (2 equal, 0 near duplicates)" in done.stdout
 
 
+def test_columns_are_named_and_a_retrieval_set_is_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"title": "q", "body": LONG, "others": ["n"]}) + "\n")
+    refused = check("--data", tmp_path / "rows.jsonl")
+    assert refused.returncode == 2
+    assert "--columns query=title,positive=body)" in refused.stderr
+    named = check("--data", tmp_path / "rows.jsonl", "--columns", "query=title,positive=body,negatives=others")
+    assert named.returncode == 0, named.stderr
+    assert "1 positives (at most 1 a row), 1 hard negatives (at most 1 a row)" in named.stdout
+    parts = {"queries": {"a": "q"}, "corpus": {"b": LONG}, "relevant_docs": {"a": ["b"]}}
+    (tmp_path / "set.json").write_text(json.dumps(parts, indent=1))
+    both = check("--data", tmp_path / "set.json", "--eval", tmp_path / "set.json")
+    assert both.returncode == 0, both.stderr
+    assert "1 rows read, 1 kept" in both.stdout
+
+
 def test_the_copy_lacks_what_the_rules_name(data: Path, held_out: Path, tmp_path: Path) -> None:
     output = tmp_path / "cleaned.jsonl"
     report = tmp_path / "report.html"

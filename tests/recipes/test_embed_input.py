@@ -54,6 +54,14 @@ GOOD = b'{"query": "q", "positives": ["p"]}\n'
         ),
         (b'{"query": "q", "positives": ["q"]}\n', "bad.jsonl:1: file: no row can be kept"),
         (b'{"text": "a", "label": 1}\n', "bad.jsonl:1: keys: found 'text', 'label'; no dialect has these. Nearest: "),
+        (
+            b'{"query": "a", "answer": "b", "label": 1}\n{"query": "c", "answer": "d", "label": 1}\n',
+            "bad.jsonl:2: score: all 2 rows have the label 1. Rows with a label or score are graded pairs, which train",
+        ),
+        (
+            GOOD.replace(b"}", b', "hard_negs": ["n"]}'),
+            "bad.jsonl:1: hard_negs: holds negatives, and dialect nestling does not read it. Rename it, or name",
+        ),
         (GOOD + b'{"query": "\xff", "positives": ["p"]}', "bad.jsonl:2: line: invalid UTF-8 at byte 11 of the line"),
         (GOOD, "bad has 1 rows, fewer than the batch_size of 8; lower batch_size or join it with a similar dataset"),
     ],

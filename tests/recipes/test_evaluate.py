@@ -69,6 +69,22 @@ def test_a_model_is_measured_at_every_dimension_and_precision(beir: Path, bert: 
         assert f"{row['metrics']['nDCG@10']:.4f}" in done.stdout
 
 
+def test_a_set_in_one_json_file_gives_the_metrics_of_its_folder(beir: Path, bert: Path, tmp_path: Path) -> None:
+    documents = [json.loads(line) for line in (beir / "corpus.jsonl").read_text().splitlines()]
+    parts = {
+        "queries": {"q0": "files", "q1": "layer"},
+        "corpus": {each["_id"]: each["text"] for each in documents},
+        "relevant_docs": {"q0": {"d0": 2}, "q1": ["d1"]},
+    }
+    (tmp_path / "set.json").write_text(json.dumps(parts, indent=1))
+    output = tmp_path / "results.json"
+    done = evaluate("--model", bert, "--data", f"{beir},{tmp_path}/set.json", "--output", output, *SHORT)
+    assert done.returncode == 0, done.stderr
+    folder, file = json.loads(output.read_text())["results"]
+    assert (folder["queries"], folder["documents"]) == (file["queries"], file["documents"]) == (2, 3)
+    assert folder["metrics"] == file["metrics"]
+
+
 def test_dimensions_default_to_those_of_the_model(beir: Path, bert: Path, tmp_path: Path) -> None:
     model = shutil.copytree(bert, tmp_path / "model")
     settings = json.loads((model / "config.json").read_text())

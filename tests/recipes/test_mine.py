@@ -395,6 +395,15 @@ def test_data_that_cannot_be_mined_for(tmp_path: Path, rows: list[dict[str, Any]
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_columns_of_the_data_are_named(tmp_path: Path) -> None:
+    rows = [{"title": row["query"], "body": row["positives"]} for row in random_rows(8)]
+    data, columns = write_rows(tmp_path / "rows.jsonl", rows), "query=title,positive=body"
+    done = mine("--data", data, "--retrievers", "bm25", "--columns", columns, "--output", tmp_path / "out.jsonl")
+    assert done.returncode == 0, done.stderr
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["query"], row["positives"]) for row in written] == [(row["title"], row["body"]) for row in rows]
+
+
 def test_a_disk_that_fills_leaves_nothing(pairs: Path, small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(bytes(2 * 2**20 - 4096))
     done = mine("--data", pairs, "--retrievers", "bm25", "--output", small_disk / "out.jsonl")

@@ -271,6 +271,14 @@ def test_a_missing_answer_is_always_refused(tmp_path: Path) -> None:
             {"qeury": "a", "positives": ["b"]},
             "keys: found 'qeury', 'positives'; no dialect has these. Nearest: nestling",
         ),
+        (
+            {"_id": "d1", "title": "", "text": "a"},
+            "keys: these are the documents or queries of a retrieval set; give its",
+        ),
+        (
+            {"query-id": "q", "corpus-id": "d", "score": 1},
+            "keys: these are the judgements of a retrieval set; give its",
+        ),
         ({}, "keys: found none; no dialect has these."),
     ],
 )

@@ -199,6 +199,14 @@ def test_passages_arrive_with_their_scores(tmp_path: Path) -> None:
     assert refusal(tmp_path, row).startswith("rows.jsonl:1: negative_passages[1]: score: missing, while other passages")
 
 
+def test_documents_of_nvidia(tmp_path: Path) -> None:
+    """NeMo Automodel's rows with their texts inside."""
+    row = {"question_id": "1", "question": BIRD, "corpus_id": "c", "pos_doc": [OWL], "neg_doc": [HEN, DUCK]}
+    assert load(tmp_path, row)[0] == Record(BIRD, (OWL,), (HEN, DUCK))
+    message = refusal(tmp_path, row | {"pos_doc": [{"id": "p"}]})
+    assert message == "rows.jsonl:1: pos_doc[0]: text: missing"
+
+
 def test_sentences_with_a_label(tmp_path: Path) -> None:
     rows = [{"sentence1": "a", "sentence2": f"b {i}", "label": i} for i in range(2)]
     table = load(tmp_path, *rows)

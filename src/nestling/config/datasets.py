@@ -40,7 +40,7 @@ class DevData:
     """One development set in the BEIR layout.
 
     Args:
-        path: The folder with corpus.jsonl, queries.jsonl and qrels/.
+        path: The folder with corpus.jsonl, queries.jsonl and qrels/, or a JSON file with all of these.
         split: Which qrels file to use.
         name: What reports call it; by default the folder's name.
         instruction: Task of its queries; by default the run's instruction.
@@ -57,7 +57,7 @@ class CandidateData(DevData):
     """One development set in the BEIR layout, and the documents that are scored for each of its queries.
 
     Args:
-        path: The folder with corpus.jsonl, queries.jsonl and qrels/.
+        path: The folder with corpus.jsonl, queries.jsonl and qrels/, or a JSON file with all of these.
         split: Which qrels file to use.
         name: What reports call it; by default the folder's name.
         instruction: Task of its queries; by default the run's instruction.

@@ -12,7 +12,7 @@ class EvaluateConfig:
     """Settings of scripts/evaluate.py.
 
     Args:
-        data: Folders with corpus.jsonl, queries.jsonl and qrels/, with commas between.
+        data: Folders with corpus.jsonl, queries.jsonl and qrels/, or JSON files with all of these; with commas between.
         mteb: Tasks of mteb, or folders, that mteb measures, with commas between; needs the extra mteb.
         model: Directory or hub id of the embedding model.
         first_stage: In place of a model: bm25, a TREC run file, or for a reranker a .jsonl file of candidate lists.

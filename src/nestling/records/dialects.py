@@ -85,8 +85,16 @@ PAIRS = tuple(
         partial(read_pair, query=query, document=document),
     )
     for query in ("query", "question")
-    for document in ("answer", "document", "passage", "context")
+    for document in ("answer", "document", "passage", "context", "pos_doc")
 )
+
+# Files that are no training data by themselves, by the fields of their rows.
+PARTS_OF_SETS = {
+    ("_id", "text"): "the documents or queries",
+    ("query-id", "corpus-id"): "the judgements",
+    ("query_id", "corpus_id"): "the judgements",
+}
+BEIR_FILES = "corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
 
 
 def recognise(keys: tuple[str, ...]) -> Dialect:
@@ -98,6 +106,9 @@ def recognise(keys: tuple[str, ...]) -> Dialect:
     reason = None if matching else no_names(keys)
     if reason:
         raise FieldError("header", f"the first line {reason}")
+    parts = [what for fields, what in PARTS_OF_SETS.items() if set(fields) <= set(keys)]
+    if parts and not matching:
+        raise FieldError("keys", f"these are {parts[0]} of a retrieval set; give its folder, which holds {BEIR_FILES}")
     found = shown_names(keys)
     if matching:
         options = " and ".join(_describe(d) for d in matching)

@@ -10,7 +10,7 @@ _PLACES = "list|texts?|docs?|documents?|passages?|responses?|answers?|sentences?
 # `negative`, `negative_1`, `negatives`, `hard_negs`, `neg_list`, `negative_text`, `rejected`, `rejected_response`, ...
 NEGATIVE = re.compile(rf"(?:(?:hard_?)?neg(?:ative)?s?|rejected)(?:_?(?:{_PLACES}))?(?:_?(\d+))?")
 NEGATIVE_WORDS = re.compile(
-    r"(?:hard)?neg(?:ative)?s?\d*|rejected|distractors?|irrelevant|incorrect|wrong|nonrelevant|hn\d*"
+    r"(?:hard)?neg(?:ative)?s?\d*|rejected|distractors?|irrelevant|unrelated|incorrect|wrong|nonrelevant|hn\d*"
 )
 POSITIVE_WORDS = re.compile(r"pos(?:itive)?s?|teacher")
 # Words of names such as `negative_ids`, `neg_type`: these fields say something about texts and hold none.
