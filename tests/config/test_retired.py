@@ -96,7 +96,7 @@ def every_config() -> list[type]:
 
 @pytest.mark.parametrize(("cls", "most"), [(EmbedConfig, 60), (RerankConfig, 50)])
 def test_recipes_have_few_flags(cls: type, most: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of all that `--help` lists: -h, --config and --print_config count too."""
+    """Of all that `--help` lists: -h and --config count too."""
     with pytest.raises(SystemExit):
         parse_config(cls, "test", ["--help"])
     flags = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  -")]

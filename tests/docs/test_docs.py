@@ -45,7 +45,7 @@ OTHER_PROGRAMS = {
     "vllm": "a server",
 }
 PEERS = ("deepspeed", "swift")  # other trainers, which only docs/coming-from.md shows
-EVERYWHERE = {"config", "help", "print_config"}
+EVERYWHERE = {"config", "help"}
 SBATCH = {"--nodes", "--gpus-per-node"}
 RECIPE = ("train/embed.py", "--config", "configs/embed/quickstart.yaml")  # what docs/distributed.md writes RECIPE for
 SCRIPTS = [path for path in MODULES if "parse_config(" in path.read_text(encoding="utf-8")]

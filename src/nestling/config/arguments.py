@@ -68,6 +68,7 @@ def build_parser(cls: type, description: str | None) -> ArgumentParser:
         allow_abbrev=False,
         exit_on_error=False,
         formatter_class=Formatter,
+        print_config=None,
         epilog="\n\n".join(explained_items(cls)),
     )
     parser.add_argument("--config", action=CheckedConfigFile, help="YAML file; flags after it override its keys.")
