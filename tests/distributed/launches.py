@@ -177,9 +177,10 @@ def assert_same_update(before: Weights, expected: Weights, found: Weights) -> No
     assert expected.keys() <= found.keys()
     update = flat({name: found[name] - before[name] for name in expected})
     wanted = flat({name: expected[name] - before[name] for name in expected})
-    assert wanted.norm() > 1e-3
+    assert wanted.norm() > 1e-3, wanted.norm()
     assert (update.norm() / wanted.norm()).item() == pytest.approx(1.0, rel=1e-5)
-    assert ((update - wanted).norm() / wanted.norm()).item() < 1e-5
+    difference = (update - wanted).norm() / wanted.norm()
+    assert difference.item() < 1e-5
 
 
 def flat(weights: Weights) -> Tensor:

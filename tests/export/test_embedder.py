@@ -187,9 +187,10 @@ def test_export_of_an_encoder(tmp_path: Path, pooling: str, lora: bool) -> None:
 def test_export_of_a_bare_decoder_keeps_its_names_and_teaches_its_tokenizer_the_end(tmp_path: Path) -> None:
     base = tiny_qwen3(tmp_path / "base", sentence_transformers=False)
     embedder = with_noise(Embedder.from_pretrained(base))
-    (tmp_path / ".final.partial" / "adapter").mkdir(parents=True)  # of an export that was killed
+    killed = tmp_path / ".final.0123abcd.partial"  # of an export that was killed
+    (killed / "adapter").mkdir(parents=True)
     export_embedder(embedder, tmp_path / "final", query_max_length=16, document_max_length=16, dtype=torch.bfloat16)
-    assert not (tmp_path / ".final.partial").exists()
+    assert not killed.exists()
     assert not (tmp_path / "final" / "adapter").exists()
     assert load_file(tmp_path / "final" / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
     assert read(tmp_path / "final", "config.json")["torch_dtype"] == "bfloat16"

@@ -79,7 +79,7 @@ def test_training_data(
 
 @pytest.mark.parametrize("objective", ["listwise", "distillation"])
 def test_graded_pairs_have_nothing_to_compare(objective: str, refuse: Callable[..., str]) -> None:
-    write([{**row, "score": 0.5} for row in GRADED])
+    write([{**row, "score": 0.5 if i else 0.25} for i, row in enumerate(GRADED)])
     message = f"rows.jsonl: graded pairs have one document a query, and the {objective} objective compares several"
     assert refuse(train="rows.jsonl", **{"loss.objective": objective}).startswith(message)
 
