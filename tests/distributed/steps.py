@@ -80,7 +80,7 @@ def load(folder: Path, case: Case) -> Embedder:
 def collate(folder: Path, case: Case, embedder: Embedder, rank: int, world: int) -> EmbedCollator:
     file = folder / f"{'graded' if case.kind == 'graded' else 'ranked'}.jsonl"
     return EmbedCollator(
-        # With one prompt on both sides the tiny model's graded texts are nearly equal, and three steps at this rate turn
+        # With one prompt on both sides the graded texts are nearly equal here, and three steps at this rate turn
         # the rounding of their cosines into differences above the limit.
         [Source(load_records(file, progress=False), symmetric=False)],
         RowSampler(positives=2, negatives=2, seed=0),
