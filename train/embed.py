@@ -289,10 +289,7 @@ def dry_run(parts: EmbedParts) -> None:
 
 def check_dataset(config: EmbedConfig, data: TrainData, table: RecordTable) -> None:
     """Refuse a dataset without anything to contrast its positives with, or with a setting of graded pairs alone."""
-    require(
-        data.symmetric or table.graded,
-        f"{data.path}: symmetric is of graded pairs, and these rows have no score of the pair; take the setting out",
-    )
+    require(data.symmetric or table.graded, f"{data.path}: symmetric is of graded pairs, and these have no score")
     require(
         data.in_batch_negatives
         or table.graded
@@ -303,16 +300,14 @@ def check_dataset(config: EmbedConfig, data: TrainData, table: RecordTable) -> N
 
 
 def export(parts: EmbedParts, run: Run, step: int) -> None:
-    config = parts.config
+    config, tables = parts.config, [each.table for each in run.batch_sampler.sources]
     report = export_embedder(
         parts.embedder,
         run.folder.final,
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
         dims=config.matryoshka_dims,
-        instructions={
-            each.table.name: each.table.instruction for each in run.batch_sampler.sources if each.table.instruction
-        },
+        instructions={each.name: each.instruction for each in tables if each.instruction},
         dtype=export_dtype(config),
         card=run_card(run.folder.path, config.card_settings(), step),
     )
