@@ -1,8 +1,7 @@
 """How many threads OpenMP, in which torch computes on a CPU, may use, and how they wait.
 
-By default each of its threads spins while it waits for the others: the fastest way on cores of one's own. Beside other
-busy processes it spins through the time in which those it waits for would have run, and a step takes ten times as long
-or more. Threads that sleep instead cost nothing that could be measured on free cores.
+By default each of its threads spins while it waits for the others. Beside other busy processes it spins through the
+time in which those it waits for would have run: a training took four times as long as with threads that sleep instead.
 """
 
 import os

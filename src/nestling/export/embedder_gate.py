@@ -21,6 +21,7 @@ from nestling.export.gate import (
     rounding_warning,
     run_checks,
 )
+from nestling.export.probe_outputs import ProbeOutputs
 from nestling.models.pooling import Pooling
 from nestling.models.rounded_weights import Rounding
 
@@ -116,16 +117,14 @@ def check_merged(expectation: EmbedderExpectation, report: EmbedderReport) -> No
         report.bfloat16 = _least_cosine("computing in bfloat16", outputs.in_bfloat16, outputs.trained, report)
     if outputs.base_in_bfloat16 is not None and outputs.base is not None:
         report.base_bfloat16 = cosines(outputs.base_in_bfloat16, outputs.base).min().item()
-    if expectation.outputs.other_rounding is not None:
-        _measure_rounding(expectation, report)
-
-
-def _measure_rounding(expectation: EmbedderExpectation, report: EmbedderReport) -> None:
-    outputs = expectation.outputs
-    report.method = outputs.weights.rounding
-    report.rounding = _least_cosine("rounding", outputs.written, outputs.merged, report)
     if outputs.other_rounding is not None:
         report.other_rounding = cosines(outputs.other_rounding, outputs.merged).min().item()
+        _measure_rounding(outputs, report)
+
+
+def _measure_rounding(outputs: ProbeOutputs, report: EmbedderReport) -> None:
+    report.method = outputs.weights.rounding
+    report.rounding = _least_cosine("rounding", outputs.written, outputs.merged, report)
     if outputs.base is not None and not outputs.unlearnt:
         lost, learnt = (1 - cosines(each, outputs.merged) for each in (outputs.written, outputs.base))
         report.of_training = (lost.mean() / learnt.mean()).item()

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nestling.batches.packing import pad
+from nestling.batches.packing import prompts_to_chunk
 from nestling.batches.prompts import copy_backend
 from nestling.export.probe_outputs import ProbeOutputs, probe_outputs
 from nestling.export.reranker_usage import tokenize_pairs
@@ -144,7 +144,7 @@ def reads_whole(reranker: Reranker, pairs: Sequence[Pair]) -> bool:
 
 @torch.no_grad()
 def prompt_logits(reranker: Reranker, prompts: Sequence[list[int]]) -> Tensor:
-    """Logits of yes, [n] float32 on the CPU; one prompt at a time, since float32 may fill the memory."""
+    """Logits of yes, [n] float32 on the CPU; in one batch, since each forward computes and rounds all weights anew."""
     with evaluating(reranker), reranker.computing():
-        found = [logit_of(reranker(pad([ids], 0).to(reranker.device))) for ids in prompts]
-    return torch.cat(found).float().cpu()
+        chunk = prompts_to_chunk([prompts], share_prefix=False, padding_free=reranker.padding_free)
+        return logit_of(reranker(chunk.to(reranker.device))).float().cpu()

@@ -21,6 +21,7 @@ from nestling.export.gate import (
     rounding_warning,
     run_checks,
 )
+from nestling.export.probe_outputs import ProbeOutputs
 from nestling.export.reranker_expectation import RerankerExpectation
 from nestling.export.reranker_usage import score_causal, score_classifier, tokenize_pairs
 from nestling.models.reranker import Reranker
@@ -134,16 +135,14 @@ def check_merged(directory: Path, expectation: RerankerExpectation, report: Rera
         report.bfloat16 = _largest("computing in bfloat16", outputs.in_bfloat16, outputs.trained, report)
     if outputs.base_in_bfloat16 is not None and outputs.base is not None:
         report.base_bfloat16 = (outputs.base_in_bfloat16 - outputs.base).abs().max().item()
-    if expectation.outputs.other_rounding is not None:
-        _measure_rounding(expectation, report)
-
-
-def _measure_rounding(expectation: RerankerExpectation, report: RerankerReport) -> None:
-    outputs = expectation.outputs
-    report.method = outputs.weights.rounding
-    report.rounding = _largest("rounding", outputs.written, outputs.merged, report)
     if outputs.other_rounding is not None:
         report.other_rounding = (outputs.other_rounding - outputs.merged).abs().max().item()
+        _measure_rounding(outputs, report)
+
+
+def _measure_rounding(outputs: ProbeOutputs, report: RerankerReport) -> None:
+    report.method = outputs.weights.rounding
+    report.rounding = _largest("rounding", outputs.written, outputs.merged, report)
     if outputs.base is not None and not outputs.unlearnt:
         lost, learnt = ((each - outputs.merged).abs() for each in (outputs.written, outputs.base))
         report.of_training = (lost.mean() / learnt.mean()).item()
