@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nestling.losses.negatives import BatchStructure
-from nestling.records import RecordTable
+from nestling.records.table import RecordTable
 
 
 @dataclass(frozen=True)

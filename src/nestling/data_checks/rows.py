@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from nestling.records.arrow_files import open_batches, write_batches
 from nestling.records.clean import CleanRecord, checked_query_id, checked_text_id
 from nestling.records.convert import ROWS_PER_BATCH, TEXT_PER_BATCH, RecordSource
 from nestling.records.load import default_name, find_source
 from nestling.records.record import Record, located, text_id
-from nestling.records.store import cached, open_batches, scratch_file, write_batches
+from nestling.records.store import cached, scratch_file
 from nestling.records.summary import LoadSummary
 from nestling.records.texts import Texts
 

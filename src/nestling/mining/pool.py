@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from nestling.records.arrow_files import open_batches
 from nestling.records.beir import is_beir
 from nestling.records.collection import Collection, open_collection, positions
 from nestling.records.record import text_id
-from nestling.records.store import open_batches
 from nestling.records.table import RecordTable
 from nestling.records.texts import TEXTS_PER_BLOCK, Texts
 from nestling.records.words import folded_text_id

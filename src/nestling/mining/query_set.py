@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from nestling.mining.lists import Lists
-from nestling.records.store import open_batches
+from nestling.records.arrow_files import open_batches
 from nestling.records.table import RecordTable
 from nestling.records.texts import Texts
 from nestling.retrieval.metrics import Integers

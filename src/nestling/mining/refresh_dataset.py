@@ -24,8 +24,8 @@ from nestling.mining.result import MiningResult, hardness
 from nestling.mining.retrievers import DenseRetriever
 from nestling.mining.rules import Positives, drop_high_scores, drop_known_and_repeated, positives_in_pool
 from nestling.mining.selection import CandidateFilter, Thresholds, draw, make_random_keys
+from nestling.records.arrow_files import open_batches, write_batches
 from nestling.records.beir import is_beir
-from nestling.records.store import open_batches, write_batches
 from nestling.records.table import SCHEMA, RecordTable
 from nestling.retrieval.metrics import Integers
 

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nestling.records import fields
+from nestling.records.arrow_files import open_batches, write_batches
 from nestling.records.fields import Row, document_text
 from nestling.records.json_files import read_jsonl
 from nestling.records.record import FieldError, located, text_id
-from nestling.records.store import cached, file_state, open_batches, write_batches
+from nestling.records.store import cached, file_state
 from nestling.records.texts import Texts
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("key", pa.int64()), ("line", pa.int64())])

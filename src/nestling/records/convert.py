@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from nestling.records.arrow_files import open_batches, write_batches
 from nestling.records.clean import CleanRecord, clean
 from nestling.records.record import Record, located
 from nestling.records.selection import NO_DOCUMENT, RowSelection, select_rows
-from nestling.records.store import open_batches, scratch_file, write_batches
+from nestling.records.store import scratch_file
 from nestling.records.summary import DropCounter, LoadSummary
 from nestling.records.table import CONTENT, SCHEMA
 

@@ -1,4 +1,4 @@
-"""Arrow files in the cache folder: written to a temporary file and renamed, validated and memory-mapped when opened."""
+"""The cache folder: Arrow files that are written to a temporary file, renamed, and checked when they are used again."""
 
 import errno
 import hashlib
@@ -11,14 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from nestling.files import sync
 from nestling.locks import claim
+from nestling.records.arrow_files import is_valid_file
 
 # Part of every cache key: raise it when a reader, a rule for dropping rows or a schema changes.
 READER_VERSION = 3
-METADATA_KEY = b"nestling"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -86,31 +84,3 @@ def writable(folder: Path) -> Iterator[None]:
         advice = "free space there, or set NESTLING_CACHE or cache_dir to a folder that can be written"
         reason = os.strerror(error.errno) if error.errno else error  # the text of pyarrow repeats it
         raise CacheError(error.errno, f"cannot write the cache folder {folder}: {reason}; {advice}") from None
-
-
-def open_batches(path: Path) -> tuple[list[Any], str]:
-    """The record batches of an Arrow file, memory-mapped, and the text in its metadata."""
-    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        return batches, (reader.schema.metadata or {}).get(METADATA_KEY, b"").decode()
-
-
-@contextmanager
-def write_batches(path: Path, schema: Any, meta: str = "") -> Iterator[Any]:
-    """A writer of record batches to an uncompressed Arrow file, which can be memory-mapped."""
-    with (
-        pa.OSFile(str(path), "wb") as sink,
-        pa.ipc.new_file(sink, schema.with_metadata({METADATA_KEY: meta})) as writer,
-    ):
-        yield writer
-
-
-def is_valid_file(path: Path) -> bool:
-    """Whether an Arrow file exists, is complete, and has valid offsets and UTF-8; reads the whole file."""
-    try:
-        batches, _ = open_batches(path)
-        for batch in batches:
-            batch.validate(full=True)
-    except (OSError, ValueError):
-        return False
-    return bool(batches)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from nestling.records.arrow_files import open_batches
 from nestling.records.record import Record
-from nestling.records.store import open_batches
 from nestling.records.summary import LoadSummary
 
 _TEXTS, _IDS, _SCORES = pa.list_(pa.string()), pa.list_(pa.int64()), pa.list_(pa.float64())

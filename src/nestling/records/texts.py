@@ -7,7 +7,7 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
-from nestling.records.store import open_batches
+from nestling.records.arrow_files import open_batches
 
 TEXTS_PER_BLOCK = 1024
 
