@@ -196,7 +196,9 @@ def test_passages_arrive_with_their_scores(tmp_path: Path) -> None:
         True,
     )
     del negatives[1]["score"]
-    assert refusal(tmp_path, row).startswith("rows.jsonl:1: negative_passages[1]: score: missing, while other passages")
+    assert refusal(tmp_path, row).startswith(
+        "rows.jsonl:1: negative_passages[1]: score: missing, while others of the row have"
+    )
 
 
 def test_documents_of_nvidia(tmp_path: Path) -> None:

@@ -109,6 +109,15 @@ def numbers(row: Row, field: str, aligned_with: str, length: int) -> tuple[float
     return tuple([check_number(f"{field}[{i}]", item) for i, item in enumerate(value)])
 
 
+def scores_beside(field: str, documents: list[Row]) -> tuple[float, ...] | None:
+    """The teacher scores in the documents of a field, under `score`; None if no document has one."""
+    scores = [number(document, "score") for document in documents]
+    found = [score for score in scores if score is not None]
+    if found and len(found) < len(scores):
+        raise FieldError(f"{field}[{scores.index(None)}]", "score: missing, while others of the row have one")
+    return tuple(found) if found else None
+
+
 def document_text(row: Row) -> str:
     """The text of a document as it is embedded: title + ' ' + text, stripped; "" if both are empty.
 
