@@ -138,8 +138,8 @@ def _open_split(
 ) -> tuple[Collection, Collection, Judgements, DropCounter]:
     """Corpus, queries, the judgements of the split (as positions in both, sorted by query), and the drops so far."""
     file = _qrels_file(path, split)
-    corpus = open_collection(path / "corpus.jsonl", "corpus", cache_dir, progress)
-    queries = open_collection(path / "queries.jsonl", "queries", cache_dir, progress)
+    corpus = open_collection([path / "corpus.jsonl"], "corpus", cache_dir, progress)
+    queries = open_collection([path / "queries.jsonl"], "queries", cache_dir, progress)
     drops = DropCounter()
     if len(corpus.empty_lines):
         drops.add(EMPTY_DOCUMENT, f"{path / 'corpus.jsonl'}:{corpus.empty_lines[0]}", len(corpus.empty_lines))
