@@ -206,7 +206,9 @@ def test_documents_of_nvidia(tmp_path: Path) -> None:
     row = {"question_id": "1", "question": BIRD, "corpus_id": "c", "pos_doc": [OWL], "neg_doc": [HEN, DUCK]}
     assert load(tmp_path, row)[0] == Record(BIRD, (OWL,), (HEN, DUCK))
     message = refusal(tmp_path, row | {"pos_doc": [{"id": "p"}]})
-    assert message == "rows.jsonl:1: pos_doc[0]: text: missing"
+    assert message == (
+        "rows.jsonl:1: pos_doc[0]: an id without a text; ids are read where one JSON object holds corpus and data"
+    )
 
 
 def test_sentences_with_a_label(tmp_path: Path) -> None:

@@ -116,9 +116,10 @@ def is_beir(path: Path) -> bool:
 
 def _require_files(path: Path) -> None:
     if not path.is_dir():
+        found = "this file is no retrieval set" if path.is_file() else "there is no such folder"
         raise ValueError(
-            f"{path}: folder: there is no such folder; expected one in the BEIR layout, or a JSON file with queries, "
-            "corpus and relevant_docs"
+            f"{path}: folder: {found}; expected one in the BEIR layout, or a JSON file with queries, corpus and "
+            "relevant_docs"
         )
     for name in ("corpus.jsonl", "queries.jsonl"):
         if not (path / name).is_file():

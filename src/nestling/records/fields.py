@@ -64,7 +64,11 @@ def documents(row: Row, field: str) -> tuple[str, ...]:
 
 
 def _document(field: str, value: Any) -> str:
-    return passage(field, value) if isinstance(value, dict) else check_text(field, value)
+    if not isinstance(value, dict):
+        return check_text(field, value)
+    if value.keys() == {"id"}:
+        raise FieldError(field, "an id without a text; ids are read where one JSON object holds corpus and data")
+    return passage(field, value)
 
 
 def passage(field: str, row: Row) -> str:
