@@ -1,5 +1,8 @@
 """The base class of embedders and rerankers: a transformer that computes hidden states of chunks of texts."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -111,6 +114,21 @@ class TokenModel(nn.Module):
             module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
         ]
         self._checkpoint_above = length
+
+    @property
+    def longest_without_checkpointing(self) -> int:
+        """Tokens of the longest text whose activations are kept by all layers."""
+        return self._checkpoint_above if self._checkpointing_layers else sys.maxsize
+
+    @contextmanager
+    def checkpointing_as_of(self, length: int) -> Iterator[None]:
+        """Use activation checkpointing for all texts if texts of `length` tokens are to have it, else for none."""
+        above = self._checkpoint_above
+        self._checkpoint_above = 0 if length > above else sys.maxsize
+        try:
+            yield
+        finally:
+            self._checkpoint_above = above
 
 
 def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
