@@ -74,7 +74,7 @@ class FusedScale(LoraVariant):
 
     @staticmethod
     def forward(module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **settings: Any) -> Tensor:
-        first, second = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        first, second = (cast(nn.Linear, part[active_adapter]) for part in (module.lora_A, module.lora_B))
         scale, x = module.scaling[active_adapter], module.lora_dropout[active_adapter](x)
         if torch.is_autocast_enabled(x.device.type):
             low = first(x)
