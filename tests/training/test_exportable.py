@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
 from nestling.config import EmbedConfig, RerankConfig, parse_config
+from nestling.export import cross_encoder
 from nestling.export.embedder import export_embedder
 from nestling.export.reranker import export_reranker
 from nestling.models.embedder import Embedder
@@ -165,6 +166,19 @@ def test_weights_under_names_that_the_model_does_not_have(bert: Path, tmp_path: 
     assert message in refusal(lambda: require_loaded(embedder))
     trained = with_lora(Embedder.from_pretrained(model))
     assert message in refusal(lambda: export_embedder(trained, tmp_path / "final", **LENGTHS))
+
+
+def test_a_release_that_cannot_check_a_reranker(
+    bert: Path, qwen3_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_encoder, "version", lambda package: "5.2.1")
+    reranker = with_lora(Reranker.from_pretrained(qwen3_base))
+    at_export = refusal(lambda: export_reranker(reranker, tmp_path / "final"))
+    assert at_export.startswith(
+        "a reranker is exported as a CrossEncoder of sentence-transformers 6, and 5.2.1 is inst"
+    )
+    assert refusal(lambda: require_exportable(rerank_config(qwen3_base, tmp_path))) == at_export
+    require_exportable(embed_config(bert, tmp_path))
 
 
 def test_a_disk_without_room_for_the_result(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from nestling.batches.prompts import copy_backend
 from nestling.console import say
 from nestling.export.card import Card, base_license, base_name
-from nestling.export.cross_encoder import write_cross_encoder
+from nestling.export.cross_encoder import require_release, write_cross_encoder
 from nestling.export.gate import require_passed
 from nestling.export.reranker_card import RerankerFacts, render_reranker_card
 from nestling.export.reranker_expectation import RerankerExpectation, Shape, expect_scores, prompt_length
@@ -73,6 +73,7 @@ def export_reranker(
         ExportError: The written directory does not reproduce the model; it has been removed.
     """
     refuse_existing(output_dir)
+    require_release()
     merged = MergedWeights(reranker.backbone)
     config = reranker_config(reranker, shape, dtype)
     dtype = written_dtype(BaseFiles(reranker.source), dtype)

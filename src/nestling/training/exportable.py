@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Pretrai
 from nestling.batches.prompts import END_OF_TEXT
 from nestling.config import EmbedConfig, RerankConfig
 from nestling.export.card import base_license
+from nestling.export.cross_encoder import require_release
 from nestling.export.gate import names_in_base
 from nestling.export.serving_files import BaseFiles, padding_token, require_space, written_dtype
 from nestling.models.adapters import attach_lora
@@ -31,6 +32,7 @@ def require_exportable(config: EmbedConfig | RerankConfig) -> None:
     model = read_config(config.model, subfolder)
     if not embeds:
         require_causal(model, config.model)
+        require_release()
     base = BaseFiles(config.model, subfolder)
     dtype = written_dtype(base, export_dtype(config))
     require_readable_files(base)
