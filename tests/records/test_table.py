@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.records import LoadSummary, Record, RecordTable, load_records, text_id
-from nestling.records.instructions import RowInstructions
+from nestling.records.instruction_counts import RowInstructions
 from nestling.records.record import query_id
 from nestling.records.summary import Drop
 

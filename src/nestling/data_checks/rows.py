@@ -16,7 +16,7 @@ import pyarrow as pa
 from nestling.records.arrow_files import open_batches, write_batches
 from nestling.records.clean import CleanRecord, checked_query_id, checked_text_id
 from nestling.records.convert import ROWS_PER_BATCH, TEXT_PER_BATCH, RecordSource
-from nestling.records.instructions import count_instructions
+from nestling.records.instruction_counts import count_instructions
 from nestling.records.load import default_name, find_source
 from nestling.records.record import Record, located, text_id
 from nestling.records.store import cached, scratch_file

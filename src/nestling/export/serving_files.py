@@ -55,17 +55,13 @@ class BaseFiles:
         """A file beside its transformer, or at its root; None where it has none."""
         return model_file(self.source, name, "" if root else self.subfolder)
 
-    def json(self, name: str, *, root: bool = False) -> Any:
-        """A JSON file, likewise."""
+    def json(self, name: str, *, root: bool = False) -> dict[str, Any]:
+        """The object in a JSON file, likewise; an empty one where there is no file. ValueError for other content."""
         path = self.path(name, root=root)
-        return None if path is None else parse_json(path)
-
-    def settings(self, name: str, *, root: bool = False) -> dict[str, Any]:
-        """A JSON file that holds an object, likewise; empty where it has none. Raises ValueError for anything else."""
-        found = self.json(name, root=root)
-        if not isinstance(found, dict | None):
-            raise ValueError(f"{self.source}/{name}: expected a JSON object, got {type(found).__name__}")
-        return found or {}
+        found = {} if path is None else parse_json(path)
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
+        return found
 
     def own_path(self, name: str) -> Path | None:
         """A file beside its transformer that may be copied; None also for a link to a file outside the model.
@@ -134,7 +130,7 @@ def model_config(base: BaseFiles, model: PretrainedConfig, dtype: torch.dtype | 
         model: The configuration as transformers read it.
         dtype: Of the written weights; the base's own by default.
     """
-    config = base.settings("config.json")
+    config = base.json("config.json")
     drop_code(config, base)
     name = str(written_dtype(base, dtype)).removeprefix("torch.")
     return config | {"dtype": name, "torch_dtype": name} | rope_keys(model.to_dict().get("rope_parameters"))
@@ -146,7 +142,7 @@ def written_dtype(base: BaseFiles, dtype: torch.dtype | None) -> torch.dtype:
     Raises:
         ValueError: There is no config.json, it names another type, or its weights are quantised.
     """
-    config = base.settings("config.json")
+    config = base.json("config.json")
     if not config:
         raise ValueError(f"{base.source}: no config.json")
     if "quantization_config" in config:
@@ -198,7 +194,7 @@ def copy_tokenizer_files(base: BaseFiles, folder: Path) -> None:
 
 def tokenizer_config(base: BaseFiles) -> dict[str, Any]:
     """tokenizer_config.json of the base, readable by transformers 4 and unable to drop an end token in 5."""
-    config = base.settings("tokenizer_config.json")
+    config = base.json("tokenizer_config.json")
     drop_code(config, base)
     extra = config.get("extra_special_tokens")
     if isinstance(extra, list):  # transformers 5 writes the list under this name, 4 crashes on it

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from nestling.records.arrow_files import open_batches, write_batches
 from nestling.records.clean import CleanRecord, clean
-from nestling.records.instructions import count_instructions
+from nestling.records.instruction_counts import count_instructions
 from nestling.records.record import Record, located
 from nestling.records.selection import NO_DOCUMENT, RowSelection, select_rows
 from nestling.records.store import scratch_file

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 
-from nestling.records.instructions import RowInstructions
+from nestling.records.instruction_counts import RowInstructions
 
 
 @dataclass(frozen=True)

@@ -55,14 +55,14 @@ def require_loaded(model: TokenModel) -> None:
 def require_readable_files(base: BaseFiles) -> None:
     """Raise ValueError for a file of the model that an export reads and cannot."""
     for name in ("tokenizer_config.json", "sentence_bert_config.json"):
-        base.settings(name)
-    base.settings("config_sentence_transformers.json", root=True)
+        base.json(name)
+    base.json("config_sentence_transformers.json", root=True)
     base_license(base.source)
 
 
 def require_padding(base: BaseFiles) -> None:
     """Raise ValueError for a tokenizer that has no token to pad with, and none to take for it."""
-    if base.settings("tokenizer_config.json").get("pad_token") is None:
+    if base.json("tokenizer_config.json").get("pad_token") is None:
         tokenizer = AutoTokenizer.from_pretrained(base.source, subfolder=base.subfolder)
         require_fast(tokenizer, base.source)
         padding_token(tokenizer, base.source, END_OF_TEXT if END_OF_TEXT in tokenizer.get_vocab() else None)
