@@ -64,7 +64,7 @@ def list_of_settings(model: Path) -> None:
 
 
 def unknown_dtype(model: Path) -> None:
-    change(model / "config.json", dtype="float128")
+    change(model / "config.json", dtype="float8_e4m3fn")
 
 
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
@@ -73,7 +73,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (list_of_settings, "sentence_bert_config.json: expected a"),
     (
         unknown_dtype,
-        "config.json: its dtype is 'float128', expected float32, bfloat16, float16, float64; set export_dtype",
+        "config.json: its dtype is 'float8_e4m3fn', expected float32, bfloat16, float16, float64; set export_dtype",
     ),
 ]
 

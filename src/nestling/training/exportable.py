@@ -37,7 +37,7 @@ def require_exportable(config: EmbedConfig | RerankConfig) -> None:
     dtype = written_dtype(base, export_dtype(config))
     require_readable_files(base)
     require_padding(base)
-    backbone = without_weights(model, AutoModel if embeds else AutoModelForCausalLM)
+    backbone = without_weights(model, AutoModel if embeds else AutoModelForCausalLM, dtype)
     require_space(existing_folder(Path(config.output_dir)), dtype.itemsize * backbone.num_parameters())
     if config.tuning != "full":
         with torch.device("meta"):
@@ -68,10 +68,10 @@ def require_padding(base: BaseFiles) -> None:
         padding_token(tokenizer, base.source, END_OF_TEXT if END_OF_TEXT in tokenizer.get_vocab() else None)
 
 
-def without_weights(config: PretrainedConfig, auto_class: Any) -> Any:
+def without_weights(config: PretrainedConfig, auto_class: Any, dtype: torch.dtype) -> Any:
     """The model of a configuration on the meta device, where its weights have a shape and no data."""
     with torch.device("meta"):
-        return auto_class.from_config(config, attn_implementation="eager")
+        return auto_class.from_config(config, dtype=dtype, attn_implementation="eager")
 
 
 def existing_folder(path: Path) -> Path:
