@@ -101,6 +101,7 @@ def test_a_dry_run_tries_chunks_of_several_sizes_and_writes_nothing(bert: Path, 
     result = run_recipe(*arguments(bert, data, tmp_path / "run", dry_run="true"))
     assert re.search(r"tokens a step; fastest here: --chunk_tokens (16|32|64|128|256)$", result.stdout.strip())
     assert "positions a token" in result.stdout
+    assert re.search(r"data first +InfoNCE\n +48 rows, 48 with hard negatives; 48 positives, 240 hard", result.stdout)
     assert not (tmp_path / "run").exists()
 
 
