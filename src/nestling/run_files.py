@@ -30,6 +30,13 @@ class DataRead:
     summary: Mapping[str, Any]
 
     @property
+    def row_instruction(self) -> str | None:
+        """The instruction that all rows have of their own; None if there is no such one."""
+        own = self.summary.get("instructions", {"distinct": 0})  # runs of earlier releases did not count them
+        same = own["distinct"] == 1 and own["rows"] == self.summary["rows_kept"]
+        return str(own["frequent"][0][0]) if same else None
+
+    @property
     def notes(self) -> list[str]:
         """Lines about dropped rows and ignored fields."""
         dropped = [

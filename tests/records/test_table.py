@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.records import LoadSummary, Record, RecordTable, load_records, text_id
+from nestling.records.instruction_counts import RowInstructions
 from nestling.records.record import query_id
 from nestling.records.summary import Drop
 
@@ -66,7 +67,7 @@ def test_drops_are_counted_with_their_first_place(tmp_path: Path) -> None:
     ]
     place = f"{tmp_path}/rows.jsonl"
     assert table.summary == LoadSummary(
-        source=place, dialect="nestling", rows_read=6, rows_kept=4, rows_scored=2,
+        source=place, dialect="nestling", rows_read=6, rows_kept=4, rows_scored=2, rows_with_negatives=4,
         positives=4, negatives=5, max_positives=1, max_negatives=2,
         drops=(
             Drop("positive repeated in its row", 1, f"{place}:1"),
@@ -77,6 +78,7 @@ def test_drops_are_counted_with_their_first_place(tmp_path: Path) -> None:
             Drop("row repeated", 1, f"{place}:4"),
             Drop("negative that is a positive of the same query in another row", 2, f"{place}:1"),
         ),
+        instructions=RowInstructions(1, 1, (("other", 1),)),
     )  # fmt: skip
     assert not table.has_scores and not table.graded
     assert [table.known_positives(i).tolist() for i in range(4)] == [
@@ -84,6 +86,22 @@ def test_drops_are_counted_with_their_first_place(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert table.query_ids.tolist() == [*ids("q", "q", "t"), query_id("q", "other")]
     assert (table.positive_ids(2).tolist(), table.negative_ids(2).tolist()) == (ids("p"), ids("r"))
+
+
+@pytest.mark.parametrize("options", [{"instruction": "task"}, {"default_instruction": "task"}])
+def test_the_instruction_of_the_dataset_in_a_row_makes_no_other_query(tmp_path: Path, options: dict[str, str]) -> None:
+    rows = [
+        {"query": "q", "positives": ["p"], "negatives": ["n", "o"], "instruction": "task"},
+        {"query": "q", "positives": ["n"]},
+        {"query": "q", "positives": ["o"], "instruction": "other"},
+    ]
+    table = load(tmp_path, rows, **options)
+    implied = options.get("instruction")
+    assert [table[i].instruction for i in range(3)] == [implied, implied, "other"]
+    assert table[0].negatives == ("o",), "n is a positive of the same query"
+    assert table.query_ids.tolist() == [*ids("q", "q"), query_id("q", "other")]
+    assert table.summary.instructions == RowInstructions(1, 1, (("other", 1),))
+    assert load(tmp_path, rows)[0].instruction == "task", "in a cache file of its own"
 
 
 def test_summary_as_text(tmp_path: Path) -> None:
@@ -121,7 +139,7 @@ def test_rows_of_negatives_only(tmp_path: Path) -> None:
     place = f"{tmp_path}/rows.jsonl"
     assert table.summary == LoadSummary(
         source=place, dialect="nestling", rows_read=5, rows_kept=3, rows_scored=2, rows_without_positives=2,
-        positives=1, negatives=4, max_positives=1, max_negatives=2,
+        rows_with_negatives=3,        positives=1, negatives=4, max_positives=1, max_negatives=2,
         drops=(
             Drop("document equal to its query", 4, f"{place}:1"),
             Drop("row left without a document", 2, f"{place}:5"),

@@ -76,9 +76,17 @@ def base_name(source: str) -> str:
 
 
 def base_license(source: str) -> str | None:
-    """The licence that the card of a directory or hub id names."""
+    """The licence that the card of a directory or hub id names.
+
+    Raises:
+        ValueError: The front matter of its README.md cannot be read.
+    """
     readme = model_file(source, "README.md")
-    found = (metadata_load(readme) or {}).get("license") if readme is not None else None
+    try:
+        found = (metadata_load(readme) or {}).get("license") if readme is not None else None
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{readme}: its YAML front matter cannot be read: {reason}; repair it or remove it") from None
     return None if found is None else str(found)
 
 

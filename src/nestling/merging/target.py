@@ -25,11 +25,11 @@ from nestling.models.json_files import read_json, read_modules
 from nestling.models.merged_weights import without_adapters
 from nestling.models.reranker import Reranker, read_settings
 from nestling.records.beir import load_retrieval_set
-from nestling.records.load import default_name
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates, evaluate_candidates, open_candidates
 from nestling.retrieval.evaluation import evaluate_embedder
 from nestling.retrieval.reranking import rerank
+from nestling.training.data import query_prompts, recorded_reads, shared_instruction
 
 # Metrics by name, such as nDCG@10, for each dimension of an embedder or the depth of a reranker's candidates.
 Metrics = Mapping[int, Mapping[str, float]]
@@ -200,21 +200,20 @@ def underlying_model(model: str, base: str | None) -> str:
 def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeTarget:
     """The model of a run with the run's settings, but all of its weights, without an adapter."""
     config = read_run(run)
-    source = base or config.model
+    source, reads = base or config.model, recorded_reads(run)
+    instruction = config.query_instruction or shared_instruction(reads)
     if isinstance(config, RerankConfig):
-        settings = replace(read_settings(source), **config.reading)
+        own = {} if instruction is None else {"instruction": instruction}
+        settings = replace(read_settings(source), **{**own, **config.reading})
         return RerankerTarget(Reranker.from_pretrained(source, settings=settings, precision=precision))
     assert isinstance(config, EmbedConfig)
-    embedder = Embedder.from_pretrained(
-        source, pooling=config.pooling, instruction=config.query_instruction, precision=precision
-    )
-    instructions = {each.name or default_name(Path(each.path)): each.instruction for each in config.train}
+    embedder = Embedder.from_pretrained(source, pooling=config.pooling, instruction=instruction, precision=precision)
     return EmbedderTarget(
         embedder,
         config.query_max_length,
         config.document_max_length,
         config.matryoshka_dims,
-        {name: text for name, text in instructions.items() if text},
+        query_prompts(config, reads),
     )
 
 

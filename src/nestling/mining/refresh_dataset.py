@@ -113,7 +113,11 @@ def write_refreshed(path: Path, table: RecordTable, result: MiningResult) -> Non
     """Write the records of a table with mined negatives and without teacher scores, in their order, atomically."""
     counts = result.negatives.counts[result.query_set.query_of_record]
     summary = replace(
-        table.summary, negatives=int(counts.sum()), max_negatives=int(counts.max(initial=0)), rows_scored=0
+        table.summary,
+        negatives=int(counts.sum()),
+        max_negatives=int(counts.max(initial=0)),
+        rows_with_negatives=int((counts > 0).sum()),
+        rows_scored=0,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, named(path), write_batches(partial, SCHEMA, summary.to_json()) as writer:

@@ -112,6 +112,8 @@ class Embedder(TokenModel):
         prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
         if instruction is not None:
             prompts = Prompts(prompts.query(instruction), prompts.document)
+        tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
+        require_fast(tokenizer, model)  # before the weights, which take longest
         backbone = load_backbone(
             AutoModel,
             model,
@@ -124,8 +126,6 @@ class Embedder(TokenModel):
             dropout=dropout,
             quantisation=quantisation,
         )
-        tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
-        require_fast(tokenizer, model)
         return cls(
             backbone,
             tokenizer,

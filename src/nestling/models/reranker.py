@@ -8,7 +8,13 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
 from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
@@ -131,10 +137,11 @@ class Reranker(TokenModel):
                 hidden states times its output layer.
         """
         config = read_config(model)
-        if not is_decoder(config):
-            raise ValueError(f"{model}: a reranker is a causal language model, and this is {config.model_type}")
-        if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
-            raise ValueError(f"{model} is a classifier, without the words that it answers; load the causal directory")
+        require_causal(config, model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        require_fast(tokenizer, model)
+        chosen = settings or read_settings(model)
+        pairs = PairTokenizer(tokenizer, chosen.prompt, yes=chosen.yes, no=chosen.no)  # before the weights are read
         padding_free = attn_implementation in ("auto", VARLEN)
         backbone = load_backbone(
             AutoModelForCausalLM,
@@ -145,10 +152,6 @@ class Reranker(TokenModel):
             dropout=dropout,
             quantisation=quantisation,
         )
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        require_fast(tokenizer, model)
-        chosen = settings or read_settings(model)
-        pairs = PairTokenizer(tokenizer, chosen.prompt, yes=chosen.yes, no=chosen.no)
         replace_output_layer(cast(Any, backbone), no=pairs.no_id, yes=pairs.yes_id, source=str(model))
         return cls(
             backbone,
@@ -231,6 +234,14 @@ class Reranker(TokenModel):
     ) -> list[Tensor]:
         """The logits of the documents of each group, [documents] float32 each; arguments as in `score_groups`."""
         return list(score_groups(self, groups, tokens_per_batch=tokens_per_batch, progress=progress, stats=stats))
+
+
+def require_causal(config: PretrainedConfig, model: str | Path) -> None:
+    """Raise ValueError for a model that is no causal language model."""
+    if not is_decoder(config):
+        raise ValueError(f"{model}: a reranker is a causal language model, and this is {config.model_type}")
+    if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        raise ValueError(f"{model} is a classifier, without the words that it answers; load the causal directory")
 
 
 def read_settings(model: str | Path) -> RerankerSettings:

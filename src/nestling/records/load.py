@@ -28,6 +28,7 @@ def load_records(
     split: str = "train",
     name: str | None = None,
     instruction: str | None = None,
+    default_instruction: str | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
     allow_no_positives: bool = False,
@@ -43,7 +44,9 @@ def load_records(
             `datasets` wrote or can read, or a dataset id (`owner/name`, or `owner/name:config`).
         split: Split of a BEIR folder or dataset; a single file has none.
         name: The dataset's name; by default that of the file or folder.
-        instruction: Instruction of the rows that have none.
+        instruction: Instruction of the rows that have none. A row that has this one counts as one without: their
+            queries are equal if their texts are.
+        default_instruction: What such rows are read with where `instruction` is None; only to find equal queries.
         cache_dir: Folder of the Arrow file; by default $NESTLING_CACHE or ~/.cache/nestling.
         progress: Show a progress bar for conversions that take more than a second.
         allow_no_positives: Keep rows that have negatives only, which can train rerankers; otherwise they are an error
@@ -56,10 +59,14 @@ def load_records(
     name = name or default_name(Path(source))
     cache_key, open_source = find_source(source, split, cache_dir, progress, allow_no_positives, columns)
 
+    implied = instruction or default_instruction
+
     def build(file: Path) -> None:
-        convert(open_source(), file, allow_no_positives=allow_no_positives)
+        convert(open_source(), file, allow_no_positives=allow_no_positives, instruction=implied)
 
     key = [*cache_key, "allow_no_positives"] if allow_no_positives else cache_key
+    if implied is not None and not is_beir(Path(source)):  # whose rows have no instructions
+        key = [*key, "instruction", implied]
     return RecordTable(cached(name, key, cache_dir, build), name, instruction)
 
 

@@ -1,6 +1,7 @@
 """The report as an HTML page: collects what is shown of runs and results, and renders the template page.html."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,3 +130,9 @@ def write_run_report(folder: Path) -> None:
             folder / REPORT,
             folder,
         )
+
+
+def write_missing_report(folder: Path) -> None:
+    """Write the report of a complete run that was killed before it had one; of several ranks the first writes it."""
+    if os.environ.get("RANK", "0") == "0" and not (folder / REPORT).exists():
+        write_run_report(folder)

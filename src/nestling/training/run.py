@@ -1,5 +1,6 @@
 """A run in training: its state, what is due after a step, and how it ends."""
 
+import math
 import os
 import signal
 import subprocess
@@ -7,14 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NoReturn
 
 from nestling.backends import Backend
 from nestling.batches.sampling import BatchSampler
-from nestling.checkpoint.guards import NonFiniteGuard, StopSignal
+from nestling.checkpoint.guards import NonFiniteGuard, StopSignal, ZeroGuard
 from nestling.checkpoint.run_folder import RunFolder
 from nestling.checkpoint.state import TrainingState, load_state, restore_tensors, write_training
 from nestling.checkpoint.store import Checkpoints
@@ -27,6 +28,7 @@ from nestling.export.gate import ExportError
 from nestling.gpu import synchronize
 from nestling.processes import ending_with_this
 from nestling.run_files import Results, evaluation_at
+from nestling.training.objectives import zero_loss_reasons
 from nestling.training.tracking import Meter, Tracker, open_tracker
 
 
@@ -69,6 +71,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self._meter, self._started = Meter(self.state.tokens), time.perf_counter()
+        self._zeros = ZeroGuard(limit=min(ZeroGuard.limit, self.total))
 
     @property
     def steps(self) -> range:
@@ -95,8 +98,12 @@ class Run:
         if self.due(config.logging_steps):  # the clock counts what a GPU has done; elsewhere it need not be waited for
             synchronize(self.backend.model.device)
         self._meter.add(loss, gradient_norm, time.perf_counter() - self._started)
+        if not math.isfinite(loss + gradient_norm):
+            self.progress.say(f"step {state.step}: loss {loss}, gradient norm {gradient_norm}; its update was skipped")
         if self.due(config.logging_steps):
             self.report(learning_rate, self._meter.read(state.tokens))
+        if self._zeros.reached(loss, gradient_norm):
+            self.end_without_learning()
         if self.measure is not None and self.due(config.eval_steps):
             self.evaluate()
         if state.best_step == state.step or self.early_stopping or stopping or self.due(config.save_steps):
@@ -165,6 +172,20 @@ class Run:
         raise ValueError(
             f"a rank ran out of memory in step {step + 1}; saved {self.checkpoints.path(step)}; continue with "
             f"--resume true and --chunk_tokens {max(1, chunk_tokens // 2)}{otherwise}"
+        )
+
+    def end_without_learning(self) -> NoReturn:
+        """Fail after steps whose loss and gradient were 0; what the steps before them have learnt is saved first."""
+        zeros, step = self._zeros.in_a_row, self.state.step
+        saved = "no step taught anything, and none is saved"
+        if zeros < step:
+            self.checkpoints = replace(self.checkpoints, keep=self.checkpoints.keep + 1)  # removes no older one
+            self.save()
+            saved = f"saved {self.checkpoints.path(step)}, which scripts/export.py turns into a model to serve"
+        reasons = "\n".join(f"- {each}" for each in zero_loss_reasons(self.config, self.batch_sampler.sources))
+        raise ValueError(
+            f"the loss and the gradient of steps {step - zeros + 1} to {step} are exactly 0: nothing is learnt any "
+            f"more. {saved}. What this can come from:\n{reasons}"
         )
 
     def export(self, write: Callable[[int], object], script: Path) -> None:
