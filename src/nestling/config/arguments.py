@@ -13,11 +13,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import (
+    ActionConfigFile,
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    set_parsing_settings,
+)
 
 from nestling.config.retired import retired
-from nestling.config.yaml_files import read_yaml
-from nestling.processes import end_with_starter
+from nestling.config.yaml_files import read_yaml, require_no_classes_in_flags
+from nestling.disk_errors import find_write_error
+from nestling.processes import discard_unwritable_output, end_with_starter
 from nestling.threads import limit_threads
 
 Config = TypeVar("Config")
@@ -50,8 +57,10 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
     the threads of OpenMP (`nestling.threads`).
     """
     parser = build_parser(cls, description)
-    arguments = bracket_lists(cls, sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        require_no_classes_in_flags(words)
+        arguments = bracket_lists(cls, words)
         parsed = parser.parse_args(arguments)
         parser.validate(parsed, skip_unset=False)  # a null of a file, which parsing takes for a key that is not given
         parsed.pop("config", None)
@@ -63,6 +72,7 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
 
 def build_parser(cls: type, description: str | None) -> ArgumentParser:
     """A parser with a flag for every setting, and for nothing else."""
+    import_no_classes()
     parser = ArgumentParser(
         description=description,
         allow_abbrev=False,
@@ -78,6 +88,13 @@ def build_parser(cls: type, description: str | None) -> ArgumentParser:
         if sections.intersection(action.option_strings) or action.dest.endswith(".help"):
             remove_flag(parser, action)
     return parser
+
+
+def import_no_classes() -> None:
+    """Forbid jsonargparse to import what a value names, wherever it looks for that; our own settings it must."""
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=["nestling.config"], instantiate_subclass_spec_in_any=False
+    )
 
 
 def remove_flag(parser: ArgumentParser, action: Action) -> None:
@@ -103,14 +120,19 @@ def run(main: Callable[[], None]) -> None:
     end_with_starter()
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(str(error))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        unwritten = find_write_error(error)
+        if unwritten is None and not isinstance(error, (ValueError, OSError, FloatingPointError)):
+            raise
+        fail(str(unwritten or error))
 
 
 def fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
+    discard_unwritable_output()
     sys.exit(2)
 
 

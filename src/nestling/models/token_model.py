@@ -1,17 +1,26 @@
 """The base class of embedders and rerankers: a transformer that computes hidden states of chunks of texts."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nestling.batches.packing import AnyChunk, Chunk
 from nestling.heap import trim_heap
 from nestling.models.attention import VARLEN
+from nestling.models.damaged_files import loading
+from nestling.models.json_files import FETCH
 from nestling.models.token_lookup import look_up_in_place
+
+# The number of a layer in the name of a weight.
+LAYER = re.compile(r"\.\d+\.")
+# Values of config.json that are above 0.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
 
 
 class TokenModel(nn.Module):
@@ -114,14 +123,41 @@ class TokenModel(nn.Module):
 
 
 def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
-    """The config.json of a directory or hub id; ValueError if there is none."""
+    """The config.json of a directory or hub id; ValueError if there is none, or it is damaged."""
     try:
-        return cast(PretrainedConfig, AutoConfig.from_pretrained(model, subfolder=subfolder))
-    except OSError as error:
-        reason = str(error).splitlines()[0]
+        with loading(model, "configuration", subfolder):
+            config: PretrainedConfig = AutoConfig.from_pretrained(model, subfolder=subfolder)
+    except ValueError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        reason = str(error.__cause__).splitlines()[0]
         raise ValueError(
             f"model {model}: not a directory with a config.json, and no id that the hub or its cache has: {reason}"
         ) from error
+    require_sound_values(model, config)
+    return config
+
+
+def require_sound_values(model: str | Path, config: PretrainedConfig) -> None:
+    """Raise ValueError for values of a config.json that transformers takes and no model can have."""
+    for name in SIZES:
+        size = getattr(config, name, None)
+        if size is not None and not (isinstance(size, int) and size > 0):
+            raise ValueError(f"{model}/config.json: {name} is {size!r}, expected a whole number above 0; {FETCH}")
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{model}/config.json: architectures is {names!r}, expected a list of names; {FETCH}")
+
+
+def load_tokenizer(model: str | Path, subfolder: str = "") -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory or hub id. Raises ValueError if it is damaged, or not a fast one."""
+    with loading(model, "tokenizer", subfolder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, subfolder=subfolder)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{model}: the tokenizer is not a fast one (with a tokenizer.json); convert it with transformers first"
+        )
+    return tokenizer
 
 
 def max_positions(config: PretrainedConfig) -> int:
@@ -158,18 +194,25 @@ def load_backbone(
         attention: Name of the attention implementation.
         dropout: Dropout probability; None keeps the model's own.
         quantisation: How to quantise the weights; not at all by default.
+
+    Raises:
+        ValueError: The weights are damaged, of another shape than config.json says, or incomplete.
     """
     own = {name: value for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, float)}
     if dropout is not None:
         config.update(dict.fromkeys(own, dropout))
-    backbone = auto_class.from_pretrained(
-        model,
-        config=config,
-        subfolder=subfolder,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        quantization_config=quantisation,
-    )
+    with loading(model, "weights", subfolder):
+        backbone, loaded = auto_class.from_pretrained(
+            model,
+            config=config,
+            subfolder=subfolder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            quantization_config=quantisation,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    require_same_weights(model, backbone, loaded)
     trim_heap()  # loading has freed more memory than a small model's weights take
     backbone.config.update(own)  # an exported config must have the model's own dropout, not that of this run
     for name, parameter in backbone.named_parameters():
@@ -177,9 +220,23 @@ def load_backbone(
     return cast(nn.Module, backbone)
 
 
-def require_fast(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None:
-    """Raise ValueError unless the tokenizer is a fast one."""
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"{model}: the tokenizer is not a fast one (with a tokenizer.json); convert it with transformers first"
-        )
+def require_same_weights(model: str | Path, backbone: nn.Module, loaded: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the weights in a model's files are those that its config.json asks for.
+
+    transformers puts random ones for missing ones and for those of another shape, and leaves further layers away.
+    A pooler may be missing, which is not used, and files may hold other heads.
+
+    Args:
+        model: Directory or hub id.
+        backbone: The transformers model.
+        loaded: What transformers says of loading it.
+    """
+    missing = sorted(name for name in loaded["missing_keys"] if "pooler" not in name.split("."))
+    shapes = [f"{name} is {list(found)}, expected {list(wanted)}" for name, found, wanted in loaded["mismatched_keys"]]
+    layers = {LAYER.sub(".N.", name) for name, _ in backbone.named_parameters()}
+    further = sorted(name for name in loaded["unexpected_keys"] if LAYER.sub(".N.", name) in layers)
+    problems = {"lacks": missing, "has in another shape": sorted(shapes), "has more layers": further}
+    for problem, names in problems.items():
+        if names:
+            listed = ", ".join([*names[:3], *["…"] * (len(names) > 3)])
+            raise ValueError(f"{model}: not the weights that its config.json asks for: it {problem}: {listed}; {FETCH}")

@@ -12,7 +12,8 @@ from statistics import fmean
 from types import TracebackType
 from typing import Protocol, Self
 
-from nestling.files import named, replace_text
+from nestling.disk_errors import named
+from nestling.files import replace_text
 from nestling.run_files import METRICS
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ class JsonLines:
 
     def __init__(self, path: Path, resumed_step: int | None) -> None:
         keep_lines(path, resumed_step)
-        self.path, self.file = path, path.open("a", encoding="utf-8", buffering=1)
+        with named(path):
+            self.path, self.file = path, path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
         with named(self.path):
