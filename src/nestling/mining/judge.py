@@ -72,7 +72,7 @@ class CrossEncoderJudge:
         from sentence_transformers import CrossEncoder
 
         self.source = model
-        with loading(model, "weights"):
+        with loading(model, "tokenizer and weights"):
             self._model = CrossEncoder(model, device=str(device))
         if self._model.num_labels != 1:
             raise ValueError(f"--judge {model}: it gives {self._model.num_labels} scores a pair, expected one")

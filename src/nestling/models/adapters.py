@@ -59,8 +59,9 @@ def require_same_factors(adapter: str, adapted: PeftModel) -> None:
     lacking, further = sorted(taken - stored), sorted(stored - taken)
     if lacking or further:
         raise ValueError(
-            f"{path}: not a whole adapter of this base: it lacks {len(lacking)} tensors, and for {len(further)} of its own "
-            f"the base has no layer, such as {[*lacking, *further][0]}; name the base that it was trained on, or {FETCH}"
+            f"{path}: not a whole adapter of this base: it lacks {len(lacking)} tensors, and for {len(further)} of its "
+            f"own the base has no layer, such as {[*lacking, *further][0]}; name the base that it was trained on, or "
+            f"{FETCH}"
         )
 
 

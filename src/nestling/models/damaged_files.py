@@ -12,13 +12,14 @@ from nestling.disk_errors import find_write_error
 from nestling.models.json_files import FETCH, read_object
 from nestling.models.weights import ADAPTER, model_file, open_safetensors, read_pickle, weight_files
 
-Part = Literal["configuration", "tokenizer", "weights", "adapter"]
+Part = Literal["configuration", "tokenizer", "weights", "tokenizer and weights", "adapter"]
 
 # The JSON files of each part, which hold objects.
 FILES: dict[Part, tuple[str, ...]] = {
     "configuration": ("config.json",),
     "tokenizer": ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     "weights": ("config.json",),
+    "tokenizer and weights": ("config.json", "tokenizer.json", "tokenizer_config.json"),
     "adapter": ("adapter_config.json",),
 }
 
@@ -38,7 +39,7 @@ def loading(model: str | Path, part: Part, subfolder: str = "") -> Iterator[None
             raise
         find_damage(str(model), part, subfolder)
         reason = shorten(str(error), 400, placeholder=" …")
-        files = " and ".join(FILES[part][:2])
+        files = " and ".join(FILES[part][:2])  # the others are rare
         raise ValueError(
             f"{model}: its {part} ({files}) cannot be loaded: {type(error).__name__}: {reason}; {FETCH}"
         ) from error
@@ -48,7 +49,7 @@ def find_damage(model: str, part: Part, subfolder: str = "") -> None:
     """Raise ValueError, with its name, for the first damaged file of a part of a model."""
     for name in FILES[part]:
         read_object(model, str(Path(subfolder, name)))
-    if part == "weights":
+    if part in ("weights", "tokenizer and weights"):
         for path in weight_files(model, subfolder, local_files_only=True):
             read_pickle(path) if path.suffix == ".bin" else open_safetensors(path)
     if part == "adapter":
