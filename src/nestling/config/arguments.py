@@ -35,6 +35,9 @@ UNKNOWN_KEY = re.compile(
     r"|[Oo]ption '([\w.]+)' is not accepted|does not accept option '([\w.]+)'"
 )
 
+# And a text in place of a section or of a list's item, which it takes for the name of a class.
+TEXT_AS_ITEM = re.compile(r"Parser key \"([\w.]+)\":.*?Importing ('[^']*') is not allowed")
+
 
 class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Help that keeps the lines of a recipe's docstring, commands among them."""
@@ -184,7 +187,9 @@ def known_keys(cls: type, prefix: str = "") -> Iterator[str]:
 def explain(error: Exception, cls: type) -> str:
     """The parser's message in one line; of an unknown key, what it is called now, or the nearest one."""
     message = " ".join(str(error).split())
-    unknown = UNKNOWN_KEY.search(message)
+    unknown, text = UNKNOWN_KEY.search(message), TEXT_AS_ITEM.search(message)
+    if text is not None:
+        return f"{text[1]}: found the text {text[2]}, expected an item's keys with their values; --help lists them"
     if unknown is None:
         return message
     key = next(group for group in unknown.groups() if group)
