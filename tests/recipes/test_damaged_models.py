@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 Start = Callable[[Path], subprocess.CompletedProcess[str]]
 
 SHORT = ["--query_max_length", "32", "--document_max_length", "32"]
-# One of each kind, under the commands; tests/models/test_damaged_files.py has all, under what loads them.
+# One of each kind, under the commands; tests/models/test_checked_loading.py has all, under what loads them.
 OF_ALL: dict[str, Damage] = {
     "weights": damages.WEIGHTS["cut"],
     "shards": damages.WEIGHTS["a shard is missing"],

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from nestling.export.serving_files import BaseFiles
 from nestling.merging.models import model_files
-from nestling.models.damaged_files import loading
+from nestling.models.checked_loading import loading
 from nestling.models.embedder import ModelFiles, read_named_prompts
 from nestling.models.reranker import read_settings
 from nestling.models.token_model import read_config

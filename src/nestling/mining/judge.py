@@ -18,7 +18,7 @@ from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
 from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Scores
-from nestling.models.damaged_files import loading
+from nestling.models.checked_loading import loading
 from nestling.models.encoding import progress_bar
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoringStats

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import nn
 from transformers import PreTrainedModel
 
-from nestling.models.damaged_files import loading
+from nestling.models.checked_loading import loading
 from nestling.models.json_files import FETCH
 from nestling.models.weights import ADAPTER, model_file, open_safetensors
 

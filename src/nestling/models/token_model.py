@@ -1,7 +1,5 @@
 """The base class of embedders and rerankers: a transformer that computes hidden states of chunks of texts."""
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +11,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from nestling.batches.packing import AnyChunk, Chunk
 from nestling.heap import trim_heap
 from nestling.models.attention import VARLEN
-from nestling.models.damaged_files import loading
+from nestling.models.checked_loading import load_weights, loading
 from nestling.models.json_files import FETCH
 from nestling.models.token_lookup import look_up_in_place
 
-# The number of a layer in the name of a weight.
-LAYER = re.compile(r"\.\d+\.")
 # Values of config.json that are above 0.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
 
@@ -201,42 +197,17 @@ def load_backbone(
     own = {name: value for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, float)}
     if dropout is not None:
         config.update(dict.fromkeys(own, dropout))
-    with loading(model, "weights", subfolder):
-        backbone, loaded = auto_class.from_pretrained(
-            model,
-            config=config,
-            subfolder=subfolder,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            quantization_config=quantisation,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    require_same_weights(model, backbone, loaded)
+    backbone = load_weights(
+        auto_class,
+        model,
+        config=config,
+        subfolder=subfolder,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        quantization_config=quantisation,
+    )
     trim_heap()  # loading has freed more memory than a small model's weights take
     backbone.config.update(own)  # an exported config must have the model's own dropout, not that of this run
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(parameter.is_floating_point() and "pooler" not in name.split("."))
-    return cast(nn.Module, backbone)
-
-
-def require_same_weights(model: str | Path, backbone: nn.Module, loaded: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the weights in a model's files are those that its config.json asks for.
-
-    transformers puts random ones for missing ones and for those of another shape, and leaves further layers away.
-    A pooler may be missing, which is not used, and files may hold other heads.
-
-    Args:
-        model: Directory or hub id.
-        backbone: The transformers model.
-        loaded: What transformers says of loading it.
-    """
-    missing = sorted(name for name in loaded["missing_keys"] if "pooler" not in name.split("."))
-    shapes = [f"{name} is {list(found)}, expected {list(wanted)}" for name, found, wanted in loaded["mismatched_keys"]]
-    layers = {LAYER.sub(".N.", name) for name, _ in backbone.named_parameters()}
-    further = sorted(name for name in loaded["unexpected_keys"] if LAYER.sub(".N.", name) in layers)
-    problems = {"lacks": missing, "has in another shape": sorted(shapes), "has more layers": further}
-    for problem, names in problems.items():
-        if names:
-            listed = ", ".join([*names[:3], *["…"] * (len(names) > 3)])
-            raise ValueError(f"{model}: not the weights that its config.json asks for: it {problem}: {listed}; {FETCH}")
+    return backbone

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from nestling.batches.prompts import DEFAULT_INSTRUCTION
 from nestling.export.reranker_expectation import Pair, prompt_logits
 from nestling.export.reranker_usage import score_classifier
-from nestling.models.damaged_files import loading
+from nestling.models.checked_loading import load_weights
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.models.token_model import load_tokenizer, read_config
 from nestling.retrieval.metrics import Floats
@@ -74,8 +74,7 @@ class RerankerReference:
     @classmethod
     def _load_classifier(cls, directory: str) -> "RerankerReference":
         tokenizer = load_tokenizer(directory)
-        with loading(directory, "weights"):
-            model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+        model = load_weights(AutoModelForSequenceClassification, directory, dtype=torch.float32).eval()
 
         def logits(prompts: Sequence[list[int]]) -> Floats:
             found: Floats = torch.cat([score_classifier(model, tokenizer, [ids]) for ids in prompts]).double().numpy()

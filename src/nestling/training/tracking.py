@@ -174,14 +174,18 @@ class TensorBoard:
             raise ValueError(
                 "report_to: tensorboard is not installed; pip install tensorboard, or leave it out of report_to"
             ) from error
-        self.writer = SummaryWriter(folder, purge_step=0 if resumed_step is None else resumed_step + 1)
+        self.folder = folder
+        with named(folder):
+            self.writer = SummaryWriter(folder, purge_step=0 if resumed_step is None else resumed_step + 1)
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
-        for key, value in flat_numbers(values):
-            self.writer.add_scalar(key, value, step)
+        with named(self.folder):
+            for key, value in flat_numbers(values):
+                self.writer.add_scalar(key, value, step)
 
     def close(self) -> None:
-        self.writer.close()
+        with named(self.folder):
+            self.writer.close()
 
 
 def finite(value: object) -> object:

@@ -14,7 +14,7 @@ from nestling.merging.compatibility import require_compatible
 from nestling.merging.models import open_model
 from nestling.merging.target import open_target
 from nestling.models.adapters import load_lora
-from nestling.models.damaged_files import loading
+from nestling.models.checked_loading import loading
 from nestling.models.embedder import Embedder, read_width
 from nestling.models.reranker import Reranker
 from nestling.models.weights import StoredWeights
