@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import is_progress_bar_enabled
 
 import warm
+from nestling.disk_errors import WriteError
 from nestling.export.card import Card, Score
 from nestling.export.embedder import export_embedder
 from nestling.export.embedder_expectation import (
@@ -414,7 +415,7 @@ def test_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     embedder = Embedder.from_pretrained(tiny_bert(tmp_path / "base"))
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ValueError, match="free, and the export needs"):
+    with pytest.raises(WriteError, match=r"^cannot write into .* are free, and the export needs .*; free space there"):
         export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 

@@ -71,7 +71,8 @@ def export_embedder(
         allow_failed_gate: Write a directory that fails the gate too; its card says so.
 
     Raises:
-        ValueError: `output_dir` exists, the disk is full, or the adapters cannot be merged.
+        ValueError: `output_dir` exists, or the adapters cannot be merged.
+        WriteError: There is no room for it, or it could not be written.
         ExportError: The written directory does not reproduce the model; it has been removed.
     """
     refuse_existing(output_dir)
