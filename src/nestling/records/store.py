@@ -17,7 +17,7 @@ from nestling.locks import claim
 from nestling.records.arrow_files import is_valid_file
 
 # Part of every cache key: raise it when a reader, a rule for dropping rows or a schema changes.
-READER_VERSION = 3
+READER_VERSION = 4
 
 
 def default_cache() -> Path:
