@@ -51,7 +51,6 @@ from nestling.training.data import (
     train_reads,
 )
 from nestling.training.dev_sets import load_dev_set
-from nestling.training.exportable import require_loaded
 from nestling.training.limits import matryoshka_dims, require_room_for_texts
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.memory import activation_budget
@@ -88,7 +87,6 @@ def main(config: EmbedConfig) -> None:
 
     # 2. The model, checked before the run folder is made; it goes to its device once the folder is locked.
     embedder = load_embedder(config, shared_instruction(train_reads(sources)))
-    require_loaded(embedder)
     require_room_for_texts(config, embedder)
     build = partial(build_parts, config, accelerator, dims, batch_sampler, dev_sets, embedder)
 

@@ -36,7 +36,6 @@ from nestling.run_files import Results
 from nestling.training.accumulated import AccumulatedPasses, accumulated_backward
 from nestling.training.data import build_batch_sampler, read_sources, record_data, shared_instruction, train_reads
 from nestling.training.dev_sets import RerankDevSet, load_rerank_dev_set
-from nestling.training.exportable import require_loaded
 from nestling.training.limits import require_readable_pairs
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.memory import bytes_per_position
@@ -70,7 +69,6 @@ def main(config: RerankConfig) -> None:
     # 2. The model, checked before the run folder is made; it goes to its device once the folder is locked.
     reranker = load_reranker(config, shared_instruction(train_reads(sources)))
     reranker.full_vocabulary = config.loss.objective == "pointwise_vocabulary"
-    require_loaded(reranker)
     require_readable_pairs(config, reranker.pairs)
     build = partial(build_parts, config, accelerator, batch_sampler, dev_sets, reranker)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from nestling.disk_errors import named
 from nestling.locks import claim
 
 
@@ -20,16 +21,6 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Add the file name to an OSError raised in the block; errors of writes to an open file have none."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which is synced and renamed to `path` at the end of the block.
 
@@ -37,19 +28,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: Another process writes `path`.
+        WriteError: It could not be written.
     """
-    with claim(path) as partial:
+    with named(path), claim(path) as partial:
         yield partial
-        with named(path):
-            sync(partial)
+        sync(partial)
         partial.replace(path)
-    sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[TextIO]:
     """Open the temporary file of `replacing` as UTF-8 text."""
-    with replacing(path) as partial, named(path), partial.open("w", encoding="utf-8") as stream:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
         yield stream
 
 

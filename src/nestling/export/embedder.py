@@ -30,7 +30,7 @@ from nestling.export.serving_files import (
     write_json,
     written_dtype,
 )
-from nestling.models.embedder import Embedder, read_model_files
+from nestling.models.embedder import Embedder, read_model_files, read_named_prompts
 from nestling.models.merged_weights import MergedWeights, without_adapters
 from nestling.models.weights import StoredWeights, write_weights
 
@@ -73,7 +73,8 @@ def export_embedder(
         allow_failed_gate: Write a directory that fails the gate too; its card says so.
 
     Raises:
-        ValueError: `output_dir` exists, the disk is full, or the adapters cannot be merged.
+        ValueError: `output_dir` exists, or the adapters cannot be merged.
+        WriteError: There is no room for it, or it could not be written.
         ExportError: The written directory does not reproduce the model; it has been removed.
     """
     refuse_existing(output_dir)
@@ -189,6 +190,5 @@ def serving_prompts(embedder: Embedder, instructions: Mapping[str, str]) -> dict
     """Prompts by name: the trained ones, those of further instructions, and others that the base has."""
     trained = {"query": embedder.prefix("query"), "document": embedder.prefix("document")}
     more = {name: embedder.prefix("query", text) for name, text in instructions.items() if name not in trained}
-    stored = base_files(embedder).json("config_sentence_transformers.json", root=True)
-    own: dict[str, str] = stored.get("prompts") or {}
+    own = read_named_prompts(embedder.source)
     return trained | more | {name: text for name, text in own.items() if name not in trained | more}

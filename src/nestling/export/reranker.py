@@ -68,8 +68,9 @@ def export_reranker(
         allow_failed_gate: Write a directory that fails the gate too; its card says so.
 
     Raises:
-        ValueError: `output_dir` exists, the disk is full, the adapters cannot be merged, the tokenizer has no token to
-            pad with, or there is no classifier of this kind.
+        ValueError: `output_dir` exists, the adapters cannot be merged, the tokenizer has no token to pad with, or there
+            is no classifier of this kind.
+        WriteError: There is no room for it, or it could not be written.
         ExportError: The written directory does not reproduce the model; it has been removed.
     """
     refuse_existing(output_dir)

@@ -3,6 +3,7 @@
 The formats and the traps behind each line here: docs/serving.md.
 """
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,10 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nestling.console import say
+from nestling.disk_errors import ADVICE, WriteError, named
 from nestling.files import sync
 from nestling.locks import claim
-from nestling.models.json_files import parse_json
+from nestling.models.json_files import parse_object
 from nestling.models.weights import model_file
 
 # Types of published weights.
@@ -56,12 +58,9 @@ class BaseFiles:
         return model_file(self.source, name, "" if root else self.subfolder)
 
     def json(self, name: str, *, root: bool = False) -> dict[str, Any]:
-        """The object in a JSON file, likewise; an empty one where there is no file. ValueError for other content."""
+        """The object in a JSON file, likewise; an empty one where there is no file."""
         path = self.path(name, root=root)
-        found = {} if path is None else parse_json(path)
-        if not isinstance(found, dict):
-            raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
-        return found
+        return {} if path is None else parse_object(path)
 
     def own_path(self, name: str) -> Path | None:
         """A file beside its transformer that may be copied; None also for a link to a file outside the model.
@@ -88,8 +87,9 @@ def new_directory(output_dir: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: `output_dir` exists, or another process writes it.
+        WriteError: It could not be written.
     """
-    with claim(output_dir) as partial:
+    with named(output_dir), claim(output_dir) as partial:
         refuse_existing(output_dir)
         partial.mkdir()
         yield partial
@@ -114,11 +114,13 @@ def refuse_existing(output_dir: Path) -> None:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise ValueError unless the disk has room for the weights and a little more."""
+    """Raise WriteError unless the disk has room for the weights and a little more."""
     free = shutil.disk_usage(folder).free
     if free < 1.02 * needed + 64e6:
-        raise ValueError(
-            f"{folder}: {free / 1e9:.2f} GB free, and the export needs {needed / 1e9:.2f} GB and a little more"
+        raise WriteError(
+            errno.ENOSPC,
+            f"cannot write into {folder}: {free / 1e9:.2f} GB are free, and the export needs {needed / 1e9:.2f} GB and "
+            f"a little more; {ADVICE[errno.ENOSPC]}",
         )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from nestling.batches.sampling import Source
 from nestling.config import RefreshConfig
 from nestling.config.embed import EmbedConfig
-from nestling.files import named, replacing
+from nestling.files import replacing
 from nestling.mining.candidates import union_candidates
 from nestling.mining.lists import Lists
 from nestling.mining.own_documents import own_documents, own_documents_line, search_others
@@ -120,7 +120,7 @@ def write_refreshed(path: Path, table: RecordTable, result: MiningResult) -> Non
         rows_scored=0,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, named(path), write_batches(partial, SCHEMA, summary.to_json()) as writer:
+    with replacing(path) as partial, write_batches(partial, SCHEMA, summary.to_json()) as writer:
         for batch in refreshed_batches(table, result):
             writer.write_batch(batch)
 

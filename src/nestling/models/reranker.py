@@ -8,22 +8,17 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
 from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
 from nestling.models.answer_head import AnswerHead, replace_output_layer
 from nestling.models.attention import VARLEN, resolve_attention
+from nestling.models.json_files import parse_object, value_of
 from nestling.models.merged_weights import without_adapters
 from nestling.models.pooling import last_token
 from nestling.models.scoring import Group, ScoringStats, score_groups
-from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config, require_fast
+from nestling.models.token_model import TokenModel, is_decoder, load_backbone, load_tokenizer, read_config
 from nestling.models.weights import model_file
 
 # Nestling's settings of a reranker, in a file beside those that transformers reads.
@@ -138,8 +133,7 @@ class Reranker(TokenModel):
         """
         config = read_config(model)
         require_causal(config, model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        require_fast(tokenizer, model)
+        tokenizer = load_tokenizer(model)
         chosen = settings or read_settings(model)
         pairs = PairTokenizer(tokenizer, chosen.prompt, yes=chosen.yes, no=chosen.no)  # before the weights are read
         padding_free = attn_implementation in ("auto", VARLEN)
@@ -249,8 +243,10 @@ def read_settings(model: str | Path) -> RerankerSettings:
     path = model_file(str(model), SETTINGS)
     if path is None:
         return RerankerSettings()
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = parse_object(path)
     unknown = sorted(found.keys() - {each.name for each in fields(RerankerSettings)})
     if unknown:
         raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; a newer Nestling may have written the file")
-    return RerankerSettings(**found)
+    kinds: dict[str, type[Any]] = {each.name: type(each.default) for each in fields(RerankerSettings)}
+    values = {name: value_of(path, found, name, kinds[name]) for name in found}
+    return RerankerSettings(**{name: value for name, value in values.items() if value is not None})

@@ -9,6 +9,7 @@ from pathlib import Path
 import xxhash
 
 from nestling.files import replace_text
+from nestling.run_files import reading
 
 CachedDigests = dict[str, tuple[tuple[int, int, int], str]]
 
@@ -56,5 +57,6 @@ def read_cached_digests(file: Path) -> CachedDigests:
     """Read the cache; empty if there is no such file."""
     if not file.is_file():
         return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return {name: (tuple(stamp), digest) for name, (stamp, digest) in content.items()}
+    with reading(file, "remove it"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {name: (tuple(stamp), digest) for name, (stamp, digest) in content.items()}

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nestling.disk_errors import WRITING_ONLY, WriteError
 from nestling.files import sync
 from nestling.locks import claim
 from nestling.records.arrow_files import is_valid_file
 
 # Part of every cache key: raise it when a reader, a rule for dropping rows or a schema changes.
-READER_VERSION = 5
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READER_VERSION = 6
 
 
 def default_cache() -> Path:
@@ -62,7 +62,7 @@ def scratch_file(folder: Path) -> Iterator[Path]:
         yield path
 
 
-class CacheError(OSError):
+class CacheError(WriteError):
     """The cache folder is not writable or has no space left."""
 
 
@@ -77,9 +77,7 @@ def writable(folder: Path) -> Iterator[None]:
             raise PermissionError(errno.EACCES, "permission denied")
         yield
     except OSError as error:
-        if isinstance(error, CacheError) or (
-            writable_folder and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        ):
+        if isinstance(error, CacheError) or (writable_folder and error.errno not in WRITING_ONLY):
             raise
         advice = "free space there, or set NESTLING_CACHE or cache_dir to a folder that can be written"
         reason = os.strerror(error.errno) if error.errno else error  # the text of pyarrow repeats it

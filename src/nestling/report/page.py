@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from nestling import __version__
+from nestling.disk_errors import WriteError
 from nestling.files import replace_text
 from nestling.report.charts import Chart, line_chart
 from nestling.report.comparison import format_change, format_p_value, format_score
@@ -123,12 +124,14 @@ def write_run_report(folder: Path) -> None:
     try:
         record = read_run_record(folder)
         replace_text(folder / REPORT, render(title=record.name, runs=[record], results=[]).html)
-    except Exception:  # training has succeeded by now, and no failure of a picture may make the run fail
-        logger.exception(
-            "%s could not be drawn; the run is complete without it. To draw it: python scripts/report.py --runs %s "
-            "--output report.html",
+    except Exception as error:  # training has succeeded by now, and no failure of a picture may make the run fail
+        logger.error(
+            "%s could not be drawn (%s); the run is complete without it. To draw it: python scripts/report.py --runs "
+            "%s --output report.html",
             folder / REPORT,
+            error,
             folder,
+            exc_info=None if isinstance(error, WriteError) else error,
         )
 
 

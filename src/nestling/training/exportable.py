@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from nestling.batches.prompts import END_OF_TEXT
 from nestling.config import EmbedConfig, RerankConfig
-from nestling.export.card import base_license
 from nestling.export.cross_encoder import require_release
-from nestling.export.gate import names_in_base
 from nestling.export.serving_files import BaseFiles, padding_token, require_space, written_dtype
 from nestling.models.adapters import attach_lora
-from nestling.models.embedder import Embedder, read_model_files
-from nestling.models.merged_weights import lora_layers, without_adapters
+from nestling.models.embedder import read_model_files
+from nestling.models.merged_weights import lora_layers
 from nestling.models.reranker import require_causal
-from nestling.models.token_model import TokenModel, read_config, require_fast
-from nestling.models.weights import StoredWeights
+from nestling.models.token_model import load_tokenizer, read_config
 from nestling.training.models import export_dtype
 
 
@@ -44,27 +41,17 @@ def require_exportable(config: EmbedConfig | RerankConfig) -> None:
             lora_layers(attach_lora(backbone, **asdict(config.lora)))
 
 
-def require_loaded(model: TokenModel) -> None:
-    """Raise the ValueError of an export for weights that are not those of the model's files, once it is loaded."""
-    subfolder = read_model_files(model.source).subfolder if isinstance(model, Embedder) else ""
-    backbone = without_adapters(model.backbone)
-    names = (name.replace(".base_layer.", ".") for name in backbone.state_dict() if ".lora_" not in name)
-    names_in_base(names, StoredWeights(model.source, subfolder), model.source, f"{backbone.base_model_prefix}.")
-
-
 def require_readable_files(base: BaseFiles) -> None:
     """Raise ValueError for a file of the model that an export reads and cannot."""
     for name in ("tokenizer_config.json", "sentence_bert_config.json"):
         base.json(name)
     base.json("config_sentence_transformers.json", root=True)
-    base_license(base.source)
 
 
 def require_padding(base: BaseFiles) -> None:
     """Raise ValueError for a tokenizer that has no token to pad with, and none to take for it."""
     if base.json("tokenizer_config.json").get("pad_token") is None:
-        tokenizer = AutoTokenizer.from_pretrained(base.source, subfolder=base.subfolder)
-        require_fast(tokenizer, base.source)
+        tokenizer = load_tokenizer(base.source, base.subfolder)
         padding_token(tokenizer, base.source, END_OF_TEXT if END_OF_TEXT in tokenizer.get_vocab() else None)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from nestling.backends import Backend
 from nestling.batches.sampling import BatchSampler
@@ -21,6 +22,7 @@ from nestling.checkpoint.state import TrainingState, load_state, restore_tensors
 from nestling.checkpoint.store import Checkpoints
 from nestling.config import TrainingConfig, require
 from nestling.console import Progress, table
+from nestling.disk_errors import WriteError
 from nestling.distributed.launch import outside_launch
 from nestling.distributed.ranks import on_rank_zero
 from nestling.export.card import before_and_after
@@ -215,6 +217,8 @@ class Run:
             checkpoint, final = self.checkpoints.path(step), self.folder.final
             command = f"python {script} --checkpoint {checkpoint} --output {final} --allow_failed_gate true"
             raise ExportError(f"{error}\nfor this run that is: {command}") from error
+        except WriteError as error:
+            raise WriteError(error.errno, f"{error}; checkpoints are intact: --resume true writes it later") from error
 
     def _print_results(self, step: int) -> None:
         scores = before_and_after(evaluation_at(self.folder.metrics, 0), evaluation_at(self.folder.metrics, step))
@@ -309,7 +313,12 @@ def evaluation_table(results: Results, axis: str) -> str:
 
 
 def export_checkpoint(script: Path, checkpoint: Path, output: Path) -> None:
-    """Run scripts/export.py in a process of its own."""
-    command: list[Any] = [sys.executable, script, "--checkpoint", checkpoint, "--output", output]
+    """Run scripts/export.py in a process of its own. Raises ValueError if it fails, after what it said itself."""
+    arguments = [str(each) for each in (script, "--checkpoint", checkpoint, "--output", output)]
     environment = {**outside_launch(os.environ), **ending_with_this()}
-    subprocess.run([str(each) for each in command], env=environment, check=True)
+    done = subprocess.run([sys.executable, *arguments], env=environment, check=False)
+    require(
+        done.returncode == 0,
+        f"{output} was not written, for the reason above; checkpoints are intact. Once that is mended, write it with "
+        f"{shlex.join(['python', *arguments])}",
+    )
