@@ -3,6 +3,7 @@
 from typing import Any
 
 from nestling.records import fields
+from nestling.records.field_names import names_media
 from nestling.records.fields import Row
 from nestling.records.pairs import read_pair
 from nestling.records.record import FieldError, Record
@@ -79,7 +80,7 @@ def _single_message(field: str, messages: Any) -> tuple[str | None, str]:
 
 def _refuse_media(row: Row) -> None:
     for key, value in row.items():
-        if value and key.rsplit("_", 1)[-1] in ("images", "videos", "audios"):
+        if value and names_media(key):
             raise FieldError(key, "only texts can be read; remove the field, and its tags from the texts")
 
 
