@@ -105,12 +105,8 @@ def _batch(source: Path, rows: list[tuple[str, str, int, int]]) -> Any:
     try:
         return pa.record_batch([pa.array(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
     except UnicodeEncodeError:
-        line = next(line for _, content, _, line in rows if not _encodes(content))
+        line = next(line for _, content, _, line in rows if not fields.encodes(content))
         raise ValueError(f"{source}:{line}: text: half of a surrogate pair; it is no valid text") from None
-
-
-def _encodes(content: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in content)
 
 
 def _read_id(row: Row) -> str:
@@ -118,7 +114,7 @@ def _read_id(row: Row) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     id_ = fields.text(row, "_id")
-    if not _encodes(id_):
+    if not fields.encodes(id_):
         raise FieldError("_id", "half of a surrogate pair; it is no valid text")
     return id_
 

@@ -6,7 +6,7 @@ from nestling.records import fields
 from nestling.records.field_names import names_media
 from nestling.records.fields import Row
 from nestling.records.pairs import read_pair
-from nestling.records.record import FieldError, Record
+from nestling.records.record import FieldError, Record, cut
 
 
 def read_nestling(row: Row) -> Record:
@@ -73,7 +73,7 @@ def _single_message(field: str, messages: Any) -> tuple[str | None, str]:
     if len(others) != 1 or len(systems) > 1:
         raise FieldError(field, f"{len(others)} messages and {len(systems)} system messages; expected 1, and at most 1")
     if others[0].get("role") not in ("user", "assistant"):
-        raise FieldError(field, f"role {others[0].get('role')!r}; expected user or assistant")
+        raise FieldError(field, f"role {cut(str(others[0].get('role')), 40)!r}; expected user or assistant")
     system = fields.optional_text(systems[0], "content") if systems else None
     return system, fields.check_text(f"{field}.content", others[0].get("content"))
 

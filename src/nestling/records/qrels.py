@@ -85,7 +85,7 @@ def _judgement(cells: list[str]) -> tuple[int, int, float]:
     except ValueError:
         grade = math.nan
     if not math.isfinite(grade):
-        raise FieldError("score", f"expected a finite number, got {cells[2]!r}")
+        raise FieldError("score", f"expected a finite number, got {cells[2][:40]!r}")
     return text_id(cells[0]), text_id(cells[1]), grade
 
 

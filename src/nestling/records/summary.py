@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+FIELDS_SHOWN = 20
+
 
 @dataclass(frozen=True)
 class Drop:
@@ -73,7 +75,9 @@ class LoadSummary:
         if self.rows_without_positives:
             lines.append(f"  only negatives in {self.rows_without_positives:,} of {self.rows_kept:,} rows")
         lines += [f"  dropped {drop.count:,}: {drop.reason} (first at {drop.example})" for drop in self.drops]
-        lines += [f"  ignored field {field!r} in {count:,} rows" for field, count in self.ignored]
+        lines += [f"  ignored field {field!r} in {count:,} rows" for field, count in self.ignored[:FIELDS_SHOWN]]
+        if len(self.ignored) > FIELDS_SHOWN:
+            lines.append(f"  ignored {len(self.ignored) - FIELDS_SHOWN:,} more fields")
         return "\n".join(lines)
 
     def to_json(self) -> str:

@@ -12,6 +12,7 @@ from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
 from nestling.records.lines import read_lines
+from nestling.records.record import cut
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.words import WORDS
 from nestling.retrieval.metrics import Run
@@ -106,7 +107,8 @@ def read_run(path: str | Path) -> Run:
         query, _, document, _, score, _ = columns
         listed = run.setdefault(query, {})
         if document in listed:
-            raise ValueError(f"{path}:{number}: document: {document} is listed twice for query {query}")
+            where = f"{path}:{number}: document"
+            raise ValueError(f"{where}: {cut(document, 40)} is listed twice for query {cut(query, 40)}")
         listed[document] = read_score(score, f"{path}:{number}")
     if not run:
         raise ValueError(f"{path}: the file is empty, expected lines of: query Q0 document rank score tag")
@@ -147,7 +149,7 @@ def read_score(text: str, where: str) -> float:
     except ValueError:
         score = math.nan
     if not math.isfinite(score):
-        raise ValueError(f"{where}: score: {text!r} is not a finite number")
+        raise ValueError(f"{where}: score: {text[:40]!r} is not a finite number")
     return score
 
 
