@@ -73,11 +73,11 @@ def text(row: dict[str, Any], **more: str) -> str:
 )
 def test_one_short_line(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = refusal(tmp_path / name)
     assert found.startswith(message)
     assert len(found) < (LONGEST_MESSAGE if "To name them" not in found else 2 * LONGEST_MESSAGE)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])

@@ -18,6 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Defaul
 from nestling.config.retired import retired
 from nestling.config.yaml_files import read_yaml
 from nestling.processes import end_with_starter
+from nestling.terminal import print_printable
 from nestling.threads import limit_threads
 
 Config = TypeVar("Config")
@@ -101,6 +102,7 @@ def run(main: Callable[[], None]) -> None:
     """Call a script's `main`; errors meant for users become one line and exit status 2, Ctrl-C status 130."""
     atexit.register(gc.freeze)  # else Python goes through all objects of torch and transformers at exit, for a second
     end_with_starter()
+    print_printable()
     try:
         main()
     except (ValueError, OSError, FloatingPointError) as error:
