@@ -221,12 +221,17 @@ def damaged(rng: random.Random, content: bytes, chance: float = 0.3) -> bytes:
     return content
 
 
+def grade(rng: random.Random, number: float) -> object:
+    """The number, or rarely something odd in its place."""
+    return rng.choice(["nan", "high", "", "9" * 400, "\x1b[31m"]) if rng.random() < 0.03 else number
+
+
 def beir_folder(rng: random.Random, folder: Path) -> Path:
     """A retrieval set, one file of which is damaged."""
     documents = [{"_id": f"d{i}", "title": text(rng), "text": text(rng)} for i in range(4)]
     queries = [{"_id": f"q{i}", "text": text(rng)} for i in range(3)]
     pairs = [(query["_id"], document["_id"]) for query in queries for document in rng.sample(documents, 2)]
-    judged = "".join(f"{query}\t{document}\t{rng.choice([0, 1, 1, 2])}\n" for query, document in pairs)
+    judged = "".join(f"{query}\t{document}\t{grade(rng, rng.randrange(3))}\n" for query, document in pairs)
     rows: list[Row] = rng.choice([documents, queries])
     if rng.random() < 0.5:
         damage_rows(rng, rows)
@@ -254,7 +259,7 @@ def set_file(rng: random.Random, folder: Path) -> Path:
 
 
 def run_file(rng: random.Random, folder: Path) -> Path:
-    lines = [f"q{i} Q0 d{j} {j + 1} {rng.random():.4f} tag\n" for i in range(3) for j in range(3)]
+    lines = [f"q{i} Q0 d{j} {j + 1} {grade(rng, rng.random())} tag\n" for i in range(3) for j in range(3)]
     (folder / "first.run").write_bytes(damaged(rng, "".join(lines).encode(), 0.7))
     return folder / "first.run"
 

@@ -112,7 +112,7 @@ def load_set(rng: random.Random, folder: Path) -> str:
 def load_run(rng: random.Random, folder: Path) -> str:
     path = run_file(rng, folder)
     run = read_run(path)
-    assert sum(map(len, run.values())) == sum(bool(line.split()) for line in path.read_text().split("\n"))
+    assert sum(map(len, run.values())) == sum(bool(line.split()) for line in path.read_bytes().decode().split("\n"))
     return "run"
 
 
