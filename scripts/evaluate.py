@@ -33,6 +33,7 @@ from nestling.config import (
     require_new,
     run,
 )
+from nestling.gpu import computing_dtype, resolve_precision
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -85,6 +86,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.reranker is not None:
         require_model(config.reranker, f"--reranker {config.reranker}: no such directory")
     first_stage = read_first_stage(config)
+    config = replace(config, precision=resolve_precision(config.precision))
 
     from nestling.records import load_retrieval_set
 
@@ -194,7 +196,7 @@ def load(kind: Any, model: str | None, precision: str) -> Any:
     """Load an `Embedder` or `Reranker` (`kind`), onto the GPU if there is one."""
     import torch
 
-    loaded = kind.from_pretrained(model, precision=torch.bfloat16 if precision == "bf16" else torch.float32)
+    loaded = kind.from_pretrained(model, precision=computing_dtype(precision))
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -27,6 +27,7 @@ from nestling.config import (
 )
 from nestling.config.merge_methods import WITH_BASE, Recipe, Weights
 from nestling.console import table
+from nestling.gpu import computing_dtype
 
 if TYPE_CHECKING:
     from nestling.merging.inputs import Inputs
@@ -128,7 +129,6 @@ def checkpoints_of(config: MergeConfig) -> list[str]:
 
 def open_session(config: MergeConfig, models: list[str], base: str | None) -> Session:
     """Check that the models are compatible, then open them and the evaluation sets and load the target."""
-    import torch
 
     from nestling.merging.compatibility import require_compatible
     from nestling.merging.inputs import Inputs
@@ -146,7 +146,7 @@ def open_session(config: MergeConfig, models: list[str], base: str | None) -> Se
     retrieval_sets = {kind: [load_named_set(each) for each in data] for kind, data in settings.items()}
     require_unique("dev, test and other", [each.name for sets in retrieval_sets.values() for each in sets])
     print(*(each.summary for sets in retrieval_sets.values() for each in sets), sep="\n", flush=True)
-    target = open_target(models[0], config.base, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    target = open_target(models[0], config.base, computing_dtype(config.precision))
     sets = {kind: list(map(target.prepare, settings[kind], retrieval_sets[kind])) for kind in settings}
     return Session(target, inputs, sets)
 

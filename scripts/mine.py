@@ -14,11 +14,12 @@ missing. docs/mining.md explains the settings.
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling.config import MineConfig, new_outputs, parse_config, require, require_extra, require_model, run
+from nestling.gpu import computing_dtype, resolve_precision
 
 if TYPE_CHECKING:
     from nestling.mining.candidates import Candidates
@@ -63,6 +64,8 @@ def mine(config: MineConfig) -> None:
     from nestling.mining.rules import drop_known_and_repeated, drop_ranks
     from nestling.mining.selection import CandidateFilter
     from nestling.mining.task import open_retrievers, open_task, read_judgements
+
+    config = replace(config, precision=resolve_precision(config.precision))
 
     # 1. Records, their queries, the pool of documents.
     task = open_task(config)
@@ -222,13 +225,12 @@ def judge_records(config: MineConfig) -> None:
     from nestling.files import write_jsonl
     from nestling.mining.judge import judged_records
     from nestling.mining.mined_records import in_dialect
-    from nestling.mining.task import precision_of
     from nestling.models.reranker import Reranker
     from nestling.models.scoring import ScoringStats
 
     assert config.judge is not None
     assert config.output is not None
-    reranker = Reranker.from_pretrained(config.judge, precision=precision_of(config))
+    reranker = Reranker.from_pretrained(config.judge, precision=computing_dtype(config.precision))
     reranker.to("cuda" if torch.cuda.is_available() else "cpu")
     stats = ScoringStats()
     as_probabilities = config.scores == "probability"

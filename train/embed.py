@@ -25,7 +25,7 @@ from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint import RunFolder
 from nestling.config import LossConfig, TrainData, require, require_unique
 from nestling.distributed.gathering import gather_batch
-from nestling.distributed.ranks import sum_over_ranks
+from nestling.distributed.ranks import rank_zero_first, sum_over_ranks
 from nestling.export.card import run_card
 from nestling.export.embedder import export_embedder
 from nestling.losses.chunked import info_nce
@@ -67,13 +67,13 @@ def main(config: EmbedConfig) -> None:
     show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.
-    with accelerator.main_process_first():  # which fills the cache of Arrow files
+    with rank_zero_first():  # which fills the cache of Arrow files
         sources = read_sources(config.train, partial(check_dataset, config), show=show)
         dev_sets = [load_dev_set(dev, show=show) for dev in config.dev]
     require_teacher_scores(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
-    with accelerator.main_process_first():
+    with rank_zero_first():
         refresh_datasets = open_refresh_datasets(config, sources, show=show)
 
     # 2. The model, checked before the run folder is made; it goes to its device once the folder is locked.
@@ -121,7 +121,7 @@ def build_parts(
         world_size=accelerator.num_processes,
     )
     memory = None if config.activation_memory is None else config.activation_memory * 1e9
-    budget = activation_budget(backend, config.longest, collator.chunk_tokens, memory)
+    budget = activation_budget(backend, config.longest, memory)
     return EmbedParts(config, accelerator, dims, batch_sampler, dev_sets, embedder, collator, backend, budget)
 
 

@@ -23,7 +23,7 @@ from nestling.batches.rerank_collation import RerankCollator
 from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint import RunFolder
 from nestling.config import RerankLossConfig, TrainData, require, require_unique
-from nestling.distributed.ranks import sum_over_ranks
+from nestling.distributed.ranks import rank_zero_first, sum_over_ranks
 from nestling.export.card import run_card
 from nestling.export.reranker import export_reranker
 from nestling.losses.reranker import kl, listwise, pointwise, pointwise_vocabulary
@@ -60,7 +60,7 @@ def main(config: RerankConfig) -> None:
     show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.
-    with accelerator.main_process_first():  # which fills the cache of Arrow files
+    with rank_zero_first():  # which fills the cache of Arrow files
         check = partial(check_dataset, config)
         sources = read_sources(config.train, check, show=show, allow_no_positives=True)
         dev_sets = [load_rerank_dev_set(dev, show=show) for dev in config.dev]
@@ -113,7 +113,7 @@ def build_parts(
         world_size=accelerator.num_processes,
     )
     longest = config.query_max_length + config.document_max_length
-    position_bytes = bytes_per_position(backend, longest, collator.chunk_tokens)
+    position_bytes = bytes_per_position(backend, longest)
     return RerankParts(config, accelerator, batch_sampler, dev_sets, reranker, collator, backend, position_bytes)
 
 

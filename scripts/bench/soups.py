@@ -18,6 +18,7 @@ from nestling.config import CandidateData, parse_config, read_run, require, run
 from nestling.config.merge_methods import WITH_BASE, Method, Recipe, Weights, equal_weights
 from nestling.console import table
 from nestling.files import replace_text
+from nestling.gpu import computing_dtype
 
 if TYPE_CHECKING:
     from nestling.merging.search import Search
@@ -107,14 +108,13 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def open_workspace(config: SoupsConfig, models: list[str]) -> Workspace:
-    import torch
 
     from nestling.merging.compatibility import require_compatible
     from nestling.merging.target import load_named_set, open_target, underlying_model
 
     base = read_run(Path(config.runs[0])).model
     require_compatible(list(dict.fromkeys(underlying_model(model, None) for model in models)), base)
-    target = open_target(models[0], None, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    target = open_target(models[0], None, computing_dtype(config.precision))
     folders = {"dev": (config.dev, "dev"), "test": (config.test, "test"), "other": (config.other, "test")}
     sets = {}
     for name, (folder, split) in folders.items():

@@ -1,14 +1,25 @@
 """Variable-length attention: what the GPU kernel gets and returns, by a stand-in on the CPU that checks its inputs."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import varlen
+from transformers import AutoModel, DebertaV2Config, Qwen3Config
 
 from nestling.batches.prefix_sharing import pack_groups
-from nestling.models.attention import _segment_by_segment, _varlen_kernel, autocast_dtype, suffix_mask, varlen_attention
+from nestling.models.attention import (
+    _segment_by_segment,
+    _varlen_kernel,
+    autocast_dtype,
+    flash_attention_fits,
+    resolve_attention,
+    suffix_mask,
+    varlen_attention,
+)
 
 GROUPS = [[[*range(20), 1, 2], [*range(20), 3, 4, 5], [*range(20), 6]], [[7, 8, 9]]]
 
@@ -39,6 +50,87 @@ def strict_kernel(
         seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril_(k.shape[1] - q.shape[1])
         found.append(nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True))
     return torch.cat(found, dim=1).transpose(0, 1)
+
+
+def torch_2_11(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: Any = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """The signature of torch 2.11, which takes as many heads of keys and values as of queries."""
+    assert query.shape[1] == key.shape[1] == value.shape[1]
+    return strict_kernel(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size, enable_gqa=True
+    )
+
+
+def torch_2_13(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: Any = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+    seqused_k: Tensor | None = None,
+    block_table: Tensor | None = None,
+    num_splits: int | None = None,
+) -> Tensor:
+    """The signature of torch 2.13, which has to be told that there are fewer heads of keys and values."""
+    assert query.shape[1] == key.shape[1] or enable_gqa
+    assert cu_seq_k is not None
+    return strict_kernel(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size, enable_gqa=True
+    )
+
+
+def test_the_recorded_signature_of_the_installed_torch_is_the_real_one() -> None:
+    names = [*inspect.signature(varlen.varlen_attn).parameters]
+    recorded = {"2.11": torch_2_11, "2.13": torch_2_13}.get(torch.__version__.rsplit(".", 1)[0])
+    if recorded is None:
+        pytest.skip(f"no signature of torch {torch.__version__} is recorded")
+    assert [*inspect.signature(recorded).parameters] == names
+
+
+@pytest.mark.parametrize("kernel", [torch_2_11, torch_2_13])
+@pytest.mark.parametrize("heads", [(4, 2), (2, 2)])
+def test_the_call_fits_the_signatures_of_torch(
+    monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., Tensor], heads: tuple[int, int]
+) -> None:
+    """A reranker in bfloat16 died with a TypeError on torch 2.11."""
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr("nestling.models.attention.autocast_dtype", lambda tensor: torch.bfloat16)
+    chunk = pack_groups(GROUPS, share_prefix=True)
+    q, k, v = (torch.randn(1, count, chunk.positions, 16).bfloat16() for count in (heads[0], heads[1], heads[1]))
+    found = on_gpu([q, k, v], scaling=0.3, **chunk.attention_arguments())
+    wanted = _segment_by_segment(q.float(), k.float(), v.float(), chunk.cu_seqlens_q, chunk.prefixes, 0.3)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("installed", "flash"), [(True, "flash_attention_2"), (False, "sdpa")])
+def test_flash_attention_is_asked_of_transformers_and_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, flash: str
+) -> None:
+    """A package of that name may be another version, and some models have no code for it."""
+    monkeypatch.setattr("nestling.models.attention.is_flash_attn_2_available", lambda: installed)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    for config, wanted in [(Qwen3Config(), flash), (DebertaV2Config(), "sdpa")]:
+        fits = flash_attention_fits(AutoModel, config)
+        assert resolve_attention("auto", torch.bfloat16, flash=fits) == wanted
+        assert resolve_attention("auto", torch.float32, flash=fits) == "sdpa"
 
 
 def test_the_kernel_gets_one_half_precision_dtype_and_equals_segment_by_segment(

@@ -26,10 +26,14 @@ class StateFractions:
 
 
 def free_memory(device: torch.device) -> float:
-    """Free bytes of memory for this process: those of its GPU, or those of the machine divided by its local ranks."""
+    """Free bytes of memory for this process: those of its GPU, or those of the machine divided by its local ranks.
+
+    What torch's allocator holds in reserve on a GPU is free for the process, though the driver counts it as used.
+    """
     if device.type == "cpu":
         return float(psutil.virtual_memory().available) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return float(torch.get_device_module(device).mem_get_info(device)[0])
+    gpu = torch.get_device_module(device)
+    return float(gpu.mem_get_info(device)[0] + gpu.memory_reserved(device) - gpu.memory_allocated(device))
 
 
 def trained_bytes(model: nn.Module) -> int:

@@ -17,6 +17,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Defaul
 
 from nestling.config.retired import retired
 from nestling.config.yaml_files import read_yaml
+from nestling.gpu import set_environment, set_up_torch
 from nestling.processes import end_with_starter
 from nestling.terminal import print_printable
 from nestling.threads import limit_threads
@@ -48,7 +49,7 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
 
     Lists of values may be written with commas (`--dims 256,128,64`); lists of datasets as paths with commas; names of
     columns as `--columns query=title,positive=body`. Every script calls this before it imports torch, so it also limits
-    the threads of OpenMP (`nestling.threads`).
+    the threads of OpenMP (`nestling.threads`) and sets the environment of a GPU (`nestling.gpu`).
     """
     parser = build_parser(cls, description)
     arguments = bracket_lists(cls, sys.argv[1:] if argv is None else argv)
@@ -57,6 +58,7 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
         parser.validate(parsed, skip_unset=False)  # a null of a file, which parsing takes for a key that is not given
         parsed.pop("config", None)
         limit_threads()
+        set_environment()
         return cls(**parser.instantiate(parsed).as_dict())
     except (ArgumentError, ValueError, TypeError) as error:
         fail(explain(error, cls))
@@ -99,10 +101,14 @@ def explained_items(cls: type) -> Iterator[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a script's `main`; errors meant for users become one line and exit status 2, Ctrl-C status 130."""
+    """Call a script's `main`, with torch as `nestling.gpu` sets it.
+
+    Errors meant for users become one line and exit status 2, Ctrl-C status 130.
+    """
     atexit.register(gc.freeze)  # else Python goes through all objects of torch and transformers at exit, for a second
     end_with_starter()
     print_printable()
+    set_up_torch()
     try:
         main()
     except (ValueError, OSError, FloatingPointError) as error:

@@ -24,7 +24,7 @@ class EvaluateConfig:
         query_max_length: Longest query in tokens, with prompt and end token; a reranker has its own limit.
         document_max_length: Longest document in tokens; a reranker has its own limit.
         instruction: Task of the queries; by default the model's own query prompt.
-        precision: Type of the computation; bf16 is faster where the hardware has it, and changes the third digit.
+        precision: Type of the computation; auto is bf16 on a GPU and fp32 on a CPU. bf16 changes the third digit.
         output: JSON file for the results; must not exist.
         details: Also write each query's results, to X.details.jsonl beside X.json, for scripts/report.py.
     """
@@ -41,7 +41,7 @@ class EvaluateConfig:
     query_max_length: int = 512
     document_max_length: int = 512
     instruction: str | None = None
-    precision: Literal["bf16", "fp32"] = "fp32"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     output: str | None = None
     details: bool = False
 

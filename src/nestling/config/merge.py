@@ -45,7 +45,7 @@ class MergeConfig:
         dev: Retrieval sets that decide a search by nDCG@10; on the command line also paths with commas between.
         test: Retrieval sets that the result is reported on.
         other: Retrieval sets of another domain, which show what is forgotten and decide nothing.
-        precision: Type of the computation when models are measured; bf16 is faster where the hardware has it.
+        precision: Type of the computation when models are measured; auto is bf16 on a GPU and fp32 on a CPU.
         results: JSON file for everything that was measured; must not exist.
         plot: Picture (png, svg or pdf) of the results at alphas; must not exist.
     """
@@ -69,7 +69,7 @@ class MergeConfig:
     dev: list[CandidateData] = field(default_factory=list)
     test: list[CandidateData] = field(default_factory=list)
     other: list[CandidateData] = field(default_factory=list)
-    precision: Literal["bf16", "fp32"] = "fp32"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     results: str | None = None
     plot: str | None = None
 

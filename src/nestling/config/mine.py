@@ -23,7 +23,7 @@ class MineConfig:
         index_search: Parameters of a search in the index, such as nprobe=64; by default nprobe is the root of nlist.
         query_max_length: Longest query in tokens, with prompt and end token.
         document_max_length: Longest document in tokens, with prompt and end token.
-        precision: Type of the computation; bf16 is faster where the hardware has it.
+        precision: Type of the computation; auto is bf16 on a GPU and fp32 on a CPU. Similarities are float32.
         num_negatives: Negatives of a query.
         sampling: Take the negatives that score highest (top), or draw them (random).
         among: For random: draw among this many candidates, those that score highest; by default all that are left.
@@ -61,7 +61,7 @@ class MineConfig:
     index_search: str | None = None
     query_max_length: int = 512
     document_max_length: int = 512
-    precision: Literal["bf16", "fp32"] = "fp32"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     num_negatives: int = 7
     sampling: Literal["top", "random"] = "top"
     among: int | None = None

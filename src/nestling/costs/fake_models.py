@@ -18,7 +18,7 @@ from nestling.models.answer_head import AnswerHead
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
 from nestling.models.token_model import TokenModel, is_decoder
-from nestling.training.memory import activation_bytes, sample_chunk
+from nestling.training.memory import most_per_position
 
 ATTENTION = "sdpa"  # flash attention saves as many activations
 
@@ -91,9 +91,7 @@ class FakeModel:
         """
         self.model.train()
         with self.mode, self.model.computing(cache=False if sharded else None):
-            device = torch.device("cpu")
-            chunk = sample_chunk(min(length, positions), positions, self.model.config.vocab_size, device)
-            return activation_bytes(self.model, partial(self.model, in_place=True), chunk) / chunk.positions
+            return most_per_position(self.model, partial(self.model, in_place=True), length, positions)
 
 
 def move_to_cpu(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from nestling.costs.launches import free_memory, state_fractions
 from nestling.costs.model_configs import model_config_of
 from nestling.costs.operations import Workload, operations_of
 from nestling.costs.recipes import read_recipe
+from nestling.gpu import computing_dtype
 from nestling.models.token_model import TokenModel
 from nestling.training.memory import MemoryEstimate, estimate, kept_bytes, room_for_activations
 
@@ -87,7 +88,7 @@ def fake_recipe_model(
     fake = FakeModel(
         model_config_of(model),
         dtype=dtype,
-        precision=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        precision=computing_dtype(config.precision),
         lora=asdict(config.lora) if lora else None,
         reranker=reranker,
         full_vocabulary=reranker and config.loss.objective == "pointwise_vocabulary",

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from nestling.distributed.ranks import open_waiting_group
+
 # Settings of a distributed launch, which would make another process wait for ranks that never come.
 LAUNCHER_VARIABLES = (
     "RANK",
@@ -55,8 +57,9 @@ def require_launch(world_size: int, backend: str) -> None:
             )
 
 
-# Other ranks may wait in a collective for rank 0, which converts data before the loop and exports after it.
-COLLECTIVE_TIMEOUT = timedelta(hours=12)
+# A collective of training that takes longer hangs, and burns the time of all GPUs. The longest that do not are those of
+# saving sharded weights, in which ranks wait while rank 0 writes to a slow disk.
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def start_ranks(*, cpu: bool = False) -> Accelerator:
@@ -73,6 +76,8 @@ def start_ranks(*, cpu: bool = False) -> Accelerator:
         ],
     )
     require_launch(accelerator.num_processes, accelerator.distributed_type)
+    if several:
+        open_waiting_group()
     return accelerator
 
 

@@ -1,12 +1,40 @@
 """Actions on one or all ranks with errors on all, and values agreed on by all ranks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+# While rank 0 converts data or exports, the others wait for longer than a collective of training may ever take.
+LONGEST_WAIT = timedelta(hours=12)
+_waiting: dist.ProcessGroup | None = None
+
+
+def open_waiting_group() -> None:
+    """Give waits on other ranks a group of their own, over gloo; all ranks call it once, after they have met.
+
+    Without it waits have the timeout of the group that trains.
+    """
+    global _waiting
+    _waiting = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+
+
+@contextmanager
+def rank_zero_first() -> Iterator[None]:
+    """A block that rank 0 runs first, to fill a cache for instance, and the others once it is done or has failed."""
+    rank, world = rank_and_world()
+    if rank > 0:
+        dist.barrier(group=_waiting)
+    try:
+        yield
+    finally:
+        if rank == 0 and world > 1:
+            dist.barrier(group=_waiting)
 
 
 def on_rank_zero(action: Callable[[], T]) -> T:
@@ -25,7 +53,7 @@ def on_rank_zero(action: Callable[[], T]) -> T:
         except Exception as error:
             failure = error
             outcome = [picklable(error)]
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, src=0, group=_waiting)
     value = outcome[0]
     if isinstance(value, Exception):
         raise failure or value
@@ -48,7 +76,7 @@ def on_every_rank(action: Callable[[], None]) -> None:
         failures = [failure]
     else:
         failures = [None] * world
-        dist.all_gather_object(failures, None if failure is None else picklable(failure))
+        dist.all_gather_object(failures, None if failure is None else picklable(failure), group=_waiting)
     first = failure or next((each for each in failures if each is not None), None)
     if first is not None:
         raise first

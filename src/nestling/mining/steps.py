@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from nestling.config import MineConfig, require
+from nestling.gpu import computing_dtype
 from nestling.mining.candidates import Candidates, union_candidates
 from nestling.mining.consistency import within_top
 from nestling.mining.judge import judge_lists, open_judge, probabilities
@@ -23,7 +24,7 @@ from nestling.mining.rules import (
     with_ensemble,
 )
 from nestling.mining.selection import CandidateFilter, Thresholds, draw, make_random_keys
-from nestling.mining.task import MiningTask, precision_of
+from nestling.mining.task import MiningTask
 
 
 def choose_scorer(config: MineConfig, retrievers: dict[str, Retriever]) -> str:
@@ -127,7 +128,7 @@ def score_with_judge(
     """
     assert config.judge is not None
     drop_below_top(candidate_filter, candidates, order, config.judge_depth)
-    judge = open_judge(config.judge, precision=precision_of(config), device=task.device)
+    judge = open_judge(config.judge, precision=computing_dtype(config.precision), device=task.device)
     label = "judging" if task.main and sys.stderr.isatty() else None
     lists, remaining = remaining_documents(candidate_filter, candidates)
     logits = np.full(len(candidates), np.nan, np.float32)

@@ -10,6 +10,8 @@ import torch
 
 from nestling.config import MineConfig, require
 from nestling.distributed.launch import start_ranks
+from nestling.distributed.ranks import rank_zero_first
+from nestling.gpu import computing_dtype
 from nestling.mining.lists import Lists
 from nestling.mining.own_documents import own_documents, own_documents_line
 from nestling.mining.pool import Pool, flat_values, open_pool
@@ -59,7 +61,7 @@ class MiningTask:
 def open_task(config: MineConfig) -> MiningTask:
     """Start the ranks and read the data. Raises ValueError for data that cannot be mined."""
     accelerator = start_ranks()
-    with accelerator.main_process_first():  # the main process fills the cache of Arrow files
+    with rank_zero_first():  # the main process fills the cache of Arrow files
         progress = accelerator.is_main_process
         table = load_records(
             config.data,
@@ -109,7 +111,7 @@ def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -
         run_file = RunFileRetriever(name, read_run(spec), query_ids(folder, task.query_set), task.pool)
         task.say(f"{name}: lists nothing for {run_file.missing:,} of {len(task.query_set):,} queries")
         return run_file
-    embedder = Embedder.from_pretrained(spec, precision=precision_of(config)).to(task.device)
+    embedder = Embedder.from_pretrained(spec, precision=computing_dtype(config.precision)).to(task.device)
     dense = DenseRetriever.encode(
         name,
         embedder,
@@ -125,10 +127,6 @@ def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -
     from nestling.mining.faiss_index import FaissIndex  # here, since it needs FAISS
 
     return replace(dense, find_nearest=FaissIndex(config.index, config.index_search))
-
-
-def precision_of(config: MineConfig) -> torch.dtype:
-    return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
 def read_judgements(config: MineConfig, task: MiningTask) -> RelevanceJudgements | None:

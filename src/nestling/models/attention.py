@@ -1,29 +1,33 @@
 """Attention implementations that are registered with transformers, and the choice of one for a machine."""
 
-import importlib.util
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.utils import is_flash_attn_2_available
 
 FLOAT32 = "sdpa_float32"
 VARLEN = "varlen"
 
 
-def resolve_attention(attn_implementation: str, precision: torch.dtype, *, cpu: bool = False) -> str:
+def resolve_attention(
+    attn_implementation: str, precision: torch.dtype, *, cpu: bool = False, flash: bool = False
+) -> str:
     """The name of the attention implementation to load a model with.
 
     Args:
         attn_implementation: "auto" for the fastest exact one that is available; any other name is returned as it is.
-        precision: Dtype of the computation. In bfloat16 "auto" is FlashAttention on a GPU if it is installed, and SDPA
-            in float32 on a CPU, whose bfloat16 kernels are two to six times slower forward and backward (texts of 20 to
+        precision: Dtype of the computation. In bfloat16 "auto" is FlashAttention on a GPU if it fits, and SDPA in
+            float32 on a CPU, whose bfloat16 kernels are two to six times slower forward and backward (texts of 20 to
             128 tokens) and less exact.
         cpu: Whether the model will stay on the CPU even if there is a GPU.
+        flash: Whether FlashAttention 2 fits, by `flash_attention_fits`.
     """
     if attn_implementation == VARLEN:
         AttentionInterface.register(VARLEN, varlen_attention)
@@ -33,10 +37,21 @@ def resolve_attention(attn_implementation: str, precision: torch.dtype, *, cpu: 
     if precision != torch.bfloat16:
         return "sdpa"
     if torch.accelerator.is_available() and not cpu:
-        return "sdpa" if importlib.util.find_spec("flash_attn") is None else "flash_attention_2"
+        return "flash_attention_2" if flash else "sdpa"
     AttentionInterface.register(FLOAT32, sdpa_in_float32)
     AttentionMaskInterface.register(FLOAT32, sdpa_mask)
     return FLOAT32
+
+
+def flash_attention_fits(auto_class: Any, config: PretrainedConfig) -> bool:
+    """Whether FlashAttention 2 is installed in a version that transformers takes, and the model's class supports it.
+
+    Args:
+        auto_class: One of transformers' Auto classes, which chooses the model's class by its config.
+        config: The model's config.
+    """
+    kind = auto_class._model_mapping.get(type(config), None)
+    return is_flash_attn_2_available() and bool(getattr(kind, "_supports_flash_attn", False))
 
 
 def sdpa_in_float32(
@@ -108,13 +123,20 @@ def _varlen_kernel(
     max_seqlens: tuple[int, int],
     scaling: float | None,
 ) -> Tensor:
-    """torch's `varlen_attn`, [T, heads, d]; `cu_seqlens` and `max_seqlens` are those of queries and of keys."""
+    """torch's `varlen_attn`, [T, heads, d]; `cu_seqlens` and `max_seqlens` are those of queries and of keys.
+
+    Keys and values have fewer heads than queries in grouped-query attention. torch 2.11 has no word on that and no
+    argument for it, so that heads are repeated there.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
+    grouped: dict[str, Any] = {}
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        grouped["enable_gqa"] = True
+    elif key.shape[1] < query.shape[1]:
+        key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in (key, value))
     causal = (-1, 0)  # the last query is aligned with the last key
-    output = varlen_attn(
-        query, key, value, *cu_seqlens, *max_seqlens, scale=scaling, window_size=causal, enable_gqa=True
-    )
+    output = varlen_attn(query, key, value, *cu_seqlens, *max_seqlens, scale=scaling, window_size=causal, **grouped)
     return cast(Tensor, output)
 
 

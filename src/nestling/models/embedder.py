@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTraine
 
 from nestling.batches.packing import AnyChunk, PackedChunk
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
-from nestling.models.attention import VARLEN, resolve_attention
+from nestling.models.attention import VARLEN, flash_attention_fits, resolve_attention
 from nestling.models.encoding import encode_texts
 from nestling.models.json_files import read_json, read_modules
 from nestling.models.pooling import Pooling, pool_packed, pool_padded
@@ -118,7 +118,9 @@ class Embedder(TokenModel):
             config,
             subfolder=files.subfolder,
             dtype=dtype,
-            attn_implementation=resolve_attention(attn_implementation, precision, cpu=cpu),
+            attn_implementation=resolve_attention(
+                attn_implementation, precision, cpu=cpu, flash=flash_attention_fits(AutoModel, config)
+            ),
             dropout=dropout,
             quantisation=quantisation,
         )

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nestling.models.adapters import FusedScale
 from nestling.models.attention import VARLEN
 from nestling.models.token_model import TokenModel
 
@@ -86,7 +87,8 @@ def _plain_lora(name: str, layer: BaseTunerLayer) -> LoraLinear:
     plain = (
         isinstance(layer, LoraLinear)
         and isinstance(layer.get_base_layer(), nn.Linear)
-        and not (layer.lora_variant or any(layer.lora_bias.values()) or layer.merged)
+        and all(isinstance(variant, FusedScale) for variant in layer.lora_variant.values())
+        and not (any(layer.lora_bias.values()) or layer.merged)
     )
     if not plain:
         raise ValueError(

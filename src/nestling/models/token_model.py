@@ -1,5 +1,8 @@
 """The base class of embedders and rerankers: a transformer that computes hidden states of chunks of texts."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nestling.batches.packing import AnyChunk, Chunk
 from nestling.heap import trim_heap
-from nestling.models.attention import VARLEN
+from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.token_lookup import look_up_in_place
 
 
@@ -59,6 +62,15 @@ class TokenModel(nn.Module):
         return int(self.config.hidden_size)
 
     @property
+    def _masks_by_layer_type(self) -> bool:
+        """Whether the transformers model takes a mask for each type of layer, and its attention needs none."""
+        return (
+            self.config.model_type in ("qwen2", "qwen3")
+            and set(self.config.layer_types) == {"full_attention"}
+            and self.config._attn_implementation in ("sdpa", FLOAT32, VARLEN, "flash_attention_2")
+        )
+
+    @property
     def transformer(self) -> Any:
         """The transformers model without its head."""
         return self.backbone
@@ -88,8 +100,10 @@ class TokenModel(nn.Module):
             layer.gradient_checkpointing = chunk.max_seqlen > self._checkpoint_above
         table = cast(Any, self.backbone).get_input_embeddings()
         tokens = look_up_in_place(table, chunk.input_ids) if in_place else table(chunk.input_ids)
-        arguments: dict[str, Any] = {"inputs_embeds": tokens, "attention_mask": None}
         causal = is_decoder(self.config)
+        # Without a mask by type of layer, transformers looks for packed texts, and waits for the GPU to tell.
+        mask = {"full_attention": None} if self._masks_by_layer_type else None
+        arguments: dict[str, Any] = {"inputs_embeds": tokens, "attention_mask": mask}
         if causal:
             arguments["use_cache"] = False  # with a cache, or a mask, transformers mixes packed texts
         if not isinstance(chunk, Chunk):
@@ -111,6 +125,21 @@ class TokenModel(nn.Module):
             module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
         ]
         self._checkpoint_above = length
+
+    @property
+    def longest_without_checkpointing(self) -> int:
+        """Tokens of the longest text whose activations are kept by all layers."""
+        return self._checkpoint_above if self._checkpointing_layers else sys.maxsize
+
+    @contextmanager
+    def checkpointing_as_of(self, length: int) -> Iterator[None]:
+        """Use activation checkpointing for all texts if texts of `length` tokens are to have it, else for none."""
+        above = self._checkpoint_above
+        self._checkpoint_above = 0 if length > above else sys.maxsize
+        try:
+            yield
+        finally:
+            self._checkpoint_above = above
 
 
 def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:

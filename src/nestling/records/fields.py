@@ -65,7 +65,11 @@ def documents(row: Row, field: str) -> tuple[str, ...]:
 
 
 def _document(field: str, value: Any) -> str:
-    return passage(field, value) if isinstance(value, dict) else check_text(field, value)
+    if not isinstance(value, dict):
+        return check_text(field, value)
+    if value.keys() == {"id"}:
+        raise FieldError(field, "an id without a text; ids are read where one JSON object holds corpus and data")
+    return passage(field, value)
 
 
 def passage(field: str, row: Row) -> str:
@@ -108,6 +112,15 @@ def numbers(row: Row, field: str, aligned_with: str, length: int) -> tuple[float
     if len(value) != length:
         raise FieldError(field, f"{len(value)} scores for {length} texts in {aligned_with}; expected one for each")
     return tuple([check_number(f"{field}[{i}]", item) for i, item in enumerate(value)])
+
+
+def scores_beside(field: str, documents: list[Row]) -> tuple[float, ...] | None:
+    """The teacher scores in the documents of a field, under `score`; None if no document has one."""
+    scores = [number(document, "score") for document in documents]
+    found = [score for score in scores if score is not None]
+    if found and len(found) < len(scores):
+        raise FieldError(f"{field}[{scores.index(None)}]", "score: missing, while others of the row have one")
+    return tuple(found) if found else None
 
 
 def document_text(row: Row) -> str:

@@ -11,6 +11,7 @@ from nestling.records.arrow_rows import read_dataset
 from nestling.records.beir import BeirSource, is_beir
 from nestling.records.columns import ColumnMap
 from nestling.records.convert import RecordSource, convert
+from nestling.records.corpus_sets import find_corpus_set
 from nestling.records.fields import NumberedRows
 from nestling.records.reader import DialectReader
 from nestling.records.record import Record, located
@@ -79,9 +80,15 @@ def find_source(
     if path.is_file():
         if not file_suffix(path):
             raise ValueError(f"{path}: file: cannot tell its format; expected a name in {', '.join(SUFFIXES)}")
-        rows = partial(read_rows, path, progress, columns)
-        cache_key = ["file", file_state(path), *columns_key]
-        return cache_key, lambda: DialectSource(str(path), rows(), allow_no_positives, columns)
+        corpus_set = find_corpus_set(path) if path.suffix.lower() in (".json", ".jsonl") else None
+        cache_key: list[Any]
+        if corpus_set is None:
+            cache_key, rows = ["file", file_state(path)], partial(read_rows, path, progress, columns)
+        else:
+            if corpus_set.folders and columns:
+                raise ValueError(f"{path}: columns: its rows name documents by their ids; leave the columns out")
+            cache_key, rows = ["corpus set", *corpus_set.state()], partial(corpus_set.rows, cache_dir, progress)
+        return [*cache_key, *columns_key], lambda: DialectSource(str(path), rows(), allow_no_positives, columns)
     if is_beir(path):
         if columns:
             raise ValueError(f"{path}: columns: a BEIR folder has no columns to name; leave them out")

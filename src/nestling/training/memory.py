@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from nestling.backends import Backend
 from nestling.backends.sizes import StateFractions, free_memory, full_bytes, trained_bytes
 from nestling.batches.packing import Chunk
+from nestling.models.token_model import TokenModel
 from nestling.training.cached import ActivationBudget
+
+LESS_STATE = "use tuning lora, or shard them over more processes with ZeRO-3 or FSDP2"
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,7 @@ class MemoryEstimate:
         if self.total <= self.room:
             return None
         if self._state > self.room:
-            return (
-                "weights, gradients and optimizer do not fit; use tuning lora, or shard them over more processes with "
-                "ZeRO-3 or FSDP2"
-            )
+            return f"weights, gradients and optimizer do not fit; {LESS_STATE}"
         if self._state + self.chunk > self.room:
             return "the largest chunk does not fit; lower chunk_tokens, or set gradient_checkpointing_length"
         return "the activations kept between the two passes may not fit; lower activation_memory"
@@ -101,7 +101,7 @@ def estimate(
 
 def room_of(device: torch.device, weights: float) -> float:
     """Bytes that a process can use on a device, counting those that its weights take already."""
-    there = weights if device.type == "cpu" else float(torch.get_device_module(device).memory_reserved(device))
+    there = weights if device.type == "cpu" else float(torch.get_device_module(device).memory_allocated(device))
     return free_memory(device) + there
 
 
@@ -156,28 +156,69 @@ def sample_chunk(length: int, positions: int, vocabulary: int, device: torch.dev
     return Chunk(input_ids, torch.full((rows,), length), padded=False).to(device)
 
 
-def bytes_per_position(backend: Backend, length: int, chunk_tokens: int) -> float:
-    """Bytes of activations for each position, measured on a chunk of texts of `length` tokens."""
-    model = backend.model
-    length = min(length, chunk_tokens)
-    chunk = sample_chunk(length, chunk_tokens, model.config.vocab_size, model.device)
-    model.train()
-    with backend.computing():
-        return activation_bytes(model, partial(backend.forward, last_backward=True), chunk) / chunk.positions
+# Positions of a measured chunk, of which two are in memory at once: a tenth of what a chunk on a GPU may have.
+SAMPLE_POSITIONS = 1024
 
 
-def activation_budget(backend: Backend, length: int, chunk_tokens: int, memory: float | None) -> ActivationBudget:
+def bytes_per_position(backend: Backend, length: int) -> float:
+    """Bytes of activations for each position, the most that a chunk of texts of up to `length` tokens takes.
+
+    Measured on small chunks, in smaller ones still if memory runs out: chunks of the size that is set may not fit, of
+    which training finds out by itself.
+
+    Raises:
+        ValueError: Not even a chunk of one position fits.
+    """
+    backend.model.train()
+    forward = partial(backend.forward, last_backward=True)
+    positions = SAMPLE_POSITIONS
+    while positions:
+        try:
+            with backend.computing():
+                return most_per_position(backend.model, forward, length, positions)
+        except torch.OutOfMemoryError as error:
+            if backend.sharded:  # the other ranks are in the middle of the same forward
+                raise ValueError(f"out of memory in a forward of {positions} positions; {LESS_STATE}") from error
+            positions //= 2
+    raise ValueError(f"out of memory in a forward of one position; {LESS_STATE}")
+
+
+def most_per_position(model: TokenModel, forward: Callable[[Chunk], Tensor], length: int, positions: int) -> float:
+    """Bytes of activations for each position, the most of chunks of long texts and of those that are not checkpointed.
+
+    Args:
+        model: In training, on its device.
+        forward: Runs it on a chunk.
+        length: Tokens of the longest text.
+        positions: Positions of the chunks to measure with; longer texts are estimated from shorter ones, since
+            what attention keeps for a position grows in proportion to the length of its text.
+    """
+
+    def measured(tokens: int, as_of: int) -> float:
+        chunk = sample_chunk(tokens, positions, model.config.vocab_size, model.device)
+        with model.checkpointing_as_of(as_of):
+            return activation_bytes(model, forward, chunk) / chunk.positions
+
+    def at(tokens: int) -> float:
+        if tokens <= positions or positions == 1:
+            return measured(min(tokens, positions), tokens)
+        half, whole = (measured(each, tokens) for each in (positions // 2, positions))
+        return whole + (whole - half) / (positions - positions // 2) * (tokens - positions)
+
+    return max(at(each) for each in {length, min(length, model.longest_without_checkpointing)} - {0})
+
+
+def activation_budget(backend: Backend, length: int, memory: float | None) -> ActivationBudget:
     """How much memory activations may keep between the two passes.
 
     Args:
         backend: The model in training.
         length: Tokens of the longest texts.
-        chunk_tokens: Token budget of a chunk.
         memory: Bytes; None for half of what is free once gradients and AdamW's state are allocated, and on a CPU, whose
             memory others take as well, for half of what is free at each step.
     """
     model = backend.model
-    position = bytes_per_position(backend, length, chunk_tokens)
+    position = bytes_per_position(backend, length)
     if memory is not None:
         return ActivationBudget(memory, position)
     half = room_for_activations(free_memory(model.device), trained_bytes(model), backend.state_fractions)

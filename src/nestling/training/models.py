@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 
 from nestling.config import EmbedConfig, RerankConfig
+from nestling.gpu import computing_dtype
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker, read_settings
 from nestling.models.trainable import load_trainable
@@ -39,7 +40,7 @@ def arguments(config: EmbedConfig | RerankConfig) -> dict[str, Any]:
     return {
         "lora": None if config.tuning == "full" else asdict(config.lora),
         "quantised": config.tuning == "qlora",
-        "precision": torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        "precision": computing_dtype(config.precision),
         "attn_implementation": config.attn_implementation,
         "dropout": config.dropout,
         "cpu": config.use_cpu,

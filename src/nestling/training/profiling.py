@@ -1,5 +1,6 @@
 """Profiling a step: how much memory it takes, how fast it is, and whether chunks of another size would be faster."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,9 @@ import psutil
 import torch
 from accelerate import Accelerator
 
+from nestling.config import require
 from nestling.console import table
+from nestling.gpu import synchronize
 
 
 @dataclass(frozen=True)
@@ -34,25 +37,39 @@ class StepProfile:
 def profile_step(
     step: Callable[[int], tuple[int, int]], sizes: Sequence[int], device: torch.device
 ) -> Iterator[StepProfile]:
-    """Run a step with chunks of each size; the first size runs once more before, to warm up.
+    """Run a step with chunks of each size; the first that fits runs once more before, to warm up.
+
+    Where memory runs out, larger sizes are left out, and smaller ones go on.
 
     Args:
         step: Runs a step with a token budget of a chunk; returns its real tokens and its positions, padding included.
         sizes: Token budgets.
         device: Where the model computes.
     """
-    for number, size in enumerate([sizes[0], *sizes]):
-        peak = PeakMemory(device)
-        started = time.perf_counter()
+    warm, full = False, math.inf
+    for size in sizes:
+        if size >= full:
+            continue
         try:
-            with peak:
-                tokens, positions = step(size)
-                seconds = time.perf_counter() - started
+            if not warm:
+                step(size)
+                warm = True
+            yield timed(step, size, device)
         except torch.OutOfMemoryError:
-            yield StepProfile(size, float("nan"), float("nan"), float("nan"), None)
-            return
-        if number:
-            yield StepProfile(size, seconds, tokens / seconds, positions / tokens, peak.bytes)
+            full = size
+            yield StepProfile(size, math.nan, math.nan, math.nan, None)
+
+
+def timed(step: Callable[[int], tuple[int, int]], size: int, device: torch.device) -> StepProfile:
+    """Run a step with chunks of a size; raises `torch.OutOfMemoryError` if they do not fit."""
+    peak = PeakMemory(device)
+    synchronize(device)  # a GPU computes long after the calls have returned
+    started = time.perf_counter()
+    with peak:
+        tokens, positions = step(size)
+        synchronize(device)
+    seconds = time.perf_counter() - started
+    return StepProfile(size, seconds, tokens / seconds, positions / tokens, peak.bytes)
 
 
 def profiled_sizes(size: int, ranks: int) -> list[int]:
@@ -64,14 +81,14 @@ def profiled_sizes(size: int, ranks: int) -> list[int]:
 
 def profile_table(found: Sequence[StepProfile], tokens: int) -> str:
     """What each size took for the `tokens` of a step, and the fastest."""
-    rows = [[each.chunk_tokens, each.tokens_per_second, each.padding, (each.peak or 0) / 1e9] for each in found]
-    best = max(found, key=lambda each: each.tokens_per_second if each.peak else 0)
-    return "\n".join(
-        [
-            table(["chunk_tokens", "tokens/s", "positions a token", "peak GB"], rows),
-            f"{tokens:,} tokens a step; fastest here: --chunk_tokens {best.chunk_tokens}",
-        ]
-    )
+    fitting = [each for each in found if each.peak is not None]
+    rows = [[each.chunk_tokens, each.tokens_per_second, each.padding, (each.peak or 0) / 1e9] for each in fitting]
+    lines = [table(["chunk_tokens", "tokens/s", "positions a token", "peak GB"], rows)] if rows else []
+    lines += [f"out of memory with --chunk_tokens {each.chunk_tokens}" for each in found if each.peak is None]
+    if fitting:
+        best = max(fitting, key=lambda each: each.tokens_per_second)
+        lines.append(f"{tokens:,} tokens a step; fastest here: --chunk_tokens {best.chunk_tokens}")
+    return "\n".join(lines)
 
 
 def profile_run(
@@ -87,6 +104,11 @@ def profile_run(
     """
     sizes = profiled_sizes(chunk_tokens, accelerator.num_processes)
     profiles = list(profile_step(step, sizes, accelerator.device))
+    require(
+        any(each.peak is not None for each in profiles),
+        f"out of memory with chunks of {min(sizes)} tokens; set gradient_checkpointing_length, a lower chunk_tokens, "
+        "lower maximum lengths, or fewer negatives",
+    )
     if accelerator.is_main_process:
         print(profile_table(profiles, tokens))
 

@@ -24,6 +24,7 @@ from nestling.distributed.launch import outside_launch
 from nestling.distributed.ranks import on_rank_zero
 from nestling.export.card import before_and_after
 from nestling.export.gate import ExportError
+from nestling.gpu import synchronize
 from nestling.processes import ending_with_this
 from nestling.run_files import Results, evaluation_at
 from nestling.training.tracking import Meter, Tracker, open_tracker
@@ -91,6 +92,8 @@ class Run:
     def close_step(self, learning_rate: float, loss: float, gradient_norm: float, *, stopping: bool) -> bool:
         """Log, evaluate and save what is due; whether the run goes on. With `stopping` it saves and exits."""
         state, config = self.state, self.config
+        if self.due(config.logging_steps):  # the clock counts what a GPU has done; elsewhere it need not be waited for
+            synchronize(self.backend.model.device)
         self._meter.add(loss, gradient_norm, time.perf_counter() - self._started)
         if self.due(config.logging_steps):
             self.report(learning_rate, self._meter.read(state.tokens))
