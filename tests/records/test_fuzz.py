@@ -89,8 +89,9 @@ def load_beir(rng: random.Random, folder: Path) -> str:
     """Load a BEIR folder in both ways: every line with a judgement is one that is kept or counted."""
     path = beir_folder(rng, folder)
     summary = load_retrieval_set(path, "dev", cache_dir=folder).summary
-    lines = (path / "qrels" / "dev.tsv").read_bytes().split(b"\n")[1:]
-    judged = sum(bool(line.decode().strip()) for line in lines)
+    lines = (path / "qrels" / "dev.tsv").read_bytes().decode("utf-8-sig").split("\n")
+    headed = lines[0].split() == ["query-id", "corpus-id", "score"]  # which TREC's files are not
+    judged = sum(map(bool, map(str.strip, lines[headed:])))
     assert summary.positives + summary.negatives + dropped(summary, REPEATED) == judged
     table = load_records(path, split="dev", allow_no_positives=True, cache_dir=folder, progress=False)
     assert len(table) + dropped(table.summary, *DROPPED_ROWS) == table.summary.rows_read == summary.rows_read
