@@ -20,6 +20,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def file_stamp(path: Path) -> tuple[int, int, int, int]:
+    """(size in bytes, time of modification and time of change in ns, inode) of a file.
+
+    Its content is unchanged while they are. The time of modification alone is not enough, since `rsync -t`, `tar x` and
+    `cp -p` set it to that of another file; nothing but the clock sets the time of change.
+    """
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which is synced and renamed to `path` at the end of the block.

@@ -26,6 +26,7 @@ from nestling.config.yaml_files import read_yaml, require_no_classes_in_flags
 from nestling.disk_errors import find_write_error
 from nestling.gpu import set_environment, set_up_torch
 from nestling.processes import discard_unwritable_output, end_with_starter
+from nestling.terminal import print_printable
 from nestling.threads import limit_threads
 
 Config = TypeVar("Config")
@@ -126,6 +127,7 @@ def run(main: Callable[[], None]) -> None:
     """
     atexit.register(gc.freeze)  # else Python goes through all objects of torch and transformers at exit, for a second
     end_with_starter()
+    print_printable()
     set_up_torch()
     try:
         main()

@@ -1,4 +1,4 @@
-"""Digests of the content of files and folders, cached by size, modification time and inode."""
+"""Digests of the content of files and folders, cached by `file_stamp`."""
 
 import hashlib
 import json
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import xxhash
 
-from nestling.files import replace_text
+from nestling.files import file_stamp, replace_text
 from nestling.run_files import reading
 
-CachedDigests = dict[str, tuple[tuple[int, int, int], str]]
+CachedDigests = dict[str, tuple[tuple[int, ...], str]]
 
 
 class Digests:
-    """Digests of content; a cached one is used while size, modification time and inode of the file are unchanged.
+    """Digests of content; a cached one is used while the `file_stamp` of the file is unchanged.
 
     Args:
         file: JSON file of the cache.
@@ -33,8 +33,7 @@ class Digests:
 
     def digest_of_file(self, path: Path) -> str:
         """Digest of the content of a file."""
-        name, stat = str(path.absolute()), path.stat()
-        stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        name, stamp = str(path.absolute()), file_stamp(path)
         if name not in self.cached or self.cached[name][0] != stamp:
             with path.open("rb") as stream:
                 self.cached[name] = (stamp, hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest())

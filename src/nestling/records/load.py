@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nestling.records.arrow_rows import read_dataset
 from nestling.records.beir import BeirSource, is_beir
 from nestling.records.columns import ColumnMap
 from nestling.records.convert import RecordSource, convert
@@ -14,8 +15,8 @@ from nestling.records.corpus_sets import find_corpus_set
 from nestling.records.fields import NumberedRows
 from nestling.records.reader import DialectReader
 from nestling.records.record import Record, located
-from nestling.records.sources import SUFFIXES, file_suffix, read_dataset, read_rows
-from nestling.records.store import cached, file_state
+from nestling.records.sources import SUFFIXES, file_suffix, read_rows
+from nestling.records.store import cached, digest, file_state
 from nestling.records.summary import DropCounter
 from nestling.records.table import RecordTable
 
@@ -37,7 +38,7 @@ def load_records(
     """Load training rows in any dialect (see `docs/data.md`).
 
     The first call converts the source into an Arrow file in the cache; later calls memory-map that file as long as
-    path, size and modification time of the source are unchanged.
+    the path and the content of the source are unchanged (`store.file_state`).
 
     Args:
         source: A JSONL, JSON, CSV, TSV (each also .gz) or Parquet file, a BEIR folder, a folder that
@@ -89,7 +90,7 @@ def find_source(
         corpus_set = find_corpus_set(path) if path.suffix.lower() in (".json", ".jsonl") else None
         cache_key: list[Any]
         if corpus_set is None:
-            cache_key, rows = ["file", file_state(path)], partial(read_rows, path, progress)
+            cache_key, rows = ["file", file_state(path)], partial(read_rows, path, progress, columns)
         else:
             if corpus_set.folders and columns:
                 raise ValueError(f"{path}: columns: its rows name documents by their ids; leave the columns out")
@@ -102,7 +103,9 @@ def find_source(
     dataset = _open_dataset(source, split)
     location = f"{source}[{split}]"
     cache_key = ["dataset", _dataset_state(dataset), split, *columns_key]
-    return cache_key, lambda: DialectSource(location, read_dataset(dataset, progress), allow_no_positives, columns)
+    return cache_key, lambda: DialectSource(
+        location, read_dataset(dataset, progress, columns), allow_no_positives, columns
+    )
 
 
 class DialectSource:
@@ -162,11 +165,21 @@ def _open_dataset(source: str | Path, split: str) -> Any:
         raise ValueError(f"{source}: file: there is no such file or folder")
     identifier, _, config = str(source).partition(":")
     try:
-        return datasets.load_dataset(identifier, config or None, split=split)
+        return datasets.load_dataset(identifier, config or None, split=split, cache_dir=_datasets_cache(path))
     except Exception as error:  # the library raises many kinds, from network, hub and its builders
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         place = "" if path.is_dir() else "there is no such file or folder, and as a dataset "
         raise ValueError(f"{source}: dataset: {place}split {split!r} cannot be loaded: {reason}") from error
+
+
+def _datasets_cache(path: Path) -> Path | None:
+    """Where `datasets` converts a folder of files, of which it compares only the times; None, its default, for ids."""
+    from datasets.config import HF_DATASETS_CACHE
+
+    if not path.is_dir():
+        return None
+    states = [file_state(file) for file in sorted(path.rglob("*")) if file.is_file()]
+    return Path(HF_DATASETS_CACHE) / "nestling" / digest(states)
 
 
 def _pick_split(splits: Any, source: str | Path, split: str) -> Any:

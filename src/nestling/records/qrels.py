@@ -93,7 +93,11 @@ def _judgement(cells: list[str], columns: int, graded: str) -> tuple[int, int, f
     except ValueError:
         grade = math.nan
     if not math.isfinite(grade):
-        found = f"a finite number, got {cells[-1]!r}" if graded == "score" else f"{FORMS}, got {' TAB '.join(cells)!r}"
+        found = (
+            f"a finite number, got {cells[-1][:40]!r}"
+            if graded == "score"
+            else f"{FORMS}, got {' TAB '.join(cells)[:80]!r}"
+        )
         raise FieldError(graded, f"expected {found}")
     return text_id(cells[0]), text_id(cells[-2]), grade
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 
 from nestling.records.instruction_counts import RowInstructions
 
+FIELDS_SHOWN = 20
+
 
 @dataclass(frozen=True)
 class Drop:
@@ -81,7 +83,9 @@ class LoadSummary:
         if self.instructions.rows:
             lines.append(f"  instructions of rows: {self.instructions} of {self.rows_kept:,} rows")
         lines += [f"  dropped {drop.count:,}: {drop.reason} (first at {drop.example})" for drop in self.drops]
-        lines += [f"  ignored field {field!r} in {count:,} rows" for field, count in self.ignored]
+        lines += [f"  ignored field {field!r} in {count:,} rows" for field, count in self.ignored[:FIELDS_SHOWN]]
+        if len(self.ignored) > FIELDS_SHOWN:
+            lines.append(f"  ignored {len(self.ignored) - FIELDS_SHOWN:,} more fields")
         return "\n".join(lines)
 
     def to_json(self) -> str:
