@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,9 @@ from nestling.records.record import Record, located, text_id
 from nestling.records.store import cached, scratch_file
 from nestling.records.summary import LoadSummary
 from nestling.records.texts import Texts
+
+if TYPE_CHECKING:
+    from nestling.models.embedder import Kind
 
 _SCORES = pa.list_(pa.float64())
 SCHEMA = pa.schema(
@@ -102,6 +105,11 @@ class SourceRows:
     def scores(self) -> np.ndarray:
         """[n] float64: scores of graded pairs."""
         return self._column("score")
+
+    @property
+    def texts_by_kind(self) -> "dict[Kind, DistinctTexts]":
+        """The distinct queries and documents."""
+        return {"query": self.queries, "document": self.documents}
 
     @cached_property
     def row_ids(self) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.data_checks.checks import KINDS, Checks, distinct_texts
+from nestling.data_checks.checks import KINDS, Checks
 from nestling.data_checks.language import SCRIPTS, languages
 from nestling.data_checks.lengths import LengthDistribution, Truncation, length_distribution, truncations
 from nestling.data_checks.rows import SourceRows
@@ -69,7 +69,7 @@ def statistics(
 def _statistics_of_kind(
     kind: Kind, rows: SourceRows, checks: Checks, counter: TokenCounter | None, limit: int | None, sample: int
 ) -> Statistics:
-    measures, texts = checks.measures[kind], distinct_texts(rows)[kind].texts
+    measures, texts = checks.measures[kind], rows.texts_by_kind[kind].texts
     drawn = _sample(texts, sample)
     counts = np.bincount(measures.scripts, minlength=len(SCRIPTS))
     tokens = None

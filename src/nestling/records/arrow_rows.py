@@ -5,28 +5,26 @@ Rows have all columns; those that are not read hold `UNREAD` in every row, also 
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from tqdm import tqdm
 
-from nestling.records.dialects import recognise
-from nestling.records.field_names import is_always_read
 from nestling.records.fields import NumberedRows
 from nestling.records.record import FieldError, located
 
 UNREAD = object()
-LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 ROWS_PER_BATCH = 256
 # What pyarrow raises for damaged files, and for values that Python does not have (a date of the year 0).
 UNREADABLE = (pa.ArrowException, OSError, ValueError, ArithmeticError, RecursionError)
 
-Columns = Mapping[str, str] | None  # field -> column, as the user named them
+# From the schema of a file or dataset to the columns that are to be read; None for all of them.
+Used = Callable[[Any], list[str]] | None
 
 
-def read_parquet(path: Path, progress: bool = False, columns: Columns = None) -> NumberedRows:
+def read_parquet(path: Path, progress: bool = False, used: Used = None) -> NumberedRows:
     """Read a Parquet file with `ROWS_PER_BATCH` rows in memory at a time."""
     import pyarrow.parquet as pq
 
@@ -35,7 +33,7 @@ def read_parquet(path: Path, progress: bool = False, columns: Columns = None) ->
             with pq.ParquetFile(path, memory_map=True) as file:
                 schema = file.schema_arrow
                 _check_repeated(schema.names)
-                names = used_columns(schema, columns)
+                names = schema.names if used is None else used(schema)
                 batches = file.iter_batches(batch_size=ROWS_PER_BATCH, columns=names)
                 yield from _numbered_rows(batches, schema.names, names, file.metadata.num_rows, progress)
         except FieldError:
@@ -44,29 +42,11 @@ def read_parquet(path: Path, progress: bool = False, columns: Columns = None) ->
             raise FieldError("file", f"not a readable Parquet file: {error}") from None
 
 
-def read_dataset(dataset: Any, progress: bool, columns: Columns = None) -> NumberedRows:
+def read_dataset(dataset: Any, progress: bool, used: Used = None) -> NumberedRows:
     """Read a `datasets.Dataset`; its rows are numbered from 1."""
-    names = used_columns(dataset.features.arrow_schema, columns)
+    names = dataset.column_names if used is None else used(dataset.features.arrow_schema)
     tables = dataset.select_columns(names).with_format("arrow").iter(batch_size=ROWS_PER_BATCH)
     return _numbered_rows(tables, dataset.column_names, names, len(dataset), progress)
-
-
-def used_columns(schema: Any, columns: Columns) -> list[str]:
-    """The columns that records are made of, or that may hold what a reader refuses to leave out."""
-    if columns:
-        return [name for name in schema.names if name in set(columns.values())] or schema.names
-    try:
-        dialect = recognise(tuple(schema.names))
-    except FieldError:  # the first row says it with its line
-        return list(schema.names)
-    return [field.name for field in schema if dialect.has_field(field.name) or _is_always_read(field)]
-
-
-def _is_always_read(field: Any) -> bool:
-    """Whether a field may hold documents by its name, or by its type, a list of anything but numbers; or only nulls."""
-    of_numbers = any(is_list(field.type) for is_list in LISTS) and pa.types.is_primitive(field.type.value_type)
-    is_nested = pa.types.is_nested(field.type) and not of_numbers
-    return is_nested or pa.types.is_null(field.type) or is_always_read(field.name)
 
 
 def _check_repeated(names: list[str]) -> None:

@@ -19,6 +19,7 @@ from nestling.records.sources import SUFFIXES, file_suffix, read_rows
 from nestling.records.store import cached, digest, file_state
 from nestling.records.summary import DropCounter
 from nestling.records.table import RecordTable
+from nestling.records.used_columns import used_columns
 
 DATASET_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 
@@ -90,7 +91,10 @@ def find_source(
         corpus_set = find_corpus_set(path) if path.suffix.lower() in (".json", ".jsonl") else None
         cache_key: list[Any]
         if corpus_set is None:
-            cache_key, rows = ["file", file_state(path)], partial(read_rows, path, progress, columns)
+            cache_key, rows = (
+                ["file", file_state(path)],
+                partial(read_rows, path, progress, partial(used_columns, columns)),
+            )
         else:
             if corpus_set.folders and columns:
                 raise ValueError(f"{path}: columns: its rows name documents by their ids; leave the columns out")
@@ -104,7 +108,7 @@ def find_source(
     location = f"{source}[{split}]"
     cache_key = ["dataset", _dataset_state(dataset), split, *columns_key]
     return cache_key, lambda: DialectSource(
-        location, read_dataset(dataset, progress, columns), allow_no_positives, columns
+        location, read_dataset(dataset, progress, partial(used_columns, columns)), allow_no_positives, columns
     )
 
 

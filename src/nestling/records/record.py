@@ -5,8 +5,6 @@ from typing import Any
 
 import xxhash
 
-from nestling.terminal import printable
-
 LONGEST_FIELD, LONGEST_REASON = 100, 3000  # characters in a message
 
 
@@ -58,7 +56,8 @@ def query_id(text: str, instruction: str | None) -> int:
 
 def cut(text: str, length: int) -> str:
     """The text, or its first `length` characters with an ellipsis, without control characters and in one line."""
-    return printable(text if len(text) <= length else f"{text[:length]}…").replace("\n", "\\n")
+    shown = text if len(text) <= length else f"{text[:length]}…"
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in shown)
 
 
 class FieldError(ValueError):
