@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NoReturn
 
-from nestling.backends import Backend
+from nestling.backends.backend import Backend
 from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint.guards import NonFiniteGuard, StopSignal, ZeroGuard
 from nestling.checkpoint.run_folder import RunFolder

@@ -5,7 +5,7 @@ from itertools import islice
 
 from torch import nn
 
-from nestling.backends import Backend
+from nestling.backends.backend import Backend
 from nestling.backends.sizes import full_shape
 from nestling.batches.lengths import measure_lengths
 from nestling.batches.sampling import BatchSampler, Source
