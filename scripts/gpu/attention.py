@@ -68,4 +68,5 @@ def attention(inputs: list[Tensor], allowed: Tensor) -> Tensor:
 
 def relative_difference(found: Tensor, wanted: Tensor) -> float:
     """The L2 norm of the difference, over that of what is wanted."""
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm())

@@ -25,7 +25,7 @@ def run_check(function: str, place: Place, log: Path) -> None:
         import torch  # noqa: F401  so that it is set up
 
         set_up_torch()
-        getattr(import_module(f"scripts.gpu.{module}"), name)(place)
+        getattr(import_module(module), name)(place)
     except NotRunError as reason:
         print(reason, flush=True)
         sys.exit(NOT_RUN)

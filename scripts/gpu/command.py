@@ -5,8 +5,8 @@
 
 A line for each check says PASS, FAIL, SKIP (this machine cannot run it) or NOT RUN (no time was left), and why. The
 exit status is 1 if any failed. The folder --output gets results.md, with tables for docs/results.md, results.json, and
-what each check printed. Without a GPU it runs what it can on the CPU, in small shapes, which proves the
-checks, not a GPU. No network is used. docs/gpu.md has more.
+what each check printed. Without a GPU it runs what it can on the CPU, in small shapes, which
+proves the checks, not a GPU. No network is used. docs/gpu.md has more.
 """
 
 import argparse

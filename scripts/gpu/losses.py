@@ -30,7 +30,7 @@ def check(place: Place) -> None:
 
 def check_with_tf32(place: Place) -> None:
     """The same where the environment turns float32 products to TF32, as images of NGC do."""
-    check_elsewhere("losses:check", place, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE="1")
+    check_elsewhere("scripts.gpu.losses:check", place, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE="1")
 
 
 def measure(place: Place) -> None:

@@ -15,7 +15,7 @@ class Check:
 
     Args:
         name: For people, and for --only.
-        function: `module:function` below scripts.gpu; takes a `Place`.
+        function: `module:function`; it takes a `Place`.
         seconds: What it may take; it starts only while that much time is left.
         stage: When it runs.
         cpu: Whether it runs without a GPU too, in small shapes.
@@ -33,29 +33,29 @@ class Check:
         return "".join(letter if letter.isalnum() else "-" for letter in self.name.lower())
 
 
-MACHINE = Check("machine", "machine:describe", 60, "prepare")
+MACHINE = Check("machine", "scripts.gpu.machine:describe", 60, "prepare")
 
 CHECKS = (
     MACHINE,
-    Check("models", "models:write", 60, "prepare"),
-    Check("packed attention", "attention:check", 60, "correct"),
-    Check("loss", "losses:check", 60, "correct"),
-    Check("loss with TF32 allowed", "losses:check_with_tf32", 90, "correct"),
-    Check("cached step", "cached_step:check", 60, "correct"),
-    Check("embedder recipe", "recipes:embedder", 120, "correct"),
-    Check("reranker recipe", "recipes:reranker", 120, "correct"),
-    Check("little memory", "recipes:with_little_memory", 120, "correct", cpu=False),
-    Check("DDP on NCCL", "launches:ddp", 120, "correct", cpu=False),
-    Check("FSDP2 on NCCL", "launches:fsdp2", 120, "correct", cpu=False),
-    Check("waits of a step", "waits:find", 60, "correct", cpu=False),
-    Check("evaluate, mine, merge", "recipes:use", 90, "use"),
-    Check("training with LoRA", "throughput:lora", 80, "measure"),
-    Check("training of all weights", "throughput:full", 80, "measure"),
-    Check("profile of a chunk", "kernels:profile", 40, "measure"),
-    Check("remedies", "remedies:measure", 100, "measure"),
-    Check("sentence-transformers", "peer:measure", 60, "measure"),
-    Check("loss at size", "losses:measure", 40, "measure"),
-    Check("cuDNN attention", "kernels:cudnn", 40, "measure", cpu=False),
-    Check("encoding and reranking", "inference:measure", 60, "measure"),
-    Check("search", "inference:search", 40, "measure"),
+    Check("models", "scripts.gpu.models:write", 60, "prepare"),
+    Check("packed attention", "scripts.gpu.attention:check", 60, "correct"),
+    Check("loss", "scripts.gpu.losses:check", 60, "correct"),
+    Check("loss with TF32 allowed", "scripts.gpu.losses:check_with_tf32", 90, "correct"),
+    Check("cached step", "scripts.gpu.cached_step:check", 60, "correct"),
+    Check("embedder recipe", "scripts.gpu.recipes:embedder", 120, "correct"),
+    Check("reranker recipe", "scripts.gpu.recipes:reranker", 120, "correct"),
+    Check("little memory", "scripts.gpu.recipes:with_little_memory", 120, "correct", cpu=False),
+    Check("DDP on NCCL", "scripts.gpu.launches:ddp", 120, "correct", cpu=False),
+    Check("FSDP2 on NCCL", "scripts.gpu.launches:fsdp2", 120, "correct", cpu=False),
+    Check("waits of a step", "scripts.gpu.waits:find", 60, "correct", cpu=False),
+    Check("evaluate, mine, merge", "scripts.gpu.recipes:use", 90, "use"),
+    Check("training with LoRA", "scripts.gpu.throughput:lora", 80, "measure"),
+    Check("training of all weights", "scripts.gpu.throughput:full", 80, "measure"),
+    Check("profile of a chunk", "scripts.gpu.kernels:profile", 40, "measure"),
+    Check("remedies", "scripts.gpu.remedies:measure", 100, "measure"),
+    Check("sentence-transformers", "scripts.gpu.peer:measure", 60, "measure"),
+    Check("loss at size", "scripts.gpu.losses:measure", 40, "measure"),
+    Check("cuDNN attention", "scripts.gpu.kernels:cudnn", 40, "measure", cpu=False),
+    Check("encoding and reranking", "scripts.gpu.inference:measure", 60, "measure"),
+    Check("search", "scripts.gpu.inference:search", 40, "measure"),
 )

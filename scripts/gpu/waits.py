@@ -13,6 +13,8 @@ import torch
 from scripts.gpu.place import ROOT, Place
 from scripts.gpu.training_step import open_step
 
+SOURCES = ROOT / "src"
+
 
 def find(place: Place) -> None:
     """List the waits of a step by the line of ours that they come from."""
@@ -41,7 +43,7 @@ def listed(found: "Counter[str]") -> Iterator[None]:
     """Warnings are counted by the innermost line of this repository that they come from."""
 
     def count(message: Warning | str, *where: Any, **more: Any) -> None:
-        frames = [each for each in traceback.extract_stack() if each.filename.startswith(str(ROOT / "src"))]
+        frames = [each for each in traceback.extract_stack() if each.filename.startswith(str(SOURCES))]
         if "synchroniz" in str(message):
             found[place_of(frames[-1]) if frames else "elsewhere"] += 1
 

@@ -31,8 +31,10 @@ def missing_packages() -> list[str]:
 
 
 def how_to_collect(missing: Sequence[str], folder: str) -> str:
-    """The command that downloads their wheels, to be run where there is a network."""
-    return f"pip download --no-deps --dest {folder} {' '.join(missing)}"
+    """The command that downloads their wheels for this version of Python, to be run where there is a network."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    options = f"--no-deps --only-binary=:all: --python-version {python} -c constraints.txt --dest {folder}"
+    return f"pip download {options} {' '.join(missing)}"
 
 
 def install_wheels(folder: Path, target: Path) -> None:
