@@ -1,6 +1,7 @@
 """scripts/gpu_check as it is run, and its pieces."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from ranks import ROOT, environment
 from nestling.losses.chunked import info_nce
 from nestling.models.embedder import Embedder
 from scripts.gpu import attention, losses, wheels
-from scripts.gpu.command import main
+from scripts.gpu.command import main, provide_packages
 from scripts.gpu.kernels import busy_time
 from scripts.gpu.models import random_texts
 from scripts.gpu.place import Place
@@ -130,21 +131,32 @@ def test_results_in_tables() -> None:
     assert ["1,024", "0.0123", ""] in lines
 
 
-def test_wheels_of_missing_packages_are_installed(tmp_path: Path) -> None:
-    folder, target = tmp_path / "wheels", tmp_path / "target"
+def write_wheel(folder: Path) -> Path:
+    """A folder with a wheel of the package absent."""
     folder.mkdir()
-    with pytest.raises(ValueError, match="no wheels"):
-        wheels.install_wheels(folder, target)
     with zipfile.ZipFile(folder / "absent-1.0-py3-none-any.whl", "w") as file:
         file.writestr("absent.py", "FOUND = 1\n")
         file.writestr("absent-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: absent\nVersion: 1.0\n")
         file.writestr("absent-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         file.writestr("absent-1.0.dist-info/RECORD", "")
-    wheels.install_wheels(folder, target)
-    assert (target / "absent.py").read_text() == "FOUND = 1\n"
-    (folder / "broken-1.0-py3-none-any.whl").write_text("nothing")
+    return folder
+
+
+def test_wheels_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no wheels"):
+        wheels.install_wheels(tmp_path, tmp_path / "target")
+    (tmp_path / "broken-1.0-py3-none-any.whl").write_text("nothing")
     with pytest.raises(ValueError, match="pip could not install them"):
-        wheels.install_wheels(folder, target)
+        wheels.install_wheels(tmp_path, tmp_path / "target")
+
+
+def test_what_was_missing_is_found_among_the_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "before")
+    monkeypatch.setitem(wheels.PURE, "absent", "absent")
+    provide_packages(write_wheel(tmp_path / "wheels"), tmp_path / "target")
+    assert os.environ["PYTHONPATH"] == f"before{os.pathsep}{tmp_path / 'target'}"
+    assert wheels.missing_packages() == []
 
 
 def test_missing_packages_are_named_with_the_command_that_collects_them(
