@@ -58,11 +58,9 @@ def cudnn(place: Place) -> None:
     """First and second call of attention, forward and backward, for shapes that were not seen before."""
     for allowed in (False, True):
         torch.backends.cuda.enable_cudnn_sdp(allowed)
-        attend(place, 1, 1024)  # so that libraries are loaded
-        calls = [
-            [place.seconds(partial(attend, place, 16384 // length, length)) for _ in range(2)]
-            for length in range(24, 512, 32)
-        ]
+        attend(place, 1, 16)  # so that libraries are loaded
+        shapes = [(place.size(16384, 512) // length, length) for length in range(24, 512, place.size(32, 256))]
+        calls = [[place.seconds(partial(attend, place, *shape)) for _ in range(2)] for shape in shapes]
         first, again = (1e3 * median(call[i] for call in calls) for i in range(2))
         place.add("attention of new shapes", cuDNN=allowed, first_ms=first, again_ms=again, shapes=len(calls))
 

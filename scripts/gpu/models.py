@@ -37,7 +37,7 @@ def write(place: Place) -> None:
     random_model(place.work / "large", place.size(LARGE, {}), place.device)
     random_model(place.work / "shallow", place.size(SHALLOW, {}), place.device)
     write_pairs(place.work / "pairs.jsonl", 96)
-    write_texts(place.work / "texts.jsonl", place.size(768, 8), place)
+    write_texts(place.work / "texts.jsonl", place.size(1536, 8), place)
     write_dev(place.work / "dev")
 
 

@@ -55,7 +55,7 @@ CHECKS = (
     Check("remedies", "scripts.gpu.remedies:measure", 100, "measure"),
     Check("sentence-transformers", "scripts.gpu.peer:measure", 60, "measure"),
     Check("loss at size", "scripts.gpu.losses:measure", 40, "measure"),
-    Check("cuDNN attention", "scripts.gpu.kernels:cudnn", 40, "measure", cpu=False),
+    Check("cuDNN attention", "scripts.gpu.kernels:cudnn", 40, "measure"),
     Check("encoding and reranking", "scripts.gpu.inference:measure", 60, "measure"),
     Check("search", "scripts.gpu.inference:search", 40, "measure"),
 )

@@ -98,9 +98,9 @@ def with_little_memory(place: Place) -> None:
         "matryoshka_dims": "1024",
         "document_max_length": LONGEST[0],
         "query_max_length": LONGEST[0],
-        "batch_size": 256,
+        "batch_size": 512,
         "num_negatives": 1,
-        "chunk_tokens": 131072,
+        "chunk_tokens": 262144,
         "activation_memory": 1,  # what is free by the driver, from which it is taken otherwise, knows no fraction
         "max_steps": 3,
     }

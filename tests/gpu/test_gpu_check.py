@@ -9,6 +9,8 @@ import tomllib
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,16 +21,17 @@ import pytest
 import torch
 from ranks import ROOT, environment
 
+from nestling.config import EmbedConfig, RerankConfig, TrainingConfig, parse_config
 from nestling.losses.chunked import info_nce
 from nestling.models.embedder import Embedder
-from scripts.gpu import attention, losses, wheels
+from scripts.gpu import attention, launches, losses, models, recipes, waits, wheels
 from scripts.gpu.command import main, provide_packages
 from scripts.gpu.kernels import busy_time
 from scripts.gpu.models import random_texts
 from scripts.gpu.place import Place
 from scripts.gpu.plan import CHECKS, Check, Stage
 from scripts.gpu.results import sections
-from scripts.gpu.running import Outcome, Runner
+from scripts.gpu.running import Outcome, Runner, read_rows
 from scripts.gpu.waits import listed
 
 # Dependencies with compiled code, or that transformers brings; a machine without them has no use for a wheel.
@@ -208,6 +211,14 @@ def test_a_rounded_loss_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         losses.check(Place(False, tmp_path, tmp_path / "rows"))
 
 
+@pytest.fixture
+def small(tmp_path: Path) -> Place:
+    """A place on the CPU with its models."""
+    place = Place(False, tmp_path, tmp_path / "rows")
+    models.write(place)
+    return place
+
+
 def test_time_in_which_something_was_going_on() -> None:
     assert busy_time([(0, 4), (1, 2), (3, 6), (10, 11)]) == 7
 
@@ -223,3 +234,47 @@ def test_waits_are_counted_by_the_line_that_they_come_from(monkeypatch: pytest.M
     with listed(found):
         warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
     assert any(line.startswith("tests/gpu/test_gpu_check.py:") for line in found)
+
+
+def test_a_step_whose_waits_are_looked_for(monkeypatch: pytest.MonkeyPatch, small: Place) -> None:
+    """On a CPU, which nothing waits for, one wait is made up."""
+
+    @contextmanager
+    def one_wait() -> Iterator[None]:
+        yield
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    monkeypatch.setattr(waits, "sync_debug_mode", one_wait)
+    waits.find(small)
+    assert [(row["line"], row["count"]) for row in read_rows(small.rows)] == [("elsewhere", 1)]
+
+
+def test_recipes_understand_what_they_are_told_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[TrainingConfig] = []
+
+    def parse(words: Sequence[object], *_: object, **more: float) -> None:
+        recipe, *arguments = map(str, words)
+        told.append(parse_config({"embed": EmbedConfig, "rerank": RerankConfig}[Path(recipe).stem], None, arguments))
+
+    for name, stand_in in (("run", parse), ("stop_and_resume", parse), ("require_whole_run", print)):
+        monkeypatch.setattr(recipes, name, stand_in)
+    monkeypatch.setattr(recipes, "losses", lambda output: [1.0])
+    place = Place(True, tmp_path, tmp_path / "rows")
+    recipes.embedder(place)
+    recipes.reranker(place)
+    place.log("little-memory").write_text("out of memory; the step is repeated in chunks of at most 9 positions\n")
+    recipes.with_little_memory(place)
+    assert [(each.precision, each.use_cpu, each.tuning) for each in told] == [
+        ("bf16", False, tuning) for tuning in ("lora", "full", "lora", "full", "lora")
+    ]
+    assert read_rows(place.rows)[-1]["line"].endswith("at most 9 positions")
+    place.log("little-memory").write_text("all went well\n")
+    with pytest.raises(AssertionError, match="memory did not run out"):
+        recipes.with_little_memory(place)
+
+
+@pytest.mark.slow
+def test_a_launched_run_is_stopped_and_resumed(small: Place) -> None:
+    """By torchrun on gloo; on a GPU it is NCCL."""
+    launches.ddp(small)
+    assert len(recipes.losses(small.work / "launched-DDP")) == recipes.LONG[1]
