@@ -104,7 +104,7 @@ def machine(runner: Runner) -> Outcome:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     # Asks the driver whether there is a GPU in a way that leaves a process able to fork.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     get_context("forkserver").set_forkserver_preload(list(LIBRARIES))
     outcome = runner.run(MACHINE)
     if outcome.verdict == "FAIL":  # a library may have started CUDA when it was imported, and then a fork has none
@@ -116,12 +116,10 @@ def machine(runner: Runner) -> Outcome:
 
 
 def chosen(only: Sequence[str] | None) -> list[Check]:
-    """The checks to run after the first, with those that make the others possible."""
-    return [
-        each
-        for each in CHECKS
-        if each is not MACHINE and (only is None or each.name in only or each.stage == "prepare")
-    ]
+    """The checks to run after the first, with those that they need."""
+    names = {each.name for each in CHECKS if only is None or each.name in only or each.stage == "prepare"}
+    names |= {needed for each in CHECKS if each.name in names for needed in each.needs}
+    return [each for each in CHECKS if each.name in names and each is not MACHINE]
 
 
 def say(outcome: Outcome) -> None:

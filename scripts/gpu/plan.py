@@ -19,6 +19,7 @@ class Check:
         seconds: What it may take; it starts only while that much time is left.
         stage: When it runs.
         cpu: Whether it runs without a GPU too, in small shapes.
+        needs: Names of the checks that write what it reads.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Check:
     seconds: int
     stage: Stage
     cpu: bool = True
+    needs: tuple[str, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -48,7 +50,13 @@ CHECKS = (
     Check("DDP on NCCL", "scripts.gpu.launches:ddp", 120, "correct", cpu=False),
     Check("FSDP2 on NCCL", "scripts.gpu.launches:fsdp2", 120, "correct", cpu=False),
     Check("waits of a step", "scripts.gpu.waits:find", 60, "correct", cpu=False),
-    Check("evaluate, mine, merge", "scripts.gpu.recipes:use", 90, "use"),
+    Check(
+        "evaluate, mine, merge",
+        "scripts.gpu.recipes:use",
+        90,
+        "use",
+        needs=("embedder recipe", "reranker recipe"),
+    ),
     Check("training with LoRA", "scripts.gpu.throughput:lora", 80, "measure"),
     Check("training of all weights", "scripts.gpu.throughput:full", 80, "measure"),
     Check("profile of a chunk", "scripts.gpu.kernels:profile", 40, "measure"),

@@ -25,11 +25,11 @@ from nestling.config import EmbedConfig, RerankConfig, TrainingConfig, parse_con
 from nestling.losses.chunked import info_nce
 from nestling.models.embedder import Embedder
 from scripts.gpu import attention, launches, losses, models, recipes, waits, wheels
-from scripts.gpu.command import main, provide_packages
+from scripts.gpu.command import chosen, main, provide_packages
 from scripts.gpu.kernels import busy_time
 from scripts.gpu.models import random_texts
 from scripts.gpu.place import Place
-from scripts.gpu.plan import CHECKS, Check, Stage
+from scripts.gpu.plan import CHECKS, MACHINE, Check, Stage
 from scripts.gpu.results import sections
 from scripts.gpu.running import Outcome, Runner, read_rows
 from scripts.gpu.waits import listed
@@ -118,6 +118,13 @@ def test_checks_have_their_place() -> None:
     stages = [order.index(check.stage) for check in CHECKS]
     assert stages == sorted(stages), "what is right comes before what is fast"
     assert len({check.slug for check in CHECKS}) == len(CHECKS)
+
+
+def test_checks_that_are_named_bring_along_what_they_need() -> None:
+    assert [each.name for each in chosen(["search"])] == ["models", "search"]
+    names = [each.name for each in chosen(["evaluate, mine, merge"])]
+    assert names == ["models", "embedder recipe", "reranker recipe", "evaluate, mine, merge"]
+    assert [MACHINE, *chosen(None)] == list(CHECKS)
 
 
 def test_results_in_tables() -> None:
