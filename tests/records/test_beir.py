@@ -102,6 +102,8 @@ def test_empty_documents_and_repeated_judgements_are_counted(tmp_path: Path) -> 
         ({"qrels": ["q1\td1\t1", "q1\td9\t1"]}, "qrels/test.tsv:3: corpus-id: not in corpus.jsonl, like 1 of 2"),
         ({"qrels": []}, "qrels/test.tsv:1: file: holds no judgements"),
         ({"qrels": ["q1\td1"]}, "qrels/test.tsv:2: line: 2 cells; expected query-id TAB corpus-id TAB score"),
+        ({"qrels": ["q1\td1\t1\tx\ty"]}, "qrels/test.tsv:2: line: 5 cells; expected query-id TAB corpus-id TAB score"),
+        ({"qrels": ["q1 0 d1 1"]}, "qrels/test.tsv:2: line: 4 cells, where the first line has 3; expected the same in"),
         ({"qrels": ["q1\td1\thigh"]}, "qrels/test.tsv:2: score: expected a finite number, got 'high'"),
         ({"qrels": ["q1\td1\tnan"]}, "qrels/test.tsv:2: score: expected a finite number, got 'nan'"),
         ({"qrels": ["q1\td1\t1", "q1\td1\t2"]}, "qrels/test.tsv:3: score: 2, but 1 in line 2"),
@@ -118,6 +120,30 @@ def test_refused(tmp_path: Path, change: dict[str, list[object]], message: str) 
             load(path, split="test", cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["q3\td1\t0", "q1\td4\t2", "q1\td2\t0", "q1\td1\t1", "q3\td3\t-1"],
+        ["q3 0 d1 0", "q1 0 d4 2", "q1 Q0  d2 0 ", "", "q1 0 d1 1", "q3 0 d3 -1"],
+        ["q3\t0\td1\t0", "q1\t0\td4\t2", "q1\t0\td2\t0", "q1\t0\td1\t1", "q3\t0\td3\t-1"],
+    ],
+)
+def test_judgements_without_a_header_in_three_or_four_columns(tmp_path: Path, lines: list[str]) -> None:
+    path = folder(tmp_path)
+    (path / "qrels" / "trec.tsv").write_text("\n".join(lines))
+    expected, found = (load_retrieval_set(path, split, cache_dir=tmp_path / "cache") for split in ("test", "trec"))
+    assert list(found.query_ids) == list(expected.query_ids)
+    for name in ("relevant", "gains"):
+        assert [rows.tolist() for rows in getattr(found, name)] == [rows.tolist() for rows in getattr(expected, name)]
+    rows, trained = (load_records(path, split=split, cache_dir=tmp_path / "cache") for split in ("test", "trec"))
+    assert [trained[i] for i in range(len(trained))] == [rows[i] for i in range(len(rows))]
+    with (path / "qrels" / "trec.tsv").open("a") as file:
+        file.write("\nq1 d1 1")
+    if len(lines[0].split()) == 4:
+        with pytest.raises(ValueError, match=rf"trec\.tsv:{len(lines) + 1}: line: 3 cells, where the first line has 4"):
+            load_records(path, split="trec", cache_dir=tmp_path / "cache")
+
+
 def test_no_relevant_document(tmp_path: Path) -> None:
     path = folder(tmp_path, qrels=["q1\td1\t0", "q2\td2\t-1"])
     with pytest.raises(ValueError, match=r"test\.tsv:2: score: no judgement is above 0, so there is nothing to find"):
@@ -131,8 +157,10 @@ def test_missing_parts(tmp_path: Path) -> None:
     for load in (load_retrieval_set, load_records):
         with pytest.raises(ValueError, match=r"train\.tsv: split: there is no 'train'; available: test"):
             load(path, split="train", cache_dir=tmp_path / "cache")
-    (path / "qrels" / "test.tsv").write_text("q1 0 d1 1\n")
-    with pytest.raises(ValueError, match=r"test\.tsv:1: header: expected query-id TAB corpus-id TAB score"):
+    (path / "qrels" / "test.tsv").write_text("query\tdocument\tgrade\nq1\td1\t1\n")
+    with pytest.raises(
+        ValueError, match=r"test\.tsv:1: header: expected query-id TAB corpus-id TAB score \(BEIR\), or"
+    ):
         load_retrieval_set(path, "test", cache_dir=tmp_path / "cache")
     (path / "corpus.jsonl").unlink()
     for load in (load_retrieval_set, load_records):

@@ -196,7 +196,9 @@ def test_passages_arrive_with_their_scores(tmp_path: Path) -> None:
         True,
     )
     del negatives[1]["score"]
-    assert refusal(tmp_path, row).startswith("rows.jsonl:1: negative_passages[1]: score: missing, while other passages")
+    assert refusal(tmp_path, row).startswith(
+        "rows.jsonl:1: negative_passages[1]: score: missing, while others of the row have"
+    )
 
 
 def test_documents_of_nvidia(tmp_path: Path) -> None:
@@ -204,7 +206,9 @@ def test_documents_of_nvidia(tmp_path: Path) -> None:
     row = {"question_id": "1", "question": BIRD, "corpus_id": "c", "pos_doc": [OWL], "neg_doc": [HEN, DUCK]}
     assert load(tmp_path, row)[0] == Record(BIRD, (OWL,), (HEN, DUCK))
     message = refusal(tmp_path, row | {"pos_doc": [{"id": "p"}]})
-    assert message == "rows.jsonl:1: pos_doc[0]: text: missing"
+    assert message == (
+        "rows.jsonl:1: pos_doc[0]: an id without a text; ids are read where one JSON object holds corpus and data"
+    )
 
 
 def test_sentences_with_a_label(tmp_path: Path) -> None:

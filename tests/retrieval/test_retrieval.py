@@ -323,12 +323,22 @@ def test_run_files_are_read(tmp_path: Path) -> None:
     assert read_run(path) == {"q1": {"d1": 2.5, "d2": -1000.0}, "q2": {"d1": 0.0}}
 
 
+def test_longer_lines_of_run_files_are_read(tmp_path: Path) -> None:
+    """As trec_eval reads them: a tag with blanks, columns behind it; with tabs, ids may have blanks too."""
+    path = tmp_path / "run.trec"
+    lines = ["q1 Q0 d1 1 2.5 my best run", "q1  Q0 d2\t2  1.5 tag 17 x", "q 2\tQ0\td 1\t1\t0.5\tmy run\tmore"]
+    path.write_text("\r\n".join(lines))
+    assert read_run(path) == {"q1": {"d1": 2.5, "d2": 1.5}, "q 2": {"d 1": 0.5}}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "empty"),
         (b"\n\n", "empty"),
-        (b"q1 Q0 d1 1 2.5\n", ":1: 5 columns, expected 6"),
+        (b"q1 Q0 d1 1 2.5\n", ":1: 5 columns, expected 6 or more: query Q0 document rank score tag"),
+        (b"q1\tQ0\td1\t1\t2.5\n", ":1: 5 columns, expected 6 or more"),
+        (b"q1 Q0 my doc 1 2.5 t\n", ":1: rank: 'doc' is not a finite number; expected lines of: query Q0"),
         (b"q1 Q0 d1 1 2.5 t\nq1 Q0 d2 2 nan t\n", ":2: score: 'nan' is not a finite number"),
         (b"q1 Q0 d1 1 high t\n", ":1: score: 'high'"),
         (b"q1 Q0 d1 1 2 t\nq1 Q0 d1 2 1 t\n", ":2: document: d1 is listed twice for query q1"),

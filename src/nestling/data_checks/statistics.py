@@ -62,7 +62,8 @@ def statistics(
         limits: Maximum number of tokens in training, which is added to the usual limits.
         sample: Size of the random sample of each kind for languages and tokens.
     """
-    return {kind: _statistics_of_kind(kind, rows, checks, counter, limits[kind], sample) for kind in KINDS}
+    own = {kind: limits["query" if rows.graded else kind] for kind in KINDS}
+    return {kind: _statistics_of_kind(kind, rows, checks, counter, own[kind], sample) for kind in KINDS}
 
 
 def _statistics_of_kind(
@@ -73,7 +74,7 @@ def _statistics_of_kind(
     counts = np.bincount(measures.scripts, minlength=len(SCRIPTS))
     tokens = None
     if counter is not None:
-        lengths = counter(drawn, kind)
+        lengths = counter(drawn, "query" if rows.graded else kind)  # as training reads both texts of graded pairs
         tokens = TokenStatistics(length_distribution(lengths), truncations(lengths, limit))
     return Statistics(
         texts=len(texts),

@@ -122,7 +122,7 @@ def open_corpus(path: Path, progress: bool) -> Collection:
         raise ValueError(
             f"{path}: file: there is no such file; expected a folder in the BEIR layout or its corpus.jsonl"
         )
-    return open_collection(path, "corpus", None, progress)
+    return open_collection([path], "corpus", None, progress)
 
 
 def distinct_documents(table: RecordTable, known: Integers, wanted: Integers | None) -> tuple[Sequence[str], Integers]:

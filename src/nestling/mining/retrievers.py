@@ -245,7 +245,7 @@ class RecordNegatives:
 
 def query_ids(folder: Path, query_set: QuerySet) -> list[list[str]]:
     """For each query the ids of its text in the queries.jsonl of a BEIR folder; none for a text that is not in it."""
-    collection = open_collection(folder / "queries.jsonl", "queries", None, progress=False)
+    collection = open_collection([folder / "queries.jsonl"], "queries", None, progress=False)
     by_text: dict[int, list[str]] = {}
     for identifier, text in zip(collection.ids(), collection.texts(), strict=True):
         by_text.setdefault(text_id(text), []).append(identifier)

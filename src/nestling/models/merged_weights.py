@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nestling.models.adapters import ScaledBetweenFactors
+from nestling.models.adapters import FusedScale
 from nestling.models.attention import VARLEN
 from nestling.models.token_model import TokenModel
 
@@ -31,8 +31,7 @@ class MergedWeights(Mapping[str, Tensor]):
 
     def __init__(self, backbone: nn.Module) -> None:
         model = without_adapters(backbone)
-        adapted = [(name, each) for name, each in model.named_modules() if isinstance(each, BaseTunerLayer)]
-        self._layers = {name: _plain_lora(name, each) for name, each in adapted}
+        self._layers = lora_layers(backbone)
         self._tensors: dict[str, Tensor] = {}
         self._tied: dict[str, str] = {}  # to the first name of the tensor
         seen: dict[tuple[int, torch.Size], str] = {}
@@ -73,6 +72,12 @@ def without_adapters(backbone: nn.Module) -> PreTrainedModel:
     return cast(PreTrainedModel, inner)
 
 
+def lora_layers(backbone: nn.Module) -> dict[str, LoraLinear]:
+    """The layers with adapters, by name; ValueError for other adapters than plain LoRA on linear layers."""
+    modules = without_adapters(backbone).named_modules()
+    return {name: _plain_lora(name, each) for name, each in modules if isinstance(each, BaseTunerLayer)}
+
+
 def lora_delta(layer: LoraLinear) -> Tensor:
     """scale B A of the active adapters, float32, in the shape of the layer's weight."""
     weight = cast(Tensor, layer.get_base_layer().weight)
@@ -87,7 +92,7 @@ def _plain_lora(name: str, layer: BaseTunerLayer) -> LoraLinear:
     plain = (
         isinstance(layer, LoraLinear)
         and isinstance(layer.get_base_layer(), nn.Linear)
-        and all(isinstance(variant, ScaledBetweenFactors) for variant in layer.lora_variant.values())
+        and all(isinstance(variant, FusedScale) for variant in layer.lora_variant.values())
         and not (any(layer.lora_bias.values()) or layer.merged)
     )
     if not plain:

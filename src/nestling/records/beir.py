@@ -37,8 +37,11 @@ def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None
     """
     path = Path(folder)
     if path.is_file() and file_suffix(path) in (".json", ".jsonl"):
-        line, row = next(read_json(path), (1, {}))
+        rows = read_json(path)
+        line, row = next(rows, (1, {}))
         if is_set(row):
+            for more, _ in rows:
+                raise ValueError(f"{path}:{more}: line: more behind the retrieval set; expected one set in a file")
             return read_set(path, split, line, row)
     _require_files(path)
     corpus, queries, judgements, drops = _open_split(path, split, cache_dir, progress=False)
@@ -116,9 +119,10 @@ def is_beir(path: Path) -> bool:
 
 def _require_files(path: Path) -> None:
     if not path.is_dir():
+        found = "this file is no retrieval set" if path.is_file() else "there is no such folder"
         raise ValueError(
-            f"{path}: folder: there is no such folder; expected one in the BEIR layout, or a JSON file with queries, "
-            "corpus and relevant_docs"
+            f"{path}: folder: {found}; expected one in the BEIR layout, or a JSON file with queries, corpus and "
+            "relevant_docs"
         )
     for name in ("corpus.jsonl", "queries.jsonl"):
         if not (path / name).is_file():
@@ -138,8 +142,8 @@ def _open_split(
 ) -> tuple[Collection, Collection, Judgements, DropCounter]:
     """Corpus, queries, the judgements of the split (as positions in both, sorted by query), and the drops so far."""
     file = _qrels_file(path, split)
-    corpus = open_collection(path / "corpus.jsonl", "corpus", cache_dir, progress)
-    queries = open_collection(path / "queries.jsonl", "queries", cache_dir, progress)
+    corpus = open_collection([path / "corpus.jsonl"], "corpus", cache_dir, progress)
+    queries = open_collection([path / "queries.jsonl"], "queries", cache_dir, progress)
     drops = DropCounter()
     if len(corpus.empty_lines):
         drops.add(EMPTY_DOCUMENT, f"{path / 'corpus.jsonl'}:{corpus.empty_lines[0]}", len(corpus.empty_lines))

@@ -1,6 +1,6 @@
-"""The texts and ids of corpus.jsonl or queries.jsonl of a BEIR folder, cached in an Arrow file."""
+"""Texts by id, of corpus.jsonl or queries.jsonl of a BEIR folder or of another corpus, cached in an Arrow file."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,22 +11,26 @@ import pyarrow.compute as pc
 
 from nestling.records import fields
 from nestling.records.arrow_files import open_batches, write_batches
-from nestling.records.fields import Row, document_text
+from nestling.records.fields import NumberedRows, Row, document_text
 from nestling.records.json_files import read_jsonl
 from nestling.records.record import FieldError, located, text_id
 from nestling.records.store import cached, file_state
 from nestling.records.texts import Texts
 
-SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("key", pa.int64()), ("line", pa.int64())])
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("text", pa.string()), ("key", pa.int64()), ("file", pa.int64()), ("line", pa.int64())]
+)
 ROWS_PER_BATCH = 4096
 TEXT_PER_BATCH = 32 << 20  # characters; an Arrow text column holds 2 GiB at most
 
-Kind = Literal["corpus", "queries"]
+Kind = Literal["corpus", "queries", "documents"]
+ID_FIELDS = {"corpus": "_id", "queries": "_id", "documents": "id"}
+ReadRows = Callable[[Path, bool], NumberedRows]
 
 
 @dataclass(frozen=True)
 class Collection:
-    """The n non-empty texts of a file; a position counts them in the order of the file.
+    """The n non-empty texts of one file or several; a position counts them in the order of the files.
 
     Args:
         path: The Arrow file.
@@ -34,7 +38,7 @@ class Collection:
         keys: [n] int64, sorted `text_id` of the ids.
         positions: [n] int64, the position of the text that each of `keys` belongs to.
         empty_keys: `text_id` of the ids whose text is empty.
-        empty_lines: Line of each empty text in the source file.
+        empty_lines: Line of each empty text in its file.
     """
 
     path: Path
@@ -68,13 +72,16 @@ class Collection:
         return self.file_rows if positions is None else self.file_rows[positions]
 
 
-def open_collection(source: Path, kind: Kind, cache_dir: Path | None, progress: bool) -> Collection:
-    """Read the JSON objects (`_id`, `text` and, in a corpus, `title`) of a file, through the cache.
+def open_collection(
+    sources: Sequence[Path], kind: Kind, cache_dir: Path | None, progress: bool, read_rows: ReadRows = read_jsonl
+) -> Collection:
+    """Read the rows (id, `text` and, of documents, `title`) of files, through the cache.
 
     Empty documents are left out. Raises ValueError for repeated ids and for empty queries.
     """
-    name = f"{source.parent.name}-{kind}"
-    path = cached(name, [kind, file_state(source)], cache_dir, lambda file: _build(source, kind, file, progress))
+    name = f"{sources[0].parent.name}-{kind}"
+    cache_key = [kind, *map(file_state, sources)]
+    path = cached(name, cache_key, cache_dir, lambda file: _build(sources, kind, file, progress, read_rows))
     batches, _ = open_batches(path)
     keys, lines = _column(batches, "key"), _column(batches, "line")
     has_text = np.concatenate([pc.binary_length(batch.column("text")).to_numpy() > 0 for batch in batches])
@@ -84,60 +91,59 @@ def open_collection(source: Path, kind: Kind, cache_dir: Path | None, progress: 
     return Collection(path, rows, kept[order], order, keys[~has_text], lines[~has_text])
 
 
-def _build(source: Path, kind: Kind, path: Path, progress: bool) -> None:
-    rows: list[tuple[str, str, int, int]] = []
+def _build(sources: Sequence[Path], kind: Kind, path: Path, progress: bool, read_rows: ReadRows) -> None:
+    rows: list[tuple[str, str, int, int, int]] = []
     size = 0
     with write_batches(path, SCHEMA) as writer:
-        for line, row in read_jsonl(source, progress):
-            with located(str(source), line):
-                id_, content = _read_id(row), _read_text(row, kind)
-                rows.append((id_, content, text_id(id_), line))
-            size += len(content)
-            if len(rows) == ROWS_PER_BATCH or size >= TEXT_PER_BATCH:
-                writer.write_batch(_batch(source, rows))
-                rows, size = [], 0
+        for file, source in enumerate(sources):
+            for line, row in read_rows(source, progress):
+                with located(str(source), line):
+                    id_, content = _read_id(row, ID_FIELDS[kind]), _read_text(row, kind)
+                    rows.append((id_, content, text_id(id_), file, line))
+                size += len(content)
+                if len(rows) == ROWS_PER_BATCH or size >= TEXT_PER_BATCH:
+                    writer.write_batch(_batch(sources, rows))
+                    rows, size = [], 0
         if rows:
-            writer.write_batch(_batch(source, rows))
-    _check_ids(source, open_batches(path)[0])
+            writer.write_batch(_batch(sources, rows))
+    _check_ids(sources, ID_FIELDS[kind], open_batches(path)[0])
 
 
-def _batch(source: Path, rows: list[tuple[str, str, int, int]]) -> Any:
+def _batch(sources: Sequence[Path], rows: list[tuple[str, str, int, int, int]]) -> Any:
     try:
         return pa.record_batch([pa.array(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
     except UnicodeEncodeError:
-        line = next(line for _, content, _, line in rows if not _encodes(content))
-        raise ValueError(f"{source}:{line}: text: half of a surrogate pair; it is no valid text") from None
+        file, line = next((file, line) for _, content, _, file, line in rows if not fields.encodes(content))
+        raise ValueError(f"{sources[file]}:{line}: text: half of a surrogate pair; it is no valid text") from None
 
 
-def _encodes(content: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in content)
-
-
-def _read_id(row: Row) -> str:
-    value = row.get("_id")
+def _read_id(row: Row, field: str) -> str:
+    value = row.get(field)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    id_ = fields.text(row, "_id")
-    if not _encodes(id_):
-        raise FieldError("_id", "half of a surrogate pair; it is no valid text")
+    id_ = fields.text(row, field)
+    if not fields.encodes(id_):
+        raise FieldError(field, "half of a surrogate pair; it is no valid text")
     return id_
 
 
 def _read_text(row: Row, kind: Kind) -> str:
-    return document_text(row) if kind == "corpus" else fields.text(row, "text")
+    return fields.text(row, "text") if kind == "queries" else document_text(row)
 
 
-def _check_ids(source: Path, batches: list[Any]) -> None:
+def _check_ids(sources: Sequence[Path], field: str, batches: list[Any]) -> None:
     if not batches:
-        raise ValueError(f"{source}:1: file: holds no rows; expected at least one")
-    keys, lines = _column(batches, "key"), _column(batches, "line")
+        raise ValueError(f"{sources[0]}:1: file: holds no rows; expected at least one")
+    keys, files, lines = _column(batches, "key"), _column(batches, "file"), _column(batches, "line")
     first = np.zeros(len(keys), dtype=bool)
     first[np.unique(keys, return_index=True)[1]] = True
     if not first.all():
         repeated = int(np.argmin(first))
         earlier = int(np.flatnonzero(keys == keys[repeated])[0])
+        place = f"{sources[files[repeated]]}:{lines[repeated]}"
+        other = "" if files[earlier] == files[repeated] else f" of {sources[files[earlier]].name}"
         raise ValueError(
-            f"{source}:{lines[repeated]}: _id: used twice, first in line {lines[earlier]}; ids must be unique "
+            f"{place}: {field}: used twice, first in line {lines[earlier]}{other}; ids must be unique "
             f"({(~first).sum():,} rows repeat one)"
         )
 

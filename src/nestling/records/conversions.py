@@ -3,9 +3,11 @@
 from typing import Any
 
 from nestling.records import fields
+from nestling.records.field_names import names_media
 from nestling.records.fields import Row
+from nestling.records.instructions import instructed_query, plain_documents
 from nestling.records.pairs import read_pair
-from nestling.records.record import FieldError, Record
+from nestling.records.record import FieldError, Record, cut
 
 
 def read_nestling(row: Row) -> Record:
@@ -22,14 +24,15 @@ def read_nestling(row: Row) -> Record:
 
 
 def read_flag_embedding(row: Row) -> Record:
-    positives, negatives = fields.documents(row, "pos"), fields.documents(row, "neg")
+    query, instruction = instructed_query(row, "prompt")
+    positives, negatives = plain_documents(row, "pos"), plain_documents(row, "neg")
     return Record(
-        query=fields.text(row, "query"),
+        query=query,
         positives=positives,
         negatives=negatives,
         positive_scores=fields.numbers(row, "pos_scores", "pos", len(positives)),
         negative_scores=fields.numbers(row, "neg_scores", "neg", len(negatives)),
-        instruction=fields.optional_text(row, "prompt"),
+        instruction=instruction,
     )
 
 
@@ -72,14 +75,14 @@ def _single_message(field: str, messages: Any) -> tuple[str | None, str]:
     if len(others) != 1 or len(systems) > 1:
         raise FieldError(field, f"{len(others)} messages and {len(systems)} system messages; expected 1, and at most 1")
     if others[0].get("role") not in ("user", "assistant"):
-        raise FieldError(field, f"role {others[0].get('role')!r}; expected user or assistant")
+        raise FieldError(field, f"role {cut(str(others[0].get('role')), 40)!r}; expected user or assistant")
     system = fields.optional_text(systems[0], "content") if systems else None
     return system, fields.check_text(f"{field}.content", others[0].get("content"))
 
 
 def _refuse_media(row: Row) -> None:
     for key, value in row.items():
-        if value and key.rsplit("_", 1)[-1] in ("images", "videos", "audios"):
+        if value and names_media(key):
             raise FieldError(key, "only texts can be read; remove the field, and its tags from the texts")
 
 
@@ -88,8 +91,8 @@ def read_tevatron(row: Row) -> Record:
         query=fields.text(row, "query"),
         positives=_passages(row, "positive_passages"),
         negatives=_passages(row, "negative_passages"),
-        positive_scores=_passage_scores(row, "positive_passages"),
-        negative_scores=_passage_scores(row, "negative_passages"),
+        positive_scores=fields.scores_beside("positive_passages", row.get("positive_passages") or []),
+        negative_scores=fields.scores_beside("negative_passages", row.get("negative_passages") or []),
         instruction=fields.optional_text(row, "instruction"),
     )
 
@@ -101,12 +104,3 @@ def _passages(row: Row, field: str) -> tuple[str, ...]:
     if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
         raise FieldError(field, "expected a list of objects with title and text")
     return fields.documents(row, field)
-
-
-def _passage_scores(row: Row, field: str) -> tuple[float, ...] | None:
-    """The teacher scores in the passages of a field; None if no passage has one."""
-    scores = [fields.number(passage, "score") for passage in row.get(field) or ()]
-    found = [score for score in scores if score is not None]
-    if found and len(found) < len(scores):
-        raise FieldError(f"{field}[{scores.index(None)}]", "score: missing, while other passages of the row have one")
-    return tuple(found) if found else None

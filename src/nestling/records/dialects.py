@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import partial
+from itertools import product
 
 from nestling.records.columns import columns_line
 from nestling.records.conversions import (
@@ -16,6 +17,7 @@ from nestling.records.conversions import (
 from nestling.records.csv_files import no_names
 from nestling.records.field_names import negative_fields
 from nestling.records.fields import Row, shown_names
+from nestling.records.instructions import document_instructions
 from nestling.records.pairs import read_pair, read_sentences
 from nestling.records.record import FieldError, Record
 
@@ -29,12 +31,14 @@ class Dialect:
         required: Keys that every row has.
         optional: Keys that a row may have.
         convert: Makes a record of a row; raises FieldError.
+        unread: Names, for the summary, of what a row has inside its fields and the record has not.
     """
 
     name: str
     required: tuple[str, ...]
     optional: tuple[str, ...]
     convert: Callable[[Row], Record]
+    unread: Callable[[Row], tuple[str, ...]] = lambda row: ()
 
     def has_field(self, key: str) -> bool:
         """Whether a key is a field of the dialect."""
@@ -47,6 +51,13 @@ WITH_PAIR = (
     *("negative", "negatives", "negative_1", "scores", "positive_scores", "negative_scores", "pos_scores"),
     *("neg_scores", "label", "labels", "score"),
 )
+
+
+def _graded_pairs(first: str, second: str) -> Dialect:
+    convert = partial(read_sentences, first=first, second=second)
+    return Dialect("graded pairs", (first, second), (*WITH_PAIR, "instruction"), convert)
+
+
 DIALECTS = (
     Dialect(
         "nestling",
@@ -63,8 +74,14 @@ DIALECTS = (
         )
         for query in ("anchor", "query")
     ),
-    Dialect("graded pairs", ("sentence1", "sentence2"), (*WITH_PAIR, "instruction"), read_sentences),
-    Dialect("FlagEmbedding", ("query", "pos"), ("neg", "pos_scores", "neg_scores", "prompt"), read_flag_embedding),
+    _graded_pairs("sentence1", "sentence2"),
+    Dialect(
+        "FlagEmbedding",
+        ("query", "pos"),
+        ("neg", "pos_scores", "neg_scores", "prompt"),
+        read_flag_embedding,
+        unread=document_instructions,
+    ),
     Dialect(
         "ms-swift response",
         ("query", "response"),
@@ -77,15 +94,21 @@ DIALECTS = (
     Dialect("Tevatron", ("query", "positive_passages"), ("negative_passages", "instruction"), read_tevatron),
 )
 # Tried only when no other dialect matches, since rows of any of them may have an extra column named answer.
-PAIRS = tuple(
-    Dialect(
-        "pairs",
-        (query, document),
-        (*WITH_PAIR, "instruction"),
-        partial(read_pair, query=query, document=document),
-    )
-    for query in ("query", "question")
-    for document in ("answer", "document", "passage", "context", "pos_doc")
+QUERIES_AND_DOCUMENTS = (
+    *product(("query", "question"), ("answer", "document", "passage", "context", "pos_doc")),
+    ("text", "text_pos"),
+)
+PAIRS = (
+    *(
+        Dialect(
+            "pairs",
+            (query, document),
+            (*WITH_PAIR, "instruction"),
+            partial(read_pair, query=query, document=document),
+        )
+        for query, document in QUERIES_AND_DOCUMENTS
+    ),
+    _graded_pairs("text", "text_pair"),
 )
 
 # Files that are no training data by themselves, by the fields of their rows.
@@ -94,6 +117,7 @@ PARTS_OF_SETS = {
     ("query-id", "corpus-id"): "the judgements",
     ("query_id", "corpus_id"): "the judgements",
 }
+KEYS_COMPARED = 100  # with the keys of dialects, for a message
 BEIR_FILES = "corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
 
 
@@ -116,7 +140,7 @@ def recognise(keys: tuple[str, ...]) -> Dialect:
         raise FieldError(
             "keys", f"found {found}; they fit {options}; rename or remove the fields of one, or name the one: {lines}"
         )
-    nearest = max((*DIALECTS, *PAIRS), key=lambda d: _key_similarity(d, keys))
+    nearest = max((*DIALECTS, *PAIRS), key=lambda d: _key_similarity(d, keys[:KEYS_COMPARED]))
     known = "; ".join(_describe(d) for d in (*DIALECTS, *PAIRS))
     raise FieldError(
         "keys",

@@ -1,4 +1,4 @@
-"""Names of fields that hold negatives and teacher scores, and fields that hold them although no dialect reads them."""
+"""Names of fields of negatives, teacher scores and labels, and fields of these that no dialect reads."""
 
 import re
 from functools import lru_cache
@@ -7,8 +7,8 @@ from typing import Any
 from nestling.records.words import UNSPACED
 
 _PLACES = "list|texts?|docs?|documents?|passages?|responses?|answers?|sentences?"
-# `negative`, `negative_1`, `negatives`, `hard_negs`, `neg_list`, `negative_text`, `rejected`, `rejected_response`, ...
-NEGATIVE = re.compile(rf"(?:(?:hard_?)?neg(?:ative)?s?|rejected)(?:_?(?:{_PLACES}))?(?:_?(\d+))?")
+# `negative`, `negative_1`, `negatives`, `hard_negs`, `neg_list`, `negative_text`, `text_neg`, `rejected_response`, ...
+NEGATIVE = re.compile(rf"(?:text_)?(?:(?:hard_?)?neg(?:ative)?s?|rejected)(?:_?(?:{_PLACES}))?(?:_?(\d+))?")
 NEGATIVE_WORDS = re.compile(
     r"(?:hard)?neg(?:ative)?s?\d*|rejected|distractors?|irrelevant|unrelated|incorrect|wrong|nonrelevant|hn\d*"
 )
@@ -21,6 +21,10 @@ ABOUT_TEXTS = frozenset(
     )
 )
 SCORE_WORDS = frozenset(("score", "scores", "logits"))
+LABEL_WORDS = frozenset(("label", "labels", "relevance", "relevant", "grade", "grades", "similarity"))
+NUMBER = re.compile(r"[-+]?\d*\.?\d+")
+DENIALS = frozenset(("false", "no", "not", "neutral", "contradiction"))
+LONGEST_LABEL = 20  # characters; a longer text is no label
 # Three words with spaces between them, or characters of a script without spaces.
 SENTENCE = re.compile(rf"\S+\s+\S+\s+\S|[{UNSPACED}]{{6}}")
 
@@ -38,13 +42,31 @@ def names_negatives(key: str) -> bool:
     return any(NEGATIVE_WORDS.fullmatch(word) for word in _words(key)) and ABOUT_TEXTS.isdisjoint(_words(key))
 
 
+def names_media(key: str) -> bool:
+    """Whether a field by its name holds images, videos or sounds, as those of ms-swift."""
+    return key.rsplit("_", 1)[-1] in ("images", "videos", "audios")
+
+
+def is_always_read(key: str) -> bool:
+    """Whether a field by its name may hold what a reader refuses, if it is not of the dialect."""
+    return names_negatives(key) or names_labels(key) or names_media(key) or _names_scores(key)
+
+
+@lru_cache(maxsize=1024)
+def names_labels(key: str) -> bool:
+    """Whether a field by its name holds the label of the row's documents."""
+    return key == "score" or not (LABEL_WORDS.isdisjoint(_words(key)) or ABOUT_TEXTS & _words(key))
+
+
 def unread_content(key: str, value: Any) -> str | None:
     """What a field that no dialect reads holds by its name or content; None for what can be left out of training."""
+    scored = _names_scores(key)
+    if value and scored and (_all_numbers(value) or (_is_number(value) and _of_documents(key))):
+        return "teacher scores"
+    if names_labels(key) and not _affirms(value):
+        return f"{str(value)[:40]}, a label other than 1 (a document that is not relevant belongs to the negatives)"
     if not value or isinstance(value, bool):
         return None
-    scored = not SCORE_WORDS.isdisjoint(_words(key))
-    if scored and (_all_numbers(value) or (isinstance(value, float | int) and _of_documents(key))):
-        return "teacher scores"
     if names_negatives(key) and not scored and _holds_text(value):
         return "negatives"
     if isinstance(value, list) and 2 * sum(map(_is_sentence, value)) > len(value):
@@ -56,6 +78,33 @@ def unread_content(key: str, value: Any) -> str | None:
 def _words(key: str) -> frozenset[str]:
     """The lower-case words of a name in snake_case or camelCase."""
     return frozenset(re.split(r"[\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()))
+
+
+def _names_scores(key: str) -> bool:
+    return not SCORE_WORDS.isdisjoint(_words(key))
+
+
+def _affirms(label: Any) -> bool:
+    """Whether a label leaves the documents beside it positives: 1, true, or a text that denies nothing.
+
+    0 and false say that they are not relevant. Other numbers are degrees, or numbers of classes, and a row that is
+    trained without them is trained as relevant.
+    """
+    if isinstance(label, list):
+        return all(map(_affirms, label))
+    if isinstance(label, str):
+        if not NUMBER.fullmatch(label):
+            return len(label) > LONGEST_LABEL or not _denies(_words(label))
+        label = float(label)
+    return label == 1 or not isinstance(label, int | float)
+
+
+def _denies(words: frozenset[str]) -> bool:
+    return not DENIALS.isdisjoint(words) or any(map(NEGATIVE_WORDS.fullmatch, words))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _of_documents(key: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from nestling.records.record import FieldError
 
 LONGEST_NAME = 40  # characters of a field's name, beyond which it looks like data
+LONGEST_KEY = 1000  # characters, beyond which a name is refused
 NAMES_SHOWN = 20  # in messages
 Row = dict[str, Any]
 NumberedRows = Iterator[tuple[int, Row]]  # (1-based line in the source, row)
@@ -64,7 +65,11 @@ def documents(row: Row, field: str) -> tuple[str, ...]:
 
 
 def _document(field: str, value: Any) -> str:
-    return passage(field, value) if isinstance(value, dict) else check_text(field, value)
+    if not isinstance(value, dict):
+        return check_text(field, value)
+    if value.keys() == {"id"}:
+        raise FieldError(field, "an id without a text; ids are read where one JSON object holds corpus and data")
+    return passage(field, value)
 
 
 def passage(field: str, row: Row) -> str:
@@ -109,6 +114,15 @@ def numbers(row: Row, field: str, aligned_with: str, length: int) -> tuple[float
     return tuple([check_number(f"{field}[{i}]", item) for i, item in enumerate(value)])
 
 
+def scores_beside(field: str, documents: list[Row]) -> tuple[float, ...] | None:
+    """The teacher scores in the documents of a field, under `score`; None if no document has one."""
+    scores = [number(document, "score") for document in documents]
+    found = [score for score in scores if score is not None]
+    if found and len(found) < len(scores):
+        raise FieldError(f"{field}[{scores.index(None)}]", "score: missing, while others of the row have one")
+    return tuple(found) if found else None
+
+
 def document_text(row: Row) -> str:
     """The text of a document as it is embedded: title + ' ' + text, stripped; "" if both are empty.
 
@@ -129,6 +143,24 @@ def shown_names(names: Iterable[str]) -> str:
     shown = [repr(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…") for name in names[:NAMES_SHOWN]]
     more = [f"and {len(names) - NAMES_SHOWN:,} more"] if len(names) > NAMES_SHOWN else []
     return ", ".join([*shown, *more]) or "none"
+
+
+def check_keys(names: Iterable[str]) -> None:
+    """Raise FieldError for a name that is no valid text, or is too long to be one."""
+    for name in names:
+        if len(name) > LONGEST_KEY:
+            raise FieldError(name, f"a name of {len(name):,} characters; expected at most {LONGEST_KEY:,}")
+        if not encodes(name):
+            raise FieldError(name, "half of a surrogate pair in this name; it is no valid text")
+
+
+def encodes(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, so that it can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _type_name(value: Any) -> str:

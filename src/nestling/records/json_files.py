@@ -4,6 +4,7 @@ import codecs
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,8 +19,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     """An object of its keys and values, each of which may be given once."""
     row = dict(pairs)
     if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise FieldError(repeated, "given twice in one object; expected each key once")
     return row
 
@@ -56,7 +56,7 @@ def read_json_objects(path: Path, progress: bool = False) -> NumberedRows:
         while window.peek():
             line = window.line
             with located(str(path), line):
-                row = window.decode()
+                row = window.decode_object()
             yield line, row
 
 
@@ -68,29 +68,70 @@ def begins_with_bracket(path: Path) -> bool:
 def read_json_array(path: Path, progress: bool = False) -> NumberedRows:
     """Read the objects of one JSON array, decoded one at a time from a sliding window over the file."""
     with closing(_text_blocks(path, progress)) as blocks:
-        window, first = _Window(blocks), True
-        while _enter_element(path, window, first):
-            first = False
+        window = _Window(blocks)
+        yield from _elements(path, window)
+        _check_end(path, window)
+
+
+def read_json_members(path: Path, streamed: str, progress: bool = False) -> Generator[tuple[str, int, Any], None, None]:
+    """Read the members of one JSON object as (key, line, value); an array of objects under `streamed` one at a time.
+
+    In memory is one member, or one object of the streamed array.
+    """
+    with closing(_text_blocks(path, progress)) as blocks:
+        window = _Window(blocks)
+        keys: set[str] = set()
+        while _enter(path, window, "{}", first=not keys):
+            with located(str(path), window.line):
+                if window.peek() != '"':
+                    raise FieldError("line", f"broken JSON: expected a key in quotation marks, got {window.peek()!r}")
+                key = window.decode()
+                if key in keys:
+                    raise FieldError(key, "given twice in one object; expected each key once")
+                keys.add(key)
+                window.expect(window.peek(), ":")
+                begin = window.peek()
+                if key == streamed and begin != "[":
+                    raise FieldError(key, "expected a list of objects")
+            if key == streamed:
+                yield from ((key, line, row) for line, row in _elements(path, window))
+                continue
             line = window.line
             with located(str(path), line):
-                row = window.decode()
-            yield line, row
-        window.position += 1  # behind the closing bracket
-        with located(str(path), window.line):
-            if window.peek():
-                raise FieldError("line", "broken JSON: more text after the end of the array")
+                value = window.decode()
+            yield key, line, value
+        _check_end(path, window)
 
 
-def _enter_element(path: Path, window: "_Window", first: bool) -> bool:
-    """Move to the beginning of the next element of the array; False, at the closing bracket, if there is none."""
+def _elements(path: Path, window: "_Window") -> NumberedRows:
+    """The objects of the array at the position of the window, which is behind the array at the end."""
+    first = True
+    while _enter(path, window, "[]", first):
+        first = False
+        line = window.line
+        with located(str(path), line):
+            row = window.decode_object()
+        yield line, row
+
+
+def _enter(path: Path, window: "_Window", brackets: str, first: bool) -> bool:
+    """Move to the beginning of the next element or member; False, behind the closing bracket, if there is none."""
     with located(str(path), window.line):
         character = window.peek()
     with located(str(path), window.line):
-        if not first and character == "]":
-            return False
-        window.expect(character, "[" if first else ",")
-        character = window.peek()
-        return not (first and character == "]")
+        if first or character != brackets[1]:
+            window.expect(character, brackets[0] if first else ",")
+            character = window.peek()
+            if not (first and character == brackets[1]):
+                return True
+        window.position += 1
+        return False
+
+
+def _check_end(path: Path, window: "_Window") -> None:
+    with located(str(path), window.line):
+        if window.peek():
+            raise FieldError("line", "broken JSON: more text after the end")
 
 
 class _Window:
@@ -131,22 +172,28 @@ class _Window:
             raise FieldError("line", f"broken JSON: expected {wanted!r}, got {character or 'the end'!r}")
         self.position += 1
 
-    def decode(self) -> Row:
-        """Decode the object at the position; while it is incomplete, retry with twice as many more blocks."""
+    def decode_object(self) -> Row:
+        """Decode the object at the position."""
+        return _check_object(self.decode())
+
+    def decode(self) -> Any:
+        """Decode the value at the position; while it may be incomplete, retry with twice as many more blocks."""
         blocks = 1
         while True:
             try:
-                row, end = DECODER.raw_decode(self.buffer, self.position)
+                value, end = DECODER.raw_decode(self.buffer, self.position)
             except FieldError:
                 raise
             except (ValueError, RecursionError) as error:
-                reason = _reason(error, self.position)
-                if not self.extend(blocks):
+                reason, incomplete = _reason(error, self.position), isinstance(error, json.JSONDecodeError)
+                if not (incomplete and self.extend(blocks)):
                     raise FieldError("line", f"broken JSON: {reason}") from None
                 blocks *= 2
             else:
+                if end == len(self.buffer) and isinstance(value, int | float) and self.extend():
+                    continue  # a number may go on in the next block
                 self._advance(end)
-                return _check_object(row)
+                return value
 
     def _advance(self, to: int) -> None:
         self.line += self.buffer.count("\n", self.position, to)
@@ -193,6 +240,8 @@ def _reason(error: Exception, start: int = 0) -> str:
     The line and column that JSONDecodeError gives count from the start of the buffer, so they are replaced by the
     character of the row. Besides it, json raises ValueError for a number with thousands of digits, and RecursionError.
     """
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     return f"{error.msg} at character {error.pos - start + 1} of the row"

@@ -34,14 +34,14 @@ def read_pair(row: Row, query: str, document: str, instruction: str = "instructi
     )
 
 
-def read_sentences(row: Row) -> Record:
+def read_sentences(row: Row, first: str, second: str) -> Record:
     """Two sentences, which are a graded pair unless there are negatives."""
-    record = read_pair(row, "sentence1", "sentence2")
+    record = read_pair(row, first, second)
     if record.score is None and not record.negatives:
         raise FieldError(
             "score",
             "missing, or a field label; to train the pairs as positives name them: "
-            "columns: {query: sentence1, positive: sentence2}",
+            f"columns: {{query: {first}, positive: {second}}}",
         )
     return record
 
@@ -55,6 +55,9 @@ def _label_fields(row: Row) -> tuple[str | None, str | None]:
     present = [field for field in ("score", "label", "labels") if row.get(field) is not None]
     lists = [field for field in present if isinstance(row[field], list)]
     numbers = [field for field in present if field not in lists]
+    for several in (lists[1:], numbers[1:]):
+        if several:
+            raise FieldError(several[0], f"beside {present[0]}; expected one of the two, so remove or rename the other")
     return next(iter(lists), None), next(iter(numbers), None)
 
 

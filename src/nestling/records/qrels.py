@@ -12,7 +12,8 @@ from nestling.records.lines import read_lines
 from nestling.records.record import FieldError, located, text_id
 from nestling.records.summary import DropCounter
 
-HEADER = ("query-id", "corpus-id", "score")
+HEADER = ["query-id", "corpus-id", "score"]
+FORMS = "query-id TAB corpus-id TAB score (BEIR), or query-id 0 corpus-id score (TREC)"
 REPEATED = "judgement repeated"
 EMPTY_DOCUMENT = "document with neither title nor text"
 
@@ -39,7 +40,9 @@ class Judgements:
 
 
 def read_qrels(path: Path, queries: Collection, corpus: Collection, drops: DropCounter) -> Judgements:
-    """Read the judgements of a split; a judgement that is repeated with the same grade is dropped and counted.
+    """Read the judgements of a split, in three columns (BEIR, with or without its header) or in four (TREC).
+
+    A judgement that is repeated with the same grade is dropped and counted.
 
     Raises:
         ValueError: An unknown query or document, an empty document, two grades for one pair, or no judgement at all.
@@ -56,37 +59,47 @@ def read_qrels(path: Path, queries: Collection, corpus: Collection, drops: DropC
 def _parse(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """`text_id` of the query ids and of the document ids, grades and lines; each [m]."""
     queries, documents, grades, lines = array("q"), array("q"), array("d"), array("q")
+    columns = 0
     for number, line in read_lines(path):
-        cells = line.rstrip("\r\n").split("\t")
+        cells = _cells(line)
+        columns = columns or len(cells)
+        if not cells or (number == 1 and cells == HEADER):
+            continue
         with located(str(path), number):
-            if number == 1:
-                _check_header(cells)
-            elif line.strip():
-                query, document, grade = _judgement(cells)
-                queries.append(query)
-                documents.append(document)
-                grades.append(grade)
-                lines.append(number)
+            query, document, grade = _judgement(cells, columns, "header" if number == 1 else "score")
+        queries.append(query)
+        documents.append(document)
+        grades.append(grade)
+        lines.append(number)
     if not lines:
         raise ValueError(f"{path}:1: file: holds no judgements; expected at least one")
     return np.array(queries), np.array(documents), np.array(grades), np.array(lines)
 
 
-def _check_header(cells: list[str]) -> None:
-    if tuple(cells) != HEADER:
-        raise FieldError("header", f"expected {' TAB '.join(HEADER)}, got {' TAB '.join(cells)[:80]!r}")
+def _cells(line: str) -> list[str]:
+    """The cells of a line with tabs between them, else those with blanks between them, as TREC's may be."""
+    cells = line.rstrip().split("\t")
+    return cells if len(cells) >= len(HEADER) else line.split()
 
 
-def _judgement(cells: list[str]) -> tuple[int, int, float]:
-    if len(cells) != len(HEADER):
-        raise FieldError("line", f"{len(cells)} cells; expected {' TAB '.join(HEADER)}")
+def _judgement(cells: list[str], columns: int, graded: str) -> tuple[int, int, float]:
+    """`text_id` of the query's and the document's id, and the grade; `graded` is the field of errors about it."""
+    if len(cells) not in (3, 4):
+        raise FieldError("line", f"{len(cells)} cells; expected {FORMS}")
+    if len(cells) != columns:
+        raise FieldError("line", f"{len(cells)} cells, where the first line has {columns}; expected the same in all")
     try:
-        grade = float(cells[2])
+        grade = float(cells[-1])
     except ValueError:
         grade = math.nan
     if not math.isfinite(grade):
-        raise FieldError("score", f"expected a finite number, got {cells[2]!r}")
-    return text_id(cells[0]), text_id(cells[1]), grade
+        found = (
+            f"a finite number, got {cells[-1][:40]!r}"
+            if graded == "score"
+            else f"{FORMS}, got {' TAB '.join(cells)[:80]!r}"
+        )
+        raise FieldError(graded, f"expected {found}")
+    return text_id(cells[0]), text_id(cells[-2]), grade
 
 
 def _refuse_unknown(path: Path, field: str, file: str, found: np.ndarray, lines: np.ndarray) -> None:

@@ -5,8 +5,8 @@ from difflib import get_close_matches
 
 from nestling.records.columns import columns_line
 from nestling.records.dialects import Dialect, recognise
-from nestling.records.field_names import unread_content
-from nestling.records.fields import Row
+from nestling.records.field_names import names_labels, unread_content
+from nestling.records.fields import Row, check_keys
 from nestling.records.record import FieldError, Record
 
 # Keys at least this similar (0..1) to a field's name count as misspelt; `negative_ids` beside `negatives` does not.
@@ -22,7 +22,8 @@ class DialectReader:
 
     Attributes:
         dialect: The dialect; None before the first row.
-        ignored: Field that the dialect does not have -> number of rows in which it is present and not null.
+        ignored: Field that the dialect does not have, or part of one that it does not read -> number of rows in which
+            it is present and not null.
     """
 
     def __init__(self, *, allow_no_positives: bool = False) -> None:
@@ -47,6 +48,7 @@ class DialectReader:
         for key in unknown:
             _refuse_unread(self.dialect, key, row)
             self.ignored[key] += row[key] is not None
+        self.ignored.update(self.dialect.unread(row))
         if not record.positives and not (self._allow_no_positives and record.negatives):
             field = self.dialect.required[1]
             reason = "missing" if row[field] is None else "the list is empty; expected at least one"
@@ -70,6 +72,7 @@ class DialectReader:
 
     def _check_keys(self, keys: tuple[str, ...]) -> tuple[str, ...]:
         """The keys that the dialect does not have. Raises FieldError for a missing or misspelt one."""
+        check_keys(keys)
         self.dialect = self.dialect or recognise(keys)
         missing = [key for key in self.dialect.required if key not in keys]
         if missing:
@@ -94,10 +97,11 @@ class DialectReader:
 
 
 def _refuse_unread(dialect: Dialect, key: str, row: Row) -> None:
-    """Raise FieldError for a field with negatives or teacher scores that the dialect does not read."""
+    """Raise FieldError for a field with negatives, teacher scores or labels that the dialect does not read."""
     content = unread_content(key, row[key])
     if content:
-        line = columns_line(row, query=dialect.required[0], positive=dialect.required[1])
+        label = {"labels" if isinstance(row[key], list) else "label": key} if names_labels(key) else {}
+        line = columns_line(row, query=dialect.required[0], positive=dialect.required[1], **label)
         raise FieldError(
             key,
             f"holds {content}, and dialect {dialect.name} does not read it. Rename it, or name all columns that are "

@@ -12,10 +12,13 @@ from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
 from nestling.records.lines import read_lines
+from nestling.records.record import cut
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.words import WORDS
 from nestling.retrieval.metrics import Run
 
+RUN_LINE = "query Q0 document rank score tag"
+RUN_COLUMNS = len(RUN_LINE.split())
 STOP_WORDS = frozenset(STOPWORDS_EN)  # Lucene's for English
 
 
@@ -91,26 +94,36 @@ def stem(word: str) -> str:
 def read_run(path: str | Path) -> Run:
     """Read a TREC run: `query Q0 document rank score tag` on each line. The rank is ignored; scores order documents.
 
+    As in trec_eval, whatever follows the score is ignored, so a tag may have blanks and further columns may follow it.
+
     Raises:
-        ValueError: `file:line: reason` for a line of another form, a score that is not finite, or a document listed
-            twice for a query; also for an empty file.
+        ValueError: `file:line: reason` for a line of another form, a rank or score that is not a finite number, or a
+            document listed twice for a query; also for an empty file.
     """
     path = Path(path)
     run: Run = {}
     for number, line in read_lines(path):
-        columns = line.split()
+        columns = _columns(line)
         if not columns:
             continue
-        if len(columns) != 6:
-            raise ValueError(f"{path}:{number}: {len(columns)} columns, expected 6: query Q0 document rank score tag")
-        query, _, document, _, score, _ = columns
+        if len(columns) < RUN_COLUMNS:
+            raise ValueError(f"{path}:{number}: {len(columns)} columns, expected {RUN_COLUMNS} or more: {RUN_LINE}")
+        query, _, document, rank, score = columns[: RUN_COLUMNS - 1]
+        read_number(rank, f"{path}:{number}: rank")  # an id with a blank in it would shift the columns
         listed = run.setdefault(query, {})
         if document in listed:
-            raise ValueError(f"{path}:{number}: document: {document} is listed twice for query {query}")
-        listed[document] = read_score(score, f"{path}:{number}")
+            where = f"{path}:{number}: document"
+            raise ValueError(f"{where}: {cut(document, 40)} is listed twice for query {cut(query, 40)}")
+        listed[document] = read_number(score, f"{path}:{number}: score")
     if not run:
-        raise ValueError(f"{path}: the file is empty, expected lines of: query Q0 document rank score tag")
+        raise ValueError(f"{path}: the file is empty, expected lines of: {RUN_LINE}")
     return run
+
+
+def _columns(line: str) -> list[str]:
+    """The columns of a run's line; with tabs between all of them, they may have blanks in them."""
+    columns = [column.strip() for column in line.split("\t")]
+    return columns if len(columns) >= RUN_COLUMNS else line.split()
 
 
 def drop_own_documents(run: Run, retrieval_set: RetrievalSet) -> tuple[Run, int]:
@@ -140,15 +153,15 @@ def check_run(run: Run, retrieval_set: RetrievalSet) -> list[str]:
     return [f"{count:,} {remark}" for remark, count in remarks.items() if count]
 
 
-def read_score(text: str, where: str) -> float:
-    """Parse a finite number; `where` is the file and line for the error."""
+def read_number(text: str, where: str) -> float:
+    """Parse a finite number; `where` is the file, line and field for the error."""
     try:
-        score = float(text)
+        number = float(text)
     except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
-        raise ValueError(f"{where}: score: {text!r} is not a finite number")
-    return score
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: {text[:40]!r} is not a finite number; expected lines of: {RUN_LINE}")
+    return number
 
 
 def qrels_of(retrieval_set: RetrievalSet) -> dict[str, dict[str, float]]:
