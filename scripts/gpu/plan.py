@@ -35,7 +35,7 @@ class Check:
         return "".join(letter if letter.isalnum() else "-" for letter in self.name.lower())
 
 
-MACHINE = Check("machine", "scripts.gpu.machine:describe", 60, "prepare")
+MACHINE = Check("machine", "scripts.gpu.machine:describe", 150, "prepare")
 
 CHECKS = (
     MACHINE,
