@@ -7,8 +7,8 @@ from scripts.gpu.commands import run, stop_and_resume
 from scripts.gpu.models import LONGEST
 from scripts.gpu.place import Place
 
-STEPS = 10
-LONG = (40, 16)  # steps of a run that is stopped on its way, on a GPU and on a CPU
+# On a GPU and on a CPU: steps of a run, and of one that is stopped on its way.
+STEPS, LONG = (10, 4), (60, 20)
 SHORT = ("--query_max_length=96", "--document_max_length=32")
 
 
@@ -25,9 +25,9 @@ def settings(place: Place, model: str, output: Path, **more: object) -> list[str
         "batch_size": 8,
         "num_negatives": 2,
         "chunk_tokens": 128,
-        "max_steps": STEPS,
-        "save_steps": 5,
-        "eval_steps": 5,
+        "max_steps": place.size(*STEPS),
+        "save_steps": place.size(5, 2),
+        "eval_steps": place.size(5, 4),
         "dataloader_num_workers": 0,
         "use_cpu": str(not place.gpu).lower(),
         **more,
@@ -47,7 +47,7 @@ def reranker(place: Place) -> None:
 
 def train(place: Place, recipe: str, model: str, **more: object) -> None:
     name = Path(recipe).stem
-    for tuning, steps in (("lora", place.size(*LONG)), ("full", STEPS)):
+    for tuning, steps in (("lora", place.size(*LONG)), ("full", place.size(*STEPS))):
         output, log = place.work / f"{name}-{tuning}", place.log(f"{name}-{tuning}")
         words = [recipe, *settings(place, model, output, tuning=tuning, max_steps=steps, **more)]
         if tuning == "lora":
