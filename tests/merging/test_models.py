@@ -138,7 +138,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, qwen3: Path, bert
         open_model(str(tmp_path), str(bert))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 1}))
     (tmp_path / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"has no adapter_model.safetensors"):
+    with pytest.raises(ValueError, match=r": no adapter_model.safetensors; save it again"):
         open_adapter(str(tmp_path), str(qwen3))
 
 

@@ -74,13 +74,14 @@ class RerankerReference:
     @classmethod
     def _load_classifier(cls, directory: str) -> "RerankerReference":
         tokenizer = load_tokenizer(directory)
+        settings = read_template(directory, tokenizer)
         model = load_weights(AutoModelForSequenceClassification, directory, dtype=torch.float32).eval()
 
         def logits(prompts: Sequence[list[int]]) -> Floats:
             found: Floats = torch.cat([score_classifier(model, tokenizer, [ids]) for ids in prompts]).double().numpy()
             return found
 
-        return cls(directory, tokenizer, read_template(directory, tokenizer), logits)
+        return cls(directory, tokenizer, settings, logits)
 
     def logits_of(self, variant: PromptVariant, pairs: Sequence[Pair]) -> Floats:
         """[n] float64: logits of yes against no, for n pairs."""
