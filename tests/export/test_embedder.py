@@ -32,7 +32,7 @@ from nestling.export.embedder_expectation import (
 from nestling.export.embedder_gate import EXACT_COSINE, check_embedder
 from nestling.export.gate import ExportError, require_passed, verdict
 from nestling.export.serving_files import BaseFiles, copy_tokenizer_files, rope_keys
-from nestling.models.adapters import attach_lora
+from nestling.models.adapters import attach_lora, load_lora
 from nestling.models.attention import FLOAT32, resolve_attention
 from nestling.models.embedder import Embedder
 from nestling.models.merged_weights import MergedWeights, computing_with, lora_delta
@@ -151,7 +151,7 @@ def test_export_of_a_lora_decoder_passes_the_gate_within_a_launch(
     assert str(tmp_path) not in text
 
     restored = Embedder.from_pretrained(base, precision=torch.bfloat16, instruction="Find the command")
-    restored.backbone = PeftModel.from_pretrained(restored.backbone, str(final / "adapter"))
+    restored.backbone = load_lora(restored.backbone, str(final / "adapter"))
     expected = embedder.encode(TEXTS, kind="query", max_length=32)
     torch.testing.assert_close(restored.encode(TEXTS, kind="query", max_length=32), expected)
     reloaded = Embedder.from_pretrained(final).encode(TEXTS, kind="query", max_length=32)

@@ -154,9 +154,9 @@ def test_a_model_that_could_not_be_exported(refuse: Callable[..., str], model: P
     """test_exportable.py goes through all that an export refuses."""
     write_pairs(tmp_path / "pairs.jsonl", 16, "some")
     shutil.copytree(model, tmp_path / "model")
-    (tmp_path / "model" / "README.md").write_text("---\nlicense: [mit\n---\n")
+    (tmp_path / "model" / "sentence_bert_config.json").write_text("[]")
     message = refuse(train="pairs.jsonl", model=tmp_path / "model")
-    assert message.startswith("model/README.md: its YAML front matter cannot be read: ")
+    assert message.startswith("model/sentence_bert_config.json: expected a")
 
 
 def test_a_cache_that_does_not_fit_on_the_disk(refuse: Callable[..., str], tmp_path: Path) -> None:
