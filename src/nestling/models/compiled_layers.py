@@ -6,6 +6,7 @@ whose input needs none under LoRA, and for chunks of one text or one position.
 
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import torch
@@ -71,10 +72,16 @@ def _compile(graph: GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
         return compile_fx_inner(graph, inputs, **settings)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        say(f"{COMPILE}=1: torch.compile failed, so layers run without it: {type(error).__name__}: {reason}")
+        say_once(f"{COMPILE}=1: torch.compile failed, so layers run without it: {type(error).__name__}: {reason}")
 
     def run(arguments: list[Any]) -> Any:
         return Interpreter(spare).boxed_run(arguments)
 
     run._boxed_call = True  # type: ignore[attr-defined]  # it clears the list of its arguments
     return run
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a text on stderr, once in a process: each program fails in the same way."""
+    say(text)
