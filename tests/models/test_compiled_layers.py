@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch._functorch import config as functorch_config
 
 from nestling.backends.optimizer import adamw
 from nestling.backends.plain import Plain
-from nestling.backends.prepare import configure_zero
+from nestling.backends.prepare import configure_zero, prepare
 from nestling.batches.packing import Chunk, pack
 from nestling.gpu import COMPILE
 from nestling.models.adapters import attach_lora
-from nestling.models.compiled_layers import compile_layers, say_once
+from nestling.models.compiled_layers import compile_layers, say_once, transformer_layers
 from nestling.models.embedder import Embedder
 from nestling.training.cached import ActivationBudget, cached_backward
 
@@ -31,7 +33,8 @@ def settings_of_torch() -> Iterator[None]:
     torch._dynamo.reset()
     counters.clear()
     say_once.cache_clear()
-    with torch._dynamo.config.patch(recompile_limit=8, suppress_errors=False):
+    no_programs_of_other_runs = functorch_config.patch(enable_autograd_cache=False)
+    with torch._dynamo.config.patch(recompile_limit=8, suppress_errors=False), no_programs_of_other_runs:
         yield
     torch._dynamo.reset()
 
@@ -171,6 +174,24 @@ def test_models_whose_layers_cannot_be_compiled(qwen3: Path, bert: Path) -> None
     quantised.config.quantization_config = {"load_in_4bit": True}
     with pytest.raises(ValueError, match="no model that is held in 4 bits; use tuning: lora"):
         compile_layers(quantised)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_environment_asks_for_it(asked: bool, qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are compiled when they first run, and before they are wrapped or sharded."""
+    monkeypatch.setenv(COMPILE, "1" if asked else "0")
+    seen = []
+
+    def wrap(model: Embedder, optimizer: torch.optim.Optimizer) -> tuple[Embedder, SimpleNamespace]:
+        seen.extend(layer._compiled_call_impl is not None for layer in transformer_layers(model))
+        return model, SimpleNamespace(optimizer=optimizer)
+
+    accelerator: Any = SimpleNamespace(
+        distributed_type=DistributedType.NO, device=torch.device("cpu"), prepare=wrap, state=None
+    )
+    embedder = load(qwen3)
+    prepare(accelerator, embedder, adamw(embedder, learning_rate=0.0, weight_decay=0.0), queries_per_rank=1, max_norm=0)
+    assert seen == [asked, asked]
 
 
 def test_zero3_gathers_weights_inside_layers(monkeypatch: pytest.MonkeyPatch) -> None:

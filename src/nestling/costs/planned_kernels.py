@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
 from torch._inductor import config, ir
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.exc import InductorError
@@ -33,7 +34,8 @@ class KernelPlan:
         self.found = NONE
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        return compile_fx(graph, list(inputs), inner_compile=self._plan)
+        with functorch_config.patch(enable_autograd_cache=False):  # which has programs that have been compiled
+            return compile_fx(graph, list(inputs), inner_compile=self._plan)
 
     def _plan(self, graph: torch.fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
         returned = cast(Sequence[Any], graph.graph.output_node().args[0])
