@@ -138,16 +138,10 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
     if config.model is None:
         return []
     require_model(config.model, f"--model {config.model}: no such directory")
-    from transformers import AutoConfig
-
     from nestling.models.embedder import read_model_files
+    from nestling.models.token_model import read_config
 
-    try:
-        model = AutoConfig.from_pretrained(config.model, subfolder=read_model_files(config.model).subfolder)
-    except OSError:
-        raise ValueError(
-            f"--model {config.model}: neither a directory with a config.json nor a model of the hub"
-        ) from None
+    model = read_config(config.model, read_model_files(config.model).subfolder)
     keys = model.to_dict()
     limit = keys.get("max_position_embeddings") or sys.maxsize
     for name in ("query_max_length", "document_max_length"):

@@ -117,25 +117,28 @@ def require_undamaged(checkpoint: Path) -> None:
 
 def embedder_of(checkpoint: Path, config: EmbedConfig, base: str | None) -> Trained:
     """The model of a checkpoint, as train/embed.py had it in memory."""
-    from nestling.records import default_name
+    from nestling.training.data import query_prompts, recorded_reads, shared_instruction
     from nestling.training.models import for_export, load_embedder
 
-    embedder = load_embedder(for_export(config, base))
+    reads = recorded_reads(checkpoint.resolve().parents[1])
+    embedder = load_embedder(for_export(config, base), shared_instruction(reads))
     return Trained(
         embedder,
         restore(checkpoint, embedder, config),
         config.query_max_length,
         config.document_max_length,
         config.matryoshka_dims,
-        {data.name or default_name(Path(data.path)): data.instruction for data in config.train if data.instruction},
+        query_prompts(config, reads),
     )
 
 
 def reranker_of(checkpoint: Path, config: RerankConfig, base: str | None) -> "tuple[Reranker, Card]":
     """The model of a checkpoint, as train/rerank.py had it in memory, and its card."""
+    from nestling.training.data import recorded_reads, shared_instruction
     from nestling.training.models import for_export, load_reranker
 
-    reranker = load_reranker(for_export(config, base))
+    reads = recorded_reads(checkpoint.resolve().parents[1])
+    reranker = load_reranker(for_export(config, base), shared_instruction(reads))
     return reranker, restore(checkpoint, reranker, config)
 
 

@@ -9,7 +9,6 @@ Prompts are added to texts here, as clients have to do. The exit status is 0 if 
 if it differs, 2 if they could not be compared.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -51,13 +50,11 @@ def read_config(arguments: list[str]) -> ServeCheckConfig:
 def kind_of(directory: Path) -> Literal["embedding", "rerank"]:
     """Whether a directory is a reranker, by its files; otherwise it is an embedder."""
 
-    def logits_of(name: str) -> dict[str, object]:
-        path = directory / name
-        content: dict[str, object] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return content
+    from nestling.models.json_files import read_object
 
-    classifier = "SequenceClassification" in str(logits_of("config.json").get("architectures"))
-    cross_encoder = logits_of("config_sentence_transformers.json").get("model_type") == "CrossEncoder"
+    classifier = "SequenceClassification" in str(read_object(str(directory), "config.json").get("architectures"))
+    stored = read_object(str(directory), "config_sentence_transformers.json")
+    cross_encoder = stored.get("model_type") == "CrossEncoder"
     return "rerank" if classifier or cross_encoder or (directory / "reranker.json").is_file() else "embedding"
 
 

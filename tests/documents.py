@@ -34,6 +34,7 @@ STARTS = {
     "pytest",
     "python",
     "sbatch",
+    "scripts/gpu_check",
     "scripts/quickstart",
     "scripts/test",
     "torchrun",

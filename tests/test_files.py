@@ -21,7 +21,9 @@ def test_a_full_disk_names_the_file_and_keeps_the_older_one(tmp_path: Path, full
     replace_text(path, "older")
     with claim(path) as partial:
         partial.symlink_to(full_device)
-        with pytest.raises(OSError, match=r"No space left on device: .*/settings\.yaml") as caught:
+        with pytest.raises(
+            OSError, match=r"cannot write .*/settings\.yaml: No space left on device; free space there"
+        ) as caught:
             replace_text(path, "newer")
     assert caught.value.errno == errno.ENOSPC
     assert path.read_text() == "older"

@@ -23,7 +23,7 @@ from nestling.batches.embed_collation import EmbedBatch, EmbedCollator
 from nestling.batches.packing import pack, token_budget
 from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint import RunFolder
-from nestling.config import LossConfig, TrainData, require, require_unique
+from nestling.config import LossConfig, require_unique
 from nestling.distributed.gathering import gather_batch
 from nestling.distributed.ranks import rank_zero_first, sum_over_ranks
 from nestling.export.card import run_card
@@ -35,13 +35,21 @@ from nestling.losses.negatives import Terms
 from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
 from nestling.mining.refresh_schedule import Refresher
 from nestling.models.embedder import Embedder
-from nestling.records import RecordTable
 from nestling.records.retrieval_set import RetrievalSet
-from nestling.report.page import write_run_report
+from nestling.report.page import write_missing_report, write_run_report
 from nestling.retrieval import evaluate_embedder
 from nestling.run_files import Results
 from nestling.training.cached import CachedPasses, cached_backward
-from nestling.training.data import build_batch_sampler, read_sources, record_data, require_teacher_scores
+from nestling.training.data import (
+    build_batch_sampler,
+    check_embed_data,
+    query_prompts,
+    read_sources,
+    record_data,
+    require_teacher_scores,
+    shared_instruction,
+    train_reads,
+)
 from nestling.training.dev_sets import load_dev_set
 from nestling.training.limits import matryoshka_dims, require_room_for_texts
 from nestling.training.loading import load_batches, longest_batch, seed_step
@@ -62,13 +70,14 @@ LESS_MEMORY = ", or with a lower activation_memory"
 def main(config: EmbedConfig) -> None:
     accelerator = start(config)
     if accelerator is None:
+        write_missing_report(Path(config.output_dir))
         return
     dims = matryoshka_dims(config)
     show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.
     with rank_zero_first():  # which fills the cache of Arrow files
-        sources = read_sources(config.train, partial(check_dataset, config), show=show)
+        sources = read_sources(config, partial(check_embed_data, config), show=show)
         dev_sets = [load_dev_set(dev, show=show) for dev in config.dev]
     require_teacher_scores(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
@@ -77,7 +86,7 @@ def main(config: EmbedConfig) -> None:
         refresh_datasets = open_refresh_datasets(config, sources, show=show)
 
     # 2. The model, checked before the run folder is made; it goes to its device once the folder is locked.
-    embedder = load_embedder(config)
+    embedder = load_embedder(config, shared_instruction(train_reads(sources)))
     require_room_for_texts(config, embedder)
     build = partial(build_parts, config, accelerator, dims, batch_sampler, dev_sets, embedder)
 
@@ -88,7 +97,7 @@ def main(config: EmbedConfig) -> None:
     # 3. The run: sections 4 to 6 below.
     with run_folder(config) as folder:
         if show:
-            record_data(folder.path, sources, dev_sets)
+            record_data(folder.path, config, sources, dev_sets)
         train(build(), refresh_datasets, folder)
     accelerator.end_training()
 
@@ -287,27 +296,15 @@ def dry_run(parts: EmbedParts) -> None:
     profile_run(step, chunk_tokens=collator.chunk_tokens, tokens=batch.tokens.tokens, accelerator=parts.accelerator)
 
 
-def check_dataset(config: EmbedConfig, data: TrainData, table: RecordTable) -> None:
-    """Refuse a dataset without anything to contrast its positives with, or with a setting of graded pairs alone."""
-    require(data.symmetric or table.graded, f"{data.path}: symmetric is of graded pairs, and these have no score")
-    require(
-        data.in_batch_negatives
-        or table.graded
-        or config.refresh.steps is not None
-        or min(table.max_negatives, config.num_negatives) > 0,
-        f"{data.path}: without in_batch_negatives its rows need hard negatives, and it has or draws none",
-    )
-
-
 def export(parts: EmbedParts, run: Run, step: int) -> None:
-    config, tables = parts.config, [each.table for each in run.batch_sampler.sources]
+    config = parts.config
     report = export_embedder(
         parts.embedder,
         run.folder.final,
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
         dims=config.matryoshka_dims,
-        instructions={each.name: each.instruction for each in tables if each.instruction},
+        instructions=query_prompts(config, train_reads(run.batch_sampler.sources)),
         dtype=export_dtype(config),
         card=run_card(run.folder.path, config.card_settings(), step),
     )

@@ -29,13 +29,12 @@ from nestling.export.reranker import export_reranker
 from nestling.losses.reranker import kl, listwise, pointwise, pointwise_vocabulary
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import logit_of
-from nestling.models.token_model import read_config
 from nestling.records import RecordTable
-from nestling.report.page import write_run_report
+from nestling.report.page import write_missing_report, write_run_report
 from nestling.retrieval import evaluate_candidates, rerank
 from nestling.run_files import Results
 from nestling.training.accumulated import AccumulatedPasses, accumulated_backward
-from nestling.training.data import build_batch_sampler, read_sources, record_data
+from nestling.training.data import build_batch_sampler, read_sources, record_data, shared_instruction, train_reads
 from nestling.training.dev_sets import RerankDevSet, load_rerank_dev_set
 from nestling.training.limits import require_readable_pairs
 from nestling.training.loading import load_batches, longest_batch, seed_step
@@ -55,20 +54,20 @@ EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
 def main(config: RerankConfig) -> None:
     accelerator = start(config)
     if accelerator is None:
+        write_missing_report(Path(config.output_dir))
         return
-    read_config(config.model)  # a wrong model is refused before the data is read
     show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.
     with rank_zero_first():  # which fills the cache of Arrow files
         check = partial(check_dataset, config)
-        sources = read_sources(config.train, check, show=show, allow_no_positives=True)
+        sources = read_sources(config, check, show=show, allow_no_positives=True)
         dev_sets = [load_rerank_dev_set(dev, show=show) for dev in config.dev]
     require_unique("dev", [each.retrieval_set.name for each in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
 
     # 2. The model, checked before the run folder is made; it goes to its device once the folder is locked.
-    reranker = load_reranker(config)
+    reranker = load_reranker(config, shared_instruction(train_reads(sources)))
     reranker.full_vocabulary = config.loss.objective == "pointwise_vocabulary"
     require_readable_pairs(config, reranker.pairs)
     build = partial(build_parts, config, accelerator, batch_sampler, dev_sets, reranker)
@@ -80,7 +79,7 @@ def main(config: RerankConfig) -> None:
     # 3. The run: sections 4 to 6 below.
     with run_folder(config) as folder:
         if show:
-            record_data(folder.path, sources, [each.retrieval_set for each in dev_sets])
+            record_data(folder.path, config, sources, [each.retrieval_set for each in dev_sets])
         train(build(), folder)
     accelerator.end_training()
 

@@ -76,12 +76,14 @@ def measure(checkpoint: Path, retrieval_set: "RetrievalSet", length: int) -> lis
 
 def load(checkpoint: Path) -> "Embedder":
     from nestling.checkpoint import restore_tensors
+    from nestling.training.data import recorded_reads, shared_instruction
     from nestling.training.models import for_export, load_embedder
 
-    config = read_run(checkpoint.resolve().parents[1])
+    run_folder = checkpoint.resolve().parents[1]
+    config = read_run(run_folder)
     require(isinstance(config, EmbedConfig), f"{checkpoint} is not of an embedder")
     assert isinstance(config, EmbedConfig)
-    embedder = load_embedder(for_export(config, None))
+    embedder = load_embedder(for_export(config, None), shared_instruction(recorded_reads(run_folder)))
     restore_tensors(checkpoint, embedder)
     return embedder
 

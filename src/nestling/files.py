@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from nestling.disk_errors import named
 from nestling.locks import claim
 
 
@@ -19,14 +20,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Add the file name to an OSError raised in the block; errors of writes to an open file have none."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+def file_stamp(path: Path) -> tuple[int, int, int, int]:
+    """(size in bytes, time of modification and time of change in ns, inode) of a file.
+
+    Its content is unchanged while they are. The time of modification alone is not enough, since `rsync -t`, `tar x` and
+    `cp -p` set it to that of another file; nothing but the clock sets the time of change.
+    """
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 @contextmanager
@@ -37,19 +38,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: Another process writes `path`.
+        WriteError: It could not be written.
     """
-    with claim(path) as partial:
+    with named(path), claim(path) as partial:
         yield partial
-        with named(path):
-            sync(partial)
+        sync(partial)
         partial.replace(path)
-    sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[TextIO]:
     """Open the temporary file of `replacing` as UTF-8 text."""
-    with replacing(path) as partial, named(path), partial.open("w", encoding="utf-8") as stream:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
         yield stream
 
 

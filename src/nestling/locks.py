@@ -18,6 +18,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from nestling.disk_errors import ADVICE, write_error
+
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".partial.lock"
@@ -77,10 +79,19 @@ def hold(place: Path, shown: Path) -> Iterator[Path]:
 
 
 def open_locked(lock_file: Path, shown: Path) -> tuple[TextIO, bool]:
-    """An open lock file that this process has locked, and whether the file system has locks."""
+    """An open lock file that this process has locked, and whether the file system has locks.
+
+    Raises:
+        WriteError: There can be no such file, so that `shown` cannot be written either.
+    """
     while True:
         with ExitStack() as stack:
-            file = stack.enter_context(lock_file.open("a+", encoding="utf-8"))
+            try:
+                file = stack.enter_context(lock_file.open("a+", encoding="utf-8"))
+            except OSError as error:
+                if error.errno in ADVICE:
+                    raise write_error(shown, error.errno) from None
+                raise
             exclusive = take(file, f"{shown} is being written", "wait for it, or choose another name")
             with suppress(FileNotFoundError):  # removed by the process that had it, after it was opened here
                 if os.path.samestat(os.fstat(file.fileno()), lock_file.stat()):

@@ -102,6 +102,21 @@ def discard_unread_output() -> None:
         poll = select.poll()
         poll.register(descriptor, 0)  # only errors
         if poll.poll(0):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, descriptor)
-            os.close(null)
+            discard_output(descriptor)
+
+
+def discard_unwritable_output() -> None:
+    """Discard what is left of the output if it cannot be written, to a full disk for instance.
+
+    Python would try again at the end, print a traceback and change the exit status.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard_output(1)
+
+
+def discard_output(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)

@@ -1,7 +1,8 @@
 """The files in the folder of a training run: data, metrics and evaluations."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ class DataRead:
     summary: Mapping[str, Any]
 
     @property
+    def row_instruction(self) -> str | None:
+        """The instruction that all rows have of their own; None if there is no such one."""
+        own = self.summary.get("instructions", {"distinct": 0})  # runs of earlier releases did not count them
+        same = own["distinct"] == 1 and own["rows"] == self.summary["rows_kept"]
+        return str(own["frequent"][0][0]) if same else None
+
+    @property
     def notes(self) -> list[str]:
         """Lines about dropped rows and ignored fields."""
         dropped = [
@@ -39,6 +47,15 @@ class DataRead:
         return dropped + [f"ignored field {name!r} in {count:,} rows" for name, count in self.summary["ignored"]]
 
 
+@contextmanager
+def reading(path: Path, advice: str) -> Iterator[None]:
+    """A context that reads what Nestling has written: ValueError, with the file's name, for anything else in it."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: not what was written there ({type(error).__name__}: {error}); {advice}") from None
+
+
 def write_data_read(folder: Path, data: Sequence[DataRead]) -> None:
     """Write the datasets of a run to its folder."""
     replace_text(folder / READ, json.dumps([asdict(each) for each in data], indent=1, ensure_ascii=False))
@@ -46,14 +63,17 @@ def write_data_read(folder: Path, data: Sequence[DataRead]) -> None:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, without an incomplete last line, which a kill may leave."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise ValueError(f"{path}:{number}: not a line of metrics") from None
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+        elif number < len(lines):
+            raise ValueError(f"{path}:{number}: not a line of metrics; remove the line")
     return rows
 
 
@@ -61,15 +81,17 @@ def read_data(path: Path) -> list[DataRead]:
     """The datasets of a run; empty for a run without the file."""
     if not path.is_file():
         return []
-    return [DataRead(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
+    with reading(path, "remove it"):
+        return [DataRead(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def evaluation_at(path: Path, step: int | None) -> Results:
     """The evaluation of a step in metrics.jsonl; empty if there is none."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        values = json.loads(line)
+    for values in read_metrics(path):
         if values["step"] == step and "eval" in values:
-            return {name: {int(dim): each for dim, each in by_dim.items()} for name, by_dim in values["eval"].items()}
+            with reading(path, f"remove the line of step {step}"):
+                evaluation = values["eval"].items()
+                return {name: {int(dim): each for dim, each in by_dim.items()} for name, by_dim in evaluation}
     return {}
 
 
@@ -91,3 +113,12 @@ class DataLine:
 def write_data_lines(folder: Path, lines: Sequence[DataLine]) -> None:
     """Write the training datasets for the model card to the folder of a run."""
     replace_text(folder / DATA, json.dumps([asdict(line) for line in lines], indent=1, ensure_ascii=False))
+
+
+def read_data_lines(folder: Path) -> list[DataLine]:
+    """The training datasets for the model card; empty for a run without them."""
+    path = folder / DATA
+    if not path.is_file():
+        return []
+    with reading(path, "remove it"):
+        return [DataLine(**line) for line in json.loads(path.read_text(encoding="utf-8"))]

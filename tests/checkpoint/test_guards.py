@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nestling.checkpoint import Checkpoints, NonFiniteGuard, StopSignal
+from nestling.checkpoint.guards import ZeroGuard
 from nestling.processes import STOP_SIGNALS
 
 
@@ -188,3 +189,20 @@ def test_non_finite_steps_are_skipped_and_too_many_in_a_row_raise() -> None:
         FloatingPointError, match=r"step 6: 3 steps in a row .*loss nan, gradient norm 0.5.*learning rate"
     ):
         guard.accepts(6, nan, 0.5)
+
+
+def test_steps_of_exactly_0_in_a_row_are_counted() -> None:
+    guard, nan = ZeroGuard(limit=3), float("nan")
+    taught_nothing = [
+        (0.0, 0.0),
+        (0.0, 0.0),
+        (0.0, 1e-30),
+        (0.0, 0.0),
+        (1e-30, 0.0),
+        (0.0, nan),
+        (0.0, 0.0),
+        (0.0, 0.0),
+    ]
+    assert not any(guard.reached(*step) for step in taught_nothing)
+    assert guard.in_a_row == 2
+    assert guard.reached(0.0, 0.0)

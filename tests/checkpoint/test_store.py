@@ -190,7 +190,9 @@ def test_a_full_disk_is_reported_and_keeps_older_checkpoints(small_disk: Path, f
 
     checkpoints.save(1, lambda folder: write(folder, 1, small, small))
     tensors, optimizer = (large, small) if full_file == "model" else (small, large)
-    with pytest.raises(OSError, match=r"no space left on the disk while writing .*step-2") as caught:
+    with pytest.raises(
+        OSError, match=r"cannot write the checkpoint .*step-2: No space left on device; .*resume the run"
+    ) as caught:
         checkpoints.save(2, lambda folder: write(folder, 2, tensors, optimizer))
     assert caught.value.errno == errno.ENOSPC
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-1"]
@@ -202,6 +204,6 @@ def test_a_disk_that_is_full_at_the_sync_is_reported(tmp_path: Path, monkeypatch
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space left on the disk"):
+    with pytest.raises(OSError, match=r"cannot write the checkpoint .*step-1: Disk quota exceeded; .*raise the quota"):
         Checkpoints(tmp_path).save(1, writer(1))
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nestling.config import MakeQueriesConfig, PipelineConfig, parse_config, read_run, read_section
+from nestling.config import EmbedConfig, MakeQueriesConfig, PipelineConfig, parse_config, read_run, read_section
 from nestling.config.yaml_files import MAX_DEPTH, MAX_VALUES, read_yaml
 from nestling.costs.recipes import read_recipe
 
@@ -30,9 +30,13 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def refusal_of_config(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def refusal_of_config(path: Path, capsys: pytest.CaptureFixture[str], config: type = MakeQueriesConfig) -> str:
+    return refusal_of_flags(["--config", str(path)], capsys, config)
+
+
+def refusal_of_flags(flags: list[str], capsys: pytest.CaptureFixture[str], config: type) -> str:
     with pytest.raises(SystemExit):
-        parse_config(MakeQueriesConfig, None, ["--config", str(path)])
+        parse_config(config, None, flags)
     return capsys.readouterr().err
 
 
@@ -83,13 +87,14 @@ def test_plain_aliases_and_merged_keys_are_read(tmp_path: Path) -> None:
         "endpoint: {class_path: stranger.Own}",
         "instruction: {class_path: stranger.Own}",
         "class_path: stranger.Own",
+        'endpoint: {body: {x: "class_path: stranger.Own"}}',
+        """endpoint: {body: {x: '{"\\x63lass_path": stranger.Own}'}}""",
     ],
 )
 def test_no_class_is_imported(
     tmp_path: Path, settings: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "stranger.py").write_text("class Own:\n    def __init__(self, r=0): self.r = r\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    write_stranger(tmp_path, monkeypatch)
     path = write(tmp_path, f"model: m\ndata: d\noutput: o.jsonl\n{settings}\n")
     expected = "the key class_path names a class to import, and settings import none; remove it"
     assert f"error: {path}: {expected}" in refusal_of_config(path, capsys)
@@ -98,3 +103,82 @@ def test_no_class_is_imported(
     with pytest.raises(SystemExit):
         parse_config(PipelineConfig, None, ["--config", str(path)])
     assert "stranger" not in sys.modules
+
+
+def write_stranger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module with a class that settings could name."""
+    (folder / "stranger.py").write_text("class Own:\n    def __init__(self, r=0): self.r = r\n")
+    monkeypatch.syspath_prepend(folder)
+
+
+SPEC = '{"class_path": "stranger.Own", "init_args": {"r": 3}}'
+EMBED = ["--model=m", "--output_dir=o", "--query_max_length=8", "--document_max_length=8"]
+
+
+@pytest.mark.parametrize(
+    ("config", "flags"),
+    [
+        (MakeQueriesConfig, ["--endpoint", SPEC]),
+        (MakeQueriesConfig, [f"--endpoint={SPEC}"]),
+        (MakeQueriesConfig, ["--endpoint.body", f'{{"x": {SPEC}}}']),
+        (MakeQueriesConfig, ["--endpoint.body", '{"x": "class_path: stranger.Own"}']),
+        (MakeQueriesConfig, ["--endpoint.body.x", SPEC]),
+        (MakeQueriesConfig, ["--endpoint.body", '{"\\x63lass_path": "stranger.Own"}']),
+        (MakeQueriesConfig, ["--endpoint.body", "{? class_path : stranger.Own}"]),
+        (MakeQueriesConfig, ["--endpoint.class_path", "stranger.Own"]),
+        (MakeQueriesConfig, ["--class_path=stranger.Own"]),
+        (MakeQueriesConfig, ["--instruction", SPEC]),
+        (MakeQueriesConfig, ["--config", SPEC]),
+        (EmbedConfig, [*EMBED, "--train", f"[{SPEC}]"]),
+        (EmbedConfig, [*EMBED, "--train", SPEC]),
+        (EmbedConfig, [*EMBED, "--train+", SPEC]),
+        (EmbedConfig, [*EMBED, "--train=a", "--train.class_path=stranger.Own"]),
+        (EmbedConfig, [*EMBED, "--train=a", "--loss", SPEC]),
+        (EmbedConfig, [*EMBED, "--train=a", "--matryoshka_dims", SPEC]),
+    ],
+)
+def test_no_class_of_a_flag_is_imported(
+    tmp_path: Path,
+    config: type,
+    flags: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_stranger(tmp_path, monkeypatch)
+    assert refusal_of_flags(flags, capsys, config) == (
+        "error: the command line: the key class_path names a class to import, and settings import none; remove it\n"
+    )
+    assert "stranger" not in sys.modules
+
+
+def test_a_text_in_place_of_a_dataset_is_no_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_stranger(tmp_path, monkeypatch)
+    expected = "error: train: found the text 'stranger.Own', expected an item's keys with their values; --help lists"
+    assert expected in refusal_of_flags([*EMBED, "--train=[stranger.Own]"], capsys, EmbedConfig)
+    assert expected in refusal_of_flags([*EMBED, "--train+=stranger.Own"], capsys, EmbedConfig)
+    path = write(tmp_path, "model: m\noutput_dir: o\ntrain: [stranger.Own]\n")
+    assert expected in refusal_of_config(path, capsys, EmbedConfig)
+    with pytest.raises(ValueError, match=r"train: found the text 'stranger.Own'"):
+        read_section("embed", EmbedConfig, {"model": "m", "output_dir": "o", "train": ["stranger.Own"]})
+    assert "stranger" not in sys.modules
+
+
+def test_texts_with_colons_and_names_like_class_path_are_read() -> None:
+    flags = [
+        *EMBED,
+        "--train",
+        "my_class_path.jsonl",
+        "--dev",
+        '[{"path": "d", "instruction": "2024-13-45: a? b: {c"}]',
+    ]
+    config = parse_config(EmbedConfig, None, flags)
+    assert [each.path for each in config.train] == ["my_class_path.jsonl"]
+    assert config.dev[0].instruction == "2024-13-45: a? b: {c"
+
+
+def test_an_alias_bomb_of_a_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    bomb = BOMB[BOMB.index("    a:") :].replace("    ", "")
+    said = refusal_of_flags(["--endpoint.body", bomb], capsys, MakeQueriesConfig)
+    assert said == "error: the command line: more than 100,000 values, repeated aliases among them\n"

@@ -31,6 +31,7 @@ from nestling.data_checks.near_duplicates import (
 from nestling.data_checks.normalise import jaccard, normalise, shingles
 from nestling.data_checks.overlap import evaluation_queries, find_overlap
 from nestling.data_checks.rows import SourceRows, open_rows
+from nestling.data_checks.statistics import statistics
 from nestling.data_checks.tokens import TokenCounter
 from nestling.models.embedder import Embedder
 from nestling.records import Record, RetrievalSet, load_records, load_retrieval_set
@@ -259,6 +260,17 @@ def test_rows_that_lose_their_positives_are_counted(tmp_path: Path) -> None:
     ]
 
 
+def test_near_queries_have_the_same_instruction(tmp_path: Path) -> None:
+    text = "which of these commands lists all of the files that changed in the last seven days"
+    tasks = [None, "bash", "python", None, "bash", "python", None]
+    texts = [text, text, text.upper(), f"{text}?", "another one", "another one", f"{text}!"]
+    records = [Record(query, (f"p {i}",), instruction=tasks[i]) for i, query in enumerate(texts)]
+    rows = open_rows(write_rows(tmp_path / "rows.jsonl", records), progress=False)
+    copy, _ = clean(rows, checked(rows), ["near_queries"])
+    assert copy.keep_row.tolist() == [True, True, True, False, True, True, False]
+    assert str(rows.summary).endswith("instructions of rows: 'bash' in 2, 'python' in 2 of 7 rows")
+
+
 def test_overlap_equals_that_of_brute_force(tmp_path: Path) -> None:
     texts = varied(240, seed=3)
     train, documents, queries = texts[:120], texts[120:180], texts[180:] + texts[:5] + [texts[5].upper()]
@@ -372,3 +384,16 @@ def test_token_counts_equal_those_of_the_embedder(model: str, request: pytest.Fi
     for kind in ("query", "document"):
         read = embedder.text_tokenizer([embedder.prefix(kind) + text for text in texts], 100_000)
         assert counter(texts, kind).tolist() == [len(ids) for ids in read.ids]
+
+
+@pytest.mark.parametrize("graded", [True, False])
+def test_both_texts_of_graded_pairs_are_counted_as_queries(graded: bool, qwen3: Path, tmp_path: Path) -> None:
+    """With the query's prompt and limit, as training reads them."""
+    records = [Record(f"left {i}", (f"right side {i}",), score=i / 4 if graded else None) for i in range(4)]
+    rows = open_rows(write_rows(tmp_path / "rows.jsonl", records), progress=False)
+    counter = TokenCounter.from_pretrained(str(qwen3))
+    found = statistics(rows, checked(rows), counter, {"query": 33, "document": 44}, sample=10)["document"].tokens
+    assert found is not None
+    texts = [f"right side {i}" for i in range(4)]
+    assert found.distribution == length_distribution(counter(texts, "query" if graded else "document"))
+    assert (33 if graded else 44) in [each.limit for each in found.truncations]

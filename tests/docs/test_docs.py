@@ -27,6 +27,7 @@ from documents import MODULES, ROOT, Command, commands, documents
 from nestling import config
 from nestling.config.arguments import known_keys
 from nestling.config.retired import REMOVED, RENAMED
+from scripts.gpu.command import parser as gpu_check_parser
 
 # Programs that a document starts or names besides ours, of which only the words are looked at.
 OTHER_PROGRAMS = {
@@ -178,6 +179,12 @@ def check_quickstart(command: Command) -> None:
     assert [flag for flag in command.words[1:] if f" {flag}" not in script] == []
 
 
+def check_gpu_check(command: Command) -> None:
+    if len(command.words) > 1:
+        with parser_that_does_not_exit():
+            gpu_check_parser().parse_args(command.words[1:])
+
+
 def check_peer(command: Command) -> None:
     assert command.place.startswith("docs/coming-from.md:"), "another trainer's command"
 
@@ -197,6 +204,7 @@ CHECKS = {
     "pytest": check_pytest,
     "python": check_python,
     "sbatch": check_sbatch,
+    "scripts/gpu_check": check_gpu_check,
     "scripts/quickstart": check_quickstart,
     "scripts/test": check_pytest,
     "torchrun": check_torchrun,
@@ -241,7 +249,7 @@ def test_commands_are_found_where_they_stand() -> None:
 def test_flags_and_settings_within_lines_exist() -> None:
     """`--num_negatives`, `loss.temperature`: of any script, or of a launcher."""
     classes = [config_class(path.relative_to(ROOT).as_posix()) for path in SCRIPTS]
-    launchers = (launch_command_parser(), get_args_parser())
+    launchers = (launch_command_parser(), get_args_parser(), gpu_check_parser())
     others = {option for parser in launchers for option in parser._option_string_actions} | {"--fresh"}
     groups = "|".join({name for cls in classes for name in sections(cls)})
     for snippet in INLINE:

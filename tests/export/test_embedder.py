@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import is_progress_bar_enabled
 
 import warm
+from nestling.disk_errors import WriteError
 from nestling.export.card import Card, Score
 from nestling.export.embedder import export_embedder
 from nestling.export.embedder_expectation import (
@@ -30,7 +31,7 @@ from nestling.export.embedder_expectation import (
 )
 from nestling.export.embedder_gate import EXACT_COSINE, check_embedder
 from nestling.export.gate import ExportError, require_passed, verdict
-from nestling.export.serving_files import BaseFiles, rope_keys
+from nestling.export.serving_files import BaseFiles, copy_tokenizer_files, rope_keys
 from nestling.models.adapters import attach_lora
 from nestling.models.attention import FLOAT32, resolve_attention
 from nestling.models.embedder import Embedder
@@ -414,7 +415,7 @@ def test_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     embedder = Embedder.from_pretrained(tiny_bert(tmp_path / "base"))
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ValueError, match="free, and the export needs"):
+    with pytest.raises(WriteError, match=r"^cannot write into .* are free, and the export needs .*; free space there"):
         export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
@@ -513,6 +514,16 @@ def test_code_and_linked_files_of_the_base_stay_there(
     assert not any(b"modeling_own" in path.read_bytes() for path in written)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "final")(TEXTS)["input_ids"]
     assert theirs == embedder.text_tokenizer(TEXTS, 128).ids
+
+
+def test_a_hard_link_is_an_ordinary_file(tmp_path: Path) -> None:
+    (tmp_path / "cached").write_text("a vocabulary")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "vocab.txt").hardlink_to(tmp_path / "cached")
+    (tmp_path / "final").mkdir()
+    copy_tokenizer_files(BaseFiles(str(tmp_path / "base")), tmp_path / "final")
+    copy = tmp_path / "final" / "vocab.txt"
+    assert (copy.read_text(), copy.stat().st_nlink) == ("a vocabulary", 1)
 
 
 def test_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:

@@ -37,6 +37,16 @@ def test_content_and_names_are_changes(folder: Path, tmp_path: Path) -> None:
     assert digests.digest_of(tmp_path / "nowhere") is None
 
 
+def test_content_of_the_same_size_and_time_is_a_change(folder: Path, tmp_path: Path) -> None:
+    """As `cp -p` writes it, into the old file."""
+    digests, found = Digests(tmp_path / "digests.json"), set()
+    for content in ("one", "two"):
+        (folder / "a.txt").write_text(content)
+        os.utime(folder / "a.txt", (0, 0))
+        found.add(digests.digest_of(folder))
+    assert len(found) == 2
+
+
 def test_of_broken_and_cyclic_links_only_the_name_counts(folder: Path, tmp_path: Path) -> None:
     digests = Digests(tmp_path / "digests.json")
     (folder / "away").symlink_to("nowhere")

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import ROOT, environment, python
+from ranks import ROOT, environment, python, run_recipe
 from transformers import AutoModelForSequenceClassification
 
 import warm
 from mining.small import random_rows, write_rows
+from recipes.runs import arguments
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -71,3 +72,26 @@ def test_two_evaluations_with_details(times: int, data: Path, tmp_path: Path) ->
 
     for i in range(times):
         both("scripts/evaluate.py", *flags, output=tmp_path / f"results-{i}.json", whole=whole)
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_two_trainings(times: int, qwen3: Path, data: Path, tmp_path: Path) -> None:
+    """One run is in the folder; the other is told so before it has trained."""
+    alone = tmp_path / "alone"
+    run_recipe(*arguments(qwen3, data, alone, max_steps=3))
+    for i in range(times):
+        output = tmp_path / f"run-{i}"
+        words = python(*arguments(qwen3, data, output, max_steps=3))
+        processes = [
+            warm.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        said = [each.communicate()[1] for each in processes]
+        assert sorted(each.returncode for each in processes) == [0, 2], said
+        refused = next(text for text, each in zip(said, processes, strict=True) if each.returncode == 2)
+        assert (
+            f"error: {output} is in use by process" in refused or f"error: {output} exists and is not empty" in refused
+        )
+        assert (output / "final" / "model.safetensors").read_bytes() == (
+            alone / "final" / "model.safetensors"
+        ).read_bytes()

@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ranks import COLD, run_recipe
 from safetensors.torch import load_file
@@ -45,6 +46,9 @@ def test_a_run_says_what_it_will_do_and_did(finished: Path) -> None:
         "8 queries, 8 on each process",
         "8 (11 an epoch)",
         "(lora)",
+        "InfoNCE",
+        "48 rows, 48 with hard negatives; 48 positives, 240 hard negatives",
+        "instruction: the model's own in all rows",
         "truncated",
         "parity gate passed",
         "nDCG@10 before",
@@ -97,6 +101,7 @@ def test_a_dry_run_tries_chunks_of_several_sizes_and_writes_nothing(bert: Path, 
     result = run_recipe(*arguments(bert, data, tmp_path / "run", dry_run="true"))
     assert re.search(r"tokens a step; fastest here: --chunk_tokens (16|32|64|128|256)$", result.stdout.strip())
     assert "positions a token" in result.stdout
+    assert re.search(r"data first +InfoNCE\n +48 rows, 48 with hard negatives; 48 positives, 240 hard", result.stdout)
     assert not (tmp_path / "run").exists()
 
 
@@ -242,6 +247,25 @@ def test_graded_pairs_teacher_scores_and_own_negatives_train_side_by_side(bert: 
     assert (run / "final" / "model.safetensors").exists()
 
 
+def test_an_instruction_that_all_rows_have_is_said_everywhere(bert: Path, tmp_path: Path) -> None:
+    """In the plan, on the card and among the prompts, also of an export of the checkpoint; the model's own is empty."""
+    task = "Given a question about animals, find the sentence that answers it"
+    rows = [{"query": f"q {i}", "pos": [f"p {i}"], "neg": [f"n {i}"], "prompt": task} for i in range(16)]
+    (tmp_path / "animals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = arguments(bert, tmp_path, tmp_path / "run", train=tmp_path / "animals.jsonl", max_steps=2)
+    run = run_and_record(command, tmp_path / "run")
+    prompt = f"Instruct: {task}\nQuery:"
+    said = f"instruction: {task!r} in 16 of 16 rows"
+    assert_said(run, f"instructions of rows: {task!r} in 16 of 16 rows", said, repr(prompt))
+    assert f"| animals | 16 | InfoNCE; 16 rows, 16 with hard negatives; 16 positives, 16 hard negatives; {said} |" in (
+        run / "final" / "README.md"
+    ).read_text(encoding="utf-8")
+    run_recipe("scripts/export.py", f"--checkpoint={run}/checkpoints/step-2", f"--output={tmp_path}/again")
+    for folder in (run / "final", tmp_path / "again"):
+        prompts = json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
+        assert prompts == {"query": prompt, "document": "", "animals": prompt}
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_a_row_of_them_stops(bert: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = arguments(bert, data, run, learning_rate=1e30, warmup_ratio=0, max_grad_norm=0, max_steps=30)
@@ -249,6 +273,38 @@ def test_a_step_that_is_not_finite_is_skipped_and_a_row_of_them_stops(bert: Path
     assert result.returncode != 0
     assert "5 steps in a row had a loss or gradient that is not finite" in result.stderr
     assert metrics(run)[-1]["skipped_steps"] == 4
+    assert result.stderr.count("its update was skipped") == 4
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_in_which_no_step_teaches_anything_stops_on_all_ranks(
+    ranks: int, bert: Path, data: Path, tmp_path: Path
+) -> None:
+    """Every negative is masked, which the settings and the data do not show."""
+    run, masked = tmp_path / "run", {"loss.score_margin": -1.9, "num_negatives": 0, "max_steps": 6, "save_steps": 6}
+    result = run_recipe(*arguments(bert, data, run, **masked), ranks=ranks, check=False)
+    assert result.returncode != 0
+    said = "the loss and the gradient of steps 1 to 6 are exactly 0: nothing is learnt any more. no step taught"
+    assert result.stderr.count(said) == ranks
+    assert "first, second: no query has a negative left in its batch" in result.stderr
+    assert [line["grad_norm"] for line in metrics(run)] == [0.0] * 6
+    assert not (run / "checkpoints").exists()
+    assert not (run / "final").exists()
+
+
+def test_what_was_learnt_before_steps_that_teach_nothing_is_saved(bert: Path, tmp_path: Path) -> None:
+    """The one pair of another score is in the first of 60 batches."""
+    first = int(np.random.default_rng([42, 0, 0]).permutation(240)[0])
+    rows = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "score": float(i == first)} for i in range(240)]
+    (tmp_path / "graded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tmp_path / "run"
+    more = {"train": tmp_path / "graded.jsonl", "batch_size": 4, "save_steps": 20, "save_total_limit": 1}
+    result = run_recipe(*arguments(bert, tmp_path, run, **more), check=False)
+    assert result.returncode == 2
+    assert "steps 2 to 51 are exactly 0" in result.stderr
+    assert f"saved {run}/checkpoints/step-51, which scripts/export.py turns into a model to serve" in result.stderr
+    assert "- graded: CoSENT orders the pairs of a batch by their scores" in result.stderr
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-40", "step-51"}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """What train/embed.py refuses: one line that says what is wrong, status 2, before the model loads, nothing written."""
 
 import errno
+import json
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +103,7 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             {"document_max_length": 4096},
             "query_max_length, document_max_length: 4096 tokens are more than the model's 128",
         ),
+        ({"loss.score_margin": -2.5}, "loss.score_margin is -2.5, which masks every negative; expected at least -2"),
         (
             {"loss.distillation_weight": 1.0},
             "loss.distillation_weight needs teacher scores, and no dataset has",
@@ -121,6 +124,39 @@ def test_settings(settings: dict[str, object], message: str, refuse: Callable[..
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
     assert refuse(**{"train": "pairs.jsonl", **settings}).startswith(message)
+
+
+NO_NEGATIVES = "pairs.jsonl: without loss.terms its rows need hard negatives, and it has or draws none"
+OWN_NEGATIVES = "pairs.jsonl: without in_batch_negatives its rows need hard negatives, and it has or draws none"
+ONE_QUERY = "pairs.jsonl: all its rows have the same query, so that no text of a batch is a negative of another row, "
+ONE_POSITIVE = ONE_QUERY.replace("query", "positive")
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "message"),
+    [
+        ({"query": "q {}", "positives": ["p {}"]}, {"loss.terms": "[]"}, NO_NEGATIVES),
+        ({"query": "q {}", "positives": ["p {}"]}, {"in_batch_negatives": False}, OWN_NEGATIVES),
+        ({"query": "q", "positives": ["p {}"]}, {}, ONE_QUERY),
+        ({"query": "q {}", "positives": ["p"]}, {}, ONE_POSITIVE),
+        ({"query": "q {}", "positives": ["p"], "negatives": ["n {}"]}, {"num_negatives": 0}, ONE_POSITIVE),
+    ],
+)
+def test_data_whose_loss_would_be_0_in_every_step(
+    row: dict[str, object], settings: dict[str, object], message: str, refuse: Callable[..., str]
+) -> None:
+    Path("pairs.jsonl").write_text("".join(json.dumps(row).replace("{}", str(i)) + "\n" for i in range(16)))
+    data = {"path": "pairs.jsonl", "in_batch_negatives": settings.pop("in_batch_negatives", True)}
+    assert refuse(train=json.dumps([data]), **settings).startswith(message)
+
+
+def test_a_model_that_could_not_be_exported(refuse: Callable[..., str], model: Path, tmp_path: Path) -> None:
+    """test_exportable.py goes through all that an export refuses."""
+    write_pairs(tmp_path / "pairs.jsonl", 16, "some")
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: [mit\n---\n")
+    message = refuse(train="pairs.jsonl", model=tmp_path / "model")
+    assert message.startswith("model/README.md: its YAML front matter cannot be read: ")
 
 
 def test_a_cache_that_does_not_fit_on_the_disk(refuse: Callable[..., str], tmp_path: Path) -> None:

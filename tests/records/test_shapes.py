@@ -117,6 +117,13 @@ def test_broken_retrieval_sets(tmp_path: Path, part: dict[str, Any], message: st
         load_retrieval_set(tmp_path / "set.json", "test")
 
 
+def test_a_second_retrieval_set_is_not_left_out(tmp_path: Path) -> None:
+    row = json.dumps({"queries": {"q": "x"}, "corpus": {"d": "y"}, "relevant_docs": {"q": ["d"]}})
+    (tmp_path / "sets.jsonl").write_text(f"{row}\n{row}\n")
+    with pytest.raises(ValueError, match=r"sets.jsonl:2: line: more behind the retrieval set; expected one set"):
+        load_retrieval_set(tmp_path / "sets.jsonl", "test", cache_dir=tmp_path)
+
+
 @pytest.mark.parametrize("label", [1, 0, 0.5])
 def test_grades_without_any_difference_are_refused(tmp_path: Path, label: float) -> None:
     rows = [{"question": f"q {i}", "answer": f"p {i}", "label": label} for i in range(4)]

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestling.records import LoadSummary, Record, RecordTable, load_records, text_id
+from nestling.records import LoadSummary, Record, RecordTable, load_records, load_retrieval_set, text_id
+from nestling.records.instruction_counts import RowInstructions
 from nestling.records.record import query_id
 from nestling.records.summary import Drop
 
@@ -66,7 +67,7 @@ def test_drops_are_counted_with_their_first_place(tmp_path: Path) -> None:
     ]
     place = f"{tmp_path}/rows.jsonl"
     assert table.summary == LoadSummary(
-        source=place, dialect="nestling", rows_read=6, rows_kept=4, rows_scored=2,
+        source=place, dialect="nestling", rows_read=6, rows_kept=4, rows_scored=2, rows_with_negatives=4,
         positives=4, negatives=5, max_positives=1, max_negatives=2,
         drops=(
             Drop("positive repeated in its row", 1, f"{place}:1"),
@@ -77,6 +78,7 @@ def test_drops_are_counted_with_their_first_place(tmp_path: Path) -> None:
             Drop("row repeated", 1, f"{place}:4"),
             Drop("negative that is a positive of the same query in another row", 2, f"{place}:1"),
         ),
+        instructions=RowInstructions(1, 1, (("other", 1),)),
     )  # fmt: skip
     assert not table.has_scores and not table.graded
     assert [table.known_positives(i).tolist() for i in range(4)] == [
@@ -84,6 +86,22 @@ def test_drops_are_counted_with_their_first_place(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert table.query_ids.tolist() == [*ids("q", "q", "t"), query_id("q", "other")]
     assert (table.positive_ids(2).tolist(), table.negative_ids(2).tolist()) == (ids("p"), ids("r"))
+
+
+@pytest.mark.parametrize("options", [{"instruction": "task"}, {"default_instruction": "task"}])
+def test_the_instruction_of_the_dataset_in_a_row_makes_no_other_query(tmp_path: Path, options: dict[str, str]) -> None:
+    rows = [
+        {"query": "q", "positives": ["p"], "negatives": ["n", "o"], "instruction": "task"},
+        {"query": "q", "positives": ["n"]},
+        {"query": "q", "positives": ["o"], "instruction": "other"},
+    ]
+    table = load(tmp_path, rows, **options)
+    implied = options.get("instruction")
+    assert [table[i].instruction for i in range(3)] == [implied, implied, "other"]
+    assert table[0].negatives == ("o",), "n is a positive of the same query"
+    assert table.query_ids.tolist() == [*ids("q", "q"), query_id("q", "other")]
+    assert table.summary.instructions == RowInstructions(1, 1, (("other", 1),))
+    assert load(tmp_path, rows)[0].instruction == "task", "in a cache file of its own"
 
 
 def test_summary_as_text(tmp_path: Path) -> None:
@@ -121,7 +139,7 @@ def test_rows_of_negatives_only(tmp_path: Path) -> None:
     place = f"{tmp_path}/rows.jsonl"
     assert table.summary == LoadSummary(
         source=place, dialect="nestling", rows_read=5, rows_kept=3, rows_scored=2, rows_without_positives=2,
-        positives=1, negatives=4, max_positives=1, max_negatives=2,
+        rows_with_negatives=3,        positives=1, negatives=4, max_positives=1, max_negatives=2,
         drops=(
             Drop("document equal to its query", 4, f"{place}:1"),
             Drop("row left without a document", 2, f"{place}:5"),
@@ -254,6 +272,51 @@ def test_cache_is_used_and_follows_the_source(tmp_path: Path) -> None:
     load_records(tmp_path / "rows.jsonl", cache_dir=tmp_path / "cache")
     assert first.stat().st_mtime_ns == written, "an unchanged source is not converted again"
     assert len(load(tmp_path, [row, {"query": "r", "positives": ["p"]}])) == 2
+
+
+@pytest.mark.parametrize("largest_hashed", [0, 1 << 20], ids=["by its stamp", "by its content"])
+@pytest.mark.parametrize("replaced", [True, False], ids=["rsync or tar", "cp -p"])
+def test_a_file_of_the_same_size_and_time_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest_hashed: int, replaced: bool
+) -> None:
+    """`rsync -t` and `tar x` write a new file and rename it, `cp -p` writes into the old one; all set an old time."""
+    monkeypatch.setattr("nestling.records.store.MAX_HASHED", largest_hashed)
+    path = tmp_path / "rows.jsonl"
+    for query in "ab":
+        written = tmp_path / "new.jsonl" if replaced else path
+        written.write_text(json.dumps({"query": query, "positives": ["p"]}))
+        os.utime(written, ns=(0, 10**18))
+        written.rename(path)
+        assert load_records(path, cache_dir=tmp_path / "cache")[0] == Record(query, ("p",))
+
+
+def test_a_corpus_of_the_same_size_and_time_is_read(tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "query"}')
+    (tmp_path / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    for text in "ab":
+        (tmp_path / "corpus.jsonl").write_text(json.dumps({"_id": "d", "text": text}))
+        os.utime(tmp_path / "corpus.jsonl", (0, 0))
+        assert list(load_retrieval_set(tmp_path, "dev", cache_dir=tmp_path / "cache").documents) == [text]
+        assert load_records(tmp_path, split="dev", cache_dir=tmp_path / "cache")[0] == Record("query", (text,))
+
+
+def test_a_file_of_the_same_size_and_time_in_a_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    (tmp_path / "set").mkdir()
+    for query in "ab":
+        (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"query": query, "positives": ["p"]}))
+        os.utime(tmp_path / "set" / "train.jsonl", (0, 0))
+        assert load_records(tmp_path / "set", cache_dir=tmp_path / "cache")[0] == Record(query, ("p",))
+
+
+def test_a_small_file_with_a_new_date_is_not_converted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = load(tmp_path, [{"query": "q", "positives": ["p"]}])
+    content = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "rows.jsonl").unlink()
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    monkeypatch.setattr("nestling.records.load.convert", None)
+    assert load_records(tmp_path / "rows.jsonl", cache_dir=tmp_path / "cache")[0] == table[0]
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "text"])

@@ -1,6 +1,7 @@
 """Servers beside the directories that they serve: a real small one, with one fault at a time."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 from ranks import ROOT, environment
 
 import warm
+from hostile_server import answer, hostile
 from nestling.export.reranker import export_reranker
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.serving.client import ScoreEndpoint, Server, split_url
@@ -350,6 +352,17 @@ def test_the_command_itself(url: str, models: dict[str, Path]) -> None:
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert aspects(done) == ["template"]
+
+
+def test_control_characters_of_a_server_are_not_printed(models: dict[str, Path]) -> None:
+    body = json.dumps({"error": "bad \x1b[2J\x07 key"}).encode() + b"\x1b]0;title\x07\r\xc2\x9b"
+    with hostile(lambda request: [answer(body, "400 bad \x1b[2J")]) as server:
+        command = [sys.executable, ROOT / "scripts" / "serve_check.py", server.url, "--model", models["causal"]]
+        done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 2
+    message = done.stderr.decode().partition("error: ")[2]  # behind the bar of transformers
+    assert "answers 400" in message
+    assert not re.search(r"[\x1b\x07\r\x80-\x9f]", message)
 
 
 def test_a_classifier_without_a_template_is_refused(tmp_path: Path, bert: Path) -> None:

@@ -35,7 +35,7 @@ class Lengths:
     def __str__(self) -> str:
         sampled = "" if self.rows == self.total_rows else f", in a sample of {self.rows:,} rows"
         return (
-            f"{self.total_rows:,} rows, {self.tokens / self.rows:.0f} tokens each; truncated "
+            f"{self.tokens / self.rows:.0f} tokens a row; truncated "
             f"{self.truncated_queries:,} of {self.queries:,} queries and "
             f"{self.truncated_documents:,} of {self.documents:,} documents{sampled}"
         )

@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
+# The end token of Qwen3's embedders.
+END_OF_TEXT = "<|endoftext|>"
+
 # Characters that are tokenised at first for each wanted token: a 10 MB text costs no more than a long one.
 CHARACTERS_PER_TOKEN = 32
 # But at least these: half of them exceed the 100 characters up to which WordPiece splits a word.
@@ -108,7 +111,7 @@ class TextTokenizer:
         if self.backend.encode("a").ids[-1] in special:
             return None
         # Qwen3's chat models name <|im_end|> their eos_token, while their embedders end texts in <|endoftext|>.
-        end = "<|endoftext|>" if self.backend.token_to_id("<|endoftext|>") is not None else tokenizer.eos_token
+        end = END_OF_TEXT if self.backend.token_to_id(END_OF_TEXT) is not None else tokenizer.eos_token
         if end is None:
             raise ValueError(
                 "the tokenizer has no end-of-text token, which last-token pooling needs; give it an eos_token"

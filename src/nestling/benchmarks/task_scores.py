@@ -11,6 +11,7 @@ from mteb.results import TaskResult
 
 from nestling.benchmarks.models import MtebEmbedder, MtebReranker
 from nestling.benchmarks.tasks import BeirTask, load_task, require_rerankable
+from nestling.files import replacing
 from nestling.retrieval import open_candidates
 
 # Metrics of retrieval tasks: name here -> name in mteb.
@@ -59,7 +60,8 @@ class TaskScores:
         """Write the result in the format of mteb to TASK.json or TASK.DIM.json in a folder, which is created."""
         folder.mkdir(exist_ok=True)
         dim = "" if self.dim is None else f".{self.dim}"
-        self.result.to_disk(folder / f"{self.result.task_name}{dim}.json")
+        with replacing(folder / f"{self.result.task_name}{dim}.json") as partial:
+            self.result.to_disk(partial)
 
 
 def measure_embedder(model: MtebEmbedder, tasks: Sequence[AbsTask], dims: Sequence[int]) -> Iterator[TaskScores]:

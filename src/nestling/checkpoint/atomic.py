@@ -1,6 +1,5 @@
 """Atomic writing of folders, with a manifest of checksums by which later damage is detected."""
 
-import errno
 import hashlib
 import json
 import os
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import xxhash
 
+from nestling.disk_errors import ADVICE, WriteError, find_write_error
 from nestling.distributed.ranks import on_every_rank, on_rank_zero
 from nestling.files import sync
 
@@ -30,7 +30,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
         write: Writes this rank's files into the folder that it is given; called on every rank.
 
     Raises:
-        OSError: The disk is full (ENOSPC).
+        WriteError: A disk or quota is full, a file may not be so large, or the folder cannot be written.
     """
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -39,8 +39,9 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
         on_rank_zero(lambda: seal(partial))
     except BaseException as error:
         written = on_rank_zero(lambda: discard(partial)) if isinstance(error, Exception) else discard(partial)
-        if is_disk_full(error):
-            raise OSError(errno.ENOSPC, disk_full_message(target, written)) from error
+        found = find_write_error(error)
+        if found is not None and found.errno is not None:
+            raise unwritten_checkpoint(target, found.errno, written) from error
         raise
     on_rank_zero(lambda: move_into_place(partial, target))
 
@@ -136,23 +137,12 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error is due to a full disk or quota.
-
-    safetensors gives the error number only in its message, and torch keeps the OSError only as the error's context.
-    """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if f"(os error {errno.ENOSPC})" in str(error) or f"(os error {errno.EDQUOT})" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def disk_full_message(target: Path, written: int) -> str:
-    free = shutil.disk_usage(target.parent).free
-    return (
-        f"no space left on the disk while writing {target}: {written / 1e6:.1f} MB were written and are removed again, "
-        f"{free / 1e6:.1f} MB are free now; earlier checkpoints are intact. Free some space and resume the run"
+def unwritten_checkpoint(target: Path, number: int, written: int) -> WriteError:
+    """The error of a checkpoint of which only so many bytes could be written, for an errno number."""
+    free = shutil.disk_usage(target.parent if target.parent.exists() else target.parents[1]).free
+    return WriteError(
+        number,
+        f"cannot write the checkpoint {target}: {os.strerror(number)}; the {written / 1e6:.1f} MB written are removed "
+        f"again, {free / 1e6:.1f} MB are free now, and earlier checkpoints are intact: {ADVICE[number]}, and resume "
+        "the run (--resume true)",
     )

@@ -1,4 +1,4 @@
-"""Guards that end a run early: on a signal, or after repeated losses or gradients that are not finite."""
+"""Guards that end a run early: on a signal, or after repeated losses and gradients that are not finite, or 0."""
 
 import math
 import signal
@@ -96,3 +96,24 @@ class NonFiniteGuard:
                 "longer warm-up, a higher temperature or precision fp32, in a new run folder"
             )
         return False
+
+
+@dataclass
+class ZeroGuard:
+    """Counts the latest steps in a row whose loss and gradient were both exactly 0, from which nothing is learnt.
+
+    A learning rate of 0 and frozen weights leave the loss as it is, and do not count.
+
+    Args:
+        limit: So many in a row end a run. Batches that happen to be of one grade teach nothing either: where one graded
+            pair in twenty has another grade than the rest, two of three batches of 8 do, and 50 in a row once in 10^9.
+        in_a_row: How many there are now.
+    """
+
+    limit: int = 50
+    in_a_row: int = 0
+
+    def reached(self, loss: float, gradient_norm: float) -> bool:
+        """Count a step by its loss and gradient over all ranks, so that all decide alike; whether to end the run."""
+        self.in_a_row = self.in_a_row + 1 if loss == gradient_norm == 0 else 0
+        return self.in_a_row >= self.limit

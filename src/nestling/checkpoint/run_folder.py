@@ -28,7 +28,7 @@ from nestling.config.yaml_files import read_yaml
 from nestling.distributed.ranks import on_rank_zero, rank_and_world
 from nestling.files import replace_text
 from nestling.locks import lock
-from nestling.run_files import CONFIG, LAUNCHES
+from nestling.run_files import CONFIG, LAUNCHES, reading
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +142,13 @@ def require_same_config(path: Path, config: Mapping[str, object], may_differ: Co
 
 def record_launch(path: Path) -> None:
     """Append this launch to run.json; warn if versions changed since the last one."""
-    launches = json.loads(path.read_text(encoding="utf-8"))["launches"] if path.exists() else []
-    launch = describe_launch()
-    if launches and launches[-1]["versions"] != launch["versions"]:
-        logger.warning(
-            "versions changed since the last launch: %s then, %s now", launches[-1]["versions"], launch["versions"]
-        )
+    launches, then, launch = [], None, describe_launch()
+    if path.exists():
+        with reading(path, "remove it, and resume"):
+            launches = json.loads(path.read_text(encoding="utf-8"))["launches"]
+            then = launches[-1]["versions"]
+    if then not in (None, launch["versions"]):
+        logger.warning("versions changed since the last launch: %s then, %s now", then, launch["versions"])
     replace_text(path, json.dumps({"launches": [*launches, launch]}, indent=1))
 
 

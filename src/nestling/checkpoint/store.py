@@ -50,7 +50,7 @@ class Checkpoints:
             best_step: Step of the best checkpoint so far, which is not removed.
 
         Raises:
-            OSError: The disk is full; earlier checkpoints are intact.
+            WriteError: It could not be written; earlier checkpoints are intact.
         """
         write_folder(self.path(step), write)
         on_rank_zero(lambda: self.rotate(best_step))

@@ -7,7 +7,6 @@ Nothing here imports torch, so that `--help` answers at once.
 from nestling.config.arguments import parse_config, run
 from nestling.config.check_data import CheckConfig
 from nestling.config.checks import (
-    new_outputs,
     require,
     require_dims,
     require_extra,
@@ -23,6 +22,7 @@ from nestling.config.export import ExportConfig
 from nestling.config.lora import LoraConfig
 from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
+from nestling.config.outputs import new_outputs
 from nestling.config.pipeline import PipelineConfig
 from nestling.config.queries import EndpointConfig, MakeQueriesConfig
 from nestling.config.report import ReportConfig

@@ -13,12 +13,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import (
+    ActionConfigFile,
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    set_parsing_settings,
+)
 
 from nestling.config.retired import retired
-from nestling.config.yaml_files import read_yaml
+from nestling.config.yaml_files import read_yaml, require_no_classes_in_flags
+from nestling.disk_errors import find_write_error
 from nestling.gpu import set_environment, set_up_torch
-from nestling.processes import end_with_starter
+from nestling.processes import discard_unwritable_output, end_with_starter
+from nestling.terminal import print_printable
 from nestling.threads import limit_threads
 
 Config = TypeVar("Config")
@@ -28,6 +36,9 @@ UNKNOWN_KEY = re.compile(
     r"[Uu]nrecognized arguments: --([\w.]+)|[Kk]ey '([\w.]+)' is not expected"
     r"|[Oo]ption '([\w.]+)' is not accepted|does not accept option '([\w.]+)'"
 )
+
+# And a text in place of a section or of a list's item, which it takes for the name of a class.
+TEXT_AS_ITEM = re.compile(r"Parser key \"([\w.]+)\":.*?Importing ('[^']*') is not allowed")
 
 
 class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -51,8 +62,10 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
     the threads of OpenMP (`nestling.threads`) and sets the environment of a GPU (`nestling.gpu`).
     """
     parser = build_parser(cls, description)
-    arguments = bracket_lists(cls, sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        require_no_classes_in_flags(words)
+        arguments = bracket_lists(cls, words)
         parsed = parser.parse_args(arguments)
         parser.validate(parsed, skip_unset=False)  # a null of a file, which parsing takes for a key that is not given
         parsed.pop("config", None)
@@ -65,6 +78,7 @@ def parse_config(cls: type[Config], description: str | None, argv: list[str] | N
 
 def build_parser(cls: type, description: str | None) -> ArgumentParser:
     """A parser with a flag for every setting, and for nothing else."""
+    import_no_classes()
     parser = ArgumentParser(
         description=description,
         allow_abbrev=False,
@@ -80,6 +94,13 @@ def build_parser(cls: type, description: str | None) -> ArgumentParser:
         if sections.intersection(action.option_strings) or action.dest.endswith(".help"):
             remove_flag(parser, action)
     return parser
+
+
+def import_no_classes() -> None:
+    """Forbid jsonargparse to import what a value names, wherever it looks for that; our own settings it must."""
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=["nestling.config"], instantiate_subclass_spec_in_any=False
+    )
 
 
 def remove_flag(parser: ArgumentParser, action: Action) -> None:
@@ -106,17 +127,23 @@ def run(main: Callable[[], None]) -> None:
     """
     atexit.register(gc.freeze)  # else Python goes through all objects of torch and transformers at exit, for a second
     end_with_starter()
+    print_printable()
     set_up_torch()
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        fail(str(error))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        unwritten = find_write_error(error)
+        if unwritten is None and not isinstance(error, (ValueError, OSError, FloatingPointError)):
+            raise
+        fail(str(unwritten or error))
 
 
 def fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
+    discard_unwritable_output()
     sys.exit(2)
 
 
@@ -168,7 +195,9 @@ def known_keys(cls: type, prefix: str = "") -> Iterator[str]:
 def explain(error: Exception, cls: type) -> str:
     """The parser's message in one line; of an unknown key, what it is called now, or the nearest one."""
     message = " ".join(str(error).split())
-    unknown = UNKNOWN_KEY.search(message)
+    unknown, text = UNKNOWN_KEY.search(message), TEXT_AS_ITEM.search(message)
+    if text is not None:
+        return f"{text[1]}: found the text {text[2]}, expected an item's keys with their values; --help lists them"
     if unknown is None:
         return message
     key = next(group for group in unknown.groups() if group)

@@ -1,13 +1,8 @@
 """Conditions on settings, with errors for users."""
 
 import math
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-
-from nestling.locks import claim
 
 
 def require(condition: bool, message: str) -> None:
@@ -46,22 +41,6 @@ def require_new(flag: str, path: str | Path | None) -> None:
         require(not Path(path).exists(), f"{flag} {path} exists; choose another name or remove it")
         folder = Path(path).parent
         require(folder.is_dir(), f"{flag} {path}: the folder {folder} does not exist")
-
-
-@contextmanager
-def new_outputs(*outputs: tuple[str, str | Path | None]) -> Iterator[None]:
-    """A context in which no other process writes some outputs, each given with its flag; of several ranks one claims.
-
-    Raises:
-        ValueError: One exists, has no folder, or is being written by another process.
-    """
-    with ExitStack() as stack:
-        for flag, path in outputs:
-            require_new(flag, path)
-            if path is not None and os.environ.get("RANK", "0") == "0":
-                stack.enter_context(claim(Path(path)))
-                require_new(flag, path)  # another process may have written it in between
-        yield
 
 
 def require_model(model: str, message: str) -> None:

@@ -43,6 +43,10 @@ class LossConfig:
         require(
             not math.isnan(self.score_margin or 0), "loss.score_margin is nan, expected a number, or null for no mask"
         )
+        require(
+            (self.score_margin or 0) >= -2,
+            f"loss.score_margin is {self.score_margin}, which masks every negative; expected at least -2",
+        )
         require(len(set(self.terms)) == len(self.terms), f"loss.terms: {self.terms}, expected each term once")
 
 

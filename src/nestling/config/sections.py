@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from nestling.config.arguments import explain
+from nestling.config.arguments import explain, import_no_classes
 from nestling.config.yaml_files import require_no_classes
 
 Config = TypeVar("Config")
@@ -24,6 +24,7 @@ def read_section(name: str, cls: type[Config], settings: Mapping[str, object]) -
         ValueError: A key is unknown, of which the nearest is named, or a value cannot be; with the section's name.
     """
     require_no_classes(name, settings)
+    import_no_classes()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, fail_untyped=True)
     try:

@@ -60,9 +60,41 @@ def size_of_alias(anchor: str, sizes: Mapping[str, int], unfinished: Sequence[tu
 
 
 def require_no_classes(name: str, content: object) -> None:
-    """Raise ValueError for a key class_path anywhere, of which jsonargparse would import and call what it names."""
+    """Raise ValueError for a key class_path anywhere, of which jsonargparse would import and call what it names.
+
+    In texts too, which jsonargparse reads as YAML once more where any value may stand.
+    """
+    if isinstance(content, str):
+        content = mapping_in(name, content)
     inner = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
     if isinstance(content, Mapping) and "class_path" in content:
         raise ValueError(f"{name}: the key class_path names a class to import, and settings import none; remove it")
     for each in inner:
         require_no_classes(name, each)
+
+
+def mapping_in(name: str, text: str) -> object:
+    """What a text holds if it is YAML of a mapping, which has a colon or question mark; else the text itself.
+
+    Raises:
+        ValueError: It stands for too many values, or is nested too deeply.
+    """
+    if ":" not in text and "?" not in text:
+        return text
+    try:
+        require_bounded(text)
+    except yaml.YAMLError:
+        return text
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError for a date that is none
+        return text
+
+
+def require_no_classes_in_flags(arguments: Sequence[str]) -> None:
+    """Raise ValueError for a key class_path in the words of a command line, in their names or their values."""
+    for word in arguments:
+        names, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        require_no_classes("the command line", dict.fromkeys(names.removeprefix("--").split("."), value))

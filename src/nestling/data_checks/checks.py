@@ -55,7 +55,7 @@ def run_checks(
     progress: bool = False,
 ) -> Checks:
     """Run all checks. Every distinct text is read twice, candidates for near duplicates once more."""
-    texts = distinct_texts(rows)
+    texts = rows.texts_by_kind
     minhashes = {
         kind: minhash_texts(texts[kind].texts, criterion, PLURAL[kind] if progress else None) for kind in KINDS
     }
@@ -69,11 +69,6 @@ def run_checks(
         evaluation=evaluation,
         overlaps=find_overlaps(texts, minhashes, evaluation, criterion),
     )
-
-
-def distinct_texts(rows: SourceRows) -> dict[Kind, DistinctTexts]:
-    """The distinct queries and documents."""
-    return {"query": rows.queries, "document": rows.documents}
 
 
 def evaluation_texts(sets: Sequence[RetrievalSet], criterion: NearDuplicateCriterion) -> dict[Kind, EvaluationTexts]:

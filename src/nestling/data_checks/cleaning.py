@@ -12,7 +12,6 @@ import numpy as np
 from nestling.config.cleaning_rules import Rule
 from nestling.data_checks import labels
 from nestling.data_checks.checks import Checks
-from nestling.data_checks.near_duplicates import later_duplicates
 from nestling.data_checks.rows import SourceRows
 from nestling.files import write_jsonl
 from nestling.models.embedder import Kind
@@ -70,7 +69,7 @@ def clean(rows: SourceRows, checks: Checks, rules: Collection[Rule]) -> tuple[Cl
     - query_as_document: documents equal to the query of their row.
     - contradictions: negatives that are a positive of the same query in any row.
     - near_documents: near duplicates of an earlier document of the same row; positives come before negatives.
-    - near_queries: rows whose query is a near duplicate of the query of an earlier row that is kept.
+    - near_queries: rows whose query is a near duplicate of an earlier one with the same instruction that is kept.
 
     Finally, rows that have lost all their positives, or all their documents, are dropped.
     """
@@ -79,11 +78,8 @@ def clean(rows: SourceRows, checks: Checks, rules: Collection[Rule]) -> tuple[Cl
     if not rows.graded:
         dropped += _drop_documents(copy, checks, rules)
     if "near_queries" in rules:
-        kept = np.zeros(len(rows.queries), dtype=bool)
-        kept[rows.queries.which[copy.keep_row]] = True
-        dropped.append(
-            copy.drop("near_queries", later_duplicates(checks.near_duplicates["query"], kept)[rows.queries.which])
-        )
+        found = labels.near_queries(rows, checks.near_duplicates["query"], copy.keep_row)
+        dropped.append(copy.drop("near_queries", found))
     return copy, [*dropped, *_drop_emptied_rows(copy)]
 
 

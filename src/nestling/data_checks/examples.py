@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.data_checks.checks import distinct_texts
 from nestling.data_checks.near_duplicates import NearDuplicatePairs
 from nestling.data_checks.rows import SourceRows
 from nestling.models.embedder import Kind
@@ -42,7 +41,7 @@ class ExampleBuilder:
 
     def __init__(self, rows: SourceRows, limit: int) -> None:
         self.rows, self.limit = rows, limit
-        self.distinct_texts = distinct_texts(rows)
+        self.distinct_texts = rows.texts_by_kind
 
     def first_of(self, found: np.ndarray, make: Callable[[int], Example]) -> tuple[Example, ...]:
         """Examples of the first indices at which `found` [N] bool is True."""

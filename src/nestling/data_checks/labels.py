@@ -89,6 +89,28 @@ def near_duplicates_in_row(
     return _without_chains(sorted(duplicates))
 
 
+def near_queries(rows: SourceRows, pairs: NearDuplicatePairs, kept: np.ndarray) -> np.ndarray:
+    """[n] bool: rows whose query is a near duplicate of an earlier one with the same instruction that remains.
+
+    Args:
+        rows: The rows.
+        pairs: Near duplicates among the distinct texts of queries.
+        kept: [n] bool, the rows to consider.
+    """
+    queries = rows.instruction_codes << PAIR_SHIFT | rows.queries.which
+    paired = np.zeros(len(rows.queries), dtype=bool)
+    paired[pairs.first], paired[pairs.second] = True, True
+    instructions: dict[int, set[int]] = {}
+    for query in np.unique(queries[kept & paired[rows.queries.which]]).tolist():
+        instructions.setdefault(query & ((1 << PAIR_SHIFT) - 1), set()).add(query >> PAIR_SHIFT << PAIR_SHIFT)
+    found: set[int] = set()
+    for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
+        shared = instructions.get(first, set()) & instructions.get(second, set())
+        found |= {code | second for code in shared if code | first not in found}
+    repeated: np.ndarray = np.isin(queries, np.fromiter(found, np.int64, len(found)))
+    return repeated
+
+
 def _without_chains(duplicates: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     """Of sorted (later, earlier) pairs, those whose earlier document is not itself the later one of a chosen pair."""
     chosen: dict[int, int] = {}

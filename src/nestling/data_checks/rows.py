@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +16,15 @@ import pyarrow as pa
 from nestling.records.arrow_files import open_batches, write_batches
 from nestling.records.clean import CleanRecord, checked_query_id, checked_text_id
 from nestling.records.convert import ROWS_PER_BATCH, TEXT_PER_BATCH, RecordSource
+from nestling.records.instruction_counts import count_instructions
 from nestling.records.load import default_name, find_source
 from nestling.records.record import Record, located, text_id
 from nestling.records.store import cached, scratch_file
 from nestling.records.summary import LoadSummary
 from nestling.records.texts import Texts
+
+if TYPE_CHECKING:
+    from nestling.models.embedder import Kind
 
 _SCORES = pa.list_(pa.float64())
 SCHEMA = pa.schema(
@@ -102,6 +106,11 @@ class SourceRows:
         """[n] float64: scores of graded pairs."""
         return self._column("score")
 
+    @property
+    def texts_by_kind(self) -> "dict[Kind, DistinctTexts]":
+        """The distinct queries and documents."""
+        return {"query": self.queries, "document": self.documents}
+
     @cached_property
     def row_ids(self) -> np.ndarray:
         """[n] int64: hashes of whole rows, equal for identical rows."""
@@ -116,6 +125,14 @@ class SourceRows:
     def query_text_ids(self) -> np.ndarray:
         """[n] int64: `text_id` of the queries."""
         return self._column("query_text_id")
+
+    @cached_property
+    def instruction_codes(self) -> np.ndarray:
+        """[n] int64: equal for rows with the same instruction, 0 for rows without one."""
+        column: Any = pa.chunked_array([batch.column("instruction") for batch in self._batches])
+        indices = column.dictionary_encode().combine_chunks().indices.fill_null(-1)
+        codes: np.ndarray = indices.to_numpy(zero_copy_only=False).astype(np.int64) + 1
+        return codes
 
     @cached_property
     def document_ids(self) -> np.ndarray:
@@ -221,10 +238,12 @@ def _summarise(source: RecordSource, batches: list[Any]) -> LoadSummary:
         rows_kept=len(positives),
         positives=int(positives.sum()),
         negatives=int(negatives.sum()),
+        rows_with_negatives=int((negatives > 0).sum()),
         max_positives=int(positives.max()),
         max_negatives=int(negatives.max()),
         drops=source.drops.drops(),
         ignored=tuple(sorted(item for item in source.ignored.items() if item[1])),
+        instructions=count_instructions(batch.column("instruction") for batch in batches),
     )
 
 

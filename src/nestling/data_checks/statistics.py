@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.data_checks.checks import KINDS, Checks, distinct_texts
+from nestling.data_checks.checks import KINDS, Checks
 from nestling.data_checks.language import SCRIPTS, languages
 from nestling.data_checks.lengths import LengthDistribution, Truncation, length_distribution, truncations
 from nestling.data_checks.rows import SourceRows
@@ -62,18 +62,19 @@ def statistics(
         limits: Maximum number of tokens in training, which is added to the usual limits.
         sample: Size of the random sample of each kind for languages and tokens.
     """
-    return {kind: _statistics_of_kind(kind, rows, checks, counter, limits[kind], sample) for kind in KINDS}
+    own = {kind: limits["query" if rows.graded else kind] for kind in KINDS}
+    return {kind: _statistics_of_kind(kind, rows, checks, counter, own[kind], sample) for kind in KINDS}
 
 
 def _statistics_of_kind(
     kind: Kind, rows: SourceRows, checks: Checks, counter: TokenCounter | None, limit: int | None, sample: int
 ) -> Statistics:
-    measures, texts = checks.measures[kind], distinct_texts(rows)[kind].texts
+    measures, texts = checks.measures[kind], rows.texts_by_kind[kind].texts
     drawn = _sample(texts, sample)
     counts = np.bincount(measures.scripts, minlength=len(SCRIPTS))
     tokens = None
     if counter is not None:
-        lengths = counter(drawn, kind)
+        lengths = counter(drawn, "query" if rows.graded else kind)  # as training reads both texts of graded pairs
         tokens = TokenStatistics(length_distribution(lengths), truncations(lengths, limit))
     return Statistics(
         texts=len(texts),

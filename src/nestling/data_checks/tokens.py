@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
 from nestling.models.embedder import Kind, read_model_files
-from nestling.models.token_model import is_decoder, read_config, require_fast
+from nestling.models.token_model import is_decoder, load_tokenizer, read_config
 
 TEXTS_PER_BLOCK = 1024
 
@@ -30,8 +29,7 @@ class TokenCounter:
         """Load from a directory or hub id. Raises ValueError if it is not a model or has no fast tokenizer."""
         files = read_model_files(model)
         decoder = is_decoder(read_config(model, files.subfolder))
-        tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
-        require_fast(tokenizer, model)
+        tokenizer = load_tokenizer(model, files.subfolder)
         pooling = files.pooling or ("last" if decoder else "mean")
         prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
         return cls(TextTokenizer(tokenizer, require_end=pooling == "last"), prompts)

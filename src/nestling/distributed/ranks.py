@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from nestling.disk_errors import WriteError, find_write_error
+
 T = TypeVar("T")
 
 # While rank 0 converts data or exports, the others wait for longer than a collective of training may ever take.
@@ -83,7 +85,10 @@ def on_every_rank(action: Callable[[], None]) -> None:
 
 
 def picklable(error: Exception) -> Exception:
-    """An error that can be pickled: of the closest built-in class, with the same message."""
+    """An error that can be pickled: a WriteError if that is behind it, else of the closest built-in class."""
+    unwritten = find_write_error(error)
+    if unwritten is not None:
+        return WriteError(unwritten.errno, unwritten.strerror)
     kind = next(
         kind for kind in (FileExistsError, OSError, ValueError, RuntimeError, Exception) if isinstance(error, kind)
     )

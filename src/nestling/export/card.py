@@ -3,7 +3,6 @@
 A card says what the directory is, where it comes from, and how each stack uses it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from huggingface_hub import ModelCardData, metadata_load
 
 from nestling.export.gate import GateReport
 from nestling.models.weights import model_file
-from nestling.run_files import DATA, METRICS, DataLine, evaluation_at
+from nestling.run_files import METRICS, DataLine, evaluation_at, read_data_lines
 
 # Figures of an evaluation: dataset -> dimension -> metric -> value.
 Results = Mapping[str, Mapping[int, Mapping[str, float]]]
@@ -54,10 +53,9 @@ class Card:
 
 def run_card(folder: Path, config: Mapping[str, object], step: int) -> Card:
     """The card of a run's model: what its folder says of its data, and of its evaluations before and at `step`."""
-    lines = json.loads((folder / DATA).read_text(encoding="utf-8")) if (folder / DATA).exists() else []
     metrics = folder / METRICS
     scores = before_and_after(evaluation_at(metrics, 0), evaluation_at(metrics, step)) if metrics.exists() else []
-    return Card(data=[DataLine(**line) for line in lines], config=config, scores=scores)
+    return Card(data=read_data_lines(folder), config=config, scores=scores)
 
 
 def before_and_after(before: Results, after: Results) -> list[Score]:
@@ -76,9 +74,12 @@ def base_name(source: str) -> str:
 
 
 def base_license(source: str) -> str | None:
-    """The licence that the card of a directory or hub id names."""
+    """The licence that the card of a directory or hub id names; None if it names none, or is not readable."""
     readme = model_file(source, "README.md")
-    found = (metadata_load(readme) or {}).get("license") if readme is not None else None
+    try:
+        found = (metadata_load(readme) or {}).get("license") if readme is not None else None
+    except (yaml.YAMLError, ValueError, AttributeError):
+        return None
     return None if found is None else str(found)
 
 

@@ -1,6 +1,7 @@
 """The files that make a CrossEncoder of sentence-transformers 6 of a reranker's directory."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 from nestling.batches.pair_prompts import RerankPrompt
@@ -8,9 +9,20 @@ from nestling.export.reranker_expectation import Shape
 from nestling.export.serving_files import write_json
 from nestling.models.reranker import Reranker
 
-# Earlier releases have no form of these.
+# The release of sentence-transformers from which on there are these modules.
+RELEASE = 6
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 LOGIT_SCORE = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
+
+
+def require_release() -> None:
+    """Raise ValueError unless the installed sentence-transformers loads the CrossEncoder of an exported reranker."""
+    installed = version("sentence-transformers")
+    if int(installed.split(".")[0]) < RELEASE:
+        raise ValueError(
+            f"a reranker is exported as a CrossEncoder of sentence-transformers {RELEASE}, and {installed} is "
+            "installed, which could not check it; pip install -U sentence-transformers"
+        )
 
 
 def write_cross_encoder(reranker: Reranker, folder: Path, shape: Shape, max_length: int) -> None:

@@ -22,13 +22,15 @@ from nestling.export.serving_files import (
     copy_tokenizer_files,
     model_config,
     new_directory,
+    padding_token,
     refuse_existing,
     require_space,
     tokenizer_config,
     write_adapter,
     write_json,
+    written_dtype,
 )
-from nestling.models.embedder import Embedder, read_model_files
+from nestling.models.embedder import Embedder, read_model_files, read_named_prompts
 from nestling.models.merged_weights import MergedWeights, without_adapters
 from nestling.models.weights import StoredWeights, write_weights
 
@@ -71,13 +73,14 @@ def export_embedder(
         allow_failed_gate: Write a directory that fails the gate too; its card says so.
 
     Raises:
-        ValueError: `output_dir` exists, the disk is full, or the adapters cannot be merged.
+        ValueError: `output_dir` exists, or the adapters cannot be merged.
+        WriteError: There is no room for it, or it could not be written.
         ExportError: The written directory does not reproduce the model; it has been removed.
     """
     refuse_existing(output_dir)
     weights = MergedWeights(embedder.backbone)
     config = serving_config(embedder, dims, dtype)
-    dtype = getattr(torch, config["dtype"])
+    dtype = written_dtype(base_files(embedder), dtype)
     require_space(output_dir.parent, weights.nbytes(dtype))
     max_length = min(max(query_max_length, document_max_length), embedder.max_positions)
     prompts = serving_prompts(embedder, instructions or {})
@@ -140,7 +143,7 @@ def is_causal(config: Mapping[str, Any]) -> bool:
 def written_prefix(embedder: Embedder) -> str:
     """ "model." or "" before weight names: as the base has it, where its architecture is kept."""
     prefix = f"{without_adapters(embedder.backbone).base_model_prefix}."
-    if not is_causal(base_files(embedder).json("config.json") or {}):
+    if not is_causal(base_files(embedder).json("config.json")):
         return ""
     names = StoredWeights(embedder.source, read_model_files(embedder.source).subfolder)
     return prefix if any(name.startswith(prefix) for name in names) else ""
@@ -159,7 +162,7 @@ def write_tokenizer(embedder: Embedder, folder: Path) -> None:
     copy_tokenizer_files(base, folder)
     config = tokenizer_config(base)
     if embedder.tokenizer.pad_token is None:
-        config["pad_token"] = embedder.text_tokenizer.appended_end or embedder.tokenizer.eos_token
+        config["pad_token"] = padding_token(embedder.tokenizer, embedder.source, embedder.text_tokenizer.appended_end)
     write_json(folder / "tokenizer_config.json", config)
 
 
@@ -178,7 +181,7 @@ def write_sentence_transformers(embedder: Embedder, folder: Path, max_length: in
     write_json(folder / "1_Pooling" / "config.json", pooling)
     settings = {"prompts": dict(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(folder / "config_sentence_transformers.json", settings)
-    lower = bool((base_files(embedder).json("sentence_bert_config.json") or {}).get("do_lower_case", False))
+    lower = bool(base_files(embedder).json("sentence_bert_config.json").get("do_lower_case", False))
     # vLLM ignores the file unless it holds both keys
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lower})
 
@@ -187,6 +190,5 @@ def serving_prompts(embedder: Embedder, instructions: Mapping[str, str]) -> dict
     """Prompts by name: the trained ones, those of further instructions, and others that the base has."""
     trained = {"query": embedder.prefix("query"), "document": embedder.prefix("document")}
     more = {name: embedder.prefix("query", text) for name, text in instructions.items() if name not in trained}
-    stored = base_files(embedder).json("config_sentence_transformers.json", root=True) or {}
-    own: dict[str, str] = stored.get("prompts") or {}
+    own = read_named_prompts(embedder.source)
     return trained | more | {name: text for name, text in own.items() if name not in trained | more}

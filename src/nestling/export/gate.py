@@ -17,7 +17,7 @@ between the last step and the exit of a small run, and would find nothing more:
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,22 +155,35 @@ def compare_with_base(directory: Path, base: BaseFiles, prefix: str, outputs: Pr
         report: Takes the changes, and where there are none a failure, or a warning if rounding alone took them.
     """
     written, stored = StoredWeights(str(directory)), StoredWeights(base.source, base.subfolder)
-    bare = {name.removeprefix(prefix): name for name in stored}
     changes = report.changes
-    for name in written:
-        before = bare.get(name.removeprefix(prefix))
-        if before is None:
-            continue
+    for name, before in names_in_base(written, stored, base.source, prefix).items():
         change = largest_change(written[name], stored[before])
         changes.tensors += 1
         changes.changed += change != 0
         changes.largest = max(changes.largest, change)  # NaN, for another shape, leaves it as it is
-    if not changes.tensors:
-        report.failures.append(f"base: no weight of {base.source} has the name of a written one")
-    elif not changes.changed and (outputs.base is None or outputs.unlearnt):
+    if not changes.changed and (outputs.base is None or outputs.unlearnt):
         report.failures.append(f"base: all {changes.tensors} tensors equal those of {base.source}; nothing was learnt")
     elif not changes.changed:
         report.warnings.append(f"rounding has made all {changes.tensors} tensors those of {base.source} again")
+
+
+def names_in_base(names: Iterable[str], stored: Iterable[str], source: str, prefix: str) -> dict[str, str]:
+    """Of names of a model's weights, those that its base has too, and how they stand there.
+
+    Args:
+        names: Of the weights.
+        stored: Of the base's weights.
+        source: The base.
+        prefix: What names may begin with, such as "model."; compared without it.
+
+    Raises:
+        ValueError: There is none.
+    """
+    bare = {name.removeprefix(prefix): name for name in stored}
+    found = {name: bare[name.removeprefix(prefix)] for name in names if name.removeprefix(prefix) in bare}
+    if not found:
+        raise ValueError(f"no weight of {source} has the name of one of its model's: nothing was loaded from it")
+    return found
 
 
 def largest_change(now: Tensor, then: Tensor) -> float:

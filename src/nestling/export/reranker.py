@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from nestling.batches.prompts import copy_backend
 from nestling.console import say
 from nestling.export.card import Card, base_license, base_name
-from nestling.export.cross_encoder import write_cross_encoder
+from nestling.export.cross_encoder import require_release, write_cross_encoder
 from nestling.export.gate import require_passed
 from nestling.export.reranker_card import RerankerFacts, render_reranker_card
 from nestling.export.reranker_expectation import RerankerExpectation, Shape, expect_scores, prompt_length
@@ -26,11 +26,13 @@ from nestling.export.serving_files import (
     copy_tokenizer_files,
     model_config,
     new_directory,
+    padding_token,
     refuse_existing,
     require_space,
     tokenizer_config,
     write_adapter,
     write_json,
+    written_dtype,
 )
 from nestling.models.merged_weights import MergedWeights, without_adapters
 from nestling.models.reranker import SETTINGS, Reranker
@@ -66,14 +68,16 @@ def export_reranker(
         allow_failed_gate: Write a directory that fails the gate too; its card says so.
 
     Raises:
-        ValueError: `output_dir` exists, the disk is full, the adapters cannot be merged, the tokenizer has no token to
-            pad with, or there is no classifier of this kind.
+        ValueError: `output_dir` exists, the adapters cannot be merged, the tokenizer has no token to pad with, or there
+            is no classifier of this kind.
+        WriteError: There is no room for it, or it could not be written.
         ExportError: The written directory does not reproduce the model; it has been removed.
     """
     refuse_existing(output_dir)
+    require_release()
     merged = MergedWeights(reranker.backbone)
     config = reranker_config(reranker, shape, dtype)
-    dtype = getattr(torch, config["dtype"])
+    dtype = written_dtype(BaseFiles(reranker.source), dtype)
     require_space(output_dir.parent, merged.nbytes(dtype))
     say(f"exporting to {output_dir}: the model's own scores, to compare with")
     expectation = expect_scores(reranker, merged, dtype, shape, trained)
@@ -159,16 +163,8 @@ def reranker_config(reranker: Reranker, shape: Shape, dtype: torch.dtype | None)
         "num_labels": 1,
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
-        "pad_token_id": reranker.tokenizer.convert_tokens_to_ids(padding_token(reranker)),
+        "pad_token_id": reranker.tokenizer.convert_tokens_to_ids(padding_token(reranker.tokenizer, reranker.source)),
     }
-
-
-def padding_token(reranker: Reranker) -> str:
-    """The tokenizer's own, or its end token; ValueError where it has neither."""
-    token = reranker.tokenizer.pad_token or reranker.tokenizer.eos_token
-    if token is None:
-        raise ValueError(f"{reranker.source}: the tokenizer has neither a pad_token nor an eos_token; give it one")
-    return str(token)
 
 
 def write_reranker_tokenizer(reranker: Reranker, folder: Path) -> None:
@@ -184,5 +180,5 @@ def write_reranker_tokenizer(reranker: Reranker, folder: Path) -> None:
         shutil.copyfile(original, folder / "tokenizer.json")
     copy_tokenizer_files(base, folder)
     if tokenizer.pad_token is None:
-        config["pad_token"] = padding_token(reranker)
+        config["pad_token"] = padding_token(tokenizer, reranker.source)
     write_json(folder / "tokenizer_config.json", config)

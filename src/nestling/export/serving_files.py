@@ -3,6 +3,7 @@
 The formats and the traps behind each line here: docs/serving.md.
 """
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,13 +15,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nestling.console import say
+from nestling.disk_errors import ADVICE, WriteError, named
 from nestling.files import sync
 from nestling.locks import claim
-from nestling.models.json_files import parse_json
+from nestling.models.json_files import parse_object
 from nestling.models.weights import model_file
+
+# Types of published weights.
+WRITTEN_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 # Files of slow tokenizers and templates, which some stacks still read; transformers 5 does not save them.
 TOKENIZER_FILES = (
@@ -52,10 +57,10 @@ class BaseFiles:
         """A file beside its transformer, or at its root; None where it has none."""
         return model_file(self.source, name, "" if root else self.subfolder)
 
-    def json(self, name: str, *, root: bool = False) -> Any:
-        """A JSON file, likewise."""
+    def json(self, name: str, *, root: bool = False) -> dict[str, Any]:
+        """The object in a JSON file, likewise; an empty one where there is no file."""
         path = self.path(name, root=root)
-        return None if path is None else parse_json(path)
+        return {} if path is None else parse_object(path)
 
     def own_path(self, name: str) -> Path | None:
         """A file beside its transformer that may be copied; None also for a link to a file outside the model.
@@ -82,8 +87,9 @@ def new_directory(output_dir: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: `output_dir` exists, or another process writes it.
+        WriteError: It could not be written.
     """
-    with claim(output_dir) as partial:
+    with named(output_dir), claim(output_dir) as partial:
         refuse_existing(output_dir)
         partial.mkdir()
         yield partial
@@ -108,11 +114,13 @@ def refuse_existing(output_dir: Path) -> None:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise ValueError unless the disk has room for the weights and a little more."""
+    """Raise WriteError unless the disk has room for the weights and a little more."""
     free = shutil.disk_usage(folder).free
     if free < 1.02 * needed + 64e6:
-        raise ValueError(
-            f"{folder}: {free / 1e9:.2f} GB free, and the export needs {needed / 1e9:.2f} GB and a little more"
+        raise WriteError(
+            errno.ENOSPC,
+            f"cannot write into {folder}: {free / 1e9:.2f} GB are free, and the export needs {needed / 1e9:.2f} GB and "
+            f"a little more; {ADVICE[errno.ENOSPC]}",
         )
 
 
@@ -124,12 +132,33 @@ def model_config(base: BaseFiles, model: PretrainedConfig, dtype: torch.dtype | 
         model: The configuration as transformers read it.
         dtype: Of the written weights; the base's own by default.
     """
-    config: dict[str, Any] = base.json("config.json") or {}
+    config = base.json("config.json")
+    drop_code(config, base)
+    name = str(written_dtype(base, dtype)).removeprefix("torch.")
+    return config | {"dtype": name, "torch_dtype": name} | rope_keys(model.to_dict().get("rope_parameters"))
+
+
+def written_dtype(base: BaseFiles, dtype: torch.dtype | None) -> torch.dtype:
+    """Of the weights in an export: `dtype`, or that in the config.json of the base.
+
+    Raises:
+        ValueError: There is no config.json, it names another type, or its weights are quantised.
+    """
+    config = base.json("config.json")
     if not config:
         raise ValueError(f"{base.source}: no config.json")
-    drop_code(config, base)
-    name = str(dtype).removeprefix("torch.") if dtype else config.get("dtype") or config.get("torch_dtype") or "float32"
-    return config | {"dtype": name, "torch_dtype": name} | rope_keys(model.to_dict().get("rope_parameters"))
+    if "quantization_config" in config:
+        raise ValueError(
+            f"{base.source}: its weights are quantised, into which nothing can be merged; take the model that it was "
+            "made from (tuning: qlora holds that in 4 bits)"
+        )
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if dtype is None and name not in WRITTEN_DTYPES:
+        raise ValueError(
+            f"{base.source}/config.json: its dtype is {name!r}, expected {', '.join(WRITTEN_DTYPES)}; set export_dtype "
+            "of a recipe, or dtype of scripts/export.py and scripts/merge.py"
+        )
+    return dtype or WRITTEN_DTYPES[name]
 
 
 def drop_code(config: dict[str, Any], base: BaseFiles) -> None:
@@ -167,7 +196,7 @@ def copy_tokenizer_files(base: BaseFiles, folder: Path) -> None:
 
 def tokenizer_config(base: BaseFiles) -> dict[str, Any]:
     """tokenizer_config.json of the base, readable by transformers 4 and unable to drop an end token in 5."""
-    config: dict[str, Any] = base.json("tokenizer_config.json") or {}
+    config = base.json("tokenizer_config.json")
     drop_code(config, base)
     extra = config.get("extra_special_tokens")
     if isinstance(extra, list):  # transformers 5 writes the list under this name, 4 crashes on it
@@ -178,6 +207,14 @@ def tokenizer_config(base: BaseFiles) -> dict[str, Any]:
         config.pop("add_bos_token", None)
         config.pop("add_eos_token", None)
     return config
+
+
+def padding_token(tokenizer: PreTrainedTokenizerBase, source: str, end: str | None = None) -> str:
+    """The tokenizer's own, the end token that was added to it, or its own end token; ValueError where it has none."""
+    token = tokenizer.pad_token or end or tokenizer.eos_token
+    if token is None:
+        raise ValueError(f"{source}: the tokenizer has neither a pad_token nor an eos_token; give it one")
+    return str(token)
 
 
 def write_adapter(backbone: nn.Module, folder: Path) -> None:

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from nestling.export.serving_files import BaseFiles
 from nestling.merging.models import model_files
-from nestling.models.embedder import ModelFiles
-from nestling.models.json_files import read_json
+from nestling.models.checked_loading import loading
+from nestling.models.embedder import ModelFiles, read_named_prompts
 from nestling.models.reranker import read_settings
 from nestling.models.token_model import read_config
 
@@ -108,8 +108,7 @@ def used_values(model: str, files: ModelFiles) -> dict[str, object]:
         "query prompt": None if prompts is None else prompts.default_query,
         "document prompt": None if prompts is None else prompts.document,
     }
-    named: dict[str, str] = (read_json(model, "config_sentence_transformers.json") or {}).get("prompts") or {}
-    compared |= {f"prompt {name!r}": text for name, text in named.items()}
+    compared |= {f"prompt {name!r}": text for name, text in read_named_prompts(model).items()}
     settings: dict[str, Any] = asdict(read_settings(model))
     return compared | {f"reranker.json: {name}": value for name, value in settings.items() if name not in LENGTHS}
 
@@ -139,5 +138,6 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
 
     Files that other versions wrote differently then compare as equal.
     """
-    content: dict[str, Any] = json.loads(Tokenizer.from_file(str(path)).to_str())
+    with loading(path.parent, "tokenizer"):
+        content: dict[str, Any] = json.loads(Tokenizer.from_file(str(path)).to_str())
     return content

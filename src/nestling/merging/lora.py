@@ -1,9 +1,8 @@
 """Models with a LoRA adapter (arXiv 2106.09685) merged in: W + scaling B A in float32, a few rows of W at a time."""
 
-import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from nestling.merging.names import names_in_base
 from nestling.merging.sources import Source, Spec, open_weights, stored_tensors
-from nestling.models.weights import model_file
+from nestling.models.json_files import FETCH, parse_object, read_object, value_of
+from nestling.models.weights import ADAPTER, model_file
 
 # B A is computed for a few rows of W at a time, which have about this many elements. The rows are grouped in the same
 # way for any slice: a product of more or fewer rows may be added up in another order, and so be rounded differently.
@@ -131,7 +131,7 @@ def factor_names(label: str, adapter: Source) -> dict[str, tuple[str, str]]:
         names.setdefault(match["layer"], {})[match["factor"]] = name
     for layer, of_layer in names.items():
         if len(of_layer) < 2:
-            raise ValueError(f"{label}: {layer} has one factor instead of two")
+            raise ValueError(f"{label}: {layer} has one factor instead of two; {FETCH}")
     return {layer: (of_layer["A"], of_layer["B"]) for layer, of_layer in names.items()}
 
 
@@ -154,14 +154,41 @@ def open_adapter(adapter: str, base: str | None = None, subfolder: str = "") -> 
     path = model_file(adapter, "adapter_config.json")
     if path is None:
         raise ValueError(f"{adapter} has no adapter_config.json; expected an adapter that peft wrote")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = parse_object(path)
     for reason in unsupported_settings(config):
         raise ValueError(f"{adapter}: {reason}; expected plain LoRA, whose weights are W + scale B A")
-    weights = model_file(adapter, "adapter_model.safetensors")
+    weights = model_file(adapter, ADAPTER)
     if weights is None:
-        raise ValueError(f"{adapter} has no adapter_model.safetensors; save it again with a recent peft")
-    base_weights = open_weights(base or config["base_model_name_or_path"], subfolder)
+        raise ValueError(f"{adapter}: no {ADAPTER}; save it again with a recent peft")
+    require_numbers(f"{path}: lora_alpha", [config.get("lora_alpha")])
+    patterns = value_of(path, config, "alpha_pattern", dict) or {}
+    require_numbers(f"{path}: alpha_pattern", patterns.values())
+    require_expressions(f"{path}: alpha_pattern", patterns)
+    base_weights = open_weights(base or base_of_adapter(adapter), subfolder)
     return with_lora(adapter, base_weights, stored_tensors([weights], adapter), scaling_of(config))
+
+
+def require_numbers(name: str, values: Iterable[object]) -> None:
+    for value in values:
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} is {value!r}, expected a number; {FETCH}")
+
+
+def require_expressions(name: str, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{name}: {pattern!r} is not a regular expression ({error}); {FETCH}") from None
+
+
+def base_of_adapter(adapter: str) -> str:
+    """The directory or hub id of the model that a peft adapter was trained on. Raises ValueError if it names none."""
+    file = f"{adapter}/adapter_config.json"
+    name = value_of(file, read_object(adapter, "adapter_config.json"), "base_model_name_or_path", str)
+    if not name:
+        raise ValueError(f"{file}: base_model_name_or_path is missing; name the base with --base")
+    return name
 
 
 def unsupported_settings(config: Mapping[str, Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from nestling.checkpoint.atomic import MANIFEST, file_damage
 from nestling.checkpoint.state import MODEL, STATE
 from nestling.config.yaml_files import read_yaml
-from nestling.merging.lora import is_adapter_folder, is_lora_factor, open_adapter, with_lora
+from nestling.merging.lora import base_of_adapter, is_adapter_folder, is_lora_factor, open_adapter, with_lora
 from nestling.merging.names import names_in_base, require_matching_specs
 from nestling.merging.sources import RenamedTensors, ReplacedTensors, Source, open_weights, stored_tensors
 from nestling.models.embedder import ModelFiles, read_model_files
@@ -34,7 +34,7 @@ def open_model(model: str, base: str | None = None) -> Source:
     if is_checkpoint(model):
         return open_checkpoint(Path(model), base)
     if is_adapter_folder(model):
-        adapted = base or json.loads((Path(model) / "adapter_config.json").read_text())["base_model_name_or_path"]
+        adapted = base or base_of_adapter(model)
         return open_adapter(model, adapted, model_files(adapted).subfolder)
     if base is not None:
         raise ValueError(f"{model} is whole, neither an adapter nor a checkpoint, and takes no base under it")

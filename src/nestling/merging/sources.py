@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from nestling.merging.workers import SLICE_SIZE
-from nestling.models.weights import model_file, weight_files
+from nestling.models.json_files import parse_object
+from nestling.models.weights import model_file, open_safetensors, weight_files
 
 # By the names of dtypes in the header of a safetensors file.
 DTYPES = {
@@ -118,16 +119,11 @@ def stored_tensors(files: Iterable[Path], label: str) -> StoredTensors:
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, without its metadata, and the offset at which the tensors' bytes begin."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(min(length, path.stat().st_size)))
-        header.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (struct.error, ValueError, AttributeError, KeyError, TypeError) as error:  # pickles, text, half a header
-        raise ValueError(f"{path}: not a safetensors file ({error!r})") from error
-    if path.stat().st_size < end:
-        raise ValueError(f"{path}: has {path.stat().st_size} bytes instead of {end}; it was not written to its end")
+    open_safetensors(path)  # refuses pickles, text, half a header and a file that is shorter than its header says
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
     return header, 8 + length
 
 
@@ -145,7 +141,7 @@ def open_weights(model: str, subfolder: str = "") -> Source:
         )
     stored = stored_tensors(files, model)
     config = model_file(model, "config.json", subfolder)
-    ties = config is not None and json.loads(config.read_text(encoding="utf-8")).get("tie_word_embeddings") is True
+    ties = config is not None and parse_object(config).get("tie_word_embeddings") is True
     return without_tied_head(stored) if ties else stored
 
 

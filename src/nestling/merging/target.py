@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -18,18 +18,18 @@ from nestling.export.card import Card
 from nestling.export.embedder import export_embedder
 from nestling.export.gate import GateReport
 from nestling.export.reranker import export_reranker
-from nestling.merging.lora import is_adapter_folder
+from nestling.merging.lora import base_of_adapter, is_adapter_folder
 from nestling.merging.models import is_checkpoint
-from nestling.models.embedder import Embedder
-from nestling.models.json_files import read_json, read_modules
+from nestling.models.embedder import Embedder, read_max_length
+from nestling.models.json_files import read_json, read_modules, read_object, value_of
 from nestling.models.merged_weights import without_adapters
 from nestling.models.reranker import Reranker, read_settings
 from nestling.records.beir import load_retrieval_set
-from nestling.records.load import default_name
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates, evaluate_candidates, open_candidates
 from nestling.retrieval.evaluation import evaluate_embedder
 from nestling.retrieval.reranking import rerank
+from nestling.training.data import query_prompts, recorded_reads, shared_instruction
 
 # Metrics by name, such as nDCG@10, for each dimension of an embedder or the depth of a reranker's candidates.
 Metrics = Mapping[int, Mapping[str, float]]
@@ -193,28 +193,27 @@ def underlying_model(model: str, base: str | None) -> str:
     if is_checkpoint(model):
         return base or read_run(Path(model).resolve().parents[1]).model
     if is_adapter_folder(model):
-        return base or str((read_json(model, "adapter_config.json") or {})["base_model_name_or_path"])
+        return base or base_of_adapter(model)
     return model
 
 
 def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeTarget:
     """The model of a run with the run's settings, but all of its weights, without an adapter."""
     config = read_run(run)
-    source = base or config.model
+    source, reads = base or config.model, recorded_reads(run)
+    instruction = config.query_instruction or shared_instruction(reads)
     if isinstance(config, RerankConfig):
-        settings = replace(read_settings(source), **config.reading)
+        own = {} if instruction is None else {"instruction": instruction}
+        settings = replace(read_settings(source), **{**own, **config.reading})
         return RerankerTarget(Reranker.from_pretrained(source, settings=settings, precision=precision))
     assert isinstance(config, EmbedConfig)
-    embedder = Embedder.from_pretrained(
-        source, pooling=config.pooling, instruction=config.query_instruction, precision=precision
-    )
-    instructions = {each.name or default_name(Path(each.path)): each.instruction for each in config.train}
+    embedder = Embedder.from_pretrained(source, pooling=config.pooling, instruction=instruction, precision=precision)
     return EmbedderTarget(
         embedder,
         config.query_max_length,
         config.document_max_length,
         config.matryoshka_dims,
-        {name: text for name, text in instructions.items() if text},
+        query_prompts(config, reads),
     )
 
 
@@ -227,7 +226,6 @@ def target_of_directory(model: str, precision: torch.dtype) -> MergeTarget:
         "Pooling" in modules,
         f"{model}: neither an embedder (modules.json with Pooling) nor a reranker (reranker.json, or LogitScore)",
     )
-    max_length = int((read_json(model, "sentence_bert_config.json") or {}).get("max_seq_length") or DEFAULT_MAX_LENGTH)
-    config: dict[str, Any] = read_json(model, "config.json") or {}
-    dims = config.get("matryoshka_dimensions") or []
+    max_length = read_max_length(model) or DEFAULT_MAX_LENGTH
+    dims = value_of(f"{model}/config.json", read_object(model, "config.json"), "matryoshka_dimensions", list) or []
     return EmbedderTarget(Embedder.from_pretrained(model, precision=precision), max_length, max_length, dims, {})

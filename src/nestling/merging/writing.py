@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from nestling.files import named
+from nestling.disk_errors import named
 from nestling.merging.sources import DTYPES, Spec
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

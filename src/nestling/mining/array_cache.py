@@ -3,12 +3,13 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import xxhash
 
-from nestling.files import named, sync
+from nestling.files import sync
 from nestling.records.store import default_cache, scratch_file, writable
 
 DIGEST_BYTES = 16
@@ -43,10 +44,11 @@ class ArrayCache:
     def write(self, key: str, array: "np.ndarray[Any, Any]") -> None:
         """Write an array atomically. Raises CacheError for a full disk or a folder that cannot be written."""
         with writable(self.folder), scratch_file(self.folder) as scratch:
-            with named(scratch), scratch.open("wb") as stream:
-                np.save(stream, array)
+            with scratch.open("wb") as stream:
+                # To a file object numpy writes by itself, and says of a full disk only that less was written.
+                np.save(cast(Any, SimpleNamespace(write=stream.write)), array)
             digest = digest_of(scratch, scratch.stat().st_size)
-            with named(scratch), scratch.open("ab") as stream:
+            with scratch.open("ab") as stream:
                 stream.write(digest)
             sync(scratch)
             os.replace(scratch, self._path(key))

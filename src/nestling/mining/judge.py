@@ -18,6 +18,7 @@ from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
 from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Scores
+from nestling.models.checked_loading import loading
 from nestling.models.encoding import progress_bar
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoringStats
@@ -71,7 +72,8 @@ class CrossEncoderJudge:
         from sentence_transformers import CrossEncoder
 
         self.source = model
-        self._model = CrossEncoder(model, device=str(device))
+        with loading(model, "tokenizer and weights"):
+            self._model = CrossEncoder(model, device=str(device))
         if self._model.num_labels != 1:
             raise ValueError(f"--judge {model}: it gives {self._model.num_labels} scores a pair, expected one")
         settings = [model_file(model, name) for name in CROSS_ENCODER_FILES]

@@ -14,7 +14,7 @@ import pyarrow as pa
 from nestling.batches.sampling import Source
 from nestling.config import RefreshConfig
 from nestling.config.embed import EmbedConfig
-from nestling.files import named, replacing
+from nestling.files import replacing
 from nestling.mining.candidates import union_candidates
 from nestling.mining.lists import Lists
 from nestling.mining.own_documents import own_documents, own_documents_line, search_others
@@ -113,10 +113,14 @@ def write_refreshed(path: Path, table: RecordTable, result: MiningResult) -> Non
     """Write the records of a table with mined negatives and without teacher scores, in their order, atomically."""
     counts = result.negatives.counts[result.query_set.query_of_record]
     summary = replace(
-        table.summary, negatives=int(counts.sum()), max_negatives=int(counts.max(initial=0)), rows_scored=0
+        table.summary,
+        negatives=int(counts.sum()),
+        max_negatives=int(counts.max(initial=0)),
+        rows_with_negatives=int((counts > 0).sum()),
+        rows_scored=0,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, named(path), write_batches(partial, SCHEMA, summary.to_json()) as writer:
+    with replacing(path) as partial, write_batches(partial, SCHEMA, summary.to_json()) as writer:
         for batch in refreshed_batches(table, result):
             writer.write_batch(batch)
 

@@ -6,10 +6,14 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from nestling.models.checked_loading import loading
+from nestling.models.json_files import FETCH
+from nestling.models.weights import ADAPTER, model_file, open_safetensors
 
 
 def attach_lora(
@@ -36,9 +40,31 @@ def attach_lora(
 
 
 def load_lora(backbone: nn.Module, adapter: str) -> PeftModel:
-    """Add an adapter saved by peft, a directory or hub id, to the backbone that it was trained on."""
-    with without_deprecations():
-        return with_less_traffic(PeftModel.from_pretrained(backbone, adapter))
+    """Add an adapter saved by peft, a directory or hub id, to the backbone that it was trained on.
+
+    Raises:
+        ValueError: It is damaged, or of another model.
+    """
+    with without_deprecations(), loading(adapter, "adapter"):
+        adapted = PeftModel.from_pretrained(backbone, adapter)
+    require_same_factors(adapter, adapted)
+    return with_less_traffic(adapted)
+
+
+def require_same_factors(adapter: str, adapted: PeftModel) -> None:
+    """Raise ValueError unless a model has taken all factors of an adapter and no others; of those peft only warns."""
+    path = model_file(adapter, ADAPTER)
+    if path is None:  # a pickle
+        return
+    stored = {name for name in open_safetensors(path).keys() if ".lora_" in name}  # noqa: SIM118
+    taken = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if ".lora_" in name}
+    lacking, further = sorted(taken - stored), sorted(stored - taken)
+    if lacking or further:
+        raise ValueError(
+            f"{path}: not a whole adapter of this base: it lacks {len(lacking)} tensors, and for {len(further)} of its "
+            f"own the base has no layer, such as {[*lacking, *further][0]}; name the base that it was trained on, or "
+            f"{FETCH}"
+        )
 
 
 def with_less_traffic(model: PeftModel) -> PeftModel:

@@ -3,24 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoModel, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from nestling.batches.packing import AnyChunk, PackedChunk
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
 from nestling.models.attention import VARLEN, flash_attention_fits, resolve_attention
 from nestling.models.encoding import encode_texts
-from nestling.models.json_files import read_json, read_modules
+from nestling.models.json_files import FETCH, read_modules, read_object, value_of
 from nestling.models.pooling import Pooling, pool_packed, pool_padded
-from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config, require_fast
+from nestling.models.token_model import TokenModel, is_decoder, load_backbone, load_tokenizer, read_config
 
 Kind = Literal["query", "document"]
 
 # Names of the poolings in sentence-transformers' files: `pooling_mode_*` flags (older), `pooling_mode` (newer).
 ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
+
+
+PROMPTS = "config_sentence_transformers.json"
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Embedder(TokenModel):
         prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
         if instruction is not None:
             prompts = Prompts(prompts.query(instruction), prompts.document)
+        tokenizer = load_tokenizer(model, files.subfolder)  # before the weights, which take longest
         backbone = load_backbone(
             AutoModel,
             model,
@@ -124,8 +128,6 @@ class Embedder(TokenModel):
             dropout=dropout,
             quantisation=quantisation,
         )
-        tokenizer = AutoTokenizer.from_pretrained(model, subfolder=files.subfolder)
-        require_fast(tokenizer, model)
         return cls(
             backbone,
             tokenizer,
@@ -190,11 +192,10 @@ def read_model_files(model: str) -> ModelFiles:
         return ModelFiles()
     if "LogitScore" in kinds:
         raise ValueError(f"{model}/modules.json: LogitScore makes it a reranker; expected an embedder")
-    pooling = read_json(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None
     return ModelFiles(
-        pooling=None if pooling is None else read_pooling(pooling, model),
+        pooling=read_pooling(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None,
         normalize="Normalize" in kinds,
-        prompts=read_prompts(read_json(model, "config_sentence_transformers.json") or {}),
+        prompts=read_prompts(model),
         subfolder=kinds.get("Transformer", ""),
     )
 
@@ -204,25 +205,42 @@ def read_width(model: str | Path) -> int:
     return int(read_config(model, read_model_files(str(model)).subfolder).hidden_size)
 
 
-def read_pooling(config: dict[str, Any], model: str) -> Pooling:
-    """The pooling in a sentence-transformers pooling config: boolean flags in older files, one name in newer ones."""
-    flags = [name.removeprefix("pooling_mode_") for name, value in config.items() if value is True]
-    chosen = [config["pooling_mode"]] if isinstance(config.get("pooling_mode"), str) else flags
-    names = [ST_POOLINGS.get(name, name) for name in chosen if name != "include_prompt"]
+def read_pooling(model: str, file: str) -> Pooling:
+    """The pooling in a sentence-transformers pooling file: boolean flags in older ones, one name in newer ones."""
+    config, name = read_object(model, file), f"{model}/{file}"
+    if not config:
+        raise ValueError(f"{name}: is not there, and modules.json names it; {FETCH}")
+    mode = value_of(name, config, "pooling_mode", str)
+    flags = [key.removeprefix("pooling_mode_") for key, value in config.items() if value is True]
+    chosen = [flag for flag in flags if flag != "include_prompt"] if mode is None else [mode]
+    names = [ST_POOLINGS.get(each, each) for each in chosen]
     without_prompt = config.get("include_prompt") is False
     if len(names) != 1 or names[0] not in get_args(Pooling) or without_prompt:
-        named = " and ".join(chosen) or "nothing"
+        named = " and ".join(chosen) or "no pooling"
         raise ValueError(
-            f"{model}: the pooling file asks for {named}{' without the prompt' if without_prompt else ''}; "
-            "supported are last, mean and cls"
+            f"{name}: asks for {named}{' without the prompt' if without_prompt else ''}; supported are last, mean and "
+            "cls"
         )
     return cast(Pooling, names[0])
 
 
-def read_prompts(config: dict[str, Any]) -> Prompts | None:
+def read_prompts(model: str) -> Prompts | None:
     """Query and document prompts in config_sentence_transformers.json; None if it has none."""
-    prompts = config.get("prompts") or {}
-    default = prompts.get(config.get("default_prompt_name"), "")
+    prompts = read_named_prompts(model)
+    default = prompts.get(str(read_object(model, PROMPTS).get("default_prompt_name")), "")
     query = prompts.get("query", default)
     document = prompts.get("document", prompts.get("passage", default))
     return Prompts(query, document) if query or document else None
+
+
+def read_named_prompts(model: str) -> dict[str, str]:
+    """The prompts in config_sentence_transformers.json by their names."""
+    file = f"{model}/{PROMPTS}"
+    prompts = value_of(file, read_object(model, PROMPTS), "prompts", dict) or {}
+    return {name: value_of(file, prompts, name, str) or "" for name in prompts}
+
+
+def read_max_length(model: str) -> int | None:
+    """Most tokens of a text, in sentence_bert_config.json; None if no file says."""
+    name = "sentence_bert_config.json"
+    return value_of(f"{model}/{name}", read_object(model, name), "max_seq_length", int)

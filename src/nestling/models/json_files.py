@@ -1,10 +1,16 @@
 """The JSON files of a model's directory or hub id, and the modules that sentence-transformers makes of it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.utils import cached_file
+
+FETCH = "fetch the model again"
+Value = TypeVar("Value")
+# What errors call the types of JSON.
+KINDS = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
 
 # Full names of the modules of sentence-transformers: those of its releases before 6, then those since. Classes of
 # other packages may have the same last name, and do something else.
@@ -30,12 +36,45 @@ def read_json(model: str, name: str) -> Any:
     return None if path is None else parse_json(Path(path))
 
 
+def read_object(model: str, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a directory or hub id; an empty one if the file does not exist.
+
+    Raises:
+        ValueError: It is not valid JSON, or holds something else than an object.
+    """
+    content = read_json(model, name)
+    return {} if content is None else require_object(f"{model}/{name}", content)
+
+
+def parse_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError, with its name, for anything else."""
+    return require_object(path, parse_json(path))
+
+
+def require_object(name: object, content: object) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"{name}: expected a JSON object, and it is a {type(content).__name__}; {FETCH}")
+    return content
+
+
 def parse_json(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError, with its name, if it is not valid."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}; fetch the model again") from None
+        raise ValueError(f"{path}: not valid JSON: {error}; {FETCH}") from None
+
+
+def value_of(name: object, content: Mapping[str, Any], key: str, kind: type[Value]) -> Value | None:
+    """A value of an object of a JSON file, whose name is for errors; None if it is absent or null.
+
+    Raises:
+        ValueError: It is of another type than `kind`.
+    """
+    value = content.get(key)
+    if value is None or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
+        return value
+    raise ValueError(f"{name}: {key} is {value!r}, expected {KINDS[kind]}; {FETCH}")
 
 
 def read_modules(model: str) -> dict[str, str] | None:

@@ -31,8 +31,7 @@ class MergedWeights(Mapping[str, Tensor]):
 
     def __init__(self, backbone: nn.Module) -> None:
         model = without_adapters(backbone)
-        adapted = [(name, each) for name, each in model.named_modules() if isinstance(each, BaseTunerLayer)]
-        self._layers = {name: _plain_lora(name, each) for name, each in adapted}
+        self._layers = lora_layers(backbone)
         self._tensors: dict[str, Tensor] = {}
         self._tied: dict[str, str] = {}  # to the first name of the tensor
         seen: dict[tuple[int, torch.Size], str] = {}
@@ -71,6 +70,12 @@ def without_adapters(backbone: nn.Module) -> PreTrainedModel:
     """The transformers model inside a peft model, or `backbone` itself."""
     inner = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
     return cast(PreTrainedModel, inner)
+
+
+def lora_layers(backbone: nn.Module) -> dict[str, LoraLinear]:
+    """The layers with adapters, by name; ValueError for other adapters than plain LoRA on linear layers."""
+    modules = without_adapters(backbone).named_modules()
+    return {name: _plain_lora(name, each) for name, each in modules if isinstance(each, BaseTunerLayer)}
 
 
 def lora_delta(layer: LoraLinear) -> Tensor:

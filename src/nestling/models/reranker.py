@@ -8,16 +8,17 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
 from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
 from nestling.models.answer_head import AnswerHead, replace_output_layer
 from nestling.models.attention import VARLEN, resolve_attention
+from nestling.models.json_files import parse_object, value_of
 from nestling.models.merged_weights import without_adapters
 from nestling.models.pooling import last_token
 from nestling.models.scoring import Group, ScoringStats, score_groups
-from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config, require_fast
+from nestling.models.token_model import TokenModel, is_decoder, load_backbone, load_tokenizer, read_config
 from nestling.models.weights import model_file
 
 # Nestling's settings of a reranker, in a file beside those that transformers reads.
@@ -131,10 +132,10 @@ class Reranker(TokenModel):
                 hidden states times its output layer.
         """
         config = read_config(model)
-        if not is_decoder(config):
-            raise ValueError(f"{model}: a reranker is a causal language model, and this is {config.model_type}")
-        if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
-            raise ValueError(f"{model} is a classifier, without the words that it answers; load the causal directory")
+        require_causal(config, model)
+        tokenizer = load_tokenizer(model)
+        chosen = settings or read_settings(model)
+        pairs = PairTokenizer(tokenizer, chosen.prompt, yes=chosen.yes, no=chosen.no)  # before the weights are read
         padding_free = attn_implementation in ("auto", VARLEN)
         backbone = load_backbone(
             AutoModelForCausalLM,
@@ -145,10 +146,6 @@ class Reranker(TokenModel):
             dropout=dropout,
             quantisation=quantisation,
         )
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        require_fast(tokenizer, model)
-        chosen = settings or read_settings(model)
-        pairs = PairTokenizer(tokenizer, chosen.prompt, yes=chosen.yes, no=chosen.no)
         replace_output_layer(cast(Any, backbone), no=pairs.no_id, yes=pairs.yes_id, source=str(model))
         return cls(
             backbone,
@@ -233,13 +230,23 @@ class Reranker(TokenModel):
         return list(score_groups(self, groups, tokens_per_batch=tokens_per_batch, progress=progress, stats=stats))
 
 
+def require_causal(config: PretrainedConfig, model: str | Path) -> None:
+    """Raise ValueError for a model that is no causal language model."""
+    if not is_decoder(config):
+        raise ValueError(f"{model}: a reranker is a causal language model, and this is {config.model_type}")
+    if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        raise ValueError(f"{model} is a classifier, without the words that it answers; load the causal directory")
+
+
 def read_settings(model: str | Path) -> RerankerSettings:
     """The settings of a directory or hub id; those of Qwen3-Reranker if it has none."""
     path = model_file(str(model), SETTINGS)
     if path is None:
         return RerankerSettings()
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = parse_object(path)
     unknown = sorted(found.keys() - {each.name for each in fields(RerankerSettings)})
     if unknown:
         raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; a newer Nestling may have written the file")
-    return RerankerSettings(**found)
+    kinds: dict[str, type[Any]] = {each.name: type(each.default) for each in fields(RerankerSettings)}
+    values = {name: value_of(path, found, name, kinds[name]) for name in found}
+    return RerankerSettings(**{name: value for name, value in values.items() if value is not None})

@@ -8,13 +8,18 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nestling.batches.packing import AnyChunk, Chunk
 from nestling.heap import trim_heap
 from nestling.models.attention import FLOAT32, VARLEN
+from nestling.models.checked_loading import load_weights, loading
+from nestling.models.json_files import FETCH
 from nestling.models.token_lookup import look_up_in_place
+
+# Values of config.json that are above 0.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
 
 
 class TokenModel(nn.Module):
@@ -143,14 +148,41 @@ class TokenModel(nn.Module):
 
 
 def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
-    """The config.json of a directory or hub id; ValueError if there is none."""
+    """The config.json of a directory or hub id; ValueError if there is none, or it is damaged."""
     try:
-        return cast(PretrainedConfig, AutoConfig.from_pretrained(model, subfolder=subfolder))
-    except OSError as error:
-        reason = str(error).splitlines()[0]
+        with loading(model, "configuration", subfolder):
+            config: PretrainedConfig = AutoConfig.from_pretrained(model, subfolder=subfolder)
+    except ValueError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        reason = str(error.__cause__).splitlines()[0]
         raise ValueError(
             f"model {model}: not a directory with a config.json, and no id that the hub or its cache has: {reason}"
         ) from error
+    require_sound_values(model, config)
+    return config
+
+
+def require_sound_values(model: str | Path, config: PretrainedConfig) -> None:
+    """Raise ValueError for values of a config.json that transformers takes and no model can have."""
+    for name in SIZES:
+        size = getattr(config, name, None)
+        if size is not None and not (isinstance(size, int) and size > 0):
+            raise ValueError(f"{model}/config.json: {name} is {size!r}, expected a whole number above 0; {FETCH}")
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{model}/config.json: architectures is {names!r}, expected a list of names; {FETCH}")
+
+
+def load_tokenizer(model: str | Path, subfolder: str = "") -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory or hub id. Raises ValueError if it is damaged, or not a fast one."""
+    with loading(model, "tokenizer", subfolder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, subfolder=subfolder)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{model}: the tokenizer is not a fast one (with a tokenizer.json); convert it with transformers first"
+        )
+    return tokenizer
 
 
 def max_positions(config: PretrainedConfig) -> int:
@@ -187,11 +219,15 @@ def load_backbone(
         attention: Name of the attention implementation.
         dropout: Dropout probability; None keeps the model's own.
         quantisation: How to quantise the weights; not at all by default.
+
+    Raises:
+        ValueError: The weights are damaged, of another shape than config.json says, or incomplete.
     """
     own = {name: value for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, float)}
     if dropout is not None:
         config.update(dict.fromkeys(own, dropout))
-    backbone = auto_class.from_pretrained(
+    backbone = load_weights(
+        auto_class,
         model,
         config=config,
         subfolder=subfolder,
@@ -203,12 +239,4 @@ def load_backbone(
     backbone.config.update(own)  # an exported config must have the model's own dropout, not that of this run
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(parameter.is_floating_point() and "pooler" not in name.split("."))
-    return cast(nn.Module, backbone)
-
-
-def require_fast(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None:
-    """Raise ValueError unless the tokenizer is a fast one."""
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"{model}: the tokenizer is not a fast one (with a tokenizer.json); convert it with transformers first"
-        )
+    return backbone

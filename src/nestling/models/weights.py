@@ -1,18 +1,22 @@
 """Writing and reading a model's weights one tensor at a time, so that memory never holds a second copy of the model."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
+from nestling.models.json_files import FETCH, parse_object, value_of
+
 SHARD_BYTES = 5 * 10**9
+ADAPTER = "adapter_model.safetensors"  # what peft writes
 
 
 def write_weights(
@@ -83,9 +87,9 @@ class StoredWeights(Mapping[str, Tensor]):
         self._files: dict[str, Any] = {}  # the open safetensors file of each tensor
         for path in weight_files(model, subfolder, local_files_only=True):
             if path.suffix == ".bin":
-                self._pickled |= torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                self._pickled |= read_pickle(path)
             else:
-                opened: Any = safe_open(path, framework="pt")
+                opened: Any = open_safetensors(path)
                 self._files |= dict.fromkeys(opened.keys(), opened)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -122,9 +126,42 @@ def weight_files(model: str, subfolder: str = "", *, local_files_only: bool = Fa
             return [single]
         index = find(f"{name}.index.json")
         if index is not None:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            shards = [find(file) for file in sorted(set(weight_map.values()))]
-            if all(shards):
-                return [path for path in shards if path is not None]
-            raise ValueError(f"{model}: {index.name} names files that do not exist")
+            return shards_of(index, find)
     raise ValueError(f"{model}: no weights; expected model.safetensors, pytorch_model.bin or either in shards")
+
+
+def shards_of(index: Path, find: Callable[[str], Path | None]) -> list[Path]:
+    """The files that an index of shards names; `find` gives the path of a name, None if there is no such file.
+
+    Raises:
+        ValueError: It is no such index, or a file does not exist.
+    """
+    names = value_of(index, parse_object(index), "weight_map", dict) or {}
+    if not names or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{index}: weight_map names no files; {FETCH}")
+    shards = {name: find(name) for name in sorted(set(names.values()))}
+    missing = [name for name, path in shards.items() if path is None]
+    if missing:
+        raise ValueError(f"{index}: names {', '.join(missing[:3])}, which is not there; {FETCH}")
+    return [path for path in shards.values() if path is not None]
+
+
+def open_safetensors(path: Path) -> Any:
+    """An open safetensors file. Raises ValueError, with its name, if it is damaged."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error}); {FETCH}") from None
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle, memory-mapped. Raises ValueError, with its name, if it is damaged or holds other things.
+
+    Those could run any code when they are loaded.
+    """
+    try:
+        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, UnpicklingError, ValueError, EOFError, OSError, LookupError) as error:
+        reason = "it holds other things than tensors" if isinstance(error, UnpicklingError) else "it is damaged"
+        raise ValueError(f"{path} is not loaded: {reason}; use a model with safetensors files") from None
+    return tensors

@@ -1,4 +1,4 @@
-"""Digests of the content of files and folders, cached by size, modification time and inode."""
+"""Digests of the content of files and folders, cached by `file_stamp`."""
 
 import hashlib
 import json
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import xxhash
 
-from nestling.files import replace_text
+from nestling.files import file_stamp, replace_text
+from nestling.run_files import reading
 
-CachedDigests = dict[str, tuple[tuple[int, int, int], str]]
+CachedDigests = dict[str, tuple[tuple[int, ...], str]]
 
 
 class Digests:
-    """Digests of content; a cached one is used while size, modification time and inode of the file are unchanged.
+    """Digests of content; a cached one is used while the `file_stamp` of the file is unchanged.
 
     Args:
         file: JSON file of the cache.
@@ -32,8 +33,7 @@ class Digests:
 
     def digest_of_file(self, path: Path) -> str:
         """Digest of the content of a file."""
-        name, stat = str(path.absolute()), path.stat()
-        stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        name, stamp = str(path.absolute()), file_stamp(path)
         if name not in self.cached or self.cached[name][0] != stamp:
             with path.open("rb") as stream:
                 self.cached[name] = (stamp, hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest())
@@ -56,5 +56,6 @@ def read_cached_digests(file: Path) -> CachedDigests:
     """Read the cache; empty if there is no such file."""
     if not file.is_file():
         return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return {name: (tuple(stamp), digest) for name, (stamp, digest) in content.items()}
+    with reading(file, "remove it"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {name: (tuple(stamp), digest) for name, (stamp, digest) in content.items()}

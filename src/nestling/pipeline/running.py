@@ -12,7 +12,7 @@ from typing import IO
 
 import psutil
 
-from nestling.files import named
+from nestling.disk_errors import named
 from nestling.processes import Process, discard_unread_output, ending_with_this, identify, stop_signals
 
 TAIL = 20  # lines of output in the message about a failure

@@ -10,6 +10,7 @@ from nestling.files import replace_text
 from nestling.pipeline.digests import Digests
 from nestling.pipeline.step import Step
 from nestling.processes import Process
+from nestling.run_files import reading
 
 ABSENT = "(absent)"
 
@@ -69,10 +70,11 @@ class StepRecord:
         """Read a record; None if there is no file."""
         if not path.is_file():
             return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-        process = content["process"]
-        inputs = Inputs(**content["inputs"])
-        return cls(inputs, content["done"], tuple(process) if process else None, content["seconds"])
+        with reading(path, "remove it, and the step runs again"):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            process = content["process"]
+            inputs = Inputs(**content["inputs"])
+            return cls(inputs, content["done"], tuple(process) if process else None, content["seconds"])
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, atomically."""

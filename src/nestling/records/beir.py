@@ -37,8 +37,11 @@ def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None
     """
     path = Path(folder)
     if path.is_file() and file_suffix(path) in (".json", ".jsonl"):
-        line, row = next(read_json(path), (1, {}))
+        rows = read_json(path)
+        line, row = next(rows, (1, {}))
         if is_set(row):
+            for more, _ in rows:
+                raise ValueError(f"{path}:{more}: line: more behind the retrieval set; expected one set in a file")
             return read_set(path, split, line, row)
     _require_files(path)
     corpus, queries, judgements, drops = _open_split(path, split, cache_dir, progress=False)

@@ -113,12 +113,8 @@ def _batch(sources: Sequence[Path], rows: list[tuple[str, str, int, int, int]]) 
     try:
         return pa.record_batch([pa.array(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
     except UnicodeEncodeError:
-        file, line = next((file, line) for _, content, _, file, line in rows if not _encodes(content))
+        file, line = next((file, line) for _, content, _, file, line in rows if not fields.encodes(content))
         raise ValueError(f"{sources[file]}:{line}: text: half of a surrogate pair; it is no valid text") from None
-
-
-def _encodes(content: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in content)
 
 
 def _read_id(row: Row, field: str) -> str:
@@ -126,7 +122,7 @@ def _read_id(row: Row, field: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     id_ = fields.text(row, field)
-    if not _encodes(id_):
+    if not fields.encodes(id_):
         raise FieldError(field, "half of a surrogate pair; it is no valid text")
     return id_
 

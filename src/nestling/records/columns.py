@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nestling.records.field_names import names_negatives, negative_fields
-from nestling.records.fields import Row, shown_names
+from nestling.records.fields import Row, check_keys, shown_names
 from nestling.records.record import FieldError
 
 ROLES = (
@@ -57,6 +57,7 @@ class ColumnMap:
                 found = shown_names(row)
                 raise FieldError("columns", f"no column {self._columns[role]!r} for {role}; the row has {found}")
         read = set(self._columns.values())
+        check_keys(row)
         self.ignored.update(column for column, value in row.items() if column not in read and value is not None)
         return {role: _list_of_cell(role, row[column]) for role, column in self._columns.items() if column in row}
 

@@ -3,10 +3,11 @@
 from typing import Any
 
 from nestling.records import fields
+from nestling.records.field_names import names_media
 from nestling.records.fields import Row
 from nestling.records.instructions import instructed_query, plain_documents
 from nestling.records.pairs import read_pair
-from nestling.records.record import FieldError, Record
+from nestling.records.record import FieldError, Record, cut
 
 
 def read_nestling(row: Row) -> Record:
@@ -74,14 +75,14 @@ def _single_message(field: str, messages: Any) -> tuple[str | None, str]:
     if len(others) != 1 or len(systems) > 1:
         raise FieldError(field, f"{len(others)} messages and {len(systems)} system messages; expected 1, and at most 1")
     if others[0].get("role") not in ("user", "assistant"):
-        raise FieldError(field, f"role {others[0].get('role')!r}; expected user or assistant")
+        raise FieldError(field, f"role {cut(str(others[0].get('role')), 40)!r}; expected user or assistant")
     system = fields.optional_text(systems[0], "content") if systems else None
     return system, fields.check_text(f"{field}.content", others[0].get("content"))
 
 
 def _refuse_media(row: Row) -> None:
     for key, value in row.items():
-        if value and key.rsplit("_", 1)[-1] in ("images", "videos", "audios"):
+        if value and names_media(key):
             raise FieldError(key, "only texts can be read; remove the field, and its tags from the texts")
 
 

@@ -9,6 +9,7 @@ Memory is O(n + P + M) integers for n rows with P positives and M hard negatives
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from nestling.records.arrow_files import open_batches, write_batches
 from nestling.records.clean import CleanRecord, clean
+from nestling.records.instruction_counts import count_instructions
 from nestling.records.record import Record, located
 from nestling.records.selection import NO_DOCUMENT, RowSelection, select_rows
 from nestling.records.store import scratch_file
@@ -54,21 +56,22 @@ class RecordSource(Protocol):
         """Yield (line, record) pairs."""
 
 
-def convert(source: RecordSource, path: Path, *, allow_no_positives: bool) -> None:
+def convert(source: RecordSource, path: Path, *, allow_no_positives: bool, instruction: str | None = None) -> None:
     """Write the records of a source to an Arrow file with schema `table.SCHEMA` and its `LoadSummary` as metadata.
 
     Rows that have no positive after cleaning are dropped; with `allow_no_positives`, only rows that have no document.
+    `instruction` is what rows without one are read with: rows that have it are written without.
 
     Raises:
         ValueError: The source has no rows, or none that can be kept.
     """
     with scratch_file(path.parent) as scratch:
-        rows_read = _write_scratch(source, scratch, allow_no_positives)
+        rows_read = _write_scratch(source, scratch, allow_no_positives, instruction)
         if not rows_read:
             raise ValueError(f"{source.location}:1: file: holds no rows; expected at least one")
         batches, _ = open_batches(scratch)
         selection = select_rows(batches, source.location, source.drops)
-        summary = _summarise(source, rows_read, selection)
+        summary = _summarise(source, rows_read, selection, batches)
         if not summary.rows_kept:
             raise ValueError(f"{source.location}:1: file: no row can be kept\n{summary}")
         with write_batches(path, SCHEMA, summary.to_json()) as writer:
@@ -76,13 +79,15 @@ def convert(source: RecordSource, path: Path, *, allow_no_positives: bool) -> No
                 writer.write_batch(batch)
 
 
-def _write_scratch(source: RecordSource, path: Path, allow_no_positives: bool) -> int:
+def _write_scratch(source: RecordSource, path: Path, allow_no_positives: bool, instruction: str | None) -> int:
     """Write the cleaned records and return the number of rows read."""
     rows_read = size = 0
     rows: list[tuple[Any, ...]] = []
     with write_batches(path, SCRATCH_SCHEMA) as writer:
         for line, record in source.records():
             rows_read += 1
+            if record.instruction is not None and record.instruction == instruction:
+                record = replace(record, instruction=None)
             place = f"{source.location}:{line}"
             with located(source.location, line):
                 cleaned = clean(record, lambda reason: source.drops.add(reason, place))  # noqa: B023
@@ -113,7 +118,7 @@ def _batch(rows: list[tuple[Any, ...]]) -> Any:
     return pa.record_batch(columns, schema=SCRATCH_SCHEMA)
 
 
-def _summarise(source: RecordSource, rows_read: int, selection: RowSelection) -> LoadSummary:
+def _summarise(source: RecordSource, rows_read: int, selection: RowSelection, batches: list[Any]) -> LoadSummary:
     positives, negatives = selection.positive_counts, selection.negative_counts
     return LoadSummary(
         source=source.name,
@@ -122,10 +127,20 @@ def _summarise(source: RecordSource, rows_read: int, selection: RowSelection) ->
         rows_kept=len(positives),
         rows_scored=selection.rows_scored,
         rows_without_positives=int((positives == 0).sum()),
+        rows_with_negatives=int((negatives > 0).sum()),
         positives=int(positives.sum()),
         negatives=int(negatives.sum()),
         max_positives=int(np.max(positives, initial=0)),
         max_negatives=int(np.max(negatives, initial=0)),
         drops=source.drops.drops(),
         ignored=tuple(sorted(item for item in source.ignored.items() if item[1])),
+        instructions=count_instructions(_kept(batches, "instruction", selection.keep_row)),
     )
+
+
+def _kept(batches: list[Any], column: str, keep_row: np.ndarray) -> Iterator[Any]:
+    """A column of each batch, without the dropped rows."""
+    start = 0
+    for batch in batches:
+        yield batch.column(column).filter(pa.array(keep_row[start : start + batch.num_rows]))
+        start += batch.num_rows

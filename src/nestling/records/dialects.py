@@ -117,6 +117,7 @@ PARTS_OF_SETS = {
     ("query-id", "corpus-id"): "the judgements",
     ("query_id", "corpus_id"): "the judgements",
 }
+KEYS_COMPARED = 100  # with the keys of dialects, for a message
 BEIR_FILES = "corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
 
 
@@ -139,7 +140,7 @@ def recognise(keys: tuple[str, ...]) -> Dialect:
         raise FieldError(
             "keys", f"found {found}; they fit {options}; rename or remove the fields of one, or name the one: {lines}"
         )
-    nearest = max((*DIALECTS, *PAIRS), key=lambda d: _key_similarity(d, keys))
+    nearest = max((*DIALECTS, *PAIRS), key=lambda d: _key_similarity(d, keys[:KEYS_COMPARED]))
     known = "; ".join(_describe(d) for d in (*DIALECTS, *PAIRS))
     raise FieldError(
         "keys",

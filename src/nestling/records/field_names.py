@@ -42,6 +42,16 @@ def names_negatives(key: str) -> bool:
     return any(NEGATIVE_WORDS.fullmatch(word) for word in _words(key)) and ABOUT_TEXTS.isdisjoint(_words(key))
 
 
+def names_media(key: str) -> bool:
+    """Whether a field by its name holds images, videos or sounds, as those of ms-swift."""
+    return key.rsplit("_", 1)[-1] in ("images", "videos", "audios")
+
+
+def is_always_read(key: str) -> bool:
+    """Whether a field by its name may hold what a reader refuses, if it is not of the dialect."""
+    return names_negatives(key) or names_labels(key) or names_media(key) or _names_scores(key)
+
+
 @lru_cache(maxsize=1024)
 def names_labels(key: str) -> bool:
     """Whether a field by its name holds the label of the row's documents."""
@@ -50,7 +60,7 @@ def names_labels(key: str) -> bool:
 
 def unread_content(key: str, value: Any) -> str | None:
     """What a field that no dialect reads holds by its name or content; None for what can be left out of training."""
-    scored = not SCORE_WORDS.isdisjoint(_words(key))
+    scored = _names_scores(key)
     if value and scored and (_all_numbers(value) or (_is_number(value) and _of_documents(key))):
         return "teacher scores"
     if names_labels(key) and not _affirms(value):
@@ -68,6 +78,10 @@ def unread_content(key: str, value: Any) -> str | None:
 def _words(key: str) -> frozenset[str]:
     """The lower-case words of a name in snake_case or camelCase."""
     return frozenset(re.split(r"[\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()))
+
+
+def _names_scores(key: str) -> bool:
+    return not SCORE_WORDS.isdisjoint(_words(key))
 
 
 def _affirms(label: Any) -> bool:

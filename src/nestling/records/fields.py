@@ -10,6 +10,7 @@ from typing import Any
 from nestling.records.record import FieldError
 
 LONGEST_NAME = 40  # characters of a field's name, beyond which it looks like data
+LONGEST_KEY = 1000  # characters, beyond which a name is refused
 NAMES_SHOWN = 20  # in messages
 Row = dict[str, Any]
 NumberedRows = Iterator[tuple[int, Row]]  # (1-based line in the source, row)
@@ -142,6 +143,24 @@ def shown_names(names: Iterable[str]) -> str:
     shown = [repr(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…") for name in names[:NAMES_SHOWN]]
     more = [f"and {len(names) - NAMES_SHOWN:,} more"] if len(names) > NAMES_SHOWN else []
     return ", ".join([*shown, *more]) or "none"
+
+
+def check_keys(names: Iterable[str]) -> None:
+    """Raise FieldError for a name that is no valid text, or is too long to be one."""
+    for name in names:
+        if len(name) > LONGEST_KEY:
+            raise FieldError(name, f"a name of {len(name):,} characters; expected at most {LONGEST_KEY:,}")
+        if not encodes(name):
+            raise FieldError(name, "half of a surrogate pair in this name; it is no valid text")
+
+
+def encodes(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, so that it can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _type_name(value: Any) -> str:

@@ -4,6 +4,7 @@ import codecs
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,8 +19,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     """An object of its keys and values, each of which may be given once."""
     row = dict(pairs)
     if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise FieldError(repeated, "given twice in one object; expected each key once")
     return row
 
@@ -185,8 +185,8 @@ class _Window:
             except FieldError:
                 raise
             except (ValueError, RecursionError) as error:
-                reason = _reason(error, self.position)
-                if not self.extend(blocks):
+                reason, incomplete = _reason(error, self.position), isinstance(error, json.JSONDecodeError)
+                if not (incomplete and self.extend(blocks)):
                     raise FieldError("line", f"broken JSON: {reason}") from None
                 blocks *= 2
             else:
@@ -240,6 +240,8 @@ def _reason(error: Exception, start: int = 0) -> str:
     The line and column that JSONDecodeError gives count from the start of the buffer, so they are replaced by the
     character of the row. Besides it, json raises ValueError for a number with thousands of digits, and RecursionError.
     """
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     return f"{error.msg} at character {error.pos - start + 1} of the row"

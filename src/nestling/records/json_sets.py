@@ -87,7 +87,7 @@ def _grades(row: Row, query: str, judged: Any) -> dict[str, float]:
     grades = judged if isinstance(judged, dict) else dict.fromkeys(map(str, judged), 1)
     for identifier in grades:
         if identifier not in row["corpus"]:
-            raise FieldError(field, f"there is no document {identifier!r} in corpus")
+            raise FieldError(field, f"there is no document {identifier[:40]!r} in corpus")
     return {identifier: fields.check_number(field, grade) for identifier, grade in grades.items()}
 
 

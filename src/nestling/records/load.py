@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nestling.records.arrow_rows import read_dataset
 from nestling.records.beir import BeirSource, is_beir
 from nestling.records.columns import ColumnMap
 from nestling.records.convert import RecordSource, convert
@@ -14,10 +15,11 @@ from nestling.records.corpus_sets import find_corpus_set
 from nestling.records.fields import NumberedRows
 from nestling.records.reader import DialectReader
 from nestling.records.record import Record, located
-from nestling.records.sources import SUFFIXES, file_suffix, read_dataset, read_rows
-from nestling.records.store import cached, file_state
+from nestling.records.sources import SUFFIXES, file_suffix, read_rows
+from nestling.records.store import cached, digest, file_state
 from nestling.records.summary import DropCounter
 from nestling.records.table import RecordTable
+from nestling.records.used_columns import used_columns
 
 DATASET_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 
@@ -28,6 +30,7 @@ def load_records(
     split: str = "train",
     name: str | None = None,
     instruction: str | None = None,
+    default_instruction: str | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
     allow_no_positives: bool = False,
@@ -36,14 +39,16 @@ def load_records(
     """Load training rows in any dialect (see `docs/data.md`).
 
     The first call converts the source into an Arrow file in the cache; later calls memory-map that file as long as
-    path, size and modification time of the source are unchanged.
+    the path and the content of the source are unchanged (`store.file_state`).
 
     Args:
         source: A JSONL, JSON, CSV, TSV (each also .gz) or Parquet file, a BEIR folder, a folder that
             `datasets` wrote or can read, or a dataset id (`owner/name`, or `owner/name:config`).
         split: Split of a BEIR folder or dataset; a single file has none.
         name: The dataset's name; by default that of the file or folder.
-        instruction: Instruction of the rows that have none.
+        instruction: Instruction of the rows that have none. A row that has this one counts as one without: their
+            queries are equal if their texts are.
+        default_instruction: What such rows are read with where `instruction` is None; only to find equal queries.
         cache_dir: Folder of the Arrow file; by default $NESTLING_CACHE or ~/.cache/nestling.
         progress: Show a progress bar for conversions that take more than a second.
         allow_no_positives: Keep rows that have negatives only, which can train rerankers; otherwise they are an error
@@ -56,10 +61,14 @@ def load_records(
     name = name or default_name(Path(source))
     cache_key, open_source = find_source(source, split, cache_dir, progress, allow_no_positives, columns)
 
+    implied = instruction or default_instruction
+
     def build(file: Path) -> None:
-        convert(open_source(), file, allow_no_positives=allow_no_positives)
+        convert(open_source(), file, allow_no_positives=allow_no_positives, instruction=implied)
 
     key = [*cache_key, "allow_no_positives"] if allow_no_positives else cache_key
+    if implied is not None and not is_beir(Path(source)):  # whose rows have no instructions
+        key = [*key, "instruction", implied]
     return RecordTable(cached(name, key, cache_dir, build), name, instruction)
 
 
@@ -82,7 +91,10 @@ def find_source(
         corpus_set = find_corpus_set(path) if path.suffix.lower() in (".json", ".jsonl") else None
         cache_key: list[Any]
         if corpus_set is None:
-            cache_key, rows = ["file", file_state(path)], partial(read_rows, path, progress)
+            cache_key, rows = (
+                ["file", file_state(path)],
+                partial(read_rows, path, progress, partial(used_columns, columns)),
+            )
         else:
             if corpus_set.folders and columns:
                 raise ValueError(f"{path}: columns: its rows name documents by their ids; leave the columns out")
@@ -95,7 +107,9 @@ def find_source(
     dataset = _open_dataset(source, split)
     location = f"{source}[{split}]"
     cache_key = ["dataset", _dataset_state(dataset), split, *columns_key]
-    return cache_key, lambda: DialectSource(location, read_dataset(dataset, progress), allow_no_positives, columns)
+    return cache_key, lambda: DialectSource(
+        location, read_dataset(dataset, progress, partial(used_columns, columns)), allow_no_positives, columns
+    )
 
 
 class DialectSource:
@@ -155,11 +169,21 @@ def _open_dataset(source: str | Path, split: str) -> Any:
         raise ValueError(f"{source}: file: there is no such file or folder")
     identifier, _, config = str(source).partition(":")
     try:
-        return datasets.load_dataset(identifier, config or None, split=split)
+        return datasets.load_dataset(identifier, config or None, split=split, cache_dir=_datasets_cache(path))
     except Exception as error:  # the library raises many kinds, from network, hub and its builders
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         place = "" if path.is_dir() else "there is no such file or folder, and as a dataset "
         raise ValueError(f"{source}: dataset: {place}split {split!r} cannot be loaded: {reason}") from error
+
+
+def _datasets_cache(path: Path) -> Path | None:
+    """Where `datasets` converts a folder of files, of which it compares only the times; None, its default, for ids."""
+    from datasets.config import HF_DATASETS_CACHE
+
+    if not path.is_dir():
+        return None
+    states = [file_state(file) for file in sorted(path.rglob("*")) if file.is_file()]
+    return Path(HF_DATASETS_CACHE) / "nestling" / digest(states)
 
 
 def _pick_split(splits: Any, source: str | Path, split: str) -> Any:

@@ -4,13 +4,16 @@ import math
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nestling.records.collection import Collection
 from nestling.records.lines import read_lines
 from nestling.records.record import FieldError, located, text_id
 from nestling.records.summary import DropCounter
+
+if TYPE_CHECKING:
+    from nestling.records.collection import Collection
 
 HEADER = ["query-id", "corpus-id", "score"]
 FORMS = "query-id TAB corpus-id TAB score (BEIR), or query-id 0 corpus-id score (TREC)"
@@ -39,7 +42,7 @@ class Judgements:
         return Judgements(self.query[index], self.document[index], self.grade[index], self.line[index])
 
 
-def read_qrels(path: Path, queries: Collection, corpus: Collection, drops: DropCounter) -> Judgements:
+def read_qrels(path: Path, queries: "Collection", corpus: "Collection", drops: DropCounter) -> Judgements:
     """Read the judgements of a split, in three columns (BEIR, with or without its header) or in four (TREC).
 
     A judgement that is repeated with the same grade is dropped and counted.
@@ -93,7 +96,11 @@ def _judgement(cells: list[str], columns: int, graded: str) -> tuple[int, int, f
     except ValueError:
         grade = math.nan
     if not math.isfinite(grade):
-        found = f"a finite number, got {cells[-1]!r}" if graded == "score" else f"{FORMS}, got {' TAB '.join(cells)!r}"
+        found = (
+            f"a finite number, got {cells[-1][:40]!r}"
+            if graded == "score"
+            else f"{FORMS}, got {' TAB '.join(cells)[:80]!r}"
+        )
         raise FieldError(graded, f"expected {found}")
     return text_id(cells[0]), text_id(cells[-2]), grade
 
@@ -107,7 +114,7 @@ def _refuse_unknown(path: Path, field: str, file: str, found: np.ndarray, lines:
         )
 
 
-def _refuse_empty(path: Path, corpus: Collection, document_keys: np.ndarray, lines: np.ndarray) -> None:
+def _refuse_empty(path: Path, corpus: "Collection", document_keys: np.ndarray, lines: np.ndarray) -> None:
     judged = np.flatnonzero(np.isin(document_keys, corpus.empty_keys))
     if len(judged):
         line = corpus.empty_lines[corpus.empty_keys == document_keys[judged[0]]][0]

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from nestling.records.columns import columns_line
 from nestling.records.dialects import Dialect, recognise
 from nestling.records.field_names import names_labels, unread_content
-from nestling.records.fields import Row
+from nestling.records.fields import Row, check_keys
 from nestling.records.record import FieldError, Record
 
 # Keys at least this similar (0..1) to a field's name count as misspelt; `negative_ids` beside `negatives` does not.
@@ -72,6 +72,7 @@ class DialectReader:
 
     def _check_keys(self, keys: tuple[str, ...]) -> tuple[str, ...]:
         """The keys that the dialect does not have. Raises FieldError for a missing or misspelt one."""
+        check_keys(keys)
         self.dialect = self.dialect or recognise(keys)
         missing = [key for key in self.dialect.required if key not in keys]
         if missing:

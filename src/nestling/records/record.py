@@ -5,6 +5,8 @@ from typing import Any
 
 import xxhash
 
+LONGEST_FIELD, LONGEST_REASON = 100, 3000  # characters in a message
+
 
 @dataclass(frozen=True)
 class Record:
@@ -52,17 +54,24 @@ def query_id(text: str, instruction: str | None) -> int:
     return xxhash.xxh3_64_intdigest(text.encode(), seed=text_id(instruction)) >> 1
 
 
+def cut(text: str, length: int) -> str:
+    """The text, or its first `length` characters with an ellipsis, without control characters and in one line."""
+    shown = text if len(text) <= length else f"{text[:length]}…"
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in shown)
+
+
 class FieldError(ValueError):
-    """An invalid field of a row; `located` adds file and line of the row."""
+    """An invalid field of a row; `located` adds file and line of the row. Field and reason are cut if they are long."""
 
     def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
+        super().__init__(f"{cut(field, LONGEST_FIELD)}: {cut(reason, LONGEST_REASON)}")
 
 
 class located:  # noqa: N801 - used like contextlib's functions
     """Turn a `FieldError` raised in the block into `ValueError("source:line: field: reason")`.
 
-    A class rather than a generator with `contextmanager`, which takes four times as long: it is entered twice a row.
+    A RecursionError, in which nested values may end, becomes one as well. A class rather than a generator with
+    `contextmanager`, which takes four times as long: it is entered twice a row.
     """
 
     __slots__ = ("line", "source")
@@ -76,3 +85,5 @@ class located:  # noqa: N801 - used like contextlib's functions
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, FieldError):
             raise ValueError(f"{self.source}:{self.line}: {error}") from None
+        if isinstance(error, RecursionError):
+            raise ValueError(f"{self.source}:{self.line}: line: values are nested too deeply") from None

@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nestling.files import sync
+import xxhash
+
+from nestling.disk_errors import WRITING_ONLY, WriteError
+from nestling.files import file_stamp, sync
 from nestling.locks import claim
 from nestling.records.arrow_files import is_valid_file
 
 # Part of every cache key: raise it when a reader, a rule for dropping rows or a schema changes.
-READER_VERSION = 4
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READER_VERSION = 7
+MAX_HASHED = 64 << 20  # bytes, which take some 10 ms
 
 
 def default_cache() -> Path:
@@ -25,10 +28,22 @@ def default_cache() -> Path:
     return Path(os.environ.get("NESTLING_CACHE") or Path.home() / ".cache" / "nestling")
 
 
-def file_state(path: Path) -> tuple[str, int, int]:
-    """(path, size in bytes, modification time in ns) of a file, which change when its content does."""
-    stat = path.stat()
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+def file_state(path: Path) -> tuple[str | int, ...]:
+    """The path of a file and values that change when its content does.
+
+    Of files up to `MAX_HASHED` bytes these are a hash of the content, so that a copy or a new date converts nothing
+    again; larger ones are not read, and have their `file_stamp`.
+    """
+    name, size = str(path.resolve()), path.stat().st_size
+    if size > MAX_HASHED:
+        return name, *file_stamp(path)
+    with path.open("rb") as stream:
+        return name, size, hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
+
+
+def digest(key: Any) -> str:
+    """A short hash of a value that is serialisable as JSON."""
+    return hashlib.blake2b(json.dumps(key).encode(), digest_size=10).hexdigest()
 
 
 def cached(name: str, cache_key: Any, cache_dir: Path | None, build: Callable[[Path], None]) -> Path:
@@ -44,8 +59,7 @@ def cached(name: str, cache_key: Any, cache_dir: Path | None, build: Callable[[P
         build: Writes the file to the path that it is given.
     """
     folder = cache_dir or default_cache()
-    key = hashlib.blake2b(json.dumps([READER_VERSION, cache_key]).encode(), digest_size=10).hexdigest()
-    path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[:60]}-{key}.arrow"
+    path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[:60]}-{digest([READER_VERSION, cache_key])}.arrow"
     if not is_valid_file(path):
         with writable(folder), scratch_file(folder) as scratch:
             build(scratch)
@@ -62,7 +76,7 @@ def scratch_file(folder: Path) -> Iterator[Path]:
         yield path
 
 
-class CacheError(OSError):
+class CacheError(WriteError):
     """The cache folder is not writable or has no space left."""
 
 
@@ -77,9 +91,7 @@ def writable(folder: Path) -> Iterator[None]:
             raise PermissionError(errno.EACCES, "permission denied")
         yield
     except OSError as error:
-        if isinstance(error, CacheError) or (
-            writable_folder and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        ):
+        if isinstance(error, CacheError) or (writable_folder and error.errno not in WRITING_ONLY):
             raise
         advice = "free space there, or set NESTLING_CACHE or cache_dir to a folder that can be written"
         reason = os.strerror(error.errno) if error.errno else error  # the text of pyarrow repeats it

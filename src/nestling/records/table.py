@@ -89,6 +89,17 @@ class RecordTable:
                 digest.update(columns[name].flatten().to_numpy())
         return digest.hexdigest()
 
+    @cached_property
+    def has_one_query(self) -> bool:
+        """Whether all rows, at least two, have the same query."""
+        return len(self) > 1 and bool((self.query_ids == self.query_ids[0]).all())
+
+    @cached_property
+    def has_one_positive(self) -> bool:
+        """Whether all positives of all rows, at least two, are the same text."""
+        ids = [columns["positive_ids"].flatten().to_numpy() for columns in self._columns]
+        return len(self) > 1 and len({bound for each in ids if len(each) for bound in (each.min(), each.max())}) == 1
+
     def score_range(self) -> tuple[float, float]:
         """Lowest and highest score of all graded pairs and documents; (0, 0) without any score."""
         ranges = [

@@ -1,6 +1,7 @@
 """The report as an HTML page: collects what is shown of runs and results, and renders the template page.html."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from nestling import __version__
+from nestling.disk_errors import WriteError
 from nestling.files import replace_text
 from nestling.report.charts import Chart, line_chart
 from nestling.report.comparison import format_change, format_p_value, format_score
@@ -122,10 +124,18 @@ def write_run_report(folder: Path) -> None:
     try:
         record = read_run_record(folder)
         replace_text(folder / REPORT, render(title=record.name, runs=[record], results=[]).html)
-    except Exception:  # training has succeeded by now, and no failure of a picture may make the run fail
-        logger.exception(
-            "%s could not be drawn; the run is complete without it. To draw it: python scripts/report.py --runs %s "
-            "--output report.html",
+    except Exception as error:  # training has succeeded by now, and no failure of a picture may make the run fail
+        logger.error(
+            "%s could not be drawn (%s); the run is complete without it. To draw it: python scripts/report.py --runs "
+            "%s --output report.html",
             folder / REPORT,
+            error,
             folder,
+            exc_info=None if isinstance(error, WriteError) else error,
         )
+
+
+def write_missing_report(folder: Path) -> None:
+    """Write the report of a complete run that was killed before it had one; of several ranks the first writes it."""
+    if os.environ.get("RANK", "0") == "0" and not (folder / REPORT).exists():
+        write_run_report(folder)

@@ -10,7 +10,7 @@ import numpy as np
 from nestling.records.collection import positions
 from nestling.records.fields import Row, check_text, optional_text
 from nestling.records.json_files import read_jsonl
-from nestling.records.record import FieldError, located
+from nestling.records.record import FieldError, cut, located
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.sources import file_suffix
 from nestling.retrieval.first_stage import bm25_run, drop_own_documents, read_run
@@ -54,9 +54,10 @@ class Candidates:
         queries = list(retrieval_set.query_ids)
         listed_queries = [query for query in queries if query in run]
         if not listed_queries:
+            listed = cut(next(iter(run), "nothing"), 40)
             raise ValueError(
                 f"the run lists none of the {len(queries):,} queries of {retrieval_set.name}; expected the query ids "
-                f"of its queries.jsonl, like {queries[0]}, got for instance {next(iter(run), 'nothing')}"
+                f"of its queries.jsonl, like {cut(queries[0], 40)}, got for instance {listed}"
             )
         run, own_documents = drop_own_documents(run, retrieval_set)
         document_ids = (document for query in listed_queries for document in run[query])
@@ -132,7 +133,9 @@ def read_candidates(path: str | Path, retrieval_set: RetrievalSet) -> Candidates
             if query not in queries or split not in (None, retrieval_set.split):
                 skipped += 1
             elif query in lists:
-                raise FieldError("query-id", f"{query} has a list already, in line {lists[query][0]}; join them")
+                raise FieldError(
+                    "query-id", f"{cut(query, 40)} has a list already, in line {lists[query][0]}; join them"
+                )
             else:
                 lists[query] = line, documents
     if not lists:
@@ -255,7 +258,9 @@ def check_documents(documents: list[str], position_of: dict[str, int], name: str
     seen: set[str] = set()
     for i, document in enumerate(documents):
         if document not in position_of:
-            raise FieldError(f"corpus-ids[{i}]", f"{document} is not in the corpus of {name}, or has no text there")
+            raise FieldError(
+                f"corpus-ids[{i}]", f"{cut(document, 40)} is not in the corpus of {name}, or has no text there"
+            )
         if document in seen:
-            raise FieldError(f"corpus-ids[{i}]", f"{document} is listed twice")
+            raise FieldError(f"corpus-ids[{i}]", f"{cut(document, 40)} is listed twice")
         seen.add(document)

@@ -12,6 +12,7 @@ from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
 from nestling.records.lines import read_lines
+from nestling.records.record import cut
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.words import WORDS
 from nestling.retrieval.metrics import Run
@@ -111,7 +112,8 @@ def read_run(path: str | Path) -> Run:
         read_number(rank, f"{path}:{number}: rank")  # an id with a blank in it would shift the columns
         listed = run.setdefault(query, {})
         if document in listed:
-            raise ValueError(f"{path}:{number}: document: {document} is listed twice for query {query}")
+            where = f"{path}:{number}: document"
+            raise ValueError(f"{where}: {cut(document, 40)} is listed twice for query {cut(query, 40)}")
         listed[document] = read_number(score, f"{path}:{number}: score")
     if not run:
         raise ValueError(f"{path}: the file is empty, expected lines of: {RUN_LINE}")
@@ -158,7 +160,7 @@ def read_number(text: str, where: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{where}: {text!r} is not a finite number; expected lines of: {RUN_LINE}")
+        raise ValueError(f"{where}: {text[:40]!r} is not a finite number; expected lines of: {RUN_LINE}")
     return number
 
 

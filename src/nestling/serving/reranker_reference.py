@@ -6,13 +6,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from nestling.batches.prompts import DEFAULT_INSTRUCTION
 from nestling.export.reranker_expectation import Pair, prompt_logits
 from nestling.export.reranker_usage import score_classifier
+from nestling.models.checked_loading import load_weights
 from nestling.models.reranker import Reranker, RerankerSettings
-from nestling.models.token_model import read_config
+from nestling.models.token_model import load_tokenizer, read_config
 from nestling.retrieval.metrics import Floats
 
 # Makes the prompt of a query and a document, as texts that are tokenised one by one and concatenated.
@@ -72,8 +73,8 @@ class RerankerReference:
 
     @classmethod
     def _load_classifier(cls, directory: str) -> "RerankerReference":
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+        tokenizer = load_tokenizer(directory)
+        model = load_weights(AutoModelForSequenceClassification, directory, dtype=torch.float32).eval()
 
         def logits(prompts: Sequence[list[int]]) -> Floats:
             found: Floats = torch.cat([score_classifier(model, tokenizer, [ids]) for ids in prompts]).double().numpy()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nestling.config.nested import flat, plain
-from nestling.files import named
+from nestling.disk_errors import named
 from nestling.locks import claim
 from nestling.synthesis.conversation import ChatRequest, Completion, Conversation, NoAnswer
 
@@ -136,10 +136,15 @@ def open_journal(path: Path, settings: Mapping[str, object]) -> Iterator[Journal
     Raises:
         ValueError: It is in use, is not a journal, or was written with other settings (each is named).
     """
-    with claim(path), path.open("a+b") as file:
-        journal = Journal(path, file)
-        journal.load(settings)
-        yield journal
+    with claim(path):
+        file = path.open("a+b")
+        try:
+            journal = Journal(path, file)
+            journal.load(settings)
+            yield journal
+        finally:
+            with named(path):  # closing writes what could not be written before
+                file.close()
 
 
 def require_same(path: Path, journal_settings: object, now: object) -> None:

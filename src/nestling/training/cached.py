@@ -23,7 +23,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from nestling.backends import ForwardBackward
+from nestling.backends.backend import ForwardBackward
 from nestling.batches.packing import AnyChunk, TokenBatch
 from nestling.training.random_state import RandomState, RandomStates
 

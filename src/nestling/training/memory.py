@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from nestling.backends import Backend
+from nestling.backends.backend import Backend
 from nestling.backends.sizes import StateFractions, free_memory, full_bytes, trained_bytes
 from nestling.batches.packing import Chunk
 from nestling.models.token_model import TokenModel

@@ -14,19 +14,21 @@ from nestling.models.trainable import load_trainable
 Config = TypeVar("Config", EmbedConfig, RerankConfig)
 
 
-def load_embedder(config: EmbedConfig) -> Embedder:
-    """The embedder that train/embed.py trains."""
+def load_embedder(config: EmbedConfig, row_instruction: str | None = None) -> Embedder:
+    """The embedder that train/embed.py trains; `row_instruction` is what all rows have, if they have the same."""
+    instruction = config.query_instruction or row_instruction
     embedder = load_trainable(
-        Embedder, config.model, pooling=config.pooling, instruction=config.query_instruction, **arguments(config)
+        Embedder, config.model, pooling=config.pooling, instruction=instruction, **arguments(config)
     )
     if config.gradient_checkpointing_length is not None:
         embedder.checkpoint_activations_above(config.gradient_checkpointing_length)
     return embedder
 
 
-def load_reranker(config: RerankConfig) -> Reranker:
-    """The reranker that train/rerank.py trains."""
-    settings = replace(read_settings(config.model), **config.reading)
+def load_reranker(config: RerankConfig, row_instruction: str | None = None) -> Reranker:
+    """The reranker that train/rerank.py trains; `row_instruction` is what all rows have, if they have the same."""
+    own = {} if row_instruction is None else {"instruction": row_instruction}
+    settings = replace(read_settings(config.model), **{**own, **config.reading})
     reranker = load_trainable(
         Reranker, config.model, settings=settings, share_prefix=config.share_prefix, **arguments(config)
     )

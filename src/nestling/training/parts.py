@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from nestling.backends import Backend
+from nestling.backends.backend import Backend
 from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.rerank_collation import RerankCollator
 from nestling.batches.sampling import BatchSampler

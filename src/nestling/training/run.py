@@ -1,25 +1,28 @@
 """A run in training: its state, what is due after a step, and how it ends."""
 
+import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from nestling.backends import Backend
+from nestling.backends.backend import Backend
 from nestling.batches.sampling import BatchSampler
-from nestling.checkpoint.guards import NonFiniteGuard, StopSignal
+from nestling.checkpoint.guards import NonFiniteGuard, StopSignal, ZeroGuard
 from nestling.checkpoint.run_folder import RunFolder
 from nestling.checkpoint.state import TrainingState, load_state, restore_tensors, write_training
 from nestling.checkpoint.store import Checkpoints
 from nestling.config import TrainingConfig, require
 from nestling.console import Progress, table
+from nestling.disk_errors import WriteError
 from nestling.distributed.launch import outside_launch
 from nestling.distributed.ranks import on_rank_zero
 from nestling.export.card import before_and_after
@@ -27,6 +30,7 @@ from nestling.export.gate import ExportError
 from nestling.gpu import synchronize
 from nestling.processes import ending_with_this
 from nestling.run_files import Results, evaluation_at
+from nestling.training.objectives import zero_loss_reasons
 from nestling.training.tracking import Meter, Tracker, open_tracker
 
 
@@ -69,6 +73,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self._meter, self._started = Meter(self.state.tokens), time.perf_counter()
+        self._zeros = ZeroGuard(limit=min(ZeroGuard.limit, self.total))
 
     @property
     def steps(self) -> range:
@@ -95,8 +100,12 @@ class Run:
         if self.due(config.logging_steps):  # the clock counts what a GPU has done; elsewhere it need not be waited for
             synchronize(self.backend.model.device)
         self._meter.add(loss, gradient_norm, time.perf_counter() - self._started)
+        if not math.isfinite(loss + gradient_norm):
+            self.progress.say(f"step {state.step}: loss {loss}, gradient norm {gradient_norm}; its update was skipped")
         if self.due(config.logging_steps):
             self.report(learning_rate, self._meter.read(state.tokens))
+        if self._zeros.reached(loss, gradient_norm):
+            self.end_without_learning()
         if self.measure is not None and self.due(config.eval_steps):
             self.evaluate()
         if state.best_step == state.step or self.early_stopping or stopping or self.due(config.save_steps):
@@ -167,6 +176,20 @@ class Run:
             f"--resume true and --chunk_tokens {max(1, chunk_tokens // 2)}{otherwise}"
         )
 
+    def end_without_learning(self) -> NoReturn:
+        """Fail after steps whose loss and gradient were 0; what the steps before them have learnt is saved first."""
+        zeros, step = self._zeros.in_a_row, self.state.step
+        saved = "no step taught anything, and none is saved"
+        if zeros < step:
+            self.checkpoints = replace(self.checkpoints, keep=self.checkpoints.keep + 1)  # removes no older one
+            self.save()
+            saved = f"saved {self.checkpoints.path(step)}, which scripts/export.py turns into a model to serve"
+        reasons = "\n".join(f"- {each}" for each in zero_loss_reasons(self.config, self.batch_sampler.sources))
+        raise ValueError(
+            f"the loss and the gradient of steps {step - zeros + 1} to {step} are exactly 0: nothing is learnt any "
+            f"more. {saved}. What this can come from:\n{reasons}"
+        )
+
     def export(self, write: Callable[[int], object], script: Path) -> None:
         """Write final/ from the best checkpoint or the last, and print the results before and after.
 
@@ -194,6 +217,8 @@ class Run:
             checkpoint, final = self.checkpoints.path(step), self.folder.final
             command = f"python {script} --checkpoint {checkpoint} --output {final} --allow_failed_gate true"
             raise ExportError(f"{error}\nfor this run that is: {command}") from error
+        except WriteError as error:
+            raise WriteError(error.errno, f"{error}; checkpoints are intact: --resume true writes it later") from error
 
     def _print_results(self, step: int) -> None:
         scores = before_and_after(evaluation_at(self.folder.metrics, 0), evaluation_at(self.folder.metrics, step))
@@ -288,7 +313,12 @@ def evaluation_table(results: Results, axis: str) -> str:
 
 
 def export_checkpoint(script: Path, checkpoint: Path, output: Path) -> None:
-    """Run scripts/export.py in a process of its own."""
-    command: list[Any] = [sys.executable, script, "--checkpoint", checkpoint, "--output", output]
+    """Run scripts/export.py in a process of its own. Raises ValueError if it fails, after what it said itself."""
+    arguments = [str(each) for each in (script, "--checkpoint", checkpoint, "--output", output)]
     environment = {**outside_launch(os.environ), **ending_with_this()}
-    subprocess.run([str(each) for each in command], env=environment, check=True)
+    done = subprocess.run([sys.executable, *arguments], env=environment, check=False)
+    require(
+        done.returncode == 0,
+        f"{output} was not written, for the reason above; checkpoints are intact. Once that is mended, write it with "
+        f"{shlex.join(['python', *arguments])}",
+    )

@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 
 from nestling.checkpoint.run_folder import RunFolder, check_run_folder, open_run_folder
-from nestling.config import TrainingConfig, require
+from nestling.config import EmbedConfig, RerankConfig, TrainingConfig, require
 from nestling.distributed.launch import start_ranks
+from nestling.training.exportable import require_exportable
 
 # Settings that change how much memory a step takes, and not its result.
 MEMORY = ("chunk_tokens", "activation_memory", "gradient_checkpointing_length")
@@ -31,13 +32,15 @@ MAY_DIFFER = (
 )
 
 
-def start(config: TrainingConfig) -> Accelerator | None:
+def start(config: EmbedConfig | RerankConfig) -> Accelerator | None:
     """The process group of a recipe, once its run folder can be used; None if that run is complete already.
 
-    The model itself computes in the precision asked for: Accelerate's mixed precision stays off.
+    What an export would refuse is refused before the group is formed, in which transformers may shard models. The model
+    itself computes in the precision asked for: Accelerate's mixed precision stays off.
 
     Raises:
-        ValueError: The run folder belongs to another run, or the batch does not divide by the number of processes.
+        ValueError: The run folder belongs to another run, the model cannot be exported, or the batch does not divide by
+            the number of processes.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -46,6 +49,7 @@ def start(config: TrainingConfig) -> Accelerator | None:
     if (output / "final").exists():
         print(f"{output} is complete: {output / 'final'} holds its model")
         return None
+    require_exportable(config)
     accelerator = start_ranks(cpu=config.use_cpu)
     require(
         config.batch_size % accelerator.num_processes == 0,

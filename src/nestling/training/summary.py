@@ -1,17 +1,20 @@
 """What follows from the settings and the data, to read before step 1."""
 
+from collections.abc import Sequence
 from itertools import islice
 
 from torch import nn
 
-from nestling.backends import Backend
+from nestling.backends.backend import Backend
 from nestling.backends.sizes import full_shape
 from nestling.batches.lengths import measure_lengths
-from nestling.batches.sampling import BatchSampler
+from nestling.batches.sampling import BatchSampler, Source
 from nestling.config import EmbedConfig, TrainingConfig
 from nestling.console import summary
+from nestling.models.embedder import Embedder
 from nestling.training.loading import PROFILED
 from nestling.training.memory import estimate, kept_bytes
+from nestling.training.objectives import describe_dataset
 from nestling.training.parts import EmbedParts, RerankParts
 
 
@@ -23,7 +26,7 @@ def embed_summary(parts: EmbedParts, total: int, done: int) -> str:
     other_queries = config.batch_size - 1
     items: dict[str, object] = {
         "model": f"{config.model} ({embedder.pooling} pooling, {embedder.dim} dimensions, {config.precision})",
-        "query prompt": repr(embedder.prompts.query()),
+        "query prompt": query_prompt(embedder, parts.batch_sampler.sources),
         **trained_line(config, embedder),
         "dimensions": ", ".join(map(str, parts.dims)),
         **batch_lines(config, backend),
@@ -34,7 +37,7 @@ def embed_summary(parts: EmbedParts, total: int, done: int) -> str:
         **estimate(backend.model, backend.state_fractions, chunk=chunk, kept=kept).items(),
     }
     for i, source in enumerate(parts.batch_sampler.sources):
-        items[f"data {source.table.name}"] = str(measure_lengths(parts.collator, i))
+        items[f"data {source.table.name}"] = dataset_text(config, source, str(measure_lengths(parts.collator, i)))
     return summary("training", items)
 
 
@@ -42,20 +45,31 @@ def rerank_summary(parts: RerankParts, total: int, done: int) -> str:
     """Of a run of train/rerank.py with so many steps in all, of which `done` are done."""
     config, reranker, backend = parts.config, parts.reranker, parts.backend
     chunk = parts.position_bytes * parts.collator.chunk_tokens  # freed before the next chunk's are allocated
-    loss = config.loss
     items: dict[str, object] = {
         "model": f"{config.model} ({config.precision})",
         "prompt": repr(reranker.settings.prompt.body("{query}", "{document}")),
         "answers": f"{reranker.settings.yes!r} and {reranker.settings.no!r}",
         **trained_line(config, reranker),
-        "objective": loss.objective,
         **batch_lines(config, backend),
         "documents a query": f"up to {config.num_positives} positives and {config.num_negatives} negatives",
         **steps_line(parts.batch_sampler, total, done),
         **prompt_lines(parts),
         **estimate(reranker, backend.state_fractions, chunk=chunk, kept=0.0).items(),
+        **{f"data {each.table.name}": dataset_text(config, each) for each in parts.batch_sampler.sources},
     }
     return summary("training", items)
+
+
+def query_prompt(embedder: Embedder, sources: Sequence[Source]) -> str:
+    """That of queries without an instruction."""
+    prompt = embedder.prompts.query()
+    instructed = any(each.table.instruction or each.table.summary.instructions.rows for each in sources)
+    return (repr(prompt) if prompt else "none") + (", for queries without an instruction" if instructed else "")
+
+
+def dataset_text(config: TrainingConfig, source: Source, *more: str) -> str:
+    """What a dataset trains, a line each."""
+    return "\n".join([*describe_dataset(config, source), *more])
 
 
 def prompt_lines(parts: RerankParts) -> dict[str, object]:

@@ -12,7 +12,8 @@ from statistics import fmean
 from types import TracebackType
 from typing import Protocol, Self
 
-from nestling.files import named, replace_text
+from nestling.disk_errors import named
+from nestling.files import replace_text
 from nestling.run_files import METRICS
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ class JsonLines:
 
     def __init__(self, path: Path, resumed_step: int | None) -> None:
         keep_lines(path, resumed_step)
-        self.path, self.file = path, path.open("a", encoding="utf-8", buffering=1)
+        with named(path):
+            self.path, self.file = path, path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
         with named(self.path):
@@ -172,14 +174,18 @@ class TensorBoard:
             raise ValueError(
                 "report_to: tensorboard is not installed; pip install tensorboard, or leave it out of report_to"
             ) from error
-        self.writer = SummaryWriter(folder, purge_step=0 if resumed_step is None else resumed_step + 1)
+        self.folder = folder
+        with named(folder):
+            self.writer = SummaryWriter(folder, purge_step=0 if resumed_step is None else resumed_step + 1)
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
-        for key, value in flat_numbers(values):
-            self.writer.add_scalar(key, value, step)
+        with named(self.folder):
+            for key, value in flat_numbers(values):
+                self.writer.add_scalar(key, value, step)
 
     def close(self) -> None:
-        self.writer.close()
+        with named(self.folder):
+            self.writer.close()
 
 
 def finite(value: object) -> object:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 
 from nestling.config import require
+from nestling.models.checked_loading import load_weights, loading
 from nestling.synthesis.chat_models import RecordedConversation
 from nestling.synthesis.conversation import MAX_TOKENS_REACHED, ChatRequest, Completion
 
@@ -64,12 +65,13 @@ class LocalModel:
 
         Raises ValueError if the tokenizer has no chat template.
         """
-        tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
+        with loading(directory, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
         require(
             tokenizer.chat_template is not None,
             f"{directory}: the tokenizer has no chat template; expected a model trained to follow instructions",
         )
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", device_map="auto").eval()
+        model = load_weights(AutoModelForCausalLM, directory, dtype="auto", device_map="auto").eval()
         return cls(model, tokenizer, temperature, max_tokens, batch_size)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,66 @@
+"""What an export would refuse, refused before data and weights are read: a training takes hours, and then exports.
+
+Each condition stands where the export has it, so that the words are the same.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
+
+from nestling.batches.prompts import END_OF_TEXT
+from nestling.config import EmbedConfig, RerankConfig
+from nestling.export.cross_encoder import require_release
+from nestling.export.serving_files import BaseFiles, padding_token, require_space, written_dtype
+from nestling.models.adapters import attach_lora
+from nestling.models.embedder import read_model_files
+from nestling.models.merged_weights import lora_layers
+from nestling.models.reranker import require_causal
+from nestling.models.token_model import load_tokenizer, read_config
+from nestling.training.models import export_dtype
+
+
+def require_exportable(config: EmbedConfig | RerankConfig) -> None:
+    """Raise the ValueError of an export that can be known from the settings and the files of the model alone."""
+    embeds = isinstance(config, EmbedConfig)
+    subfolder = read_model_files(config.model).subfolder if embeds else ""
+    model = read_config(config.model, subfolder)
+    if not embeds:
+        require_causal(model, config.model)
+        require_release()
+    base = BaseFiles(config.model, subfolder)
+    dtype = written_dtype(base, export_dtype(config))
+    require_readable_files(base)
+    require_padding(base)
+    backbone = without_weights(model, AutoModel if embeds else AutoModelForCausalLM, dtype)
+    require_space(existing_folder(Path(config.output_dir)), dtype.itemsize * backbone.num_parameters())
+    if config.tuning != "full":
+        with torch.device("meta"):
+            lora_layers(attach_lora(backbone, **asdict(config.lora)))
+
+
+def require_readable_files(base: BaseFiles) -> None:
+    """Raise ValueError for a file of the model that an export reads and cannot."""
+    for name in ("tokenizer_config.json", "sentence_bert_config.json"):
+        base.json(name)
+    base.json("config_sentence_transformers.json", root=True)
+
+
+def require_padding(base: BaseFiles) -> None:
+    """Raise ValueError for a tokenizer that has no token to pad with, and none to take for it."""
+    if base.json("tokenizer_config.json").get("pad_token") is None:
+        tokenizer = load_tokenizer(base.source, base.subfolder)
+        padding_token(tokenizer, base.source, END_OF_TEXT if END_OF_TEXT in tokenizer.get_vocab() else None)
+
+
+def without_weights(config: PretrainedConfig, auto_class: Any, dtype: torch.dtype) -> Any:
+    """The model of a configuration on the meta device, where its weights have a shape and no data."""
+    with torch.device("meta"):
+        return auto_class.from_config(config, dtype=dtype, attn_implementation="eager")
+
+
+def existing_folder(path: Path) -> Path:
+    """A folder, or the one in which it will be made."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
