@@ -8,8 +8,8 @@
                    document_tokens: 208}]'
 
 No weights, no data and no GPU are needed. The estimate of memory is the one that training prints before its first step,
-for a model with fake tensors; hours assume a fraction (--mfu) of the published speed of the GPU. docs/costs.md has the
-tables.
+for a model with fake tensors. Hours follow from the share of the GPU's published speed that the traffic of a layer
+leaves, a model and no measurement, or from the one given (--mfu). docs/costs.md has the tables.
 """
 
 from nestling.config import CostsConfig, parse_config, run
@@ -17,20 +17,24 @@ from nestling.config import CostsConfig, parse_config, run
 
 def main() -> None:
     config = parse_config(CostsConfig, __doc__)
+    from nestling.costs.speed import share_of_peak
     from nestling.costs.stage import estimate_stage
     from nestling.costs.tables import GPUS, StageRow, advice, memory_table, work_table
+    from nestling.costs.traffic import ROOFLINES
 
-    gigabytes, speed = GPUS[config.gpu]
-    device_memory = (config.gpu_memory or gigabytes) * 1e9
-    rows = [
-        StageRow(stage, launch, estimate_stage(stage, launch, device_memory))
-        for stage in config.stages
-        for launch in config.launches
-    ]
+    device_memory = (config.gpu_memory or GPUS[config.gpu]) * 1e9
+    rows = []
+    for stage in config.stages:
+        for launch in config.launches:
+            estimate = estimate_stage(stage, launch, device_memory)
+            share = config.mfu or share_of_peak(stage, launch, estimate, config.gpu)
+            rows.append(StageRow(stage, launch, estimate, share))
+    published = ROOFLINES[config.gpu].published
     print(f"gigabytes of each process, of {device_memory / 1e9:g} (by the estimator, not measured)")
     print(memory_table(rows, markdown=config.markdown))
-    print(f"\nwork, at {config.mfu:.0%} of {speed / 1e12:g} teraflop a second (by the estimator, not measured)")
-    print(work_table(rows, config.mfu * speed, markdown=config.markdown))
+    source = "by a model of its traffic" if config.mfu is None else "as given"
+    print(f"\nwork, at a share {source} of {published / 1e12:g} teraflop a second (by the estimator, not measured)")
+    print(work_table(rows, published, markdown=config.markdown))
     for line in advice(rows):
         print(line)
 

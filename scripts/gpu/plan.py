@@ -61,6 +61,7 @@ CHECKS = (
     Check("training of all weights", "scripts.gpu.throughput:full", 80, "measure"),
     Check("profile of a chunk", "scripts.gpu.kernels:profile", 40, "measure"),
     Check("remedies", "scripts.gpu.remedies:measure", 100, "measure"),
+    Check("compiled layers", "scripts.gpu.remedies:compiled", 120, "measure", cpu=False),
     Check("sentence-transformers", "scripts.gpu.peer:measure", 60, "measure"),
     Check("loss at size", "scripts.gpu.losses:measure", 40, "measure"),
     Check("cuDNN attention", "scripts.gpu.kernels:cudnn", 40, "measure"),

@@ -1,6 +1,6 @@
 """What each remedy against slow steps is worth: a step with it and without it, where there is a switch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -8,6 +8,7 @@ from multiprocessing import get_context
 import torch
 from peft.tuners.lora.layer import LoraLayer
 
+from nestling.models.compiled_layers import compile_layers
 from nestling.models.embedder import Embedder
 from nestling.training.profiling import PeakMemory
 from scripts.gpu.place import Place
@@ -58,9 +59,22 @@ CHANGES = {
 }
 
 
+COMPILED = {"layers as they are": Change(), "layers compiled": Change(after=compile_layers)}
+
+
 def measure(place: Place) -> None:
+    """A step with each change."""
+    measure_each(place, CHANGES)
+
+
+def compiled(place: Place) -> None:
+    """A step before and after torch has compiled the layers, as NESTLING_COMPILE=1 has it do."""
+    measure_each(place, COMPILED)
+
+
+def measure_each(place: Place, changes: Mapping[str, Change]) -> None:
     """A step with each change, in a process of its own, since some can be made only once."""
-    for name, change in CHANGES.items():
+    for name, change in changes.items():
         process = get_context("fork").Process(target=step_with, args=(place, change, name))
         process.start()
         process.join()

@@ -13,6 +13,8 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC
 
 # Set to 1, it asks for kernels that give the same bits each time; cuBLAS needs the other for them.
 DETERMINISTIC, WORKSPACE = "NESTLING_DETERMINISTIC", "CUBLAS_WORKSPACE_CONFIG"
+# Set to 1, it has training compile the layers of a model; off until it has been measured on a GPU.
+COMPILE = "NESTLING_COMPILE"
 
 
 def set_environment() -> None:

@@ -19,11 +19,14 @@ from nestling.batches.packing import pack
 from nestling.config import CostsConfig, EmbedConfig, LaunchCosts, RerankConfig, StageCosts, TrainData, parse_config
 from nestling.costs.fake_models import FakeEmbedder, FakeModel, FakeReranker
 from nestling.costs.launches import state_fractions
+from nestling.costs.layer_traffic import layer_traffic
 from nestling.costs.model_configs import model_config_of
 from nestling.costs.operations import Workload, operations_of
 from nestling.costs.recipes import CONFIGS, read_recipe
+from nestling.costs.speed import share_of_peak
 from nestling.costs.stage import embedder_workload, estimate_stage, reranker_workload
 from nestling.costs.tables import GPUS
+from nestling.costs.traffic import ROOFLINES
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
@@ -343,7 +346,34 @@ def test_stages_that_do_not_fit_are_listed(recipe: StageCosts) -> None:
     done = run_main(costs.main, "--stages", stage, "--gpu_memory", "0.001", "--gpu", "l4")
     assert done.returncode == 0, done.stderr
     assert "1 GPU, full: 0.00 GB of 0.00 GB; weights, gradients and optimizer do not fit" in done.stdout
-    assert GPUS["l4"][0] == 24
+    assert GPUS["l4"] == 24
+
+
+@pytest.mark.parametrize("gpu", ["h100", "l4"])
+def test_share_of_peak_is_that_of_a_layers_traffic(gpu: Any, recipe: StageCosts) -> None:
+    """For the tuning of the launch, the mean length and the forward passes of what is kept."""
+    kept, none = (estimate_stage(recipe, ONE, room) for room in (1e12, 0.0))
+    length = (16 * 16 + 2 * 32 * 32) / (16 + 2 * 32)
+    assert kept.length == none.length == length
+    shape = model_config_of(yaml_model(recipe))
+    forward, backward = layer_traffic(shape, lora=None, length=round(length), positions=16384)
+    roofline = ROOFLINES[gpu]
+    assert share_of_peak(recipe, ONE, kept, gpu) == roofline.share(forward, backward)
+    twice = roofline.share(forward, backward, forwards=2, counted=2)
+    assert share_of_peak(recipe, ONE, none, gpu) == twice
+    adapters = {"r": 32, "alpha": 64, "dropout": 0.0}
+    forward, backward = layer_traffic(shape, lora=adapters, length=round(length), positions=16384)
+    lora = replace(ONE, tuning="lora")
+    assert share_of_peak(recipe, lora, kept, gpu) == roofline.share(forward, backward)
+
+
+def test_hours_follow_from_the_share_unless_one_is_given(recipe: StageCosts) -> None:
+    stage = f"[{{path: {recipe.path}, script: embed, examples: 64, query_tokens: 16, document_tokens: 32}}]"
+    modelled, given = (run_main(costs.main, "--stages", stage, *more).stdout for more in ((), ("--mfu", "0.25")))
+    assert "work, at a share by a model of its traffic of 989 teraflop a second" in modelled
+    assert "work, at a share as given of 989 teraflop a second" in given
+    assert re.search(r" 0\.25 +0\.00 +0\.00\n", given)
+    assert not re.search(r" 0\.25 +0\.00 +0\.00\n", modelled)
 
 
 COSTS = sorted((ROOT / "configs" / "costs").glob("*.yaml"))

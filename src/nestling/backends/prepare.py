@@ -1,11 +1,11 @@
 """Choosing and configuring the backend that the launcher was asked for."""
 
+import os
 import warnings
 from typing import Any, cast
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -16,6 +16,8 @@ from nestling.backends.fsdp import Fsdp
 from nestling.backends.plain import Plain
 from nestling.backends.sizes import free_memory, trained_bytes
 from nestling.backends.zero import Zero
+from nestling.gpu import COMPILE
+from nestling.models.compiled_layers import compile_layers, transformer_layers
 from nestling.models.token_model import TokenModel
 
 
@@ -32,7 +34,8 @@ def prepare(
         max_norm: Norm that gradients are clipped to, which DeepSpeed must know beforehand.
 
     Raises:
-        ValueError: The launcher's configuration would train wrongly, or fail when it saves.
+        ValueError: The launcher's configuration would train wrongly, or fail when it saves; or NESTLING_COMPILE is set
+            for a model whose layers cannot be compiled.
     """
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
@@ -41,6 +44,8 @@ def prepare(
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if kind == DistributedType.FSDP:
         configure_fsdp(accelerator, model)
+    if os.environ.get(COMPILE) == "1":
+        compile_layers(model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     fits = gradients_fit(trained_bytes(model), free_memory(accelerator.device))
     if kind == DistributedType.DEEPSPEED:
@@ -57,6 +62,8 @@ def configure_zero(accelerator: Accelerator, queries_per_rank: int, max_norm: fl
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage not in (1, 2, 3):
         raise ValueError(f"DeepSpeed is configured with ZeRO stage {stage}; use 1, 2 or 3, or DDP without DeepSpeed")
+    if stage == 3 and os.environ.get(COMPILE) == "1":
+        raise ValueError(f"{COMPILE}=1 cannot compile layers that ZeRO-3 gathers; use ZeRO-2 or FSDP2, or unset it")
     for section in ("fp16", "bf16"):
         if settings.get(section, {}).get("enabled") is True:
             raise ValueError(
@@ -89,10 +96,8 @@ def configure_fsdp(accelerator: Accelerator, model: TokenModel) -> None:
 
 
 def layer_classes(model: TokenModel) -> list[str]:
-    """Names of the classes of the model's transformer layers: the modules of its largest ModuleList."""
-    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) > 1]
-    largest = max(lists, key=lambda each: sum(parameter.numel() for parameter in each.parameters()))
-    return sorted({type(layer).__name__ for layer in largest})
+    """Names of the classes of the model's transformer layers."""
+    return sorted({type(layer).__name__ for layer in transformer_layers(model)})
 
 
 def gradients_fit(trained: float, free: float) -> bool:

@@ -70,7 +70,8 @@ class CostsConfig:
         launches: How each is started.
         gpu: Kind of GPU, whose memory and published dense bfloat16 speed are known.
         gpu_memory: Gigabytes of memory of a GPU; by default what is published.
-        mfu: Model FLOPs utilization: share of the published speed that is reached.
+        mfu: Model FLOPs utilization: share of the published speed that is reached; by default by a model of the traffic
+            of each stage's layers.
         markdown: Print the tables in Markdown.
     """
 
@@ -78,7 +79,7 @@ class CostsConfig:
     launches: list[LaunchCosts] = field(default_factory=lambda: [LaunchCosts(backend="one", num_processes=1)])
     gpu: GpuName = "h100"
     gpu_memory: float | None = None
-    mfu: float = 0.4
+    mfu: float | None = None
     markdown: bool = False
 
     def __post_init__(self) -> None:

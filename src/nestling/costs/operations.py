@@ -28,6 +28,11 @@ class Workload:
         """`count` texts of `length` tokens, each after a prefix of `before` tokens that is computed already."""
         return cls(count * length, count * length * (before + length))
 
+    @property
+    def length(self) -> float:
+        """Mean number of tokens that a token attends to."""
+        return self.attended_tokens / self.tokens
+
     def __add__(self, other: "Workload") -> "Workload":
         return Workload(self.tokens + other.tokens, self.attended_tokens + other.attended_tokens)
 

@@ -30,12 +30,16 @@ class StageEstimate:
         tokens: Tokens that the model processes, each counted once.
         forwards: Mean number of forward passes of a token.
         operations: Floating-point operations of all processes.
+        length: Mean number of tokens that a token attends to: that of texts, where the longer ones count more.
+        backward: Whether there is a backward pass.
     """
 
     memory: MemoryEstimate
     tokens: float
     forwards: float
     operations: float
+    length: float
+    backward: bool = True
 
     @property
     def fits(self) -> bool:
@@ -69,7 +73,7 @@ def estimate_stage(stage: StageCosts, launch: LaunchCosts, device_memory: float)
     # Frozen weights keep the dtype of the checkpoint, except with ZeRO-3.
     activation_memory = tuning == "lora" and config.precision == "bf16" and launch.backend != "zero3"
     dtype = torch.bfloat16 if activation_memory else torch.float32
-    sharded, shape = launch.backend in ("zero3", "fsdp2"), stage.model or config.model
+    sharded, shape = launch.backend in ("zero3", "fsdp2"), model_of(config, stage)
     model, position_bytes = fake_recipe_model(
         stage.script, stage.path, shape, lora=tuning == "lora", dtype=dtype, sharded=sharded
     )
@@ -150,7 +154,8 @@ def reranking_estimate(
 def training_estimate(model: TokenModel, memory: MemoryEstimate, workload: Workload, forwards: float) -> StageEstimate:
     """Estimate of a workload with `forwards` forward passes and one backward pass."""
     passes = operations_of(model, workload)
-    return StageEstimate(memory, workload.tokens, forwards, forwards * passes.forward + passes.backward)
+    operations = forwards * passes.forward + passes.backward
+    return StageEstimate(memory, workload.tokens, forwards, operations, workload.length)
 
 
 def recomputations(config: TrainingConfig, length: float) -> int:
@@ -189,18 +194,27 @@ def reranker_workload(config: RerankConfig, stage: StageCosts) -> Workload:
 
 
 def mining_estimate(config: MineConfig, stage: StageCosts, device_memory: float) -> StageEstimate:
-    """Estimate mining: each process encodes a part with the first embedder in float32; the search is exhaustive.
-
-    Raises:
-        ValueError: There is no embedder among the retrievers.
-    """
-    models = [each for each in config.retrievers if each not in ("bm25", "given")]
-    require(bool(models), f"{stage.path}: no embedder among the retrievers, so there is nothing to estimate")
-    model = FakeModel(
-        model_config_of(stage.model or models[0]), dtype=torch.float32, precision=torch.float32, lora=None
-    ).model
+    """Estimate mining: each process encodes a part with the first embedder in float32; the search is exhaustive."""
+    shape = model_config_of(model_of(config, stage))
+    model = FakeModel(shape, dtype=torch.float32, precision=torch.float32, lora=None).model
     documents = stage.documents or stage.examples * stage.positives
     workload = Workload.texts(stage.examples, stage.query_tokens) + Workload.texts(documents, stage.document_tokens)
     search = 2.0 * model.width * stage.examples * documents
     memory = estimate(model, StateFractions(1.0, 0.0, 0.0), chunk=0.0, kept=0.0, room=device_memory)
-    return StageEstimate(memory, workload.tokens, 1.0, operations_of(model, workload).forward + search)
+    operations = operations_of(model, workload).forward + search
+    return StageEstimate(memory, workload.tokens, 1.0, operations, workload.length, backward=False)
+
+
+def model_of(config: EmbedConfig | RerankConfig | MineConfig, stage: StageCosts) -> str:
+    """The model that has the shape of a stage's; for mining, of its first embedder's.
+
+    Raises:
+        ValueError: There is no embedder among the retrievers.
+    """
+    if stage.model is not None:
+        return stage.model
+    if not isinstance(config, MineConfig):
+        return config.model
+    models = [each for each in config.retrievers if each not in ("bm25", "given")]
+    require(bool(models), f"{stage.path}: no embedder among the retrievers, so there is nothing to estimate")
+    return models[0]

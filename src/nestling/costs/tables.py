@@ -11,14 +11,8 @@ from nestling.costs.recipes import read_recipe
 from nestling.costs.stage import StageEstimate
 from nestling.training.memory import gigabytes
 
-# (gigabytes, operations per second in bfloat16 without sparsity) from the data sheets of the manufacturers.
-GPUS: dict[GpuName, tuple[float, float]] = {
-    "l4": (24, 121e12),
-    "a100-40": (40, 312e12),
-    "a100-80": (80, 312e12),
-    "h100": (80, 989e12),
-    "h200": (141, 989e12),
-}
+# Gigabytes of memory, from the data sheets of the manufacturers.
+GPUS: dict[GpuName, float] = {"l4": 24, "a100-40": 40, "a100-80": 80, "h100": 80, "h200": 141}
 
 
 @dataclass(frozen=True)
@@ -28,12 +22,14 @@ class StageRow:
     Args:
         stage: Recipe and data of the stage.
         launch: How it is launched.
-        costs: The estimate.
+        estimate: The estimate.
+        share: Share of the published speed of a GPU that it reaches.
     """
 
     stage: StageCosts
     launch: LaunchCosts
     estimate: StageEstimate
+    share: float
 
     @property
     def name(self) -> str:
@@ -63,22 +59,24 @@ def memory_cells(row: StageRow) -> list[object]:
     return [row.name, row.launched_on, *(part / 1e9 for part in parts), "yes" if row.estimate.fits else "no"]
 
 
-def work_table(rows: Sequence[StageRow], speed: float, *, markdown: bool) -> str:
-    """A table of tokens, operations and time; `speed` is in operations per second of a GPU."""
-    headers = ["recipe", "started on", "billion tokens", "forward passes", "exaflop", "GPU hours", "hours"]
-    return table(headers, [work_cells(row, speed) for row in rows], digits=2, markdown=markdown)
+def work_table(rows: Sequence[StageRow], published: float, *, markdown: bool) -> str:
+    """A table of tokens, operations and time; `published` is in operations per second of a GPU."""
+    headers = ["recipe", "started on", "billion tokens", "forward passes", "exaflop", "of peak", "GPU hours", "hours"]
+    return table(headers, [work_cells(row, published) for row in rows], digits=2, markdown=markdown)
 
 
-def work_cells(row: StageRow, speed: float) -> list[object]:
-    hours = row.estimate.gpu_hours(speed)
-    figures = (
+def work_cells(row: StageRow, published: float) -> list[object]:
+    hours = row.estimate.gpu_hours(row.share * published)
+    return [
+        row.name,
+        row.launched_on,
         row.estimate.tokens / 1e9,
         float(row.estimate.forwards),
         row.estimate.operations / 1e18,
+        row.share,
         hours,
         hours / row.launch.num_processes,
-    )
-    return [row.name, row.launched_on, *figures]
+    ]
 
 
 def advice(rows: Sequence[StageRow]) -> Iterator[str]:

@@ -83,6 +83,14 @@ def with_less_traffic(model: PeftModel) -> PeftModel:
     return model
 
 
+def as_peft(model: nn.Module) -> None:
+    """Have the adapters of a model compute as peft's own, to compare with them."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = True
+            module.lora_variant.clear()
+
+
 class FusedScale(LoraVariant):
     """LoRA whose scale is applied to few numbers or by a product, and that is merged into weights like peft's own."""
 
