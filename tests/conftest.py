@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,15 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def qwen3_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a tiny Qwen3 base model, a causal language model."""
     return tiny_qwen3(tmp_path_factory.mktemp("qwen3-base"), sentence_transformers=False)
+
+
+@pytest.fixture(scope="session")
+def qwen3_reranker(qwen3_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the tiny Qwen3 base model with the settings of a reranker."""
+    folder = tmp_path_factory.mktemp("rerankers") / "reranker"
+    shutil.copytree(qwen3_base, folder)
+    (folder / "reranker.json").write_text("{}")
+    return folder
 
 
 @pytest.fixture(scope="session")

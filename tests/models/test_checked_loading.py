@@ -60,14 +60,6 @@ def assert_refused(folder: Path, load: Load, message: str) -> None:
     assert any(advice in said for advice in ADVICE)
 
 
-@pytest.fixture(scope="module")
-def reranker(qwen3_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("rerankers") / "reranker"
-    shutil.copytree(qwen3_base, folder)
-    (folder / "reranker.json").write_text("{}")
-    return folder
-
-
 @pytest.mark.parametrize("load", EMBEDDERS.values(), ids=EMBEDDERS)
 @pytest.mark.parametrize("kind", [OF_ALL, OF_TOKENIZER, damages.CONFIG, damages.SHAPES, damages.EMBEDDER])
 @pytest.mark.parametrize("model", ["qwen3", "bert"])
@@ -88,9 +80,9 @@ def test_embedders(
 
 @pytest.mark.parametrize("load", RERANKERS.values(), ids=RERANKERS)
 @pytest.mark.parametrize("kind", [OF_ALL, OF_TOKENIZER, damages.CONFIG, damages.SHAPES, damages.RERANKER])
-def test_rerankers(kind: dict[str, Damage], load: Load, reranker: Path, tmp_path: Path) -> None:
+def test_rerankers(kind: dict[str, Damage], load: Load, qwen3_reranker: Path, tmp_path: Path) -> None:
     for name, damage in kind.items():
-        assert_refused(damaged(reranker, tmp_path / name, damage), load, damage[1])
+        assert_refused(damaged(qwen3_reranker, tmp_path / name, damage), load, damage[1])
 
 
 @pytest.mark.parametrize("kind", [OF_TOKENIZER, damages.CONFIG, damages.EMBEDDER])

@@ -76,15 +76,7 @@ def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def reranker(qwen3_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("rerankers") / "reranker"
-    shutil.copytree(qwen3_base, folder)
-    (folder / "reranker.json").write_text("{}")
-    return folder
-
-
-def test_evaluation(qwen3: Path, reranker: Path, beir: Path, workplace: Path) -> None:
+def test_evaluation(qwen3: Path, qwen3_reranker: Path, beir: Path, workplace: Path) -> None:
     def embedder(model: Path) -> subprocess.CompletedProcess[str]:
         return run_main(scripts.evaluate.main, "--model", model, "--data", beir, *SHORT, "--output", "result.json")
 
@@ -93,10 +85,10 @@ def test_evaluation(qwen3: Path, reranker: Path, beir: Path, workplace: Path) ->
         return run_main(scripts.evaluate.main, *stage, "--data", beir, "--output", "result.json")
 
     assert_refused(embedder, qwen3, workplace, EMBEDDER)
-    assert_refused(reranked, reranker, workplace, RERANKER)
+    assert_refused(reranked, qwen3_reranker, workplace, RERANKER)
 
 
-def test_mining(qwen3: Path, reranker: Path, data: Path, workplace: Path) -> None:
+def test_mining(qwen3: Path, qwen3_reranker: Path, data: Path, workplace: Path) -> None:
     pairs = data / "first.jsonl"
 
     def retriever(model: Path) -> subprocess.CompletedProcess[str]:
@@ -106,7 +98,7 @@ def test_mining(qwen3: Path, reranker: Path, data: Path, workplace: Path) -> Non
         return run_main(scripts.mine.main, "--data", pairs, "--judge", model, "--output", "judged.jsonl")
 
     assert_refused(retriever, qwen3, workplace, EMBEDDER)
-    assert_refused(judge, reranker, workplace, RERANKER)
+    assert_refused(judge, qwen3_reranker, workplace, RERANKER)
 
 
 def test_a_judge_that_is_a_cross_encoder(bert: Path, data: Path, workplace: Path) -> None:
@@ -133,11 +125,11 @@ def test_merging(qwen3: Path, workplace: Path) -> None:
     assert_refused(merge, qwen3, workplace, pickle)
 
 
-def test_exporting_a_directory(reranker: Path, workplace: Path) -> None:
+def test_exporting_a_directory(qwen3_reranker: Path, workplace: Path) -> None:
     def export(model: Path) -> subprocess.CompletedProcess[str]:
         return run_main(scripts.export.main, "--model", model, "--shape", "causal", "--output", "exported")
 
-    assert_refused(export, reranker, workplace, RERANKER)
+    assert_refused(export, qwen3_reranker, workplace, RERANKER)
 
 
 def test_exporting_and_merging_adapters(qwen3: Path, workplace: Path) -> None:
@@ -155,12 +147,12 @@ def test_exporting_and_merging_adapters(qwen3: Path, workplace: Path) -> None:
     assert_refused(merge, workplace / "adapter", workplace, damages.ADAPTER)
 
 
-def test_checking_a_server(qwen3: Path, reranker: Path, workplace: Path) -> None:
+def test_checking_a_server(qwen3: Path, qwen3_reranker: Path, workplace: Path) -> None:
     def check(model: Path) -> subprocess.CompletedProcess[str]:
         return run_main(scripts.serve_check.main, "--url", "http://127.0.0.1:9", "--api_model", "m", "--model", model)
 
     assert_refused(check, qwen3, workplace, EMBEDDER)
-    assert_refused(check, reranker, workplace, RERANKER)
+    assert_refused(check, qwen3_reranker, workplace, RERANKER)
 
 
 def test_checking_data(qwen3: Path, data: Path, workplace: Path) -> None:
@@ -172,7 +164,7 @@ def test_checking_data(qwen3: Path, data: Path, workplace: Path) -> None:
     assert_refused(check, qwen3, workplace, kinds)
 
 
-def test_training(qwen3: Path, reranker: Path, data: Path, workplace: Path) -> None:
+def test_training(qwen3: Path, qwen3_reranker: Path, data: Path, workplace: Path) -> None:
     def embed(model: Path) -> subprocess.CompletedProcess[str]:
         _, *flags = arguments(model, data, Path("run"))
         return run_main(lambda: recipe("embed").main(parse_config(EmbedConfig, None)), *flags)
@@ -182,7 +174,7 @@ def test_training(qwen3: Path, reranker: Path, data: Path, workplace: Path) -> N
         return run_main(lambda: recipe("rerank").main(parse_config(RerankConfig, None)), *map(str, flags))
 
     assert_refused(embed, qwen3, workplace, EMBEDDER)
-    assert_refused(rerank, reranker, workplace, RERANKER)
+    assert_refused(rerank, qwen3_reranker, workplace, RERANKER)
 
 
 def test_exporting_a_checkpoint(qwen3: Path, workplace: Path) -> None:

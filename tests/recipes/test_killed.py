@@ -12,7 +12,7 @@ import pytest
 from ranks import ROOT, environment, python, run_recipe
 
 import warm
-from nestling.processes import identify, still_runs
+from nestling.processes import Process, identify, still_runs
 from recipes.runs import arguments, wait_for_step
 from recipes.test_rerank import arguments as rerank_arguments
 
@@ -26,6 +26,14 @@ def start(command: list[str], folder: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=said, stderr=said)
 
 
+def require_end(processes: list[Process], seconds: float) -> None:
+    """Fail unless all of some identified processes end in time."""
+    deadline = time.monotonic() + seconds
+    while any(map(still_runs, processes)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("times", TIMES)
 def test_no_process_is_left_of_a_training_with_workers(times: int, bert: Path, data: Path, tmp_path: Path) -> None:
     for i in range(times):
@@ -37,10 +45,7 @@ def test_no_process_is_left_of_a_training_with_workers(times: int, bert: Path, d
         assert len(started) >= 3
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 5
-        while any(map(still_runs, started)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        require_end(started, seconds=5)
 
 
 KILLED_BEFORE_THE_REPORT = """
@@ -91,9 +96,6 @@ def test_ranks_whose_launcher_is_killed_save_and_end(bert: Path, data: Path, tmp
     started = [identify(each.pid) for each in psutil.Process(process.pid).children(recursive=True)]
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
-    while any(map(still_runs, started)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    require_end(started, seconds=20)
     (saved,) = (run / "checkpoints").iterdir()
     assert (saved / "model.safetensors").exists()
