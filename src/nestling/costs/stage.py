@@ -194,7 +194,7 @@ def reranker_workload(config: RerankConfig, stage: StageCosts) -> Workload:
 
 
 def mining_estimate(config: MineConfig, stage: StageCosts, device_memory: float) -> StageEstimate:
-    """Estimate mining: each process encodes a part with the first embedder, in float32 weights; search is exhaustive."""
+    """Estimate mining: each process encodes a part with the first embedder in float32 weights; search is exhaustive."""
     shape = model_config_of(model_of(config, stage))
     model = FakeModel(shape, dtype=torch.float32, precision=torch.float32, lora=None).model
     documents = stage.documents or stage.examples * stage.positives
