@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nestling.batches.packing import pad
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, instruct
-from nestling.models.embedder import Embedder, read_max_length
+from nestling.models.embedder import Embedder
 from nestling.models.encoding import evaluating
 from nestling.models.pooling import POOL, Pooling
 from nestling.retrieval.metrics import Floats
@@ -55,8 +55,7 @@ class EmbedderReference:
     def load(cls, directory: str) -> "EmbedderReference":
         """Load a directory in float32, on a GPU if there is one."""
         embedder = Embedder.from_pretrained(directory).to("cuda" if torch.cuda.is_available() else "cpu")
-        limit = read_max_length(directory)
-        return cls(embedder, min(limit or int(embedder.tokenizer.model_max_length), embedder.max_positions))
+        return cls(embedder, embedder.max_seq_length)
 
     @property
     def correct(self) -> EncodingVariant:
