@@ -78,7 +78,7 @@ def main(config: EmbedConfig) -> None:
     # 1. Data, read and checked before any weights load.
     with rank_zero_first():  # which fills the cache of Arrow files
         sources = read_sources(config, partial(check_embed_data, config), show=show)
-        dev_sets = [load_dev_set(dev, show=show) for dev in config.dev]
+        dev_sets = [load_dev_set(dev, sources, show=show) for dev in config.dev]
     require_teacher_scores(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)

@@ -62,7 +62,7 @@ def main(config: RerankConfig) -> None:
     with rank_zero_first():  # which fills the cache of Arrow files
         check = partial(check_dataset, config)
         sources = read_sources(config, check, show=show, allow_no_positives=True)
-        dev_sets = [load_rerank_dev_set(dev, show=show) for dev in config.dev]
+        dev_sets = [load_rerank_dev_set(dev, sources, show=show) for dev in config.dev]
     require_unique("dev", [each.retrieval_set.name for each in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
 
