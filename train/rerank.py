@@ -130,6 +130,7 @@ def train(parts: RerankParts, folder: RunFolder) -> None:
         total=total,
         measure=partial(evaluate, parts) if parts.dev_sets else None,
         axis="depth",
+        first_stage={each.retrieval_set.name: {each.depth: each.first_stage} for each in parts.dev_sets},
         main_rank=main_rank,
         describe=partial(rerank_summary, parts, total),
     ) as run:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from nestling.batches.sampling import Source
 from nestling.config import CandidateData, DevData
@@ -25,6 +26,11 @@ class RerankDevSet:
     candidates: Candidates
     instruction: str | None
 
+    @cached_property
+    def first_stage(self) -> dict[str, float]:
+        """Metrics of the candidates in their own order."""
+        return evaluate_candidates(self.candidates.first_stage_scores, self.candidates, self.retrieval_set)
+
     @property
     def depth(self) -> int:
         """Candidates of the query that has most."""
@@ -46,8 +52,9 @@ def load_rerank_dev_set(dev: CandidateData, sources: Sequence[Source], *, show: 
     """Read a development set and its candidates; `show` prints as above, and the metrics of their first order."""
     retrieval_set = load_dev_set(dev, sources, show=show)
     candidates = open_candidates(dev.candidates, retrieval_set, dev.depth)
+    dev_set = RerankDevSet(retrieval_set, candidates, dev.instruction)
     if show:
-        first = evaluate_candidates(candidates.first_stage_scores, candidates, retrieval_set)
         print(f"  {dev.candidates}: {candidates}", flush=True)
-        print("  their order: " + ", ".join(f"{name} {value:.4f}" for name, value in first.items()), flush=True)
-    return RerankDevSet(retrieval_set, candidates, dev.instruction)
+        order = ", ".join(f"{name} {value:.4f}" for name, value in dev_set.first_stage.items())
+        print(f"  their order: {order}", flush=True)
+    return dev_set
