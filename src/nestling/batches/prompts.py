@@ -8,6 +8,8 @@ from tokenizers.processors import PostProcessor, TemplateProcessing
 from tokenizers.processors import Sequence as ProcessorSequence
 from transformers import PreTrainedTokenizerBase
 
+from nestling.config.prompts import INSTRUCTION
+
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
 # The end token of Qwen3's embedders.
@@ -19,9 +21,13 @@ CHARACTERS_PER_TOKEN = 32
 MIN_CHARACTERS = 512
 
 
+# The query prompt of Qwen3's embedders: no space after `Query:`.
+FORM = f"Instruct: {INSTRUCTION}\nQuery:"
+
+
 def instruct(instruction: str) -> str:
-    """Query prompt of instruction-aware models (Qwen3 Embedding, E5-Mistral): no space after `Query:`."""
-    return f"Instruct: {instruction}\nQuery:"
+    """Query prompt of Qwen3's embedders with an instruction."""
+    return FORM.replace(INSTRUCTION, instruction)
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,22 @@ class Prompts:
     Args:
         default_query: Prompt of a query that has no instruction.
         document: Prompt of every document.
+        form: Prompt of a query that has an instruction, in which `{instruction}` stands for it.
     """
 
     default_query: str = ""
     document: str = ""
+    form: str = FORM
 
     def query(self, instruction: str | None = None) -> str:
         """Prompt of a query, made from its instruction if it has one."""
-        return self.default_query if instruction is None else instruct(instruction)
+        return self.default_query if instruction is None else self.form.replace(INSTRUCTION, instruction)
+
+    @property
+    def instructed(self) -> bool:
+        """Whether the prompt of a query without an instruction has a default one in the same form."""
+        before, place, after = self.form.partition(INSTRUCTION)
+        return bool(place) and self.default_query.startswith(before) and self.default_query.endswith(after)
 
 
 @dataclass(frozen=True)

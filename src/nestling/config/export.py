@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nestling.config.checks import require, require_at_least, require_dims
+from nestling.config.prompts import require_prompts
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class ExportConfig:
         allow_failed_gate: Write a directory that fails its parity gate too; its model card says so.
         matryoshka_dims: Dimensions that the adapter was trained at.
         instruction: Task of the queries that the adapter was trained with; by default the base's query prompt.
+        query_prompt: Text before queries that the adapter was trained with, "" for none; by default the base's.
+        document_prompt: Text before documents that the adapter was trained with, likewise.
         query_max_length: Longest query in tokens that the adapter was trained with.
         document_max_length: Longest document in tokens that the adapter was trained with.
     """
@@ -35,6 +38,8 @@ class ExportConfig:
     allow_failed_gate: bool = False
     matryoshka_dims: list[int] = field(default_factory=list)
     instruction: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     query_max_length: int = 512
     document_max_length: int = 512
 
@@ -54,10 +59,12 @@ class ExportConfig:
         of_adapters = (
             self.matryoshka_dims or self.instruction or (self.query_max_length, self.document_max_length) != (512, 512)
         )
+        prompts = [each for each in (self.query_prompt, self.document_prompt) if each is not None]
         require(
-            self.adapter is not None or not of_adapters,
-            "matryoshka_dims, instruction and the lengths go with --adapter; those of a checkpoint are in the run's "
-            "config.yaml, and a model's in its own files",
+            self.adapter is not None or not (of_adapters or prompts),
+            "matryoshka_dims, instruction, prompts and lengths go with --adapter; those of a checkpoint are in the "
+            "run's config.yaml, and a model's in its own files",
         )
+        require_prompts(self.query_prompt, self.document_prompt, [self.instruction])
         require_dims(self.matryoshka_dims, name="matryoshka_dims")
         require_at_least(1, self, "query_max_length", "document_max_length")

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
+from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.models.embedder import Kind, read_model_files
+from nestling.models.model_prompts import choose_prompts
 from nestling.models.token_model import is_decoder, load_tokenizer, read_config
 
 TEXTS_PER_BLOCK = 1024
@@ -31,7 +32,7 @@ class TokenCounter:
         decoder = is_decoder(read_config(model, files.subfolder))
         tokenizer = load_tokenizer(model, files.subfolder)
         pooling = files.pooling or ("last" if decoder else "mean")
-        prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
+        prompts = choose_prompts(model, decoder=decoder)
         return cls(TextTokenizer(tokenizer, require_end=pooling == "last"), prompts)
 
     def __call__(self, texts: Sequence[str], kind: Kind) -> np.ndarray:

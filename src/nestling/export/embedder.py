@@ -30,8 +30,9 @@ from nestling.export.serving_files import (
     write_json,
     written_dtype,
 )
-from nestling.models.embedder import Embedder, read_model_files, read_named_prompts
+from nestling.models.embedder import Embedder, read_model_files
 from nestling.models.merged_weights import MergedWeights, without_adapters
+from nestling.models.model_prompts import DOCUMENT_NAMES, read_named_prompts
 from nestling.models.weights import StoredWeights, write_weights
 
 POOLING_FLAGS = {
@@ -191,4 +192,5 @@ def serving_prompts(embedder: Embedder, instructions: Mapping[str, str]) -> dict
     trained = {"query": embedder.prefix("query"), "document": embedder.prefix("document")}
     more = {name: embedder.prefix("query", text) for name, text in instructions.items() if name not in trained}
     own = read_named_prompts(embedder.source)
+    own |= {name: trained["document"] for name in DOCUMENT_NAMES if name in own}  # another name of the same prompt
     return trained | more | {name: text for name, text in own.items() if name not in trained | more}

@@ -12,9 +12,10 @@ from tokenizers import Tokenizer
 from nestling.export.serving_files import BaseFiles
 from nestling.merging.models import model_files
 from nestling.models.checked_loading import loading
-from nestling.models.embedder import ModelFiles, read_named_prompts
+from nestling.models.embedder import ModelFiles
+from nestling.models.model_prompts import choose_prompts, read_named_prompts
 from nestling.models.reranker import read_settings
-from nestling.models.token_model import read_config
+from nestling.models.token_model import is_decoder, read_config
 
 # Keys of config.json that may differ, because what the model computes does not depend on them.
 IRRELEVANT_KEYS = frozenset(
@@ -96,17 +97,17 @@ def compared_values(model: str, *, with_use: bool) -> Mapping[str, object]:
     }
     if not with_use:
         return compared
-    return compared | {"architecture": config.architectures} | used_values(model, files)
+    return compared | {"architecture": config.architectures} | used_values(model, files, decoder=is_decoder(config))
 
 
-def used_values(model: str, files: ModelFiles) -> dict[str, object]:
+def used_values(model: str, files: ModelFiles, *, decoder: bool) -> dict[str, object]:
     """The part of `compared_values` that says how a model is used: pooling, prompts and a reranker's settings."""
-    prompts = files.prompts
+    prompts = choose_prompts(model, decoder=decoder)
     compared: dict[str, object] = {
         "pooling": files.pooling,
         "normalisation": files.normalize,
-        "query prompt": None if prompts is None else prompts.default_query,
-        "document prompt": None if prompts is None else prompts.document,
+        "query prompt": prompts.default_query,
+        "document prompt": prompts.document,
     }
     compared |= {f"prompt {name!r}": text for name, text in read_named_prompts(model).items()}
     settings: dict[str, Any] = asdict(read_settings(model))

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from nestling.batches.packing import AnyChunk, PackedChunk
-from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
+from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.models.attention import VARLEN, flash_attention_fits, resolve_attention
 from nestling.models.encoding import encode_texts
 from nestling.models.json_files import FETCH, read_modules, read_object, value_of
+from nestling.models.model_prompts import choose_prompts
 from nestling.models.pooling import Pooling, pool_packed, pool_padded
 from nestling.models.token_model import TokenModel, is_decoder, load_backbone, load_tokenizer, read_config
 
@@ -23,9 +24,6 @@ Kind = Literal["query", "document"]
 ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
 
 
-PROMPTS = "config_sentence_transformers.json"
-
-
 @dataclass(frozen=True)
 class ModelFiles:
     """Settings in a model's sentence-transformers files; defaults for a model without such files.
@@ -33,13 +31,11 @@ class ModelFiles:
     Args:
         pooling: Its pooling; None if no file says.
         normalize: Whether its embeddings are normalised.
-        prompts: Its prompts; None if no file says.
         subfolder: Folder of the transformer inside the model's directory.
     """
 
     pooling: Pooling | None = None
     normalize: bool = True
-    prompts: Prompts | None = None
     subfolder: str = ""
 
 
@@ -84,6 +80,8 @@ class Embedder(TokenModel):
         pooling: Pooling | None = None,
         dropout: float | None = 0.0,
         instruction: str | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
         cpu: bool = False,
         quantisation: BitsAndBytesConfig | None = None,
     ) -> Self:
@@ -98,6 +96,8 @@ class Embedder(TokenModel):
                 encoders the mean.
             dropout: Dropout probability in the model; None keeps the model's own.
             instruction: Default instruction of queries, which replaces the model's own query prompt.
+            query_prompt: Literal prompt of queries; `{instruction}` in it stands for a query's instruction.
+            document_prompt: Literal prompt of documents.
             cpu: Whether the model will stay on the CPU even if there is a GPU.
             quantisation: How transformers quantises the weights; not at all by default.
 
@@ -112,9 +112,13 @@ class Embedder(TokenModel):
                 f"{model}: attn_implementation: varlen is for causal models, and this one is not; use sdpa"
             )
         chosen: Pooling = pooling or files.pooling or ("last" if decoder else "mean")
-        prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
-        if instruction is not None:
-            prompts = Prompts(prompts.query(instruction), prompts.document)
+        prompts = choose_prompts(
+            model,
+            decoder=decoder,
+            instruction=instruction,
+            query_prompt=query_prompt,
+            document_prompt=document_prompt,
+        )
         tokenizer = load_tokenizer(model, files.subfolder)  # before the weights, which take longest
         backbone = load_backbone(
             AutoModel,
@@ -195,7 +199,6 @@ def read_model_files(model: str) -> ModelFiles:
     return ModelFiles(
         pooling=read_pooling(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None,
         normalize="Normalize" in kinds,
-        prompts=read_prompts(model),
         subfolder=kinds.get("Transformer", ""),
     )
 
@@ -222,22 +225,6 @@ def read_pooling(model: str, file: str) -> Pooling:
             "cls"
         )
     return cast(Pooling, names[0])
-
-
-def read_prompts(model: str) -> Prompts | None:
-    """Query and document prompts in config_sentence_transformers.json; None if it has none."""
-    prompts = read_named_prompts(model)
-    default = prompts.get(str(read_object(model, PROMPTS).get("default_prompt_name")), "")
-    query = prompts.get("query", default)
-    document = prompts.get("document", prompts.get("passage", default))
-    return Prompts(query, document) if query or document else None
-
-
-def read_named_prompts(model: str) -> dict[str, str]:
-    """The prompts in config_sentence_transformers.json by their names."""
-    file = f"{model}/{PROMPTS}"
-    prompts = value_of(file, read_object(model, PROMPTS), "prompts", dict) or {}
-    return {name: value_of(file, prompts, name, str) or "" for name in prompts}
 
 
 def read_max_length(model: str) -> int | None:
