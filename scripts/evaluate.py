@@ -139,11 +139,11 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
         return []
     require_model(config.model, f"--model {config.model}: no such directory")
     from nestling.models.embedder import read_model_files
-    from nestling.models.token_model import read_config
+    from nestling.models.token_model import max_positions, read_config
 
     model = read_config(config.model, read_model_files(config.model).subfolder)
     keys = model.to_dict()
-    limit = keys.get("max_position_embeddings") or sys.maxsize
+    limit = max_positions(model)
     for name in ("query_max_length", "document_max_length"):
         length = getattr(config, name)
         require(length <= limit, f"--{name} {length}: {config.model} reads at most {limit} tokens; give a lower one")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nestling.batches.prompts import Prompts, TextTokenizer
-from nestling.models.embedder import Kind, read_model_files
+from nestling.models.embedder import Kind, may_append_end, read_model_files
 from nestling.models.model_prompts import choose_prompts
-from nestling.models.token_model import is_decoder, load_tokenizer, read_config
+from nestling.models.model_tokenizer import load_tokenizer
+from nestling.models.token_model import is_decoder, read_config
 
 TEXTS_PER_BLOCK = 1024
 
@@ -33,7 +34,8 @@ class TokenCounter:
         tokenizer = load_tokenizer(model, files.subfolder)
         pooling = files.pooling or ("last" if decoder else "mean")
         prompts = choose_prompts(model, decoder=decoder)
-        return cls(TextTokenizer(tokenizer, require_end=pooling == "last"), prompts)
+        append_end = may_append_end(model, files, pooling)
+        return cls(TextTokenizer(tokenizer, require_end=pooling == "last", append_end=append_end), prompts)
 
     def __call__(self, texts: Sequence[str], kind: Kind) -> np.ndarray:
         """[N] int64: tokens of each text as a query (with the default query prompt) or document, without truncation."""

@@ -9,11 +9,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from nestling.batches.prompts import Prompts
 from nestling.export.serving_files import BaseFiles
 from nestling.merging.models import model_files
 from nestling.models.checked_loading import loading
 from nestling.models.embedder import ModelFiles
-from nestling.models.model_prompts import choose_prompts, read_named_prompts
+from nestling.models.model_prompts import read_named_prompts, read_prompts
 from nestling.models.reranker import read_settings
 from nestling.models.token_model import is_decoder, read_config
 
@@ -102,12 +103,12 @@ def compared_values(model: str, *, with_use: bool) -> Mapping[str, object]:
 
 def used_values(model: str, files: ModelFiles, *, decoder: bool) -> dict[str, object]:
     """The part of `compared_values` that says how a model is used: pooling, prompts and a reranker's settings."""
-    prompts = choose_prompts(model, decoder=decoder)
+    prompts = read_prompts(model) or (None if decoder else Prompts())  # an encoder without prompts has empty ones
     compared: dict[str, object] = {
         "pooling": files.pooling,
         "normalisation": files.normalize,
-        "query prompt": prompts.default_query,
-        "document prompt": prompts.document,
+        "query prompt": None if prompts is None else prompts.default_query,
+        "document prompt": None if prompts is None else prompts.document,
     }
     compared |= {f"prompt {name!r}": text for name, text in read_named_prompts(model).items()}
     settings: dict[str, Any] = asdict(read_settings(model))

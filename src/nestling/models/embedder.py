@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Self, cast, get_args
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from nestling.models.attention import VARLEN, flash_attention_fits, resolve_atte
 from nestling.models.encoding import encode_texts
 from nestling.models.json_files import FETCH, read_modules, read_object, value_of
 from nestling.models.model_prompts import choose_prompts
+from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.pooling import Pooling, pool_packed, pool_padded
-from nestling.models.token_model import TokenModel, is_decoder, load_backbone, load_tokenizer, read_config
+from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config
 
 Kind = Literal["query", "document"]
 
@@ -49,6 +50,7 @@ class Embedder(TokenModel):
         prompts: Prompts of queries and documents.
         source: The directory or hub id that it was loaded from.
         normalize: Whether the published model normalises its embeddings; `encode` always does.
+        append_end: Whether last-token pooling has an end token appended where the tokenizer appends none.
         precision: float32, or bfloat16 to compute under autocast; the weights keep their dtype.
     """
 
@@ -61,13 +63,17 @@ class Embedder(TokenModel):
         prompts: Prompts,
         source: str,
         normalize: bool = True,
+        append_end: bool = True,
         precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(backbone, tokenizer, source=source, precision=precision)
         self.pooling: Pooling = pooling
         self.prompts = prompts
         self.normalize = normalize
-        self.text_tokenizer = TextTokenizer(tokenizer, require_end=pooling == "last")
+        self.text_tokenizer = TextTokenizer(tokenizer, require_end=pooling == "last", append_end=append_end)
+        table = cast(Any, backbone).get_input_embeddings()
+        if getattr(table, "padding_idx", None) == self.text_tokenizer.end_id:
+            table.padding_idx = None  # torch gives that row no gradient, and here it is that of every text's end
 
     @classmethod
     def from_pretrained(
@@ -139,6 +145,7 @@ class Embedder(TokenModel):
             prompts=prompts,
             source=str(model),
             normalize=files.normalize,
+            append_end=may_append_end(str(model), files, chosen),
             precision=precision,
         )
 
@@ -201,6 +208,16 @@ def read_model_files(model: str) -> ModelFiles:
         normalize="Normalize" in kinds,
         subfolder=kinds.get("Transformer", ""),
     )
+
+
+def may_append_end(model: str, files: ModelFiles, pooling: Pooling) -> bool:
+    """Whether texts get an end token where the tokenizer appends none.
+
+    Not if the model's files ask for last-token pooling, and so for the last token that the tokenizer gives, unless they
+    also ask for an end token: transformers 5 heeds `add_eos_token` no more, and publishers had it in mind.
+    """
+    settings = read_object(model, str(PurePosixPath(files.subfolder) / "tokenizer_config.json"))
+    return not files.pooling == pooling == "last" or settings.get("add_eos_token") is True
 
 
 def read_width(model: str | Path) -> int:

@@ -16,9 +16,10 @@ from nestling.models.answer_head import AnswerHead, replace_output_layer
 from nestling.models.attention import VARLEN, resolve_attention
 from nestling.models.json_files import parse_object, value_of
 from nestling.models.merged_weights import without_adapters
+from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.pooling import last_token
 from nestling.models.scoring import Group, ScoringStats, score_groups
-from nestling.models.token_model import TokenModel, is_decoder, load_backbone, load_tokenizer, read_config
+from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config
 from nestling.models.weights import model_file
 
 # Nestling's settings of a reranker, in a file beside those that transformers reads.

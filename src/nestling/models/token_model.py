@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nestling.batches.packing import AnyChunk, Chunk
@@ -20,6 +20,25 @@ from nestling.models.token_lookup import look_up_in_place
 
 # Values of config.json that are above 0.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
+
+# Types of models that number positions from pad_token_id + 1, as RoBERTa does.
+POSITIONS_BEHIND_PADDING = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
 
 
 class TokenModel(nn.Module):
@@ -174,21 +193,12 @@ def require_sound_values(model: str | Path, config: PretrainedConfig) -> None:
         raise ValueError(f"{model}/config.json: architectures is {names!r}, expected a list of names; {FETCH}")
 
 
-def load_tokenizer(model: str | Path, subfolder: str = "") -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory or hub id. Raises ValueError if it is damaged, or not a fast one."""
-    with loading(model, "tokenizer", subfolder):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, subfolder=subfolder)
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"{model}: the tokenizer is not a fast one (with a tokenizer.json); convert it with transformers first"
-        )
-    return tokenizer
-
-
 def max_positions(config: PretrainedConfig) -> int:
-    """The longest text that a model can read, in tokens; RoBERTa models number positions from pad_token_id + 1."""
+    """The longest text that a model can read, in tokens."""
     positions = int(getattr(config, "max_position_embeddings", 2**31))
-    return positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions
+    if config.model_type not in POSITIONS_BEHIND_PADDING:
+        return positions
+    return positions - 1 - (1 if config.model_type == "mpnet" else int(config.pad_token_id))  # MPNet ignores its own
 
 
 def is_decoder(config: PretrainedConfig) -> bool:

@@ -17,8 +17,9 @@ from nestling.export.serving_files import BaseFiles, padding_token, require_spac
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import read_model_files
 from nestling.models.merged_weights import lora_layers
+from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.reranker import require_causal
-from nestling.models.token_model import load_tokenizer, read_config
+from nestling.models.token_model import read_config
 from nestling.training.models import export_dtype
 
 
