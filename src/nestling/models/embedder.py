@@ -15,6 +15,7 @@ from nestling.models.attention import VARLEN, flash_attention_fits, resolve_atte
 from nestling.models.encoding import encode_texts
 from nestling.models.json_files import FETCH, read_modules, read_object, value_of
 from nestling.models.model_prompts import choose_prompts
+from nestling.models.model_sources import require_embedder, require_model_source
 from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.pooling import Pooling, pool_packed, pool_padded
 from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config
@@ -113,6 +114,7 @@ class Embedder(TokenModel):
         files = read_model_files(str(model))
         config = read_config(model, files.subfolder)
         decoder = is_decoder(config)
+        require_embedder(model, config, pooled=files.pooling is not None)
         if attn_implementation == VARLEN and not decoder:
             raise ValueError(
                 f"{model}: attn_implementation: varlen is for causal models, and this one is not; use sdpa"
@@ -197,7 +199,12 @@ class Embedder(TokenModel):
 
 
 def read_model_files(model: str) -> ModelFiles:
-    """The settings in the sentence-transformers files of a directory or hub id, if it has any."""
+    """The settings in the sentence-transformers files of a directory or hub id, if it has any.
+
+    Raises:
+        ValueError: It is no model, a file is damaged, or it has modules that are not supported.
+    """
+    require_model_source(model)
     kinds = read_modules(model)
     if kinds is None:
         return ModelFiles()

@@ -93,7 +93,7 @@ def leave_out_tokens_without_rows(
         if token not in special or i in around:
             raise ValueError(
                 f"{model}: its tokenizer gives {token!r} the id {i}, and the model has embeddings of ids below {rows} "
-                "only; fetch both from one place, or resize the embeddings with transformers"
+                f"only; {FETCH}, or resize its embeddings with transformers"
             )
     say(f"{model}: the model has no embedding of {', '.join(beyond)}: not used, and read as ordinary text")
     if tokenizer.pad_token in beyond:
