@@ -163,7 +163,12 @@ def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
     from nestling.models.embedder import Embedder
 
     assert config.base is not None
-    embedder = Embedder.from_pretrained(config.base, instruction=config.instruction)
+    embedder = Embedder.from_pretrained(
+        config.base,
+        instruction=config.instruction,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
+    )
     require_dims(config.matryoshka_dims, embedder.dim, "matryoshka_dims")
     embedder.backbone = load_lora(embedder.backbone, str(adapter))
     return Trained(embedder, Card(), None, None, config.matryoshka_dims, {})

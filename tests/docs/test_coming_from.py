@@ -21,8 +21,6 @@ from sentence_transformers.sentence_transformer import losses as embedder_losses
 from sentence_transformers.util import mine_hard_negatives
 
 from documents import ROOT, Snippet, commands, in_markdown
-from nestling.batches.prompts import Prompts
-from nestling.models.embedder import read_model_files
 from nestling.models.reranker import Reranker
 from nestling.records import Record, load_records
 
@@ -120,16 +118,6 @@ def test_our_command_trains_on_them(title: str, tmp_path: Path, qwen3: Path, qwe
     else:
         dim = SentenceTransformer(str(tmp_path / "run" / "final"), device="cpu").get_embedding_dimension()
         assert dim == (48 if model == bert else 64)
-
-
-def test_a_literal_prefix_in_the_files_of_a_model_is_read(
-    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (program,) = [each.text for each in blocks("What differs from all of them") if each.kind == "python"]
-    exec(program.replace("MODEL", str(bert)), {})
-    found = read_model_files("model-with-prompts").prompts
-    assert found == Prompts("Represent this sentence for searching relevant passages: ", "")
 
 
 def callables(program: ast.Module) -> dict[str, Callable[..., object]]:

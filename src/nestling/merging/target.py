@@ -206,7 +206,14 @@ def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeT
         settings = replace(read_settings(source), **{**own, **config.reading})
         return RerankerTarget(Reranker.from_pretrained(source, settings=settings, precision=precision))
     assert isinstance(config, EmbedConfig)
-    embedder = Embedder.from_pretrained(source, pooling=config.pooling, instruction=instruction, precision=precision)
+    embedder = Embedder.from_pretrained(
+        source,
+        pooling=config.pooling,
+        instruction=instruction,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
+        precision=precision,
+    )
     return EmbedderTarget(
         embedder,
         config.max_seq_length,

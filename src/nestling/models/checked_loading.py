@@ -45,6 +45,8 @@ def loading(model: str | Path, part: Part, subfolder: str = "") -> Iterator[None
             raise
         find_damage(str(model), part, subfolder)
         reason = shorten(str(error), 400, placeholder=" …")
+        if isinstance(error, ImportError):
+            raise ValueError(f"{model}: loading its {part} takes a package that is not installed: {reason}") from error
         files = " and ".join(FILES[part][:2])  # the others are rare
         raise ValueError(
             f"{model}: its {part} ({files}) cannot be loaded: {type(error).__name__}: {reason}; {FETCH}"
