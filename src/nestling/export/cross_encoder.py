@@ -17,7 +17,7 @@ LOGIT_SCORE = "sentence_transformers.cross_encoder.modules.logit_score.LogitScor
 REFUSE_CHATS = (
     '{% set roles = messages | map(attribute="role") | list %}'
     '{% if "query" not in roles or "document" not in roles %}'
-    '{{ raise_exception("a reranker\'s prompt is made of a message of the role query and one of the role document; got '
+    "{{ raise_exception(\"a reranker's prompt is made of a message of the role query and one of the role document; got "
     'the roles " + (roles | join(", "))) }}'
     "{% endif %}"
 )
