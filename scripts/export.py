@@ -23,6 +23,7 @@ from nestling.config import (
     require_dims,
     run,
 )
+from nestling.console import working
 
 if TYPE_CHECKING:
     from nestling.export.card import Card
@@ -148,7 +149,8 @@ def restore(checkpoint: Path, model: "Embedder | Reranker", config: EmbedConfig 
     from nestling.checkpoint import load_state, restore_tensors
     from nestling.export.card import run_card
 
-    restore_tensors(checkpoint, model)
+    with working(f"loading {checkpoint}"):
+        restore_tensors(checkpoint, model)
     return run_card(checkpoint.resolve().parents[1], config.card_settings(), load_state(checkpoint).step)
 
 

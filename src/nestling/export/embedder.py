@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
 
-from nestling.console import say
+from nestling.console import say, working
 from nestling.export.card import Card, base_license, base_name
 from nestling.export.embedder_card import EmbedderFacts, render_embedder_card
 from nestling.export.embedder_expectation import base_files, expect_embeddings
@@ -89,12 +89,14 @@ def export_embedder(
     prompts = serving_prompts(embedder, instructions or {})
     say(f"exporting to {output_dir}: the model's own embeddings, to compare with")
     expectation = expect_embeddings(embedder, weights, dtype, max_length)
+    written = expectation.outputs.weights
     card = card or Card()
     facts = describe(embedder, card, dims, prompts, max_length, trained_lengths)
     say(facts.lengths)
     with new_directory(output_dir) as folder:
         write_json(folder / "config.json", config)
-        write_weights(expectation.outputs.weights, folder, prefix=written_prefix(embedder))
+        with working("writing the weights"):
+            write_weights(written, folder, specs=written.specs(), prefix=written_prefix(embedder))
         write_tokenizer(embedder, folder)
         write_sentence_transformers(embedder, folder, max_length, prompts)
         write_adapter(embedder.backbone, folder)

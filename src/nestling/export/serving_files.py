@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from nestling.console import say
+from nestling.console import say, working
 from nestling.disk_errors import ADVICE, WriteError, named
 from nestling.files import sync
 from nestling.locks import claim
@@ -93,7 +93,8 @@ def new_directory(output_dir: Path) -> Iterator[Path]:
         refuse_existing(output_dir)
         partial.mkdir()
         yield partial
-        _move_into_place(partial, output_dir)
+        with working(f"forcing {output_dir} onto the disk"):
+            _move_into_place(partial, output_dir)
 
 
 def _move_into_place(folder: Path, output_dir: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from nestling.models.adapters import FusedScale
 from nestling.models.attention import VARLEN
+from nestling.models.replaced_weights import weights_replaced
+from nestling.models.safetensors_writer import Spec
 from nestling.models.token_model import TokenModel
 
 
@@ -61,9 +63,16 @@ class MergedWeights(Mapping[str, Tensor]):
         """The name under which iteration lists the tensor."""
         return self._tied.get(name, name)
 
+    def specs(self, dtype: torch.dtype) -> dict[str, Spec]:
+        """Shape and dtype of each tensor once those of floating point have been rounded to `dtype`."""
+        return {
+            name: Spec(tuple(tensor.shape), dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in self._tensors.items()
+        }
+
     def nbytes(self, dtype: torch.dtype) -> int:
         """Bytes of all weights in `dtype`."""
-        return sum(tensor.numel() * dtype.itemsize for tensor in self._tensors.values())
+        return sum(spec.nbytes() for spec in self.specs(dtype).values())
 
 
 def without_adapters(backbone: nn.Module) -> PreTrainedModel:
@@ -109,8 +118,7 @@ def computing_with(
 ) -> Iterator[None]:
     """A context in which `model` computes with other weights, or with its own, all of them cast to float32.
 
-    The weights of each module are replaced just before it runs and restored right after it, so that only one module at
-    a time has a copy in float32.
+    Only one module at a time has a copy in float32, and autocast keeps no casts: memory never holds a second copy.
 
     Args:
         model: The model, with adapters or without.
@@ -122,47 +130,14 @@ def computing_with(
     model.precision = precision
     try:
         with (
-            _weights_replaced(backbone, weights),
+            weights_replaced(backbone, weights),
             nullcontext() if weights is None else _adapters_off(model.backbone),
             _float32_attention(backbone) if precision == torch.float32 else nullcontext(),
-            torch.autocast(backbone.device.type, enabled=False),
+            torch.autocast(backbone.device.type, enabled=False, cache_enabled=False),
         ):
             yield
     finally:
         model.precision = own
-
-
-@contextmanager
-def _weights_replaced(model: PreTrainedModel, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
-    originals: list[tuple[nn.Parameter, Tensor]] = []
-
-    def replace(prefix: str) -> Any:
-        def before(module: nn.Module, inputs: object) -> None:
-            for name, parameter in module.named_parameters(recurse=False):
-                originals.append((parameter, parameter.data))
-                tensor = parameter if weights is None else weights[f"{prefix}{name}"]
-                parameter.data = tensor.detach().to(parameter.device, torch.float32)
-
-        return before
-
-    def restore(module: nn.Module, inputs: object = None, output: object = None) -> None:
-        own = {id(parameter) for parameter in module.parameters(recurse=False)}
-        for parameter, data in [each for each in originals if id(each[0]) in own]:
-            parameter.data = data
-        originals[:] = [each for each in originals if id(each[0]) not in own]
-
-    handles = []
-    for name, module in model.named_modules():
-        if ".lora_" not in f".{name}" and any(True for _ in module.parameters(recurse=False)):
-            prefix = f"{name}.".replace(".base_layer.", ".").removeprefix(".")
-            handles += [module.register_forward_pre_hook(replace(prefix)), module.register_forward_hook(restore)]
-    try:
-        yield
-    finally:
-        for parameter, data in originals:
-            parameter.data = data
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
