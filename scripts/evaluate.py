@@ -170,7 +170,7 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
     from nestling.models.embedder import Embedder
     from nestling.retrieval import embedder_details, relevant_ranks_and_scores
 
-    embedder = load(Embedder, config.model, config.precision)
+    embedder = load(Embedder, config.model, config)
     for each in sets:
         encoded = encode(embedder, each, config)
         print(f"{each.name}: queries: {encoded.query_stats}", file=sys.stderr)
@@ -186,11 +186,12 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
                 yield make_row(each, ranks, dim, embedding_precision, truncated), each, details
 
 
-def load(kind: Any, model: str | None, precision: str) -> Any:
+def load(kind: Any, model: str | None, config: EvaluateConfig) -> Any:
     """Load an `Embedder` or `Reranker` (`kind`), onto the GPU if there is one."""
     import torch
 
-    loaded = kind.from_pretrained(model, precision=computing_dtype(precision))
+    precision = computing_dtype(config.precision)
+    loaded = kind.from_pretrained(model, precision=precision, attn_implementation=config.attn_implementation)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -214,7 +215,7 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
     from nestling.retrieval import candidate_details, ranks_in_candidates, reciprocal_rank_fusion, rerank
 
     assert config.reranker is not None
-    reranker = load(Reranker, config.reranker, config.precision)
+    reranker = load(Reranker, config.reranker, config)
     for data, candidates in candidate_lists(config, sets, dims[0] if dims else None):
         stats = ScoringStats()
         shown = sys.stderr.isatty()
@@ -236,7 +237,7 @@ def candidate_lists(
     from nestling.models.embedder import Embedder
     from nestling.retrieval import Candidates, open_candidates, search_top
 
-    embedder = load(Embedder, config.model, config.precision) if config.model else None
+    embedder = load(Embedder, config.model, config) if config.model else None
     for each in sets:
         if embedder is None:
             assert config.first_stage is not None
@@ -291,9 +292,9 @@ def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int
     embedder = None
     if config.model:
         lengths = {name: getattr(config, name) for name in ("query_max_length", "document_max_length")}
-        embedder = MtebEmbedder(load(Embedder, config.model, config.precision), dim=dims[0], **lengths, **options)
+        embedder = MtebEmbedder(load(Embedder, config.model, config), dim=dims[0], **lengths, **options)
     if config.reranker:
-        reranker = MtebReranker(load(Reranker, config.reranker, config.precision), **options)
+        reranker = MtebReranker(load(Reranker, config.reranker, config), **options)
         return measure_reranker(reranker, tasks, embedder=embedder, first_stage=config.first_stage, depth=config.depth)
     assert embedder is not None
     return measure_embedder(embedder, tasks, dims)

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from textwrap import indent
 from types import TracebackType
 from typing import Self
@@ -57,6 +58,12 @@ class Progress:
 def say(text: str) -> None:
     """Print text on stderr, above a bar if there is one."""
     tqdm.write(text, file=sys.stderr)
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a text on stderr, once in a process."""
+    say(text)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, digits: int = 3, markdown: bool = False) -> str:

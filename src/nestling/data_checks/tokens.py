@@ -7,7 +7,7 @@ import numpy as np
 
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
 from nestling.models.embedder import Kind, read_model_files
-from nestling.models.token_model import is_decoder, load_tokenizer, read_config
+from nestling.models.token_model import is_causal, load_tokenizer, read_config
 
 TEXTS_PER_BLOCK = 1024
 
@@ -28,10 +28,10 @@ class TokenCounter:
     def from_pretrained(cls, model: str) -> "TokenCounter":
         """Load from a directory or hub id. Raises ValueError if it is not a model or has no fast tokenizer."""
         files = read_model_files(model)
-        decoder = is_decoder(read_config(model, files.subfolder))
+        causal = is_causal(read_config(model, files.subfolder))
         tokenizer = load_tokenizer(model, files.subfolder)
-        pooling = files.pooling or ("last" if decoder else "mean")
-        prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
+        pooling = files.pooling or ("last" if causal else "mean")
+        prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if causal else "")
         return cls(TextTokenizer(tokenizer, require_end=pooling == "last"), prompts)
 
     def __call__(self, texts: Sequence[str], kind: Kind) -> np.ndarray:

@@ -89,13 +89,13 @@ class CrossEncoderJudge:
         return list(scores.float().cpu().split([len(group.documents) for group in groups]))
 
 
-def open_judge(model: str, *, precision: torch.dtype, device: torch.device) -> Judge:
+def open_judge(model: str, *, precision: torch.dtype, device: torch.device, attn_implementation: str = "auto") -> Judge:
     """A CrossEncoder if the model's configuration is that of a classifier or an encoder, otherwise a Reranker."""
     config = read_config(model)
     classifier = any("SequenceClassification" in name for name in config.architectures or [])
     if classifier or not is_decoder(config):
         return CrossEncoderJudge(model, device)
-    reranker = Reranker.from_pretrained(model, precision=precision)
+    reranker = Reranker.from_pretrained(model, precision=precision, attn_implementation=attn_implementation)
     return RerankerJudge(reranker.to(device))
 
 

@@ -111,10 +111,11 @@ def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -
         run_file = RunFileRetriever(name, read_run(spec), query_ids(folder, task.query_set), task.pool)
         task.say(f"{name}: lists nothing for {run_file.missing:,} of {len(task.query_set):,} queries")
         return run_file
-    embedder = Embedder.from_pretrained(spec, precision=computing_dtype(config.precision)).to(task.device)
+    precision = computing_dtype(config.precision)
+    embedder = Embedder.from_pretrained(spec, precision=precision, attn_implementation=config.attn_implementation)
     dense = DenseRetriever.encode(
         name,
-        embedder,
+        embedder.to(task.device),
         task.query_set,
         task.pool,
         query_max_length=config.query_max_length,
