@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from nestling.config.attention import Attention, require_attention
 from nestling.config.checks import require, require_at_least, require_positive
 from nestling.config.datasets import TrainData
 from nestling.config.lora import LoraConfig
@@ -132,13 +133,10 @@ class TrainingConfig:
         return settings
 
 
-def require_dev_and_attention(config: TrainingConfig, dev: bool, attn_implementation: str) -> None:
+def require_dev_and_attention(config: TrainingConfig, dev: bool, attn_implementation: Attention) -> None:
     """Raise ValueError for early stopping without a dev set, and for an attention that the precision rules out."""
     require(
         not config.early_stopping_patience or dev,
         "early_stopping_patience needs a dev set; give one with --dev FOLDER",
     )
-    require(
-        config.precision == "bf16" or attn_implementation != "flash_attention_2",
-        "attn_implementation: flash_attention_2 computes in bfloat16 only; set precision: bf16",
-    )
+    require_attention(attn_implementation, config.precision)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -13,7 +14,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedCon
 from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
 from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
 from nestling.models.answer_head import AnswerHead, replace_output_layer
-from nestling.models.attention import VARLEN, resolve_attention
+from nestling.models.attention import VARLEN, model_class, resolve_attention
+from nestling.models.independence import require_independent_texts
 from nestling.models.json_files import parse_object, value_of
 from nestling.models.merged_weights import without_adapters
 from nestling.models.model_sources import classifies, require_no_embedder
@@ -121,8 +123,8 @@ class Reranker(TokenModel):
             model: Directory or hub id.
             dtype: Dtype of the weights in memory: float32 for training all of them, "auto" for the published dtype.
             precision: Dtype of the computation, float32 or bfloat16.
-            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs; or a name that
-                transformers knows.
+            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs, where the model can
+                read them; or a name that transformers knows.
             dropout: Dropout probability in the model; None keeps the model's own.
             settings: Prompt format and length limits; by default those in its files, or Qwen3-Reranker's.
             share_prefix: Whether the tokens that the prompts of a query begin with run once.
@@ -138,25 +140,23 @@ class Reranker(TokenModel):
         tokenizer = load_tokenizer(model)
         chosen = settings or read_settings(model)
         pairs = PairTokenizer(tokenizer, chosen.prompt, yes=chosen.yes, no=chosen.no)  # before the weights are read
-        padding_free = attn_implementation in ("auto", VARLEN)
+        kind = model_class(AutoModelForCausalLM, config)
+        attention = partial(resolve_attention, precision=precision, kind=kind, cpu=cpu)
+        packed = attn_implementation in ("auto", VARLEN)
         backbone = load_backbone(
             AutoModelForCausalLM,
             model,
             config,
             dtype=dtype,
-            attn_implementation=resolve_attention(VARLEN if padding_free else attn_implementation, precision, cpu=cpu),
+            attn_implementation=attention(VARLEN if packed else attn_implementation),
             dropout=dropout,
             quantisation=quantisation,
         )
         replace_output_layer(cast(Any, backbone), no=pairs.no_id, yes=pairs.yes_id, source=str(model))
-        return cls(
-            backbone,
-            tokenizer,
-            settings=chosen,
-            source=str(model),
-            precision=precision,
-            share_prefix=share_prefix and padding_free,
-        )
+        reranker = cls(backbone, tokenizer, settings=chosen, source=str(model), precision=precision)
+        require_independent_texts(reranker, packed=packed, padded_attention=attention("auto"))
+        reranker.share_prefix = share_prefix and reranker.padding_free
+        return reranker
 
     @property
     def transformer(self) -> Any:
