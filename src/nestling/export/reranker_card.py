@@ -191,8 +191,8 @@ def _as_published(settings: RerankerSettings) -> bool:
 
 
 def _llama_cpp() -> str:
-    return """llama.cpp, with `MODEL` a directory whose name holds `qwen3-reranker`. Before converting, put INSTRUCTION in place
-of the instruction in `conversion/qwen.py` of llama.cpp:
+    return """llama.cpp, with `MODEL` a directory whose name holds `qwen3-reranker`. Before converting, put INSTRUCTION
+in place of the instruction in `conversion/qwen.py` of llama.cpp:
 
 ```bash
 llama.cpp/convert_hf_to_gguf.py MODEL --outfile model.gguf --outtype bf16
