@@ -173,6 +173,7 @@ def test_the_usage_of_the_card_runs(tmp_path: Path, shape: Shape) -> None:
     text = (tmp_path / "final" / "README.md").read_text(encoding="utf-8").replace("MODEL", str(tmp_path / "final"))
     constants, *usages = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(usages) == (3 if shape == "causal" else 2)
+    assert ("llama-server -m" in text) == (shape == "causal")
     expected = reranker.score([("how do I list files?", "ls prints the names of files.")]).item()
     for usage in usages:
         output = io.StringIO()
