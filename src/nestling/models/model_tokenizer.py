@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import Any, cast
 
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ def lower_cases(model: str, subfolder: str) -> bool:
 
 def prepend_lower_case(backend: Tokenizer) -> None:
     """Lower case before all else, unless it is among the normalisers: as sentence-transformers 6 does."""
-    own = backend.normalizer
+    own: Any = backend.normalizer
     steps = list(own) if isinstance(own, normalizers.Sequence) else [] if own is None else [own]
     if not any(isinstance(each, normalizers.Lowercase) for each in steps):
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])

@@ -218,7 +218,7 @@ def require_sound_values(model: str | Path, config: PretrainedConfig) -> None:
 
 def max_positions(config: PretrainedConfig) -> int:
     """The longest text that a model can read, in tokens."""
-    positions = int(getattr(config, "max_position_embeddings", 2**31))
+    positions = int(getattr(config, "max_position_embeddings", None) or 2**31)
     if config.model_type not in POSITIONS_BEHIND_PADDING:
         return positions
     return positions - 1 - (1 if config.model_type == "mpnet" else int(config.pad_token_id))  # MPNet ignores its own
