@@ -19,7 +19,7 @@ from nestling.heap import trim_heap
 from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.checked_loading import load_weights, loading
 from nestling.models.json_files import FETCH, read_object
-from nestling.models.model_sources import require_model_source
+from nestling.models.model_sources import require_model_source, require_no_adapter
 from nestling.models.token_lookup import look_up_in_place
 
 # Values of config.json that are above 0.
@@ -180,6 +180,7 @@ def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
         if not isinstance(error.__cause__, OSError):
             require_known_type(model, subfolder)
             raise
+        require_no_adapter(model)
         reason = str(error.__cause__).splitlines()[0]
         raise ValueError(
             f"model {model}: not a directory with a config.json, and no id that the hub or its cache has: {reason}"
