@@ -67,8 +67,8 @@ def lower_cases(model: str, subfolder: str) -> bool:
 
 def prepend_lower_case(backend: Tokenizer) -> None:
     """Lower case before all else, unless it is among the normalisers: as sentence-transformers 6 does."""
-    own: Any = backend.normalizer
-    steps = list(own) if isinstance(own, normalizers.Sequence) else [] if own is None else [own]
+    own = backend.normalizer
+    steps = list(cast(Any, own)) if isinstance(own, normalizers.Sequence) else [] if own is None else [own]
     if not any(isinstance(each, normalizers.Lowercase) for each in steps):
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
