@@ -74,8 +74,8 @@ class Embedder(TokenModel):
         self.prompts = prompts
         self.normalize = normalize
         self.text_tokenizer = TextTokenizer(tokenizer, require_end=pooling == "last", append_end=append_end)
-        table = cast(Any, backbone).get_input_embeddings()
-        if getattr(table, "padding_idx", None) == self.text_tokenizer.end_id:
+        end, table = self.text_tokenizer.end_id, cast(Any, backbone).get_input_embeddings()
+        if end is not None and getattr(table, "padding_idx", None) == end:
             table.padding_idx = None  # torch gives that row no gradient, and here it is that of every text's end
 
     @classmethod

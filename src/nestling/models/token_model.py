@@ -24,7 +24,7 @@ from nestling.heap import trim_heap
 from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.checked_loading import load_weights, loading
 from nestling.models.json_files import FETCH, read_object
-from nestling.models.model_sources import require_model_source
+from nestling.models.model_sources import require_model_source, require_no_adapter
 from nestling.models.token_lookup import look_up_in_place
 
 # Values of config.json that are above 0.
@@ -202,6 +202,7 @@ def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
         if not isinstance(error.__cause__, OSError):
             require_known_type(model, subfolder)
             raise
+        require_no_adapter(model)
         reason = str(error.__cause__).splitlines()[0]
         raise ValueError(
             f"model {model}: not a directory with a config.json, and no id that the hub or its cache has: {reason}"
@@ -240,7 +241,7 @@ def require_sound_values(model: str | Path, config: PretrainedConfig) -> None:
 
 def max_positions(config: PretrainedConfig) -> int:
     """The longest text that a model can read, in tokens."""
-    positions = int(getattr(config, "max_position_embeddings", 2**31))
+    positions = int(getattr(config, "max_position_embeddings", None) or 2**31)
     if config.model_type not in POSITIONS_BEHIND_PADDING:
         return positions
     return positions - 1 - (1 if config.model_type == "mpnet" else int(config.pad_token_id))  # MPNet ignores its own
