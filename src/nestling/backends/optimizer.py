@@ -105,7 +105,7 @@ def require_optimizer(optim: OptimName, *, zero: bool, fsdp: bool, device: str) 
         require_extra(f"optim: {optim}", "gpu", PACKAGES[optim])
     require(
         optim != "paged_adamw_8bit" or device == "cuda",
-        f"optim: {optim} moves its moments between a CUDA GPU and the CPU, and there is no such GPU; use adamw_bnb_8bit",
+        f"optim: {optim} moves its moments from a CUDA GPU to the CPU, and there is no such GPU; use adamw_bnb_8bit",
     )
 
 

@@ -36,7 +36,7 @@ class TrainingConfig:
         document_max_length: Longest document in tokens; longer ones are cut.
         tuning: Train LoRA adapters (lora), adapters over a base in 4 bits on a GPU (qlora), or all weights (full).
         lora: Settings of the adapters, for tuning lora and qlora.
-        precision: Type of the computation: bfloat16 or float32. Weights in training are float32, but for adamw_torch_8bit.
+        precision: Type of the computation, over float32 weights in training unless optim is adamw_torch_8bit.
         dropout: Dropout inside the model; null takes what the model's files say.
         gradient_checkpointing_length: Use gradient checkpointing for texts of more tokens; 0: for all, null: for none.
         chunk_tokens: Tokens, padding included, that run through the model at once; by default what suits the device.
