@@ -9,7 +9,7 @@ bfloat16. Everything else is torch's own. It shows what bfloat16 does to a train
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import wraps
 from typing import Any
 
 import torch
@@ -20,16 +20,21 @@ from torch.nn import functional as F
 def patch_products() -> None:
     """Replace torch's linear layers and attention."""
     for name in ("linear", "scaled_dot_product_attention"):
-        setattr(F, name, partial(product, getattr(F, name)))
+        setattr(F, name, in_float32(getattr(F, name)))
 
 
-def product(function: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
-    """The result of a function that computes in bfloat16, as on a GPU; of others as it is."""
-    if not in_bfloat16([*args, *named.values()]):
-        return function(*args, **named)
-    with torch.autocast("cpu", enabled=False):
-        result = function(*map(rounded, args), **{name: rounded(value) for name, value in named.items()})
-    return result.bfloat16()
+def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, which sums in float32 where torch would compute it in bfloat16."""
+
+    @wraps(function)
+    def product(*args: Any, **named: Any) -> Tensor:
+        if not in_bfloat16([*args, *named.values()]):
+            return function(*args, **named)
+        with torch.autocast("cpu", enabled=False):
+            result = function(*map(rounded, args), **{name: rounded(value) for name, value in named.items()})
+        return result.bfloat16()
+
+    return product
 
 
 def in_bfloat16(values: Sequence[object]) -> bool:
