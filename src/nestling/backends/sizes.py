@@ -21,8 +21,8 @@ class StateFractions:
     Args:
         weights: Multiple of the size of all parameters and buffers.
         gradients: Multiple of the size of the trained parameters, at the peak.
-        optimizer: Multiple of the size of the trained parameters: AdamW's two moments, and the copy of the weights that
-            DeepSpeed updates.
+        optimizer: Multiple of the size of the trained parameters: AdamW's two moments (`moments_of`), and the
+            copy of the weights that DeepSpeed updates.
     """
 
     weights: float = 1.0

@@ -40,6 +40,9 @@ UNKNOWN_KEY = re.compile(
 # And a text in place of a section or of a list's item, which it takes for the name of a class.
 TEXT_AS_ITEM = re.compile(r"Parser key \"([\w.]+)\":.*?Importing ('[^']*') is not allowed")
 
+# And a value that is not one of those to choose from.
+NO_CHOICE = re.compile(r"Parser key \"([\w.]+)\": Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)$")
+
 
 class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Help that keeps the lines of a recipe's docstring, commands among them."""
@@ -199,7 +202,7 @@ def explain(error: Exception, cls: type) -> str:
     if text is not None:
         return f"{text[1]}: found the text {text[2]}, expected an item's keys with their values; --help lists them"
     if unknown is None:
-        return message
+        return explain_choice(message)
     key = next(group for group in unknown.groups() if group)
     known = list(known_keys(cls))
     inside = next((name for name in known if name.startswith(f"{key}.")), None)
@@ -211,3 +214,15 @@ def explain(error: Exception, cls: type) -> str:
     near = get_close_matches(key, known, n=1) or get_close_matches(key, [name.rsplit(".")[-1] for name in known], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "; --help lists the keys"
     return f"unknown key '{key}'{hint}"
+
+
+def explain_choice(message: str) -> str:
+    """The parser's message; of a value that cannot be chosen, with the nearest that can."""
+    found = NO_CHOICE.search(message)
+    if found is None:
+        return message
+    key, choices, given = found.groups()
+    known = re.findall("'(.*?)'", choices)
+    near = [name for name in known if name.startswith(given)] or get_close_matches(given, known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"{key} is '{given}', expected one of {choices}{hint}"
