@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 
 def patch_products() -> None:
-    """Replace torch's linear layers and attention."""
+    """Replace torch's linear layers and attention; their backward passes compute in what the forward passes did."""
     for name in ("linear", "scaled_dot_product_attention"):
         setattr(F, name, in_float32(getattr(F, name)))
+    torch.autograd.backward = torch.autocast("cpu", enabled=False)(torch.autograd.backward)
 
 
 def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -209,24 +209,22 @@ def test_bfloat16_weights_follow_a_float64_reference_in_the_mean(uncompiled: Non
 
 
 @pytest.mark.parametrize(
-    ("optim", "launch", "message"),
+    ("optim", "sharded", "message"),
     [
-        ("adamw_bnb_8bit", {"zero": True}, "adamw_bnb_8bit does not work with DeepSpeed's ZeRO"),
-        ("adamw_torch_8bit", {"zero": True}, "use adamw_torch_fused, or adamw_torch_8bit with FSDP2"),
-        ("adamw_bnb_8bit", {"fsdp": True}, "cannot update weights that FSDP2 shards; use adamw_torch_8bit"),
-        ("paged_adamw_8bit", {"fsdp": True}, "cannot update weights that FSDP2 shards"),
-        ("paged_adamw_8bit", {}, "there is no such GPU; use adamw_bnb_8bit"),
+        ("adamw_bnb_8bit", True, "adamw_bnb_8bit cannot be sharded by ZeRO or FSDP2; use DDP"),
+        ("adamw_torch_8bit", True, "adamw_torch_8bit cannot be sharded by ZeRO or FSDP2; use DDP"),
+        ("paged_adamw_8bit", False, "there is no such GPU; use adamw_bnb_8bit"),
     ],
 )
 def test_an_optimizer_that_a_launch_cannot_use_is_refused(
-    optim: OptimName, launch: dict[str, bool], message: str, monkeypatch: pytest.MonkeyPatch
+    optim: OptimName, sharded: bool, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nestling.config.checks.find_spec", lambda name: name)  # as if all were installed
     with pytest.raises(ValueError, match=re.escape(message)):
-        require_optimizer(optim, **{"zero": False, "fsdp": False, **launch}, device="cpu")
+        require_optimizer(optim, sharded=sharded, device="cpu")
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nestling.config.checks.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"optim: adamw_torch_8bit needs torchao, .*pip install .*\[gpu\]"):
-        require_optimizer("adamw_torch_8bit", zero=False, fsdp=False, device="cpu")
+        require_optimizer("adamw_torch_8bit", sharded=False, device="cpu")

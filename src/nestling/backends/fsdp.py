@@ -35,21 +35,20 @@ class Fsdp(Plain):
         optimizer: The optimizer of its sharded parameters.
         full_gradients: Whether ranks keep full (unsharded) gradients and reduce them once, in the last backward pass of
             a step. Otherwise, for lack of memory, they reduce them in the backward pass of each chunk.
-        moments: Size of the optimizer's moments, as a multiple of the trained parameters' size.
     """
 
     name = "FSDP2"
     sharded = True
     independent = False
 
-    def __init__(self, model: TokenModel, optimizer: Optimizer, *, full_gradients: bool, moments: float) -> None:
-        super().__init__(model, optimizer, moments)
+    def __init__(self, model: TokenModel, optimizer: Optimizer, *, full_gradients: bool) -> None:
+        super().__init__(model, optimizer)
         self.full_gradients = full_gradients
         self.ranks = rank_and_world()[1]
 
     @property
     def state_fractions(self) -> StateFractions:
-        return fsdp_fractions(self.ranks, full_gradients=self.full_gradients, moments=self.moments)
+        return fsdp_fractions(self.ranks, full_gradients=self.full_gradients)
 
     def agree_on_chunks(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         return agree_on_chunks(chunks, kept)
@@ -90,7 +89,7 @@ class Fsdp(Plain):
             set_optimizer_state_dict(self.wrapped, self.optimizer, state, options=FROM_RANK_ZERO)
 
 
-def fsdp_fractions(ranks: int, *, full_gradients: bool, moments: float) -> StateFractions:
-    """The fraction of a model's state that one rank holds; `moments` is the size of the optimizer's, unsharded."""
+def fsdp_fractions(ranks: int, *, full_gradients: bool) -> StateFractions:
+    """The fraction of a model's state that one rank holds."""
     shard = 1 / ranks
-    return StateFractions(shard, shard + full_gradients, moments * shard)
+    return StateFractions(shard, shard + full_gradients, 2 * shard)

@@ -91,16 +91,15 @@ def bitsandbytes_adamw(
     return optimizer
 
 
-def require_optimizer(optim: OptimName, *, zero: bool, fsdp: bool, device: str) -> None:
+def require_optimizer(optim: OptimName, *, sharded: bool, device: str) -> None:
     """Raise ValueError for an optimizer that a launch cannot use, or whose package is missing.
 
     Args:
         optim: Its name.
-        zero: Whether DeepSpeed shards the model.
-        fsdp: Whether FSDP2 does.
+        sharded: Whether DeepSpeed or FSDP2 shards the model.
         device: Type of the device.
     """
-    require_sharding(optim, zero=zero, fsdp=fsdp)
+    require_whole(optim, sharded=sharded)
     if optim in PACKAGES:
         require_extra(f"optim: {optim}", "gpu", PACKAGES[optim])
     require(
@@ -109,16 +108,16 @@ def require_optimizer(optim: OptimName, *, zero: bool, fsdp: bool, device: str) 
     )
 
 
-def require_sharding(optim: OptimName, *, zero: bool, fsdp: bool) -> None:
-    """Raise ValueError for an optimizer that DeepSpeed or FSDP2 cannot shard."""
+def require_whole(optim: OptimName, *, sharded: bool) -> None:
+    """Raise ValueError for an optimizer that cannot be sharded, with a backend that shards.
+
+    DeepSpeed updates float32 copies of the weights, which would take the memory that these optimizers save;
+    bitsandbytes takes no DTensor, and torchao 0.18 fails on those of bfloat16.
+    """
     require(
-        not zero or optim == "adamw_torch_fused",
-        f"optim: {optim} does not work with DeepSpeed's ZeRO, which updates float32 copies of the weights; "
-        "use adamw_torch_fused, or adamw_torch_8bit with FSDP2",
-    )
-    require(
-        not fsdp or PACKAGES.get(optim) != "bitsandbytes",
-        f"optim: {optim} cannot update weights that FSDP2 shards; use adamw_torch_8bit or adamw_torch_fused",
+        not sharded or optim == "adamw_torch_fused",
+        f"optim: {optim} cannot be sharded by ZeRO or FSDP2; use DDP, which holds all of it on each GPU, or "
+        "adamw_torch_fused",
     )
 
 

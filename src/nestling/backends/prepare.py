@@ -54,14 +54,14 @@ def prepare(
         configure_fsdp(accelerator, model)
     if os.environ.get(COMPILE) == "1":
         compile_layers(model)
-    moments = moments_of(model, optim)  # before it is sharded
     wrapped, prepared = accelerator.prepare(model, optimizer)
     fits = gradients_fit(trained_bytes(model), free_memory(accelerator.device))
     if kind == DistributedType.DEEPSPEED:
         return Zero(model, wrapped, full_gradients=fits)
     inner = cast(Optimizer, prepared.optimizer)
     if kind == DistributedType.FSDP:
-        return Fsdp(model, inner, full_gradients=fits, moments=moments)
+        return Fsdp(model, inner, full_gradients=fits)
+    moments = moments_of(model, optim)
     if isinstance(wrapped, DistributedDataParallel):
         return Ddp(model, inner, wrapped, moments)
     return Plain(model, inner, moments)

@@ -22,21 +22,20 @@ def state_fractions(
         device_memory: Bytes of a device.
         optim: The optimizer.
     """
-    moments = moments_of(model, optim)
-    least = fractions_with(launch, moments, full_gradients=False)
+    if launch.backend in ("one", "ddp"):
+        return StateFractions(optimizer=moments_of(model, optim)), True
+    least = fractions_with(launch, full_gradients=False)
     full_gradients = gradients_fit(trained_bytes(model), free_memory(launch, least, model, device_memory))
-    return fractions_with(launch, moments, full_gradients=full_gradients), full_gradients
+    return fractions_with(launch, full_gradients=full_gradients), full_gradients
 
 
-def fractions_with(launch: LaunchCosts, moments: float, *, full_gradients: bool) -> StateFractions:
-    """Fractions that a rank holds with whole or sharded gradients, and with moments of a size (`moments_of`)."""
+def fractions_with(launch: LaunchCosts, *, full_gradients: bool) -> StateFractions:
+    """Fractions that a rank holds of a sharded model with whole or sharded gradients."""
     ranks, backend = launch.num_processes, launch.backend
     if backend == "fsdp2":
-        return fsdp_fractions(ranks, full_gradients=full_gradients, moments=moments)
-    if backend.startswith("zero"):
-        stage, offloaded = int(backend[4]), backend.endswith("offload")
-        return zero_fractions(stage, ranks, full_gradients=full_gradients, offloaded=offloaded)
-    return StateFractions(optimizer=moments)
+        return fsdp_fractions(ranks, full_gradients=full_gradients)
+    stage, offloaded = int(backend[4]), backend.endswith("offload")
+    return zero_fractions(stage, ranks, full_gradients=full_gradients, offloaded=offloaded)
 
 
 def free_memory(launch: LaunchCosts, fractions: StateFractions, model: TokenModel, device_memory: float) -> float:

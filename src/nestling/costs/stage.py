@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from nestling.backends.optimizer import require_sharding
+from nestling.backends.optimizer import require_whole
 from nestling.backends.sizes import StateFractions, trained_bytes
 from nestling.config import EmbedConfig, MineConfig, RerankConfig, TrainingConfig, require
 from nestling.config.costs import LaunchCosts, ScriptName, StageCosts
@@ -92,7 +92,7 @@ def estimate_stage(stage: StageCosts, launch: LaunchCosts, device_memory: float)
 def as_launched(config: Training, launch: LaunchCosts) -> Training:
     """A recipe with the settings of a launch. Raises ValueError if they contradict each other."""
     config = replace(config, tuning=launch.tuning or config.tuning, optim=launch.optim or config.optim)
-    require_sharding(config.optim, zero=launch.backend.startswith("zero"), fsdp=launch.backend == "fsdp2")
+    require_whole(config.optim, sharded=launch.backend not in ("one", "ddp"))
     return config
 
 

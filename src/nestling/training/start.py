@@ -53,12 +53,8 @@ def start(config: EmbedConfig | RerankConfig) -> Accelerator | None:
         return None
     require_exportable(config)
     accelerator = start_ranks(cpu=config.use_cpu)
-    require_optimizer(
-        config.optim,
-        zero=accelerator.distributed_type == DistributedType.DEEPSPEED,
-        fsdp=accelerator.distributed_type == DistributedType.FSDP,
-        device=accelerator.device.type,
-    )
+    sharded = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+    require_optimizer(config.optim, sharded=sharded, device=accelerator.device.type)
     require(
         config.batch_size % accelerator.num_processes == 0,
         f"batch_size {config.batch_size} is for all {accelerator.num_processes} processes together and must divide by "
