@@ -338,6 +338,7 @@ def test_a_run_is_not_resumed_on_changed_data(bert: Path, tmp_path: Path) -> Non
     assert "the training data is not what the run in" in result.stderr
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_resume_to_the_bit_and_are_exported(bert: Path, data: Path, tmp_path: Path) -> None:
     """With torchao's step as it is, for it takes seconds to compile for each shape."""
     pytest.importorskip("torchao", reason="the gpu extra is not installed")
