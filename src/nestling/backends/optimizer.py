@@ -76,7 +76,8 @@ def before_step(seed: int, tables: list[nn.Embedding], optimizer: Optimizer, *_:
         if table.weight.grad is not None and not optimizer.state[table.weight]:
             moments = {name: torch.zeros_like(table.weight.detach()) for name in ("exp_avg", "exp_avg_sq")}
             optimizer.state[table.weight] = {"step": torch.tensor(0.0), **moments}
-    seed_torch(seed, int(next(iter(optimizer.state.values()), {}).get("step", 0)))
+    first: dict[str, Any] = next(iter(optimizer.state.values()), {})
+    seed_torch(seed, int(first.get("step", 0)))
 
 
 def bitsandbytes_adamw(
