@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +76,8 @@ def before_step(seed: int, tables: list[nn.Embedding], optimizer: Optimizer, *_:
         if table.weight.grad is not None and not optimizer.state[table.weight]:
             moments = {name: torch.zeros_like(table.weight.detach()) for name in ("exp_avg", "exp_avg_sq")}
             optimizer.state[table.weight] = {"step": torch.tensor(0.0), **moments}
-    states = list(cast(dict[Any, dict[str, Any]], optimizer.state).values())
-    seed_torch(seed, int(states[0].get("step", 0)) if states else 0)
+    first: dict[str, Any] = next(iter(optimizer.state.values()), {})
+    seed_torch(seed, int(first.get("step", 0)))
 
 
 def bitsandbytes_adamw(
