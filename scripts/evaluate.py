@@ -33,7 +33,7 @@ from nestling.config import (
     require_new,
     run,
 )
-from nestling.gpu import computing_dtype, resolve_precision
+from nestling.gpu import best_device, computing_dtype, resolve_precision
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -188,10 +188,8 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
 
 def load(kind: Any, model: str | None, precision: str) -> Any:
     """Load an `Embedder` or `Reranker` (`kind`), onto the GPU if there is one."""
-    import torch
-
     loaded = kind.from_pretrained(model, precision=computing_dtype(precision))
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded.to(best_device())
 
 
 def encode(embedder: "Embedder", data: "RetrievalSet", config: EvaluateConfig) -> "EncodedSet":
