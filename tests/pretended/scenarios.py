@@ -92,7 +92,7 @@ def merging(place: Path) -> None:
 
 
 def lora_reranker(place: Path) -> None:
-    """A reranker's adapters, listwise, on prompts that are padded; memory is measured, and no step is taken."""
+    """A reranker's adapters, listwise, on prompts that are padded."""
     trained_reranker(place, "rerank-padded", attn_implementation="sdpa", **{"loss.objective": "listwise"})
 
 

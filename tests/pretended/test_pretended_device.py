@@ -14,7 +14,7 @@ import warm
 from recipes.runs import write_data
 
 DEFAULT = ("lora", "reranker", "evaluation", "mining", "merging", "waits")
-SLOW = (*("full", "packed", "lora_reranker", "other_losses", "refresh", "dry_run", "out_of_memory", "ddp", "fsdp"),)
+SLOW = ("full", "packed", "lora_reranker", "other_losses", "refresh", "dry_run", "out_of_memory", "ddp", "fsdp")
 CONTROLS = ("operations", "planted_mixes", "planted_wait")
 Run = Callable[..., dict[str, str]]
 
