@@ -32,10 +32,11 @@ from nestling.export.embedder_expectation import (
 from nestling.export.embedder_gate import EXACT_COSINE, check_embedder
 from nestling.export.gate import ExportError, require_passed, verdict
 from nestling.export.serving_files import BaseFiles, copy_tokenizer_files, rope_keys
+from nestling.models.adapter_merging import lora_delta
 from nestling.models.adapters import attach_lora, load_lora
 from nestling.models.attention import FLOAT32, resolve_attention
 from nestling.models.embedder import Embedder
-from nestling.models.merged_weights import MergedWeights, computing_with, lora_delta
+from nestling.models.merged_weights import MergedWeights, computing_with
 from nestling.models.weights import StoredWeights, write_weights
 from nestling.run_files import DataLine
 from tiny import tiny_bert, tiny_qwen3

@@ -16,8 +16,9 @@ from nestling.batches.prompts import copy_backend
 from nestling.export.probe_outputs import ProbeOutputs, probe_outputs
 from nestling.export.reranker_usage import tokenize_pairs
 from nestling.export.serving_files import BaseFiles
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.encoding import evaluating
-from nestling.models.merged_weights import MergedWeights, computing_with, without_adapters
+from nestling.models.merged_weights import MergedWeights, computing_with
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.models.scoring import logit_of
 

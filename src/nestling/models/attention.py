@@ -43,6 +43,15 @@ def resolve_attention(
     return FLOAT32
 
 
+def padded_attention(
+    auto_class: Any, config: PretrainedConfig, attn_implementation: str, precision: torch.dtype, *, cpu: bool
+) -> str:
+    """As `resolve_attention`, but "auto" is eager for a class of models that has no SDPA."""
+    kind = auto_class._model_mapping.get(type(config), None)
+    chosen = resolve_attention(attn_implementation, precision, cpu=cpu)
+    return "eager" if attn_implementation == "auto" and not getattr(kind, "_supports_sdpa", True) else chosen
+
+
 def flash_attention_fits(auto_class: Any, config: PretrainedConfig) -> bool:
     """Whether FlashAttention 2 is installed in a version that transformers takes, and the model's class supports it.
 

@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedCon
 
 from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
 from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.answer_head import AnswerHead, replace_output_layer
-from nestling.models.attention import VARLEN, resolve_attention
+from nestling.models.attention import VARLEN, padded_attention
 from nestling.models.json_files import parse_object, value_of
-from nestling.models.merged_weights import without_adapters
+from nestling.models.packed_probe import reads_packed
 from nestling.models.pooling import last_token
 from nestling.models.scoring import Group, ScoringStats, score_groups
 from nestling.models.token_model import TokenModel, is_decoder, load_backbone, load_tokenizer, read_config
@@ -119,7 +120,8 @@ class Reranker(TokenModel):
             model: Directory or hub id.
             dtype: Dtype of the weights in memory: float32 for training all of them, "auto" for the published dtype.
             precision: Dtype of the computation, float32 or bfloat16.
-            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs; or a name that
+            attn_implementation: "auto" for packed prompts, which `share_prefix` needs, where the model computes them
+                as it does each alone, and padded ones else; "varlen" for packed ones or an error; or a name that
                 transformers knows.
             dropout: Dropout probability in the model; None keeps the model's own.
             settings: Prompt format and length limits; by default those in its files, or Qwen3-Reranker's.
@@ -128,33 +130,37 @@ class Reranker(TokenModel):
             quantisation: How transformers quantises the weights; not at all by default.
 
         Raises:
-            ValueError: The model is no causal language model, an answer has several tokens, or its logits are not its
-                hidden states times its output layer.
+            ValueError: The model is no causal language model, an answer has several tokens, prompts cannot be packed
+                with "varlen", or its logits are made in another way than `LogitTransform` knows.
         """
         config = read_config(model)
         require_causal(config, model)
         tokenizer = load_tokenizer(model)
         chosen = settings or read_settings(model)
         pairs = PairTokenizer(tokenizer, chosen.prompt, yes=chosen.yes, no=chosen.no)  # before the weights are read
-        padding_free = attn_implementation in ("auto", VARLEN)
+        packed = attn_implementation in ("auto", VARLEN)
         backbone = load_backbone(
             AutoModelForCausalLM,
             model,
             config,
             dtype=dtype,
-            attn_implementation=resolve_attention(VARLEN if padding_free else attn_implementation, precision, cpu=cpu),
+            attn_implementation=padded_attention(
+                AutoModelForCausalLM, config, "auto" if packed else attn_implementation, precision, cpu=cpu
+            ),
             dropout=dropout,
             quantisation=quantisation,
         )
         replace_output_layer(cast(Any, backbone), no=pairs.no_id, yes=pairs.yes_id, source=str(model))
-        return cls(
-            backbone,
-            tokenizer,
-            settings=chosen,
-            source=str(model),
-            precision=precision,
-            share_prefix=share_prefix and padding_free,
-        )
+        loaded = cls(backbone, tokenizer, settings=chosen, source=str(model), precision=precision)
+        longest = pairs.overhead() + chosen.query_max_length + chosen.document_max_length
+        padding_free = packed and reads_packed(loaded, longest)
+        if attn_implementation == VARLEN and not padding_free:
+            raise ValueError(
+                f"{model}: attn_implementation: varlen packs prompts, and in {type(backbone).__name__} they would not "
+                "be kept apart; use auto, which pads them"
+            )
+        loaded.share_prefix = share_prefix and padding_free
+        return loaded
 
     @property
     def transformer(self) -> Any:
