@@ -431,14 +431,6 @@ def test_merge_equals_peft(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, by_peft[name], rtol=0, atol=1e-7)
 
 
-def test_merge_refuses_dora(tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    backbone = Embedder.from_pretrained(tiny_qwen3(tmp_path)).backbone
-    with pytest.raises(ValueError, match="cannot be merged exactly"):
-        MergedWeights(get_peft_model(backbone, LoraConfig(target_modules=["q_proj"], use_dora=True)))
-
-
 def test_computing_with_merged_weights_equals_a_merged_copy(tmp_path: Path) -> None:
     embedder = with_lora(Embedder.from_pretrained(tiny_qwen3(tmp_path), dtype=torch.bfloat16))
     with computing_with(embedder, MergedWeights(embedder.backbone)):

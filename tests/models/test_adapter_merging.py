@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from families.causal_models import tiny_causal
-from nestling.models.adapters import attach_lora, with_less_traffic, without_deprecations
+from nestling.models.adapters import attach_lora, load_lora, with_less_traffic, without_deprecations
 from nestling.models.merged_weights import MergedWeights
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -51,13 +51,15 @@ def randomised(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_adapters_merge_as_peft_merges_them(kind: str, folders: Path, qwen3_base: Path) -> None:
+def test_adapters_merge_as_peft_merges_them(kind: str, folders: Path, qwen3_base: Path, tmp_path: Path) -> None:
     name, settings = KINDS[kind]
     config = LoraConfig(r=3, lora_alpha=5, **settings)
     with without_deprecations():
         model = with_less_traffic(get_peft_model(backbone(name, folders, qwen3_base), config)).double()
     randomised(model)
+    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
     ours = MergedWeights(model)
+    loaded = MergedWeights(load_lora(backbone(name, folders, qwen3_base), str(tmp_path)).double())
     with without_deprecations():
         theirs = copy.deepcopy(model).merge_and_unload()
     base = backbone(name, folders, qwen3_base).state_dict()
@@ -66,7 +68,8 @@ def test_adapters_merge_as_peft_merges_them(kind: str, folders: Path, qwen3_base
     changed = [name for name, weight in wanted.items() if not torch.equal(weight, base[name])]
     assert changed
     for each in wanted:
-        torch.testing.assert_close(ours[each], wanted[each], rtol=1e-12, atol=1e-13, check_dtype=False)
+        for found in (ours, loaded):
+            torch.testing.assert_close(found[each], wanted[each], rtol=1e-12, atol=1e-13, check_dtype=False)
 
 
 def test_an_adapter_of_a_tied_output_layer_is_refused(folders: Path, qwen3_base: Path) -> None:

@@ -162,8 +162,8 @@ def reranker_config(reranker: Reranker, shape: Shape, dtype: torch.dtype | None)
         )
     if reranker.head.transform.cap is not None:
         raise ValueError(
-            f"the model caps its logits at {reranker.head.transform.cap:g}, and a sequence classification does not; use "
-            "the shape causal"
+            f"the model caps its logits at {reranker.head.transform.cap:g}, and a sequence classification does not; "
+            "use the shape causal"
         )
     return config | {
         "architectures": [architecture],

@@ -18,8 +18,8 @@ from nestling.models.token_model import TokenModel
 class MergedWeights(Mapping[str, Tensor]):
     """The weights of a backbone under the names that they have without adapters; each is computed when accessed.
 
-    An adapted weight is in float32, as `nestling.models.adapter_merging` merges it; every other tensor is the model's
-    own. The model is not changed. Iteration lists only the first name of tied tensors; the others can be accessed as well.
+    An adapted weight is merged in float32 by `nestling.models.adapter_merging`; every other tensor is the model's own.
+    The model is not changed. Iteration lists only the first name of tied tensors; the others can be accessed as well.
 
     Args:
         backbone: A transformers model, possibly wrapped by peft.

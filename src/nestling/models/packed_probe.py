@@ -15,13 +15,15 @@ from nestling.batches.prefix_sharing import MIN_SAVED_POSITIONS, pack_groups
 from nestling.models.attention import VARLEN, resolve_attention
 from nestling.models.checked_loading import lacks_memory
 from nestling.models.encoding import evaluating
-from nestling.models.merged_weights import weights_replaced
+from nestling.models.merged_weights import computing_with, weights_replaced
+from nestling.models.pooling import last_token
 from nestling.models.token_model import TokenModel
 
 # Types of layers that the attention of packed prompts knows, windows if no prompt is longer.
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 # Largest difference between states of the same prompt, as a fraction of their norm: rounding in float32 makes 1e-6.
 TOLERANCE = 1e-3
+EXACT = 2e-5
 
 
 def reads_packed(model: TokenModel, longest: int) -> bool:
@@ -86,6 +88,22 @@ def packed_states_are(model: TokenModel, prompts: Sequence[list[int]], alone: Te
     )
 
 
-def differ(states: Tensor, others: Tensor) -> bool:
+def reads_left_padded(model: TokenModel) -> bool:
+    """Whether prompts that are padded on the left, with a mask, have the states that they have alone.
+
+    Positions count from the padding then, which no model notices whose positions are relative. Others, such as GPT-2,
+    compute other states; sentence-transformers pads prompts so.
+    """
+    prompts = probe_prompts(cast(Any, model.backbone).get_input_embeddings().num_embeddings)
+    right = pad(prompts, 0).to(model.device)
+    rows = pad([ids[::-1] for ids in prompts], 0).to(model.device).input_ids.flip(1)
+    mask = (torch.arange(rows.shape[1], device=model.device) < right.lengths[:, None]).flip(1).long()
+    with evaluating(model), torch.no_grad(), computing_with(model):
+        alone = last_token(model.hidden_states(right), right.lengths)
+        left = model.transformer(input_ids=rows, attention_mask=mask, use_cache=False).last_hidden_state[:, -1]
+    return not differ(left, alone, EXACT)
+
+
+def differ(states: Tensor, others: Tensor, tolerance: float = TOLERANCE) -> bool:
     """Whether states, [..., D], differ by more than rounding; true also for NaN."""
-    return not bool(torch.dist(states, others) <= TOLERANCE * others.norm())
+    return not bool(torch.dist(states, others) <= tolerance * others.norm())
