@@ -64,14 +64,14 @@ class CausalModel:
         packed: Whether its prompts are packed; else they are padded.
         settings: Of its configuration, beside `SIZES`.
         model_type: As transformers calls it; by default its name in the table.
-        lora: Whether LoRA adapters are trained as well.
+        left_padded: Whether padding on the left leaves its scores, so that it is exported as a CrossEncoder.
         refused: What a reranker says of it, where it does not take it.
     """
 
     packed: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
     model_type: str = ""
-    lora: bool = True
+    left_padded: bool = True
     refused: str = ""
 
 
@@ -81,13 +81,13 @@ CAUSAL_MODELS: dict[str, CausalModel] = {
     "apertus": CausalModel(),
     "arcee": CausalModel(),
     "bamba": CausalModel(packed=False, settings={**MAMBA, "attn_layer_indices": [1]}),
-    "biogpt": PADDED,
+    "biogpt": CausalModel(packed=False, left_padded=False),
     "bitnet": CausalModel(),
     "bloom": CausalModel(packed=False, settings=GPT),
     "codegen": CausalModel(packed=False, settings={**GPT, "n_ctx": 512}),
     "cohere": CausalModel(),
     "cohere2": CausalModel(packed=False, settings=WINDOW),
-    "ctrl": CausalModel(settings={**GPT, "dff": 64}),
+    "ctrl": CausalModel(left_padded=False, settings={**GPT, "dff": 64}),
     "deepseek_v2": CausalModel(settings={**EXPERTS, **LATENT}),
     "deepseek_v3": CausalModel(settings={**EXPERTS, **LATENT}),
     "diffllama": CausalModel(),
@@ -106,10 +106,11 @@ CAUSAL_MODELS: dict[str, CausalModel] = {
     "glm": CausalModel(),
     "glm4": CausalModel(),
     "glm4_moe": CausalModel(settings=EXPERTS),
-    "gpt2": CausalModel(settings=GPT),
-    "gpt_bigcode": CausalModel(settings=GPT),
+    "gpt2": CausalModel(left_padded=False, settings=GPT),
+    "gpt_bigcode": CausalModel(left_padded=False, settings=GPT),
     "gpt_neo": CausalModel(
         packed=False,
+        left_padded=False,
         settings={"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "window_size": 16},
     ),
     "gpt_neox": CausalModel(),
@@ -119,8 +120,8 @@ CAUSAL_MODELS: dict[str, CausalModel] = {
     "granitemoe": CausalModel(settings={**EXPERTS, "logits_scaling": 3.0}),
     "granitemoehybrid": CausalModel(packed=False, settings={**EXPERTS, **MAMBA, "layer_types": ["mamba", "attention"]}),
     "helium": CausalModel(),
-    "hunyuan_v1_dense": CausalModel(),
-    "hunyuan_v1_moe": CausalModel(settings=EXPERTS),
+    "hunyuan_v1_dense": CausalModel(left_padded=False),
+    "hunyuan_v1_moe": CausalModel(left_padded=False, settings=EXPERTS),
     "jamba": CausalModel(
         packed=False,
         settings={
@@ -154,7 +155,7 @@ CAUSAL_MODELS: dict[str, CausalModel] = {
     "olmo2": CausalModel(),
     "olmo3": CausalModel(packed=False, settings=WINDOW),
     "olmoe": CausalModel(settings=EXPERTS),
-    "openai-gpt": CausalModel(packed=False, settings=GPT),
+    "openai-gpt": CausalModel(left_padded=False, packed=False, settings=GPT),
     "opt": CausalModel(settings={"ffn_dim": 64, "word_embed_proj_dim": 16}),
     "persimmon": CausalModel(),
     "phi": CausalModel(),
@@ -168,6 +169,7 @@ CAUSAL_MODELS: dict[str, CausalModel] = {
     "qwen3_next": CausalModel(packed=False, settings={**EXPERTS, **DELTA}),
     "recurrent_gemma": CausalModel(
         packed=False,
+        left_padded=False,
         settings={"attention_window_size": 16, "lru_width": 32, "block_types": ["recurrent", "attention"]},
     ),
     "seed_oss": CausalModel(),
@@ -175,8 +177,10 @@ CAUSAL_MODELS: dict[str, CausalModel] = {
     "stablelm": PADDED,
     "starcoder2": CausalModel(settings={"sliding_window": None}),
     "vaultgemma": CausalModel(packed=False, settings=WINDOW),
-    "xglm": CausalModel(packed=False, settings={"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4}),
-    "bert": CausalModel(settings={"is_decoder": True}, refused="makes its logits in a way"),
+    "xglm": CausalModel(
+        packed=False, left_padded=False, settings={"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4}
+    ),
+    "bert": CausalModel(left_padded=False, settings={"is_decoder": True}, refused="makes its logits in a way"),
     "modernbert-decoder": CausalModel(refused="makes its logits in a way"),
 }
 
@@ -190,9 +194,12 @@ def tiny_causal(name: str, folder: Path, tokenizer: Path) -> Path:
     config = AutoConfig.for_model(row.model_type or name, **settings)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+            else:
+                parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / file, folder / file)
@@ -205,8 +212,9 @@ def vocabulary(tokenizer: Path) -> int:
 
 
 def causal_table() -> str:
-    """A Markdown table: each architecture and how its prompts run."""
-    rows = ["| architecture | prompts |", "|---|---|"]
+    """A Markdown table: each architecture, how its prompts run, and whether sentence-transformers loads its export."""
+    rows = ["| architecture | prompts | CrossEncoder |", "|---|---|---|"]
     for name, row in sorted(CAUSAL_MODELS.items()):
-        rows.append(f"| {name} | {'refused' if row.refused else 'packed' if row.packed else 'padded'} |")
+        prompts = "refused" if row.refused else "packed" if row.packed else "padded"
+        rows.append(f"| {name} | {prompts} | {'yes' if row.left_padded and not row.refused else 'no'} |")
     return "\n".join(rows)

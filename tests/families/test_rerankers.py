@@ -84,6 +84,7 @@ def test_two_steps_change_a_model_that_passes_its_gate(
     report = export_reranker(reranker, tmp_path / "final")
     assert not report.failures
     assert report.changes.changed > 0
+    assert (report.sentence_transformers is not None) == CAUSAL_MODELS[name].left_padded
 
 
 def two_steps(reranker: Reranker) -> None:
