@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nestling import __version__
 from nestling.config import (
@@ -61,6 +61,8 @@ class TableRow:
         metrics: Mean of each metric over the queries.
         truncated_queries: Number of truncated queries.
         truncated_documents: Number of truncated documents; for a reranker, of truncated candidates.
+        query_max_length: Tokens at which a model's queries were cut; None without an embedding model.
+        document_max_length: Tokens at which its documents were cut.
         order: Of a reranker's candidates: "first stage", "reranked" or "fused"; None without a reranker.
     """
 
@@ -72,6 +74,8 @@ class TableRow:
     metrics: dict[str, float]
     truncated_queries: int = 0
     truncated_documents: int = 0
+    query_max_length: int | None = None
+    document_max_length: int | None = None
     order: str | None = None
 
 
@@ -139,13 +143,13 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
         return []
     require_model(config.model, f"--model {config.model}: no such directory")
     from nestling.models.embedder import read_model_files
-    from nestling.models.token_model import read_config
+    from nestling.models.token_model import max_positions, read_config
 
     model = read_config(config.model, read_model_files(config.model).subfolder)
     keys = model.to_dict()
-    limit = keys.get("max_position_embeddings") or sys.maxsize
+    limit = max_positions(model)
     for name in ("query_max_length", "document_max_length"):
-        length = getattr(config, name)
+        length = getattr(config, name) or 0
         require(length <= limit, f"--{name} {length}: {config.model} reads at most {limit} tokens; give a lower one")
     dims = config.dims or sorted({model.hidden_size, *(keys.get("matryoshka_dimensions") or [])}, reverse=True)
     require_dims(dims, limit=model.hidden_size)
@@ -167,30 +171,38 @@ def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | No
 
 def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Measurement]":
     """Encode each set once, then measure every dimension and embedding precision."""
-    from nestling.models.embedder import Embedder
     from nestling.retrieval import embedder_details, relevant_ranks_and_scores
 
-    embedder = load(Embedder, config.model, config.precision)
+    embedder = load_embedder(config)
     for each in sets:
         encoded = encode(embedder, each, config)
         print(f"{each.name}: queries: {encoded.query_stats}", file=sys.stderr)
         print(f"{each.name}: documents: {encoded.document_stats}", file=sys.stderr)
         truncated = (encoded.query_stats.truncated, encoded.document_stats.truncated)
+        own = embedder.max_seq_length
+        limits = (config.query_max_length or own, config.document_max_length or own)
         print(f"{each.name}:")
-        print(f"  {len(each.queries):,} queries, {truncated[0]:,} cut to {config.query_max_length} tokens")
-        print(f"  {len(each.documents):,} documents, {truncated[1]:,} cut to {config.document_max_length} tokens")
+        print(f"  {len(each.queries):,} queries, {truncated[0]:,} cut to {limits[0]} tokens")
+        print(f"  {len(each.documents):,} documents, {truncated[1]:,} cut to {limits[1]} tokens")
         for dim in dims:
             for embedding_precision in config.embedding_precision:
                 ranks, scores = relevant_ranks_and_scores(encoded, dim, embedding_precision)
                 details = partial(embedder_details, encoded, each, ranks, scores, dim, embedding_precision)
-                yield make_row(each, ranks, dim, embedding_precision, truncated), each, details
+                yield make_row(each, ranks, dim, embedding_precision, (*truncated, *limits)), each, details
 
 
-def load(kind: Any, model: str | None, precision: str) -> Any:
+def load_embedder(config: EvaluateConfig) -> "Embedder":
+    from nestling.models.embedder import Embedder
+
+    prompts = {"query_prompt": config.query_prompt, "document_prompt": config.document_prompt}
+    return cast(Embedder, load(Embedder, config.model, config.precision, **prompts))
+
+
+def load(kind: Any, model: str | None, precision: str, **settings: Any) -> Any:
     """Load an `Embedder` or `Reranker` (`kind`), onto the GPU if there is one."""
     import torch
 
-    loaded = kind.from_pretrained(model, precision=computing_dtype(precision))
+    loaded = kind.from_pretrained(model, precision=computing_dtype(precision), **settings)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -233,10 +245,9 @@ def candidate_lists(
     config: EvaluateConfig, sets: "list[RetrievalSet]", dim: int | None
 ) -> "Iterator[tuple[RetrievalSet, Candidates]]":
     """Each set with the documents to rerank: the nearest of a model, those of BM25, or those of a file."""
-    from nestling.models.embedder import Embedder
     from nestling.retrieval import Candidates, open_candidates, search_top
 
-    embedder = load(Embedder, config.model, config.precision) if config.model else None
+    embedder = load_embedder(config) if config.model else None
     for each in sets:
         if embedder is None:
             assert config.first_stage is not None
@@ -284,14 +295,13 @@ def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int
     """Run a model through mteb at every dimension, or a reranker over candidates."""
     from nestling.benchmarks.models import MtebEmbedder, MtebReranker
     from nestling.benchmarks.task_scores import measure_embedder, measure_reranker
-    from nestling.models.embedder import Embedder
     from nestling.models.reranker import Reranker
 
     options: dict[str, Any] = {"instruction": config.instruction, "progress": sys.stderr.isatty()}
     embedder = None
     if config.model:
         lengths = {name: getattr(config, name) for name in ("query_max_length", "document_max_length")}
-        embedder = MtebEmbedder(load(Embedder, config.model, config.precision), dim=dims[0], **lengths, **options)
+        embedder = MtebEmbedder(load_embedder(config), dim=dims[0], **lengths, **options)
     if config.reranker:
         reranker = MtebReranker(load(Reranker, config.reranker, config.precision), **options)
         return measure_reranker(reranker, tasks, embedder=embedder, first_stage=config.first_stage, depth=config.depth)
@@ -311,7 +321,7 @@ def task_rows(measured: "TaskScores") -> list[TableRow]:
             embedding_precision,
             each.metrics,
             *measured.truncated,
-            order,
+            order=order,
         )
         for each in measured.splits
     ]
@@ -322,14 +332,13 @@ def make_row(
     ranks: "RelevantRanks",
     dim: int | None = None,
     embedding_precision: str | None = None,
-    truncated: tuple[int, int] = (0, 0),
+    lengths: tuple[int, int, int, int] | None = None,
 ) -> TableRow:
-    """The table row of a set; `truncated` are the numbers of truncated queries and documents."""
+    """The table row of a set; `lengths` are its numbers of truncated queries and documents, and their limits."""
     from nestling.retrieval.metrics import mean_metrics
 
-    return TableRow(
-        data.name, len(data.queries), len(data.documents), dim, embedding_precision, mean_metrics(ranks), *truncated
-    )
+    sizes = (len(data.queries), len(data.documents))
+    return TableRow(data.name, *sizes, dim, embedding_precision, mean_metrics(ranks), *(lengths or (0, 0, None, None)))
 
 
 def print_table(rows: list[TableRow]) -> None:

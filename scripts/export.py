@@ -23,6 +23,7 @@ from nestling.config import (
     require_dims,
     run,
 )
+from nestling.console import working
 
 if TYPE_CHECKING:
     from nestling.export.card import Card
@@ -37,8 +38,8 @@ class Trained:
 
     embedder: "Embedder"
     card: "Card"
-    query_max_length: int
-    document_max_length: int
+    max_seq_length: int | None
+    trained_lengths: tuple[int, int] | None
     dims: list[int]
     instructions: dict[str, str]
 
@@ -68,6 +69,7 @@ def export(config: ExportConfig, output: Path) -> "GateReport":
     require_undamaged(folder)
     config = replace(config, dtype=config.dtype or settings.export_dtype)
     if isinstance(settings, RerankConfig):
+        require(config.max_seq_length is None, f"{folder} is of a reranker, and max_seq_length is an embedder's")
         return write_reranker(*reranker_of(folder, settings, config.base), output, config)
     require(config.shape is None, f"{folder} is of an embedder, and shape is a reranker's")
     return write_embedder(embedder_of(folder, settings, config.base), output, config)
@@ -81,8 +83,8 @@ def write_embedder(trained: Trained, output: Path, config: ExportConfig) -> "Gat
     return export_embedder(
         trained.embedder,
         output,
-        query_max_length=trained.query_max_length,
-        document_max_length=trained.document_max_length,
+        max_seq_length=config.max_seq_length or trained.max_seq_length,
+        trained_lengths=trained.trained_lengths,
         dims=trained.dims,
         dtype=getattr(torch, config.dtype) if config.dtype else None,
         allow_failed_gate=config.allow_failed_gate,
@@ -125,8 +127,8 @@ def embedder_of(checkpoint: Path, config: EmbedConfig, base: str | None) -> Trai
     return Trained(
         embedder,
         restore(checkpoint, embedder, config),
-        config.query_max_length,
-        config.document_max_length,
+        config.max_seq_length,
+        (config.query_max_length, config.document_max_length),
         config.matryoshka_dims,
         query_prompts(config, reads),
     )
@@ -147,7 +149,8 @@ def restore(checkpoint: Path, model: "Embedder | Reranker", config: EmbedConfig 
     from nestling.checkpoint import load_state, restore_tensors
     from nestling.export.card import run_card
 
-    restore_tensors(checkpoint, model)
+    with working(f"loading {checkpoint}"):
+        restore_tensors(checkpoint, model)
     return run_card(checkpoint.resolve().parents[1], config.card_settings(), load_state(checkpoint).step)
 
 
@@ -162,10 +165,15 @@ def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
     from nestling.models.embedder import Embedder
 
     assert config.base is not None
-    embedder = Embedder.from_pretrained(config.base, instruction=config.instruction)
+    embedder = Embedder.from_pretrained(
+        config.base,
+        instruction=config.instruction,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
+    )
     require_dims(config.matryoshka_dims, embedder.dim, "matryoshka_dims")
     embedder.backbone = load_lora(embedder.backbone, str(adapter))
-    return Trained(embedder, Card(), config.query_max_length, config.document_max_length, config.matryoshka_dims, {})
+    return Trained(embedder, Card(), None, None, config.matryoshka_dims, {})
 
 
 if __name__ == "__main__":

@@ -111,7 +111,8 @@ def mine(config: MineConfig) -> None:
 def models_of(settings: "list[str | None]") -> list[str]:
     """Those of some values of settings that name models: neither keywords nor files."""
     keywords = ("bm25", "given", "judge")
-    return [each for each in settings if each is not None and each not in keywords and not Path(each).is_file()]
+    named = [each for each in settings if each is not None and each not in keywords]
+    return [each for each in named if each.endswith(".gguf") or not Path(each).is_file()]
 
 
 def check_model(model: str) -> None:

@@ -2,8 +2,10 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from textwrap import indent
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
@@ -52,6 +54,33 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.close()
+
+
+@contextmanager
+def working(task: str, *, shown: bool = True, seconds: float = 10.0) -> Iterator[None]:
+    """Say on stderr, every so many seconds, that a task without any other output goes on.
+
+    Args:
+        task: What is done, such as "writing the checkpoint step-500".
+        shown: Whether to print; False on all ranks except the main one.
+        seconds: Between two lines.
+    """
+    ended, started = Event(), time.monotonic()
+
+    def say_so() -> None:
+        while not ended.wait(seconds):
+            say(f"{task}: {tqdm.format_interval(time.monotonic() - started)} so far")
+
+    if not shown:
+        yield
+        return
+    thread = Thread(target=say_so, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def say(text: str) -> None:

@@ -20,7 +20,7 @@ from nestling.training.exportable import require_exportable
 from nestling.training.models import load_embedder, load_reranker
 from trained import with_lora
 
-LENGTHS = {"query_max_length": 32, "document_max_length": 32}
+LENGTHS = {"max_seq_length": 32}
 
 
 def embed_config(model: Path, folder: Path, **more: object) -> EmbedConfig:
@@ -85,8 +85,8 @@ def test_a_file_that_an_export_cannot_read(
     damage: Callable[[Path], None], message: str, bert: Path, tmp_path: Path
 ) -> None:
     model = copy(bert, tmp_path)
-    damage(model)
     embedder = with_lora(Embedder.from_pretrained(model))
+    damage(model)
     at_export = refusal(lambda: export_embedder(embedder, tmp_path / "final", **LENGTHS))
     without_weights(model)
     assert refusal(lambda: require_exportable(embed_config(model, tmp_path))) == at_export

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from nestling.config.checks import require, require_at_least, require_dims
+from nestling.config.prompts import require_prompts
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,11 @@ class EvaluateConfig:
         split: Which qrels file to use.
         dims: Dimensions to cut embeddings to; by default the full one and the model's matryoshka_dimensions.
         embedding_precision: Types in which a vector store keeps the embeddings; binary keeps their signs.
-        query_max_length: Longest query in tokens, with prompt and end token; a reranker has its own limit.
-        document_max_length: Longest document in tokens; a reranker has its own limit.
+        query_max_length: Longest query in tokens, with prompt and end token; by default the model's own limit.
+        document_max_length: Longest document in tokens, likewise; a reranker always has its own limits.
         instruction: Task of the queries; by default the model's own query prompt.
+        query_prompt: Text before queries, "" for none, {instruction} for theirs; by default as the model's files say.
+        document_prompt: Text before documents, "" for none; by default as the model's files say.
         precision: Type of the computation; auto is bf16 on a GPU and fp32 on a CPU. bf16 changes the third digit.
         output: JSON file for the results; must not exist.
         details: Also write each query's results, to X.details.jsonl beside X.json, for scripts/report.py.
@@ -38,9 +41,11 @@ class EvaluateConfig:
     split: str = "test"
     dims: list[int] = field(default_factory=list)
     embedding_precision: list[Literal["float32", "int8", "binary"]] = field(default_factory=lambda: ["float32"])
-    query_max_length: int = 512
-    document_max_length: int = 512
+    query_max_length: int | None = None
+    document_max_length: int | None = None
     instruction: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     output: str | None = None
     details: bool = False
@@ -81,6 +86,11 @@ class EvaluateConfig:
             self.instruction is None or self.model is not None or self.reranker is not None,
             "instruction needs a --model or a --reranker",
         )
+        require(
+            self.model is not None or (self.query_prompt is None and self.document_prompt is None),
+            "query_prompt and document_prompt need a --model",
+        )
+        require_prompts(self.query_prompt, self.document_prompt, [self.instruction])
 
 
 def details_path(output: Path) -> Path:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nestling.config.checks import require, require_at_least, require_share
+from nestling.config.prompts import require_prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,13 +17,15 @@ class MineConfig:
         split: The split of a BEIR folder or of a dataset id.
         columns: Columns of the data, such as query=title,positive=body,negatives=others; by default recognised.
         instruction: Task of the queries of rows without one; by default the model's own.
+        query_prompt: Text that embedders read before queries, "" for none; by default as the files of each say.
+        document_prompt: Text that embedders read before documents, likewise.
         corpus: BEIR folder or corpus.jsonl to mine in; by default that of data, or all documents of the records.
         retrievers: bm25, embedders, TREC run files, or given for the records' own negatives; with commas between.
         depth: Candidates that each retriever finds for a query.
         index: FAISS index for embedders, as its factory's string, such as IVF4096,PQ64x4fs; by default search is exact.
         index_search: Parameters of a search in the index, such as nprobe=64; by default nprobe is the root of nlist.
-        query_max_length: Longest query in tokens, with prompt and end token.
-        document_max_length: Longest document in tokens, with prompt and end token.
+        query_max_length: Longest query in tokens, with prompt and end token; by default the embedder's own limit.
+        document_max_length: Longest document in tokens, likewise.
         precision: Type of the computation; auto is bf16 on a GPU and fp32 on a CPU. Similarities are float32.
         num_negatives: Negatives of a query.
         sampling: Take the negatives that score highest (top), or draw them (random).
@@ -54,13 +57,15 @@ class MineConfig:
     split: str = "train"
     columns: dict[str, str] = field(default_factory=dict)
     instruction: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     corpus: str | None = None
     retrievers: list[str] = field(default_factory=list)
     depth: int = 100
     index: str | None = None
     index_search: str | None = None
-    query_max_length: int = 512
-    document_max_length: int = 512
+    query_max_length: int | None = None
+    document_max_length: int | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     num_negatives: int = 7
     sampling: Literal["top", "random"] = "top"
@@ -92,6 +97,7 @@ class MineConfig:
         require_at_least(0, self, "seed", "absolute_margin")
         require_share(self, "max_score_ratio")
         require(0 <= self.relevant <= 1, f"relevant is {self.relevant:g}, expected a probability")
+        require_prompts(self.query_prompt, self.document_prompt, [self.instruction])
         self._check_sources()
         self._check_choice()
 

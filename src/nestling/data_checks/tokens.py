@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
-from nestling.models.embedder import Kind, read_model_files
-from nestling.models.token_model import is_decoder, load_tokenizer, read_config
+from nestling.batches.prompts import Prompts, TextTokenizer
+from nestling.models.embedder import Kind, may_append_end, read_model_files
+from nestling.models.model_prompts import choose_prompts
+from nestling.models.model_tokenizer import load_tokenizer
+from nestling.models.token_model import is_decoder, read_config
 
 TEXTS_PER_BLOCK = 1024
 
@@ -31,8 +33,9 @@ class TokenCounter:
         decoder = is_decoder(read_config(model, files.subfolder))
         tokenizer = load_tokenizer(model, files.subfolder)
         pooling = files.pooling or ("last" if decoder else "mean")
-        prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
-        return cls(TextTokenizer(tokenizer, require_end=pooling == "last"), prompts)
+        prompts = choose_prompts(model, decoder=decoder)
+        append_end = may_append_end(model, files, pooling)
+        return cls(TextTokenizer(tokenizer, require_end=pooling == "last", append_end=append_end), prompts)
 
     def __call__(self, texts: Sequence[str], kind: Kind) -> np.ndarray:
         """[N] int64: tokens of each text as a query (with the default query prompt) or document, without truncation."""

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
 
-from nestling.console import say
+from nestling.console import say, working
 from nestling.export.card import Card, base_license, base_name
 from nestling.export.embedder_card import EmbedderFacts, render_embedder_card
 from nestling.export.embedder_expectation import base_files, expect_embeddings
@@ -20,6 +20,7 @@ from nestling.export.embedder_gate import EmbedderReport, check_embedder
 from nestling.export.gate import require_passed
 from nestling.export.serving_files import (
     copy_tokenizer_files,
+    is_qwen2,
     model_config,
     new_directory,
     padding_token,
@@ -31,8 +32,10 @@ from nestling.export.serving_files import (
     written_dtype,
 )
 from nestling.models.adapter_merging import without_adapters
-from nestling.models.embedder import Embedder, read_model_files, read_named_prompts
+from nestling.models.embedder import Embedder, read_model_files
 from nestling.models.merged_weights import MergedWeights
+from nestling.models.model_prompts import DOCUMENT_NAMES, read_named_prompts
+from nestling.models.model_tokenizer import lower_cases
 from nestling.models.weights import StoredWeights, write_weights
 
 POOLING_FLAGS = {
@@ -49,8 +52,8 @@ def export_embedder(
     embedder: Embedder,
     output_dir: Path,
     *,
-    query_max_length: int,
-    document_max_length: int,
+    max_seq_length: int | None = None,
+    trained_lengths: tuple[int, int] | None = None,
     dims: Sequence[int] = (),
     dtype: torch.dtype | None = None,
     instructions: Mapping[str, str] | None = None,
@@ -65,8 +68,8 @@ def export_embedder(
     Args:
         embedder: The trained model; its default prompts become the directory's "query" and "document".
         output_dir: Must not exist.
-        query_max_length: Tokens of a query in training, prompt included.
-        document_max_length: Tokens of a document in training; the longer of the two becomes max_seq_length.
+        max_seq_length: Tokens at which the directory cuts texts, prompt included; by default the base's own.
+        trained_lengths: Tokens at which training cut queries and documents, for the card; None if not known.
         dims: Matryoshka dimensions that were trained; the full one is added.
         dtype: Of the written weights; the base's own by default.
         instructions: More query prompts: a name (of a dataset, say) and its instruction.
@@ -83,15 +86,18 @@ def export_embedder(
     config = serving_config(embedder, dims, dtype)
     dtype = written_dtype(base_files(embedder), dtype)
     require_space(output_dir.parent, weights.nbytes(dtype))
-    max_length = min(max(query_max_length, document_max_length), embedder.max_positions)
+    max_length = min(max_seq_length or embedder.max_seq_length, embedder.max_positions)
     prompts = serving_prompts(embedder, instructions or {})
     say(f"exporting to {output_dir}: the model's own embeddings, to compare with")
     expectation = expect_embeddings(embedder, weights, dtype, max_length)
+    written = expectation.outputs.weights
     card = card or Card()
-    facts = describe(embedder, card, dims, prompts, query_max_length, document_max_length)
+    facts = describe(embedder, card, dims, prompts, max_length, trained_lengths)
+    say(facts.lengths)
     with new_directory(output_dir) as folder:
         write_json(folder / "config.json", config)
-        write_weights(expectation.outputs.weights, folder, prefix=written_prefix(embedder))
+        with working("writing the weights"):
+            write_weights(written, folder, specs=written.specs(), prefix=written_prefix(embedder))
         write_tokenizer(embedder, folder)
         write_sentence_transformers(embedder, folder, max_length, prompts)
         write_adapter(embedder.backbone, folder)
@@ -106,8 +112,8 @@ def describe(
     card: Card,
     dims: Sequence[int],
     prompts: Mapping[str, str],
-    query_max_length: int,
-    document_max_length: int,
+    max_seq_length: int,
+    trained_lengths: tuple[int, int] | None,
 ) -> EmbedderFacts:
     """What the model card says about the directory."""
     base = card.base or base_name(embedder.source)
@@ -118,8 +124,8 @@ def describe(
         pooling=embedder.pooling,
         dim=embedder.dim,
         dims=sorted({*dims, embedder.dim}, reverse=True) if dims else (),
-        query_max_length=query_max_length,
-        document_max_length=document_max_length,
+        max_seq_length=max_seq_length,
+        trained_lengths=trained_lengths,
         prompts=prompts,
         lora=isinstance(embedder.backbone, PeftModel),
     )
@@ -151,10 +157,14 @@ def written_prefix(embedder: Embedder) -> str:
 
 
 def write_tokenizer(embedder: Embedder, folder: Path) -> None:
-    """The base's tokenizer files, byte for byte, but for what would break a reader or drop the end token."""
-    base = base_files(embedder)
+    """The base's tokenizer files, byte for byte, but for what would break a reader or drop the end token.
+
+    Where sentence-transformers turns texts to lower case, the file does that itself, for servers that would not.
+    """
+    base, appended = base_files(embedder), embedder.text_tokenizer.appended_end
     original = base.own_path("tokenizer.json")
-    if original is None or embedder.text_tokenizer.appended_end is not None:
+    lower = lower_cases(base.source, base.subfolder)
+    if original is None or appended is not None or lower:
         backend = Tokenizer.from_str(embedder.text_tokenizer.backend.to_str())
         backend.no_truncation()
         backend.save(str(folder / "tokenizer.json"))
@@ -162,9 +172,20 @@ def write_tokenizer(embedder: Embedder, folder: Path) -> None:
         shutil.copyfile(original, folder / "tokenizer.json")
     copy_tokenizer_files(base, folder)
     config = tokenizer_config(base)
+    if lower:
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # others put normalisers of their own in the place of it
+    if appended is not None and not is_qwen2(config):
+        config |= end_settings(embedder)
     if embedder.tokenizer.pad_token is None:
-        config["pad_token"] = padding_token(embedder.tokenizer, embedder.source, embedder.text_tokenizer.appended_end)
+        config["pad_token"] = padding_token(embedder.tokenizer, embedder.source, appended)
     write_json(folder / "tokenizer_config.json", config)
+
+
+def end_settings(embedder: Embedder) -> dict[str, bool]:
+    """What transformers 4 reads for BOS and EOS around a text, in place of tokenizer.json."""
+    tokenizer, texts = embedder.tokenizer, embedder.text_tokenizer
+    begins = texts.backend.encode("a").ids[0] == tokenizer.bos_token_id
+    return {"add_bos_token": begins, "add_eos_token": texts.appended_end == tokenizer.eos_token}
 
 
 def write_sentence_transformers(embedder: Embedder, folder: Path, max_length: int, prompts: Mapping[str, str]) -> None:
@@ -182,7 +203,7 @@ def write_sentence_transformers(embedder: Embedder, folder: Path, max_length: in
     write_json(folder / "1_Pooling" / "config.json", pooling)
     settings = {"prompts": dict(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(folder / "config_sentence_transformers.json", settings)
-    lower = bool(base_files(embedder).json("sentence_bert_config.json").get("do_lower_case", False))
+    lower = lower_cases(embedder.source, base_files(embedder).subfolder)
     # vLLM ignores the file unless it holds both keys
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lower})
 
@@ -192,4 +213,5 @@ def serving_prompts(embedder: Embedder, instructions: Mapping[str, str]) -> dict
     trained = {"query": embedder.prefix("query"), "document": embedder.prefix("document")}
     more = {name: embedder.prefix("query", text) for name, text in instructions.items() if name not in trained}
     own = read_named_prompts(embedder.source)
+    own |= {name: trained["document"] for name in DOCUMENT_NAMES if name in own}  # another name of the same prompt
     return trained | more | {name: text for name, text in own.items() if name not in trained | more}

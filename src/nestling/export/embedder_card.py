@@ -1,6 +1,7 @@
 """The model card of an exported embedder."""
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ class EmbedderFacts:
         pooling: How token states become one embedding.
         dim: Width of an embedding.
         dims: Matryoshka dimensions, empty when it was trained at the full one only.
-        query_max_length: Tokens of a query in training.
-        document_max_length: Tokens of a document in training.
+        max_seq_length: Tokens at which the directory cuts texts, prompt included.
+        trained_lengths: Tokens at which training cut queries and documents; None if not known.
         prompts: Prompts by name.
         lora: Whether adapter/ lies beside it.
     """
@@ -35,10 +36,19 @@ class EmbedderFacts:
     pooling: Pooling
     dim: int
     dims: Sequence[int]
-    query_max_length: int
-    document_max_length: int
+    max_seq_length: int
+    trained_lengths: tuple[int, int] | None
     prompts: Mapping[str, str]
     lora: bool
+
+    @property
+    def lengths(self) -> str:
+        """How long texts may be, and were in training."""
+        limit = f"`max_seq_length` is {self.max_seq_length}: longer texts are cut there, prompt included"
+        if self.trained_lengths is None:
+            return limit
+        query, document = self.trained_lengths
+        return f"{limit}; training cut queries to {query} and documents to {document} tokens"
 
 
 def render_embedder_card(facts: EmbedderFacts, card: Card, report: GateReport) -> str:
@@ -74,8 +84,7 @@ def _introduction(facts: EmbedderFacts) -> str:
 A text embedding model, fine-tuned from {facts.base} with Nestling.
 
 - Embedding: {facts.dim} dimensions ({nested}), {pooling} pooling, cosine similarity
-- Trained on queries of up to {facts.query_max_length} and documents of up to {facts.document_max_length} tokens,
-  prompt included; raise `max_seq_length` in `sentence_bert_config.json` for longer texts
+- {facts.lengths}
 {license_line(facts.license)}
 {adapter_note(facts.lora)}
 Put the prompt before the text, byte for byte:
@@ -93,6 +102,10 @@ def _usage(facts: EmbedderFacts) -> str:
     dims = facts.dims[-1] if facts.dims else facts.dim
     cut = f", truncate_dim={dims}" if facts.dims else ""
     dimensions = f', "dimensions": {dims}' if facts.dims else ""
+    cohere: dict[str, object] = {"model": "MODEL", "input_type": "query", "texts": ["how do I list files?"]}
+    cohere |= {"embedding_types": ["float"]} | ({"output_dimension": dims} if facts.dims else {})
+    python_dims = f"dimensions={dims}" if facts.dims else ""
+    pooling_flag = "--pooling last " if facts.pooling == "last" else ""  # the GGUF of an encoder says how it pools
     return f"""## Usage
 
 `MODEL` is the path or hub id of this directory.
@@ -122,7 +135,7 @@ from transformers import AutoModel, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("MODEL")
 model = AutoModel.from_pretrained("MODEL").eval()
 texts = [{query!r}, {document!r}]
-limit = {max(facts.query_max_length, facts.document_max_length)}
+limit = {facts.max_seq_length}
 batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
 with torch.no_grad():
     hidden = model(**batch).last_hidden_state
@@ -130,12 +143,31 @@ query, document = normalize({pool.__name__}(hidden, batch["attention_mask"]), di
 print(query @ document)
 ```
 
-vLLM (put the prompt before the text yourself):
+vLLM (at `/v1/embeddings` put the prompt before the text yourself; `/v2/embed` puts that of `input_type` there):
 
 ```bash
 vllm serve MODEL --runner pooling
 curl localhost:8000/v1/embeddings -H 'Content-Type: application/json' \\
   -d '{{"model": "MODEL", "input": ["TEXT WITH PROMPT"]{dimensions}}}'
+curl localhost:8000/v2/embed -H 'Content-Type: application/json' \\
+  -d '{json.dumps(cohere)}'
+```
+
+vLLM in Python:
+
+```python
+from vllm import LLM, PoolingParams
+
+model = LLM("MODEL", runner="pooling")
+(output,) = model.embed([{query!r}], pooling_params=PoolingParams({python_dims}))
+print(output.outputs.embedding)
+```
+{_adapter_usage(facts)}
+llama.cpp (put the prompt before the text yourself, cut embeddings and normalise again in the client):
+
+```bash
+llama.cpp/convert_hf_to_gguf.py MODEL --outfile model.gguf --outtype bf16
+llama-server -m model.gguf --embedding {pooling_flag}-c 8192 -ub 8192 --port 8080
 ```
 
 Text Embeddings Inference (prompts by name):
@@ -144,5 +176,21 @@ Text Embeddings Inference (prompts by name):
 text-embeddings-router --model-id MODEL --port 8080
 curl localhost:8080/embed -H 'Content-Type: application/json' \\
   -d '{{"inputs": ["how do I list files?"], "prompt_name": "query", "truncate": true}}'
+```
+"""
+
+
+def _adapter_usage(facts: EmbedderFacts) -> str:
+    """How the adapter is served on its base, empty without LoRA."""
+    if not facts.lora:
+        return ""
+    return f"""
+vLLM, the adapter on its base (whose prompts and limit count, without `dimensions`); RANK is `r` in
+`adapter/adapter_config.json` or the next of 8, 16, 32, 64, 128:
+
+```bash
+vllm serve {facts.base} --runner pooling --enable-lora --max-lora-rank RANK --lora-modules mine=MODEL/adapter
+curl localhost:8000/v1/embeddings -H 'Content-Type: application/json' \\
+  -d '{{"model": "mine", "input": ["TEXT WITH PROMPT"]}}'
 ```
 """

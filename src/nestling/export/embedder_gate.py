@@ -15,14 +15,17 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from nestling.export.embedder_expectation import EmbedderExpectation, probe_texts
 from nestling.export.embedder_usage import POOL_BY_MASK
 from nestling.export.gate import (
+    Dtype,
     WeightChanges,
     compare_with_base,
+    in_stored_type,
     load_model,
     rounding_warning,
     run_checks,
 )
 from nestling.export.probe_outputs import ProbeOutputs
 from nestling.models.pooling import Pooling
+from nestling.models.replaced_weights import weights_replaced
 from nestling.models.rounded_weights import Rounding
 
 BATCH = 10  # all probes
@@ -150,12 +153,13 @@ def _least_cosine(source: str, found: Tensor, expected: Tensor, report: Embedder
 def check_transformers(directory: Path, expectation: EmbedderExpectation, report: EmbedderReport) -> None:
     """Reload through AutoModel and AutoTokenizer, pool as the model card shows."""
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    model = load_model(AutoModel, directory, report)
+    model = in_stored_type(partial(load_model, AutoModel, directory, report))
     rows = probe_rows(expectation)
-    embeddings = [
-        embed(model, tokenizer, rows[i : i + BATCH], expectation.pooling, expectation.probe_length)
-        for i in range(0, len(rows), BATCH)
-    ]
+    with weights_replaced(model):
+        embeddings = [
+            embed(model, tokenizer, rows[i : i + BATCH], expectation.pooling, expectation.probe_length)
+            for i in range(0, len(rows), BATCH)
+        ]
     _check_last_tokens("transformers", tokenizer, expectation, report)
     found = torch.cat(embeddings)
     report.transformers = _compare("transformers", found, expectation.outputs.written, EXACT_COSINE, report)
@@ -175,9 +179,10 @@ def check_sentence_transformers(directory: Path, expectation: EmbedderExpectatio
     """Reload through SentenceTransformer, prompts by their names."""
     from sentence_transformers import SentenceTransformer  # slow to import, and only gates need it
 
-    model = SentenceTransformer(
-        str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
-    )
+    def load(dtype: Dtype) -> SentenceTransformer:
+        return SentenceTransformer(str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": dtype})
+
+    model = in_stored_type(load)
     for name, prompt in (("query", expectation.query_prompt), ("document", expectation.document_prompt)):
         stored = model.prompts.get(name)
         if stored != prompt:
@@ -188,10 +193,11 @@ def check_sentence_transformers(directory: Path, expectation: EmbedderExpectatio
         )
     model.max_seq_length = expectation.probe_length
     texts = probe_texts(expectation.probe_length)
-    embeddings = [
-        model.encode(texts, prompt_name=name, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False)
-        for name in ("query", "document")
-    ]
+    with weights_replaced(model):
+        embeddings = [
+            model.encode(texts, prompt_name=name, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False)
+            for name in ("query", "document")
+        ]
     _check_last_tokens("sentence-transformers", model.tokenizer, expectation, report)
     found = torch.cat(embeddings)
     report.sentence_transformers = _compare(

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from nestling.batches.prompts import copy_backend
-from nestling.console import say
+from nestling.console import say, working
 from nestling.export.card import Card, base_license, base_name
 from nestling.export.cross_encoder import require_release, write_cross_encoder
 from nestling.export.gate import require_passed
@@ -38,6 +38,7 @@ from nestling.models.adapter_merging import without_adapters
 from nestling.models.merged_weights import MergedWeights
 from nestling.models.reranker import SETTINGS, Reranker
 from nestling.models.rounded_weights import RoundedWeights
+from nestling.models.safetensors_writer import Spec
 from nestling.models.weights import write_weights
 
 SCORE = "score.weight"
@@ -88,7 +89,8 @@ def export_reranker(
     facts = describe_reranker(reranker, card, config["architectures"][0], expectation)
     with new_directory(output_dir) as folder:
         write_json(folder / "config.json", config)
-        write_weights(weights, folder)
+        with working("writing the weights"):
+            write_weights(weights, folder, specs=weights.specs())
         write_reranker_tokenizer(reranker, folder)
         if expectation.max_length is not None:
             write_cross_encoder(reranker, folder, shape, expectation.max_length)
@@ -117,6 +119,11 @@ class ClassifierWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._score if name == SCORE else self._written[name]
+
+    def specs(self) -> dict[str, Spec]:
+        """Shape and dtype of each tensor."""
+        score = Spec(tuple(self._score.shape), self._score.dtype)
+        return {name: spec for name, spec in self._written.specs().items() if name in self._names} | {SCORE: score}
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self._names, SCORE])

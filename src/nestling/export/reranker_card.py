@@ -168,8 +168,8 @@ def _vllm(facts: RerankerFacts) -> str:
         "classifier_from_token": [facts.settings.no, facts.settings.yes],
         "is_original_qwen3_reranker": True,
     }
-    flag = f"--hf_overrides '{json.dumps(overrides)}' \\\n  " if facts.shape == "causal" else ""
-    return f"""vLLM, with `MODEL` a path:
+    flag = f"--hf-overrides '{json.dumps(overrides)}' \\\n  " if facts.shape == "causal" else ""
+    return f"""vLLM, with `MODEL` a path; a request may have an `instruction` of its own:
 
 ```bash
 vllm serve MODEL --runner pooling \\

@@ -2,28 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Self, cast, get_args
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from nestling.batches.packing import AnyChunk, PackedChunk
-from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
+from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.models.attention import VARLEN, flash_attention_fits, resolve_attention
 from nestling.models.encoding import encode_texts
 from nestling.models.json_files import FETCH, read_modules, read_object, value_of
+from nestling.models.model_prompts import choose_prompts
+from nestling.models.model_sources import require_embedder, require_model_source
+from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.pooling import Pooling, pool_packed, pool_padded
-from nestling.models.token_model import TokenModel, is_decoder, load_backbone, load_tokenizer, read_config
+from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config
 
 Kind = Literal["query", "document"]
 
 # Names of the poolings in sentence-transformers' files: `pooling_mode_*` flags (older), `pooling_mode` (newer).
 ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
-
-
-PROMPTS = "config_sentence_transformers.json"
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,11 @@ class ModelFiles:
     Args:
         pooling: Its pooling; None if no file says.
         normalize: Whether its embeddings are normalised.
-        prompts: Its prompts; None if no file says.
         subfolder: Folder of the transformer inside the model's directory.
     """
 
     pooling: Pooling | None = None
     normalize: bool = True
-    prompts: Prompts | None = None
     subfolder: str = ""
 
 
@@ -53,6 +51,7 @@ class Embedder(TokenModel):
         prompts: Prompts of queries and documents.
         source: The directory or hub id that it was loaded from.
         normalize: Whether the published model normalises its embeddings; `encode` always does.
+        append_end: Whether last-token pooling has an end token appended where the tokenizer appends none.
         precision: float32, or bfloat16 to compute under autocast; the weights keep their dtype.
     """
 
@@ -65,13 +64,17 @@ class Embedder(TokenModel):
         prompts: Prompts,
         source: str,
         normalize: bool = True,
+        append_end: bool = True,
         precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(backbone, tokenizer, source=source, precision=precision)
         self.pooling: Pooling = pooling
         self.prompts = prompts
         self.normalize = normalize
-        self.text_tokenizer = TextTokenizer(tokenizer, require_end=pooling == "last")
+        self.text_tokenizer = TextTokenizer(tokenizer, require_end=pooling == "last", append_end=append_end)
+        table = cast(Any, backbone).get_input_embeddings()
+        if getattr(table, "padding_idx", None) == self.text_tokenizer.end_id:
+            table.padding_idx = None  # torch gives that row no gradient, and here it is that of every text's end
 
     @classmethod
     def from_pretrained(
@@ -84,6 +87,8 @@ class Embedder(TokenModel):
         pooling: Pooling | None = None,
         dropout: float | None = 0.0,
         instruction: str | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
         cpu: bool = False,
         quantisation: BitsAndBytesConfig | None = None,
     ) -> Self:
@@ -98,6 +103,8 @@ class Embedder(TokenModel):
                 encoders the mean.
             dropout: Dropout probability in the model; None keeps the model's own.
             instruction: Default instruction of queries, which replaces the model's own query prompt.
+            query_prompt: Literal prompt of queries; `{instruction}` in it stands for a query's instruction.
+            document_prompt: Literal prompt of documents.
             cpu: Whether the model will stay on the CPU even if there is a GPU.
             quantisation: How transformers quantises the weights; not at all by default.
 
@@ -107,14 +114,19 @@ class Embedder(TokenModel):
         files = read_model_files(str(model))
         config = read_config(model, files.subfolder)
         decoder = is_decoder(config)
+        require_embedder(model, config, pooled=files.pooling is not None)
         if attn_implementation == VARLEN and not decoder:
             raise ValueError(
                 f"{model}: attn_implementation: varlen is for causal models, and this one is not; use sdpa"
             )
         chosen: Pooling = pooling or files.pooling or ("last" if decoder else "mean")
-        prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
-        if instruction is not None:
-            prompts = Prompts(prompts.query(instruction), prompts.document)
+        prompts = choose_prompts(
+            model,
+            decoder=decoder,
+            instruction=instruction,
+            query_prompt=query_prompt,
+            document_prompt=document_prompt,
+        )
         tokenizer = load_tokenizer(model, files.subfolder)  # before the weights, which take longest
         backbone = load_backbone(
             AutoModel,
@@ -135,6 +147,7 @@ class Embedder(TokenModel):
             prompts=prompts,
             source=str(model),
             normalize=files.normalize,
+            append_end=may_append_end(str(model), files, chosen),
             precision=precision,
         )
 
@@ -142,6 +155,12 @@ class Embedder(TokenModel):
     def dim(self) -> int:
         """Width of an embedding."""
         return self.width
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens at which its directory cuts texts, prompt and special tokens included, as in sentence-transformers."""
+        own = read_max_length(self.source) or int(self.tokenizer.model_max_length)
+        return min(own, self.max_positions)
 
     def forward(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
         """Embeddings of all dimensions, [B, D] float32, not normalised.
@@ -186,7 +205,12 @@ class Embedder(TokenModel):
 
 
 def read_model_files(model: str) -> ModelFiles:
-    """The settings in the sentence-transformers files of a directory or hub id, if it has any."""
+    """The settings in the sentence-transformers files of a directory or hub id, if it has any.
+
+    Raises:
+        ValueError: It is no model, a file is damaged, or it has modules that are not supported.
+    """
+    require_model_source(model)
     kinds = read_modules(model)
     if kinds is None:
         return ModelFiles()
@@ -195,9 +219,18 @@ def read_model_files(model: str) -> ModelFiles:
     return ModelFiles(
         pooling=read_pooling(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None,
         normalize="Normalize" in kinds,
-        prompts=read_prompts(model),
         subfolder=kinds.get("Transformer", ""),
     )
+
+
+def may_append_end(model: str, files: ModelFiles, pooling: Pooling) -> bool:
+    """Whether texts get an end token where the tokenizer appends none.
+
+    Not if the model's files ask for last-token pooling, and so for the last token that the tokenizer gives, unless they
+    also ask for an end token: transformers 5 heeds `add_eos_token` no more, and publishers had it in mind.
+    """
+    settings = read_object(model, str(PurePosixPath(files.subfolder) / "tokenizer_config.json"))
+    return not files.pooling == pooling == "last" or settings.get("add_eos_token") is True
 
 
 def read_width(model: str | Path) -> int:
@@ -224,23 +257,7 @@ def read_pooling(model: str, file: str) -> Pooling:
     return cast(Pooling, names[0])
 
 
-def read_prompts(model: str) -> Prompts | None:
-    """Query and document prompts in config_sentence_transformers.json; None if it has none."""
-    prompts = read_named_prompts(model)
-    default = prompts.get(str(read_object(model, PROMPTS).get("default_prompt_name")), "")
-    query = prompts.get("query", default)
-    document = prompts.get("document", prompts.get("passage", default))
-    return Prompts(query, document) if query or document else None
-
-
-def read_named_prompts(model: str) -> dict[str, str]:
-    """The prompts in config_sentence_transformers.json by their names."""
-    file = f"{model}/{PROMPTS}"
-    prompts = value_of(file, read_object(model, PROMPTS), "prompts", dict) or {}
-    return {name: value_of(file, prompts, name, str) or "" for name in prompts}
-
-
 def read_max_length(model: str) -> int | None:
-    """Most tokens of a text, in sentence_bert_config.json; None if no file says."""
-    name = "sentence_bert_config.json"
+    """Most tokens of a text, in the transformer's sentence_bert_config.json; None if no file says."""
+    name = str(PurePosixPath(read_model_files(model).subfolder) / "sentence_bert_config.json")
     return value_of(f"{model}/{name}", read_object(model, name), "max_seq_length", int)

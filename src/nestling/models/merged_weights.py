@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nestling.models.adapter_merging import bare_name, lora_delta, lora_layers, merged_weight, without_adapters
 from nestling.models.attention import VARLEN
+from nestling.models.replaced_weights import weights_replaced
+from nestling.models.safetensors_writer import Spec
 from nestling.models.token_model import TokenModel
 
 
@@ -60,9 +60,16 @@ class MergedWeights(Mapping[str, Tensor]):
         """The name under which iteration lists the tensor."""
         return self._tied.get(name, name)
 
+    def specs(self, dtype: torch.dtype) -> dict[str, Spec]:
+        """Shape and dtype of each tensor once those of floating point have been rounded to `dtype`."""
+        return {
+            name: Spec(tuple(tensor.shape), dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in self._tensors.items()
+        }
+
     def nbytes(self, dtype: torch.dtype) -> int:
         """Bytes of all weights in `dtype`."""
-        return sum(tensor.numel() * dtype.itemsize for tensor in self._tensors.values())
+        return sum(spec.nbytes() for spec in self.specs(dtype).values())
 
 
 @contextmanager
@@ -71,8 +78,7 @@ def computing_with(
 ) -> Iterator[None]:
     """A context in which `model` computes with other weights, or with its own, all of them cast to float32.
 
-    The weights of each module are replaced just before it runs and restored right after it, so that only one module at
-    a time has a copy in float32.
+    Only one module at a time has a copy in float32, and autocast keeps no casts: memory never holds a second copy.
 
     Args:
         model: The model, with adapters or without.
@@ -87,53 +93,11 @@ def computing_with(
             weights_replaced(backbone, weights),
             nullcontext() if weights is None else _adapters_off(model.backbone),
             _float32_attention(backbone) if precision == torch.float32 else nullcontext(),
-            torch.autocast(backbone.device.type, enabled=False),
+            torch.autocast(backbone.device.type, enabled=False, cache_enabled=False),
         ):
             yield
     finally:
         model.precision = own
-
-
-@contextmanager
-def weights_replaced(model: PreTrainedModel, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-    """A context in which each module has other weights while it runs, or its own, cast to float32."""
-    originals: list[tuple[nn.Parameter, Tensor]] = []
-
-    def replace(owner: nn.Module, prefix: str) -> Any:
-        def before(module: nn.Module, inputs: object) -> None:
-            own = {id(parameter) for parameter, _ in originals}
-            for name, parameter in owner.named_parameters(recurse=False):
-                # Not a quantised one, and none twice: adapters of experts use their weights before the experts run.
-                if parameter.is_floating_point() and id(parameter) not in own:
-                    originals.append((parameter, parameter.data))
-                    tensor = parameter if weights is None else weights[f"{prefix}{name}"]
-                    parameter.data = tensor.detach().to(parameter.device, torch.float32)
-
-        return before
-
-    def restore(owner: nn.Module) -> Any:
-        def after(module: nn.Module, inputs: object, output: object) -> None:
-            own = {id(parameter) for parameter in owner.parameters(recurse=False)}
-            for parameter, data in [each for each in originals if id(each[0]) in own]:
-                parameter.data = data
-            originals[:] = [each for each in originals if id(each[0]) not in own]
-
-        return after
-
-    handles = []
-    for name, module in model.named_modules():
-        owner = module.get_base_layer() if isinstance(module, ParamWrapper) else module
-        if ".lora_" not in f".{name}" and any(True for _ in owner.parameters(recurse=False)):
-            prefix = f"{bare_name(name)}.".removeprefix(".")
-            before, after = replace(owner, prefix), restore(owner)
-            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for parameter, data in originals:
-            parameter.data = data
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from nestling.batches.prefix_sharing import MIN_SAVED_POSITIONS, pack_groups
 from nestling.models.attention import VARLEN, resolve_attention
 from nestling.models.checked_loading import lacks_memory
 from nestling.models.encoding import evaluating
-from nestling.models.merged_weights import computing_with, weights_replaced
+from nestling.models.merged_weights import computing_with
 from nestling.models.pooling import last_token
+from nestling.models.replaced_weights import weights_replaced
 from nestling.models.token_model import TokenModel
 
 # Types of layers that the attention of packed prompts knows, windows if no prompt is longer.

@@ -16,10 +16,12 @@ from nestling.models.adapter_merging import without_adapters
 from nestling.models.answer_head import AnswerHead, replace_output_layer
 from nestling.models.attention import VARLEN, padded_attention
 from nestling.models.json_files import parse_object, value_of
+from nestling.models.model_sources import classifies, require_no_embedder
+from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.packed_probe import reads_packed
 from nestling.models.pooling import last_token
 from nestling.models.scoring import Group, ScoringStats, score_groups
-from nestling.models.token_model import TokenModel, is_decoder, load_backbone, load_tokenizer, read_config
+from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config
 from nestling.models.weights import model_file
 
 # Nestling's settings of a reranker, in a file beside those that transformers reads.
@@ -237,10 +239,11 @@ class Reranker(TokenModel):
 
 
 def require_causal(config: PretrainedConfig, model: str | Path) -> None:
-    """Raise ValueError for a model that is no causal language model."""
+    """Raise ValueError for a model that is no causal language model, or an embedder made of one."""
+    require_no_embedder(model)
     if not is_decoder(config):
         raise ValueError(f"{model}: a reranker is a causal language model, and this is {config.model_type}")
-    if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+    if classifies(config.architectures):
         raise ValueError(f"{model} is a classifier, without the words that it answers; load the causal directory")
 
 

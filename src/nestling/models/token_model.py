@@ -7,20 +7,43 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from nestling.batches.packing import AnyChunk, Chunk
 from nestling.gpu import BF16_RESIDUAL, is_on
 from nestling.heap import trim_heap
 from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.checked_loading import load_weights, loading
-from nestling.models.json_files import FETCH
+from nestling.models.json_files import FETCH, read_object
+from nestling.models.model_sources import require_model_source
 from nestling.models.token_lookup import look_up_in_place
 
 # Values of config.json that are above 0.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
+
+# Types of models that number positions from pad_token_id + 1, as RoBERTa does.
+POSITIONS_BEHIND_PADDING = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
 
 
 class TokenModel(nn.Module):
@@ -152,11 +175,13 @@ class TokenModel(nn.Module):
 
 def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
     """The config.json of a directory or hub id; ValueError if there is none, or it is damaged."""
+    require_model_source(model)
     try:
         with loading(model, "configuration", subfolder):
             config: PretrainedConfig = AutoConfig.from_pretrained(model, subfolder=subfolder)
     except ValueError as error:
         if not isinstance(error.__cause__, OSError):
+            require_known_type(model, subfolder)
             raise
         reason = str(error.__cause__).splitlines()[0]
         raise ValueError(
@@ -166,32 +191,40 @@ def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
     return config
 
 
+def require_known_type(model: str | Path, subfolder: str) -> None:
+    """Raise ValueError if transformers does not know the type of model that a config.json names."""
+    name = str(Path(subfolder, "config.json"))
+    kind = read_object(str(model), name).get("model_type")
+    if kind is not None and kind not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{model}/{name}: model_type is {kind!r}, expected one that transformers {transformers.__version__} knows; "
+            "a newer release may"
+        )
+
+
 def require_sound_values(model: str | Path, config: PretrainedConfig) -> None:
     """Raise ValueError for values of a config.json that transformers takes and no model can have."""
     for name in SIZES:
         size = getattr(config, name, None)
         if size is not None and not (isinstance(size, int) and size > 0):
             raise ValueError(f"{model}/config.json: {name} is {size!r}, expected a whole number above 0; {FETCH}")
+    quantised = getattr(config, "quantization_config", None)
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    if method is not None and method not in AUTO_QUANTIZATION_CONFIG_MAPPING and method != "bitsandbytes":
+        raise ValueError(
+            f"{model}/config.json: its weights are quantised by {method!r}, which transformers does not know"
+        )
     names = config.architectures or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{model}/config.json: architectures is {names!r}, expected a list of names; {FETCH}")
 
 
-def load_tokenizer(model: str | Path, subfolder: str = "") -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory or hub id. Raises ValueError if it is damaged, or not a fast one."""
-    with loading(model, "tokenizer", subfolder):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, subfolder=subfolder)
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"{model}: the tokenizer is not a fast one (with a tokenizer.json); convert it with transformers first"
-        )
-    return tokenizer
-
-
 def max_positions(config: PretrainedConfig) -> int:
-    """The longest text that a model can read, in tokens; RoBERTa models number positions from pad_token_id + 1."""
+    """The longest text that a model can read, in tokens."""
     positions = int(getattr(config, "max_position_embeddings", 2**31))
-    return positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions
+    if config.model_type not in POSITIONS_BEHIND_PADDING:
+        return positions
+    return positions - 1 - (1 if config.model_type == "mpnet" else int(config.pad_token_id))  # MPNet ignores its own
 
 
 def is_decoder(config: PretrainedConfig) -> bool:

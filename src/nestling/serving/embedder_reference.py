@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nestling.batches.packing import pad
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, instruct
-from nestling.models.embedder import Embedder, read_max_length
+from nestling.models.embedder import Embedder
 from nestling.models.encoding import evaluating
+from nestling.models.json_files import read_object
 from nestling.models.pooling import POOL, Pooling
 from nestling.retrieval.metrics import Floats
 
@@ -32,11 +33,13 @@ class EncodingVariant:
         end: How the token ids of a text end.
         prompt: Prompt that the server puts before a text.
         pooling: Pooling of the token states.
+        stripped: Whether white space at the ends of a text is removed.
     """
 
     end: str = CORRECT_END
     prompt: str = ""
     pooling: Pooling = "last"
+    stripped: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,12 @@ class EmbedderReference:
     def load(cls, directory: str) -> "EmbedderReference":
         """Load a directory in float32, on a GPU if there is one."""
         embedder = Embedder.from_pretrained(directory).to("cuda" if torch.cuda.is_available() else "cpu")
-        limit = read_max_length(directory)
-        return cls(embedder, min(limit or int(embedder.tokenizer.model_max_length), embedder.max_positions))
+        return cls(embedder, embedder.max_seq_length)
+
+    @property
+    def trained_dims(self) -> list[int]:
+        """Matryoshka dimensions that its config.json names, in which some servers answer and in no others."""
+        return list(read_object(self.embedder.source, "config.json").get("matryoshka_dimensions") or [])
 
     @property
     def correct(self) -> EncodingVariant:
@@ -106,9 +113,11 @@ class EmbedderReference:
     def variants(self, texts: Sequence[str]) -> Iterator[tuple[EncodingVariant, Floats]]:
         """Yield every way of encoding `texts` with its embeddings [n, D] float64, not normalised."""
         for (end, tokens), prompt in product(self.endings().items(), self.prompts()):
-            states = [self.states(tokens(prompt + text)) for text in texts]
-            for pooling in get_args(Pooling):
-                yield EncodingVariant(end, prompt, pooling), np.stack([self.pool(each, pooling) for each in states])
+            read = {False: [prompt + text for text in texts], True: [(prompt + text).strip() for text in texts]}
+            states = {text: self.states(tokens(text)) for text in dict.fromkeys(read[False] + read[True])}
+            for pooling, (stripped, each_read) in product(get_args(Pooling), read.items()):
+                vectors = np.stack([self.pool(states[text], pooling) for text in each_read])
+                yield EncodingVariant(end, prompt, pooling, stripped), vectors
 
     def states(self, ids: list[int]) -> Tensor:
         """[1, L, D]: last hidden states of one text; zeros if there are no token ids."""

@@ -12,8 +12,9 @@ from nestling.batches.prompts import DEFAULT_INSTRUCTION
 from nestling.export.reranker_expectation import Pair, prompt_logits
 from nestling.export.reranker_usage import score_classifier
 from nestling.models.checked_loading import load_weights
+from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.reranker import Reranker, RerankerSettings
-from nestling.models.token_model import load_tokenizer, read_config
+from nestling.models.token_model import read_config
 from nestling.retrieval.metrics import Floats
 
 # Makes the prompt of a query and a document, as texts that are tokenised one by one and concatenated.

@@ -18,7 +18,13 @@ def load_embedder(config: EmbedConfig, row_instruction: str | None = None) -> Em
     """The embedder that train/embed.py trains; `row_instruction` is what all rows have, if they have the same."""
     instruction = config.query_instruction or row_instruction
     embedder = load_trainable(
-        Embedder, config.model, pooling=config.pooling, instruction=instruction, **arguments(config)
+        Embedder,
+        config.model,
+        pooling=config.pooling,
+        instruction=instruction,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
+        **arguments(config),
     )
     if config.gradient_checkpointing_length is not None:
         embedder.checkpoint_activations_above(config.gradient_checkpointing_length)
