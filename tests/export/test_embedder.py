@@ -32,10 +32,11 @@ from nestling.export.embedder_expectation import (
 from nestling.export.embedder_gate import EXACT_COSINE, check_embedder
 from nestling.export.gate import ExportError, require_passed, verdict
 from nestling.export.serving_files import BaseFiles, copy_tokenizer_files, rope_keys
+from nestling.models.adapter_merging import lora_delta
 from nestling.models.adapters import attach_lora, load_lora
 from nestling.models.attention import FLOAT32, resolve_attention
 from nestling.models.embedder import Embedder
-from nestling.models.merged_weights import MergedWeights, computing_with, lora_delta
+from nestling.models.merged_weights import MergedWeights, computing_with
 from nestling.models.weights import StoredWeights, write_weights
 from nestling.run_files import DataLine
 from tiny import tiny_bert, tiny_qwen3
@@ -434,14 +435,6 @@ def test_merge_equals_peft(tmp_path: Path) -> None:
     assert merged.keys() == by_peft.keys()
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, by_peft[name], rtol=0, atol=1e-7)
-
-
-def test_merge_refuses_dora(tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    backbone = Embedder.from_pretrained(tiny_qwen3(tmp_path)).backbone
-    with pytest.raises(ValueError, match="cannot be merged exactly"):
-        MergedWeights(get_peft_model(backbone, LoraConfig(target_modules=["q_proj"], use_dora=True)))
 
 
 def test_computing_with_merged_weights_equals_a_merged_copy(tmp_path: Path) -> None:

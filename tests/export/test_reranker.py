@@ -21,6 +21,7 @@ from sentence_transformers import CrossEncoder
 from torch import Tensor
 from transformers import AutoTokenizer, Ernie4_5Config, Ernie4_5ForCausalLM, PhiConfig, PhiForCausalLM
 
+from families.causal_models import tiny_causal
 from nestling.batches.pair_prompts import RerankPrompt
 from nestling.export.card import Card, Score
 from nestling.export.cross_encoder import chat_template
@@ -28,8 +29,8 @@ from nestling.export.gate import ExportError
 from nestling.export.reranker import export_reranker
 from nestling.export.reranker_expectation import RerankerExpectation, Shape
 from nestling.export.reranker_gate import RerankerReport, check_reranker
+from nestling.models.adapter_merging import lora_delta
 from nestling.models.adapters import load_lora
-from nestling.models.merged_weights import lora_delta
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.models.weights import write_weights
 from nestling.run_files import DataLine
@@ -358,6 +359,16 @@ def test_an_output_layer_with_bias_makes_no_classifier(tmp_path: Path) -> None:
         export_reranker(reranker, tmp_path / "classifier", shape="classifier")
     report = export_reranker(reranker, tmp_path / "causal")
     assert (report.sentence_transformers or 1) < 1e-5
+
+
+def test_scaled_logits_make_a_classifier_and_capped_ones_none(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base")
+    granite = with_noise(Reranker.from_pretrained(tiny_causal("granite", tmp_path / "granite", base)))
+    report = export_reranker(granite, tmp_path / "classifier", shape="classifier")
+    assert (report.transformers or 1) < 1e-5
+    capped = with_noise(Reranker.from_pretrained(tiny_causal("gemma2", tmp_path / "gemma2", base)))
+    with pytest.raises(ValueError, match=r"the model caps its logits at 30, and a sequence classification does not"):
+        export_reranker(capped, tmp_path / "another", shape="classifier")
 
 
 def test_a_prompt_whose_parts_melt_together_gets_no_cross_encoder(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from nestling.export.reranker import export_reranker
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import merge_into
 from nestling.merging.models import open_model
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.embedder import Embedder
-from nestling.models.merged_weights import MergedWeights, without_adapters
+from nestling.models.merged_weights import MergedWeights
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.models.safetensors_writer import Spec
 from nestling.models.weights import StoredWeights, write_weights

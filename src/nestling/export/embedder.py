@@ -31,8 +31,9 @@ from nestling.export.serving_files import (
     write_json,
     written_dtype,
 )
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.embedder import Embedder, read_model_files
-from nestling.models.merged_weights import MergedWeights, without_adapters
+from nestling.models.merged_weights import MergedWeights
 from nestling.models.model_prompts import DOCUMENT_NAMES, read_named_prompts
 from nestling.models.model_tokenizer import lower_cases
 from nestling.models.weights import StoredWeights, write_weights

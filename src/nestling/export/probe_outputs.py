@@ -17,7 +17,8 @@ from torch import Tensor
 
 from nestling.console import working
 from nestling.export.serving_files import BaseFiles
-from nestling.models.merged_weights import MergedWeights, computing_with, without_adapters
+from nestling.models.adapter_merging import without_adapters
+from nestling.models.merged_weights import MergedWeights, computing_with
 from nestling.models.rounded_weights import RoundedWeights
 from nestling.models.token_model import TokenModel
 from nestling.models.weights import StoredWeights

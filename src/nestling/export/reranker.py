@@ -34,7 +34,8 @@ from nestling.export.serving_files import (
     write_json,
     written_dtype,
 )
-from nestling.models.merged_weights import MergedWeights, without_adapters
+from nestling.models.adapter_merging import without_adapters
+from nestling.models.merged_weights import MergedWeights
 from nestling.models.reranker import SETTINGS, Reranker
 from nestling.models.rounded_weights import RoundedWeights
 from nestling.models.safetensors_writer import Spec
@@ -105,14 +106,15 @@ def export_reranker(
 class ClassifierWeights(Mapping[str, Tensor]):
     """Those of a causal language model with `score.weight`, [1, D] float32, in place of the output layer.
 
-    Its row is w_yes - w_no of the rows as they would be written, so that both shapes give the same scores.
+    Its row is w_yes - w_no of the rows as they would be written, times the scale of the model's logits, so that both
+    shapes give the same scores.
     """
 
     def __init__(self, reranker: Reranker, written: RoundedWeights) -> None:
         modules = without_adapters(reranker.backbone).named_modules()
         layer = next(f"{name}.weight" for name, module in modules if module is reranker.head)
         no, yes = written[layer][reranker.head.answers.cpu()].float()
-        self._written, self._score = written, (yes - no)[None]
+        self._written, self._score = written, reranker.head.transform.scale * (yes - no)[None]
         self._names = [name for name in written if name != layer]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -164,6 +166,11 @@ def reranker_config(reranker: Reranker, shape: Shape, dtype: torch.dtype | None)
     if reranker.head.bias is not None:
         raise ValueError(
             "the output layer has a bias, and that of a sequence classification has none; use the shape causal"
+        )
+    if reranker.head.transform.cap is not None:
+        raise ValueError(
+            f"the model caps its logits at {reranker.head.transform.cap:g}, and a sequence classification does not; "
+            "use the shape causal"
         )
     return config | {
         "architectures": [architecture],

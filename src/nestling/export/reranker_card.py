@@ -69,7 +69,7 @@ def _introduction(facts: RerankerFacts) -> str:
     template = (
         "- `chat_template.jinja` makes the prompt from a query and a document: it is not one to chat with\n"
         if facts.cross_encoder
-        else "- Without files of sentence-transformers: the tokenizer does not split this prompt where its parts meet\n"
+        else "- Without files of sentence-transformers, which would not give these scores\n"
     )
     return f"""# {facts.title}
 

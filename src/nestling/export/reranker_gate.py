@@ -192,7 +192,7 @@ def check_causal(directory: Path, expectation: RerankerExpectation, report: Rera
         tokenizer(word, add_special_tokens=False)["input_ids"][0]
         for word in (expectation.settings.no, expectation.settings.yes)
     )
-    score = partial(score_causal, of_last_position(model), tokenizer, no=no, yes=yes)
+    score = partial(score_causal, of_last_positions(model), tokenizer, no=no, yes=yes)
     with weights_replaced(model):
         scores = torch.cat([score(prompts[i : i + BATCH]) for i in range(0, len(prompts), BATCH)])
     report.transformers = _compare(
@@ -200,9 +200,19 @@ def check_causal(directory: Path, expectation: RerankerExpectation, report: Rera
     )
 
 
-def of_last_position(model: PreTrainedModel) -> Callable[..., Any]:
-    """A causal language model that computes the logits over its vocabulary of few positions, if it can."""
-    return partial(model, logits_to_keep=1) if "logits_to_keep" in signature(model.forward).parameters else model
+def of_last_positions(model: PreTrainedModel) -> Callable[..., Any]:
+    """A causal language model that computes the logits over its vocabulary of few positions, if it can.
+
+    They begin at the last token of the shortest prompt.
+    """
+    if "logits_to_keep" not in signature(model.forward).parameters:
+        return model
+
+    def run(*, attention_mask: Tensor, **batch: Any) -> Any:
+        kept = attention_mask.shape[1] - int(attention_mask.sum(dim=1).min()) + 1
+        return model(attention_mask=attention_mask, **batch, logits_to_keep=kept)
+
+    return run
 
 
 def check_classifier(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:

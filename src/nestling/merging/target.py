@@ -21,9 +21,9 @@ from nestling.export.reranker import export_reranker
 from nestling.gpu import best_device
 from nestling.merging.lora import base_of_adapter, is_adapter_folder
 from nestling.merging.models import is_checkpoint
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.embedder import Embedder
 from nestling.models.json_files import read_json, read_modules, read_object, value_of
-from nestling.models.merged_weights import without_adapters
 from nestling.models.reranker import Reranker, read_settings
 from nestling.records.beir import load_retrieval_set
 from nestling.records.retrieval_set import RetrievalSet

@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nestling.models.adapters import FusedScale
+from nestling.models.adapter_merging import bare_name, lora_delta, lora_layers, merged_weight, without_adapters
 from nestling.models.attention import VARLEN
 from nestling.models.replaced_weights import weights_replaced
 from nestling.models.safetensors_writer import Spec
@@ -21,14 +18,14 @@ from nestling.models.token_model import TokenModel
 class MergedWeights(Mapping[str, Tensor]):
     """The weights of a backbone under the names that they have without adapters; each is computed when accessed.
 
-    The weight of a LoRA layer is W + scale B A in float32 (arXiv 2106.09685); every other tensor is the model's own.
+    An adapted weight is merged in float32 by `nestling.models.adapter_merging`; every other tensor is the model's own.
     The model is not changed. Iteration lists only the first name of tied tensors; the others can be accessed as well.
 
     Args:
         backbone: A transformers model, possibly wrapped by peft.
 
     Raises:
-        ValueError: The backbone has adapters other than plain LoRA on linear layers.
+        ValueError: The backbone has adapters that cannot be merged exactly.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -40,7 +37,7 @@ class MergedWeights(Mapping[str, Tensor]):
         for name, tensor in model.state_dict().items():
             if ".lora_" in name:
                 continue
-            bare, identity = name.replace(".base_layer.", "."), (tensor.data_ptr(), tensor.shape)
+            bare, identity = bare_name(name), (tensor.data_ptr(), tensor.shape)
             if identity in seen and tensor.numel():
                 self._tied[bare] = seen[identity]
                 continue
@@ -50,8 +47,8 @@ class MergedWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         name = self.first_name(name)
         tensor = self._tensors[name]
-        layer = self._layers.get(name.removesuffix(".weight"))
-        return tensor if layer is None or not name.endswith(".weight") else tensor.float() + lora_delta(layer)
+        layer = self._layers.get(name)
+        return tensor if layer is None else merged_weight(layer, tensor, lora_delta(layer))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -73,43 +70,6 @@ class MergedWeights(Mapping[str, Tensor]):
     def nbytes(self, dtype: torch.dtype) -> int:
         """Bytes of all weights in `dtype`."""
         return sum(spec.nbytes() for spec in self.specs(dtype).values())
-
-
-def without_adapters(backbone: nn.Module) -> PreTrainedModel:
-    """The transformers model inside a peft model, or `backbone` itself."""
-    inner = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
-    return cast(PreTrainedModel, inner)
-
-
-def lora_layers(backbone: nn.Module) -> dict[str, LoraLinear]:
-    """The layers with adapters, by name; ValueError for other adapters than plain LoRA on linear layers."""
-    modules = without_adapters(backbone).named_modules()
-    return {name: _plain_lora(name, each) for name, each in modules if isinstance(each, BaseTunerLayer)}
-
-
-def lora_delta(layer: LoraLinear) -> Tensor:
-    """scale B A of the active adapters, float32, in the shape of the layer's weight."""
-    weight = cast(Tensor, layer.get_base_layer().weight)
-    delta = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
-    for adapter in layer.active_adapters:
-        b, a = (cast(Tensor, part[adapter].weight).detach().float() for part in (layer.lora_B, layer.lora_A))
-        delta += layer.scaling[adapter] * (b @ a)
-    return delta
-
-
-def _plain_lora(name: str, layer: BaseTunerLayer) -> LoraLinear:
-    plain = (
-        isinstance(layer, LoraLinear)
-        and isinstance(layer.get_base_layer(), nn.Linear)
-        and all(isinstance(variant, FusedScale) for variant in layer.lora_variant.values())
-        and not (any(layer.lora_bias.values()) or layer.merged)
-    )
-    if not plain:
-        raise ValueError(
-            f"{name} has an adapter of type {type(layer).__name__} that cannot be merged exactly; "
-            "expected plain LoRA (no DoRA, no bias, not merged already) on linear layers"
-        )
-    return cast(LoraLinear, layer)
 
 
 @contextmanager

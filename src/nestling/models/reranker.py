@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedCon
 
 from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
 from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.answer_head import AnswerHead, replace_output_layer
 from nestling.models.attention import VARLEN, model_class, resolve_attention
 from nestling.models.independence import require_independent_texts
 from nestling.models.json_files import parse_object, value_of
-from nestling.models.merged_weights import without_adapters
 from nestling.models.model_sources import classifies, require_no_embedder
 from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.pooling import last_token
@@ -132,8 +132,8 @@ class Reranker(TokenModel):
             quantisation: How transformers quantises the weights; not at all by default.
 
         Raises:
-            ValueError: The model is no causal language model, an answer has several tokens, or its logits are not its
-                hidden states times its output layer.
+            ValueError: The model is no causal language model, an answer has several tokens, prompts cannot be packed
+                with "varlen", or its logits are made in another way than `LogitTransform` knows.
         """
         config = read_config(model)
         require_causal(config, model)
@@ -155,6 +155,8 @@ class Reranker(TokenModel):
         replace_output_layer(cast(Any, backbone), no=pairs.no_id, yes=pairs.yes_id, source=str(model))
         reranker = cls(backbone, tokenizer, settings=chosen, source=str(model), precision=precision)
         require_independent_texts(reranker, packed=packed, padded_attention=attention("auto"))
+        if not reranker.causal:
+            raise ValueError(f"{model}: its attention is not causal, and a reranker reads its last token")
         reranker.share_prefix = share_prefix and reranker.padding_free
         return reranker
 

@@ -14,9 +14,10 @@ from nestling.batches.prompts import END_OF_TEXT
 from nestling.config import EmbedConfig, RerankConfig
 from nestling.export.cross_encoder import require_release
 from nestling.export.serving_files import BaseFiles, padding_token, require_space, written_dtype
+from nestling.models.adapter_merging import lora_layers
 from nestling.models.adapters import attach_lora
+from nestling.models.answer_head import AnswerHead
 from nestling.models.embedder import ModelFiles, read_model_files
-from nestling.models.merged_weights import lora_layers
 from nestling.models.model_sources import require_embedder
 from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.reranker import require_causal
@@ -43,6 +44,8 @@ def require_exportable(config: EmbedConfig | RerankConfig) -> None:
     require_space(existing_folder(Path(config.output_dir)), dtype.itemsize * backbone.num_parameters())
     if config.tuning != "full":
         with torch.device("meta"):
+            if not embeds:  # whose output layer is another
+                backbone.set_output_embeddings(AnswerHead(backbone.get_output_embeddings(), no=0, yes=1))
             lora_layers(attach_lora(backbone, **asdict(config.lora)))
 
 
