@@ -102,7 +102,7 @@ def accumulate(embedder: Embedder) -> Gradients:
 
 def train(embedder: Embedder, steps: int = 2) -> None:
     """Some steps that change the embeddings clearly."""
-    optimizer = adamw(embedder, learning_rate=1e-2, weight_decay=0.0)
+    optimizer = adamw(embedder, learning_rate=3e-3, weight_decay=0.0)
     for _ in range(steps):
         accumulate(embedder)
         optimizer.step()

@@ -109,6 +109,7 @@ def test_it_is_refused_in_one_line(architecture: Architecture, folder_of: Folder
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`")
 @each_of([each for each in EMBEDDERS if each.no_lora is not None])
 def test_its_adapters_are_refused_before_training(architecture: Architecture, folder_of: Folder) -> None:
     with pytest.raises(ValueError, match=architecture.no_lora) as refusal:
