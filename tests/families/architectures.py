@@ -29,6 +29,7 @@ class Architecture:
         padding_side: Of its tokenizer; models that count positions from the beginning of a row pad on the right.
         refused: What the one-line refusal says, of an architecture that cannot be used.
         no_lora: The same, of one without adapters.
+        lora_fails: Whether adapters fail in some other way, which is to be mended.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Architecture:
     padding_side: str = "right"
     refused: str | None = None
     no_lora: str | None = None
+    lora_fails: bool = False
 
     @property
     def pooling(self) -> Pooling:
@@ -74,11 +76,23 @@ def decoder(
     padding_side: str = "left",
     refused: str | None = None,
     no_lora: str | None = None,
+    lora_fails: bool = False,
     **settings: Any,
 ) -> Architecture:
     """A decoder, by default with the name of its type."""
-    kind, model_type = "decoder", model_type or name
-    return Architecture(name, model_type, kind, settings, models, head, packs, padding_side, refused, no_lora)
+    return Architecture(
+        name,
+        model_type or name,
+        "decoder",
+        settings,
+        models,
+        causal_head=head,
+        packs=packs,
+        padding_side=padding_side,
+        refused=refused,
+        no_lora=no_lora,
+        lora_fails=lora_fails,
+    )
 
 
 HYBRID = ["linear_attention", "full_attention"]
@@ -100,14 +114,16 @@ LATENT = {
 }
 
 BATCH = "gives a text other states beside a longer text than alone"
+MAMBA = "is incompatible with Mamba-based models"
+EXPERTS = "cannot be merged exactly"
 TWO_STACKS = "has an encoder and a decoder"
 
 padded = partial(decoder, packs=False)
 
 EMBEDDERS = (
-    encoder("bert", models="BGE, E5, GTE, MiniLM, mxbai, Arctic-Embed"),
+    encoder("bert", models="BGE, E5, GTE, all-MiniLM"),
     encoder("roberta", models="all-distilroberta, all-roberta-large"),
-    encoder("xlm-roberta", models="multilingual-E5, BGE-M3, Arctic-Embed-L 2.0"),
+    encoder("xlm-roberta", models="multilingual-E5, BGE-M3"),
     encoder("camembert"),
     encoder("distilbert", models="msmarco-distilbert, multi-qa-distilbert"),
     encoder("electra"),
@@ -115,9 +131,9 @@ EMBEDDERS = (
     encoder("mpnet", models="all-mpnet-base-v2, multi-qa-mpnet"),
     encoder("deberta"),
     encoder("deberta-v2"),
-    encoder("modernbert", models="gte-modernbert, modernbert-embed", local_attention=8, global_attn_every_n_layers=2),
+    encoder("modernbert", models="gte-modernbert", local_attention=8, global_attn_every_n_layers=2),
     encoder("nomic_bert", models="nomic-embed-text"),
-    encoder("gte", models="gte-base-en-v1.5, gte-multilingual"),
+    encoder("gte"),
     encoder("jina_embeddings_v3"),
     encoder("eurobert", models="EuroBERT"),
     encoder("ultrabert"),
@@ -147,13 +163,13 @@ EMBEDDERS = (
     encoder("t5", refused=TWO_STACKS),
     encoder("embedding_gemma2_text", embedding_dim=32),
     encoder("bart", refused=TWO_STACKS),
-    decoder("qwen2", models="gte-Qwen2"),
+    decoder("qwen2"),
     decoder("qwen2 sliding", "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1),
     padded("qwen2 bidirectional", "qwen2", is_causal=False, models="KaLM"),
     decoder("qwen3", models="Qwen3-Embedding"),
     padded("qwen3 bidirectional", "qwen3", is_causal=False),
-    decoder("llama", models="Llama"),
-    padded("llama bidirectional", "llama", is_causal=False, models="NV-Embed, Nemotron, LLM2Vec"),
+    decoder("llama"),
+    padded("llama bidirectional", "llama", is_causal=False, models="Nemotron, LLM2Vec"),
     decoder("llama without head", "llama", head=False),
     decoder("mistral", models="e5-mistral, SFR-Embedding"),
     decoder("mistral sliding", "mistral", sliding_window=8),
@@ -196,17 +212,17 @@ EMBEDDERS = (
     padded("stablelm"),
     decoder("starcoder2", sliding_window=8),
     decoder("qwen2_moe"),
-    decoder("qwen3_moe"),
-    decoder("mixtral"),
+    decoder("qwen3_moe", no_lora=EXPERTS),
+    decoder("mixtral", no_lora=EXPERTS),
     padded("gpt_oss", sliding_window=8),
-    padded("qwen3_next", layer_types=HYBRID, **GATED_DELTA_NET),
+    padded("qwen3_next", no_lora=EXPERTS, layer_types=HYBRID, **GATED_DELTA_NET),
     padded("qwen3_5_text", layer_types=HYBRID, **GATED_DELTA_NET),
     padded("lfm2", layer_types=["conv", "full_attention"]),
-    padded("mamba"),
-    padded("mamba2", num_heads=8, state_size=8, n_groups=1, head_dim=8),
+    padded("mamba", no_lora=MAMBA),
+    padded("mamba2", no_lora=MAMBA, num_heads=8, state_size=8, n_groups=1, head_dim=8),
     padded("jamba", attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4, mamba_dt_rank=4),
     padded("bamba", attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8),
-    padded("falcon_h1", mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8),
+    padded("falcon_h1", no_lora=MAMBA, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8),
     padded(
         "recurrent_gemma",
         block_types=["recurrent", "attention"],
@@ -222,7 +238,7 @@ EMBEDDERS = (
     decoder("minicpm3", **LATENT),
     padded("nemotron"),
     decoder("helium"),
-    decoder("hunyuan_v1_dense"),
+    decoder("hunyuan_v1_dense", padding_side="right"),
     decoder("internlm3"),
     decoder("ministral", sliding_window=8),
     decoder("ministral3"),
@@ -231,7 +247,7 @@ EMBEDDERS = (
     decoder("seed_oss"),
     decoder("arcee"),
     decoder("apertus"),
-    padded("llama4_text", attention_chunk_size=8),
+    padded("llama4_text", lora_fails=True, attention_chunk_size=8),
     decoder("deepseek_v3", **LATENT),
     decoder("ernie4_5"),
     padded("biogpt", padding_side="right"),
