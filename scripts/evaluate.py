@@ -195,14 +195,15 @@ def load_embedder(config: EvaluateConfig) -> "Embedder":
     from nestling.models.embedder import Embedder
 
     prompts = {"query_prompt": config.query_prompt, "document_prompt": config.document_prompt}
-    return cast(Embedder, load(Embedder, config.model, config.precision, **prompts))
+    return cast(Embedder, load(Embedder, config.model, config, **prompts))
 
 
-def load(kind: Any, model: str | None, precision: str, **settings: Any) -> Any:
+def load(kind: Any, model: str | None, config: EvaluateConfig, **settings: Any) -> Any:
     """Load an `Embedder` or `Reranker` (`kind`), onto the GPU if there is one."""
     import torch
 
-    loaded = kind.from_pretrained(model, precision=computing_dtype(precision), **settings)
+    settings |= {"precision": computing_dtype(config.precision), "attn_implementation": config.attn_implementation}
+    loaded = kind.from_pretrained(model, **settings)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -226,7 +227,7 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
     from nestling.retrieval import candidate_details, ranks_in_candidates, reciprocal_rank_fusion, rerank
 
     assert config.reranker is not None
-    reranker = load(Reranker, config.reranker, config.precision)
+    reranker = load(Reranker, config.reranker, config)
     for data, candidates in candidate_lists(config, sets, dims[0] if dims else None):
         stats = ScoringStats()
         shown = sys.stderr.isatty()
@@ -303,7 +304,7 @@ def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int
         lengths = {name: getattr(config, name) for name in ("query_max_length", "document_max_length")}
         embedder = MtebEmbedder(load_embedder(config), dim=dims[0], **lengths, **options)
     if config.reranker:
-        reranker = MtebReranker(load(Reranker, config.reranker, config.precision), **options)
+        reranker = MtebReranker(load(Reranker, config.reranker, config), **options)
         return measure_reranker(reranker, tasks, embedder=embedder, first_stage=config.first_stage, depth=config.depth)
     assert embedder is not None
     return measure_embedder(embedder, tasks, dims)

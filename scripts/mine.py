@@ -231,7 +231,10 @@ def judge_records(config: MineConfig) -> None:
 
     assert config.judge is not None
     assert config.output is not None
-    reranker = Reranker.from_pretrained(config.judge, precision=computing_dtype(config.precision))
+    precision = computing_dtype(config.precision)
+    reranker = Reranker.from_pretrained(
+        config.judge, precision=precision, attn_implementation=config.attn_implementation
+    )
     reranker.to("cuda" if torch.cuda.is_available() else "cpu")
     stats = ScoringStats()
     as_probabilities = config.scores == "probability"

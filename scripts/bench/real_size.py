@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from random_release import Shape, write_release
 
@@ -204,12 +204,13 @@ def main() -> None:
     writer.start()
     writer.join()
     weights = config.bytes_in_memory
-    phases: list[Phase] = []
+    print(f"weights in memory: {weights / 2**30:.2f} GiB", flush=True)
+    rows: list[list[object]] = []
     for watched, kill_when in commands(config, output):
-        print(watched.name, flush=True)
-        phases += watched.run(kill_when)
-    print(f"weights in memory: {weights / 2**30:.2f} GiB")
-    print(table(HEADINGS, [line(phase, weights) for phase in phases], digits=2, markdown=True))
+        found = [line(phase, weights) for phase in watched.run(kill_when)]
+        print(table(HEADINGS, found, digits=2), flush=True)  # a run takes an hour, and may not come to its end
+        rows += found
+    print(table(HEADINGS, rows, digits=2, markdown=True))
 
 
 HEADINGS = ["phase", "seconds", "anonymous GiB", "resident GiB", "added, of the weights", "longest silence, s"]
@@ -232,7 +233,7 @@ def write_data(output: Path) -> None:
     ]
     corpus = [{"_id": f"d{i}", "title": "", "text": answer} for i, answer in enumerate(ANSWERS)]
     queries = [{"_id": f"q{i}", "text": text} for i, text in enumerate(TEXTS)]
-    files = {"train.jsonl": rows, "dev/corpus.jsonl": corpus, "dev/queries.jsonl": queries}
+    files: dict[str, list[Any]] = {"train.jsonl": rows, "dev/corpus.jsonl": corpus, "dev/queries.jsonl": queries}
     for name, content in files.items():
         (output / name).write_text("".join(json.dumps(each) + "\n" for each in content), encoding="utf-8")
     judged = [f"q{i}\td{i}\t1" for i in range(len(TEXTS))]

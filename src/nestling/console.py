@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from textwrap import indent
 from threading import Event, Thread
 from types import TracebackType
@@ -86,6 +87,12 @@ def working(task: str, *, shown: bool = True, seconds: float = 10.0) -> Iterator
 def say(text: str) -> None:
     """Print text on stderr, above a bar if there is one."""
     tqdm.write(text, file=sys.stderr)
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a text on stderr, once in a process."""
+    say(text)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, digits: int = 3, markdown: bool = False) -> str:

@@ -148,6 +148,10 @@ def test_export_of_a_lora_decoder_passes_the_gate_within_a_launch(
     assert "| nl2bash | 64 | 0.2500 → 0.7500 |" in text
     assert "learning_rate: 0.0001" in text
     assert "def pool_last(hidden" in text
+    assert (
+        "vllm serve base --runner pooling --enable-lora --max-lora-rank RANK --lora-modules mine=MODEL/adapter" in text
+    )
+    assert "llama-server -m model.gguf --embedding --pooling last" in text
     assert str(tmp_path) not in text
 
     restored = Embedder.from_pretrained(base, precision=torch.bfloat16, instruction="Find the command")
@@ -181,6 +185,9 @@ def test_export_of_an_encoder(tmp_path: Path, pooling: str, lora: bool) -> None:
     assert "is_matryoshka" not in config
     assert config.get("hidden_dropout_prob", 0.1) == 0.1
     assert (tmp_path / "final" / "adapter").exists() == lora
+    text = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
+    assert "llama-server -m model.gguf --embedding -c" in text  # without --pooling, which is wrong for encoders
+    assert "--enable-lora" not in text
     again = Embedder.from_pretrained(tmp_path / "final")
     assert (again.pooling, again.normalize, again.prompts) == (pooling, lora, embedder.prompts)
 

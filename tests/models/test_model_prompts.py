@@ -11,8 +11,10 @@ from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, instruct
 from nestling.export.embedder import export_embedder
 from nestling.models.embedder import Embedder, Kind
 from nestling.models.model_prompts import choose_prompts
+from nestling.training.models import load_embedder
 from tiny import tiny_bert, tiny_qwen3
 from trained import with_lora
+from training.test_exportable import embed_config
 
 TEXTS = ["find all files", "向量检索", "a"]
 BGE = "Represent this sentence for searching relevant passages: "
@@ -97,7 +99,10 @@ def test_the_default_prompt_of_sentence_transformers(tmp_path: Path) -> None:
 def test_prompts_are_exported_as_they_were_trained(tmp_path: Path) -> None:
     own = {"query": "query: ", "passage": "passage: ", "sts": "same: "}
     model = tiny_bert(tmp_path / "base", prompts=own)
-    embedder = with_lora(Embedder.from_pretrained(model, query_prompt="{instruction}: {text}", document_prompt=""))
+    config = embed_config(
+        model, tmp_path, query_prompt="{instruction}: {text}", document_prompt="", precision="fp32", tuning="full"
+    )
+    embedder = with_lora(load_embedder(config))
     final = tmp_path / "final"
     lengths = {"query_max_length": 32, "document_max_length": 32}
     report = export_embedder(embedder, final, instructions={"sql": "Find SQL"}, **lengths)

@@ -111,6 +111,20 @@ def test_an_adapter_in_the_place_of_a_model(qwen3: Path, qwen3_base: Path, tmp_p
     refused([*EMBEDDERS, *RERANKERS], beside, message)
 
 
+def test_an_adapter_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--adapter"
+    (repository / "snapshots" / "1").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1")
+    (repository / "snapshots" / "1" / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    message = (
+        "owner/adapter is an adapter (adapter_config.json) of owner/base; of an embedder, scripts/export.py --adapter "
+        f"{repository / 'snapshots' / '1'} --base owner/base --output DIR makes a model of both"
+    )
+    refused([*EMBEDDERS, *RERANKERS], Path("owner/adapter"), message)
+
+
 def test_a_reranker_in_the_place_of_an_embedder(qwen3_reranker: Path, bert: Path, tmp_path: Path) -> None:
     message = "{} is a reranker (reranker.json), which train/rerank.py trains; expected an embedder"
     refused(EMBEDDERS, without_weights(qwen3_reranker, tmp_path), message)

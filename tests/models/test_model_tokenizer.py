@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -57,9 +58,25 @@ def llama3(tmp_path: Path) -> Path:
     return with_bos(tiny_qwen3(tmp_path / "llama3", sentence_transformers=False))
 
 
-def test_an_end_behind_bos_is_exported_as_it_was_trained(llama3: Path, tmp_path: Path) -> None:
-    own = AutoTokenizer.from_pretrained(llama3)
-    embedder = with_noise(Embedder.from_pretrained(llama3))
+@pytest.fixture
+def mistral(tmp_path: Path) -> Path:
+    """The same in the way of Llama-2 and Mistral: no bytes but characters behind a mark for white space."""
+    model = tiny_qwen3(tmp_path / "mistral", sentence_transformers=False)
+    letters = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *string.ascii_letters]
+    vocabulary = {token: i for i, token in enumerate(["<unk>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.save(str(model / "tokenizer.json"))
+    return with_bos(model, "LlamaTokenizer", unk_token="<unk>", legacy=False)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "mistral"])
+def test_an_end_behind_bos_is_exported_as_it_was_trained(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(kind)
+    own = AutoTokenizer.from_pretrained(model)
+    embedder = with_noise(Embedder.from_pretrained(model))
     expected = [[*own(text)["input_ids"], own.eos_token_id] for text in TEXTS]
     assert embedder.text_tokenizer(TEXTS, 512).ids == expected
     assert (embedder.text_tokenizer.appended_end, expected[0][0]) == (EOS, own.bos_token_id)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nestling.config.attention import Attention
 from nestling.config.checks import require, require_at_least, require_dims, require_positive, require_share
 from nestling.config.datasets import DevData
 from nestling.config.prompts import require_prompts
@@ -94,7 +95,7 @@ class EmbedConfig(TrainingConfig):
     """
 
     dev: list[DevData] = field(default_factory=list)
-    attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
+    attn_implementation: Attention = "auto"
     pooling: Literal["last", "mean", "cls"] | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from nestling.config.attention import Attention, require_attention
 from nestling.config.checks import require, require_at_least, require_dims
 from nestling.config.prompts import require_prompts
 
@@ -28,6 +29,7 @@ class EvaluateConfig:
         query_prompt: Text before queries, "" for none, {instruction} for theirs; by default as the model's files say.
         document_prompt: Text before documents, "" for none; by default as the model's files say.
         precision: Type of the computation; auto is bf16 on a GPU and fp32 on a CPU. bf16 changes the third digit.
+        attn_implementation: As in transformers; auto: the fastest that a model has; varlen: packed where it can be.
         output: JSON file for the results; must not exist.
         details: Also write each query's results, to X.details.jsonl beside X.json, for scripts/report.py.
     """
@@ -47,6 +49,7 @@ class EvaluateConfig:
     query_prompt: str | None = None
     document_prompt: str | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    attn_implementation: Attention = "auto"
     output: str | None = None
     details: bool = False
 
@@ -70,6 +73,7 @@ class EvaluateConfig:
         require(len(set(kept)) == len(kept), "embedding_precision: one is given twice")
         require(bool(self.data) or kept == ["float32"], "mteb measures float32; embedding_precision is of --data")
         require_at_least(1, self, "query_max_length", "document_max_length", "depth")
+        require_attention(self.attn_implementation, self.precision)
         lists = (self.first_stage or "").endswith(".jsonl")
         require(
             not self.details or bool(self.output and self.data),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nestling.config.attention import Attention, require_attention
 from nestling.config.checks import require, require_at_least, require_share
 from nestling.config.prompts import require_prompts
 
@@ -27,6 +28,7 @@ class MineConfig:
         query_max_length: Longest query in tokens, with prompt and end token; by default the embedder's own limit.
         document_max_length: Longest document in tokens, likewise.
         precision: Type of the computation; auto is bf16 on a GPU and fp32 on a CPU. Similarities are float32.
+        attn_implementation: As in transformers; auto: the fastest that a model has; varlen: packed where it can be.
         num_negatives: Negatives of a query.
         sampling: Take the negatives that score highest (top), or draw them (random).
         among: For random: draw among this many candidates, those that score highest; by default all that are left.
@@ -67,6 +69,7 @@ class MineConfig:
     query_max_length: int | None = None
     document_max_length: int | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    attn_implementation: Attention = "auto"
     num_negatives: int = 7
     sampling: Literal["top", "random"] = "top"
     among: int | None = None
@@ -96,6 +99,7 @@ class MineConfig:
         require_at_least(1, self, "judge_depth", "among", "rank_to", "consistent")
         require_at_least(0, self, "seed", "absolute_margin")
         require_share(self, "max_score_ratio")
+        require_attention(self.attn_implementation, self.precision)
         require(0 <= self.relevant <= 1, f"relevant is {self.relevant:g}, expected a probability")
         require_prompts(self.query_prompt, self.document_prompt, [self.instruction])
         self._check_sources()

@@ -9,7 +9,7 @@ from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.models.embedder import Kind, may_append_end, read_model_files
 from nestling.models.model_prompts import choose_prompts
 from nestling.models.model_tokenizer import load_tokenizer
-from nestling.models.token_model import is_decoder, read_config
+from nestling.models.token_model import is_causal, read_config
 
 TEXTS_PER_BLOCK = 1024
 
@@ -30,10 +30,10 @@ class TokenCounter:
     def from_pretrained(cls, model: str) -> "TokenCounter":
         """Load from a directory or hub id. Raises ValueError if it is not a model or has no fast tokenizer."""
         files = read_model_files(model)
-        decoder = is_decoder(read_config(model, files.subfolder))
+        causal = is_causal(read_config(model, files.subfolder))
         tokenizer = load_tokenizer(model, files.subfolder)
-        pooling = files.pooling or ("last" if decoder else "mean")
-        prompts = choose_prompts(model, decoder=decoder)
+        pooling = files.pooling or ("last" if causal else "mean")
+        prompts = choose_prompts(model, decoder=causal)
         append_end = may_append_end(model, files, pooling)
         return cls(TextTokenizer(tokenizer, require_end=pooling == "last", append_end=append_end), prompts)
 

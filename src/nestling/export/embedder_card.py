@@ -181,8 +181,8 @@ curl localhost:8080/embed -H 'Content-Type: application/json' \\
 
 
 def _adapter_usage(facts: EmbedderFacts) -> str:
-    """How the adapter is served on its base, empty without LoRA."""
-    if not facts.lora:
+    """How the adapter is served on its base; empty without LoRA, and for encoders, of which vLLM takes none."""
+    if not facts.lora or facts.pooling != "last":
         return ""
     return f"""
 vLLM, the adapter on its base (whose prompts and limit count, without `dimensions`); RANK is `r` in

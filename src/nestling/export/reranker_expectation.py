@@ -19,8 +19,8 @@ from nestling.export.reranker_usage import tokenize_pairs
 from nestling.export.serving_files import BaseFiles
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.encoding import evaluating
+from nestling.models.left_padding import reads_left_padded
 from nestling.models.merged_weights import MergedWeights, computing_with
-from nestling.models.packed_probe import reads_left_padded
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.models.scoring import logit_of
 

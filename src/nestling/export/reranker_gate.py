@@ -231,10 +231,10 @@ def check_cross_encoder(directory: Path, expectation: RerankerExpectation, repor
     """Reload through CrossEncoder, whose chat template makes the prompts."""
     from sentence_transformers import CrossEncoder  # slow to import, and only gates need it
 
-    def load(dtype: Dtype) -> CrossEncoder:
+    def load(dtype: Dtype) -> Any:
         return CrossEncoder(str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": dtype})
 
-    model = load(torch.float32) if expectation.shape == "classifier" else in_stored_type(load)
+    model: Any = load(torch.float32) if expectation.shape == "classifier" else in_stored_type(load)
     if model.max_seq_length != expectation.max_length:
         report.failures.append(
             f"sentence-transformers: max_seq_length is {model.max_seq_length}, expected {expectation.max_length}"

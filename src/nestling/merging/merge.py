@@ -174,7 +174,7 @@ def merge(
     with (
         worker_threads(threads, slice_size) as workers,
         _bytes_bar(total_bytes, progress) as bar,
-        working(progress or "merging", shown=bar.disable),
+        working(progress or "merging", shown=bool(bar.disable)),
     ):
         for name in names:
             if name in integers:

@@ -93,7 +93,7 @@ class CrossEncoderJudge:
         return list(scores.float().cpu().split([len(group.documents) for group in groups]))
 
 
-def open_judge(model: str, *, precision: torch.dtype, device: torch.device) -> Judge:
+def open_judge(model: str, *, precision: torch.dtype, device: torch.device, attn_implementation: str = "auto") -> Judge:
     """A CrossEncoder if the model's configuration is that of a classifier, otherwise a Reranker.
 
     Raises ValueError for an embedder, or an encoder without a classifier.
@@ -107,7 +107,7 @@ def open_judge(model: str, *, precision: torch.dtype, device: torch.device) -> J
         f"--judge {model}: {', '.join(config.architectures or [config.model_type])} gives pairs no scores; expected a "
         "reranker or a CrossEncoder",
     )
-    reranker = Reranker.from_pretrained(model, precision=precision)
+    reranker = Reranker.from_pretrained(model, precision=precision, attn_implementation=attn_implementation)
     return RerankerJudge(reranker.to(device))
 
 

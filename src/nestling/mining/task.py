@@ -116,12 +116,13 @@ def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -
     embedder = Embedder.from_pretrained(
         spec,
         precision=computing_dtype(config.precision),
+        attn_implementation=config.attn_implementation,
         query_prompt=config.query_prompt,
         document_prompt=config.document_prompt,
-    ).to(task.device)
+    )
     dense = DenseRetriever.encode(
         name,
-        embedder,
+        embedder.to(task.device),
         task.query_set,
         task.pool,
         query_max_length=config.query_max_length,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self, cast, get_args
 
@@ -11,14 +12,15 @@ from transformers import AutoModel, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from nestling.batches.packing import AnyChunk, PackedChunk
 from nestling.batches.prompts import Prompts, TextTokenizer
-from nestling.models.attention import VARLEN, flash_attention_fits, resolve_attention
+from nestling.models.attention import VARLEN, model_class, resolve_attention
 from nestling.models.encoding import encode_texts
+from nestling.models.independence import require_independent_texts
 from nestling.models.json_files import FETCH, read_modules, read_object, value_of
 from nestling.models.model_prompts import choose_prompts
 from nestling.models.model_sources import require_embedder, require_model_source
 from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.pooling import Pooling, pool_packed, pool_padded
-from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config
+from nestling.models.token_model import TokenModel, is_causal, load_backbone, read_config, require_one_stack
 
 Kind = Literal["query", "document"]
 
@@ -72,8 +74,8 @@ class Embedder(TokenModel):
         self.prompts = prompts
         self.normalize = normalize
         self.text_tokenizer = TextTokenizer(tokenizer, require_end=pooling == "last", append_end=append_end)
-        table = cast(Any, backbone).get_input_embeddings()
-        if getattr(table, "padding_idx", None) == self.text_tokenizer.end_id:
+        end, table = self.text_tokenizer.end_id, cast(Any, backbone).get_input_embeddings()
+        if end is not None and getattr(table, "padding_idx", None) == end:
             table.padding_idx = None  # torch gives that row no gradient, and here it is that of every text's end
 
     @classmethod
@@ -98,9 +100,10 @@ class Embedder(TokenModel):
             model: Directory or hub id.
             dtype: Dtype of the weights in memory: float32 for training all of them, "auto" for the published dtype.
             precision: Dtype of the computation, float32 or bfloat16.
-            attn_implementation: "sdpa", "eager", "flash_attention_2", or "auto" for the fastest that is installed.
-            pooling: Overrides the pooling in the files; by default, without files, decoders use the last token and
-                encoders the mean.
+            attn_implementation: "sdpa", "eager", "flash_attention_2", "varlen" to pack texts where the model can read
+                them so, or "auto" for the fastest that the model has and pads.
+            pooling: Overrides the pooling in the files; by default, without files, causal models use the last token and
+                others the mean.
             dropout: Dropout probability in the model; None keeps the model's own.
             instruction: Default instruction of queries, which replaces the model's own query prompt.
             query_prompt: Literal prompt of queries; `{instruction}` in it stands for a query's instruction.
@@ -109,24 +112,23 @@ class Embedder(TokenModel):
             quantisation: How transformers quantises the weights; not at all by default.
 
         Raises:
-            ValueError: The model has a module, pooling or tokenizer that Nestling cannot reproduce exactly.
+            ValueError: The model has a module, pooling or tokenizer that Nestling cannot reproduce exactly, has no such
+                attention, or mixes a text with its padding.
         """
         files = read_model_files(str(model))
         config = read_config(model, files.subfolder)
-        decoder = is_decoder(config)
+        require_one_stack(config, model)
         require_embedder(model, config, pooled=files.pooling is not None)
-        if attn_implementation == VARLEN and not decoder:
-            raise ValueError(
-                f"{model}: attn_implementation: varlen is for causal models, and this one is not; use sdpa"
-            )
-        chosen: Pooling = pooling or files.pooling or ("last" if decoder else "mean")
+        causal = is_causal(config)
+        chosen: Pooling = pooling or files.pooling or ("last" if causal else "mean")
         prompts = choose_prompts(
             model,
-            decoder=decoder,
+            decoder=causal,
             instruction=instruction,
             query_prompt=query_prompt,
             document_prompt=document_prompt,
         )
+        attention = partial(resolve_attention, precision=precision, kind=model_class(AutoModel, config), cpu=cpu)
         tokenizer = load_tokenizer(model, files.subfolder)  # before the weights, which take longest
         backbone = load_backbone(
             AutoModel,
@@ -134,13 +136,11 @@ class Embedder(TokenModel):
             config,
             subfolder=files.subfolder,
             dtype=dtype,
-            attn_implementation=resolve_attention(
-                attn_implementation, precision, cpu=cpu, flash=flash_attention_fits(AutoModel, config)
-            ),
+            attn_implementation=attention(attn_implementation),
             dropout=dropout,
             quantisation=quantisation,
         )
-        return cls(
+        embedder = cls(
             backbone,
             tokenizer,
             pooling=chosen,
@@ -150,6 +150,9 @@ class Embedder(TokenModel):
             append_end=may_append_end(str(model), files, chosen),
             precision=precision,
         )
+        packed = attn_implementation == VARLEN
+        require_independent_texts(embedder, packed=packed, padded_attention=attention("auto"))
+        return embedder
 
     @property
     def dim(self) -> int:

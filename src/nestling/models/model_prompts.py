@@ -48,8 +48,9 @@ def choose_prompts(
 
 
 def own_form(model: str) -> str:
-    """The form of a model's prompts with instructions: as the first in its files, by default Qwen3-Embedding's."""
-    found = [INSTRUCTED.fullmatch(each) for each in read_named_prompts(model).values()]
+    """The form of a model's prompts with instructions: of queries, else the first; by default Qwen3-Embedding's."""
+    prompts = read_named_prompts(model)
+    found = [INSTRUCTED.fullmatch(each) for each in (prompts.get("query", ""), *prompts.values())]
     return next((FORM + each[1] for each in found if each is not None), FORM)
 
 

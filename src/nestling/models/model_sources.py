@@ -20,7 +20,7 @@ def require_model_source(model: str | Path) -> None:
     if not folder.is_dir():
         return
     if (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(adapter_message(folder))
+        require_no_adapter(model)
     if any(folder.glob("*.gguf")) and not any(any(folder.glob(each)) for each in WEIGHTS):
         raise ValueError(
             f"{model}: its weights are a GGUF file, which is llama.cpp's and cannot be loaded here; expected the model "
@@ -30,12 +30,15 @@ def require_model_source(model: str | Path) -> None:
         raise ValueError(f"{model} has no config.json: {kind_of_folder(folder)}")
 
 
-def adapter_message(folder: Path) -> str:
-    """That a folder is an adapter, its base, and what makes a model of both."""
-    base = parse_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    return (
-        f"{folder} is an adapter ({ADAPTER_CONFIG}) of {base or 'a model that it does not name'}; of an embedder, "
-        f"scripts/export.py --adapter {folder} --base {base or 'BASE'} --output DIR makes a model of both"
+def require_no_adapter(model: str | Path) -> None:
+    """Raise ValueError for a directory or hub id that is an adapter: its base, and what makes a model of both."""
+    path = model_file(str(model), ADAPTER_CONFIG)
+    if path is None:
+        return
+    base = parse_object(path).get("base_model_name_or_path")
+    raise ValueError(
+        f"{model} is an adapter ({ADAPTER_CONFIG}) of {base or 'a model that it does not name'}; of an embedder, "
+        f"scripts/export.py --adapter {path.parent} --base {base or 'BASE'} --output DIR makes a model of both"
     )
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -14,11 +15,11 @@ from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
 from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.answer_head import AnswerHead, replace_output_layer
-from nestling.models.attention import VARLEN, padded_attention
+from nestling.models.attention import VARLEN, model_class, resolve_attention
+from nestling.models.independence import require_independent_texts
 from nestling.models.json_files import parse_object, value_of
 from nestling.models.model_sources import classifies, require_no_embedder
 from nestling.models.model_tokenizer import load_tokenizer
-from nestling.models.packed_probe import reads_packed
 from nestling.models.pooling import last_token
 from nestling.models.scoring import Group, ScoringStats, score_groups
 from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config
@@ -122,9 +123,8 @@ class Reranker(TokenModel):
             model: Directory or hub id.
             dtype: Dtype of the weights in memory: float32 for training all of them, "auto" for the published dtype.
             precision: Dtype of the computation, float32 or bfloat16.
-            attn_implementation: "auto" for packed prompts, which `share_prefix` needs, where the model computes them
-                as it does each alone, and padded ones else; "varlen" for packed ones or an error; or a name that
-                transformers knows.
+            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs, where the model can
+                read them; or a name that transformers knows.
             dropout: Dropout probability in the model; None keeps the model's own.
             settings: Prompt format and length limits; by default those in its files, or Qwen3-Reranker's.
             share_prefix: Whether the tokens that the prompts of a query begin with run once.
@@ -132,37 +132,31 @@ class Reranker(TokenModel):
             quantisation: How transformers quantises the weights; not at all by default.
 
         Raises:
-            ValueError: The model is no causal language model, an answer has several tokens, prompts cannot be packed
-                with "varlen", or its logits are made in another way than `LogitTransform` knows.
+            ValueError: The model is no causal language model, an answer has several tokens, or its logits are made in
+                another way than `LogitTransform` knows.
         """
         config = read_config(model)
         require_causal(config, model)
         tokenizer = load_tokenizer(model)
         chosen = settings or read_settings(model)
         pairs = PairTokenizer(tokenizer, chosen.prompt, yes=chosen.yes, no=chosen.no)  # before the weights are read
+        kind = model_class(AutoModelForCausalLM, config)
+        attention = partial(resolve_attention, precision=precision, kind=kind, cpu=cpu)
         packed = attn_implementation in ("auto", VARLEN)
         backbone = load_backbone(
             AutoModelForCausalLM,
             model,
             config,
             dtype=dtype,
-            attn_implementation=padded_attention(
-                AutoModelForCausalLM, config, "auto" if packed else attn_implementation, precision, cpu=cpu
-            ),
+            attn_implementation=attention(VARLEN if packed else attn_implementation),
             dropout=dropout,
             quantisation=quantisation,
         )
         replace_output_layer(cast(Any, backbone), no=pairs.no_id, yes=pairs.yes_id, source=str(model))
-        loaded = cls(backbone, tokenizer, settings=chosen, source=str(model), precision=precision)
-        longest = pairs.overhead() + chosen.query_max_length + chosen.document_max_length
-        padding_free = packed and reads_packed(loaded, longest)
-        if attn_implementation == VARLEN and not padding_free:
-            raise ValueError(
-                f"{model}: attn_implementation: varlen packs prompts, and in {type(backbone).__name__} they would not "
-                "be kept apart; use auto, which pads them"
-            )
-        loaded.share_prefix = share_prefix and padding_free
-        return loaded
+        reranker = cls(backbone, tokenizer, settings=chosen, source=str(model), precision=precision)
+        require_independent_texts(reranker, packed=packed, padded_attention=attention("auto"))
+        reranker.share_prefix = share_prefix and reranker.padding_free
+        return reranker
 
     @property
     def transformer(self) -> Any:

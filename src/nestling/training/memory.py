@@ -16,7 +16,7 @@ from nestling.heap import trim_heap
 from nestling.models.token_model import TokenModel
 from nestling.training.cached import ActivationBudget
 
-LESS_STATE = "use tuning lora, or shard them over more processes with ZeRO-3 or FSDP2"
+LESS_STATE = "use tuning lora, or optim adamw_torch_8bit, or shard them over more processes with ZeRO-3 or FSDP2"
 
 
 @dataclass(frozen=True)
