@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nestling.batches.packing import AnyChunk
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.attention import VARLEN, attentions
 from nestling.models.compiled_layers import transformer_layers
-from nestling.models.merged_weights import without_adapters
 from nestling.models.token_model import TokenModel, is_decoder
 
 LEAST_LAYERS = 2

@@ -24,9 +24,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enable
 from nestling.batches.packing import concatenate, pad
 from nestling.batches.prompts import padding_id
 from nestling.console import say_once
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.checked_loading import lacks_memory
 from nestling.models.first_layers import FirstLayers, in_evaluation_mode, in_float32, plain_attention, short_windows
-from nestling.models.merged_weights import without_adapters
 from nestling.models.token_model import TokenModel
 from nestling.records.store import default_cache, digest, scratch_file, writable
 

@@ -132,8 +132,8 @@ class Reranker(TokenModel):
             quantisation: How transformers quantises the weights; not at all by default.
 
         Raises:
-            ValueError: The model is no causal language model, an answer has several tokens, prompts cannot be packed
-                with "varlen", or its logits are made in another way than `LogitTransform` knows.
+            ValueError: The model is no causal language model, an answer has several tokens, or its logits are made in
+                another way than `LogitTransform` knows.
         """
         config = read_config(model)
         require_causal(config, model)
