@@ -24,7 +24,7 @@ from nestling.heap import trim_heap
 from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.checked_loading import load_weights, loading
 from nestling.models.json_files import FETCH, read_object
-from nestling.models.model_sources import require_model_source, require_no_adapter
+from nestling.models.model_sources import require_config_file, require_model_source, require_no_adapter
 from nestling.models.token_lookup import look_up_in_place
 
 # Values of config.json that are above 0.
@@ -198,6 +198,7 @@ class TokenModel(nn.Module):
 def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
     """The config.json of a directory or hub id; ValueError if there is none, or it is damaged."""
     require_model_source(model)
+    require_config_file(model, subfolder)
     try:
         with loading(model, "configuration", subfolder):
             config: PretrainedConfig = AutoConfig.from_pretrained(model, subfolder=subfolder)
