@@ -124,7 +124,7 @@ def planted_wait(place: Path) -> None:
             return original(self, chunk, **more)
 
         patch.setattr(TokenModel, "hidden_states", reading)
-        found = waits_of_step(place, "planted-wait", chunk_tokens=32, activation_memory=0)
+        found = waits_of_step(place, "planted-wait", chunk_tokens=128, activation_memory=0)
     for each in ("forward", "backward"):
         assert found[each].total() == found["chunks"], found
 
