@@ -33,7 +33,7 @@ from nestling.config import (
     require_new,
     run,
 )
-from nestling.gpu import computing_dtype, resolve_precision
+from nestling.gpu import best_device, computing_dtype, resolve_precision
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -200,11 +200,8 @@ def load_embedder(config: EvaluateConfig) -> "Embedder":
 
 def load(kind: Any, model: str | None, config: EvaluateConfig, **settings: Any) -> Any:
     """Load an `Embedder` or `Reranker` (`kind`), onto the GPU if there is one."""
-    import torch
-
     settings |= {"precision": computing_dtype(config.precision), "attn_implementation": config.attn_implementation}
-    loaded = kind.from_pretrained(model, **settings)
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    return kind.from_pretrained(model, **settings).to(best_device())
 
 
 def encode(embedder: "Embedder", data: "RetrievalSet", config: EvaluateConfig) -> "EncodedSet":

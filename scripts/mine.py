@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling.config import MineConfig, new_outputs, parse_config, require, require_extra, require_model, run
-from nestling.gpu import computing_dtype, resolve_precision
+from nestling.gpu import best_device, computing_dtype, resolve_precision
 
 if TYPE_CHECKING:
     from nestling.mining.candidates import Candidates
@@ -221,8 +221,6 @@ def judge_records(config: MineConfig) -> None:
     print(table.summary)
     require(not table.graded, f"{config.data}: graded pairs have their scores; expected queries with positives")
 
-    import torch
-
     from nestling.files import write_jsonl
     from nestling.mining.judge import judged_records
     from nestling.mining.mined_records import in_dialect
@@ -234,8 +232,7 @@ def judge_records(config: MineConfig) -> None:
     precision = computing_dtype(config.precision)
     reranker = Reranker.from_pretrained(
         config.judge, precision=precision, attn_implementation=config.attn_implementation
-    )
-    reranker.to("cuda" if torch.cuda.is_available() else "cpu")
+    ).to(best_device())
     stats = ScoringStats()
     as_probabilities = config.scores == "probability"
     judged = judged_records(reranker, table, stats, probabilities=as_probabilities, progress=sys.stderr.isatty())

@@ -18,6 +18,7 @@ from nestling.export.card import Card
 from nestling.export.embedder import export_embedder
 from nestling.export.gate import GateReport
 from nestling.export.reranker import export_reranker
+from nestling.gpu import best_device
 from nestling.merging.lora import base_of_adapter, is_adapter_folder
 from nestling.merging.models import is_checkpoint
 from nestling.models.adapter_merging import without_adapters
@@ -172,7 +173,9 @@ def mean_ndcg(results: Mapping[str, Metrics]) -> float:
 
 
 def open_target(model: str, base: str | None, precision: torch.dtype) -> MergeTarget:
-    """Load the embedder or reranker that merged weights are loaded into, as the first model to merge is used.
+    """Load the embedder or reranker that merged weights are loaded into, onto the GPU if there is one.
+
+    It is read and used as the first model to merge is.
 
     Args:
         model: The first model: a directory or hub id, an adapter's folder, or a step-N folder of a run.
@@ -183,8 +186,11 @@ def open_target(model: str, base: str | None, precision: torch.dtype) -> MergeTa
         ValueError: The model is neither an embedder nor a reranker that is a causal language model.
     """
     if is_checkpoint(model):
-        return target_of_run(Path(model).resolve().parents[1], base, precision)
-    return target_of_directory(underlying_model(model, base), precision)
+        target = target_of_run(Path(model).resolve().parents[1], base, precision)
+    else:
+        target = target_of_directory(underlying_model(model, base), precision)
+    target.backbone.to(best_device())
+    return target
 
 
 def underlying_model(model: str, base: str | None) -> str:

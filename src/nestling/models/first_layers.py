@@ -96,6 +96,18 @@ def settings_of(module: nn.Module) -> list[tuple[str, object]]:
 
 
 @contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """A context in which every module is in evaluation mode; a loaded model is, inside of one that is not."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def plain_attention(model: PreTrainedModel) -> Iterator[None]:
     """A context in which a model has transformers' attention for padded texts on any device, if it has another."""
     attention = model.config._attn_implementation

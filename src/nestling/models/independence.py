@@ -26,13 +26,12 @@ from nestling.batches.prompts import padding_id
 from nestling.console import say_once
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.checked_loading import lacks_memory
-from nestling.models.encoding import evaluating
-from nestling.models.first_layers import FirstLayers, in_float32, plain_attention, short_windows
+from nestling.models.first_layers import FirstLayers, in_evaluation_mode, in_float32, plain_attention, short_windows
 from nestling.models.token_model import TokenModel
 from nestling.records.store import default_cache, digest, scratch_file, writable
 
 # Part of every cache key: raise it when what is tried changes, or how chunks run through a model.
-VERSION = 1
+VERSION = 2
 SHORT, LONG = 4, 6  # tokens of the texts
 # In float32, differences up to these shares are rounding: of a text alone and in a chunk, whose shapes differ, a share
 # of its states or of what another token changes in them; with other texts beside it, in equal shapes, a share of them.
@@ -126,7 +125,7 @@ def try_out(model: TokenModel) -> Findings | None:
         ValueError: It cannot be run, by transformers or on token embeddings.
     """
     backbone = without_adapters(model.backbone)
-    with torch.no_grad(), evaluating(model), short_windows(backbone), in_float32(backbone):
+    with torch.no_grad(), in_evaluation_mode(model), short_windows(backbone), in_float32(backbone):
         try:
             return Trial(model).findings()
         except Exception as error:

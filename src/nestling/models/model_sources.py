@@ -26,8 +26,15 @@ def require_model_source(model: str | Path) -> None:
             f"{model}: its weights are a GGUF file, which is llama.cpp's and cannot be loaded here; expected the model "
             "that it was made from, with config.json and safetensors"
         )
-    if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
-        raise ValueError(f"{model} has no config.json: {kind_of_folder(folder)}")
+
+
+def require_config_file(model: str | Path, subfolder: str = "") -> None:
+    """Raise ValueError for a directory without a config.json, or without one in its transformer's folder."""
+    folder = Path(model)
+    require(
+        not folder.is_dir() or (folder / subfolder / "config.json").is_file(),
+        f"{folder / subfolder} has no config.json: {kind_of_folder(folder)}",
+    )
 
 
 def require_no_adapter(model: str | Path) -> None:

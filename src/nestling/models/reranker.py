@@ -155,6 +155,8 @@ class Reranker(TokenModel):
         replace_output_layer(cast(Any, backbone), no=pairs.no_id, yes=pairs.yes_id, source=str(model))
         reranker = cls(backbone, tokenizer, settings=chosen, source=str(model), precision=precision)
         require_independent_texts(reranker, packed=packed, padded_attention=attention("auto"))
+        if not reranker.causal:
+            raise ValueError(f"{model}: its attention is not causal, and a reranker reads its last token")
         reranker.share_prefix = share_prefix and reranker.padding_free
         return reranker
 

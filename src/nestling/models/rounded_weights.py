@@ -69,13 +69,26 @@ def round_stochastically(tensor: Tensor, dtype: torch.dtype, *, seed: int) -> Te
     generator = torch.Generator().manual_seed(seed)
     rounded = tensor.to(dtype)
     for values, near in zip(tensor.view(-1).split(BLOCK), rounded.view(-1).split(BLOCK), strict=True):
-        error = values.float() - near.float()
-        if error.any():
-            other = neighbour(near, error)
-            probability = error / (other.float() - near.float())  # of the other one, at most a half
-            chosen = torch.rand(len(values), generator=generator) < probability
-            near.copy_(torch.where(chosen & other.isfinite(), other, near))
+        either = upper_bits(values, generator) if dtype == torch.bfloat16 else one_beside(values, near, generator)
+        near.copy_(torch.where(either.isfinite(), either, near))
     return rounded
+
+
+def upper_bits(values: Tensor, generator: torch.Generator) -> Tensor:
+    """One of the two numbers of bfloat16 beside each value, in bfloat16: the upper half of its bits in float32.
+
+    A random number that is added to the lower half carries into the upper one as often as that half is large.
+    """
+    added = torch.empty(len(values), dtype=torch.int32).random_(2**16, generator=generator)
+    return ((values.float().view(torch.int32) + added) & -(2**16)).view(torch.float32).bfloat16()
+
+
+def one_beside(values: Tensor, near: Tensor, generator: torch.Generator) -> Tensor:
+    """One of the two numbers of a type beside each value, given the nearest."""
+    error = values.float() - near.float()
+    other = neighbour(near, error)
+    probability = error / (other.float() - near.float())  # of the other one, at most a half
+    return torch.where(torch.rand(len(values), generator=generator) < probability, other, near)
 
 
 def neighbour(near: Tensor, direction: Tensor) -> Tensor:

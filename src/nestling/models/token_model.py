@@ -24,7 +24,7 @@ from nestling.heap import trim_heap
 from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.checked_loading import load_weights, loading
 from nestling.models.json_files import FETCH, read_object
-from nestling.models.model_sources import require_model_source, require_no_adapter
+from nestling.models.model_sources import require_config_file, require_model_source, require_no_adapter
 from nestling.models.token_lookup import look_up_in_place
 
 # Values of config.json that are above 0.
@@ -137,12 +137,15 @@ class TokenModel(nn.Module):
         for layer in self._checkpointing_layers:
             layer.gradient_checkpointing = chunk.max_seqlen > self._checkpoint_above
         table = cast(Any, self.backbone).get_input_embeddings()
-        tokens = look_up_in_place(table, chunk.input_ids) if in_place else table(chunk.input_ids)
-        if self.precision == torch.bfloat16 and is_on(BF16_RESIDUAL):
-            tokens = tokens.bfloat16()
         # Without a mask by type of layer, transformers looks for packed texts, and waits for the GPU to tell.
         mask = {"full_attention": None} if self._masks_by_layer_type else None
-        arguments: dict[str, Any] = {"inputs_embeds": tokens, "attention_mask": mask}
+        arguments: dict[str, Any] = {"attention_mask": mask}
+        if type(table) is nn.Embedding:
+            tokens = look_up_in_place(table, chunk.input_ids) if in_place else table(chunk.input_ids)
+            rounded = self.precision == torch.bfloat16 and is_on(BF16_RESIDUAL)
+            arguments["inputs_embeds"] = tokens.bfloat16() if rounded else tokens
+        else:  # one that scales its output or has an adapter; Gemma3n has tables for each layer besides
+            arguments["input_ids"] = chunk.input_ids
         if is_decoder(self.config):
             arguments["use_cache"] = False  # with a cache, or a mask, transformers mixes packed texts
         if not isinstance(chunk, Chunk):
@@ -195,6 +198,7 @@ class TokenModel(nn.Module):
 def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
     """The config.json of a directory or hub id; ValueError if there is none, or it is damaged."""
     require_model_source(model)
+    require_config_file(model, subfolder)
     try:
         with loading(model, "configuration", subfolder):
             config: PretrainedConfig = AutoConfig.from_pretrained(model, subfolder=subfolder)
@@ -298,7 +302,8 @@ def load_backbone(
     Raises:
         ValueError: The weights are damaged, of another shape than config.json says, or incomplete.
     """
-    own = {name: value for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, float)}
+    # Dropout, GPT-2's `resid_pdrop`, OPT's `layerdrop`.
+    own = {name: value for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
     if dropout is not None:
         config.update(dict.fromkeys(own, dropout))
     backbone = load_weights(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nestling.batches.packing import pad
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, instruct
+from nestling.gpu import best_device
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import evaluating
 from nestling.models.json_files import read_object
@@ -57,7 +58,7 @@ class EmbedderReference:
     @classmethod
     def load(cls, directory: str) -> "EmbedderReference":
         """Load a directory in float32, on a GPU if there is one."""
-        embedder = Embedder.from_pretrained(directory).to("cuda" if torch.cuda.is_available() else "cpu")
+        embedder = Embedder.from_pretrained(directory).to(best_device())
         return cls(embedder, embedder.max_seq_length)
 
     @property

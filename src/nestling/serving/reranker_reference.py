@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from nestling.batches.prompts import DEFAULT_INSTRUCTION
 from nestling.export.reranker_expectation import Pair, prompt_logits
 from nestling.export.reranker_usage import score_classifier
+from nestling.gpu import best_device
 from nestling.models.checked_loading import load_weights
 from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.reranker import Reranker, RerankerSettings
@@ -64,7 +65,7 @@ class RerankerReference:
         names = read_config(directory).architectures or []
         if any(name.endswith("ForSequenceClassification") for name in names):
             return cls._load_classifier(directory)
-        reranker = Reranker.from_pretrained(directory).to("cuda" if torch.cuda.is_available() else "cpu")
+        reranker = Reranker.from_pretrained(directory).to(best_device())
 
         def logits(prompts: Sequence[list[int]]) -> Floats:
             found: Floats = prompt_logits(reranker, prompts).double().numpy()
