@@ -89,7 +89,7 @@ def test_what_needs_a_model_or_an_adapter(capsys: pytest.CaptureFixture[str]) ->
     assert "query_prompt and document_prompt need a --model" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         parse_config(ExportConfig, None, ["--checkpoint", "c", "--output", "o", "--document_prompt", ""])
-    assert "prompts and lengths go with --adapter" in capsys.readouterr().err
+    assert "instruction and prompts go with --adapter" in capsys.readouterr().err
 
 
 def test_instructions_of_rows(tmp_path: Path) -> None:

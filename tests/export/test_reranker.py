@@ -190,7 +190,7 @@ def test_the_usage_of_the_card_runs(tmp_path: Path, shape: Shape) -> None:
 def test_a_tokenizer_that_adds_special_tokens_stops_doing_so(
     tmp_path: Path, bert: Path, shape: Shape, words: str
 ) -> None:
-    base = tiny_qwen3(tmp_path / "base")  # an embedder's: its weights have no prefix either
+    base = tiny_qwen3(tmp_path / "base")  # as published embedders: its weights have no prefix either
     (base / "modules.json").unlink()
     if words == "of BERT":
         for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -67,7 +67,7 @@ def test_an_export_makes_no_table_in_float32(
     model: Embedder | Reranker
     if kind == "embedder":
         model = train(Embedder.from_pretrained(base, dtype=dtype, precision=torch.bfloat16))
-        export = partial(export_embedder, model, query_max_length=24, document_max_length=24)
+        export = partial(export_embedder, model, max_seq_length=24)
     else:
         model = train(Reranker.from_pretrained(base, dtype=dtype, precision=torch.bfloat16, settings=SETTINGS))
         export = partial(export_reranker, model)
@@ -91,14 +91,14 @@ def test_an_embedder_in_several_files(tmp_path: Path) -> None:
     finals = [tmp_path / f"final-{i}" for i in range(2)]
     for i, final in enumerate(finals):
         embedder = with_lora(Embedder.from_pretrained(base), seed=i)
-        report = export_embedder(embedder, final, query_max_length=32, document_max_length=32)
+        report = export_embedder(embedder, final, max_seq_length=32)
         assert report.changes.changed
         assert len(list(final.glob("model-*-of-*.safetensors"))) > 1
     merged = Embedder.from_pretrained(base)
     merge_into(
         Inputs.of([open_model(str(each)) for each in finals]), Recipe("linear", equal_weights(2)), merged.backbone
     )
-    export_embedder(merged, tmp_path / "merged", query_max_length=32, document_max_length=32)
+    export_embedder(merged, tmp_path / "merged", max_seq_length=32)
     one, two, mean = (
         dict(MergedWeights(Embedder.from_pretrained(each).backbone)) for each in (*finals, tmp_path / "merged")
     )

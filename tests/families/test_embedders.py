@@ -105,7 +105,7 @@ def require_export(embedder: Embedder, final: Path) -> None:
     embedder.eval()
     expected = in_chunks(embedder, 4096, GIVEN)
     assert (expected - before).abs().max() > 1e-3
-    export_embedder(embedder, final, query_max_length=32, document_max_length=32)  # raises what a gate finds
+    export_embedder(embedder, final, max_seq_length=32)  # raises what a gate finds
     torch.testing.assert_close(by_sentence_transformers(final), expected, **TOLERANCE)
 
 

@@ -104,7 +104,7 @@ def test_prompts_are_exported_as_they_were_trained(tmp_path: Path) -> None:
     )
     embedder = with_lora(load_embedder(config))
     final = tmp_path / "final"
-    lengths = {"query_max_length": 32, "document_max_length": 32}
+    lengths = {"max_seq_length": 32}
     report = export_embedder(embedder, final, instructions={"sql": "Find SQL"}, **lengths)
     assert report.failures == []
     stored = json.loads((final / "config_sentence_transformers.json").read_text())["prompts"]

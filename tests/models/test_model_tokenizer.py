@@ -28,7 +28,7 @@ from trained import with_noise
 
 TEXTS = ["find all files", "向量检索", "a", "Find ALL Files", "word " * 60]
 BOS, EOS = "<|begin|>", "<|end|>"
-LENGTHS = {"query_max_length": 32, "document_max_length": 32}
+LENGTHS = {"max_seq_length": 32}
 
 
 def edited(path: Path, **values: Any) -> None:
@@ -152,7 +152,7 @@ def test_lower_case_as_sentence_transformers_has_it(tmp_path: Path) -> None:
     theirs = torch.tensor(reference.encode(texts, prompt_name="query"))
     torch.testing.assert_close(embedder.encode(texts, kind="query", max_length=64), theirs, atol=1e-5, rtol=0)
     final = tmp_path / "final"
-    assert export_embedder(with_noise(embedder), final, query_max_length=64, document_max_length=64).failures == []
+    assert export_embedder(with_noise(embedder), final, max_seq_length=64).failures == []
     assert json.loads((final / "sentence_bert_config.json").read_text())["do_lower_case"] is True
     exported = AutoTokenizer.from_pretrained(final)
     assert [exported(text)["input_ids"] for text in texts] == embedder.text_tokenizer(texts, 512).ids

@@ -57,7 +57,9 @@ def wrong_value(found: re.Match[str], cls: type) -> str:
     for literal, kind in EXPECTED.findall(found[0]):
         choices += [each.strip(" '\"") for each in literal.split(",") if literal]
         types += [TYPES.get(kind, kind)] if kind else []
-    near = get_close_matches(value.lower(), choices, n=1, cutoff=0.5)
+    near = [each for each in choices if each.startswith(value)] or get_close_matches(
+        value.lower(), choices, n=1, cutoff=0.5
+    )
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{names} is {value!r}, expected {alternatives([*choices, *dict.fromkeys(types)])}{hint}"
 
