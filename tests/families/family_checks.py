@@ -79,6 +79,8 @@ def gradients(model: torch.nn.Module) -> Gradients:
 def gradients_by_transformers(folder: Path, embedder: Embedder, pooling: Pooling) -> Gradients:
     """The gradient of every weight, of texts that run alone, without dropout."""
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    # Ours trains the row of an end token that pads as well, to which torch gives no gradient.
+    model.get_input_embeddings().padding_idx = embedder.transformer.get_input_embeddings().padding_idx
     contrastive(by_transformers(model, token_ids(embedder), pooling)).backward()
     return gradients(model)
 
