@@ -33,7 +33,7 @@ from nestling.export.embedder_gate import EXACT_COSINE, check_embedder
 from nestling.export.gate import ExportError, require_passed, verdict
 from nestling.export.serving_files import BaseFiles, copy_tokenizer_files, rope_keys
 from nestling.models.adapters import attach_lora, load_lora
-from nestling.models.attention import FLOAT32, resolve_attention
+from nestling.models.attention import FLOAT32, register
 from nestling.models.embedder import Embedder
 from nestling.models.merged_weights import MergedWeights, computing_with, lora_delta
 from nestling.models.weights import StoredWeights, write_weights
@@ -241,7 +241,7 @@ def forget_theta(folder: Path) -> None:
 
 
 def name_an_attention_of_ours(folder: Path) -> None:
-    resolve_attention("auto", torch.bfloat16, cpu=True)  # which a trainer registers
+    register(FLOAT32)  # which a trainer registers
     config = read(folder, "config.json") | {"attn_implementation": FLOAT32}
     (folder / "config.json").write_text(json.dumps(config))
 

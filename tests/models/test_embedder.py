@@ -5,6 +5,8 @@ from typing import get_args
 
 import pytest
 import torch
+from architectures import decoder, encoder
+from family_models import write_embedder
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer
@@ -231,3 +233,20 @@ def test_gradient_checkpointing_changes_nothing(folder: str, request: pytest.Fix
 def test_the_width_is_known_without_the_weights(qwen3: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(qwen3, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     assert read_width(copy) == Embedder.from_pretrained(qwen3).dim
+
+
+def test_dropout_is_0_by_whatever_name_and_a_loaded_model_stays_in_evaluation_mode(tmp_path: Path) -> None:
+    """GPT-2 calls it `resid_pdrop`, and trained with it though the setting said 0."""
+    folder = write_embedder(decoder("gpt2", padding_side="right"), tmp_path / "gpt2")
+    embedder = Embedder.from_pretrained(folder)
+    assert {each.p for each in embedder.modules() if isinstance(each, torch.nn.Dropout)} == {0.0}
+    assert embedder.config.resid_pdrop == 0.1  # an export has the model's own
+    assert not any(module.training for module in embedder.backbone.modules())
+
+
+def test_gradient_checkpointing_is_refused_where_there_is_none_and_texts_are_long_enough(tmp_path: Path) -> None:
+    """MPNet could not be trained at all: the default is 2048 tokens, and it reads 512."""
+    embedder = Embedder.from_pretrained(write_embedder(encoder("mpnet"), tmp_path / "mpnet"))
+    embedder.checkpoint_activations_above(embedder.max_positions)
+    with pytest.raises(ValueError, match="gradient_checkpointing_length: 64: mpnet has no gradient checkpointing"):
+        embedder.checkpoint_activations_above(64)
