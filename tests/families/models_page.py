@@ -23,7 +23,7 @@ of sentence-transformers. The gradient of a step is that of transformers. After 
 its gates and gives the same in sentence-transformers. "Packed" means that `attn_implementation: varlen` reads texts
 without padding; otherwise they are padded. What is refused is refused in one line when the model is loaded.
 
-The table is made by `python tests/families/models_page.py`, and a new architecture is a line in
+The table is made by `tests/families/models_page.py`, and a new architecture is a line in
 `tests/families/architectures.py`. An architecture that is not listed has not been tried; what a model does with texts
 beside each other is tried whenever one is loaded.
 """

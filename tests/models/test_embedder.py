@@ -5,6 +5,8 @@ from typing import get_args
 
 import pytest
 import torch
+from architectures import decoder, encoder
+from family_models import write_embedder
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer
@@ -241,4 +243,21 @@ def test_the_limit_of_a_directory_is_that_of_sentence_transformers(tmp_path: Pat
     else:
         (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": limit, "do_lower_case": False}))
     found = Embedder.from_pretrained(folder).max_seq_length
-    assert found == SentenceTransformer(str(folder), device="cpu").max_seq_length == limit or 128
+    assert found == SentenceTransformer(str(folder), device="cpu").max_seq_length == (limit or 128)
+
+
+def test_dropout_is_0_by_whatever_name_and_a_loaded_model_stays_in_evaluation_mode(tmp_path: Path) -> None:
+    """GPT-2 calls it `resid_pdrop`, and trained with it though the setting said 0."""
+    folder = write_embedder(decoder("gpt2", padding_side="right"), tmp_path / "gpt2")
+    embedder = Embedder.from_pretrained(folder)
+    assert {each.p for each in embedder.modules() if isinstance(each, torch.nn.Dropout)} == {0.0}
+    assert embedder.config.resid_pdrop == 0.1  # an export has the model's own
+    assert not any(module.training for module in embedder.backbone.modules())
+
+
+def test_gradient_checkpointing_is_refused_where_there_is_none_and_texts_are_long_enough(tmp_path: Path) -> None:
+    """MPNet could not be trained at all: the default is 2048 tokens, and it reads 512."""
+    embedder = Embedder.from_pretrained(write_embedder(encoder("mpnet"), tmp_path / "mpnet"))
+    embedder.checkpoint_activations_above(embedder.max_positions)
+    with pytest.raises(ValueError, match="gradient_checkpointing_length: 64: mpnet has no gradient checkpointing"):
+        embedder.checkpoint_activations_above(64)
