@@ -138,7 +138,7 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
     if config.model is None:
         return []
     require_model(config.model, f"--model {config.model}: no such directory")
-    from nestling.models.embedder import read_model_files
+    from nestling.models.embedder import read_model_files, read_width
     from nestling.models.token_model import read_config
 
     model = read_config(config.model, read_model_files(config.model).subfolder)
@@ -147,8 +147,9 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
     for name in ("query_max_length", "document_max_length"):
         length = getattr(config, name)
         require(length <= limit, f"--{name} {length}: {config.model} reads at most {limit} tokens; give a lower one")
-    dims = config.dims or sorted({model.hidden_size, *(keys.get("matryoshka_dimensions") or [])}, reverse=True)
-    require_dims(dims, limit=model.hidden_size)
+    width = read_width(config.model)
+    dims = config.dims or sorted({width, *(keys.get("matryoshka_dimensions") or [])}, reverse=True)
+    require_dims(dims, limit=width)
     return dims
 
 

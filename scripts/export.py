@@ -160,11 +160,14 @@ def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
     from nestling.export.card import Card
     from nestling.models.adapters import load_lora
     from nestling.models.embedder import Embedder
+    from nestling.models.modules import load_head, modules_beside
 
     assert config.base is not None
     embedder = Embedder.from_pretrained(config.base, instruction=config.instruction)
     require_dims(config.matryoshka_dims, embedder.dim, "matryoshka_dims")
     embedder.backbone = load_lora(embedder.backbone, str(adapter))
+    modules = modules_beside(str(adapter), embedder.head.settings)
+    embedder.head = embedder.head if modules is None else load_head(str(adapter), modules)
     return Trained(embedder, Card(), config.query_max_length, config.document_max_length, config.matryoshka_dims, {})
 
 

@@ -91,7 +91,7 @@ class EmbedConfig(TrainingConfig):
 
     dev: list[DevData] = field(default_factory=list)
     attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
-    pooling: Literal["last", "mean", "cls"] | None = None
+    pooling: Literal["last", "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean"] | None = None
     activation_memory: float | None = None
     matryoshka_dims: list[int] = field(default_factory=list)
     matryoshka_weights: list[float] = field(default_factory=list)

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreT
 from nestling.models.adapters import attach_lora
 from nestling.models.answer_head import AnswerHead
 from nestling.models.embedder import Embedder
+from nestling.models.modules import Head
 from nestling.models.reranker import Reranker
 from nestling.models.token_model import TokenModel, is_decoder
 from nestling.training.memory import most_per_position
@@ -29,6 +30,7 @@ class FakeEmbedder(Embedder):
     def __init__(self, backbone: nn.Module, precision: torch.dtype) -> None:
         TokenModel.__init__(self, backbone, cast(PreTrainedTokenizerBase, None), source="", precision=precision)
         self.pooling = "last" if is_decoder(self.config) else "mean"
+        self.head = Head()
 
 
 class FakeReranker(Reranker):

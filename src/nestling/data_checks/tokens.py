@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
-from nestling.models.embedder import Kind, read_model_files
+from nestling.models.embedder import Kind, read_model_files, reads_end
 from nestling.models.token_model import is_decoder, load_tokenizer, read_config
 
 TEXTS_PER_BLOCK = 1024
@@ -30,9 +30,9 @@ class TokenCounter:
         files = read_model_files(model)
         decoder = is_decoder(read_config(model, files.subfolder))
         tokenizer = load_tokenizer(model, files.subfolder)
-        pooling = files.pooling or ("last" if decoder else "mean")
+        ends = reads_end(files.pooling or ("last" if decoder else "mean"))
         prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
-        return cls(TextTokenizer(tokenizer, require_end=pooling == "last"), prompts)
+        return cls(TextTokenizer(tokenizer, require_end=ends), prompts)
 
     def __call__(self, texts: Sequence[str], kind: Kind) -> np.ndarray:
         """[N] int64: tokens of each text as a query (with the default query prompt) or document, without truncation."""

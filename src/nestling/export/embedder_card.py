@@ -9,7 +9,18 @@ from huggingface_hub import ModelCardData
 from nestling.export.card import Card, adapter_note, license_line, render_card
 from nestling.export.embedder_usage import POOL_BY_MASK
 from nestling.export.gate import GateReport
-from nestling.models.pooling import Pooling
+from nestling.models.pooling import Mode, Pooling, modes_of
+
+MODES: Mapping[Mode, str] = {
+    "last": "last token",
+    "mean": "mean",
+    "cls": "first token (CLS)",
+    "max": "max",
+    "mean_sqrt_len_tokens": "sum over root of length",
+    "weightedmean": "weighted mean",
+}
+# Those that vLLM and TEI have.
+SERVED_POOLINGS = ("last", "mean", "cls")
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,9 @@ class EmbedderFacts:
         document_max_length: Tokens of a document in training.
         prompts: Prompts by name.
         lora: Whether adapter/ lies beside it.
+        head: Kinds of the modules behind the pooling.
+        pool_prompt: Whether pooling reads the tokens of prompts.
+        model_class: transformers' Auto class that loads it.
     """
 
     title: str
@@ -39,6 +53,26 @@ class EmbedderFacts:
     document_max_length: int
     prompts: Mapping[str, str]
     lora: bool
+    head: Sequence[str] = ()
+    pool_prompt: bool = True
+    model_class: str = "AutoModel"
+
+    @property
+    def plain(self) -> bool:
+        """Whether an embedding is one pooling of all token states and nothing else."""
+        return len(modes_of(self.pooling)) == 1 and not self.head and self.pool_prompt
+
+    @property
+    def unserved(self) -> str | None:
+        """What it has that neither vLLM nor TEI is known to compute; None where there is nothing."""
+        others = [kind for kind in self.head if kind not in ("Dense", "Dropout")]
+        reasons = {
+            f"{self.pooling} pooling": self.pooling not in SERVED_POOLINGS,
+            "pooling without the prompt": not self.pool_prompt,
+            f"{' and '.join(dict.fromkeys(others))} before the end": bool(others),
+            "the encoder of an encoder-decoder": self.model_class != "AutoModel",
+        }
+        return ", ".join(what for what, is_so in reasons.items() if is_so) or None
 
 
 def render_embedder_card(facts: EmbedderFacts, card: Card, report: GateReport) -> str:
@@ -64,7 +98,9 @@ def _front_matter(facts: EmbedderFacts) -> ModelCardData:
 
 
 def _introduction(facts: EmbedderFacts) -> str:
-    pooling = {"last": "last token", "mean": "mean", "cls": "first token (CLS)"}[facts.pooling]
+    pooling = " and ".join(MODES[mode] for mode in modes_of(facts.pooling))
+    behind = "" if facts.pool_prompt else " (without the prompt's tokens)"
+    behind += f", then {', '.join(facts.head)}" if facts.head else ""
     nested = (
         f"Matryoshka, cut to any of {', '.join(map(str, facts.dims))} and normalise again" if facts.dims else "full"
     )
@@ -73,11 +109,11 @@ def _introduction(facts: EmbedderFacts) -> str:
 
 A text embedding model, fine-tuned from {facts.base} with Nestling.
 
-- Embedding: {facts.dim} dimensions ({nested}), {pooling} pooling, cosine similarity
+- Embedding: {facts.dim} dimensions ({nested}), {pooling} pooling{behind}, cosine similarity
 - Trained on queries of up to {facts.query_max_length} and documents of up to {facts.document_max_length} tokens,
   prompt included; raise `max_seq_length` in `sentence_bert_config.json` for longer texts
 {license_line(facts.license)}
-{adapter_note(facts.lora)}
+{adapter_note(facts.lora)}{head_note(facts)}
 Put the prompt before the text, byte for byte:
 
 | Prompt | Text |
@@ -86,14 +122,21 @@ Put the prompt before the text, byte for byte:
 """
 
 
+def head_note(facts: EmbedderFacts) -> str:
+    """A paragraph about modules that were trained beside an adapter; empty without."""
+    if not (facts.lora and {"Dense", "LayerNorm"} & set(facts.head)):
+        return ""
+    return (
+        "\nThe modules behind the pooling were trained as a whole: a server that puts `adapter/` onto the base needs "
+        "them too.\n"
+    )
+
+
 def _usage(facts: EmbedderFacts) -> str:
-    query = f"{facts.prompts['query']}how do I list files?"
-    document = f"{facts.prompts['document']}ls prints the names of files."
-    pool = POOL_BY_MASK[facts.pooling]
     dims = facts.dims[-1] if facts.dims else facts.dim
     cut = f", truncate_dim={dims}" if facts.dims else ""
-    dimensions = f', "dimensions": {dims}' if facts.dims else ""
-    return f"""## Usage
+    sections = [
+        f"""## Usage
 
 `MODEL` is the path or hub id of this directory.
 
@@ -107,20 +150,32 @@ queries = model.encode(["how do I list files?"], prompt_name="query")
 documents = model.encode(["ls prints the names of files."], prompt_name="document")
 print(model.similarity(queries, documents))
 ```
+""",
+        _transformers(facts),
+        _servers(facts, dims),
+    ]
+    return "\n".join(sections)
 
-transformers:
+
+def _transformers(facts: EmbedderFacts) -> str:
+    if not facts.plain:
+        return "transformers alone gives hidden states of tokens; what follows them is in sentence-transformers.\n"
+    query = f"{facts.prompts['query']}how do I list files?"
+    document = f"{facts.prompts['document']}ls prints the names of files."
+    pool = POOL_BY_MASK[modes_of(facts.pooling)[0]]
+    return f"""transformers:
 
 ```python
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer
+from transformers import {facts.model_class}, AutoTokenizer
 
 
 {inspect.getsource(pool)}
 
 tokenizer = AutoTokenizer.from_pretrained("MODEL")
-model = AutoModel.from_pretrained("MODEL").eval()
+model = {facts.model_class}.from_pretrained("MODEL").eval()
 texts = [{query!r}, {document!r}]
 limit = {max(facts.query_max_length, facts.document_max_length)}
 batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
@@ -129,8 +184,17 @@ with torch.no_grad():
 query, document = normalize({pool.__name__}(hidden, batch["attention_mask"]), dim=-1)
 print(query @ document)
 ```
+"""
 
-vLLM (put the prompt before the text yourself):
+
+def _servers(facts: EmbedderFacts, dims: int) -> str:
+    if facts.unserved is not None:
+        return f"""Serve it with sentence-transformers: neither vLLM nor Text Embeddings Inference is known to compute
+{facts.unserved}.
+"""
+    dimensions = f', "dimensions": {dims}' if facts.dims else ""
+    versions = (" 0.11 or later", " 1.8 or later") if "Dense" in facts.head else ("", "")
+    return f"""vLLM{versions[0]} (put the prompt before the text yourself):
 
 ```bash
 vllm serve MODEL --runner pooling
@@ -138,7 +202,7 @@ curl localhost:8000/v1/embeddings -H 'Content-Type: application/json' \\
   -d '{{"model": "MODEL", "input": ["TEXT WITH PROMPT"]{dimensions}}}'
 ```
 
-Text Embeddings Inference (prompts by name):
+Text Embeddings Inference{versions[1]} (prompts by name):
 
 ```bash
 text-embeddings-router --model-id MODEL --port 8080

@@ -54,6 +54,12 @@ class WeightChanges:
     changed: int = 0
     largest: float = 0.0
 
+    def count(self, change: float) -> None:
+        """Add a tensor by its largest change."""
+        self.tensors += 1
+        self.changed += change != 0
+        self.largest = max(self.largest, change)  # NaN, for another shape, leaves it as it is
+
     def __str__(self) -> str:
         return f"against the base: {self.changed} of {self.tensors} tensors changed, by up to {self.largest:.3g}"
 
@@ -157,10 +163,7 @@ def compare_with_base(directory: Path, base: BaseFiles, prefix: str, outputs: Pr
     written, stored = StoredWeights(str(directory)), StoredWeights(base.source, base.subfolder)
     changes = report.changes
     for name, before in names_in_base(written, stored, base.source, prefix).items():
-        change = largest_change(written[name], stored[before])
-        changes.tensors += 1
-        changes.changed += change != 0
-        changes.largest = max(changes.largest, change)  # NaN, for another shape, leaves it as it is
+        changes.count(largest_change(written[name], stored[before]))
     if not changes.changed and (outputs.base is None or outputs.unlearnt):
         report.failures.append(f"base: all {changes.tensors} tensors equal those of {base.source}; nothing was learnt")
     elif not changes.changed:

@@ -18,6 +18,10 @@ ADVICE = {
             vLLM: --pooler-config '{"pooling_type": "LAST"}' (MEAN, CLS). TEI: --pooling last-token (mean, cls).
             llama.cpp: --pooling last (mean, cls).
             """,
+        "modules": """
+            TEI 1.8 and vLLM 0.11 and later read the Dense modules that modules.json names, and no others; check the
+            version, or use sentence-transformers.
+            """,
         "model": """
             Other weights, or texts that are changed on the way: compare what the server lists as its model with the
             directory.

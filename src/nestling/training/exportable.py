@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from nestling.batches.prompts import END_OF_TEXT
 from nestling.config import EmbedConfig, RerankConfig
 from nestling.export.cross_encoder import require_release
 from nestling.export.serving_files import BaseFiles, padding_token, require_space, written_dtype
 from nestling.models.adapters import attach_lora
+from nestling.models.auto_classes import text_model_class
 from nestling.models.embedder import read_model_files
 from nestling.models.merged_weights import lora_layers
 from nestling.models.reranker import require_causal
@@ -34,7 +35,7 @@ def require_exportable(config: EmbedConfig | RerankConfig) -> None:
     dtype = written_dtype(base, export_dtype(config))
     require_readable_files(base)
     require_padding(base)
-    backbone = without_weights(model, AutoModel if embeds else AutoModelForCausalLM, dtype)
+    backbone = without_weights(model, text_model_class(model) if embeds else AutoModelForCausalLM, dtype)
     require_space(existing_folder(Path(config.output_dir)), dtype.itemsize * backbone.num_parameters())
     if config.tuning != "full":
         with torch.device("meta"):
