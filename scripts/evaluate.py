@@ -82,6 +82,10 @@ def main() -> None:
 
 
 def evaluate(config: EvaluateConfig) -> None:
+    if config.trust_remote_code:
+        from nestling.models.remote_code import trust_code
+
+        trust_code(config.model, config.reranker)
     dims = choose_dims(config)
     if config.reranker is not None:
         require_model(config.reranker, f"--reranker {config.reranker}: no such directory")

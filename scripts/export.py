@@ -56,6 +56,11 @@ def main() -> None:
 
 def export(config: ExportConfig, output: Path) -> "GateReport":
     """Write `output` from whatever is given."""
+    from nestling.models.remote_code import trust_code
+    from nestling.training.recorded_code import require_same_code
+
+    if config.trust_remote_code:
+        trust_code(config.model, config.base)
     if config.model is not None:
         from nestling.models.reranker import Reranker
 
@@ -66,6 +71,9 @@ def export(config: ExportConfig, output: Path) -> "GateReport":
         return write_embedder(from_adapter(folder, config), output, config)
     settings = read_run(folder.resolve().parents[1])
     require_undamaged(folder)
+    if config.trust_remote_code:
+        trust_code(config.base or settings.model)
+    require_same_code(folder.resolve().parents[1], config.base or settings.model)
     config = replace(config, dtype=config.dtype or settings.export_dtype)
     if isinstance(settings, RerankConfig):
         return write_reranker(*reranker_of(folder, settings, config.base), output, config)

@@ -118,9 +118,12 @@ def find_nearest_personas(config: MakeQueriesConfig, personas: list[str], passag
     import torch
 
     from nestling.models.embedder import Embedder
+    from nestling.models.remote_code import trust_code
     from nestling.synthesis.personas import nearest_personas
 
     assert config.embedder is not None
+    if config.trust_remote_code:
+        trust_code(config.embedder)
     embedder = Embedder.from_pretrained(config.embedder).to("cuda" if torch.cuda.is_available() else "cpu")
     return nearest_personas(embedder, personas, passages, config.num_personas, progress=sys.stderr.isatty())
 

@@ -20,6 +20,7 @@ from nestling.export.embedder_gate import EmbedderReport, check_embedder
 from nestling.export.gate import require_passed
 from nestling.export.head_files import pooling_file, write_head
 from nestling.export.serving_files import (
+    copy_code,
     copy_tokenizer_files,
     model_config,
     new_directory,
@@ -34,6 +35,7 @@ from nestling.export.serving_files import (
 from nestling.models.auto_classes import text_model_class
 from nestling.models.embedder import Embedder, read_model_files, read_named_prompts
 from nestling.models.merged_weights import MergedWeights, without_adapters
+from nestling.models.remote_code import code_files, is_trusted
 from nestling.models.weights import StoredWeights, write_weights
 
 
@@ -83,6 +85,7 @@ def export_embedder(
     facts = describe(embedder, card, dims, prompts, query_max_length, document_max_length)
     with new_directory(output_dir) as folder:
         write_json(folder / "config.json", config)
+        copy_code(base_files(embedder), folder)
         write_weights(expectation.outputs.weights, folder, prefix=written_prefix(embedder))
         write_tokenizer(embedder, folder)
         write_sentence_transformers(embedder, folder, max_length, prompts)
@@ -119,6 +122,7 @@ def describe(
         head=[each.kind for each in embedder.head.settings],
         pool_prompt=embedder.text_tokenizer.pool_prompt,
         model_class=text_model_class(embedder.config).__name__,
+        own_code=is_trusted(embedder.source) and bool(code_files(embedder.source)),
     )
 
 

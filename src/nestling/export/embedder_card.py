@@ -41,6 +41,7 @@ class EmbedderFacts:
         head: Kinds of the modules behind the pooling.
         pool_prompt: Whether pooling reads the tokens of prompts.
         model_class: transformers' Auto class that loads it.
+        own_code: Whether its class is in Python files of the directory.
     """
 
     title: str
@@ -56,6 +57,7 @@ class EmbedderFacts:
     head: Sequence[str] = ()
     pool_prompt: bool = True
     model_class: str = "AutoModel"
+    own_code: bool = False
 
     @property
     def plain(self) -> bool:
@@ -71,6 +73,7 @@ class EmbedderFacts:
             "pooling without the prompt": not self.pool_prompt,
             f"{' and '.join(dict.fromkeys(others))} before the end": bool(others),
             "the encoder of an encoder-decoder": self.model_class != "AutoModel",
+            "the code in this directory": self.own_code,
         }
         return ", ".join(what for what, is_so in reasons.items() if is_so) or None
 
@@ -134,7 +137,7 @@ def head_note(facts: EmbedderFacts) -> str:
 
 def _usage(facts: EmbedderFacts) -> str:
     dims = facts.dims[-1] if facts.dims else facts.dim
-    cut = f", truncate_dim={dims}" if facts.dims else ""
+    cut = (f", truncate_dim={dims}" if facts.dims else "") + trust(facts)
     sections = [
         f"""## Usage
 
@@ -157,6 +160,11 @@ print(model.similarity(queries, documents))
     return "\n".join(sections)
 
 
+def trust(facts: EmbedderFacts) -> str:
+    """A further argument for those who load it."""
+    return ", trust_remote_code=True" if facts.own_code else ""
+
+
 def _transformers(facts: EmbedderFacts) -> str:
     if not facts.plain:
         return "transformers alone gives hidden states of tokens; what follows them is in sentence-transformers.\n"
@@ -175,7 +183,7 @@ from transformers import {facts.model_class}, AutoTokenizer
 {inspect.getsource(pool)}
 
 tokenizer = AutoTokenizer.from_pretrained("MODEL")
-model = {facts.model_class}.from_pretrained("MODEL").eval()
+model = {facts.model_class}.from_pretrained("MODEL"{trust(facts)}).eval()
 texts = [{query!r}, {document!r}]
 limit = {max(facts.query_max_length, facts.document_max_length)}
 batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")

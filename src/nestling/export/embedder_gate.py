@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nestling.export.embedder_expectation import EmbedderExpectation, probe_texts
 from nestling.export.embedder_usage import POOL_BY_MASK
@@ -26,8 +26,9 @@ from nestling.export.probe_outputs import ProbeOutputs
 from nestling.models.auto_classes import text_model_class
 from nestling.models.modules import load_head
 from nestling.models.pooling import modes_of, pool_padded
+from nestling.models.remote_code import is_trusted
 from nestling.models.rounded_weights import Rounding
-from nestling.models.token_model import read_config
+from nestling.models.token_model import load_tokenizer, read_config
 
 BATCH = 10  # all probes
 
@@ -158,7 +159,7 @@ def _least_cosine(source: str, found: Tensor, expected: Tensor, report: Embedder
 
 def check_transformers(directory: Path, expectation: EmbedderExpectation, report: EmbedderReport) -> None:
     """Reload through the Auto class and AutoTokenizer, pool as the model card shows, compute the written head."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = load_tokenizer(directory)
     model = load_model(text_model_class(read_config(directory)), directory, report)
     head = load_head(str(directory), expectation.head)
     rows, starts = probe_rows(expectation), expectation.pooled_from
@@ -196,7 +197,11 @@ def check_sentence_transformers(directory: Path, expectation: EmbedderExpectatio
     from sentence_transformers import SentenceTransformer  # slow to import, and only gates need it
 
     model = SentenceTransformer(
-        str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+        str(directory),
+        device="cpu",
+        local_files_only=True,
+        model_kwargs={"dtype": torch.float32},
+        trust_remote_code=is_trusted(directory),
     )
     for name, prompt in (("query", expectation.query_prompt), ("document", expectation.document_prompt)):
         stored = model.prompts.get(name)

@@ -31,6 +31,7 @@ from nestling.console import say
 from nestling.export.probe_outputs import ProbeOutputs
 from nestling.export.serving_files import BaseFiles
 from nestling.models.attention import FLOAT32, VARLEN
+from nestling.models.remote_code import is_trusted
 from nestling.models.weights import StoredWeights
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,11 @@ def rounding_warning(dtype: str, cost: str) -> str:
 def load_model(model_class: Any, directory: Path, report: GateReport) -> Any:
     """A model by one of transformers' Auto classes, in float32 on the CPU; what it lacks is a failure."""
     model, loading = model_class.from_pretrained(
-        directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        directory,
+        dtype=torch.float32,
+        local_files_only=True,
+        output_loading_info=True,
+        trust_remote_code=is_trusted(directory),
     )
     missing = sorted(loading["missing_keys"])
     if missing:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
 )
 
@@ -27,6 +26,7 @@ from nestling.export.reranker_usage import score_causal, score_classifier, token
 from nestling.models.reranker import Reranker
 from nestling.models.rounded_weights import Rounding
 from nestling.models.scoring import Group
+from nestling.models.token_model import load_tokenizer
 
 # Rows of a batch on the CPU: their logits are over the whole vocabulary.
 BATCH = 2
@@ -176,7 +176,7 @@ def check_nestling(directory: Path, expectation: RerankerExpectation, report: Re
 
 def check_causal(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
     """Reload through AutoModelForCausalLM, as the model card shows."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = load_tokenizer(directory)
     model = load_model(AutoModelForCausalLM, directory, report)
     prompts = probe_prompts(tokenizer, expectation)
     no, yes = (
@@ -193,7 +193,7 @@ def check_causal(directory: Path, expectation: RerankerExpectation, report: Rera
 
 def check_classifier(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
     """Reload through AutoModelForSequenceClassification, as the model card shows."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = load_tokenizer(directory)
     model = load_model(AutoModelForSequenceClassification, directory, report)
     if tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
         report.failures.append("transformers: the tokenizer adds special tokens, which prompts do not have")

@@ -20,6 +20,7 @@ from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Scores
 from nestling.models.checked_loading import loading
 from nestling.models.encoding import progress_bar
+from nestling.models.remote_code import is_trusted
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoringStats
 from nestling.models.token_model import is_decoder, read_config
@@ -73,7 +74,7 @@ class CrossEncoderJudge:
 
         self.source = model
         with loading(model, "tokenizer and weights"):
-            self._model = CrossEncoder(model, device=str(device))
+            self._model = CrossEncoder(model, device=str(device), trust_remote_code=is_trusted(model))
         if self._model.num_labels != 1:
             raise ValueError(f"--judge {model}: it gives {self._model.num_labels} scores a pair, expected one")
         settings = [model_file(model, name) for name in CROSS_ENCODER_FILES]

@@ -16,6 +16,7 @@ from nestling.heap import trim_heap
 from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.checked_loading import load_weights, loading
 from nestling.models.json_files import FETCH
+from nestling.models.remote_code import is_trusted, require_arguments, require_trust
 from nestling.models.token_lookup import look_up_in_place
 
 # Values of config.json that are above 0.
@@ -148,10 +149,17 @@ class TokenModel(nn.Module):
 
 
 def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
-    """The config.json of a directory or hub id; ValueError if there is none, or it is damaged."""
+    """The config.json of a directory or hub id.
+
+    Raises:
+        ValueError: There is none, it is damaged, or its class comes with the model and is not trusted.
+    """
+    require_trust(str(model), subfolder)
     try:
         with loading(model, "configuration", subfolder):
-            config: PretrainedConfig = AutoConfig.from_pretrained(model, subfolder=subfolder)
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                model, subfolder=subfolder, trust_remote_code=is_trusted(model)
+            )
     except ValueError as error:
         if not isinstance(error.__cause__, OSError):
             raise
@@ -177,7 +185,9 @@ def require_sound_values(model: str | Path, config: PretrainedConfig) -> None:
 def load_tokenizer(model: str | Path, subfolder: str = "") -> PreTrainedTokenizerBase:
     """The tokenizer of a directory or hub id. Raises ValueError if it is damaged, or not a fast one."""
     with loading(model, "tokenizer", subfolder):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, subfolder=subfolder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            model, subfolder=subfolder, trust_remote_code=is_trusted(model)
+        )
     if not tokenizer.is_fast:
         raise ValueError(
             f"{model}: the tokenizer is not a fast one (with a tokenizer.json); convert it with transformers first"
@@ -221,7 +231,8 @@ def load_backbone(
         quantisation: How to quantise the weights; not at all by default.
 
     Raises:
-        ValueError: The weights are damaged, of another shape than config.json says, or incomplete.
+        ValueError: The weights are damaged, of another shape than config.json says, or incomplete; or the model's own
+            code does not take what Nestling gives it.
     """
     own = {name: value for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, float)}
     if dropout is not None:
@@ -234,7 +245,9 @@ def load_backbone(
         dtype=dtype,
         attn_implementation=attn_implementation,
         quantization_config=quantisation,
+        trust_remote_code=is_trusted(model),
     )
+    require_arguments(model, backbone)
     trim_heap()  # loading has freed more memory than a small model's weights take
     backbone.config.update(own)  # an exported config must have the model's own dropout, not that of this run
     for name, parameter in backbone.named_parameters():
