@@ -47,7 +47,7 @@ def check_data(config: CheckConfig) -> None:
 
     # 1. The checks.
     counter = open_counter(config)
-    sets = [load_retrieval_set(folder, config.eval_split) for folder in config.eval]
+    sets = [load_retrieval_set(folder, split) for folder in config.eval for split in eval_splits(folder, config)]
     rows = open_rows(config.data, split=config.split, columns=config.columns, progress=sys.stderr.isatty())
     criterion = NearDuplicateCriterion(config.threshold, config.shingle)
     checks = run_checks(rows, criterion, sets, min_characters=config.min_characters, progress=sys.stderr.isatty())
@@ -69,6 +69,16 @@ def check_data(config: CheckConfig) -> None:
         print(f"\n{config.output} holds {kept:,} rows; {config.data} is unchanged")
     if config.report is not None:
         write_report(Path(config.report), config, rows, findings, statistics_by_kind, dropped, report_sections)
+
+
+def eval_splits(folder: str, config: CheckConfig) -> list[str]:
+    """The splits of an evaluation set in which texts of the data are looked for."""
+    from nestling.records.beir import splits_of
+
+    if config.eval_split is not None:
+        return [config.eval_split]
+    own = config.split if Path(folder).resolve() == Path(config.data).resolve() else "train"
+    return [split for split in splits_of(folder) if split != own] or ["test"]
 
 
 def open_counter(config: CheckConfig) -> "TokenCounter | None":

@@ -61,6 +61,8 @@ class TableRow:
         metrics: Mean of each metric over the queries.
         truncated_queries: Number of truncated queries.
         truncated_documents: Number of truncated documents; for a reranker, of truncated candidates.
+        query_max_length: Tokens at which a model's queries were cut; None without an embedding model.
+        document_max_length: Tokens at which its documents were cut.
         order: Of a reranker's candidates: "first stage", "reranked" or "fused"; None without a reranker.
     """
 
@@ -72,6 +74,8 @@ class TableRow:
     metrics: dict[str, float]
     truncated_queries: int = 0
     truncated_documents: int = 0
+    query_max_length: int | None = None
+    document_max_length: int | None = None
     order: str | None = None
 
 
@@ -149,7 +153,7 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
     keys = model.to_dict()
     limit = keys.get("max_position_embeddings") or sys.maxsize
     for name in ("query_max_length", "document_max_length"):
-        length = getattr(config, name)
+        length = getattr(config, name) or 0
         require(length <= limit, f"--{name} {length}: {config.model} reads at most {limit} tokens; give a lower one")
     width = read_width(config.model)
     dims = config.dims or sorted({width, *(keys.get("matryoshka_dimensions") or [])}, reverse=True)
@@ -181,14 +185,16 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
         print(f"{each.name}: queries: {encoded.query_stats}", file=sys.stderr)
         print(f"{each.name}: documents: {encoded.document_stats}", file=sys.stderr)
         truncated = (encoded.query_stats.truncated, encoded.document_stats.truncated)
+        own = embedder.max_seq_length
+        limits = (config.query_max_length or own, config.document_max_length or own)
         print(f"{each.name}:")
-        print(f"  {len(each.queries):,} queries, {truncated[0]:,} cut to {config.query_max_length} tokens")
-        print(f"  {len(each.documents):,} documents, {truncated[1]:,} cut to {config.document_max_length} tokens")
+        print(f"  {len(each.queries):,} queries, {truncated[0]:,} cut to {limits[0]} tokens")
+        print(f"  {len(each.documents):,} documents, {truncated[1]:,} cut to {limits[1]} tokens")
         for dim in dims:
             for embedding_precision in config.embedding_precision:
                 ranks, scores = relevant_ranks_and_scores(encoded, dim, embedding_precision)
                 details = partial(embedder_details, encoded, each, ranks, scores, dim, embedding_precision)
-                yield make_row(each, ranks, dim, embedding_precision, truncated), each, details
+                yield make_row(each, ranks, dim, embedding_precision, (*truncated, *limits)), each, details
 
 
 def load(kind: Any, model: str | None, precision: str) -> Any:
@@ -316,7 +322,7 @@ def task_rows(measured: "TaskScores") -> list[TableRow]:
             embedding_precision,
             each.metrics,
             *measured.truncated,
-            order,
+            order=order,
         )
         for each in measured.splits
     ]
@@ -327,14 +333,13 @@ def make_row(
     ranks: "RelevantRanks",
     dim: int | None = None,
     embedding_precision: str | None = None,
-    truncated: tuple[int, int] = (0, 0),
+    lengths: tuple[int, int, int, int] | None = None,
 ) -> TableRow:
-    """The table row of a set; `truncated` are the numbers of truncated queries and documents."""
+    """The table row of a set; `lengths` are its numbers of truncated queries and documents, and their limits."""
     from nestling.retrieval.metrics import mean_metrics
 
-    return TableRow(
-        data.name, len(data.queries), len(data.documents), dim, embedding_precision, mean_metrics(ranks), *truncated
-    )
+    sizes = (len(data.queries), len(data.documents))
+    return TableRow(data.name, *sizes, dim, embedding_precision, mean_metrics(ranks), *(lengths or (0, 0, None, None)))
 
 
 def print_table(rows: list[TableRow]) -> None:

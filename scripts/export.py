@@ -37,8 +37,8 @@ class Trained:
 
     embedder: "Embedder"
     card: "Card"
-    query_max_length: int
-    document_max_length: int
+    max_seq_length: int | None
+    trained_lengths: tuple[int, int] | None
     dims: list[int]
     instructions: dict[str, str]
 
@@ -76,6 +76,7 @@ def export(config: ExportConfig, output: Path) -> "GateReport":
     require_same_code(folder.resolve().parents[1], config.base or settings.model)
     config = replace(config, dtype=config.dtype or settings.export_dtype)
     if isinstance(settings, RerankConfig):
+        require(config.max_seq_length is None, f"{folder} is of a reranker, and max_seq_length is an embedder's")
         return write_reranker(*reranker_of(folder, settings, config.base), output, config)
     require(config.shape is None, f"{folder} is of an embedder, and shape is a reranker's")
     return write_embedder(embedder_of(folder, settings, config.base), output, config)
@@ -89,8 +90,8 @@ def write_embedder(trained: Trained, output: Path, config: ExportConfig) -> "Gat
     return export_embedder(
         trained.embedder,
         output,
-        query_max_length=trained.query_max_length,
-        document_max_length=trained.document_max_length,
+        max_seq_length=config.max_seq_length or trained.max_seq_length,
+        trained_lengths=trained.trained_lengths,
         dims=trained.dims,
         dtype=getattr(torch, config.dtype) if config.dtype else None,
         allow_failed_gate=config.allow_failed_gate,
@@ -133,8 +134,8 @@ def embedder_of(checkpoint: Path, config: EmbedConfig, base: str | None) -> Trai
     return Trained(
         embedder,
         restore(checkpoint, embedder, config),
-        config.query_max_length,
-        config.document_max_length,
+        config.max_seq_length,
+        (config.query_max_length, config.document_max_length),
         config.matryoshka_dims,
         query_prompts(config, reads),
     )
@@ -176,7 +177,7 @@ def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
     embedder.backbone = load_lora(embedder.backbone, str(adapter))
     modules = modules_beside(str(adapter), embedder.head.settings)
     embedder.head = embedder.head if modules is None else load_head(str(adapter), modules)
-    return Trained(embedder, Card(), config.query_max_length, config.document_max_length, config.matryoshka_dims, {})
+    return Trained(embedder, Card(), None, None, config.matryoshka_dims, {})
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def main(config: EmbedConfig) -> None:
     # 1. Data, read and checked before any weights load.
     with rank_zero_first():  # which fills the cache of Arrow files
         sources = read_sources(config, partial(check_embed_data, config), show=show)
-        dev_sets = [load_dev_set(dev, show=show) for dev in config.dev]
+        dev_sets = [load_dev_set(dev, sources, show=show) for dev in config.dev]
     require_teacher_scores(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
@@ -267,8 +267,8 @@ def evaluate(parts: EmbedParts) -> Results:
             parts.embedder,
             dev_set,
             list(parts.dims),
-            query_max_length=config.query_max_length,
-            document_max_length=config.document_max_length,
+            query_max_length=config.max_seq_length,
+            document_max_length=config.max_seq_length,
             instruction=dev.instruction,
             equal_forwards=parts.backend.sharded,
             progress=parts.accelerator.is_main_process,
@@ -301,8 +301,8 @@ def export(parts: EmbedParts, run: Run, step: int) -> None:
     report = export_embedder(
         parts.embedder,
         run.folder.final,
-        query_max_length=config.query_max_length,
-        document_max_length=config.document_max_length,
+        max_seq_length=config.max_seq_length,
+        trained_lengths=(config.query_max_length, config.document_max_length),
         dims=config.matryoshka_dims,
         instructions=query_prompts(config, train_reads(run.batch_sampler.sources)),
         dtype=export_dtype(config),

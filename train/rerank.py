@@ -62,7 +62,7 @@ def main(config: RerankConfig) -> None:
     with rank_zero_first():  # which fills the cache of Arrow files
         check = partial(check_dataset, config)
         sources = read_sources(config, check, show=show, allow_no_positives=True)
-        dev_sets = [load_rerank_dev_set(dev, show=show) for dev in config.dev]
+        dev_sets = [load_rerank_dev_set(dev, sources, show=show) for dev in config.dev]
     require_unique("dev", [each.retrieval_set.name for each in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
 
@@ -130,6 +130,7 @@ def train(parts: RerankParts, folder: RunFolder) -> None:
         total=total,
         measure=partial(evaluate, parts) if parts.dev_sets else None,
         axis="depth",
+        first_stage={each.retrieval_set.name: {each.depth: each.first_stage} for each in parts.dev_sets},
         main_rank=main_rank,
         describe=partial(rerank_summary, parts, total),
     ) as run:

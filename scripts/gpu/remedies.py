@@ -1,5 +1,6 @@
 """What each remedy against slow steps is worth: a step with it and without it, where there is a switch."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,11 +9,12 @@ from multiprocessing import get_context
 import torch
 from peft.tuners.lora.layer import LoraLayer
 
+from nestling.gpu import BF16_RESIDUAL
 from nestling.models.compiled_layers import compile_layers
 from nestling.models.embedder import Embedder
 from nestling.training.profiling import PeakMemory
 from scripts.gpu.place import Place
-from scripts.gpu.training_step import open_step
+from scripts.gpu.training_step import Tuning, open_step
 
 
 def nothing(*_: object) -> None:
@@ -24,6 +26,11 @@ def cast_inputs(model: Embedder) -> None:
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = True
+
+
+def round_hidden_states() -> None:
+    """Hidden states are added up in bfloat16, as NESTLING_BF16_RESIDUAL=1 has it."""
+    os.environ[BF16_RESIDUAL] = "1"
 
 
 def fix_segments() -> None:
@@ -40,12 +47,14 @@ class Change:
         before: Changes settings of torch.
         after: Changes the model that has been loaded.
         attention: Name of the attention implementation.
+        tuning: lora, or full for all weights.
         memory: Bytes for activations that are kept between the passes; None for what the recipes choose.
     """
 
     before: Callable[[], object] = nothing
     after: Callable[[Embedder], object] = nothing
     attention: str = "auto"
+    tuning: Tuning = "lora"
     memory: float | None = None
 
 
@@ -56,6 +65,8 @@ CHANGES = {
     "cuDNN attention allowed": Change(before=partial(torch.backends.cuda.enable_cudnn_sdp, True)),
     "adapters cast their input": Change(after=cast_inputs),
     "memory in segments of fixed size": Change(before=fix_segments),
+    "all weights": Change(tuning="full"),
+    "all weights, hidden states added up in bf16": Change(round_hidden_states, tuning="full"),
 }
 
 
@@ -84,7 +95,7 @@ def measure_each(place: Place, changes: Mapping[str, Change]) -> None:
 
 def step_with(place: Place, change: Change, name: str) -> None:
     change.before()
-    step = open_step(place, "lora", rows=place.size(128, 4), attention=change.attention)
+    step = open_step(place, change.tuning, rows=place.size(128, 4), attention=change.attention)
     change.after(step.model)
     batch, budget = step.batch(place.size(8192, 64)), step.budget(change.memory)
     peak = PeakMemory(place.device)

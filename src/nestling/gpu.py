@@ -15,6 +15,16 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC
 DETERMINISTIC, WORKSPACE = "NESTLING_DETERMINISTIC", "CUBLAS_WORKSPACE_CONFIG"
 # Set to 1, it has training compile the layers of a model; off until it has been measured on a GPU.
 COMPILE = "NESTLING_COMPILE"
+# Set to 1, the two below save traffic for some rounding in precision bf16; off until they have been measured on a GPU.
+# Hidden states are added up in bfloat16 between layers.
+BF16_RESIDUAL = "NESTLING_BF16_RESIDUAL"
+# FSDP2 gathers float32 weights as bfloat16, half the bytes, and reduces gradients in float32.
+BF16_GATHERS = "NESTLING_BF16_GATHERS"
+
+
+def is_on(name: str) -> bool:
+    """Whether the environment sets a switch to 1."""
+    return os.environ.get(name) == "1"
 
 
 def set_environment() -> None:
@@ -25,7 +35,7 @@ def set_environment() -> None:
     """
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
-    if os.environ.get(DETERMINISTIC) == "1":
+    if is_on(DETERMINISTIC):
         os.environ.setdefault(WORKSPACE, ":4096:8")
 
 
@@ -43,7 +53,7 @@ def set_up_torch() -> None:
 
         torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.enable_cudnn_sdp(False)
-        if os.environ.get(DETERMINISTIC) == "1":
+        if is_on(DETERMINISTIC):
             torch.use_deterministic_algorithms(True, warn_only=True)
 
 

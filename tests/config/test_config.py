@@ -83,8 +83,8 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         ("lora: {rr: 1}", "unknown key 'rr'; did you mean 'r'?"),
         ("temperatur: 1", "unknown key 'temperatur'; did you mean 'loss.temperature'?"),
         ("qqqq: 1", "unknown key 'qqqq'; --help lists the keys"),
-        ("num_train_epochs: null", "Parser key \"num_train_epochs\": Expected a <class 'float'>. Got value: None"),
-        ("loss: {temperature: null}", "Parser key \"loss.temperature\": Expected a <class 'float'>. Got value: None"),
+        ("num_train_epochs: null", "num_train_epochs is 'None', expected a number"),
+        ("loss: {temperature: null}", "loss.temperature is 'None', expected a number"),
     ],
 )
 def test_a_wrong_key_of_a_file_is_named(
@@ -109,7 +109,7 @@ def test_an_unknown_flag_and_an_abbreviation_are_refused(capsys: pytest.CaptureF
     ("argv", "message"),
     [
         (["--batch_size", "1"], "batch_size is 1; in-batch negatives need at least 2 queries"),
-        (["--batch_size", "x"], "Parser key \"batch_size\": Expected a <class 'int'>. Got value: x"),
+        (["--batch_size", "x"], "batch_size is 'x', expected a whole number"),
         (["--matryoshka_dims", "64,64"], "matryoshka_dims: 64 is given 2 times; name each dimension once"),
         (["--matryoshka_dims", "64,0"], "matryoshka_dims: 0 is not a dimension; expected whole numbers above 0"),
         (

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from nestling.config import EmbedConfig, MakeQueriesConfig, PipelineConfig, parse_config, read_run, read_section
+from nestling.config import (
+    EmbedConfig,
+    MakeQueriesConfig,
+    PipelineConfig,
+    TrainData,
+    parse_config,
+    read_run,
+    read_section,
+)
 from nestling.config.yaml_files import MAX_DEPTH, MAX_VALUES, read_yaml
 from nestling.costs.recipes import read_recipe
 
@@ -159,9 +167,9 @@ def test_a_text_in_place_of_a_dataset_is_no_class(
     assert expected in refusal_of_flags([*EMBED, "--train=[stranger.Own]"], capsys, EmbedConfig)
     assert expected in refusal_of_flags([*EMBED, "--train+=stranger.Own"], capsys, EmbedConfig)
     path = write(tmp_path, "model: m\noutput_dir: o\ntrain: [stranger.Own]\n")
-    assert expected in refusal_of_config(path, capsys, EmbedConfig)
-    with pytest.raises(ValueError, match=r"train: found the text 'stranger.Own'"):
-        read_section("embed", EmbedConfig, {"model": "m", "output_dir": "o", "train": ["stranger.Own"]})
+    assert parse_config(EmbedConfig, "", ["--config", str(path)]).train == [TrainData("stranger.Own")]
+    settings = {"model": "m", "output_dir": "o", "train": ["stranger.Own"]}
+    assert read_section("embed", EmbedConfig, settings).train == [TrainData("stranger.Own")]
     assert "stranger" not in sys.modules
 
 

@@ -70,8 +70,7 @@ def test_export_of_a_lora_decoder_passes_the_gate_within_a_launch(
     report = export_embedder(
         embedder,
         final,
-        query_max_length=32,
-        document_max_length=64,
+        max_seq_length=64,
         dims=[16, 32],
         instructions={"sql": "Find SQL"},
         card=card,
@@ -164,7 +163,7 @@ def test_export_of_an_encoder(tmp_path: Path, pooling: str, lora: bool) -> None:
     prompts = {"query": "query: ", "passage": "passage: ", "clustering": "cluster: "}
     base = tiny_bert(tmp_path / "base", pooling, prompts=prompts, normalize=lora)
     embedder = (with_lora if lora else with_noise)(Embedder.from_pretrained(base))
-    report = export_embedder(embedder, tmp_path / "final", query_max_length=48, document_max_length=32)
+    report = export_embedder(embedder, tmp_path / "final", max_seq_length=48)
     assert report.merged is not None
     assert report.merged >= 0.99999
     assert (report.rounding, report.bfloat16) == (None, None)  # float32 all the way
@@ -190,7 +189,7 @@ def test_export_of_a_bare_decoder_keeps_its_names_and_teaches_its_tokenizer_the_
     embedder = with_noise(Embedder.from_pretrained(base))
     killed = tmp_path / ".final.0123abcd.partial"  # of an export that was killed
     (killed / "adapter").mkdir(parents=True)
-    export_embedder(embedder, tmp_path / "final", query_max_length=16, document_max_length=16, dtype=torch.bfloat16)
+    export_embedder(embedder, tmp_path / "final", max_seq_length=16, dtype=torch.bfloat16)
     assert not killed.exists()
     assert not (tmp_path / "final" / "adapter").exists()
     assert load_file(tmp_path / "final" / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
@@ -268,7 +267,7 @@ def exported(
     dtype = torch.bfloat16 if deep else torch.float32
     base = Embedder.from_pretrained(tiny_qwen3(root / "base", dtype=dtype, layers=28 if deep else 2))
     embedder = with_lora(base, scale=0.02) if deep else with_noise(base)
-    export_embedder(embedder, root / "final", query_max_length=32, document_max_length=32)
+    export_embedder(embedder, root / "final", max_seq_length=32)
     return root, expect_embeddings(embedder, MergedWeights(embedder.backbone), dtype, 32)
 
 
@@ -305,7 +304,7 @@ def test_gate_finds_a_wrong_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     embedder = with_lora(Embedder.from_pretrained(base), scale=0.02)
     monkeypatch.setattr("nestling.models.merged_weights.lora_delta", lambda layer: scale * lora_delta(layer))
     with pytest.raises(ExportError, match="merged weights: cosine"):
-        export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+        export_embedder(embedder, tmp_path / "final", max_seq_length=32)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
@@ -314,7 +313,7 @@ def test_a_failed_directory_is_written_where_that_is_allowed_and_says_so(
 ) -> None:
     embedder = with_lora(Embedder.from_pretrained(tiny_qwen3(tmp_path / "base")))
     monkeypatch.setattr("nestling.models.merged_weights.lora_delta", lambda layer: 2 * lora_delta(layer))
-    lengths = {"query_max_length": 32, "document_max_length": 32}
+    lengths = {"max_seq_length": 32}
     with pytest.raises(ExportError, match="--allow_failed_gate true"):
         export_embedder(embedder, tmp_path / "final", **lengths)
     report = export_embedder(embedder, tmp_path / "final", **lengths, allow_failed_gate=True)
@@ -329,7 +328,7 @@ def test_what_rounding_costs_is_measured_and_the_better_way_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = tiny_qwen3(tmp_path / "base", dtype=torch.bfloat16)
-    lengths = {"query_max_length": 32, "document_max_length": 32}
+    lengths = {"max_seq_length": 32}
     for scale in (0.05, 0.003):
         final = tmp_path / str(scale)
         report = export_embedder(with_lora(Embedder.from_pretrained(base), scale=scale), final, **lengths)
@@ -354,7 +353,7 @@ def test_what_rounding_costs_is_measured_and_the_better_way_taken(
 
 def test_changes_that_rounding_swallows_whole_are_a_warning(tmp_path: Path) -> None:
     embedder = with_lora(Embedder.from_pretrained(tiny_qwen3(tmp_path / "base", dtype=torch.bfloat16)), scale=1e-5)
-    report = export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+    report = export_embedder(embedder, tmp_path / "final", max_seq_length=32)
     assert report.changes.changed == 0
     assert any("rounding has made all 24 tensors those of" in line for line in report.warnings)
 
@@ -390,7 +389,7 @@ def test_gate_refuses_an_adapter_that_has_learnt_nothing(tmp_path: Path) -> None
     assert isinstance(embedder.backbone, PreTrainedModel)
     embedder.backbone = attach_lora(embedder.backbone, r=4, alpha=8, dropout=0.0)  # B is zero
     with pytest.raises(ExportError, match="nothing was learnt"):
-        export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+        export_embedder(embedder, tmp_path / "final", max_seq_length=32)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
@@ -408,7 +407,7 @@ def test_existing_output_is_refused_before_anything_runs(tmp_path: Path) -> None
     embedder = Embedder.from_pretrained(tiny_bert(tmp_path / "base"))
     (tmp_path / "final").mkdir()
     with pytest.raises(ValueError, match="exists already"):
-        export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+        export_embedder(embedder, tmp_path / "final", max_seq_length=32)
 
 
 def test_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +415,7 @@ def test_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(WriteError, match=r"^cannot write into .* are free, and the export needs .*; free space there"):
-        export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+        export_embedder(embedder, tmp_path / "final", max_seq_length=32)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
@@ -505,7 +504,7 @@ def test_code_and_linked_files_of_the_base_stay_there(
         modules[0]["path"] = "0_Transformer"
         (base / "modules.json").write_text(json.dumps(modules))
     embedder = with_noise(Embedder.from_pretrained(base))
-    export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+    export_embedder(embedder, tmp_path / "final", max_seq_length=32)
     said = capsys.readouterr().err
     assert "auto_map and custom_pipelines left out" in said
     assert "vocab.txt is a link to a file outside the model and is not exported" in said

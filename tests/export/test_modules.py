@@ -4,6 +4,7 @@ import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ from tiny_modules import (
 )
 
 TEXTS = ["find all files", "short", "人工智慧", "def f(x):\n    return x", "word " * 60]
-LENGTHS = {"query_max_length": 48, "document_max_length": 32}
+LENGTHS: dict[str, Any] = {"max_seq_length": 48}
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
 
 

@@ -7,12 +7,14 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import metadata_load
+from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from torch import Tensor
@@ -275,20 +277,23 @@ def test_gate_finds_a_planted_fault(
     assert not [path.name for path in tmp_path.iterdir() if "final" in path.name]
 
 
+def scaled_delta(scale: float, layer: LoraLayer) -> Tensor:
+    return scale * lora_delta(layer)
+
+
 @pytest.mark.parametrize("shape", ["causal", "classifier"])
-@pytest.mark.parametrize("scale", [0.0, 0.9, 2.0])  # not merged, merged with a wrong scale, merged twice
-def test_gate_finds_a_wrong_merge_at_depth(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Shape, scale: float
-) -> None:
+def test_gate_finds_a_wrong_merge_at_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Shape) -> None:
     base = base_model(tmp_path / "base", dtype=torch.bfloat16, layers=28)
     reranker = with_lora(Reranker.from_pretrained(base, settings=SETTINGS), scale=0.02)
     report = export_reranker(reranker, tmp_path / "sound", shape=shape)
     assert report.merged is not None
     assert report.merged < 1e-4
     assert max(report.transformers or 1, report.sentence_transformers or 1) < 1e-4
-    monkeypatch.setattr("nestling.models.merged_weights.lora_delta", lambda layer: scale * lora_delta(layer))
-    with pytest.raises(ExportError, match="merged weights: the logit of"):
-        export_reranker(reranker, tmp_path / "final", shape=shape)
+    for scale in (0.0, 2.0, 0.9):  # not merged, merged twice, merged with a wrong scale
+        wrong = partial(scaled_delta, scale)
+        monkeypatch.setattr("nestling.models.merged_weights.lora_delta", wrong)
+        with pytest.raises(ExportError, match="merged weights: the logit of"):
+            export_reranker(reranker, tmp_path / "final", shape=shape)
     report = export_reranker(reranker, tmp_path / "final", shape=shape, allow_failed_gate=True)
     assert "This directory failed" in (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
 

@@ -48,7 +48,7 @@ def another_model(base: Path, folder: Path) -> Path:
 def test_heads_of_directories_adapters_and_checkpoints(tmp_path: Path) -> None:
     base = tiny_stella(tmp_path / "base")
     embedder = with_trained_head(with_lora(Embedder.from_pretrained(base)))
-    export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+    export_embedder(embedder, tmp_path / "final", max_seq_length=32)
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(yaml.safe_dump({"model": str(base), "lora": {"alpha": 8}}))

@@ -219,7 +219,7 @@ def test_what_nestling_exports_can_be_merged(tmp_path: Path, qwen3: Path, monkey
     monkeypatch.setattr("nestling.export.embedder.check_embedder", lambda *given: EmbedderReport())
     monkeypatch.setattr("nestling.export.embedder.render_embedder_card", lambda *given: "")
     embedder = with_lora(Embedder.from_pretrained(qwen3))
-    export_embedder(embedder, tmp_path / "embedder", query_max_length=32, document_max_length=32)
+    export_embedder(embedder, tmp_path / "embedder", max_seq_length=32)
     served, adapter = open_model(str(tmp_path / "embedder")), open_model(str(tmp_path / "embedder" / "adapter"))
     Inputs.of([served, adapter], open_model(str(qwen3)))
     for name in served.specs:

@@ -1,13 +1,14 @@
 """The audit page: valid HTML that loads nothing, with scores and truncated texts."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 
 from mining.small import opened, write_rows
-from nestling.mining.audit import audit_page
+from nestling.mining.audit import Section, audit_page, lowest_positives, sections
 from nestling.mining.candidates import union_candidates
 from nestling.mining.lists import Lists
 from nestling.mining.result import MiningResult
@@ -67,6 +68,57 @@ def test_the_page_shows_texts_scores_and_settings(tmp_path: Path) -> None:
     assert "is 1 < 2 & 3?" in page.text
     assert "x" * 1200 + " …" in page.text
     assert "x" * 1201 not in page.text
-    assert page.text.index("second") < page.text.index("is 1 < 2 & 3?")  # the most suspicious first
-    assert "+0.200 from the lowest positive" in page.text
-    assert "-0.700 from the lowest positive" in page.text
+    assert "+0.200 from the lowest positive · 140% of it · m 0.700" in page.text
+    assert "-0.700 from the lowest positive · 22% of it · m 0.200" in page.text
+
+
+def many(tmp_path: Path) -> MiningResult:
+    """Forty queries with a positive and a negative each, whose scores are in orders of their own."""
+    rows = [{"query": f"q{i}", "positives": [f"p{i}"], "negatives": [f"n{i}"]} for i in range(40)]
+    _, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
+    texts = list(pool.texts)
+    found = np.array([[texts.index(f"n{i}")] for i in range(40)])
+    scores = np.array([[0.3 + i * 7 % 40 / 100] for i in range(40)], np.float32)
+    candidates = union_candidates({"m": Retrieved(found, scores)})
+    positives = positives_in_pool(query_set, pool)
+    own = np.array([0.1 + int(texts[each][1:]) * 11 % 40 / 50 for each in positives.values], np.float32)
+    return MiningResult(
+        query_set,
+        pool,
+        Positives(positives, {"m": own}, np.ones(40, dtype=bool)),
+        candidates,
+        CandidateFilter(40),
+        "m",
+        Lists.grouped(candidates.queries, np.arange(40), 40),
+        Lists.of([np.zeros(0, np.int64)] * 40),
+    )
+
+
+def test_each_list_holds_what_its_sentence_promises(tmp_path: Path) -> None:
+    result = many(tmp_path)
+    own, beside, suspects, ordinary = sections(result, "m", lowest_positives(result, "m"))
+    score = {f"n{i}": 0.3 + i * 7 % 40 / 100 for i in range(40)}
+    positive = {f"n{i}": 0.1 + i * 11 % 40 / 50 for i in range(40)}
+    ratio = {name: score[name] / positive[name] for name in score}
+
+    def shown(section: Section) -> list[str]:
+        return [each.text for query in section.queries for each in query.negatives]
+
+    assert own.title == "The 25 negatives that score highest"
+    assert shown(own) == sorted(score, key=lambda name: -score[name])[:25]
+    assert shown(beside) == sorted(ratio, key=lambda name: -ratio[name])[:25]
+    assert suspects.title == "The 25 queries whose positives score lowest"
+    assert shown(suspects) == sorted(positive, key=lambda name: positive[name])[:25]
+    assert ordinary.title == "10 queries at random"
+    assert len(ordinary.queries) == 10
+
+
+def test_positives_at_or_below_zero_have_no_share(tmp_path: Path) -> None:
+    """As with logits, whose ratios mean nothing."""
+    result = many(tmp_path)
+    logits = replace(
+        result, positives=replace(result.positives, scores={"m": np.linspace(-4, 0, 40, dtype=np.float32)})
+    )
+    _, beside, *_ = sections(logits, "m", lowest_positives(logits, "m"))
+    assert beside.queries == []
+    assert "% of it" not in audit_page(logits, scorer="m", title="t", settings={}, lines=[])

@@ -137,6 +137,7 @@ def test_chunks_of_one_text_or_position_need_programs_of_their_own(qwen3: Path, 
     assert not counters["recompile_limit"]
 
 
+@pytest.mark.slow
 def test_a_cached_step(qwen3: Path, no_compiler: None) -> None:
     """Of which some chunks are kept and others are encoded twice."""
     ids = [list(range(5, 5 + length)) for length in (5, 9, 5, 9, 9, 5)]

@@ -240,3 +240,14 @@ def test_gradient_checkpointing_changes_nothing(folder: str, request: pytest.Fix
 def test_the_width_is_known_without_the_weights(qwen3: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(qwen3, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     assert read_width(copy) == Embedder.from_pretrained(qwen3).dim
+
+
+@pytest.mark.parametrize("limit", [40, None])
+def test_the_limit_of_a_directory_is_that_of_sentence_transformers(tmp_path: Path, limit: int | None) -> None:
+    folder = tiny_bert(tmp_path)
+    if limit is None:
+        (folder / "sentence_bert_config.json").unlink()
+    else:
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": limit, "do_lower_case": False}))
+    found = Embedder.from_pretrained(folder).max_seq_length
+    assert found == SentenceTransformer(str(folder), device="cpu").max_seq_length == limit or 128

@@ -93,7 +93,7 @@ def test_trusted_code_is_named_with_its_hash_run_and_exported(
     require_exportable(settings(folder, tmp_path / "run"))
     embedder = with_noise(Embedder.from_pretrained(folder))
     assert type(embedder.backbone).__name__ == "OwnModel"
-    report = export_embedder(embedder, tmp_path / "final", query_max_length=32, document_max_length=32)
+    report = export_embedder(embedder, tmp_path / "final", max_seq_length=32)
     assert report.failures == []
     assert sorted(path.name for path in (tmp_path / "final").glob("*.py")) == [
         "configuration_own.py",

@@ -156,7 +156,7 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
         ({"rerank": {"loss": {"objectiv": "listwise"}}}, "rerank: unknown key 'objectiv'"),
         (
             {"embed": {"num_train_epochs": None}},
-            "embed: Parser key \"num_train_epochs\": Expected a <class 'float'>. Got value: None",
+            "embed: num_train_epochs is 'None', expected a number",
         ),
         ({"embed": None}, "merge needs a trained embedder, thus embed"),
         ({"embed": None, "merge": None}, "remine needs a trained embedder, thus embed"),

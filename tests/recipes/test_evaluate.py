@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
 
 from nestling.models.reranker import Reranker
 from recipes.runs import run_main
 from scripts.evaluate import main
-from sets import write_queries_among_documents
+from sets import write_beir, write_queries_among_documents
 
 SHORT = ["--query_max_length", "64", "--document_max_length", "64"]
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
@@ -236,3 +238,27 @@ def test_what_a_reranker_cannot_do(beir: Path, options: list[str], message: str)
     done = evaluate(*options, "--data", beir)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_documents_are_read_as_far_as_the_directory_says(bert: Path, tmp_path: Path) -> None:
+    """Documents differ behind a header only: cut at 32 tokens they are alike, at the directory's 120 they are not."""
+    header = "we list all of the files by their size in here " * 3
+    topics = ["boundary layer", "hot wings", "tar archive", "shock wave"]
+    qrels = {f"q{i}": {f"d{i}": 1} for i in range(len(topics))}
+    data = write_beir(tmp_path / "headed", [header + each for each in topics], topics, qrels)
+    model = tmp_path / "model"
+    shutil.copytree(bert, model)
+    (model / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 120, "do_lower_case": False}))
+    served = SentenceTransformer(str(model), device="cpu")
+    queries, documents = (torch.from_numpy(served.encode(list(each))) for each in (data.queries, data.documents))
+    own = (queries @ documents.T).diagonal()
+    expected = float((1 / (queries @ documents.T >= own[:, None]).sum(dim=1)).mean())
+    rows = []
+    for name, lengths in (("own", []), ("short", ["--document_max_length", "32"])):
+        output = tmp_path / f"{name}.json"
+        done = evaluate("--model", model, "--data", tmp_path / "headed", *lengths, "--output", output)
+        assert done.returncode == 0, done.stderr
+        rows.append(json.loads(output.read_text())["results"][0])
+    assert [(row["document_max_length"], row["truncated_documents"]) for row in rows] == [(120, 0), (32, 4)]
+    assert rows[0]["metrics"]["MRR@10"] == pytest.approx(expected)
+    assert rows[1]["metrics"]["MRR@10"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4), "all four are alike"

@@ -77,16 +77,21 @@ def test_checkpoint_and_its_adapter(
     served = Embedder.from_pretrained(tmp_path / "served")
     torch.testing.assert_close(served.encode(["list files"], kind="query", max_length=32), expected)
     assert served.config.matryoshka_dimensions == [64, 32, 16]
+    assert served.max_seq_length == 512, "the base's own limit, though training cut texts at 32 and 48"
+    card = (tmp_path / "served" / "README.md").read_text(encoding="utf-8")
+    assert "`max_seq_length` is 512: " in card
+    assert "training cut queries to 32 and documents to 48 tokens" in card
     assert "| dev | 64 | 0.5000 → 0.5700 |" in (tmp_path / "served" / "README.md").read_text(encoding="utf-8")
 
     if tuning == "lora":
         flags = ["--adapter", str(tmp_path / "served" / "adapter"), "--base", str(qwen3)]
-        instruction = ["--instruction", "Find the command", "--document_max_length", "48", "--dtype", "bfloat16"]
+        instruction = ["--instruction", "Find the command", "--max_seq_length", "48", "--dtype", "bfloat16"]
         export(monkeypatch, *flags, *instruction, "--output", str(tmp_path / "again"))
         again = Embedder.from_pretrained(tmp_path / "again")
         found = again.encode(["list files"], kind="query", max_length=32)
         torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
         assert again.prompts == served.prompts
+        assert again.max_seq_length == 48
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

@@ -20,7 +20,7 @@ from nestling.training.exportable import require_exportable
 from nestling.training.models import load_embedder
 from trained import with_lora
 
-LENGTHS = {"query_max_length": 32, "document_max_length": 32}
+LENGTHS = {"max_seq_length": 32}
 
 
 def embed_config(model: Path, folder: Path, **more: object) -> EmbedConfig:

@@ -1,11 +1,12 @@
 """Choosing and configuring the backend that the launcher was asked for."""
 
-import os
 import warnings
 from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -16,7 +17,7 @@ from nestling.backends.fsdp import Fsdp
 from nestling.backends.plain import Plain
 from nestling.backends.sizes import free_memory, trained_bytes
 from nestling.backends.zero import Zero
-from nestling.gpu import COMPILE
+from nestling.gpu import BF16_GATHERS, COMPILE, is_on
 from nestling.models.compiled_layers import compile_layers, transformer_layers
 from nestling.models.token_model import TokenModel
 
@@ -44,7 +45,7 @@ def prepare(
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if kind == DistributedType.FSDP:
         configure_fsdp(accelerator, model)
-    if os.environ.get(COMPILE) == "1":
+    if is_on(COMPILE):
         compile_layers(model)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     fits = gradients_fit(trained_bytes(model), free_memory(accelerator.device))
@@ -62,7 +63,7 @@ def configure_zero(accelerator: Accelerator, queries_per_rank: int, max_norm: fl
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage not in (1, 2, 3):
         raise ValueError(f"DeepSpeed is configured with ZeRO stage {stage}; use 1, 2 or 3, or DDP without DeepSpeed")
-    if stage == 3 and os.environ.get(COMPILE) == "1":
+    if stage == 3 and is_on(COMPILE):
         raise ValueError(f"{COMPILE}=1 cannot compile layers that ZeRO-3 gathers; use ZeRO-2 or FSDP2, or unset it")
     for section in ("fp16", "bf16"):
         if settings.get(section, {}).get("enabled") is True:
@@ -85,7 +86,7 @@ def configure_zero(accelerator: Accelerator, queries_per_rank: int, max_norm: fl
 
 
 def configure_fsdp(accelerator: Accelerator, model: TokenModel) -> None:
-    """Require FSDP2, and have the model sharded layer by layer."""
+    """Require FSDP2, and have the model sharded layer by layer, in precision bf16 gathered as bfloat16 if asked for."""
     plugin = cast(Any, accelerator.state).fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError("this is FSDP version 1; set fsdp_version: 2 in accelerate's configuration")
@@ -93,6 +94,8 @@ def configure_fsdp(accelerator: Accelerator, model: TokenModel) -> None:
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = layer_classes(model)
+    if is_on(BF16_GATHERS) and model.precision == torch.bfloat16:
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
 
 
 def layer_classes(model: TokenModel) -> list[str]:

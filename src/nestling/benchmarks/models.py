@@ -30,7 +30,8 @@ class MtebEmbedder(AbsEncoder):
 
     Args:
         embedder: The embedder.
-        query_max_length: Maximum number of tokens of a query, including prompt and end token.
+        query_max_length: Maximum number of tokens of a query, including prompt and end token; by default the
+            embedder's own.
         document_max_length: Maximum number of tokens of a document, likewise.
         dim: Dimensions to truncate embeddings to, before they are normalised again; by default those of the model.
         instruction: Instruction of all tasks; by default that of mteb for each task, or else that of the model.
@@ -45,14 +46,15 @@ class MtebEmbedder(AbsEncoder):
         self,
         embedder: Embedder,
         *,
-        query_max_length: int,
-        document_max_length: int,
+        query_max_length: int | None = None,
+        document_max_length: int | None = None,
         dim: int | None = None,
         instruction: str | None = None,
         progress: bool = False,
     ) -> None:
         self.embedder = embedder
-        self.lengths = {"query": query_max_length, "document": document_max_length}
+        own = embedder.max_seq_length
+        self.lengths = {"query": query_max_length or own, "document": document_max_length or own}
         self.instruction = instruction
         self.progress = progress
         self.dim = dim or embedder.dim

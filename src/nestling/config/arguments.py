@@ -6,12 +6,11 @@ import json
 import re
 import sys
 from argparse import Action, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import (
     ActionConfigFile,
@@ -21,7 +20,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from nestling.config.retired import retired
+from nestling.config.messages import explain, known_keys
 from nestling.config.yaml_files import read_yaml, require_no_classes_in_flags
 from nestling.disk_errors import find_write_error
 from nestling.gpu import set_environment, set_up_torch
@@ -31,27 +30,40 @@ from nestling.threads import limit_threads
 
 Config = TypeVar("Config")
 
-# The forms in which jsonargparse reports a key that it does not know: a flag, a key of the file, a key inside another.
-UNKNOWN_KEY = re.compile(
-    r"[Uu]nrecognized arguments: --([\w.]+)|[Kk]ey '([\w.]+)' is not expected"
-    r"|[Oo]ption '([\w.]+)' is not accepted|does not accept option '([\w.]+)'"
-)
-
-# And a text in place of a section or of a list's item, which it takes for the name of a class.
-TEXT_AS_ITEM = re.compile(r"Parser key \"([\w.]+)\":.*?Importing ('[^']*') is not allowed")
-
 
 class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Help that keeps the lines of a recipe's docstring, commands among them."""
 
 
-class CheckedConfigFile(ActionConfigFile):
-    """`--config FILE.yaml`, of which nothing is parsed before `read_yaml` has found it harmless."""
+def config_file(cls: type) -> type[ActionConfigFile]:
+    """`--config FILE.yaml` of a script, of which nothing is parsed before `read_yaml` has found it harmless."""
 
-    def __call__(self, parser, cfg, values, option_string=None) -> None:  # type: ignore[no-untyped-def]
-        if Path(values).is_file():
-            read_yaml(Path(values))
-        super().__call__(parser, cfg, values, option_string)
+    class ConfigFile(ActionConfigFile):
+        def __call__(self, parser, cfg, values, option_string=None) -> None:  # type: ignore[no-untyped-def]
+            content = read_yaml(Path(values)) if Path(values).is_file() else None
+            if isinstance(content, dict) and itemised(cls, content) != content:
+                values = json.dumps(itemised(cls, content), default=str)
+            super().__call__(parser, cfg, values, option_string)
+
+    return ConfigFile
+
+
+def itemised(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file whose lists may be written as in flags: one item, or several with commas, or paths."""
+    hints = get_type_hints(cls)
+    return {name: itemised_value(hints.get(name), value) for name, value in settings.items()}
+
+
+def itemised_value(hint: Any, value: Any) -> Any:
+    if is_dataclass(hint):
+        return itemised(hint, value) if isinstance(value, dict) else value  # type: ignore[arg-type]
+    if get_origin(hint) is not list:
+        return value
+    item = get_args(hint)[0]
+    items = value.split(",") if isinstance(value, str) else value
+    if is_dataclass(item) and isinstance(items, list):
+        return [{"path": each} if isinstance(each, str) else each for each in items]
+    return [items] if isinstance(items, int) else items
 
 
 def parse_config(cls: type[Config], description: str | None, argv: list[str] | None = None) -> Config:
@@ -87,7 +99,7 @@ def build_parser(cls: type, description: str | None) -> ArgumentParser:
         print_config=None,
         epilog="\n\n".join(explained_items(cls)),
     )
-    parser.add_argument("--config", action=CheckedConfigFile, help="YAML file; flags after it override its keys.")
+    parser.add_argument("--config", action=config_file(cls), help="YAML file; flags after it override its keys.")
     parser.add_class_arguments(cls, fail_untyped=True)
     sections = {f"--{name}" for name, hint in get_type_hints(cls).items() if is_dataclass(hint)}
     for action in list(parser._actions):  # jsonargparse's own: `--loss FILE` for a section, `--train.help` for a list
@@ -149,9 +161,22 @@ def fail(message: str) -> NoReturn:
 
 def bracket_lists(cls: type, argv: list[str]) -> list[str]:
     """Rewrite `--dims 256,128` to `--dims [256,128]` and `--train a.jsonl,b.jsonl` to a list of datasets."""
+    argv = with_underscores(cls, argv)
     lists = {f"--{key}": item for key, item in list_fields(cls)} | dict.fromkeys(names_flags(cls), dict)
     split = [part for token in argv for part in (token.split("=", 1) if token.split("=", 1)[0] in lists else [token])]
     return [bracketed(token, lists[before]) if before in lists else token for before, token in pairwise(["", *split])]
+
+
+def with_underscores(cls: type, argv: list[str]) -> list[str]:
+    """Rewrite `--learning-rate` to `--learning_rate`, as transformers takes both, where that is a flag."""
+    known = {f"--{key}" for key in known_keys(cls)}
+    return [meant if (meant := underscored(token)).split("=", 1)[0] in known else token for token in argv]
+
+
+def underscored(token: str) -> str:
+    """A word of the command line with underscores in place of the hyphens inside a flag's name."""
+    name, *value = token.split("=", 1)
+    return "=".join(["--" + name[2:].replace("-", "_"), *value]) if name.startswith("--") else token
 
 
 def bracketed(value: str, item: type) -> str:
@@ -161,7 +186,7 @@ def bracketed(value: str, item: type) -> str:
         pairs = [pair.split("=", 1) for pair in value.split(",")]
         return json.dumps(dict(pairs)) if all(len(pair) == 2 for pair in pairs) else value
     if is_dataclass(item):
-        return json.dumps([{"path": path} for path in value.split(",")])
+        return json.dumps([{"path": path} for path in value.split(",") if path])
     if item is str:
         return json.dumps(value.split(",") if value else [])  # quoted, for YAML takes yes and no for booleans
     return f"[{value}]"
@@ -179,35 +204,3 @@ def list_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
 def names_flags(cls: type) -> list[str]:
     """The flags of the fields of `cls` that map names to names."""
     return [f"--{name}" for name, hint in get_type_hints(cls).items() if hint == dict[str, str]]
-
-
-def known_keys(cls: type, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all keys, `lora.r` for instance; those of a list's items come without an index."""
-    hints = get_type_hints(cls)
-    for each in fields(cls):
-        hint = hints[each.name]
-        inner = get_args(hint)[0] if get_origin(hint) is list else hint
-        yield prefix + each.name
-        if is_dataclass(inner):
-            yield from known_keys(inner, f"{prefix}{each.name}.")  # type: ignore[arg-type]
-
-
-def explain(error: Exception, cls: type) -> str:
-    """The parser's message in one line; of an unknown key, what it is called now, or the nearest one."""
-    message = " ".join(str(error).split())
-    unknown, text = UNKNOWN_KEY.search(message), TEXT_AS_ITEM.search(message)
-    if text is not None:
-        return f"{text[1]}: found the text {text[2]}, expected an item's keys with their values; --help lists them"
-    if unknown is None:
-        return message
-    key = next(group for group in unknown.groups() if group)
-    known = list(known_keys(cls))
-    inside = next((name for name in known if name.startswith(f"{key}.")), None)
-    if inside is not None:
-        return f"'{key}' is a section; give its keys, --{inside} for instance"
-    now = retired(key, set(known))
-    if now is not None:
-        return f"unknown key '{key}'; {now}"
-    near = get_close_matches(key, known, n=1) or get_close_matches(key, [name.rsplit(".")[-1] for name in known], n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else "; --help lists the keys"
-    return f"unknown key '{key}'{hint}"

@@ -15,7 +15,7 @@ class CheckConfig:
         split: The split of a BEIR folder or of a dataset id.
         columns: Columns of the data, such as query=title,positive=body,negatives=others; by default recognised.
         eval: Evaluation sets in the BEIR layout, whose queries and relevant documents are looked for in the data.
-        eval_split: Which qrels file of the evaluation sets to use.
+        eval_split: Which qrels file of the evaluation sets to use; by default every one but that of data's split.
         threshold: Texts that share this much of their shingles (Jaccard) are near duplicates.
         shingle: Words in a shingle; 1 ignores the order of words.
         min_characters: Texts with fewer characters are short.
@@ -34,7 +34,7 @@ class CheckConfig:
     split: str = "train"
     columns: dict[str, str] = field(default_factory=dict)
     eval: list[str] = field(default_factory=list)
-    eval_split: str = "test"
+    eval_split: str | None = None
     threshold: float = 0.8
     shingle: int = 2
     min_characters: int = 3

@@ -83,6 +83,7 @@ class EmbedConfig(TrainingConfig):
         attn_implementation: As in transformers; auto: what suits the model; varlen: causal models without padding.
         pooling: How token states become one embedding; by default what the model's files say.
         activation_memory: Gigabytes of each process for kept activations; by default half of what is free.
+        max_seq_length: Tokens at which dev sets and final/ cut texts; by default the model's own limit.
         matryoshka_dims: Dimensions to train besides the full one.
         matryoshka_weights: Weight of each of matryoshka_dims in the loss; by default 1.
         loss: The objective.
@@ -93,6 +94,7 @@ class EmbedConfig(TrainingConfig):
     attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
     pooling: Literal["last", "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean"] | None = None
     activation_memory: float | None = None
+    max_seq_length: int | None = None
     matryoshka_dims: list[int] = field(default_factory=list)
     matryoshka_weights: list[float] = field(default_factory=list)
     loss: LossConfig = LossConfig()
@@ -103,6 +105,7 @@ class EmbedConfig(TrainingConfig):
         require(self.batch_size >= 2, f"batch_size is {self.batch_size}; in-batch negatives need at least 2 queries")
         require_dev_and_attention(self, bool(self.dev), self.attn_implementation)
         require_at_least(0, self, "activation_memory")
+        require_at_least(1, self, "max_seq_length")
         require(
             bool(self.loss.terms) or self.num_negatives > 0,
             "loss.terms is empty and num_negatives is 0, which leaves no negative; name a term, query_document say",

@@ -22,8 +22,8 @@ class EvaluateConfig:
         split: Which qrels file to use.
         dims: Dimensions to cut embeddings to; by default the full one and the model's matryoshka_dimensions.
         embedding_precision: Types in which a vector store keeps the embeddings; binary keeps their signs.
-        query_max_length: Longest query in tokens, with prompt and end token; a reranker has its own limit.
-        document_max_length: Longest document in tokens; a reranker has its own limit.
+        query_max_length: Longest query in tokens, with prompt and end token; by default the model's own limit.
+        document_max_length: Longest document in tokens, likewise; a reranker always has its own limits.
         instruction: Task of the queries; by default the model's own query prompt.
         precision: Type of the computation; auto is bf16 on a GPU and fp32 on a CPU. bf16 changes the third digit.
         output: JSON file for the results; must not exist.
@@ -39,8 +39,8 @@ class EvaluateConfig:
     split: str = "test"
     dims: list[int] = field(default_factory=list)
     embedding_precision: list[Literal["float32", "int8", "binary"]] = field(default_factory=lambda: ["float32"])
-    query_max_length: int = 512
-    document_max_length: int = 512
+    query_max_length: int | None = None
+    document_max_length: int | None = None
     instruction: str | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     output: str | None = None

@@ -22,8 +22,7 @@ class ExportConfig:
         allow_failed_gate: Write a directory that fails its parity gate too; its model card says so.
         matryoshka_dims: Dimensions that the adapter was trained at.
         instruction: Task of the queries that the adapter was trained with; by default the base's query prompt.
-        query_max_length: Longest query in tokens that the adapter was trained with.
-        document_max_length: Longest document in tokens that the adapter was trained with.
+        max_seq_length: Tokens at which an embedder's directory cuts texts; by default the run's, or the base's own.
     """
 
     output: str
@@ -36,9 +35,8 @@ class ExportConfig:
     allow_failed_gate: bool = False
     matryoshka_dims: list[int] = field(default_factory=list)
     instruction: str | None = None
-    query_max_length: int = 512
-    document_max_length: int = 512
     trust_remote_code: bool = False
+    max_seq_length: int | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -53,13 +51,13 @@ class ExportConfig:
             "--model needs --shape, causal or classifier, and takes no --base",
         )
         require(self.adapter is None or self.shape is None, "shape is a reranker's, and adapters are embedders'")
-        of_adapters = (
-            self.matryoshka_dims or self.instruction or (self.query_max_length, self.document_max_length) != (512, 512)
+        require(
+            self.adapter is not None or not (self.matryoshka_dims or self.instruction),
+            "matryoshka_dims and instruction go with --adapter; those of a checkpoint are in the run's config.yaml, "
+            "and a model's in its own files",
         )
         require(
-            self.adapter is not None or not of_adapters,
-            "matryoshka_dims, instruction and the lengths go with --adapter; those of a checkpoint are in the run's "
-            "config.yaml, and a model's in its own files",
+            self.model is None or self.max_seq_length is None, "max_seq_length is an embedder's, and --model a reranker"
         )
         require_dims(self.matryoshka_dims, name="matryoshka_dims")
-        require_at_least(1, self, "query_max_length", "document_max_length")
+        require_at_least(1, self, "max_seq_length")

@@ -21,8 +21,8 @@ class MineConfig:
         depth: Candidates that each retriever finds for a query.
         index: FAISS index for embedders, as its factory's string, such as IVF4096,PQ64x4fs; by default search is exact.
         index_search: Parameters of a search in the index, such as nprobe=64; by default nprobe is the root of nlist.
-        query_max_length: Longest query in tokens, with prompt and end token.
-        document_max_length: Longest document in tokens, with prompt and end token.
+        query_max_length: Longest query in tokens, with prompt and end token; by default the embedder's own limit.
+        document_max_length: Longest document in tokens, likewise.
         precision: Type of the computation; auto is bf16 on a GPU and fp32 on a CPU. Similarities are float32.
         num_negatives: Negatives of a query.
         sampling: Take the negatives that score highest (top), or draw them (random).
@@ -60,8 +60,8 @@ class MineConfig:
     depth: int = 100
     index: str | None = None
     index_search: str | None = None
-    query_max_length: int = 512
-    document_max_length: int = 512
+    query_max_length: int | None = None
+    document_max_length: int | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     num_negatives: int = 7
     sampling: Literal["top", "random"] = "top"

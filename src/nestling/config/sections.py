@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from nestling.config.arguments import explain, import_no_classes
+from nestling.config.arguments import import_no_classes, itemised
+from nestling.config.messages import explain
 from nestling.config.yaml_files import require_no_classes
 
 Config = TypeVar("Config")
@@ -28,7 +29,7 @@ def read_section(name: str, cls: type[Config], settings: Mapping[str, object]) -
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, fail_untyped=True)
     try:
-        parsed = parser.parse_object(deepcopy(dict(settings)))  # in which the parser puts objects of its own
+        parsed = parser.parse_object(deepcopy(itemised(cls, settings)))  # in which the parser puts objects of its own
         parser.validate(parsed, skip_unset=False)  # null too
         return cls(**parser.instantiate(parsed).as_dict())
     except (ArgumentError, ValueError, TypeError) as error:

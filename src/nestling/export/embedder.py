@@ -43,8 +43,8 @@ def export_embedder(
     embedder: Embedder,
     output_dir: Path,
     *,
-    query_max_length: int,
-    document_max_length: int,
+    max_seq_length: int | None = None,
+    trained_lengths: tuple[int, int] | None = None,
     dims: Sequence[int] = (),
     dtype: torch.dtype | None = None,
     instructions: Mapping[str, str] | None = None,
@@ -59,8 +59,8 @@ def export_embedder(
     Args:
         embedder: The trained model; its default prompts become the directory's "query" and "document".
         output_dir: Must not exist.
-        query_max_length: Tokens of a query in training, prompt included.
-        document_max_length: Tokens of a document in training; the longer of the two becomes max_seq_length.
+        max_seq_length: Tokens at which the directory cuts texts, prompt included; by default the base's own.
+        trained_lengths: Tokens at which training cut queries and documents, for the card; None if not known.
         dims: Matryoshka dimensions that were trained; the full one is added.
         dtype: Of the written weights; the base's own by default.
         instructions: More query prompts: a name (of a dataset, say) and its instruction.
@@ -77,12 +77,13 @@ def export_embedder(
     config = serving_config(embedder, dims, dtype)
     dtype = written_dtype(base_files(embedder), dtype)
     require_space(output_dir.parent, weights.nbytes(dtype) + sum(each.nbytes for each in embedder.head.parameters()))
-    max_length = min(max(query_max_length, document_max_length), embedder.max_positions)
+    max_length = min(max_seq_length or embedder.max_seq_length, embedder.max_positions)
     prompts = serving_prompts(embedder, instructions or {})
     say(f"exporting to {output_dir}: the model's own embeddings, to compare with")
     expectation = expect_embeddings(embedder, weights, dtype, max_length)
     card = card or Card()
-    facts = describe(embedder, card, dims, prompts, query_max_length, document_max_length)
+    facts = describe(embedder, card, dims, prompts, max_length, trained_lengths)
+    say(facts.lengths)
     with new_directory(output_dir) as folder:
         write_json(folder / "config.json", config)
         copy_code(base_files(embedder), folder)
@@ -103,8 +104,8 @@ def describe(
     card: Card,
     dims: Sequence[int],
     prompts: Mapping[str, str],
-    query_max_length: int,
-    document_max_length: int,
+    max_seq_length: int,
+    trained_lengths: tuple[int, int] | None,
 ) -> EmbedderFacts:
     """What the model card says about the directory."""
     base = card.base or base_name(embedder.source)
@@ -115,8 +116,8 @@ def describe(
         pooling=embedder.pooling,
         dim=embedder.dim,
         dims=sorted({*dims, embedder.dim}, reverse=True) if dims else (),
-        query_max_length=query_max_length,
-        document_max_length=document_max_length,
+        max_seq_length=max_seq_length,
+        trained_lengths=trained_lengths,
         prompts=prompts,
         lora=isinstance(embedder.backbone, PeftModel),
         head=[each.kind for each in embedder.head.settings],

@@ -34,8 +34,8 @@ class EmbedderFacts:
         pooling: How token states become one embedding.
         dim: Width of an embedding.
         dims: Matryoshka dimensions, empty when it was trained at the full one only.
-        query_max_length: Tokens of a query in training.
-        document_max_length: Tokens of a document in training.
+        max_seq_length: Tokens at which the directory cuts texts, prompt included.
+        trained_lengths: Tokens at which training cut queries and documents; None if not known.
         prompts: Prompts by name.
         lora: Whether adapter/ lies beside it.
         head: Kinds of the modules behind the pooling.
@@ -50,8 +50,8 @@ class EmbedderFacts:
     pooling: Pooling
     dim: int
     dims: Sequence[int]
-    query_max_length: int
-    document_max_length: int
+    max_seq_length: int
+    trained_lengths: tuple[int, int] | None
     prompts: Mapping[str, str]
     lora: bool
     head: Sequence[str] = ()
@@ -76,6 +76,15 @@ class EmbedderFacts:
             "the code in this directory": self.own_code,
         }
         return ", ".join(what for what, is_so in reasons.items() if is_so) or None
+
+    @property
+    def lengths(self) -> str:
+        """How long texts may be, and were in training."""
+        limit = f"`max_seq_length` is {self.max_seq_length}: longer texts are cut there, prompt included"
+        if self.trained_lengths is None:
+            return limit
+        query, document = self.trained_lengths
+        return f"{limit}; training cut queries to {query} and documents to {document} tokens"
 
 
 def render_embedder_card(facts: EmbedderFacts, card: Card, report: GateReport) -> str:
@@ -113,8 +122,7 @@ def _introduction(facts: EmbedderFacts) -> str:
 A text embedding model, fine-tuned from {facts.base} with Nestling.
 
 - Embedding: {facts.dim} dimensions ({nested}), {pooling} pooling{behind}, cosine similarity
-- Trained on queries of up to {facts.query_max_length} and documents of up to {facts.document_max_length} tokens,
-  prompt included; raise `max_seq_length` in `sentence_bert_config.json` for longer texts
+- {facts.lengths}
 {license_line(facts.license)}
 {adapter_note(facts.lora)}{head_note(facts)}
 Put the prompt before the text, byte for byte:
@@ -185,7 +193,7 @@ from transformers import {facts.model_class}, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("MODEL")
 model = {facts.model_class}.from_pretrained("MODEL"{trust(facts)}).eval()
 texts = [{query!r}, {document!r}]
-limit = {max(facts.query_max_length, facts.document_max_length)}
+limit = {facts.max_seq_length}
 batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
 with torch.no_grad():
     hidden = model(**batch).last_hidden_state

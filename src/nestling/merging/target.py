@@ -21,7 +21,7 @@ from nestling.export.reranker import export_reranker
 from nestling.merging.heads import WholeEmbedder
 from nestling.merging.lora import base_of_adapter, is_adapter_folder
 from nestling.merging.models import is_checkpoint
-from nestling.models.embedder import Embedder, read_max_length
+from nestling.models.embedder import Embedder
 from nestling.models.json_files import has_module, read_json, read_object, value_of
 from nestling.models.merged_weights import without_adapters
 from nestling.models.reranker import Reranker, read_settings
@@ -36,7 +36,6 @@ from nestling.training.data import query_prompts, recorded_reads, shared_instruc
 Metrics = Mapping[int, Mapping[str, float]]
 Dtype = Literal["float32", "bfloat16", "float16"]
 # Most tokens of a text where a model directory does not say.
-DEFAULT_MAX_LENGTH = 512
 
 
 @dataclass(frozen=True)
@@ -81,15 +80,15 @@ class EmbedderTarget:
 
     Attributes:
         embedder: The model.
-        query_max_length: Most tokens of a query.
-        document_max_length: Most tokens of a document.
+        max_seq_length: Tokens at which texts are cut; None for the model's own limit.
+        trained_lengths: Tokens at which training cut queries and documents; None if not known.
         dims: Matryoshka dimensions that were trained, evaluated beside the full one.
         instructions: Instructions of further query prompts to export, by name.
     """
 
     embedder: Embedder
-    query_max_length: int
-    document_max_length: int
+    max_seq_length: int | None
+    trained_lengths: tuple[int, int] | None
     dims: Sequence[int]
     instructions: Mapping[str, str]
     axis: str = "dim"
@@ -110,8 +109,8 @@ class EmbedderTarget:
             self.embedder,
             data.retrieval_set,
             sorted({*self.dims, self.embedder.dim}, reverse=True),
-            query_max_length=self.query_max_length,
-            document_max_length=self.document_max_length,
+            query_max_length=self.max_seq_length,
+            document_max_length=self.max_seq_length,
             instruction=data.instruction,
             progress=True,
         )
@@ -120,8 +119,8 @@ class EmbedderTarget:
         return export_embedder(
             self.embedder,
             output,
-            query_max_length=self.query_max_length,
-            document_max_length=self.document_max_length,
+            max_seq_length=self.max_seq_length,
+            trained_lengths=self.trained_lengths,
             dims=self.dims,
             dtype=getattr(torch, dtype) if dtype else None,
             instructions=self.instructions,
@@ -211,8 +210,8 @@ def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeT
     embedder = Embedder.from_pretrained(source, pooling=config.pooling, instruction=instruction, precision=precision)
     return EmbedderTarget(
         embedder,
-        config.query_max_length,
-        config.document_max_length,
+        config.max_seq_length,
+        (config.query_max_length, config.document_max_length),
         config.matryoshka_dims,
         query_prompts(config, reads),
     )
@@ -226,6 +225,5 @@ def target_of_directory(model: str, precision: torch.dtype) -> MergeTarget:
         has_module(model, "Pooling"),
         f"{model}: neither an embedder (modules.json with Pooling) nor a reranker (reranker.json, or LogitScore)",
     )
-    max_length = read_max_length(model) or DEFAULT_MAX_LENGTH
     dims = value_of(f"{model}/config.json", read_object(model, "config.json"), "matryoshka_dimensions", list) or []
-    return EmbedderTarget(Embedder.from_pretrained(model, precision=precision), max_length, max_length, dims, {})
+    return EmbedderTarget(Embedder.from_pretrained(model, precision=precision), None, None, dims, {})

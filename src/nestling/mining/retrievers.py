@@ -80,14 +80,15 @@ class DenseRetriever:
         query_set: QuerySet,
         pool: Pool,
         *,
-        query_max_length: int,
-        document_max_length: int,
+        query_max_length: int | None = None,
+        document_max_length: int | None = None,
         folder: Path | None = None,
         max_over_ranks: Callable[[int], int] = single_process,
         progress: bool = False,
     ) -> "DenseRetriever":
         """Encode the queries and documents that are not cached; errors as in `CachedEncoder.encode`.
 
+        Texts are cut at the given numbers of tokens, by default at the embedder's own `max_seq_length`.
         With a `folder` embeddings are kept there and not in the cache: a model in training will not be the same again.
         """
         encoder = partial(
@@ -97,14 +98,16 @@ class DenseRetriever:
             folder=folder,
             max_over_ranks=max_over_ranks,
         )
+        own = embedder.max_seq_length
         prefixes = [embedder.prefix("query", each) for each in query_set.instructions]
         prefix_ids = np.array([text_id(each) for each in prefixes])
-        queries, query_stats = encoder(max_length=query_max_length, prefix=prefixes).encode(
+        queries, query_stats = encoder(max_length=query_max_length or own, prefix=prefixes).encode(
             query_set.texts,
             np.stack([query_set.identities, prefix_ids], axis=1),
             progress=f"{name}: queries" if progress else None,
         )
-        documents, document_stats = encoder(max_length=document_max_length, prefix=embedder.prefix("document")).encode(
+        of_documents = encoder(max_length=document_max_length or own, prefix=embedder.prefix("document"))
+        documents, document_stats = of_documents.encode(
             pool.texts, pool.identities, progress=f"{name}: documents" if progress else None
         )
         notes = [

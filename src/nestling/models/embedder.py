@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
 import torch
@@ -159,6 +159,12 @@ class Embedder(TokenModel):
         """Width of an embedding."""
         return self.width
 
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens at which its directory cuts texts, prompt and special tokens included, as in sentence-transformers."""
+        own = read_max_length(self.source) or int(self.tokenizer.model_max_length)
+        return min(own, self.max_positions)
+
     def forward(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
         """Embeddings of all dimensions, [B, D] float32, not normalised.
 
@@ -267,6 +273,6 @@ def read_named_prompts(model: str) -> dict[str, str]:
 
 
 def read_max_length(model: str) -> int | None:
-    """Most tokens of a text, in sentence_bert_config.json; None if no file says."""
-    name = "sentence_bert_config.json"
+    """Most tokens of a text, in the transformer's sentence_bert_config.json; None if no file says."""
+    name = str(PurePosixPath(read_model_files(model).subfolder) / "sentence_bert_config.json")
     return value_of(f"{model}/{name}", read_object(model, name), "max_seq_length", int)

@@ -91,7 +91,9 @@ class Normalize(nn.Module):
 
 
 class Head(nn.Sequential):
-    """The modules of a head, computed in float32: [B, D] -> [B, E]; without modules it returns its input.
+    """The modules of a head: [B, D] -> [B, E] float32; without modules it returns its input.
+
+    They compute in the type of their weights, float32 unless FSDP2 gathers them in bfloat16.
 
     Args:
         settings: Of its modules, in their order.
@@ -103,8 +105,9 @@ class Head(nn.Sequential):
         self.settings = tuple(settings)
 
     def forward(self, pooled: Tensor) -> Tensor:
+        dtype = next((each.dtype for each in self.parameters()), torch.float32)
         with torch.autocast(pooled.device.type, enabled=False):
-            return cast(Tensor, super().forward(pooled.float()))
+            return cast(Tensor, super().forward(pooled.to(dtype))).float()
 
 
 def build(module: ModuleSettings, dropout: float | None) -> nn.Module:

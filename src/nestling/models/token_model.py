@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, Pretrain
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nestling.batches.packing import AnyChunk, Chunk
+from nestling.gpu import BF16_RESIDUAL, is_on
 from nestling.heap import trim_heap
 from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.checked_loading import load_weights, loading
@@ -106,6 +107,8 @@ class TokenModel(nn.Module):
             layer.gradient_checkpointing = chunk.max_seqlen > self._checkpoint_above
         table = cast(Any, self.backbone).get_input_embeddings()
         tokens = look_up_in_place(table, chunk.input_ids) if in_place else table(chunk.input_ids)
+        if self.precision == torch.bfloat16 and is_on(BF16_RESIDUAL):
+            tokens = tokens.bfloat16()
         causal = is_decoder(self.config)
         # Without a mask by type of layer, transformers looks for packed texts, and waits for the GPU to tell.
         mask = {"full_attention": None} if self._masks_by_layer_type else None

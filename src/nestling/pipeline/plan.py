@@ -73,8 +73,9 @@ class Plan:
     def check(self, section: Mapping[str, Any]) -> Step:
         """Check the records; with `drop` in the section, later steps use the cleaned copy."""
         report, cleaned = self.step_folder("check") / "check.html", self.step_folder("check") / "cleaned.jsonl"
-        tests = {"eval": self.config.test, "eval_split": self.config.test_split} if self.config.test else {}
-        given = {**data_settings(self.latest.records), **tests, "report": report}
+        # All their splits but train: dev chooses checkpoints, and a leak there is as bad.
+        sets = list(dict.fromkeys([*self.config.test, *filter(None, [self.config.dev])]))
+        given = {**data_settings(self.latest.records), **({"eval": sets} if sets else {}), "report": report}
         if "drop" not in section:
             return self.step("check", CheckConfig, given, writes=[report])
         step = self.step("check", CheckConfig, {**given, "output": cleaned}, writes=[report, cleaned])

@@ -129,10 +129,15 @@ def _require_files(path: Path) -> None:
             raise ValueError(f"{path / name}: file: missing; a BEIR folder holds corpus.jsonl, queries.jsonl, qrels/")
 
 
+def splits_of(folder: str | Path) -> list[str]:
+    """The splits that a BEIR folder has judgements of, sorted; none for a JSON file, whose set has no splits."""
+    return sorted(found.stem for found in Path(folder).glob("qrels/*.tsv"))
+
+
 def _qrels_file(path: Path, split: str) -> Path:
     file = path / "qrels" / f"{split}.tsv"
     if not file.is_file():
-        available = ", ".join(sorted(found.stem for found in path.glob("qrels/*.tsv"))) or "none"
+        available = ", ".join(splits_of(path)) or "none"
         raise ValueError(f"{file}: split: there is no {split!r}; available: {available}")
     return file
 

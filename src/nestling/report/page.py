@@ -20,6 +20,7 @@ from nestling.report.sets import SetView, choose_baseline, view_set
 logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
+UNMEASURED = "Nothing was measured: there is no dev set and no result of a test set."
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def render(
         ValueError: Results were measured on different queries.
     """
     sets = view_sets(results, baseline)
-    summary = [line for each in sets for line in each.summary] or run_summary(runs)
+    summary = [line for each in sets for line in each.summary] or run_summary(runs) or [UNMEASURED]
     html = (
         template_environment()
         .get_template("report/page.html")

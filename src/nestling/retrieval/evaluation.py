@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nestling.console import say
 from nestling.distributed.ranks import rank_and_world
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import EncodingStats, encode_texts, single_process
@@ -23,8 +24,8 @@ def evaluate_embedder(
     retrieval_set: RetrievalSet,
     dims: Sequence[int],
     *,
-    query_max_length: int,
-    document_max_length: int,
+    query_max_length: int | None = None,
+    document_max_length: int | None = None,
     instruction: str | None = None,
     tokens_per_batch: int | None = None,
     equal_forwards: bool = False,
@@ -38,7 +39,8 @@ def evaluate_embedder(
         embedder: The model.
         retrieval_set: Queries, documents and relevance judgements.
         dims: Dimensions to which embeddings are truncated.
-        query_max_length, document_max_length: Tokens of a text, prompt and special tokens included.
+        query_max_length, document_max_length: Tokens of a text, prompt and special tokens included; by default the
+            model's own `max_seq_length`.
         instruction: Task of the queries; by default the model's own query prompt.
         tokens_per_batch: Positions of a chunk, padding included; by default what suits the device.
         equal_forwards: For models whose forward is a collective (ZeRO-3, FSDP2): the ranks run equally many.
@@ -57,6 +59,11 @@ def evaluate_embedder(
         equal_forwards=equal_forwards,
         progress=progress,
     )
+    queries, documents = encoded.query_stats.truncated, encoded.document_stats.truncated
+    if progress and queries + documents:
+        limits = (each or embedder.max_seq_length for each in (query_max_length, document_max_length))
+        limit = " and ".join(f"{each:,}" for each in limits)
+        say(f"{retrieval_set.name}: {queries:,} queries and {documents:,} documents were cut, to {limit} tokens")
     return {dim: mean_metrics(relevant_ranks(encoded, dim)) for dim in dims}
 
 
@@ -64,8 +71,8 @@ def encode_set(
     embedder: Embedder,
     retrieval_set: RetrievalSet,
     *,
-    query_max_length: int,
-    document_max_length: int,
+    query_max_length: int | None = None,
+    document_max_length: int | None = None,
     instruction: str | None = None,
     tokens_per_batch: int | None = None,
     equal_forwards: bool = False,
@@ -82,14 +89,14 @@ def encode_set(
     query_embeddings, distinct_queries, query_stats = encode(
         retrieval_set.queries,
         prefix=embedder.prefix("query", instruction),
-        max_length=query_max_length,
+        max_length=query_max_length or embedder.max_seq_length,
         progress=f"{name}: queries" if progress else None,
     )
     queries = gather_embeddings(query_embeddings, distinct_queries, device)
     documents, distinct, document_stats = encode(
         retrieval_set.documents,
         prefix=embedder.prefix("document", instruction),
-        max_length=document_max_length,
+        max_length=document_max_length or embedder.max_seq_length,
         progress=f"{name}: documents" if progress else None,
     )
     require_finite(queries, documents, device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nestling.batches.packing import pad
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, instruct
-from nestling.models.embedder import Embedder, pooled_width, read_max_length
+from nestling.models.embedder import Embedder, pooled_width
 from nestling.models.encoding import evaluating
 from nestling.models.pooling import Pooling, modes_of, pool_padded
 from nestling.retrieval.metrics import Floats
@@ -66,8 +66,7 @@ class EmbedderReference:
                 f"{directory}: its pooling leaves out the prompt (include_prompt: false), and no request to a server "
                 "says where that ends; use sentence-transformers, whose embeddings the export is checked against"
             )
-        limit = read_max_length(directory)
-        return cls(embedder, min(limit or int(embedder.tokenizer.model_max_length), embedder.max_positions))
+        return cls(embedder, embedder.max_seq_length)
 
     @property
     def correct(self) -> EncodingVariant:

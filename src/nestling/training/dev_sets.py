@@ -1,11 +1,15 @@
 """The development sets of a run, read and shown before any weights load."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+from nestling.batches.sampling import Source
 from nestling.config import CandidateData, DevData
 from nestling.records.beir import load_retrieval_set
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates, evaluate_candidates, open_candidates
+from nestling.training.leaks import leak_note
 
 
 @dataclass(frozen=True)
@@ -22,26 +26,35 @@ class RerankDevSet:
     candidates: Candidates
     instruction: str | None
 
+    @cached_property
+    def first_stage(self) -> dict[str, float]:
+        """Metrics of the candidates in their own order."""
+        return evaluate_candidates(self.candidates.first_stage_scores, self.candidates, self.retrieval_set)
+
     @property
     def depth(self) -> int:
         """Candidates of the query that has most."""
         return max(len(rows) for rows in self.candidates.positions)
 
 
-def load_dev_set(dev: DevData, *, show: bool) -> RetrievalSet:
-    """Read a development set; `show` prints what was read."""
+def load_dev_set(dev: DevData, sources: Sequence[Source], *, show: bool) -> RetrievalSet:
+    """Read a development set; `show` prints what was read, and how many of its queries the sources train on."""
     retrieval_set = load_retrieval_set(dev.path, dev.split)
     if show:
         print(retrieval_set.summary, flush=True)
+        note = leak_note(retrieval_set, sources)
+        if note is not None:
+            print(f"  warning: {note}", flush=True)
     return replace(retrieval_set, name=dev.name) if dev.name else retrieval_set
 
 
-def load_rerank_dev_set(dev: CandidateData, *, show: bool) -> RerankDevSet:
-    """Read a development set and its candidates; `show` prints what was read, and the metrics of their first order."""
-    retrieval_set = load_dev_set(dev, show=show)
+def load_rerank_dev_set(dev: CandidateData, sources: Sequence[Source], *, show: bool) -> RerankDevSet:
+    """Read a development set and its candidates; `show` prints as above, and the metrics of their first order."""
+    retrieval_set = load_dev_set(dev, sources, show=show)
     candidates = open_candidates(dev.candidates, retrieval_set, dev.depth)
+    dev_set = RerankDevSet(retrieval_set, candidates, dev.instruction)
     if show:
-        first = evaluate_candidates(candidates.first_stage_scores, candidates, retrieval_set)
         print(f"  {dev.candidates}: {candidates}", flush=True)
-        print("  their order: " + ", ".join(f"{name} {value:.4f}" for name, value in first.items()), flush=True)
-    return RerankDevSet(retrieval_set, candidates, dev.instruction)
+        order = ", ".join(f"{name} {value:.4f}" for name, value in dev_set.first_stage.items())
+        print(f"  their order: {order}", flush=True)
+    return dev_set

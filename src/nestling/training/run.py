@@ -21,15 +21,15 @@ from nestling.checkpoint.run_folder import RunFolder
 from nestling.checkpoint.state import TrainingState, load_state, restore_tensors, write_training
 from nestling.checkpoint.store import Checkpoints
 from nestling.config import TrainingConfig, require
-from nestling.console import Progress, table
+from nestling.console import Progress
 from nestling.disk_errors import WriteError
 from nestling.distributed.launch import outside_launch
 from nestling.distributed.ranks import on_rank_zero
-from nestling.export.card import before_and_after
 from nestling.export.gate import ExportError
 from nestling.gpu import synchronize
 from nestling.processes import ending_with_this
 from nestling.run_files import Results, evaluation_at
+from nestling.training.dev_results import evaluation_table, results_text
 from nestling.training.objectives import zero_loss_reasons
 from nestling.training.tracking import Meter, Tracker, open_tracker
 
@@ -49,6 +49,7 @@ class Run:
         measure: Evaluates the model as it is now; None without dev sets.
         axis: Evaluation axis, what a dev set is evaluated at several values of: "dim" of an embedding, or "depth", the
             number of a reranker's candidates.
+        first_stage: Metrics of the candidates of a reranker's dev sets in their own order; none for an embedder.
         main_rank: Whether this is rank 0.
         guard: Skips updates of losses that are not finite.
         tracker: Writes metrics.
@@ -65,6 +66,7 @@ class Run:
     total: int
     measure: Callable[[], Results] | None
     axis: str
+    first_stage: Results
     main_rank: bool
     guard: NonFiniteGuard
     tracker: Tracker
@@ -126,7 +128,7 @@ class Run:
         self.tracker.log_evaluation(self.state.step, results)
         if self.state.step:  # the model as it came is there to compare with, not a checkpoint
             self.state.record_evaluation(fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values()))
-        self.progress.say(f"step {self.state.step}\n{evaluation_table(results, self.axis)}")
+        self.progress.say(f"step {self.state.step}\n{evaluation_table(results, self.axis, self.first_stage)}")
 
     def report(self, learning_rate: float, figures: dict[str, float]) -> None:
         """Log a line of metrics and update the progress bar."""
@@ -221,9 +223,8 @@ class Run:
             raise WriteError(error.errno, f"{error}; checkpoints are intact: --resume true writes it later") from error
 
     def _print_results(self, step: int) -> None:
-        scores = before_and_after(evaluation_at(self.folder.metrics, 0), evaluation_at(self.folder.metrics, step))
-        rows = [[each.dataset, each.dim, each.before, each.after] for each in scores if each.metric == "nDCG@10"]
-        print(table(["dev set", self.axis, "nDCG@10 before", "after"], rows, digits=4) if rows else "")
+        before, after = (evaluation_at(self.folder.metrics, each) for each in (0, step))
+        print(results_text(before, after, self.axis, self.first_stage))
         print(f"{self.folder.final} holds the model of step {step}")
 
 
@@ -239,11 +240,12 @@ def open_run(
     axis: str,
     main_rank: bool,
     describe: Callable[[int], str],
+    first_stage: Results | None = None,
 ) -> Iterator[Run]:
     """The run in a folder: from its newest complete checkpoint if it is resumed, else from step 0, evaluated first.
 
     Args:
-        config: As in `Run`, as are all but the last.
+        config: As in `Run`, as are all but `describe`.
         folder: Where it writes.
         batch_sampler: What it trains on.
         backend: The model, and how its ranks synchronise.
@@ -251,6 +253,7 @@ def open_run(
         measure: Evaluates the model as it is now; None without dev sets.
         axis: What evaluations are made at.
         main_rank: Whether this is rank 0.
+        first_stage: Metrics of a reranker's candidates in their own order.
         describe: A summary of the run, given the number of steps done before; printed on rank 0.
     """
     checkpoints = Checkpoints(folder.checkpoints, config.save_total_limit)
@@ -279,6 +282,7 @@ def open_run(
             total=total,
             measure=measure,
             axis=axis,
+            first_stage=first_stage or {},
             main_rank=main_rank,
             guard=NonFiniteGuard(skipped=state.skipped_steps, in_a_row=state.skipped_in_a_row),
             tracker=tracker,
@@ -301,15 +305,6 @@ def start_state(backend: Backend, newest: Path | None, data: str, folder: RunFol
     )
     backend.restore(newest)
     return state
-
-
-def evaluation_table(results: Results, axis: str) -> str:
-    """Results in a table, a line for each dev set and value of the axis."""
-    rows = [
-        [name, value, *metrics.values()] for name, by_value in results.items() for value, metrics in by_value.items()
-    ]
-    names = list(next(iter(next(iter(results.values())).values())))
-    return table(["dev set", axis, *names], rows, digits=4)
 
 
 def export_checkpoint(script: Path, checkpoint: Path, output: Path, config: TrainingConfig) -> None:
