@@ -1,11 +1,13 @@
 """Modules of sentence-transformers behind the pooling, against sentence-transformers itself."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from transformers import T5EncoderModel
 
@@ -101,3 +103,91 @@ def test_names_of_a_pooling_are_concatenated_in_their_order(tmp_path: Path) -> N
     SentenceTransformer(str(folder), device="cpu").save_pretrained(str(tmp_path / "saved"))
     assert "base.modules.dense.Dense" in (tmp_path / "saved" / "modules.json").read_text()
     assert_equal(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            dense(48, 32, "torch.nn.modules.activation.PReLU"),
+            "activation_function is '.*PReLU'; expected one of torch.nn: I",
+        ),
+        (dense(48, 32, "os.system"), "activation_function is 'os.system'; expected one of torch.nn"),
+        (dense(64, 32), "in_features is 64, and 48 dimensions come before it; name the pooling"),
+        (("LayerNorm", {"dimension": 24}), "dimension is 24, and 48 dimensions come before it"),
+        (
+            dense(48, 32, module_input_name="token_embeddings"),
+            "module_input_name is 'token_embeddings'; expected sentence",
+        ),
+        (("Normalize", {"module_output_name": "other"}), "module_output_name is 'other'; expected sentence_embedding"),
+        (("Dropout", {"dropout": 2}), "dropout is 2, expected 0 <= dropout < 1"),
+        (
+            ("Dense", {"in_features": "48", "bias": True, "out_features": 3}),
+            "in_features is '48', expected a whole number",
+        ),
+        (
+            ("Dense", {"in_features": 48, "bias": True, "out_features": 0}),
+            "out_features is 0, expected a whole number abo",
+        ),
+    ],
+)
+def test_modules_that_cannot_be_reproduced(tmp_path: Path, module: tuple[str, Any], message: str) -> None:
+    folder = tiny_headed_bert(tmp_path, [("Normalize", {})])
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[2] |= {"path": "own", "type": f"sentence_transformers.models.{module[0]}"}
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "own").mkdir()
+    (folder / "own" / "config.json").write_text(json.dumps(module[1]))
+    with pytest.raises(ValueError, match=message):
+        Embedder.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (
+            ["Transformer", "Dense", "Pooling"],
+            "the modules are Transformer, Dense, Pooling; expected Transformer, Pooling",
+        ),
+        (["Transformer", "Dense"], "the modules are Transformer, Dense; expected"),
+        (["Transformer", "Pooling", "Pooling"], "the modules are Transformer, Pooling, Pooling; expected"),
+        (["Pooling", "Transformer"], "the modules are Pooling, Transformer; expected"),
+    ],
+)
+def test_modules_in_another_order(tmp_path: Path, kinds: list[str], message: str) -> None:
+    folder = tiny_headed_bert(tmp_path, [dense(48, 32)])
+    paths = {"Transformer": "", "Pooling": "1_Pooling", "Dense": "2_Dense_own"}
+    listed = [{"path": paths[kind], "type": f"sentence_transformers.models.{kind}"} for kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(ValueError, match=message):
+        Embedder.from_pretrained(folder)
+
+
+def test_weights_of_modules_that_are_missing_or_others(tmp_path: Path) -> None:
+    folder = tiny_headed_bert(tmp_path, [dense(48, 32)])
+    file = folder / "2_Dense_own" / "model.safetensors"
+    save_file({"linear.weight": torch.zeros(32, 48)}, file)
+    with pytest.raises(ValueError, match=r"2_Dense_own: its weights are .*expected .*'linear.bias': \(32,\)"):
+        Embedder.from_pretrained(folder)
+    torch.save(
+        {"linear.weight": torch.ones(32, 48), "linear.bias": torch.zeros(32)},
+        folder / "2_Dense_own" / "pytorch_model.bin",
+    )
+    file.unlink()
+    assert Embedder.from_pretrained(folder).head.state_dict()["0.linear.weight"].eq(1).all()
+    (folder / "2_Dense_own" / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match="2_Dense_own: no weights; expected"):
+        Embedder.from_pretrained(folder)
+
+
+def test_the_head_computes_in_float32_and_keeps_dropout_apart(tmp_path: Path) -> None:
+    modules = [("Dropout", {"dropout": 0.5}), dense(48, 32)]
+    folder = tiny_headed_bert(tmp_path, modules)
+    embedder = Embedder.from_pretrained(folder, precision=torch.bfloat16).train()
+    chunk = pack(embedder.text_tokenizer(["find files"], 16).ids, 64, 0).chunks[0]
+    assert embedder(chunk).dtype == torch.float32
+    assert torch.equal(embedder(chunk), embedder(chunk))
+    kept = Embedder.from_pretrained(folder, dropout=None).train()
+    assert not torch.equal(kept.head(torch.ones(4, 48)), kept.head(torch.ones(4, 48)))
+    assert embedder.head.settings[0].settings == {"dropout": 0.5}
+    assert embedder.head.bfloat16()(torch.ones(2, 48)).dtype == torch.float32  # as FSDP2 may gather it

@@ -17,6 +17,10 @@ POOLING_FLAGS: Mapping[str, Mode] = {
 }
 
 
+# Their files do not say that prompts are left out of pooling; sentence-transformers knows them by name.
+WITHOUT_PROMPT = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
+
+
 def read_pooling(model: str, file: str) -> tuple[Pooling, bool]:
     """The pooling of a model, and whether it reads the tokens of prompts.
 
@@ -37,4 +41,4 @@ def read_pooling(model: str, file: str) -> tuple[Pooling, bool]:
         raise ValueError(
             f"{name}: asks for {' and '.join(chosen) or 'no pooling'}; supported are {', '.join(POOLING_FLAGS)}"
         )
-    return "+".join(modes), config.get("include_prompt") is not False
+    return "+".join(modes), config.get("include_prompt") is not False and model not in WITHOUT_PROMPT
