@@ -84,7 +84,10 @@ def eval_splits(folder: str, config: CheckConfig) -> list[str]:
 def open_counter(config: CheckConfig) -> "TokenCounter | None":
     """The token counter of the model; None without a model."""
     from nestling.data_checks.tokens import TokenCounter
+    from nestling.models.remote_code import trust_code
 
+    if config.trust_remote_code:
+        trust_code(config.model)
     return TokenCounter.from_pretrained(config.model) if config.model else None
 
 

@@ -86,6 +86,10 @@ def main() -> None:
 
 
 def evaluate(config: EvaluateConfig) -> None:
+    if config.trust_remote_code:
+        from nestling.models.remote_code import trust_code
+
+        trust_code(config.model, config.reranker)
     dims = choose_dims(config)
     if config.reranker is not None:
         require_model(config.reranker, f"--reranker {config.reranker}: no such directory")
@@ -142,7 +146,7 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
     if config.model is None:
         return []
     require_model(config.model, f"--model {config.model}: no such directory")
-    from nestling.models.embedder import read_model_files
+    from nestling.models.embedder import read_model_files, read_width
     from nestling.models.token_model import max_positions, read_config
 
     model = read_config(config.model, read_model_files(config.model).subfolder)
@@ -151,8 +155,9 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
     for name in ("query_max_length", "document_max_length"):
         length = getattr(config, name) or 0
         require(length <= limit, f"--{name} {length}: {config.model} reads at most {limit} tokens; give a lower one")
-    dims = config.dims or sorted({model.hidden_size, *(keys.get("matryoshka_dimensions") or [])}, reverse=True)
-    require_dims(dims, limit=model.hidden_size)
+    width = read_width(config.model)
+    dims = config.dims or sorted({width, *(keys.get("matryoshka_dimensions") or [])}, reverse=True)
+    require_dims(dims, limit=width)
     return dims
 
 

@@ -57,6 +57,11 @@ def main() -> None:
 
 def export(config: ExportConfig, output: Path) -> "GateReport":
     """Write `output` from whatever is given."""
+    from nestling.models.remote_code import trust_code
+    from nestling.training.recorded_code import require_same_code
+
+    if config.trust_remote_code:
+        trust_code(config.model, config.base)
     if config.model is not None:
         from nestling.models.reranker import Reranker
 
@@ -67,6 +72,9 @@ def export(config: ExportConfig, output: Path) -> "GateReport":
         return write_embedder(from_adapter(folder, config), output, config)
     settings = read_run(folder.resolve().parents[1])
     require_undamaged(folder)
+    if config.trust_remote_code:
+        trust_code(config.base or settings.model)
+    require_same_code(folder.resolve().parents[1], config.base or settings.model)
     config = replace(config, dtype=config.dtype or settings.export_dtype)
     if isinstance(settings, RerankConfig):
         require(config.max_seq_length is None, f"{folder} is of a reranker, and max_seq_length is an embedder's")
@@ -163,6 +171,7 @@ def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
     from nestling.export.card import Card
     from nestling.models.adapters import load_lora
     from nestling.models.embedder import Embedder
+    from nestling.models.modules import load_head, modules_beside
 
     assert config.base is not None
     embedder = Embedder.from_pretrained(
@@ -173,6 +182,8 @@ def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
     )
     require_dims(config.matryoshka_dims, embedder.dim, "matryoshka_dims")
     embedder.backbone = load_lora(embedder.backbone, str(adapter))
+    modules = modules_beside(str(adapter), embedder.head.settings)
+    embedder.head = embedder.head if modules is None else load_head(str(adapter), modules)
     return Trained(embedder, Card(), None, None, config.matryoshka_dims, {})
 
 

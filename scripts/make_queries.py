@@ -117,9 +117,12 @@ def open_passages(config: MakeQueriesConfig) -> "Passages":
 
 def find_nearest_personas(config: MakeQueriesConfig, personas: list[str], passages: "Passages") -> Any:
     from nestling.models.embedder import Embedder
+    from nestling.models.remote_code import trust_code
     from nestling.synthesis.personas import nearest_personas
 
     assert config.embedder is not None
+    if config.trust_remote_code:
+        trust_code(config.embedder)
     embedder = Embedder.from_pretrained(config.embedder).to(best_device())
     return nearest_personas(embedder, personas, passages, config.num_personas, progress=sys.stderr.isatty())
 

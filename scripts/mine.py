@@ -45,8 +45,13 @@ def main() -> None:
 def check(config: MineConfig) -> None:
     """Raise ValueError for what cannot work, before data and models are read."""
     embedders = models_of([*config.retrievers, config.scorer])
-    for model in [*embedders, *models_of([config.judge])]:
+    models = [*embedders, *models_of([config.judge])]
+    for model in models:
         check_model(model)
+    if config.trust_remote_code:
+        from nestling.models.remote_code import trust_code
+
+        trust_code(*models)
     require(config.ceiling is None or bool(embedders), "ceiling needs an embedder, whose cosines it bounds")
     run_files = [each for each in config.retrievers if Path(each).is_file()]
     require(config.scores != "ensemble" or not run_files, "scores: ensemble: a run file does not score every document")

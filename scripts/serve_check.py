@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 def main() -> None:
     config = read_config(sys.argv[1:])
     kind = config.kind or kind_of(Path(config.model))
+    if config.trust_remote_code:
+        from nestling.models.remote_code import trust_code
+
+        trust_code(config.model)
     key = read_api_key("--api_key_env", config.api_key_env)
     if kind == "embedding":
         from nestling.models.embedder import read_width

@@ -52,6 +52,7 @@ class Case:
         kind: contrastive, distilled or graded.
         clip: What gradients are clipped to; 0 does not clip.
         full_gradients: Whether full gradients are kept until they are reduced once per step.
+        head: Whether the model has a Dense module behind its pooling.
     """
 
     backend: str
@@ -60,10 +61,12 @@ class Case:
     kind: str = "contrastive"
     clip: float = 0.0
     full_gradients: bool = True
+    head: bool = False
 
     def __str__(self) -> str:
         clip, reduction = "-clip" if self.clip else "", "" if self.full_gradients else "-parts"
-        return f"{self.backend}-{self.kept}-{self.tuning}-{self.kind}{clip}{reduction}"
+        head = "-head" if self.head else ""
+        return f"{self.backend}-{self.kept}-{self.tuning}-{self.kind}{clip}{reduction}{head}"
 
 
 def write_data(folder: Path) -> None:
@@ -72,7 +75,7 @@ def write_data(folder: Path) -> None:
 
 
 def load(folder: Path, case: Case, dtype: torch.dtype = torch.float32) -> Embedder:
-    embedder = Embedder.from_pretrained(folder / "model", dtype=dtype, precision=dtype)
+    embedder = Embedder.from_pretrained(folder / ("headed" if case.head else "model"), dtype=dtype, precision=dtype)
     if case.tuning == "lora":
         adapt(embedder)
     return embedder.train()

@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from nestling.backends.zero import Zero
 from tiny import tiny_qwen3
+from tiny_modules import tiny_stella
 
 # Every value of each setting with every backend, and most pairs of values; the full product is marked slow.
 PAIRWISE = [
@@ -47,6 +48,16 @@ PAIRWISE = [
     Case("fsdp", "some", "full", "contrastive", 0.5),
     Case("fsdp", "all", "full", "graded", 0.0),
     Case("fsdp", "some", "lora", "contrastive", 0.0, full_gradients=False),
+    *(
+        Case(backend, "some", tuning, head=True)
+        for backend, tuning in (
+            ("ddp", "lora"),
+            ("zero2", "full"),
+            ("zero3", "lora"),
+            ("fsdp", "full"),
+            ("fsdp", "lora"),
+        )
+    ),
 ]
 PRODUCT = [
     Case(backend, kept, tuning, kind, clip, full_gradients)
@@ -71,8 +82,9 @@ def on_a_rank(cases: Sequence[Case], world: int, port: int, rank: int, folder: P
 
 
 def prepare_folder(folder: Path) -> None:
-    (folder / "model").mkdir()
-    tiny_qwen3(folder / "model")
+    for name, build in (("model", tiny_qwen3), ("headed", tiny_stella)):
+        (folder / name).mkdir()
+        build(folder / name)
     write_data(folder)
 
 

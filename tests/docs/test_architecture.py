@@ -74,12 +74,12 @@ def test_a_new_dialect_is_a_converter_and_a_line(tmp_path: Path, monkeypatch: py
 
 
 def test_a_new_pooling_is_a_function_and_its_packed_form(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def largest(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        return torch.stack([row[:length].amax(dim=0) for row, length in zip(hidden, lengths, strict=True)])
+    def smallest(hidden: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.stack([row[:length].amin(dim=0) for row, length in zip(hidden, lengths, strict=True)])
 
-    monkeypatch.setitem(pooling.POOL, "max", largest)
+    monkeypatch.setitem(pooling.POOL, "min", smallest)  # type: ignore[misc]
     embedder = Embedder.from_pretrained(bert, dtype=torch.float32)
-    embedder.pooling = "max"  # type: ignore[assignment]
+    embedder.pooling = "min"
     batch = pack([[5, 6, 7], [8, 9]], 64, embedder.text_tokenizer.pad_id)
     backend = Plain(embedder, adamw(embedder, learning_rate=1e-3, weight_decay=0.0))
     loss = cached_backward(backend, batch, lambda each: each.square().sum(), ActivationBudget(0.0, 1.0))

@@ -1,7 +1,7 @@
 import json
 import shutil
+from itertools import product
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from nestling.batches.packing import concatenate, pack, pad
 from nestling.batches.prompts import TextTokenizer, instruct
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder, read_width
-from nestling.models.pooling import POOL, Pooling, pool_packed, pool_padded
+from nestling.models.pooling import POOL, pool_packed, pool_padded
 from tiny import tiny_bert, tiny_qwen3
 
 TEXTS = ["find all files", "short", "向量检索", "def f(x):\n    return x", "word " * 300, "a"]
@@ -62,16 +62,13 @@ def test_the_newer_pooling_file_is_read(tmp_path: Path) -> None:
 def test_what_cannot_be_reproduced_is_refused(tmp_path: Path) -> None:
     folder = tiny_bert(tmp_path)
     pooling = folder / "1_Pooling" / "config.json"
-    pooling.write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}')
-    with pytest.raises(ValueError, match="asks for cls_token and mean_tokens; supported are last, mean and cls"):
-        Embedder.from_pretrained(folder)
-    pooling.write_text('{"pooling_mode_mean_tokens": true, "include_prompt": false}')
-    with pytest.raises(ValueError, match="without the prompt"):
+    pooling.write_text('{"pooling_mode_cls_token": true, "pooling_mode_middle": true}')
+    with pytest.raises(ValueError, match="asks for cls_token and middle; supported are cls_token, max_tokens"):
         Embedder.from_pretrained(folder)
     modules = json.loads((folder / "modules.json").read_text())
-    modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
+    modules.append({"idx": 3, "name": "3", "path": "3_CNN", "type": "sentence_transformers.models.CNN"})
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ValueError, match="Dense is not supported"):
+    with pytest.raises(ValueError, match="CNN is not supported; expected Transformer, Pooling, Dense, LayerNorm"):
         Embedder.from_pretrained(folder)
 
 
@@ -84,7 +81,7 @@ def test_modules_of_the_same_last_name_are_refused(tmp_path: Path, own: str) -> 
     at = next(each for each in modules if each["type"].endswith(own.rpartition(".")[2]))
     at["type"] = own
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ValueError, match=f"modules.json: {own} is not supported; expected Transformer, Pooling and"):
+    with pytest.raises(ValueError, match=f"modules.json: {own} is not supported; expected Transformer, Pooling, Dense"):
         Embedder.from_pretrained(folder)
 
 
@@ -170,16 +167,28 @@ def test_pooling_by_hand() -> None:
     assert POOL["cls"](hidden, lengths).tolist() == [[0, 1], [6, 7]]
     torch.testing.assert_close(POOL["mean"](hidden, lengths), torch.tensor([[1.0, 2.0], [8.0, 9.0]]))
     rows, cu_seqlens = torch.cat([hidden[0, :2], hidden[1]])[None], torch.tensor([0, 2, 5], dtype=torch.int32)
-    for pooling in get_args(Pooling):
-        expected = pool_padded(hidden, lengths, pooling)
-        torch.testing.assert_close(pool_packed(rows, cu_seqlens, pooling), expected)
+    assert POOL["max"](hidden, lengths).tolist() == [[2, 3], [10, 11]]
+    torch.testing.assert_close(POOL["mean_sqrt_len_tokens"](hidden, lengths)[0], torch.tensor([2.0, 4.0]) / 2**0.5)
+    torch.testing.assert_close(POOL["weightedmean"](hidden, lengths)[0], torch.tensor([4 / 3, 7 / 3]))
+    starts = torch.tensor([1, 9])  # of the second text at least the last token is pooled
+    assert POOL["mean"](hidden, lengths, starts).tolist() == [[2, 3], [10, 11]]
+    for pooling, first in product([*POOL, "cls+max+weightedmean"], (None, starts, torch.tensor([0, 1]))):
+        padded, packed_texts = hidden.clone().requires_grad_(), rows.clone().requires_grad_()
+        expected = pool_padded(padded, lengths, pooling, first)
+        found = pool_packed(packed_texts, cu_seqlens, pooling, first)
+        torch.testing.assert_close(found, expected)
+        expected.square().sum().backward()
+        found.square().sum().backward()
+        assert padded.grad is not None
+        assert packed_texts.grad is not None
+        torch.testing.assert_close(packed_texts.grad[0], torch.cat([padded.grad[0, :2], padded.grad[1]]))
 
 
 def test_an_unknown_pooling_is_refused_for_padded_and_packed_texts(qwen3: Path) -> None:
     embedder = Embedder.from_pretrained(qwen3, attn_implementation="varlen")
-    embedder.pooling = "max"  # type: ignore[assignment]
+    embedder.pooling = "cls+middle"
     for chunk in (pad([[5, 6], [7]], 0), concatenate([[5, 6], [7]])):
-        with pytest.raises(ValueError, match="the pooling is 'max'; expected one of last, mean, cls"):
+        with pytest.raises(ValueError, match="the pooling is 'cls\\+middle'; expected one of last, mean, cls, max"):
             embedder(chunk)
 
 

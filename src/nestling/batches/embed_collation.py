@@ -17,6 +17,9 @@ from nestling.batches.sampled_rows import SampledRow, batch_structure, graded_sc
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.losses.negatives import BatchStructure
 
+# A prompt and the text behind it.
+Prompted = tuple[str, str]
+
 
 @dataclass(frozen=True)
 class EmbedBatch:
@@ -143,7 +146,8 @@ class EmbedCollator(Dataset[EmbedBatch]):
 
     def texts(self, indices: BatchIndices) -> tuple[list[str], list[str]]:
         """Queries and documents of a global batch, those of all ranks, with their prompts."""
-        return self._texts(self.sources[indices.source], self._sampled_rows(indices))
+        queries, documents = self._texts(self.sources[indices.source], self._sampled_rows(indices))
+        return list(map("".join, queries)), list(map("".join, documents))
 
     def document_limit(self, source: Source) -> int:
         """Tokens of a document of a dataset, its prompt included."""
@@ -156,21 +160,21 @@ class EmbedCollator(Dataset[EmbedBatch]):
             for row, row_epoch in zip(indices.rows, indices.row_epochs, strict=True)
         ]
 
-    def _texts(self, source: Source, sampled_rows: Sequence[SampledRow]) -> tuple[list[str], list[str]]:
+    def _texts(self, source: Source, sampled_rows: Sequence[SampledRow]) -> tuple[list[Prompted], list[Prompted]]:
         """Queries and documents of some rows, with their prompts."""
-        queries: list[str] = []
-        documents: list[str] = []
+        queries: list[Prompted] = []
+        documents: list[Prompted] = []
         for sampled in sampled_rows:
             record = source.table[sampled.row]
             query_prompt = self.prompts.query(record.instruction)
             document_prompt = query_prompt if source.documents_as_queries else self.prompts.document
-            queries.append(query_prompt + record.query)
-            documents += [document_prompt + record.positives[i] for i in sampled.positives]
-            documents += [document_prompt + record.negatives[i] for i in sampled.negatives]
+            queries.append((query_prompt, record.query))
+            documents += [(document_prompt, record.positives[i]) for i in sampled.positives]
+            documents += [(document_prompt, record.negatives[i]) for i in sampled.negatives]
         return queries, documents
 
     def _tokenize(
-        self, queries: list[str], documents: list[str], document_limit: int
+        self, queries: list[Prompted], documents: list[Prompted], document_limit: int
     ) -> tuple[TokenBatch, Tensor, int]:
         """Tokenise each distinct text once, documents to at most `document_limit` tokens.
 
@@ -180,10 +184,15 @@ class EmbedCollator(Dataset[EmbedBatch]):
         """
         query_index = {text: i for i, text in enumerate(dict.fromkeys(queries))}
         document_index = {text: i for i, text in enumerate(dict.fromkeys(documents))}
-        query_tokens = self.tokenizer(list(query_index), self.query_max_length)
-        document_tokens = self.tokenizer(list(document_index), document_limit)
-        ids = query_tokens.ids + document_tokens.ids
-        batch = pack(ids, self.chunk_tokens, self.tokenizer.pad_id, padding_free=self.padding_free)
+        query_tokens = self.tokenizer(list(map("".join, query_index)), self.query_max_length)
+        document_tokens = self.tokenizer(list(map("".join, document_index)), document_limit)
+        batch = pack(
+            query_tokens.ids + document_tokens.ids,
+            self.chunk_tokens,
+            self.tokenizer.pad_id,
+            padding_free=self.padding_free,
+            pooled_from=self.tokenizer.pooled_from([prompt for prompt, _ in (*query_index, *document_index)]),
+        )
         text_indices = [query_index[text] for text in queries]
         text_indices += [len(query_index) + document_index[text] for text in documents]
         truncated = query_tokens.truncated + document_tokens.truncated

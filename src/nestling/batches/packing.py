@@ -29,11 +29,13 @@ class Chunk:
         input_ids: [B, L] int64, padded on the right.
         lengths: [B] int64, tokens of each text.
         padded: Whether any position is padding; a Python bool, since reading it from `lengths` would wait for the GPU.
+        pooled_from: [B] int64, the first position of each text that pooling reads; None for all positions.
     """
 
     input_ids: Tensor
     lengths: Tensor
     padded: bool
+    pooled_from: Tensor | None = None
 
     @property
     def positions(self) -> int:
@@ -46,13 +48,17 @@ class Chunk:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> "Chunk":
-        return Chunk(self.input_ids.to(device), self.lengths.to(device), self.padded)
+        return Chunk(self.input_ids.to(device), self.lengths.to(device), self.padded, moved(self.pooled_from, device))
 
     def halves(self) -> "list[Chunk]":
         """Two chunks, of the longer and of the shorter texts; a single text stays one chunk."""
         middle = len(self.lengths) // 2
-        parts = [(self.input_ids[:middle], self.lengths[:middle]), (self.input_ids[middle:], self.lengths[middle:])]
-        return [Chunk(ids[:, : int(lengths.max())], lengths, self.padded) for ids, lengths in parts if len(lengths)]
+        return [self._rows(part) for part in (slice(middle), slice(middle, None)) if len(self.lengths[part])]
+
+    def _rows(self, rows: slice) -> "Chunk":
+        lengths = self.lengths[rows]
+        pooled_from = None if self.pooled_from is None else self.pooled_from[rows]
+        return Chunk(self.input_ids[rows, : int(lengths.max())], lengths, self.padded, pooled_from)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class PackedChunk:
         position_ids: [1, T] int64, from 0 in each text.
         cu_seqlens: [B + 1] int32, cumulative lengths, as in FlashAttention's variable-length functions.
         max_seqlen: Tokens of the longest text; a Python int, since reading it from `lengths` would wait for the GPU.
+        pooled_from: [B] int64, the first position of each text that pooling reads; None for all positions.
     """
 
     input_ids: Tensor
@@ -72,6 +79,7 @@ class PackedChunk:
     position_ids: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
+    pooled_from: Tensor | None = None
 
     @property
     def positions(self) -> int:
@@ -89,14 +97,23 @@ class PackedChunk:
             self.position_ids.to(device),
             self.cu_seqlens.to(device),
             self.max_seqlen,
+            moved(self.pooled_from, device),
         )
 
     def halves(self) -> "list[PackedChunk]":
         """Two chunks, of the first and of the second half of the texts; a single text stays one chunk."""
-        texts = self.input_ids[0].split(self.lengths.tolist())
+        texts = [text.tolist() for text in self.input_ids[0].split(self.lengths.tolist())]
+        pooled_from = None if self.pooled_from is None else self.pooled_from.tolist()
         middle = len(texts) // 2
-        halves = [concatenate([text.tolist() for text in half]) for half in (texts[:middle], texts[middle:]) if half]
-        return [half.to(self.input_ids.device) for half in halves]
+        return [
+            concatenate(texts[part], None if pooled_from is None else pooled_from[part]).to(self.input_ids.device)
+            for part in (slice(middle), slice(middle, None))
+            if texts[part]
+        ]
+
+
+def moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
 
 
 TextChunk = Chunk | PackedChunk
@@ -138,7 +155,14 @@ class TokenBatch:
         return TokenBatch([half for chunk in self.chunks for half in chunk.halves()], self.position, self.tokens)
 
 
-def pack(ids: Sequence[Sequence[int]], chunk_tokens: int, pad_id: int, *, padding_free: bool = False) -> TokenBatch:
+def pack(
+    ids: Sequence[Sequence[int]],
+    chunk_tokens: int,
+    pad_id: int,
+    *,
+    padding_free: bool = False,
+    pooled_from: Sequence[int] | None = None,
+) -> TokenBatch:
     """Sort texts by length and split them into chunks of at most `chunk_tokens` positions, padding included.
 
     A text longer than that is a chunk of its own. Sorting is stable, so that equal inputs give equal chunks.
@@ -148,15 +172,17 @@ def pack(ids: Sequence[Sequence[int]], chunk_tokens: int, pad_id: int, *, paddin
         chunk_tokens: Positions of a chunk, at most.
         pad_id: Token that pads.
         padding_free: Make packed chunks instead of padded ones.
+        pooled_from: The first token of each text that pooling reads; None for all tokens.
     """
     lengths = torch.tensor([len(each) for each in ids], dtype=torch.int64)
     order = torch.argsort(lengths, descending=True, stable=True)
     position = torch.empty_like(order)
     position[order] = torch.arange(len(order))
     split = split_packed if padding_free else split_padded
-    rows = split(order.tolist(), lengths.tolist(), chunk_tokens)
-    texts = ([ids[i] for i in each] for each in rows)
-    chunks = [concatenate(each) if padding_free else pad(each, pad_id) for each in texts]
+    chunks: list[TextChunk] = []
+    for rows in split(order.tolist(), lengths.tolist(), chunk_tokens):
+        texts, starts = [ids[i] for i in rows], None if pooled_from is None else [pooled_from[i] for i in rows]
+        chunks.append(concatenate(texts, starts) if padding_free else pad(texts, pad_id, starts))
     return TokenBatch(chunks, position, int(lengths.sum()))
 
 
@@ -174,8 +200,8 @@ def split_packed(order: list[int], lengths: list[int], max_positions: int) -> It
         yield part
 
 
-def concatenate(ids: Sequence[Sequence[int]]) -> PackedChunk:
-    """A packed chunk of texts, given their token ids."""
+def concatenate(ids: Sequence[Sequence[int]], pooled_from: Sequence[int] | None = None) -> PackedChunk:
+    """A packed chunk of texts, given their token ids and the first of each that pooling reads."""
     lengths = torch.tensor([len(each) for each in ids], dtype=torch.int64)
     cu_seqlens = torch.zeros(len(ids) + 1, dtype=torch.int32)
     cu_seqlens[1:] = lengths.cumsum(dim=0)
@@ -185,6 +211,7 @@ def concatenate(ids: Sequence[Sequence[int]]) -> PackedChunk:
         position_ids=torch.cat([torch.arange(len(each)) for each in ids])[None],
         cu_seqlens=cu_seqlens,
         max_seqlen=int(lengths.max()),
+        pooled_from=None if pooled_from is None else torch.tensor(pooled_from, dtype=torch.int64),
     )
 
 
@@ -198,13 +225,14 @@ def split_padded(order: list[int], lengths: list[int], max_positions: int) -> It
         yield order[start:end]
 
 
-def pad(ids: Sequence[Sequence[int]], pad_id: int) -> Chunk:
-    """A chunk of texts, given their token ids, padded on the right to the longest."""
+def pad(ids: Sequence[Sequence[int]], pad_id: int, pooled_from: Sequence[int] | None = None) -> Chunk:
+    """A chunk of texts, given their token ids and the first of each that pooling reads, padded on the right."""
     lengths = torch.tensor([len(each) for each in ids], dtype=torch.int64)
     input_ids = torch.full((len(ids), int(lengths.max())), pad_id, dtype=torch.int64)
     for row, each in enumerate(ids):
         input_ids[row, : len(each)] = torch.tensor(each, dtype=torch.int64)
-    return Chunk(input_ids, lengths, padded=int(lengths.min()) < input_ids.shape[1])
+    starts = None if pooled_from is None else torch.tensor(pooled_from, dtype=torch.int64)
+    return Chunk(input_ids, lengths, int(lengths.min()) < input_ids.shape[1], starts)
 
 
 def prompts_to_chunk(groups: Sequence[PromptGroup], *, share_prefix: bool, padding_free: bool) -> AnyChunk:

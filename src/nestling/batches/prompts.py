@@ -73,13 +73,23 @@ class TextTokenizer:
         require_end: Every text must end in a special token, the one that last-token pooling reads.
         append_end: If the tokenizer does not append one (base models), have its copy do so. False takes it as it is:
             the last token of a text is then one of its words.
+        pool_prompt: Whether pooling reads the tokens of a text's prompt.
 
     Attributes:
         appended_end: The end token that the post-processor had to be added for; None otherwise.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, require_end: bool, append_end: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        require_end: bool,
+        append_end: bool = True,
+        pool_prompt: bool = True,
+    ) -> None:
         self.backend = copy_backend(tokenizer)
+        self.pool_prompt = pool_prompt
+        self._special = set(tokenizer.all_special_ids)
         self.pad_id = padding_id(tokenizer)
         self.end_id: int | None = None
         self.appended_end: str | None = None
@@ -119,6 +129,21 @@ class TextTokenizer:
         """Tokens that are added to a text: those of the prompt and the special tokens."""
         self.backend.no_truncation()
         return len(self.backend.encode(prompt).ids)
+
+    def pooled_from(self, prompts: Sequence[str]) -> list[int] | None:
+        """The first token of each text that pooling reads, given the texts' prompts; None if it reads the prompts.
+
+        As in sentence-transformers, it is the number of tokens of the prompt alone, without a special one at its end;
+        an empty prompt has none, so that pooling reads also a special token at the beginning.
+        """
+        if self.pool_prompt:
+            return None
+        self.backend.no_truncation()
+        lengths = {"": 0}
+        for prompt in set(prompts) - {""}:
+            ids = self.backend.encode(prompt).ids
+            lengths[prompt] = len(ids) - (ids[-1] in self._special)
+        return [lengths[prompt] for prompt in prompts]
 
     @property
     def special_tokens(self) -> int:

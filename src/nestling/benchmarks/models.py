@@ -73,12 +73,12 @@ class MtebEmbedder(AbsEncoder):
         """[n, dim] float32: normalised embeddings of the texts of a data loader."""
         kind = "document" if prompt_type == PromptType.document else "query"
         prefix = self.prefix(task_metadata, kind)
-        texts = [prefix + text for batch in inputs for text in batch["text"]]
+        texts = [text for batch in inputs for text in batch["text"]]
         # Includes the kind, since equal queries and documents may be truncated at different lengths.
-        key = xxhash.xxh3_128_hexdigest("\0".join([kind, *texts]).encode())
+        key = xxhash.xxh3_128_hexdigest("\0".join([kind, prefix, *texts]).encode())
         embeddings = self._cached.get(key)
         if embeddings is None:
-            embeddings = self._encode(texts, kind, f"{task_metadata.name}: {kind}s" if self.progress else None)
+            embeddings = self._encode(texts, kind, prefix, f"{task_metadata.name}: {kind}s" if self.progress else None)
         if self.cache_embeddings:
             self._cached[key] = embeddings
         return normalize(embeddings[:, : self.dim], dim=-1)
@@ -105,14 +105,14 @@ class MtebEmbedder(AbsEncoder):
         """[n] float32: cosine similarities of the rows of normalised embeddings [n, dim]."""
         return (torch.as_tensor(embeddings1) * torch.as_tensor(embeddings2)).sum(dim=-1)
 
-    def _encode(self, texts: list[str], kind: str, label: str | None) -> Tensor:
+    def _encode(self, texts: list[str], kind: str, prefix: str, label: str | None) -> Tensor:
         """[n, D] float32 with all dimensions; equal texts are encoded once, so that they score the same."""
         index_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         embeddings = torch.empty(len(index_of), self.embedder.dim)
         blocks = encode_texts(
             self.embedder,
             list(index_of),
-            prefix="",
+            prefix=prefix,
             max_length=self.lengths[kind],
             progress=label,
             stats=self._stats[kind],

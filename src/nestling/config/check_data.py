@@ -20,6 +20,7 @@ class CheckConfig:
         shingle: Words in a shingle; 1 ignores the order of words.
         min_characters: Texts with fewer characters are short.
         model: Directory or hub id of an embedding model, whose tokenizer counts tokens.
+        trust_remote_code: Run the code that comes with the model.
         query_max_length: A limit of tokens to try on queries, besides 64, 128, 256, ...
         document_max_length: A limit of tokens to try on documents, likewise.
         sample: Queries, and documents, drawn at random to count languages and tokens.
@@ -45,6 +46,7 @@ class CheckConfig:
     output: str | None = None
     drop: list[Rule] = field(default_factory=lambda: list(DEFAULT_RULES))
     report: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         require(0 < self.threshold <= 1, f"threshold is {self.threshold}, expected above 0 and at most 1")

@@ -96,7 +96,7 @@ class EmbedConfig(TrainingConfig):
 
     dev: list[DevData] = field(default_factory=list)
     attn_implementation: Attention = "auto"
-    pooling: Literal["last", "mean", "cls"] | None = None
+    pooling: Literal["last", "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean"] | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None
     activation_memory: float | None = None

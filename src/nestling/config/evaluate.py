@@ -18,6 +18,7 @@ class EvaluateConfig:
         mteb: Tasks of mteb, or folders, that mteb measures, with commas between; needs the extra mteb.
         model: Directory or hub id of the embedding model.
         first_stage: In place of a model: bm25, a TREC run file, or for a reranker a .jsonl file of candidate lists.
+        trust_remote_code: Run the code that comes with the models.
         reranker: Directory or hub id of a reranker, which orders each query's first documents again.
         depth: Documents of a query that the reranker reads; a .jsonl file's lists are read whole.
         split: Which qrels file to use.
@@ -52,6 +53,7 @@ class EvaluateConfig:
     attn_implementation: Attention = "auto"
     output: str | None = None
     details: bool = False
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         require(

@@ -16,6 +16,7 @@ class ExportConfig:
         checkpoint: A run's folder checkpoints/step-N; all else is in the run's config.yaml.
         adapter: A folder that peft wrote for an embedder.
         base: Directory or hub id of the model under the adapter; for a checkpoint, where that model is now.
+        trust_remote_code: Run the code that comes with the model.
         model: Directory or hub id of a reranker that is a causal language model, to write it in another shape.
         shape: Shape of a reranker: causal language model (also a CrossEncoder), or classifier; by default causal.
         dtype: Type of the written weights; by default the base's own.
@@ -39,6 +40,7 @@ class ExportConfig:
     instruction: str | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None
+    trust_remote_code: bool = False
     max_seq_length: int | None = None
 
     def __post_init__(self) -> None:

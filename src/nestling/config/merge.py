@@ -32,6 +32,7 @@ class MergeConfig:
         last: Merge this many of the run's newest checkpoints; by default all.
         steps: Merge the checkpoints of these steps of the run.
         base: Model that all were trained from, or where it is now; by default what run or adapters name.
+        trust_remote_code: Run the code that comes with the models.
         method: Method of merging; by default slerp for two models and karcher for more.
         weights: One number for each model; by default all the same.
         layers: Other weights for tensors whose names match a pattern.
@@ -72,6 +73,7 @@ class MergeConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     results: str | None = None
     plot: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         require(bool(self.models) != (self.run is not None), "give either --models or --run, a run's folder")

@@ -41,6 +41,7 @@ class MineConfig:
         max_score_ratio: Keep a candidate only below this fraction of the lowest positive's score; null: no such rule.
         ceiling: Drop a candidate whose cosine with a positive, by the first embedder, is above this.
         judge: Directory or hub id of a reranker or a CrossEncoder.
+        trust_remote_code: Run the code that comes with the models.
         judge_depth: Candidates of a query that the judge reads, those that score highest.
         relevant: Candidates to which the judge gives a higher probability are no negatives.
         relabel: Make those candidates positives.
@@ -93,6 +94,7 @@ class MineConfig:
     format: Literal["nestling", "sentence-transformers", "flagembedding"] = "nestling"
     explain: bool = False
     audit: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "depth", "query_max_length", "document_max_length", "num_negatives", "rank_from")

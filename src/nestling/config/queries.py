@@ -79,6 +79,7 @@ class MakeQueriesConfig:
         personas: File with one searcher a line; by default data/personas.txt.
         num_personas: Personas of a document that the model chooses from.
         embedder: Directory or hub id of an embedder that picks the nearest personas; by default they are drawn.
+        trust_remote_code: Run the code that comes with the model.
         question_types: Types of question that the model chooses from, each with its meaning.
         difficulties: Difficulties that the model chooses from, each with its meaning.
         lengths: Ranges of words of a query, such as 2-6, each with a weight; one is drawn for a document.
@@ -120,6 +121,7 @@ class MakeQueriesConfig:
     budget: float | None = None
     explain: bool = False
     dry_run: bool = False
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_personas", "min_characters", "max_characters", "max_tokens", "attempts", "batch_size"):

@@ -13,6 +13,7 @@ class ServeCheckConfig:
     Args:
         url: Address of the server or endpoint, such as http://localhost:8000; may come first, without --url.
         model: The directory that it serves.
+        trust_remote_code: Run the code that comes with the model.
         kind: What the directory holds; by default told by its files.
         api_model: Name of the model in requests; by default the first that the server lists.
         dims: Dimensions to ask for, of an embedder trained at several.
@@ -29,6 +30,7 @@ class ServeCheckConfig:
     least_cosine: float = 0.999
     timeout: float = 60.0
     api_key_env: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         require_address("url", self.url)

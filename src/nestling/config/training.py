@@ -63,6 +63,7 @@ class TrainingConfig:
         logging_steps: Write a line of metrics every this many steps.
         report_to: Also log to wandb (its project is WANDB_PROJECT), to tensorboard, or to both.
         dataloader_num_workers: Processes that read and tokenize the data.
+        trust_remote_code: Run the code that comes with the model, and export it too.
         resume: Continue the run in output_dir.
         use_cpu: Train on the CPU even if there is a GPU.
         dry_run: Run the longest of the first batches, print memory and speed, and train nothing.
@@ -102,6 +103,7 @@ class TrainingConfig:
     logging_steps: int = 1
     report_to: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
     dataloader_num_workers: int = 2
+    trust_remote_code: bool = False
     resume: bool = False
     use_cpu: bool = False
     dry_run: bool = False

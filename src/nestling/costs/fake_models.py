@@ -17,6 +17,7 @@ from nestling.models.adapters import attach_lora
 from nestling.models.answer_head import AnswerHead
 from nestling.models.attention import model_class, resolve_attention
 from nestling.models.embedder import Embedder
+from nestling.models.modules import Head
 from nestling.models.reranker import Reranker
 from nestling.models.token_model import TokenModel
 from nestling.training.memory import most_per_position
@@ -28,6 +29,7 @@ class FakeEmbedder(Embedder):
     def __init__(self, backbone: nn.Module, precision: torch.dtype) -> None:
         TokenModel.__init__(self, backbone, cast(PreTrainedTokenizerBase, None), source="", precision=precision)
         self.pooling = "last" if self.causal else "mean"
+        self.head = Head()
 
 
 class FakeReranker(Reranker):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nestling.batches.prompts import Prompts, TextTokenizer
-from nestling.models.embedder import Kind, may_append_end, read_model_files
+from nestling.models.embedder import Kind, may_append_end, read_model_files, reads_end
 from nestling.models.model_prompts import choose_prompts
 from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.token_model import is_causal, read_config
@@ -35,7 +35,7 @@ class TokenCounter:
         pooling = files.pooling or ("last" if causal else "mean")
         prompts = choose_prompts(model, decoder=causal)
         append_end = may_append_end(model, files, pooling)
-        return cls(TextTokenizer(tokenizer, require_end=pooling == "last", append_end=append_end), prompts)
+        return cls(TextTokenizer(tokenizer, require_end=reads_end(pooling), append_end=append_end), prompts)
 
     def __call__(self, texts: Sequence[str], kind: Kind) -> np.ndarray:
         """[N] int64: tokens of each text as a query (with the default query prompt) or document, without truncation."""

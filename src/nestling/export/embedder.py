@@ -18,7 +18,9 @@ from nestling.export.embedder_card import EmbedderFacts, render_embedder_card
 from nestling.export.embedder_expectation import base_files, expect_embeddings
 from nestling.export.embedder_gate import EmbedderReport, check_embedder
 from nestling.export.gate import require_passed
+from nestling.export.head_files import pooling_file, write_head
 from nestling.export.serving_files import (
+    copy_code,
     copy_tokenizer_files,
     is_qwen2,
     model_config,
@@ -32,20 +34,13 @@ from nestling.export.serving_files import (
     written_dtype,
 )
 from nestling.models.adapter_merging import without_adapters
+from nestling.models.auto_classes import text_model_class
 from nestling.models.embedder import Embedder, read_model_files
 from nestling.models.merged_weights import MergedWeights
 from nestling.models.model_prompts import DOCUMENT_NAMES, read_named_prompts
 from nestling.models.model_tokenizer import lower_cases
+from nestling.models.remote_code import code_files, is_trusted
 from nestling.models.weights import StoredWeights, write_weights
-
-POOLING_FLAGS = {
-    "cls": "pooling_mode_cls_token",
-    "mean": "pooling_mode_mean_tokens",
-    "max": "pooling_mode_max_tokens",
-    "sqrt": "pooling_mode_mean_sqrt_len_tokens",
-    "weighted": "pooling_mode_weightedmean_tokens",
-    "last": "pooling_mode_lasttoken",
-}
 
 
 def export_embedder(
@@ -85,7 +80,7 @@ def export_embedder(
     weights = MergedWeights(embedder.backbone)
     config = serving_config(embedder, dims, dtype)
     dtype = written_dtype(base_files(embedder), dtype)
-    require_space(output_dir.parent, weights.nbytes(dtype))
+    require_space(output_dir.parent, weights.nbytes(dtype) + sum(each.nbytes for each in embedder.head.parameters()))
     max_length = min(max_seq_length or embedder.max_seq_length, embedder.max_positions)
     prompts = serving_prompts(embedder, instructions or {})
     say(f"exporting to {output_dir}: the model's own embeddings, to compare with")
@@ -96,11 +91,14 @@ def export_embedder(
     say(facts.lengths)
     with new_directory(output_dir) as folder:
         write_json(folder / "config.json", config)
+        copy_code(base_files(embedder), folder)
         with working("writing the weights"):
             write_weights(written, folder, specs=written.specs(), prefix=written_prefix(embedder))
         write_tokenizer(embedder, folder)
         write_sentence_transformers(embedder, folder, max_length, prompts)
         write_adapter(embedder.backbone, folder)
+        if (folder / "adapter").is_dir():
+            write_head(embedder.head, folder / "adapter")
         report = check_embedder(folder, expectation)
         require_passed(report, folder, allow_failed=allow_failed_gate)
         (folder / "README.md").write_text(render_embedder_card(facts, card, report), encoding="utf-8")
@@ -128,6 +126,10 @@ def describe(
         trained_lengths=trained_lengths,
         prompts=prompts,
         lora=isinstance(embedder.backbone, PeftModel),
+        head=[each.kind for each in embedder.head.settings],
+        pool_prompt=embedder.text_tokenizer.pool_prompt,
+        model_class=text_model_class(embedder.config).__name__,
+        own_code=is_trusted(embedder.source) and bool(code_files(embedder.source)),
     )
 
 
@@ -190,16 +192,18 @@ def end_settings(embedder: Embedder) -> dict[str, bool]:
 
 def write_sentence_transformers(embedder: Embedder, folder: Path, max_length: int, prompts: Mapping[str, str]) -> None:
     """The older schema: sentence-transformers 6 reads it alike, TEI and older vLLM read no other."""
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), *write_head(embedder.head, folder)]
+    if embedder.normalize:
+        kinds.append(("Normalize", f"{len(kinds)}_Normalize"))
     write_json(
         folder / "modules.json",
         [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (path, kind) in enumerate(modules[: 3 if embedder.normalize else 2])
+            for i, (kind, path) in enumerate(kinds)
         ],
     )
-    flags = {flag: name == embedder.pooling for name, flag in POOLING_FLAGS.items()}
-    pooling = {"word_embedding_dimension": embedder.dim, **flags, "include_prompt": True}
+    pool_prompt, width = embedder.text_tokenizer.pool_prompt, int(embedder.config.hidden_size)
+    pooling = pooling_file(embedder.pooling, width, pool_prompt=pool_prompt)
     write_json(folder / "1_Pooling" / "config.json", pooling)
     settings = {"prompts": dict(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(folder / "config_sentence_transformers.json", settings)

@@ -10,7 +10,18 @@ from huggingface_hub import ModelCardData
 from nestling.export.card import Card, adapter_note, license_line, render_card
 from nestling.export.embedder_usage import POOL_BY_MASK
 from nestling.export.gate import GateReport
-from nestling.models.pooling import Pooling
+from nestling.models.pooling import Mode, Pooling, modes_of
+
+MODES: Mapping[Mode, str] = {
+    "last": "last token",
+    "mean": "mean",
+    "cls": "first token (CLS)",
+    "max": "max",
+    "mean_sqrt_len_tokens": "sum over root of length",
+    "weightedmean": "weighted mean",
+}
+# Those that vLLM and TEI have.
+SERVED_POOLINGS = ("last", "mean", "cls")
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,10 @@ class EmbedderFacts:
         trained_lengths: Tokens at which training cut queries and documents; None if not known.
         prompts: Prompts by name.
         lora: Whether adapter/ lies beside it.
+        head: Kinds of the modules behind the pooling.
+        pool_prompt: Whether pooling reads the tokens of prompts.
+        model_class: transformers' Auto class that loads it.
+        own_code: Whether its class is in Python files of the directory.
     """
 
     title: str
@@ -40,6 +55,28 @@ class EmbedderFacts:
     trained_lengths: tuple[int, int] | None
     prompts: Mapping[str, str]
     lora: bool
+    head: Sequence[str] = ()
+    pool_prompt: bool = True
+    model_class: str = "AutoModel"
+    own_code: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether an embedding is one pooling of all token states and nothing else."""
+        return len(modes_of(self.pooling)) == 1 and not self.head and self.pool_prompt
+
+    @property
+    def unserved(self) -> str | None:
+        """What it has that neither vLLM nor TEI is known to compute; None where there is nothing."""
+        others = [kind for kind in self.head if kind not in ("Dense", "Dropout")]
+        reasons = {
+            f"{self.pooling} pooling": self.pooling not in SERVED_POOLINGS,
+            "pooling without the prompt": not self.pool_prompt,
+            f"{' and '.join(dict.fromkeys(others))} before the end": bool(others),
+            "the encoder of an encoder-decoder": self.model_class != "AutoModel",
+            "the code in this directory": self.own_code,
+        }
+        return ", ".join(what for what, is_so in reasons.items() if is_so) or None
 
     @property
     def lengths(self) -> str:
@@ -74,7 +111,9 @@ def _front_matter(facts: EmbedderFacts) -> ModelCardData:
 
 
 def _introduction(facts: EmbedderFacts) -> str:
-    pooling = {"last": "last token", "mean": "mean", "cls": "first token (CLS)"}[facts.pooling]
+    pooling = " and ".join(MODES[mode] for mode in modes_of(facts.pooling))
+    behind = "" if facts.pool_prompt else " (without the prompt's tokens)"
+    behind += f", then {', '.join(facts.head)}" if facts.head else ""
     nested = (
         f"Matryoshka, cut to any of {', '.join(map(str, facts.dims))} and normalise again" if facts.dims else "full"
     )
@@ -83,10 +122,10 @@ def _introduction(facts: EmbedderFacts) -> str:
 
 A text embedding model, fine-tuned from {facts.base} with Nestling.
 
-- Embedding: {facts.dim} dimensions ({nested}), {pooling} pooling, cosine similarity
+- Embedding: {facts.dim} dimensions ({nested}), {pooling} pooling{behind}, cosine similarity
 - {facts.lengths}
 {license_line(facts.license)}
-{adapter_note(facts.lora)}
+{adapter_note(facts.lora)}{head_note(facts)}
 Put the prompt before the text, byte for byte:
 
 | Prompt | Text |
@@ -95,18 +134,21 @@ Put the prompt before the text, byte for byte:
 """
 
 
+def head_note(facts: EmbedderFacts) -> str:
+    """A paragraph about modules that were trained beside an adapter; empty without."""
+    if not (facts.lora and {"Dense", "LayerNorm"} & set(facts.head)):
+        return ""
+    return (
+        "\nThe modules behind the pooling were trained as a whole: a server that puts `adapter/` onto the base needs "
+        "them too.\n"
+    )
+
+
 def _usage(facts: EmbedderFacts) -> str:
-    query = f"{facts.prompts['query']}how do I list files?"
-    document = f"{facts.prompts['document']}ls prints the names of files."
-    pool = POOL_BY_MASK[facts.pooling]
     dims = facts.dims[-1] if facts.dims else facts.dim
-    cut = f", truncate_dim={dims}" if facts.dims else ""
-    dimensions = f', "dimensions": {dims}' if facts.dims else ""
-    cohere: dict[str, object] = {"model": "MODEL", "input_type": "query", "texts": ["how do I list files?"]}
-    cohere |= {"embedding_types": ["float"]} | ({"output_dimension": dims} if facts.dims else {})
-    python_dims = f"dimensions={dims}" if facts.dims else ""
-    pooling_flag = "--pooling last " if facts.pooling == "last" else ""  # the GGUF of an encoder says how it pools
-    return f"""## Usage
+    cut = (f", truncate_dim={dims}" if facts.dims else "") + trust(facts)
+    sections = [
+        f"""## Usage
 
 `MODEL` is the path or hub id of this directory.
 
@@ -120,20 +162,37 @@ queries = model.encode(["how do I list files?"], prompt_name="query")
 documents = model.encode(["ls prints the names of files."], prompt_name="document")
 print(model.similarity(queries, documents))
 ```
+""",
+        _transformers(facts),
+        _servers(facts, dims),
+    ]
+    return "\n".join(sections)
 
-transformers:
+
+def trust(facts: EmbedderFacts) -> str:
+    """A further argument for those who load it."""
+    return ", trust_remote_code=True" if facts.own_code else ""
+
+
+def _transformers(facts: EmbedderFacts) -> str:
+    if not facts.plain:
+        return "transformers alone gives hidden states of tokens; what follows them is in sentence-transformers.\n"
+    query = f"{facts.prompts['query']}how do I list files?"
+    document = f"{facts.prompts['document']}ls prints the names of files."
+    pool = POOL_BY_MASK[modes_of(facts.pooling)[0]]
+    return f"""transformers:
 
 ```python
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer
+from transformers import {facts.model_class}, AutoTokenizer
 
 
 {inspect.getsource(pool)}
 
 tokenizer = AutoTokenizer.from_pretrained("MODEL")
-model = AutoModel.from_pretrained("MODEL").eval()
+model = {facts.model_class}.from_pretrained("MODEL"{trust(facts)}).eval()
 texts = [{query!r}, {document!r}]
 limit = {facts.max_seq_length}
 batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
@@ -142,8 +201,22 @@ with torch.no_grad():
 query, document = normalize({pool.__name__}(hidden, batch["attention_mask"]), dim=-1)
 print(query @ document)
 ```
+"""
 
-vLLM (at `/v1/embeddings` put the prompt before the text yourself; `/v2/embed` puts that of `input_type` there):
+
+def _servers(facts: EmbedderFacts, dims: int) -> str:
+    if facts.unserved is not None:
+        return f"""Serve it with sentence-transformers: neither vLLM nor Text Embeddings Inference is known to compute
+{facts.unserved}.
+"""
+    dimensions = f', "dimensions": {dims}' if facts.dims else ""
+    cohere: dict[str, object] = {"model": "MODEL", "input_type": "query", "texts": ["how do I list files?"]}
+    cohere |= {"embedding_types": ["float"]} | ({"output_dimension": dims} if facts.dims else {})
+    python_dims = f"dimensions={dims}" if facts.dims else ""
+    query = f"{facts.prompts['query']}how do I list files?"
+    versions = (" 0.11 or later", " 1.8 or later") if "Dense" in facts.head else ("", "")
+    return f"""vLLM{versions[0]} (at `/v1/embeddings` put the prompt before the text yourself; `/v2/embed` puts that of
+`input_type` there):
 
 ```bash
 vllm serve MODEL --runner pooling
@@ -162,15 +235,8 @@ model = LLM("MODEL", runner="pooling")
 (output,) = model.embed([{query!r}], pooling_params=PoolingParams({python_dims}))
 print(output.outputs.embedding)
 ```
-{_adapter_usage(facts)}
-llama.cpp (put the prompt before the text yourself, cut embeddings and normalise again in the client):
-
-```bash
-llama.cpp/convert_hf_to_gguf.py MODEL --outfile model.gguf --outtype bf16
-llama-server -m model.gguf --embedding {pooling_flag}-c 8192 -ub 8192 --port 8080
-```
-
-Text Embeddings Inference (prompts by name):
+{_adapter_usage(facts)}{_llama_usage(facts)}
+Text Embeddings Inference{versions[1]} (prompts by name):
 
 ```bash
 text-embeddings-router --model-id MODEL --port 8080
@@ -181,8 +247,11 @@ curl localhost:8080/embed -H 'Content-Type: application/json' \\
 
 
 def _adapter_usage(facts: EmbedderFacts) -> str:
-    """How the adapter is served on its base; empty without LoRA, and for encoders, of which vLLM takes none."""
-    if not facts.lora or facts.pooling != "last":
+    """How the adapter is served on its base; empty without LoRA, and for encoders, of which vLLM takes none.
+
+    Empty too for modules behind the pooling, of which vLLM would take the base's.
+    """
+    if not facts.lora or facts.pooling != "last" or facts.head:
         return ""
     return f"""
 vLLM, the adapter on its base (whose prompts and limit count, without `dimensions`); RANK is `r` in
@@ -192,5 +261,20 @@ vLLM, the adapter on its base (whose prompts and limit count, without `dimension
 vllm serve {facts.base} --runner pooling --enable-lora --max-lora-rank RANK --lora-modules mine=MODEL/adapter
 curl localhost:8000/v1/embeddings -H 'Content-Type: application/json' \\
   -d '{{"model": "mine", "input": ["TEXT WITH PROMPT"]}}'
+```
+"""
+
+
+def _llama_usage(facts: EmbedderFacts) -> str:
+    """How llama.cpp serves it; empty for modules behind the pooling, which have not been tried there."""
+    if facts.head:
+        return ""
+    pooling_flag = "--pooling last " if facts.pooling == "last" else ""  # the GGUF of an encoder says how it pools
+    return f"""
+llama.cpp (put the prompt before the text yourself, cut embeddings and normalise again in the client):
+
+```bash
+llama.cpp/convert_hf_to_gguf.py MODEL --outfile model.gguf --outtype bf16
+llama-server -m model.gguf --embedding {pooling_flag}-c 8192 -ub 8192 --port 8080
 ```
 """

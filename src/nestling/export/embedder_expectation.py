@@ -3,7 +3,9 @@
 Shapes: n texts, each as a query and as a document, D dimensions.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from nestling.export.serving_files import BaseFiles
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.embedder import Embedder, Kind, read_model_files
 from nestling.models.merged_weights import MergedWeights
+from nestling.models.modules import Head, ModuleSettings, load_head, numbered
 from nestling.models.pooling import Pooling
 
 # Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
@@ -33,6 +36,9 @@ class EmbedderExpectation:
         outputs: The embeddings, [2 n, D] each, of the n probes as queries, then as documents.
         base: The model before training.
         prefix: What weight names may begin with, such as "model."; compared without it.
+        pooled_from: The first token of each of the 2 n probes that pooling reads; None where it reads prompts.
+        head: The modules behind the pooling, in the folders of the directory.
+        base_head: Weights of the base's.
     """
 
     pooling: Pooling
@@ -44,6 +50,9 @@ class EmbedderExpectation:
     outputs: ProbeOutputs
     base: BaseFiles
     prefix: str
+    pooled_from: list[int] | None
+    head: Sequence[ModuleSettings]
+    base_head: Mapping[str, Tensor]
 
 
 def probe_texts(max_length: int) -> list[str]:
@@ -65,17 +74,32 @@ def expect_embeddings(
 ) -> EmbedderExpectation:
     """The probes' embeddings on the way from the trained model to weights written in `dtype`."""
     length, base = min(max_length, PROBE_LENGTH), base_files(embedder)
+    query, document, count = embedder.prefix("query"), embedder.prefix("document"), len(probe_texts(length))
+    base_head = load_head(embedder.source, embedder.head.settings)
+    run = partial(encode_probes, embedder, length)
     return EmbedderExpectation(
         pooling=embedder.pooling,
-        query_prompt=embedder.prefix("query"),
-        document_prompt=embedder.prefix("document"),
+        query_prompt=query,
+        document_prompt=document,
         max_length=max_length,
         probe_length=length,
         end_token=embedder.text_tokenizer.end_id,
-        outputs=probe_outputs(embedder, weights, dtype, base, lambda: encode_probes(embedder, length)),
+        outputs=probe_outputs(embedder, weights, dtype, base, run, partial(with_head, embedder, base_head, run)),
         base=base,
         prefix=f"{without_adapters(embedder.backbone).base_model_prefix}.",
+        pooled_from=embedder.text_tokenizer.pooled_from([query] * count + [document] * count),
+        head=numbered(embedder.head.settings),
+        base_head=base_head.state_dict(),
     )
+
+
+def with_head(embedder: Embedder, head: Head, run: Callable[[], Tensor]) -> Tensor:
+    """What `run` gives while the embedder has another head."""
+    own, embedder.head = embedder.head, head.to(embedder.device)
+    try:
+        return run()
+    finally:
+        embedder.head = own
 
 
 def encode_probes(embedder: Embedder, max_length: int) -> Tensor:

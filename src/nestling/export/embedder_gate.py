@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nestling.export.embedder_expectation import EmbedderExpectation, probe_texts
 from nestling.export.embedder_usage import POOL_BY_MASK
@@ -19,14 +19,19 @@ from nestling.export.gate import (
     WeightChanges,
     compare_with_base,
     in_stored_type,
+    largest_change,
     load_model,
     rounding_warning,
     run_checks,
 )
 from nestling.export.probe_outputs import ProbeOutputs
-from nestling.models.pooling import Pooling
+from nestling.models.auto_classes import text_model_class
+from nestling.models.modules import has_weights, load_head
+from nestling.models.pooling import modes_of, pool_padded
+from nestling.models.remote_code import is_trusted
 from nestling.models.replaced_weights import weights_replaced
 from nestling.models.rounded_weights import Rounding
+from nestling.models.token_model import read_config
 
 BATCH = 10  # all probes
 
@@ -104,12 +109,17 @@ def check_embedder(directory: Path, expectation: EmbedderExpectation) -> Embedde
         "merged weights": partial(check_merged, expectation, report),
         "transformers": partial(check_transformers, directory, expectation, report),
         "sentence-transformers": partial(check_sentence_transformers, directory, expectation, report),
-        "base": partial(
-            compare_with_base, directory, expectation.base, expectation.prefix, expectation.outputs, report
-        ),
+        "base": partial(check_base, directory, expectation, report),
     }
     run_checks(checks, report)
     return report
+
+
+def check_base(directory: Path, expectation: EmbedderExpectation, report: EmbedderReport) -> None:
+    """Count what differs from the base, in the modules behind the pooling as well; something must."""
+    for name, tensor in load_head(str(directory), expectation.head).state_dict().items():
+        report.changes.count(largest_change(tensor, expectation.base_head[name]))
+    compare_with_base(directory, expectation.base, expectation.prefix, expectation.outputs, report)
 
 
 def check_merged(expectation: EmbedderExpectation, report: EmbedderReport) -> None:
@@ -151,28 +161,39 @@ def _least_cosine(source: str, found: Tensor, expected: Tensor, report: Embedder
 
 
 def check_transformers(directory: Path, expectation: EmbedderExpectation, report: EmbedderReport) -> None:
-    """Reload through AutoModel and AutoTokenizer, pool as the model card shows."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    model = in_stored_type(partial(load_model, AutoModel, directory, report))
-    rows = probe_rows(expectation)
+    """Reload through the Auto class and AutoTokenizer, pool as the model card shows, compute the written head."""
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=is_trusted(directory))
+    model = in_stored_type(partial(load_model, text_model_class(read_config(directory)), directory, report))
+    head = load_head(str(directory), expectation.head)
+    rows, starts = probe_rows(expectation), expectation.pooled_from
     with weights_replaced(model):
         embeddings = [
-            embed(model, tokenizer, rows[i : i + BATCH], expectation.pooling, expectation.probe_length)
+            embed(model, tokenizer, rows[i : i + BATCH], expectation, None if starts is None else starts[i : i + BATCH])
             for i in range(0, len(rows), BATCH)
         ]
     _check_last_tokens("transformers", tokenizer, expectation, report)
-    found = torch.cat(embeddings)
+    with torch.no_grad():
+        found = normalize(head.eval()(torch.cat(embeddings)), dim=-1)
     report.transformers = _compare("transformers", found, expectation.outputs.written, EXACT_COSINE, report)
 
 
 @torch.no_grad()
 def embed(
-    model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pooling: Pooling, max_length: int
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    expectation: EmbedderExpectation,
+    starts: Sequence[int] | None,
 ) -> Tensor:
-    """Normalised embeddings by transformers alone, [n, D] float32."""
-    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-    hidden = model(**batch).last_hidden_state
-    return normalize(POOL_BY_MASK[pooling](hidden, batch["attention_mask"]).float(), dim=-1)
+    """Pooled hidden states by transformers, [n, M D]: as the card pools, or where it does not, as training does."""
+    length, pooling = expectation.probe_length, expectation.pooling
+    if starts is not None:
+        tokenizer.padding_side = "right"
+    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+    hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"]
+    if starts is not None:
+        return pool_padded(hidden, mask.sum(1), pooling, torch.tensor(starts))
+    return torch.cat([POOL_BY_MASK[mode](hidden, mask).float() for mode in modes_of(pooling)], dim=-1)
 
 
 def check_sentence_transformers(directory: Path, expectation: EmbedderExpectation, report: EmbedderReport) -> None:
@@ -180,9 +201,16 @@ def check_sentence_transformers(directory: Path, expectation: EmbedderExpectatio
     from sentence_transformers import SentenceTransformer  # slow to import, and only gates need it
 
     def load(dtype: Dtype) -> SentenceTransformer:
-        return SentenceTransformer(str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": dtype})
+        return SentenceTransformer(
+            str(directory),
+            device="cpu",
+            local_files_only=True,
+            model_kwargs={"dtype": dtype},
+            trust_remote_code=is_trusted(directory),
+        )
 
-    model = in_stored_type(load)
+    # It casts the modules behind the pooling to the type of the transformer, which would round their weights.
+    model = load(torch.float32) if any(map(has_weights, expectation.head)) else in_stored_type(load)
     for name, prompt in (("query", expectation.query_prompt), ("document", expectation.document_prompt)):
         stored = model.prompts.get(name)
         if stored != prompt:

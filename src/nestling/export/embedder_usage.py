@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nestling.models.pooling import Pooling
+from nestling.models.pooling import Mode
 
 
 def pool_last(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -24,8 +24,24 @@ def pool_cls(hidden: Tensor, mask: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden)), mask.argmax(1)]
 
 
-POOL_BY_MASK: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {
+def pool_max(hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden.masked_fill(mask[:, :, None] == 0, -torch.inf).amax(1)
+
+
+def pool_mean_sqrt_len_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
+    return (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).sqrt()
+
+
+def pool_weightedmean(hidden: Tensor, mask: Tensor) -> Tensor:
+    weights = mask.cumsum(1) * mask
+    return (hidden * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
+
+
+POOL_BY_MASK: dict[Mode, Callable[[Tensor, Tensor], Tensor]] = {
     "last": pool_last,
     "mean": pool_mean,
     "cls": pool_cls,
+    "max": pool_max,
+    "mean_sqrt_len_tokens": pool_mean_sqrt_len_tokens,
+    "weightedmean": pool_weightedmean,
 }

@@ -33,6 +33,7 @@ from nestling.console import say, working
 from nestling.export.probe_outputs import ProbeOutputs
 from nestling.export.serving_files import BaseFiles
 from nestling.models.attention import FLOAT32, VARLEN
+from nestling.models.remote_code import is_trusted
 from nestling.models.rounded_weights import BLOCK
 from nestling.models.weights import StoredWeights
 
@@ -59,6 +60,12 @@ class WeightChanges:
     tensors: int = 0
     changed: int = 0
     largest: float = 0.0
+
+    def count(self, change: float) -> None:
+        """Add a tensor by its largest change."""
+        self.tensors += 1
+        self.changed += change != 0
+        self.largest = max(self.largest, change)  # NaN, for another shape, leaves it as it is
 
     def __str__(self) -> str:
         return f"against the base: {self.changed} of {self.tensors} tensors changed, by up to {self.largest:.3g}"
@@ -146,7 +153,11 @@ def in_stored_type(load: Callable[[Dtype], Model]) -> Model:
 def load_model(model_class: Any, directory: Path, report: GateReport, dtype: Dtype = "auto") -> Any:
     """A model by one of transformers' Auto classes, on the CPU; what it lacks is a failure."""
     model, loading = model_class.from_pretrained(
-        directory, dtype=dtype, local_files_only=True, output_loading_info=True
+        directory,
+        dtype=dtype,
+        local_files_only=True,
+        output_loading_info=True,
+        trust_remote_code=is_trusted(directory),
     )
     missing = sorted(loading["missing_keys"])
     if missing:
@@ -169,14 +180,12 @@ def compare_with_base(directory: Path, base: BaseFiles, prefix: str, outputs: Pr
     """
     written, stored = StoredWeights(str(directory)), StoredWeights(base.source, base.subfolder)
     changes = report.changes
-    for name, before in names_in_base(written, stored, base.source, prefix).items():
-        change = largest_change(written[name], stored[before])
-        changes.tensors += 1
-        changes.changed += change != 0
-        changes.largest = max(changes.largest, change)  # NaN, for another shape, leaves it as it is
-    if changes.tensors < len(written) / 2:
+    names = names_in_base(written, stored, base.source, prefix)
+    for name, before in names.items():
+        changes.count(largest_change(written[name], stored[before]))
+    if len(names) < len(written) / 2:
         report.warnings.append(
-            f"transformers has other names for most weights of {base.source} than its files; {changes.tensors} of "
+            f"transformers has other names for most weights of {base.source} than its files; {len(names)} of "
             f"{len(written)} were compared with it"
         )
     elif not changes.changed and (outputs.base is None or outputs.unlearnt):

@@ -60,6 +60,7 @@ def probe_outputs(
     dtype: torch.dtype,
     base: BaseFiles | None,
     run: Callable[[], Tensor],
+    run_base: Callable[[], Tensor] | None = None,
 ) -> ProbeOutputs:
     """Run the probes through a model in every way.
 
@@ -69,13 +70,14 @@ def probe_outputs(
         dtype: Of the files.
         base: The model before training; None for one that was not trained.
         run: Gives the model's outputs for the probes, as the model computes at that moment.
+        run_base: The same with what the base has besides its transformer; by default `run`.
     """
     low = model.precision if model.precision != torch.float32 else None
     before = BaseWeights(base, model, weights) if base is not None and (dtype != torch.float32 or low) else None
 
     def computed(what: str, given: Mapping[str, Tensor] | None, precision: torch.dtype = torch.float32) -> Tensor:
         with working(f"outputs of {what}"), computing_with(model, given, precision=precision):
-            return run()
+            return (run_base or run)() if given is not None and given is before else run()
 
     merged = computed("the merged weights", weights)
     nearest, stochastic = RoundedWeights(weights, dtype), RoundedWeights(weights, dtype, "stochastic")

@@ -23,6 +23,7 @@ from nestling.export.reranker_expectation import RerankerExpectation, Shape, exp
 from nestling.export.reranker_gate import RerankerReport, check_reranker
 from nestling.export.serving_files import (
     BaseFiles,
+    copy_code,
     copy_tokenizer_files,
     model_config,
     new_directory,
@@ -89,6 +90,7 @@ def export_reranker(
     facts = describe_reranker(reranker, card, config["architectures"][0], expectation)
     with new_directory(output_dir) as folder:
         write_json(folder / "config.json", config)
+        copy_code(BaseFiles(reranker.source), folder)
         with working("writing the weights"):
             write_weights(weights, folder, specs=weights.specs())
         write_reranker_tokenizer(reranker, folder)

@@ -31,6 +31,7 @@ from nestling.export.probe_outputs import ProbeOutputs
 from nestling.export.reranker_expectation import RerankerExpectation
 from nestling.export.reranker_usage import score_causal, score_classifier, tokenize_pairs
 from nestling.models.merged_weights import computing_with
+from nestling.models.remote_code import is_trusted
 from nestling.models.replaced_weights import weights_replaced
 from nestling.models.reranker import Reranker
 from nestling.models.rounded_weights import Rounding
@@ -185,7 +186,7 @@ def check_nestling(directory: Path, expectation: RerankerExpectation, report: Re
 
 def check_causal(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
     """Reload through AutoModelForCausalLM, as the model card shows."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=is_trusted(directory))
     model = in_stored_type(partial(load_model, AutoModelForCausalLM, directory, report))
     prompts = probe_prompts(tokenizer, expectation)
     no, yes = (
@@ -217,7 +218,7 @@ def of_last_positions(model: PreTrainedModel) -> Callable[..., Any]:
 
 def check_classifier(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
     """Reload through AutoModelForSequenceClassification, as the model card shows."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=is_trusted(directory))
     model = load_model(AutoModelForSequenceClassification, directory, report, torch.float32)  # its score is float32
     if tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
         report.failures.append("transformers: the tokenizer adds special tokens, which prompts do not have")

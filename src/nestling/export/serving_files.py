@@ -22,6 +22,7 @@ from nestling.disk_errors import ADVICE, WriteError, named
 from nestling.files import sync
 from nestling.locks import claim
 from nestling.models.json_files import parse_object
+from nestling.models.remote_code import code_files, is_trusted, local_references, trust_copy
 from nestling.models.weights import model_file
 
 # Types of published weights.
@@ -163,12 +164,24 @@ def written_dtype(base: BaseFiles, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def drop_code(config: dict[str, Any], base: BaseFiles) -> None:
-    """Remove the names of classes in Python files of the base, which are neither run nor exported."""
+    """Remove the names of classes in Python files of the base, which are neither run nor exported unless trusted."""
+    if "auto_map" in config and is_trusted(base.source):
+        config["auto_map"] = local_references(config)
+        return
     named = [key for key in ("auto_map", "custom_pipelines") if config.pop(key, None) is not None]
     if named:
         say(
             f"{base.source}: {' and '.join(named)} left out: the base's own code is not exported, transformers' is used"
         )
+
+
+def copy_code(base: BaseFiles, folder: Path) -> None:
+    """The Python files of a base whose code is trusted, byte for byte; the copy is trusted as well."""
+    if is_trusted(base.source):
+        for name, path in code_files(base.source, base.subfolder).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+        trust_copy(folder, base.source)
 
 
 def rope_keys(parameters: Mapping[str, Any] | None) -> dict[str, Any]:

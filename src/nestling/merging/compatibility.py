@@ -107,6 +107,8 @@ def used_values(model: str, files: ModelFiles, *, decoder: bool) -> dict[str, ob
     compared: dict[str, object] = {
         "pooling": files.pooling,
         "normalisation": files.normalize,
+        "pooling of the prompt": files.pool_prompt,
+        "modules behind the pooling": [(each.kind, dict(each.settings)) for each in files.head],
         "query prompt": None if prompts is None else prompts.default_query,
         "document prompt": None if prompts is None else prompts.document,
     }

@@ -10,11 +10,13 @@ from typing import Any
 from nestling.checkpoint.atomic import MANIFEST, file_damage
 from nestling.checkpoint.state import MODEL, STATE
 from nestling.config.yaml_files import read_yaml
+from nestling.merging.heads import with_head
 from nestling.merging.lora import base_of_adapter, is_adapter_folder, is_lora_factor, open_adapter, with_lora
 from nestling.merging.names import names_in_base, require_matching_specs
 from nestling.merging.sources import RenamedTensors, ReplacedTensors, Source, open_weights, stored_tensors
 from nestling.models.embedder import ModelFiles, read_model_files
-from nestling.models.json_files import read_modules
+from nestling.models.json_files import has_module
+from nestling.models.modules import modules_beside
 from nestling.run_files import CONFIG
 
 # Prefix of the transformer's tensors in embedders and rerankers, and so in checkpoints.
@@ -35,10 +37,18 @@ def open_model(model: str, base: str | None = None) -> Source:
         return open_checkpoint(Path(model), base)
     if is_adapter_folder(model):
         adapted = base or base_of_adapter(model)
-        return open_adapter(model, adapted, model_files(adapted).subfolder)
+        files = model_files(adapted)
+        adapter, beside = open_adapter(model, adapted, files.subfolder), modules_beside(model, files.head)
+        return with_head(adapter, *((adapted, files.head) if beside is None else (model, beside)))
     if base is not None:
         raise ValueError(f"{model} is whole, neither an adapter nor a checkpoint, and takes no base under it")
-    return open_weights(model, model_files(model).subfolder)
+    return open_whole(model)
+
+
+def open_whole(model: str) -> Source:
+    """The weights of a directory or hub id, those of the modules behind an embedder's pooling among them."""
+    files = model_files(model)
+    return with_head(open_weights(model, files.subfolder), model, files.head)
 
 
 def is_checkpoint(model: str) -> bool:
@@ -53,12 +63,10 @@ def model_files(model: str) -> ModelFiles:
         ValueError: The model is neither a directory nor a hub id, or has a module that Nestling does not support.
     """
     try:
-        modules = read_modules(model) or {}
+        scores = has_module(model, "LogitScore")
     except OSError as error:
         raise ValueError(f"{model}: not a directory, and no hub id: {str(error).splitlines()[0]}") from error
-    if "LogitScore" in modules:
-        return ModelFiles()
-    return read_model_files(model)
+    return ModelFiles() if scores else read_model_files(model)
 
 
 def open_checkpoint(checkpoint: Path, base: str | None = None) -> Source:
@@ -74,7 +82,7 @@ def open_checkpoint(checkpoint: Path, base: str | None = None) -> Source:
     settings = run_settings(checkpoint)
     require_undamaged(checkpoint)
     source = base or settings["model"]
-    base_weights, label = open_weights(source, model_files(source).subfolder), str(checkpoint)
+    base_weights, label = open_whole(source), str(checkpoint)
     stored = stored_tensors([checkpoint / MODEL], label)
     trained = RenamedTensors(stored, {name.removeprefix(BACKBONE): name for name in stored.specs})
     # peft keeps the weight of a layer that it adapts under layer.base_layer.weight.

@@ -19,11 +19,12 @@ from nestling.export.embedder import export_embedder
 from nestling.export.gate import GateReport
 from nestling.export.reranker import export_reranker
 from nestling.gpu import best_device
+from nestling.merging.heads import WholeEmbedder
 from nestling.merging.lora import base_of_adapter, is_adapter_folder
 from nestling.merging.models import is_checkpoint
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.embedder import Embedder
-from nestling.models.json_files import read_json, read_modules, read_object, value_of
+from nestling.models.json_files import has_module, read_json, read_object, value_of
 from nestling.models.reranker import Reranker, read_settings
 from nestling.records.beir import load_retrieval_set
 from nestling.records.retrieval_set import RetrievalSet
@@ -58,7 +59,7 @@ class MergeTarget(Protocol):
 
     @property
     def backbone(self) -> nn.Module:
-        """The transformers model, in float32: where `merge_into` copies weights."""
+        """The transformers model in float32, with the modules behind it: where `merge_into` copies weights."""
 
     @property
     def axis(self) -> str:
@@ -95,7 +96,7 @@ class EmbedderTarget:
 
     @property
     def backbone(self) -> nn.Module:
-        return without_adapters(self.embedder.backbone)
+        return WholeEmbedder(without_adapters(self.embedder.backbone), self.embedder.head)
 
     def prepare(self, data: CandidateData, retrieval_set: RetrievalSet) -> EvaluationSet:
         require(
@@ -231,11 +232,10 @@ def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeT
 
 def target_of_directory(model: str, precision: torch.dtype) -> MergeTarget:
     """The model of a directory or hub id, a reranker if it has reranker.json or a LogitScore module."""
-    modules = read_modules(model) or {}
-    if "LogitScore" in modules or read_json(model, "reranker.json") is not None:
+    if has_module(model, "LogitScore") or read_json(model, "reranker.json") is not None:
         return RerankerTarget(Reranker.from_pretrained(model, precision=precision))
     require(
-        "Pooling" in modules,
+        has_module(model, "Pooling"),
         f"{model}: neither an embedder (modules.json with Pooling) nor a reranker (reranker.json, or LogitScore)",
     )
     dims = value_of(f"{model}/config.json", read_object(model, "config.json"), "matryoshka_dimensions", list) or []

@@ -37,7 +37,7 @@ class CachedEncoder:
         embedder: The model.
         fingerprint: Identifies the model (`fingerprints.embedder_fingerprint`).
         max_length: Tokens of a text, prompt and special tokens included.
-        prefix: The prompt before each text.
+        prefix: The prompt before each text; or prompts, one for each text.
         folder: Where shards are written; by default in the cache.
         max_over_ranks: As in `encode_texts`.
     """
@@ -48,13 +48,14 @@ class CachedEncoder:
         *,
         fingerprint: str,
         max_length: int,
-        prefix: str = "",
+        prefix: str | Sequence[str] = "",
         folder: Path | None = None,
         max_over_ranks: Callable[[int], int] = single_process,
     ) -> None:
         self._embedder, self._max_length, self._prefix = embedder, max_length, prefix
         self._max_over_ranks = max_over_ranks
-        key = xxhash.xxh3_64_hexdigest(json.dumps([fingerprint, prefix, max_length, TEXTS_PER_SHARD]).encode())
+        shared = prefix if isinstance(prefix, str) else ""  # prompts of each text are in the keys of shards
+        key = xxhash.xxh3_64_hexdigest(json.dumps([fingerprint, shared, max_length, TEXTS_PER_SHARD]).encode())
         name = embedder.source.rstrip("/").replace("/", "-")
         self._cache = ArrayCache(cache_folder(name, key) if folder is None else folder / key)
 
@@ -92,7 +93,7 @@ class CachedEncoder:
         blocks = encode_texts(
             self._embedder,
             ShardTexts(texts, shards),
-            prefix=self._prefix,
+            prefix=self._prefix if isinstance(self._prefix, str) else ShardTexts(self._prefix, shards),
             max_length=self._max_length,
             max_over_ranks=self._max_over_ranks,
             progress=label,
@@ -161,23 +162,3 @@ def require_finite(block: Tensor, source: str) -> None:
             f"{source} gave NaN or infinity for {bad} of {len(block)} texts; its weights may have diverged, or need "
             "float32 instead of a shorter type"
         )
-
-
-def with_prefixes(texts: Sequence[str], prefixes: Sequence[str]) -> Sequence[str]:
-    """Each text after its own prefix; concatenated on access."""
-    return PrefixedTexts(texts, prefixes) if any(prefixes) else texts
-
-
-class PrefixedTexts(Sequence[str]):
-    """Texts, each after its own prefix."""
-
-    def __init__(self, texts: Sequence[str], prefixes: Sequence[str]) -> None:
-        self._texts, self._prefixes = texts, prefixes
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [a + b for a, b in zip(self._prefixes[index], self._texts[index], strict=True)]
-        return self._prefixes[index] + self._texts[index]

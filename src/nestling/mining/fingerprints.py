@@ -36,7 +36,9 @@ def add_weights(digest: xxhash.xxh3_128, model: nn.Module) -> None:
 
 def embedder_fingerprint(embedder: Embedder) -> str:
     """Changes with everything that the embedding of a given text, its prompt included, depends on."""
-    return fingerprint(embedder, [embedder.pooling], embedder.text_tokenizer.backend)
+    head = [[each.kind, dict(each.settings)] for each in embedder.head.settings]
+    settings = [embedder.pooling, embedder.text_tokenizer.pool_prompt, head]
+    return fingerprint(embedder, settings, embedder.text_tokenizer.backend)
 
 
 def reranker_fingerprint(reranker: Reranker) -> str:

@@ -23,6 +23,7 @@ from nestling.models.checked_loading import loading
 from nestling.models.encoding import progress_bar
 from nestling.models.model_sources import classifies, require_no_embedder
 from nestling.models.model_tokenizer import load_tokenizer
+from nestling.models.remote_code import is_trusted
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoringStats
 from nestling.models.token_model import is_decoder, read_config
@@ -77,7 +78,7 @@ class CrossEncoderJudge:
         self.source = model
         load_tokenizer(model)  # for its errors
         with loading(model, "tokenizer and weights"):
-            self._model = CrossEncoder(model, device=str(device))
+            self._model = CrossEncoder(model, device=str(device), trust_remote_code=is_trusted(model))
         if self._model.num_labels != 1:
             raise ValueError(f"--judge {model}: it gives {self._model.num_labels} scores a pair, expected one")
         settings = [model_file(model, name) for name in CROSS_ENCODER_FILES]

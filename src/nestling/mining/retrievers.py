@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from nestling.mining.cached_encoder import CachedEncoder, with_prefixes
+from nestling.mining.cached_encoder import CachedEncoder
 from nestling.mining.fingerprints import embedder_fingerprint
 from nestling.mining.lists import Lists, positions_in_lists
 from nestling.mining.nearest import nearest, products
@@ -101,8 +101,8 @@ class DenseRetriever:
         own = embedder.max_seq_length
         prefixes = [embedder.prefix("query", each) for each in query_set.instructions]
         prefix_ids = np.array([text_id(each) for each in prefixes])
-        queries, query_stats = encoder(max_length=query_max_length or own).encode(
-            with_prefixes(query_set.texts, prefixes),
+        queries, query_stats = encoder(max_length=query_max_length or own, prefix=prefixes).encode(
+            query_set.texts,
             np.stack([query_set.identities, prefix_ids], axis=1),
             progress=f"{name}: queries" if progress else None,
         )

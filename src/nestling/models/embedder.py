@@ -4,28 +4,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from nestling.batches.packing import AnyChunk, PackedChunk
+from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
 from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.models.attention import VARLEN, model_class, resolve_attention
+from nestling.models.auto_classes import text_model_class
 from nestling.models.encoding import encode_texts
 from nestling.models.independence import require_independent_texts
-from nestling.models.json_files import FETCH, read_modules, read_object, value_of
+from nestling.models.json_files import read_modules, read_object, value_of
 from nestling.models.model_prompts import choose_prompts
 from nestling.models.model_sources import require_embedder, require_model_source
 from nestling.models.model_tokenizer import load_tokenizer
-from nestling.models.pooling import Pooling, pool_packed, pool_padded
+from nestling.models.modules import Head, ModuleSettings, load_head, output_width, read_head, require_widths
+from nestling.models.pooling import Pooling, modes_of, pool_packed, pool_padded
+from nestling.models.pooling_file import read_pooling
 from nestling.models.token_model import TokenModel, is_causal, load_backbone, read_config, require_one_stack
 
 Kind = Literal["query", "document"]
-
-# Names of the poolings in sentence-transformers' files: `pooling_mode_*` flags (older), `pooling_mode` (newer).
-ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,15 @@ class ModelFiles:
         pooling: Its pooling; None if no file says.
         normalize: Whether its embeddings are normalised.
         subfolder: Folder of the transformer inside the model's directory.
+        pool_prompt: Whether pooling reads the tokens of a text's prompt.
+        head: The modules behind the pooling, but for a Normalize at the end.
     """
 
     pooling: Pooling | None = None
     normalize: bool = True
     subfolder: str = ""
+    pool_prompt: bool = True
+    head: tuple[ModuleSettings, ...] = ()
 
 
 class Embedder(TokenModel):
@@ -52,6 +56,8 @@ class Embedder(TokenModel):
         pooling: How the hidden states of a text become one embedding.
         prompts: Prompts of queries and documents.
         source: The directory or hub id that it was loaded from.
+        head: The modules behind the pooling; none by default.
+        pool_prompt: Whether pooling reads the tokens of a text's prompt.
         normalize: Whether the published model normalises its embeddings; `encode` always does.
         append_end: Whether last-token pooling has an end token appended where the tokenizer appends none.
         precision: float32, or bfloat16 to compute under autocast; the weights keep their dtype.
@@ -65,6 +71,8 @@ class Embedder(TokenModel):
         pooling: Pooling,
         prompts: Prompts,
         source: str,
+        head: Head | None = None,
+        pool_prompt: bool = True,
         normalize: bool = True,
         append_end: bool = True,
         precision: torch.dtype = torch.float32,
@@ -73,7 +81,10 @@ class Embedder(TokenModel):
         self.pooling: Pooling = pooling
         self.prompts = prompts
         self.normalize = normalize
-        self.text_tokenizer = TextTokenizer(tokenizer, require_end=pooling == "last", append_end=append_end)
+        self.head = Head() if head is None else head
+        self.text_tokenizer = TextTokenizer(
+            tokenizer, require_end=reads_end(pooling), append_end=append_end, pool_prompt=pool_prompt
+        )
         end, table = self.text_tokenizer.end_id, cast(Any, backbone).get_input_embeddings()
         if end is not None and getattr(table, "padding_idx", None) == end:
             table.padding_idx = None  # torch gives that row no gradient, and here it is that of every text's end
@@ -120,7 +131,8 @@ class Embedder(TokenModel):
         require_one_stack(config, model)
         require_embedder(model, config, pooled=files.pooling is not None)
         causal = is_causal(config)
-        chosen: Pooling = pooling or files.pooling or ("last" if causal else "mean")
+        chosen = pooling or files.pooling or ("last" if causal else "mean")
+        require_widths(str(model), files.head, pooled_width(config, chosen))
         prompts = choose_prompts(
             model,
             decoder=causal,
@@ -128,10 +140,12 @@ class Embedder(TokenModel):
             query_prompt=query_prompt,
             document_prompt=document_prompt,
         )
-        attention = partial(resolve_attention, precision=precision, kind=model_class(AutoModel, config), cpu=cpu)
+        auto_class = text_model_class(config)
+        attention = partial(resolve_attention, precision=precision, kind=model_class(auto_class, config), cpu=cpu)
         tokenizer = load_tokenizer(model, files.subfolder)  # before the weights, which take longest
+        head = load_head(str(model), files.head, dropout)
         backbone = load_backbone(
-            AutoModel,
+            auto_class,
             model,
             config,
             subfolder=files.subfolder,
@@ -146,6 +160,8 @@ class Embedder(TokenModel):
             pooling=chosen,
             prompts=prompts,
             source=str(model),
+            head=head,
+            pool_prompt=files.pool_prompt,
             normalize=files.normalize,
             append_end=may_append_end(str(model), files, chosen),
             precision=precision,
@@ -153,6 +169,10 @@ class Embedder(TokenModel):
         packed = attn_implementation == VARLEN
         require_independent_texts(embedder, packed=packed, padded_attention=attention("auto"))
         return embedder
+
+    @property
+    def width(self) -> int:
+        return output_width(self.head.settings, pooled_width(self.config, self.pooling))
 
     @property
     def dim(self) -> int:
@@ -175,9 +195,15 @@ class Embedder(TokenModel):
         """
         with self.computing():
             hidden = self.hidden_states(chunk, in_place=in_place)
-            if isinstance(chunk, PackedChunk):
-                return pool_packed(hidden, chunk.cu_seqlens, self.pooling).float()
-            return pool_padded(hidden, chunk.lengths, self.pooling).float()
+            pooled: Tensor = self.head(self.pool(hidden, chunk))
+            return pooled
+
+    def pool(self, hidden: Tensor, chunk: AnyChunk) -> Tensor:
+        """The pooled hidden states of a chunk, which the head has not seen yet: [B, L, D] or [1, T, D] -> [B, M D]."""
+        if isinstance(chunk, PackedChunk):
+            return pool_packed(hidden, chunk.cu_seqlens, self.pooling, chunk.pooled_from)
+        assert isinstance(chunk, Chunk)  # others are of rerankers
+        return pool_padded(hidden, chunk.lengths, self.pooling, chunk.pooled_from)
 
     def prefix(self, kind: Kind, instruction: str | None = None) -> str:
         """The prompt that is put before a text."""
@@ -207,6 +233,16 @@ class Embedder(TokenModel):
         return result
 
 
+def reads_end(pooling: Pooling) -> bool:
+    """Whether a pooling reads the last token, so that a text must end in a special one."""
+    return "last" in modes_of(pooling)
+
+
+def pooled_width(config: PretrainedConfig, pooling: Pooling) -> int:
+    """Dimensions behind the pooling."""
+    return len(modes_of(pooling)) * int(config.hidden_size)
+
+
 def read_model_files(model: str) -> ModelFiles:
     """The settings in the sentence-transformers files of a directory or hub id, if it has any.
 
@@ -214,15 +250,23 @@ def read_model_files(model: str) -> ModelFiles:
         ValueError: It is no model, a file is damaged, or it has modules that are not supported.
     """
     require_model_source(model)
-    kinds = read_modules(model)
-    if kinds is None:
+    modules = read_modules(model)
+    if modules is None:
         return ModelFiles()
-    if "LogitScore" in kinds:
+    folders = {each.kind: each.folder for each in modules}
+    if "LogitScore" in folders:
         raise ValueError(f"{model}/modules.json: LogitScore makes it a reranker; expected an embedder")
+    head = read_head(model, modules)
+    last = max((i for i, each in enumerate(head, 1) if each.kind != "Normalize"), default=0)
+    pooling, pool_prompt = None, True
+    if "Pooling" in folders:
+        pooling, pool_prompt = read_pooling(model, f"{folders['Pooling']}/config.json")
     return ModelFiles(
-        pooling=read_pooling(model, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None,
-        normalize="Normalize" in kinds,
-        subfolder=kinds.get("Transformer", ""),
+        pooling=pooling,
+        normalize=last < len(head),
+        subfolder=folders.get("Transformer", ""),
+        pool_prompt=pool_prompt,
+        head=head[:last],
     )
 
 
@@ -233,31 +277,17 @@ def may_append_end(model: str, files: ModelFiles, pooling: Pooling) -> bool:
     also ask for an end token: transformers 5 heeds `add_eos_token` no more, and publishers had it in mind.
     """
     settings = read_object(model, str(PurePosixPath(files.subfolder) / "tokenizer_config.json"))
-    return not files.pooling == pooling == "last" or settings.get("add_eos_token") is True
+    return not (files.pooling == pooling and reads_end(pooling)) or settings.get("add_eos_token") is True
 
 
-def read_width(model: str | Path) -> int:
-    """Dimensions of a model's embeddings, read without its weights; ValueError if there is no config.json."""
-    return int(read_config(model, read_model_files(str(model)).subfolder).hidden_size)
+def read_width(model: str | Path, pooling: Pooling | None = None) -> int:
+    """Dimensions of a model's embeddings, read without its weights; ValueError if there is no config.json.
 
-
-def read_pooling(model: str, file: str) -> Pooling:
-    """The pooling in a sentence-transformers pooling file: boolean flags in older ones, one name in newer ones."""
-    config, name = read_object(model, file), f"{model}/{file}"
-    if not config:
-        raise ValueError(f"{name}: is not there, and modules.json names it; {FETCH}")
-    mode = value_of(name, config, "pooling_mode", str)
-    flags = [key.removeprefix("pooling_mode_") for key, value in config.items() if value is True]
-    chosen = [flag for flag in flags if flag != "include_prompt"] if mode is None else [mode]
-    names = [ST_POOLINGS.get(each, each) for each in chosen]
-    without_prompt = config.get("include_prompt") is False
-    if len(names) != 1 or names[0] not in get_args(Pooling) or without_prompt:
-        named = " and ".join(chosen) or "no pooling"
-        raise ValueError(
-            f"{name}: asks for {named}{' without the prompt' if without_prompt else ''}; supported are last, mean and "
-            "cls"
-        )
-    return cast(Pooling, names[0])
+    `pooling` is one that replaces the model's own.
+    """
+    files = read_model_files(str(model))
+    config = read_config(model, files.subfolder)
+    return output_width(files.head, pooled_width(config, pooling or files.pooling or "mean"))
 
 
 def read_max_length(model: str) -> int | None:

@@ -95,7 +95,7 @@ def encode_texts(
     model: Encoder,
     texts: Sequence[str],
     *,
-    prefix: str,
+    prefix: str | Sequence[str],
     max_length: int,
     rows: range | None = None,
     tokens_per_batch: int | None = None,
@@ -112,12 +112,12 @@ def encode_texts(
     Args:
         model: The embedder.
         texts: The texts; each window is read with one slice.
-        prefix: Prompt of each text.
+        prefix: Prompt of each text; or prompts, one for each text, which are read with the same slices.
         max_length: Tokens of a text, prompt and special tokens included.
         rows: Indices of the texts to encode; all by default.
         tokens_per_batch: Positions of a chunk, padding included; by default what suits the device.
         select: Chooses the texts of a window to encode: given their token ids, returns those of the chosen ones.
-            Called in a thread, once for each window, in order.
+            Called in a thread, once for each window, in order. With one prompt for each text all are encoded.
         max_over_ranks: Returns the maximum of a number over all ranks. Needed for models whose forward pass is a
             collective (sharded parameters): all ranks then yield equally many windows and run equally many chunks,
             even a rank without texts, and all must exhaust the iterator.
@@ -177,15 +177,21 @@ class TokenizedTexts:
 def _tokenize(
     tokenizer: TextTokenizer,
     texts: Sequence[str],
-    prefix: str,
+    prefix: str | Sequence[str],
     max_length: int,
     chunk_tokens: int,
     select: Callable[[TokenIds], TokenIds],
     rows: range,
 ) -> TokenizedTexts:
-    tokenized = tokenizer([prefix + text for text in texts[rows.start : rows.stop : rows.step]], max_length)
+    window = slice(rows.start, rows.stop, rows.step)
+    prompts = [prefix] * len(rows) if isinstance(prefix, str) else prefix[window]
+    pooled_from = tokenizer.pooled_from(prompts)
+    tokenized = tokenizer(list(map("".join, zip(prompts, texts[window], strict=True))), max_length)
     selected = select(tokenized.ids)
-    batch = pack(selected, chunk_tokens, tokenizer.pad_id) if selected else TokenizedTexts.empty().batch
+    if not selected:
+        return TokenizedTexts(TokenizedTexts.empty().batch, len(rows), tokenized.truncated)
+    starts = None if pooled_from is None else pooled_from[: len(selected)]
+    batch = pack(selected, chunk_tokens, tokenizer.pad_id, pooled_from=starts)
     return TokenizedTexts(batch, len(rows), tokenized.truncated)
 
 

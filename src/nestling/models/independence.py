@@ -27,6 +27,7 @@ from nestling.console import say_once
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.checked_loading import lacks_memory
 from nestling.models.first_layers import FirstLayers, in_evaluation_mode, in_float32, plain_attention, short_windows
+from nestling.models.remote_code import code_hashes, is_trusted
 from nestling.models.token_model import TokenModel
 from nestling.records.store import default_cache, digest, scratch_file, writable
 
@@ -82,12 +83,14 @@ def require_independent_texts(model: TokenModel, *, packed: bool, padded_attenti
 def cached_findings(model: TokenModel) -> Findings | None:
     """What was found for the model's architecture, by an earlier process perhaps; None if it cannot be tried.
 
-    The key is all that the findings depend on: the class, the config and the attention, not the values of the weights.
+    The key is all that the findings depend on: the class, with the files of a model's own code, the config
+    and the attention, not the values of the weights.
     """
     backbone = without_adapters(model.backbone)
     config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
     libraries = [torch.__version__, transformers.__version__]
-    key = [VERSION, type(backbone).__qualname__, config, model.config._attn_implementation, *libraries]
+    code = code_hashes(model.source) if is_trusted(model.source) else {}
+    key = [VERSION, type(backbone).__qualname__, config, model.config._attn_implementation, *libraries, code]
     name = f"{model.config.model_type}-{digest(json.dumps(key, sort_keys=True, default=str))}.json"
     path = default_cache() / "independence" / name
     found = read(path)

@@ -3,25 +3,36 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from transformers.utils import cached_file
 
 FETCH = "fetch the model again"
 Value = TypeVar("Value")
 # What errors call the types of JSON.
-KINDS = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
+KINDS = {int: "a whole number", str: "a text", bool: "true or false", list: "a list", dict: "an object"}
 
 # Full names of the modules of sentence-transformers: those of its releases before 6, then those since. Classes of
 # other packages may have the same last name, and do something else.
+KNOWN_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Dropout", "Normalize")
 MODULES = {
-    **{f"sentence_transformers.models.{kind}": kind for kind in ("Transformer", "Pooling", "Normalize")},
-    **{f"sentence_transformers.models.{kind}.{kind}": kind for kind in ("Transformer", "Pooling", "Normalize")},
+    **{f"sentence_transformers.models.{kind}": kind for kind in KNOWN_MODULES},
+    **{f"sentence_transformers.models.{kind}.{kind}": kind for kind in KNOWN_MODULES},
     "sentence_transformers.base.modules.transformer.Transformer": "Transformer",
     "sentence_transformers.sentence_transformer.modules.pooling.Pooling": "Pooling",
+    "sentence_transformers.base.modules.dense.Dense": "Dense",
+    "sentence_transformers.sentence_transformer.modules.layer_norm.LayerNorm": "LayerNorm",
+    "sentence_transformers.sentence_transformer.modules.dropout.Dropout": "Dropout",
     "sentence_transformers.base.modules.normalize.Normalize": "Normalize",
     "sentence_transformers.cross_encoder.modules.logit_score.LogitScore": "LogitScore",
 }
+
+
+class Module(NamedTuple):
+    """A module of modules.json: its kind, a last name in `MODULES`, and its folder, "" for the model's own."""
+
+    kind: str
+    folder: str
 
 
 def read_json(model: str, name: str) -> Any:
@@ -77,10 +88,8 @@ def value_of(name: object, content: Mapping[str, Any], key: str, kind: type[Valu
     raise ValueError(f"{name}: {key} is {value!r}, expected {KINDS[kind]}; {FETCH}")
 
 
-def read_modules(model: str) -> dict[str, str] | None:
-    """Of the modules in modules.json, the folder of each; None if there is no such file.
-
-    The keys are Transformer, Pooling, Normalize and, of a reranker, LogitScore.
+def read_modules(model: str) -> list[Module] | None:
+    """The modules in modules.json, in their order; None if there is no such file.
 
     Raises:
         ValueError: The file is no list of modules, names other classes, or a folder outside the model's.
@@ -89,16 +98,21 @@ def read_modules(model: str) -> dict[str, str] | None:
     if modules is None:
         return None
     try:
-        found = {str(each["type"]): PurePosixPath(each["path"]) for each in modules}
+        found = [(str(each["type"]), PurePosixPath(each["path"])) for each in modules]
     except (TypeError, KeyError):
         raise ValueError(f"{model}/modules.json: expected a list of modules, each with type and path") from None
-    unsupported = sorted(found.keys() - MODULES.keys())
+    unsupported = sorted({name for name, _ in found} - MODULES.keys())
     if unsupported:
         raise ValueError(
-            f"{model}/modules.json: {', '.join(unsupported)} is not supported; expected Transformer, Pooling and "
-            "Normalize of sentence_transformers"
+            f"{model}/modules.json: {', '.join(unsupported)} is not supported; expected "
+            f"{', '.join(KNOWN_MODULES[:-1])} and {KNOWN_MODULES[-1]} of sentence_transformers"
         )
-    for path in found.values():
+    for _, path in found:
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"{model}/modules.json: {path} lies outside the model's directory")
-    return {MODULES[name]: "" if path == PurePosixPath() else str(path) for name, path in found.items()}
+    return [Module(MODULES[name], "" if path == PurePosixPath() else str(path)) for name, path in found]
+
+
+def has_module(model: str, kind: str) -> bool:
+    """Whether modules.json names a module of this kind."""
+    return any(each.kind == kind for each in read_modules(model) or [])

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from nestling.console import say
 from nestling.models.checked_loading import loading
 from nestling.models.json_files import FETCH, read_object
+from nestling.models.remote_code import is_trusted
 from nestling.models.token_model import read_config
 from nestling.models.weights import model_file
 
@@ -31,7 +32,9 @@ def load_tokenizer(model: str | Path, subfolder: str = "") -> PreTrainedTokenize
     """
     require_converter(str(model), subfolder)
     with loading(model, "tokenizer", subfolder):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, subfolder=subfolder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            model, subfolder=subfolder, trust_remote_code=is_trusted(model)
+        )
     if not tokenizer.is_fast:
         raise ValueError(
             f"{model}: its {type(tokenizer).__name__} is no fast tokenizer, and transformers has no conversion of it; "

@@ -22,9 +22,11 @@ from nestling.batches.packing import AnyChunk, Chunk
 from nestling.gpu import BF16_RESIDUAL, is_on
 from nestling.heap import trim_heap
 from nestling.models.attention import FLOAT32, VARLEN
+from nestling.models.auto_classes import ENCODER_OF
 from nestling.models.checked_loading import load_weights, loading
 from nestling.models.json_files import FETCH, read_object
 from nestling.models.model_sources import require_config_file, require_model_source, require_no_adapter
+from nestling.models.remote_code import is_trusted, require_arguments, require_trust
 from nestling.models.token_lookup import look_up_in_place
 
 # Values of config.json that are above 0.
@@ -196,15 +198,23 @@ class TokenModel(nn.Module):
 
 
 def read_config(model: str | Path, subfolder: str = "") -> PretrainedConfig:
-    """The config.json of a directory or hub id; ValueError if there is none, or it is damaged."""
+    """The config.json of a directory or hub id.
+
+    Raises:
+        ValueError: There is none, it is damaged, or its class comes with the model and is not trusted.
+    """
     require_model_source(model)
     require_config_file(model, subfolder)
+    require_trust(str(model), subfolder)
     try:
         with loading(model, "configuration", subfolder):
-            config: PretrainedConfig = AutoConfig.from_pretrained(model, subfolder=subfolder)
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                model, subfolder=subfolder, trust_remote_code=is_trusted(model)
+            )
     except ValueError as error:
         if not isinstance(error.__cause__, OSError):
-            require_known_type(model, subfolder)
+            if not is_trusted(model):
+                require_known_type(model, subfolder)
             raise
         require_no_adapter(model)
         reason = str(error.__cause__).splitlines()[0]
@@ -268,8 +278,11 @@ def is_causal(config: PretrainedConfig) -> bool:
 
 
 def require_one_stack(config: PretrainedConfig, model: str | Path) -> None:
-    """Raise ValueError for a model of an encoder and a decoder, of which each text would need an input for both."""
-    if config.is_encoder_decoder:
+    """Raise ValueError for a model of an encoder and a decoder, of which each text would need an input for both.
+
+    Those whose encoder is loaded alone are none.
+    """
+    if config.is_encoder_decoder and config.model_type not in ENCODER_OF:
         raise ValueError(
             f"{model}: {config.model_type} has an encoder and a decoder; expected a model of one of them, such as BERT "
             "or Qwen3"
@@ -300,7 +313,8 @@ def load_backbone(
         quantisation: How to quantise the weights; not at all by default.
 
     Raises:
-        ValueError: The weights are damaged, of another shape than config.json says, or incomplete.
+        ValueError: The weights are damaged, of another shape than config.json says, or incomplete; or the model's own
+            code does not take what Nestling gives it.
     """
     # Dropout, GPT-2's `resid_pdrop`, OPT's `layerdrop`.
     own = {name: value for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
@@ -314,7 +328,9 @@ def load_backbone(
         dtype=dtype,
         attn_implementation=attn_implementation,
         quantization_config=quantisation,
+        trust_remote_code=is_trusted(model),
     )
+    require_arguments(model, backbone)
     trim_heap()  # loading has freed more memory than a small model's weights take
     backbone.config.update(own)  # an exported config must have the model's own dropout, not that of this run
     for name, parameter in backbone.named_parameters():

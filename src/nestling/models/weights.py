@@ -101,7 +101,8 @@ def weight_files(model: str, subfolder: str = "", *, local_files_only: bool = Fa
         index = find(f"{name}.index.json")
         if index is not None:
             return shards_of(index, find)
-    raise ValueError(f"{model}: no weights; expected model.safetensors, pytorch_model.bin or either in shards")
+    place = f"{model}/{subfolder}" if subfolder else model
+    raise ValueError(f"{place}: no weights; expected model.safetensors, pytorch_model.bin or either in shards")
 
 
 def shards_of(index: Path, find: Callable[[str], Path | None]) -> list[Path]:

@@ -22,6 +22,10 @@ ADVICE = {
             sentence-transformers before 6 and infinity do so. Strip queries and documents in the client, so that all
             servers answer the same.
             """,
+        "modules": """
+            TEI 1.8 and vLLM 0.11 and later read the Dense modules that modules.json names, and no others; check the
+            version, or use sentence-transformers.
+            """,
         "model": """
             Other weights, or texts that are changed on the way: compare what the server lists as its model with the
             directory.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.models.embedder import pooled_width
 from nestling.retrieval.metrics import Floats
 from nestling.serving.advice import ADVICE, dimension_advice, pooling_advice
 from nestling.serving.client import RefusedError, Server
@@ -17,15 +18,20 @@ from nestling.serving.findings import Finding, simplest_explanation
 # Below this cosine two ways of encoding a text differ by more than precision.
 SAME_ENCODING_COSINE = 0.95
 COSINE_NOISE = 1e-6
+WITHOUT_HEAD = "as they are before the modules behind the pooling (Dense, say), which the server leaves out"
 NORM_TOLERANCE = 0.01
 COMMON_LIMITS = (128, 256, 384, 512, 1024, 2048, 4096)
 
 
-def width_findings(served: Floats, expected: Floats) -> list[Finding]:
+def width_findings(reference: EmbedderReference, served: Floats) -> list[Finding]:
     """Whether the embeddings have the dimensions of the directory's."""
-    served_dim, expected_dim = served.shape[1], expected.shape[1]
+    embedder = reference.embedder
+    served_dim, expected_dim = served.shape[1], embedder.dim
     if served_dim == expected_dim:
         return []
+    if len(embedder.head) and served_dim == pooled_width(embedder.config, embedder.pooling):
+        what = f"embeddings have {served_dim} numbers, {WITHOUT_HEAD}; behind them they have {expected_dim}"
+        return [Finding("dimension", what, ADVICE["modules"])]
     what = f"embeddings have {served_dim} numbers, the directory's have {expected_dim}"
     return [Finding("dimension", what, ADVICE["width"])]
 
@@ -106,6 +112,8 @@ def describe(reference: EmbedderReference, variant: EncodingVariant) -> list[tup
     if variant.stripped:
         what = "the server strips white space at the ends of texts"
         differences.append(("white space", what, ADVICE["white space"]))
+    if not variant.head:
+        differences.append(("modules", f"embeddings are {WITHOUT_HEAD}", ADVICE["modules"]))
     return differences
 
 

@@ -6,7 +6,6 @@ Shapes: n texts, L tokens of one of them, D dimensions.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import get_args
 
 import numpy as np
 import torch
@@ -15,15 +14,16 @@ from torch import Tensor
 from nestling.batches.packing import pad
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, instruct
 from nestling.gpu import best_device
-from nestling.models.embedder import Embedder
+from nestling.models.embedder import Embedder, pooled_width
 from nestling.models.encoding import evaluating
 from nestling.models.json_files import read_object
-from nestling.models.pooling import POOL, Pooling
+from nestling.models.pooling import Pooling, modes_of, pool_padded
 from nestling.retrieval.metrics import Floats
 
 Tokenisation = Callable[[str], list[int]]
 
 CORRECT_END = "with the correct end"
+SERVED_POOLINGS: tuple[Pooling, ...] = ("last", "mean", "cls")
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class EncodingVariant:
         prompt: Prompt that the server puts before a text.
         pooling: Pooling of the token states.
         stripped: Whether white space at the ends of a text is removed.
+        head: Whether the modules behind the pooling are computed.
     """
 
     end: str = CORRECT_END
     prompt: str = ""
     pooling: Pooling = "last"
     stripped: bool = False
+    head: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,17 @@ class EmbedderReference:
 
     @classmethod
     def load(cls, directory: str) -> "EmbedderReference":
-        """Load a directory in float32, on a GPU if there is one."""
+        """Load a directory in float32, on a GPU if there is one.
+
+        Raises:
+            ValueError: It is no embedder, or one that no server can compute.
+        """
         embedder = Embedder.from_pretrained(directory).to(best_device())
+        if not embedder.text_tokenizer.pool_prompt:
+            raise ValueError(
+                f"{directory}: its pooling leaves out the prompt (include_prompt: false), and no request to a server "
+                "says where that ends; use sentence-transformers, whose embeddings the export is checked against"
+            )
         return cls(embedder, embedder.max_seq_length)
 
     @property
@@ -109,29 +120,47 @@ class EmbedderReference:
 
     def embed(self, ids: Sequence[list[int]]) -> Floats:
         """[n, D] float64: embeddings of token ids, not normalised."""
-        return np.stack([self.pool(self.states(each), self.embedder.pooling) for each in ids])
+        return np.stack([self.pool(self.states(each), self.correct) for each in ids])
 
     def variants(self, texts: Sequence[str]) -> Iterator[tuple[EncodingVariant, Floats]]:
         """Yield every way of encoding `texts` with its embeddings [n, D] float64, not normalised."""
         for (end, tokens), prompt in product(self.endings().items(), self.prompts()):
             read = {False: [prompt + text for text in texts], True: [(prompt + text).strip() for text in texts]}
             states = {text: self.states(tokens(text)) for text in dict.fromkeys(read[False] + read[True])}
-            for pooling, (stripped, each_read) in product(get_args(Pooling), read.items()):
-                vectors = np.stack([self.pool(states[text], pooling) for text in each_read])
-                yield EncodingVariant(end, prompt, pooling, stripped), vectors
+            for (pooling, head), (stripped, each_read) in product(self.outputs(), read.items()):
+                variant = EncodingVariant(end, prompt, pooling, stripped, head)
+                yield variant, np.stack([self.pool(states[text], variant) for text in each_read])
+
+    def outputs(self) -> Iterator[tuple[Pooling, bool]]:
+        """The poolings that servers have in place of one, each with the head and, where it is as wide, without."""
+        embedder = self.embedder
+        poolings = [embedder.pooling]
+        if len(modes_of(embedder.pooling)) == 1:
+            poolings += [each for each in SERVED_POOLINGS if each != embedder.pooling]
+        for pooling in poolings:
+            yield pooling, True
+            if len(embedder.head) and pooled_width(embedder.config, pooling) >= embedder.dim:
+                yield pooling, False
 
     def states(self, ids: list[int]) -> Tensor:
         """[1, L, D]: last hidden states of one text; zeros if there are no token ids."""
         embedder = self.embedder
         if not ids:
-            return torch.zeros(1, 1, embedder.dim)
+            return torch.zeros(1, 1, embedder.config.hidden_size)
         with torch.no_grad(), evaluating(embedder), embedder.computing():
             return embedder.hidden_states(pad([ids], 0).to(embedder.device)).float().cpu()
 
-    def pool(self, states: Tensor, pooling: Pooling) -> Floats:
-        """[D] float64: the pooled embedding of states [1, L, D]."""
-        pooled: Floats = POOL[pooling](states, torch.tensor([states.shape[1]]))[0].double().numpy()
-        return pooled
+    def pool(self, states: Tensor, variant: EncodingVariant) -> Floats:
+        """[D] float64: the embedding of states [1, L, D]."""
+        pooled = pool_padded(states, torch.tensor([states.shape[1]]), variant.pooling)
+        embeddings: Floats = (self.through_head(pooled) if variant.head else pooled)[0].double().numpy()
+        return embeddings
+
+    def through_head(self, pooled: Tensor) -> Tensor:
+        """[B, E] float32 on the CPU: pooled states [B, D] behind the modules of the head."""
+        with torch.no_grad(), evaluating(self.embedder):
+            output: Tensor = self.embedder.head(pooled.to(self.embedder.device))
+            return output.cpu()
 
 
 def normalise(vectors: Floats) -> Floats:

@@ -54,7 +54,7 @@ def check_embeddings(
     probes, served = embed_one_by_one(server, make_probes(reference), report)
     texts = [probe.text for probe in probes]
     expected = reference.expected_embeddings(texts)
-    report.findings += [*nan_findings(served), *width_findings(served, expected)]
+    report.findings += [*nan_findings(served), *width_findings(reference, served)]
     if not np.isfinite(served).all() or served.shape[1] > expected.shape[1]:
         return report
     expected = at_width_of(served, expected, normalized=reference.embedder.normalize)

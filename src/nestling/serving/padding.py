@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nestling.models.encoding import evaluating
-from nestling.models.pooling import POOL
+from nestling.models.pooling import pool_padded
 from nestling.retrieval.metrics import Floats
 from nestling.serving.embedder_reference import EmbedderReference
 
@@ -47,5 +47,6 @@ def padded_states(
 
 
 def pool(reference: EmbedderReference, states: Tensor) -> Tensor:
-    """[B, D]: states [B, L, D] pooled over all positions."""
-    return POOL[reference.embedder.pooling](states, torch.full((len(states),), states.shape[1]))
+    """[B, E]: states [B, L, D] pooled over all positions, behind the head."""
+    lengths = torch.full((len(states),), states.shape[1])
+    return reference.through_head(pool_padded(states, lengths, reference.embedder.pooling))

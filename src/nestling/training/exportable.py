@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from nestling.batches.prompts import END_OF_TEXT
 from nestling.config import EmbedConfig, RerankConfig
@@ -17,9 +17,11 @@ from nestling.export.serving_files import BaseFiles, padding_token, require_spac
 from nestling.models.adapter_merging import lora_layers
 from nestling.models.adapters import attach_lora
 from nestling.models.answer_head import AnswerHead
+from nestling.models.auto_classes import text_model_class
 from nestling.models.embedder import ModelFiles, read_model_files
 from nestling.models.model_sources import require_embedder
 from nestling.models.model_tokenizer import load_tokenizer
+from nestling.models.remote_code import is_trusted
 from nestling.models.reranker import require_causal
 from nestling.models.token_model import read_config
 from nestling.training.models import export_dtype
@@ -40,7 +42,8 @@ def require_exportable(config: EmbedConfig | RerankConfig) -> None:
     dtype = written_dtype(base, export_dtype(config))
     require_readable_files(base)
     require_padding(base)
-    backbone = without_weights(model, AutoModel if embeds else AutoModelForCausalLM, dtype)
+    auto_class = text_model_class(model) if embeds else AutoModelForCausalLM
+    backbone = without_weights(model, auto_class, dtype, own_code=is_trusted(config.model))
     require_space(existing_folder(Path(config.output_dir)), dtype.itemsize * backbone.num_parameters())
     if config.tuning != "full":
         with torch.device("meta"):
@@ -63,10 +66,13 @@ def require_padding(base: BaseFiles) -> None:
         padding_token(tokenizer, base.source, END_OF_TEXT if END_OF_TEXT in tokenizer.get_vocab() else None)
 
 
-def without_weights(config: PretrainedConfig, auto_class: Any, dtype: torch.dtype) -> Any:
-    """The model of a configuration on the meta device, where its weights have a shape and no data."""
+def without_weights(config: PretrainedConfig, auto_class: Any, dtype: torch.dtype, *, own_code: bool = False) -> Any:
+    """The model of a configuration on the meta device, where its weights have a shape and no data.
+
+    `own_code` is whether its class may come with the model.
+    """
     with torch.device("meta"):
-        return auto_class.from_config(config, dtype=dtype, attn_implementation="eager")
+        return auto_class.from_config(config, dtype=dtype, attn_implementation="eager", trust_remote_code=own_code)
 
 
 def existing_folder(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from nestling.batches.pair_prompts import PairTokenizer
 from nestling.config import EmbedConfig, RerankConfig, require, require_dims
-from nestling.models.embedder import Embedder, read_model_files
+from nestling.models.embedder import Embedder, read_model_files, read_width
 from nestling.models.token_model import max_positions, read_config
 
 
@@ -13,7 +13,8 @@ def matryoshka_dims(config: EmbedConfig) -> dict[int, float]:
         ValueError: A dimension or a length is more than the model has, by its config.json: before its weights load.
     """
     model = read_config(config.model, read_model_files(config.model).subfolder)
-    require_dims(config.matryoshka_dims, model.hidden_size, name="matryoshka_dims")
+    width = read_width(config.model, config.pooling)
+    require_dims(config.matryoshka_dims, width, name="matryoshka_dims")
     readable = max_positions(model)
     require(
         config.longest <= readable,
@@ -22,7 +23,7 @@ def matryoshka_dims(config: EmbedConfig) -> dict[int, float]:
     weights = dict(
         zip(config.matryoshka_dims, config.matryoshka_weights or [1.0] * len(config.matryoshka_dims), strict=True)
     )
-    return {dim: weights.get(dim, 1.0) for dim in sorted({*config.matryoshka_dims, model.hidden_size}, reverse=True)}
+    return {dim: weights.get(dim, 1.0) for dim in sorted({*config.matryoshka_dims, width}, reverse=True)}
 
 
 def require_room_for_texts(config: EmbedConfig, embedder: Embedder) -> None:

@@ -204,7 +204,7 @@ class Run:
         step = self.state.step if best is None else best
         checkpoint = self.checkpoints.verified(step)
         if self.config.tuning == "qlora" or self.backend.sharded:
-            on_rank_zero(lambda: export_checkpoint(script, checkpoint, self.folder.final))
+            on_rank_zero(lambda: export_checkpoint(script, checkpoint, self.folder.final, self.config))
         else:
             if step != self.state.step:
                 with working(f"loading {checkpoint}", shown=self.main_rank):
@@ -309,9 +309,10 @@ def start_state(backend: Backend, newest: Path | None, data: str, folder: RunFol
     return state
 
 
-def export_checkpoint(script: Path, checkpoint: Path, output: Path) -> None:
+def export_checkpoint(script: Path, checkpoint: Path, output: Path, config: TrainingConfig) -> None:
     """Run scripts/export.py in a process of its own. Raises ValueError if it fails, after what it said itself."""
     arguments = [str(each) for each in (script, "--checkpoint", checkpoint, "--output", output)]
+    arguments += ["--trust_remote_code", "true"] if config.trust_remote_code else []
     environment = {**outside_launch(os.environ), **ending_with_this()}
     done = subprocess.run([sys.executable, *arguments], env=environment, check=False)
     require(

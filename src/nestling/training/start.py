@@ -15,7 +15,10 @@ from nestling.backends.optimizer import require_optimizer
 from nestling.checkpoint.run_folder import RunFolder, check_run_folder, open_run_folder
 from nestling.config import EmbedConfig, RerankConfig, TrainingConfig, require
 from nestling.distributed.launch import start_ranks
+from nestling.distributed.ranks import on_rank_zero
+from nestling.models.remote_code import trust_code
 from nestling.training.exportable import require_exportable
+from nestling.training.recorded_code import record_code, require_same_code
 
 # Settings that change how much memory a step takes, and not its result.
 MEMORY = ("chunk_tokens", "activation_memory", "gradient_checkpointing_length")
@@ -51,6 +54,10 @@ def start(config: EmbedConfig | RerankConfig) -> Accelerator | None:
     if (output / "final").exists():
         print(f"{output} is complete: {output / 'final'} holds its model")
         return None
+    if config.trust_remote_code:
+        trust_code(config.model)
+    if config.resume:
+        require_same_code(output, config.model)
     require_exportable(config)
     accelerator = start_ranks(cpu=config.use_cpu)
     sharded = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
@@ -69,4 +76,5 @@ def run_folder(config: TrainingConfig) -> Iterator[RunFolder]:
     """The run's folder, held by this run: new, or that of the run that is resumed."""
     settings = asdict(config)
     with open_run_folder(Path(config.output_dir), settings, resume=config.resume, may_differ=MAY_DIFFER) as folder:
+        on_rank_zero(lambda: record_code(folder.path, config.model))
         yield folder
