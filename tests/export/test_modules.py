@@ -147,8 +147,16 @@ def test_files_of_the_modules(tmp_path: Path) -> None:
 def test_a_card_names_the_versions_of_servers_that_read_dense_modules(tmp_path: Path) -> None:
     export_embedder(trained(tiny_stella(tmp_path / "base"), "full"), tmp_path / "final", **LENGTHS)
     card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
-    assert "vLLM 0.11 or later (put" in card
+    assert "vLLM 0.11 or later (at" in card
     assert "Text Embeddings Inference 1.8 or later (prompts" in card
+    assert "llama" not in card
+
+
+def test_a_card_serves_no_adapter_alone_that_needs_trained_modules(tmp_path: Path) -> None:
+    export_embedder(trained(tiny_stella(tmp_path / "base"), "lora"), tmp_path / "final", **LENGTHS)
+    card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
+    assert "vllm serve MODEL" in card
+    assert "--enable-lora" not in card
 
 
 def test_an_adapter_is_exported_again_with_the_modules_beside_it(tmp_path: Path) -> None:

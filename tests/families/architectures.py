@@ -160,7 +160,7 @@ EMBEDDERS = (
     encoder("flaubert"),
     encoder("ibert", no_lora="No modules were targeted"),
     encoder("bert-generation"),
-    encoder("t5", refused=TWO_STACKS),
+    encoder("t5", models="sentence-t5, Instructor"),
     encoder("embedding_gemma2_text", embedding_dim=32),
     encoder("bart", refused=TWO_STACKS),
     decoder("qwen2"),

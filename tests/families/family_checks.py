@@ -11,11 +11,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
-from transformers import AutoModel
+from transformers import AutoConfig
 
 from nestling.backends.optimizer import adamw
 from nestling.backends.plain import Plain
 from nestling.batches.packing import pack
+from nestling.models.auto_classes import text_model_class
 from nestling.models.embedder import Embedder
 from nestling.models.merged_weights import lora_layers, without_adapters
 from nestling.models.pooling import Pooling, pool_padded
@@ -38,6 +39,12 @@ Gradients = dict[str, Tensor]
 
 def token_ids(embedder: Embedder) -> list[list[int]]:
     return embedder.text_tokenizer(TEXTS, MAX_LENGTH).ids
+
+
+def loaded_by_transformers(folder: Path) -> Any:
+    """The model in evaluation mode; the encoder alone of T5."""
+    auto_class = text_model_class(AutoConfig.from_pretrained(folder))
+    return auto_class.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def by_transformers(model: torch.nn.Module, ids: Sequence[Sequence[int]], pooling: Pooling) -> Tensor:
@@ -78,7 +85,7 @@ def gradients(model: torch.nn.Module) -> Gradients:
 
 def gradients_by_transformers(folder: Path, embedder: Embedder, pooling: Pooling) -> Gradients:
     """The gradient of every weight, of texts that run alone, without dropout."""
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = loaded_by_transformers(folder)
     # Ours trains the row of an end token that pads as well, to which torch gives no gradient.
     model.get_input_embeddings().padding_idx = embedder.transformer.get_input_embeddings().padding_idx
     contrastive(by_transformers(model, token_ids(embedder), pooling)).backward()

@@ -13,12 +13,12 @@ from family_checks import (
     by_transformers,
     gradients_by_transformers,
     in_chunks,
+    loaded_by_transformers,
     loaded_to_train,
     token_ids,
     train,
 )
 from family_models import write_embedder
-from transformers import AutoModel
 
 from nestling.export.embedder import export_embedder
 from nestling.models.embedder import Embedder
@@ -62,7 +62,7 @@ def each_of(architectures: list[Architecture]) -> pytest.MarkDecorator:
 def test_it_encodes_alone_padded_packed_and_in_any_order(architecture: Architecture, folder_of: Folder) -> None:
     folder = folder_of(architecture)
     padded, packed = (Embedder.from_pretrained(folder, attn_implementation=each) for each in ("auto", "varlen"))
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = loaded_by_transformers(folder)
     with torch.no_grad():
         expected = by_transformers(model, token_ids(padded), architecture.pooling)
     found = {
