@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nestling import __version__
 from nestling.config import (
@@ -33,7 +33,7 @@ from nestling.config import (
     require_new,
     run,
 )
-from nestling.gpu import computing_dtype, resolve_precision
+from nestling.gpu import best_device, computing_dtype, resolve_precision
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -147,11 +147,11 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
         return []
     require_model(config.model, f"--model {config.model}: no such directory")
     from nestling.models.embedder import read_model_files, read_width
-    from nestling.models.token_model import read_config
+    from nestling.models.token_model import max_positions, read_config
 
     model = read_config(config.model, read_model_files(config.model).subfolder)
     keys = model.to_dict()
-    limit = keys.get("max_position_embeddings") or sys.maxsize
+    limit = max_positions(model)
     for name in ("query_max_length", "document_max_length"):
         length = getattr(config, name) or 0
         require(length <= limit, f"--{name} {length}: {config.model} reads at most {limit} tokens; give a lower one")
@@ -176,10 +176,9 @@ def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | No
 
 def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Measurement]":
     """Encode each set once, then measure every dimension and embedding precision."""
-    from nestling.models.embedder import Embedder
     from nestling.retrieval import embedder_details, relevant_ranks_and_scores
 
-    embedder = load(Embedder, config.model, config.precision)
+    embedder = load_embedder(config)
     for each in sets:
         encoded = encode(embedder, each, config)
         print(f"{each.name}: queries: {encoded.query_stats}", file=sys.stderr)
@@ -197,12 +196,17 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
                 yield make_row(each, ranks, dim, embedding_precision, (*truncated, *limits)), each, details
 
 
-def load(kind: Any, model: str | None, precision: str) -> Any:
-    """Load an `Embedder` or `Reranker` (`kind`), onto the GPU if there is one."""
-    import torch
+def load_embedder(config: EvaluateConfig) -> "Embedder":
+    from nestling.models.embedder import Embedder
 
-    loaded = kind.from_pretrained(model, precision=computing_dtype(precision))
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    prompts = {"query_prompt": config.query_prompt, "document_prompt": config.document_prompt}
+    return cast(Embedder, load(Embedder, config.model, config, **prompts))
+
+
+def load(kind: Any, model: str | None, config: EvaluateConfig, **settings: Any) -> Any:
+    """Load an `Embedder` or `Reranker` (`kind`), onto the GPU if there is one."""
+    settings |= {"precision": computing_dtype(config.precision), "attn_implementation": config.attn_implementation}
+    return kind.from_pretrained(model, **settings).to(best_device())
 
 
 def encode(embedder: "Embedder", data: "RetrievalSet", config: EvaluateConfig) -> "EncodedSet":
@@ -225,7 +229,7 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
     from nestling.retrieval import candidate_details, ranks_in_candidates, reciprocal_rank_fusion, rerank
 
     assert config.reranker is not None
-    reranker = load(Reranker, config.reranker, config.precision)
+    reranker = load(Reranker, config.reranker, config)
     for data, candidates in candidate_lists(config, sets, dims[0] if dims else None):
         stats = ScoringStats()
         shown = sys.stderr.isatty()
@@ -244,10 +248,9 @@ def candidate_lists(
     config: EvaluateConfig, sets: "list[RetrievalSet]", dim: int | None
 ) -> "Iterator[tuple[RetrievalSet, Candidates]]":
     """Each set with the documents to rerank: the nearest of a model, those of BM25, or those of a file."""
-    from nestling.models.embedder import Embedder
     from nestling.retrieval import Candidates, open_candidates, search_top
 
-    embedder = load(Embedder, config.model, config.precision) if config.model else None
+    embedder = load_embedder(config) if config.model else None
     for each in sets:
         if embedder is None:
             assert config.first_stage is not None
@@ -295,16 +298,15 @@ def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int
     """Run a model through mteb at every dimension, or a reranker over candidates."""
     from nestling.benchmarks.models import MtebEmbedder, MtebReranker
     from nestling.benchmarks.task_scores import measure_embedder, measure_reranker
-    from nestling.models.embedder import Embedder
     from nestling.models.reranker import Reranker
 
     options: dict[str, Any] = {"instruction": config.instruction, "progress": sys.stderr.isatty()}
     embedder = None
     if config.model:
         lengths = {name: getattr(config, name) for name in ("query_max_length", "document_max_length")}
-        embedder = MtebEmbedder(load(Embedder, config.model, config.precision), dim=dims[0], **lengths, **options)
+        embedder = MtebEmbedder(load_embedder(config), dim=dims[0], **lengths, **options)
     if config.reranker:
-        reranker = MtebReranker(load(Reranker, config.reranker, config.precision), **options)
+        reranker = MtebReranker(load(Reranker, config.reranker, config), **options)
         return measure_reranker(reranker, tasks, embedder=embedder, first_stage=config.first_stage, depth=config.depth)
     assert embedder is not None
     return measure_embedder(embedder, tasks, dims)

@@ -23,6 +23,7 @@ from nestling.config import (
     require_dims,
     run,
 )
+from nestling.console import working
 
 if TYPE_CHECKING:
     from nestling.export.card import Card
@@ -156,7 +157,8 @@ def restore(checkpoint: Path, model: "Embedder | Reranker", config: EmbedConfig 
     from nestling.checkpoint import load_state, restore_tensors
     from nestling.export.card import run_card
 
-    restore_tensors(checkpoint, model)
+    with working(f"loading {checkpoint}"):
+        restore_tensors(checkpoint, model)
     return run_card(checkpoint.resolve().parents[1], config.card_settings(), load_state(checkpoint).step)
 
 
@@ -172,7 +174,12 @@ def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
     from nestling.models.modules import load_head, modules_beside
 
     assert config.base is not None
-    embedder = Embedder.from_pretrained(config.base, instruction=config.instruction)
+    embedder = Embedder.from_pretrained(
+        config.base,
+        instruction=config.instruction,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
+    )
     require_dims(config.matryoshka_dims, embedder.dim, "matryoshka_dims")
     embedder.backbone = load_lora(embedder.backbone, str(adapter))
     modules = modules_beside(str(adapter), embedder.head.settings)

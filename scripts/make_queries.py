@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestling.api_keys import read_api_key
 from nestling.config import MakeQueriesConfig, new_outputs, parse_config, require, require_extra, run
+from nestling.gpu import best_device
 
 if TYPE_CHECKING:
     from nestling.synthesis.chat_models import ChatModel, RecordedConversation
@@ -115,8 +116,6 @@ def open_passages(config: MakeQueriesConfig) -> "Passages":
 
 
 def find_nearest_personas(config: MakeQueriesConfig, personas: list[str], passages: "Passages") -> Any:
-    import torch
-
     from nestling.models.embedder import Embedder
     from nestling.models.remote_code import trust_code
     from nestling.synthesis.personas import nearest_personas
@@ -124,7 +123,7 @@ def find_nearest_personas(config: MakeQueriesConfig, personas: list[str], passag
     assert config.embedder is not None
     if config.trust_remote_code:
         trust_code(config.embedder)
-    embedder = Embedder.from_pretrained(config.embedder).to("cuda" if torch.cuda.is_available() else "cpu")
+    embedder = Embedder.from_pretrained(config.embedder).to(best_device())
     return nearest_personas(embedder, personas, passages, config.num_personas, progress=sys.stderr.isatty())
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling.config import MineConfig, new_outputs, parse_config, require, require_extra, require_model, run
-from nestling.gpu import computing_dtype, resolve_precision
+from nestling.gpu import best_device, computing_dtype, resolve_precision
 
 if TYPE_CHECKING:
     from nestling.mining.candidates import Candidates
@@ -116,7 +116,8 @@ def mine(config: MineConfig) -> None:
 def models_of(settings: "list[str | None]") -> list[str]:
     """Those of some values of settings that name models: neither keywords nor files."""
     keywords = ("bm25", "given", "judge")
-    return [each for each in settings if each is not None and each not in keywords and not Path(each).is_file()]
+    named = [each for each in settings if each is not None and each not in keywords]
+    return [each for each in named if each.endswith(".gguf") or not Path(each).is_file()]
 
 
 def check_model(model: str) -> None:
@@ -225,8 +226,6 @@ def judge_records(config: MineConfig) -> None:
     print(table.summary)
     require(not table.graded, f"{config.data}: graded pairs have their scores; expected queries with positives")
 
-    import torch
-
     from nestling.files import write_jsonl
     from nestling.mining.judge import judged_records
     from nestling.mining.mined_records import in_dialect
@@ -235,8 +234,10 @@ def judge_records(config: MineConfig) -> None:
 
     assert config.judge is not None
     assert config.output is not None
-    reranker = Reranker.from_pretrained(config.judge, precision=computing_dtype(config.precision))
-    reranker.to("cuda" if torch.cuda.is_available() else "cpu")
+    precision = computing_dtype(config.precision)
+    reranker = Reranker.from_pretrained(
+        config.judge, precision=precision, attn_implementation=config.attn_implementation
+    ).to(best_device())
     stats = ScoringStats()
     as_probabilities = config.scores == "probability"
     judged = judged_records(reranker, table, stats, probabilities=as_probabilities, progress=sys.stderr.isatty())

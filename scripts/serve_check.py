@@ -6,7 +6,7 @@
 
 Embeddings are requested at /v1/embeddings, scores at /v1/rerank, /rerank (in Jina's form, then TEI's) and /v1/score.
 Prompts are added to texts here, as clients have to do. The exit status is 0 if the server agrees with the directory, 1
-if it differs, 2 if they could not be compared.
+if it differs, 2 if they could not be compared, 3 if it differs for texts beyond the directory's limit only.
 """
 
 import sys
@@ -40,7 +40,7 @@ def main() -> None:
     server = Server(config.url, model=config.api_model, key=key, timeout=config.timeout)
     report = compare_embedder(server, config) if kind == "embedding" else compare_reranker(server, config)
     print(report)
-    sys.exit(1 if report.findings else 0)
+    sys.exit(report.status)
 
 
 def read_config(arguments: list[str]) -> ServeCheckConfig:

@@ -168,7 +168,7 @@ CONFIG: dict[str, Damage] = {
     "cut": (cut("config.json"), "{}/config.json: not valid JSON"),
     "a list": (write("config.json", "[]"), "{}/config.json: expected a JSON object, and it is a list"),
     "no type": (edit("config.json", model_type=None), "{}: its configuration (config.json) cannot be loaded"),
-    "an unknown type": (edit("config.json", model_type="none"), "{}: its configuration (config.json) cannot be loaded"),
+    "an unknown type": (edit("config.json", model_type="none"), "{}/config.json: model_type is 'none', expected"),
     "a text as size": (edit("config.json", hidden_size="abc"), "'hidden_size' expected int, got str (value: 'abc')"),
     "no size": (edit("config.json", hidden_size=0), "{}/config.json: hidden_size is 0, expected a whole number above"),
     "negative layers": (edit("config.json", num_hidden_layers=-1), "num_hidden_layers"),
@@ -184,7 +184,10 @@ SHAPES: dict[str, Damage] = {
         "{}: not the weights that its config.json asks for: it l",
     ),
     "fewer layers": (edit("config.json", num_hidden_layers=1), "asks for: it has more layers: "),
-    "fewer tokens": (edit("config.json", vocab_size=7), "asks for: it has in another shape: "),
+    "fewer tokens": (
+        edit("config.json", vocab_size=7),
+        "and the model has embeddings of ids below 7 only; fetch the model again",
+    ),
     "an unknown activation": (edit("config.json", hidden_act="none"), "{}: its weights (config.json) cannot be loaded"),
 }
 POOLING = "1_Pooling/config.json"

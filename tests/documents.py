@@ -103,8 +103,8 @@ def model_cards() -> dict[str, str]:
         pooling="last",
         dim=64,
         dims=[64, 32],
-        query_max_length=32,
-        document_max_length=64,
+        max_seq_length=64,
+        trained_lengths=(32, 48),
         prompts={"query": DEFAULT_QUERY_PROMPT, "document": ""},
         lora=True,
     )

@@ -62,6 +62,8 @@ class Embeddings:
     def embed(self, texts: list[str], fault: str) -> torch.Tensor:
         if fault == "doubled-prompt":
             texts = [self.prompt + text for text in texts]
+        if fault == "strips":
+            texts = [text.strip() for text in texts]
         if fault in HEALTHY:
             return self.healthy.encode(texts, convert_to_tensor=True, show_progress_bar=False)
         ids = [self.tokens(text, fault) for text in texts]
@@ -122,6 +124,7 @@ def encode(vector: np.ndarray, body: dict[str, Any], fault: str) -> Any:
 HEALTHY = {
     "healthy",
     "doubled-prompt",
+    "strips",
     "refuses-dimensions",
     "ignores-dimensions",
     "cuts-only",

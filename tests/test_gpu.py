@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from nestling.gpu import computing_dtype, resolve_precision
+from nestling.gpu import best_device, computing_dtype, resolve_precision
 
 SCRIPT = """
 import json, os
@@ -72,6 +72,7 @@ def test_auto_precision_is_bf16_on_a_gpu_that_computes_in_it(
     monkeypatch: pytest.MonkeyPatch, gpu: bool, native: bool, wanted: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert best_device().type == ("cuda" if gpu else "cpu")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     assert resolve_precision("auto") == wanted
     assert [computing_dtype(each) for each in ("bf16", "fp32")] == [torch.bfloat16, torch.float32]

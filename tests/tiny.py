@@ -87,10 +87,10 @@ def tiny_qwen3(
         seed: Of the random weights.
         layers: Number of layers.
     """
-    tokenizer = _qwen3_tokenizer(appends_eos=sentence_transformers)
+    tokenizer = qwen3_tokenizer(appends_eos=sentence_transformers)
     config = _qwen3_config(tokenizer, dtype, layers)
-    _write_json(folder / "config.json", config)
-    _write_qwen3_tokenizer(folder, tokenizer)
+    write_json(folder / "config.json", config)
+    write_qwen3_tokenizer(folder, tokenizer)
     torch_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     model = Qwen3Model(Qwen3Config(**config))
@@ -100,7 +100,7 @@ def tiny_qwen3(
     _write_weights(folder, model, dtype, prefix)
     if sentence_transformers:
         prompts = {"query": DEFAULT_QUERY_PROMPT, "document": ""}
-        _write_sentence_transformers(folder, model.config.hidden_size, "lasttoken", prompts)
+        write_sentence_transformers(folder, model.config.hidden_size, "lasttoken", prompts)
     return folder
 
 
@@ -122,7 +122,7 @@ def tiny_bert(
         normalize: Whether `modules.json` ends in a Normalize module.
         seed: Of the random weights.
     """
-    tokenizer = _bert_tokenizer()
+    tokenizer = bert_tokenizer()
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=48,
@@ -137,17 +137,17 @@ def tiny_bert(
     model = BertModel(config)
     _randomise(model)
     torch.random.set_rng_state(torch_state)
-    _write_json(folder / "config.json", {**config.to_diff_dict(), "architectures": ["BertModel"]})
-    _write_bert_tokenizer(folder, tokenizer)
+    write_json(folder / "config.json", {**config.to_diff_dict(), "architectures": ["BertModel"]})
+    write_bert_tokenizer(folder, tokenizer)
     _write_weights(folder, model, torch.float32, "")
-    _write_sentence_transformers(folder, config.hidden_size, f"{pooling}_token{'s' * (pooling == 'mean')}", prompts)
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": False})
+    write_sentence_transformers(folder, config.hidden_size, f"{pooling}_token{'s' * (pooling == 'mean')}", prompts)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": False})
     if not normalize:
-        _write_json(folder / "modules.json", list(_modules())[:2])
+        write_json(folder / "modules.json", list(_modules())[:2])
     return folder
 
 
-def _qwen3_tokenizer(*, appends_eos: bool) -> Tokenizer:
+def qwen3_tokenizer(*, appends_eos: bool) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -204,7 +204,7 @@ def _qwen3_config(tokenizer: Tokenizer, dtype: torch.dtype, layers: int) -> dict
     }
 
 
-def _write_qwen3_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+def write_qwen3_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt
     added = {
@@ -234,10 +234,10 @@ def _write_qwen3_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
     }
-    _write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config)
 
 
-def _bert_tokenizer() -> Tokenizer:
+def bert_tokenizer() -> Tokenizer:
     """Words, letters, and letters within a word; what a WordPieceTrainer takes differs from process to process."""
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     words = {word for text in SENTENCES for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
@@ -257,7 +257,7 @@ def _bert_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _write_bert_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+def write_bert_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))  # vocab.txt
     config = {
@@ -270,7 +270,7 @@ def _write_bert_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         "tokenizer_class": "BertTokenizer",
         "model_max_length": 128,
     }
-    _write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def _randomise(model: torch.nn.Module) -> None:
@@ -285,15 +285,13 @@ def _write_weights(folder: Path, model: torch.nn.Module, dtype: torch.dtype, pre
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _write_sentence_transformers(folder: Path, dim: int, pooling: str, prompts: Mapping[str, str] | None) -> None:
+def write_sentence_transformers(folder: Path, dim: int, pooling: str, prompts: Mapping[str, str] | None) -> None:
     modes = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
     flags = {f"pooling_mode_{mode}": mode == pooling for mode in modes}
-    _write_json(folder / "modules.json", list(_modules()))
-    _write_json(
-        folder / "1_Pooling" / "config.json", {"word_embedding_dimension": dim, **flags, "include_prompt": True}
-    )
+    write_json(folder / "modules.json", list(_modules()))
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": dim, **flags, "include_prompt": True})
     extra = {"default_prompt_name": None, "similarity_fn_name": "cosine"}
-    _write_json(
+    write_json(
         folder / "config_sentence_transformers.json",
         {**({} if prompts is None else {"prompts": dict(prompts)}), **extra},
     )
@@ -304,6 +302,6 @@ def _modules() -> Iterator[dict[str, object]]:
         yield {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{name}"}
 
 
-def _write_json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

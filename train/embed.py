@@ -17,8 +17,6 @@ from typing import TypedDict
 from accelerate import Accelerator
 from torch import Tensor
 
-from nestling.backends import prepare
-from nestling.backends.optimizer import adamw
 from nestling.batches.embed_collation import EmbedBatch, EmbedCollator
 from nestling.batches.packing import pack, token_budget
 from nestling.batches.sampling import BatchSampler
@@ -54,7 +52,7 @@ from nestling.training.dev_sets import load_dev_set
 from nestling.training.limits import matryoshka_dims, require_room_for_texts
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.memory import activation_budget
-from nestling.training.models import export_dtype, load_embedder
+from nestling.training.models import export_dtype, load_embedder, prepare_model
 from nestling.training.parts import EmbedParts
 from nestling.training.profiling import profile_run
 from nestling.training.retry import OutOfMemoryRetry
@@ -111,11 +109,7 @@ def build_parts(
     embedder: Embedder,
 ) -> EmbedParts:
     """The model on its device, and what makes batches and trains on them."""
-    optimizer = adamw(embedder, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    queries_per_rank = config.batch_size // accelerator.num_processes
-    backend = prepare(
-        accelerator, embedder, optimizer, queries_per_rank=queries_per_rank, max_norm=config.max_grad_norm
-    )
+    backend = prepare_model(config, accelerator, embedder)
     collator = EmbedCollator(
         batch_sampler.sources,
         batch_sampler.row_sampler,

@@ -15,8 +15,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor
 
-from nestling.backends import prepare
-from nestling.backends.optimizer import adamw
 from nestling.batches.packing import token_budget
 from nestling.batches.rerank_batch import ChunkLabels, RerankBatch
 from nestling.batches.rerank_collation import RerankCollator
@@ -39,7 +37,7 @@ from nestling.training.dev_sets import RerankDevSet, load_rerank_dev_set
 from nestling.training.limits import require_readable_pairs
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.memory import bytes_per_position
-from nestling.training.models import export_dtype, load_reranker
+from nestling.training.models import export_dtype, load_reranker, prepare_model
 from nestling.training.parts import RerankParts
 from nestling.training.profiling import profile_run
 from nestling.training.retry import OutOfMemoryRetry
@@ -92,11 +90,7 @@ def build_parts(
     reranker: Reranker,
 ) -> RerankParts:
     """The model on its device, and what makes batches and trains on them."""
-    optimizer = adamw(reranker, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    queries_per_rank = config.batch_size // accelerator.num_processes
-    backend = prepare(
-        accelerator, reranker, optimizer, queries_per_rank=queries_per_rank, max_norm=config.max_grad_norm
-    )
+    backend = prepare_model(config, accelerator, reranker)
     collator = RerankCollator(
         batch_sampler.sources,
         batch_sampler.row_sampler,

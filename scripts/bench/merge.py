@@ -121,9 +121,8 @@ def write_model(folder: Path, seed: int, config: MergeBenchConfig) -> Path:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from nestling.merging.sources import Spec
     from nestling.merging.workers import SLICE_SIZE
-    from nestling.merging.writing import SafetensorsWriter
+    from nestling.models.safetensors_writer import SafetensorsWriter, Spec
 
     shape = Qwen3Config(
         vocab_size=config.vocabulary,

@@ -2,8 +2,11 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from textwrap import indent
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
@@ -54,9 +57,42 @@ class Progress:
         self.bar.close()
 
 
+@contextmanager
+def working(task: str, *, shown: bool = True, seconds: float = 10.0) -> Iterator[None]:
+    """Say on stderr, every so many seconds, that a task without any other output goes on.
+
+    Args:
+        task: What is done, such as "writing the checkpoint step-500".
+        shown: Whether to print; False on all ranks except the main one.
+        seconds: Between two lines.
+    """
+    ended, started = Event(), time.monotonic()
+
+    def say_so() -> None:
+        while not ended.wait(seconds):
+            say(f"{task}: {tqdm.format_interval(time.monotonic() - started)} so far")
+
+    if not shown:
+        yield
+        return
+    thread = Thread(target=say_so, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def say(text: str) -> None:
     """Print text on stderr, above a bar if there is one."""
     tqdm.write(text, file=sys.stderr)
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a text on stderr, once in a process."""
+    say(text)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, digits: int = 3, markdown: bool = False) -> str:

@@ -74,6 +74,13 @@ def computing_dtype(precision: str) -> "torch.dtype":
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[resolve_precision(precision)]
 
 
+def best_device() -> "torch.device":
+    """Where models of scripts compute: the GPU, or the CPU if there is none."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def synchronize(device: "torch.device") -> None:
     """Wait until a device has done all that it was given; a CPU has."""
     if device.type != "cpu":

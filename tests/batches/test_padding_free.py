@@ -104,8 +104,3 @@ def test_a_cache_or_a_mask_would_silently_mix_packed_texts(qwen3: Path) -> None:
     torch.testing.assert_close(states(use_cache=False), alone)
     for wrong in (states(use_cache=True), states(use_cache=False, attention_mask=torch.ones_like(chunk.input_ids))):
         assert ((wrong - alone).norm() / alone.norm()).item() > 0.1
-
-
-def test_varlen_is_for_causal_models(bert: Path) -> None:
-    with pytest.raises(ValueError, match="varlen is for causal models"):
-        Embedder.from_pretrained(bert, attn_implementation="varlen")

@@ -119,7 +119,18 @@ def test_an_unknown_flag_and_an_abbreviation_are_refused(capsys: pytest.CaptureF
         (["--early_stopping_patience", "2"], "early_stopping_patience needs a dev set; give one with --dev FOLDER"),
         (["--loss.temperature", "0"], "loss.temperature is 0, expected a finite number above 0"),
         (["--learning_rate", "-1"], "learning_rate is -1, expected a finite number above 0"),
-        (["--tuning", "half"], "tuning"),
+        (
+            ["--tuning", "fulll"],
+            "tuning is 'fulll', expected lora, qlora or full; did you mean full?",
+        ),
+        (["--optim", "adamw_8bit"], "did you mean adamw_bnb_8bit?"),
+        (["--optim", "adamw_torch"], "did you mean adamw_torch_fused?"),
+        (["--optim", "sgd"], "optim is 'sgd', expected adamw_torch_fused, adamw_bnb_8bit, "),
+        (
+            ["--optim", "adamw_bnb_8bit"],
+            "optim: adamw_bnb_8bit saves memory where all weights are trained; with tuning: lora use adamw_torch_fused",
+        ),
+        (["--adam_beta2", "1"], "adam_beta2 is 1.0, expected 0 <= adam_beta2 < 1"),
     ],
 )
 def test_contradictions_are_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForCausalLM, Qwen3Config
 
 from nestling.backends.optimizer import adamw
 from nestling.backends.plain import Plain
-from nestling.backends.sizes import StateFractions, full_bytes, trained_bytes
+from nestling.backends.sizes import StateFractions, full_bytes, moments_of, trained_bytes
 from nestling.batches.packing import pack
 from nestling.config import CostsConfig, EmbedConfig, LaunchCosts, RerankConfig, StageCosts, TrainData, parse_config
+from nestling.config.training import OptimName
 from nestling.costs.fake_models import FakeEmbedder, FakeModel, FakeReranker
 from nestling.costs.launches import state_fractions
 from nestling.costs.layer_traffic import layer_traffic
@@ -32,7 +34,7 @@ from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
 from nestling.models.token_model import TokenModel
 from nestling.training.cached import ActivationBudget, cached_backward
-from nestling.training.memory import activation_bytes, estimate, sample_chunk
+from nestling.training.memory import MemoryEstimate, activation_bytes, estimate, sample_chunk
 from recipes.runs import run_main
 from scripts import costs
 
@@ -226,6 +228,54 @@ def test_a_rank_of_four_holds_whole_gradients_where_they_fit(
 ) -> None:
     model = FakeModel(small(), dtype=torch.float32, precision=torch.float32, lora=None).model
     assert state_fractions(LaunchCosts(backend=backend, num_processes=4), model, room)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("optim", "dtype", "numbers"),
+    [
+        ("adamw_torch_fused", torch.float32, 4 + 4 + 8),
+        ("adamw_bnb_8bit", torch.float32, 4 + 4 + 2 * (1 + 4 / 256)),
+        ("adamw_torch_8bit", torch.bfloat16, 2 + 2 + 2 * (1 + 4 / 256)),
+    ],
+)
+def test_state_takes_as_many_bytes_for_each_weight_as_the_optimizer_says(
+    optim: OptimName, dtype: torch.dtype, numbers: float
+) -> None:
+    """Of a layer; token embeddings keep the dtype of the weights."""
+    layer = nn.Linear(128, 512, bias=False, dtype=dtype)
+    table = nn.Embedding(512, 128, dtype=dtype)
+    for module, bytes_each in ((layer, numbers), (table, 4 * dtype.itemsize)):
+        memory = estimate(module, StateFractions(optimizer=moments_of(module, optim)), chunk=0.0, kept=0.0, room=1e9)
+        assert memory.total == pytest.approx(bytes_each * 128 * 512)
+
+
+def test_an_optimizer_of_a_launch_replaces_that_of_the_recipe(recipe: StageCosts) -> None:
+    def of(optim: OptimName) -> MemoryEstimate:
+        launch = LaunchCosts(backend="ddp", num_processes=2, tuning="full", optim=optim)
+        return estimate_stage(recipe, launch, 1e9).memory
+
+    whole, short, half = (of(name) for name in ("adamw_torch_fused", "adamw_bnb_8bit", "adamw_torch_8bit"))
+    assert (short.weights, short.gradients) == (whole.weights, whole.gradients)
+    assert 2 * half.gradients == whole.gradients
+    assert 2 * half.weights == pytest.approx(whole.weights, rel=1e-2)  # a few buffers are float32
+    assert whole.optimizer > short.optimizer > half.optimizer
+
+
+@pytest.mark.parametrize(
+    ("launch", "message"),
+    [
+        ({"tuning": "lora"}, "optim: adamw_torch_8bit saves memory where all weights are trained"),
+        ({"tuning": "full", "backend": "fsdp2"}, "optim: adamw_torch_8bit cannot be sharded"),
+        ({"tuning": "full", "backend": "zero2"}, "optim: adamw_torch_8bit cannot be sharded"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_launched_so_is_not_estimated(
+    launch: dict[str, Any], message: str, recipe: StageCosts
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimate_stage(
+            recipe, LaunchCosts(**{"backend": "ddp", **launch}, num_processes=2, optim="adamw_torch_8bit"), 1e9
+        )
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from nestling.backends import Backend, prepare
 from nestling.backends.optimizer import adamw
 from nestling.batches.sampling import BatchIndices
+from nestling.config.training import OptimName
 from nestling.models.adapters import attach_lora
 from nestling.models.token_model import TokenModel
 
@@ -118,15 +119,22 @@ def adapt(model: TokenModel) -> None:
             torch.nn.init.normal_(parameter, std=0.1)
 
 
-def launch(case: Launch, world: int, load: Callable[[], TokenModel], *, adam: bool = False) -> Backend:
-    """The model in the backend of the case, with SGD or AdamW."""
+def launch(case: Launch, world: int, load: Callable[[], TokenModel], *, optim: OptimName | None = None) -> Backend:
+    """The model in the backend of the case, with a kind of AdamW, or SGD."""
     accelerator = start(case.backend)  # before the model, as in the recipes: ZeRO-3 shards it while it loads
     model = load()
-    if adam:
-        optimizer: torch.optim.Optimizer = adamw(model, learning_rate=1e-2, weight_decay=0.1)
+    if optim is not None:
+        optimizer: torch.optim.Optimizer = adamw(model, learning_rate=1e-2, weight_decay=0.1, optim=optim)
     else:
         optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=RATE)
-    backend = prepare(accelerator, model, optimizer, queries_per_rank=QUERIES // world, max_norm=case.clip)
+    backend = prepare(
+        accelerator,
+        model,
+        optimizer,
+        queries_per_rank=QUERIES // world,
+        max_norm=case.clip,
+        optim=optim or "adamw_torch_fused",
+    )
     expected = {"ddp": "DDP", "fsdp": "FSDP2"}.get(case.backend, f"DeepSpeed ZeRO-{case.backend[-1]}")
     assert backend.name == expected, backend.name  # accelerate falls back to DDP without a word
     assert backend.ranks == world

@@ -14,6 +14,7 @@ from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.checkpoint import Checkpoints, TrainingState, write_training
 from nestling.config import LossConfig
+from nestling.config.training import OptimName
 from nestling.distributed.gathering import gather_batch
 from nestling.losses.cosent import cosent
 from nestling.losses.distillation import distillation
@@ -73,8 +74,9 @@ def write_data(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def load(folder: Path, case: Case) -> Embedder:
-    embedder = Embedder.from_pretrained(folder / ("headed" if case.head else "model"), dtype=torch.float32)
+def load(folder: Path, case: Case, dtype: torch.dtype = torch.float32) -> Embedder:
+    model = folder / ("headed" if case.head else "model")
+    embedder = Embedder.from_pretrained(model, dtype=dtype, precision=dtype)
     if case.tuning == "lora":
         adapt(embedder)
     return embedder.train()
@@ -102,8 +104,10 @@ def loss_config(case: Case) -> LossConfig:
     return LossConfig(temperature=0.2, distillation_weight=0.7 if case.kind == "distilled" else 0.0)
 
 
-def prepared(folder: Path, case: Case, world: int, *, adam: bool = False) -> Backend:
-    return launch(case, world, lambda: load(folder, case), adam=adam)
+def prepared(folder: Path, case: Case, world: int, *, optim: OptimName | None = None) -> Backend:
+    """The model in the backend of the case; in bfloat16 for torchao's optimizer, as in the recipes."""
+    dtype = torch.bfloat16 if optim == "adamw_torch_8bit" else torch.float32
+    return launch(case, world, lambda: load(folder, case, dtype), optim=optim)
 
 
 def take_step(backend: Backend, case: Case, collator: EmbedCollator, indices: BatchIndices) -> tuple[float, float]:

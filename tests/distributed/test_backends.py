@@ -185,7 +185,7 @@ def resumed(port: int, rank: int, folder: Path) -> None:
     """The weights after three steps, without interruption and resumed from a checkpoint after the second."""
     join(rank, 2, port)
     for case in usable([Case(name, "some", tuning) for name in BACKENDS for tuning in ("full", "lora")]):
-        backend = prepared(folder, case, 2, adam=True)
+        backend = prepared(folder, case, 2, optim="adamw_torch_fused")
         collator = collate(folder, case, backend.model, rank, 2)
         *first, last = global_batches()
         for indices in first:
@@ -193,7 +193,7 @@ def resumed(port: int, rank: int, folder: Path) -> None:
         save(backend, folder / str(case), rank)
         take_step(backend, case, collator, last)
         uninterrupted = {name: each.detach().clone() for name, each in backend.tensors().items()}
-        again = prepared(folder, case, 2, adam=True)
+        again = prepared(folder, case, 2, optim="adamw_torch_fused")
         again.restore(folder / str(case) / "step-1")
         take_step(again, case, collator, last)
         found = again.tensors()
@@ -216,7 +216,7 @@ ELASTIC = [Case("ddp", "some"), Case("fsdp", "some"), Case("fsdp", "some", "lora
 
 def last_step(folder: Path, case: Case, rank: int, world: int, checkpoint: Path | None) -> None:
     """Write the weights before and after the third step, to which two steps lead, or another run's checkpoint."""
-    backend = prepared(folder, case, world, adam=True)
+    backend = prepared(folder, case, world, optim="adamw_torch_fused")
     collator = collate(folder, case, backend.model, rank, world)
     *first, last = global_batches()
     if checkpoint is None:

@@ -54,7 +54,7 @@ def run_out(port: int, rank: int, folder: Path) -> None:
     """The weights after three steps, and after a third step that failed, a checkpoint, and the third step again."""
     join(rank, 2, port)
     for case in usable(CASES):
-        backend = prepared(folder, case, 2, adam=True)
+        backend = prepared(folder, case, 2, optim="adamw_torch_fused")
         collator = collate(folder, case, backend.model, rank, 2)
         *first, last = global_batches()
         for indices in global_batches():
@@ -63,13 +63,13 @@ def run_out(port: int, rank: int, folder: Path) -> None:
         for place in ("first pass", "second pass", "backward"):
             if place == "second pass" and case.kept != "none":
                 continue
-            backend = prepared(folder, case, 2, adam=True)
+            backend = prepared(folder, case, 2, optim="adamw_torch_fused")
             for indices in first:
                 take_step(backend, case, collator, indices)
             assert broken_step(backend, case, collator[last], place, rank) == 1
             backend.zero_grad()
             save(backend, folder / f"{case}-{place}", rank)
-            again = prepared(folder, case, 2, adam=True)
+            again = prepared(folder, case, 2, optim="adamw_torch_fused")
             again.restore(folder / f"{case}-{place}" / "step-1")
             take_step(again, case, collator, last)
             if rank == 0:

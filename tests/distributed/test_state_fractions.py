@@ -39,7 +39,7 @@ def optimizer_bytes(backend: Any, stage: int) -> int:
 def measure(port: int, rank: int, folder: Path) -> None:
     join(rank, 2, port)
     for case in usable([Case(backend) for backend in BACKENDS]):
-        backend: Backend = prepared(folder, case, 2, adam=True)
+        backend: Backend = prepared(folder, case, 2, optim="adamw_torch_fused")
         take_step(backend, case, collate(folder, case, backend.model, rank, 2), global_batches()[0])
         stage = int(case.backend[-1]) if case.backend.startswith("zero") else 0
         found = estimate(backend.model, backend.state_fractions, chunk=0.0, kept=0.0)

@@ -45,7 +45,7 @@ OTHER_PROGRAMS = {
     "text-embeddings-router": "a server",
     "vllm": "a server",
 }
-PEERS = ("deepspeed", "swift")  # other trainers, which only docs/coming-from.md shows
+PEERS = ("automodel", "deepspeed", "swift")  # other trainers, which only docs/coming-from.md shows
 EVERYWHERE = {"config", "help"}
 SBATCH = {"--nodes", "--gpus-per-node"}
 RECIPE = ("train/embed.py", "--config", "configs/embed/quickstart.yaml")  # what docs/distributed.md writes RECIPE for

@@ -32,10 +32,11 @@ from nestling.export.embedder_expectation import (
 from nestling.export.embedder_gate import EXACT_COSINE, check_embedder
 from nestling.export.gate import ExportError, require_passed, verdict
 from nestling.export.serving_files import BaseFiles, copy_tokenizer_files, rope_keys
+from nestling.models.adapter_merging import lora_delta
 from nestling.models.adapters import attach_lora, load_lora
 from nestling.models.attention import FLOAT32, resolve_attention
 from nestling.models.embedder import Embedder
-from nestling.models.merged_weights import MergedWeights, computing_with, lora_delta
+from nestling.models.merged_weights import MergedWeights, computing_with
 from nestling.models.weights import StoredWeights, write_weights
 from nestling.run_files import DataLine
 from tiny import tiny_bert, tiny_qwen3
@@ -147,6 +148,10 @@ def test_export_of_a_lora_decoder_passes_the_gate_within_a_launch(
     assert "| nl2bash | 64 | 0.2500 → 0.7500 |" in text
     assert "learning_rate: 0.0001" in text
     assert "def pool_last(hidden" in text
+    assert (
+        "vllm serve base --runner pooling --enable-lora --max-lora-rank RANK --lora-modules mine=MODEL/adapter" in text
+    )
+    assert "llama-server -m model.gguf --embedding --pooling last" in text
     assert str(tmp_path) not in text
 
     restored = Embedder.from_pretrained(base, precision=torch.bfloat16, instruction="Find the command")
@@ -180,6 +185,9 @@ def test_export_of_an_encoder(tmp_path: Path, pooling: str, lora: bool) -> None:
     assert "is_matryoshka" not in config
     assert config.get("hidden_dropout_prob", 0.1) == 0.1
     assert (tmp_path / "final" / "adapter").exists() == lora
+    text = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
+    assert "llama-server -m model.gguf --embedding -c" in text  # without --pooling, which is wrong for encoders
+    assert "--enable-lora" not in text
     again = Embedder.from_pretrained(tmp_path / "final")
     assert (again.pooling, again.normalize, again.prompts) == (pooling, lora, embedder.prompts)
 
@@ -427,14 +435,6 @@ def test_merge_equals_peft(tmp_path: Path) -> None:
     assert merged.keys() == by_peft.keys()
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, by_peft[name], rtol=0, atol=1e-7)
-
-
-def test_merge_refuses_dora(tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    backbone = Embedder.from_pretrained(tiny_qwen3(tmp_path)).backbone
-    with pytest.raises(ValueError, match="cannot be merged exactly"):
-        MergedWeights(get_peft_model(backbone, LoraConfig(target_modules=["q_proj"], use_dora=True)))
 
 
 def test_computing_with_merged_weights_equals_a_merged_copy(tmp_path: Path) -> None:

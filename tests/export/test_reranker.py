@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import metadata_load
+from jinja2 import TemplateError
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from torch import Tensor
 from transformers import AutoTokenizer, Ernie4_5Config, Ernie4_5ForCausalLM, PhiConfig, PhiForCausalLM
 
+from families.causal_models import tiny_causal
 from nestling.batches.pair_prompts import RerankPrompt
 from nestling.export.card import Card, Score
 from nestling.export.cross_encoder import chat_template
@@ -27,8 +29,8 @@ from nestling.export.gate import ExportError
 from nestling.export.reranker import export_reranker
 from nestling.export.reranker_expectation import RerankerExpectation, Shape
 from nestling.export.reranker_gate import RerankerReport, check_reranker
+from nestling.models.adapter_merging import lora_delta
 from nestling.models.adapters import load_lora
-from nestling.models.merged_weights import lora_delta
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.models.weights import write_weights
 from nestling.run_files import DataLine
@@ -172,6 +174,7 @@ def test_the_usage_of_the_card_runs(tmp_path: Path, shape: Shape) -> None:
     text = (tmp_path / "final" / "README.md").read_text(encoding="utf-8").replace("MODEL", str(tmp_path / "final"))
     constants, *usages = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(usages) == (3 if shape == "causal" else 2)
+    assert ("llama-server -m" in text) == (shape == "causal")
     expected = reranker.score([("how do I list files?", "ls prints the names of files.")]).item()
     for usage in usages:
         output = io.StringIO()
@@ -358,6 +361,13 @@ def test_an_output_layer_with_bias_makes_no_classifier(tmp_path: Path) -> None:
     assert (report.sentence_transformers or 1) < 1e-5
 
 
+def test_capped_logits_make_no_classifier(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base")
+    capped = with_noise(Reranker.from_pretrained(tiny_causal("gemma2", tmp_path / "gemma2", base)))
+    with pytest.raises(ValueError, match=r"the model caps its logits at 30, and a sequence classification does not"):
+        export_reranker(capped, tmp_path / "classifier", shape="classifier")
+
+
 def test_a_prompt_whose_parts_melt_together_gets_no_cross_encoder(tmp_path: Path) -> None:
     settings = RerankerSettings(prefix="", suffix="ing?")
     reranker = with_noise(Reranker.from_pretrained(base_model(tmp_path / "base"), settings=settings))
@@ -371,17 +381,53 @@ def test_a_prompt_whose_parts_melt_together_gets_no_cross_encoder(tmp_path: Path
     assert "CrossEncoder" not in text
 
 
+def with_template(directory: Path, prompt: RerankPrompt) -> Callable[..., str]:
+    """What renders messages (role, content) by the chat template of `prompt`."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.chat_template = chat_template(prompt)
+
+    def render(*messages: tuple[str, str], **variables: str | None) -> str:
+        chat = [{"role": role, "content": content} for role, content in messages]
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, **variables))
+
+    return render
+
+
 def test_chat_template_keeps_every_character(qwen3: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(qwen3)
     text = ' {{ "a" }} {% b %} {# c #} \\n \' 🙂\t人\r\n'
     prompt = RerankPrompt(prefix=text, suffix=f"{text}\n\n", instruction=text)
-    tokenizer.chat_template = chat_template(prompt)
-    messages = [{"role": "query", "content": text}, {"role": "document", "content": text}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert rendered == prompt.prefix + prompt.body(text, text) + prompt.suffix
-    messages.append({"role": "system", "content": "Another"})
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert rendered == prompt.prefix + prompt.body(text, text, "Another") + prompt.suffix
+    render = with_template(qwen3, prompt)
+    pair = (("query", text), ("document", text))
+    assert render(*pair) == prompt.prefix + prompt.body(text, text) + prompt.suffix
+    assert render(*pair, ("system", text)) == render(*pair, instruction=text) == render(*pair)
+
+
+def test_chat_template_takes_the_instruction_of_a_message_or_a_request(qwen3: Path) -> None:
+    prompt = RerankPrompt(instruction="Trained")
+    render = with_template(qwen3, prompt)
+    pair = (("query", "q"), ("document", "d"))
+
+    def expected(instruction: str) -> str:
+        return prompt.prefix + prompt.body("q", "d", instruction) + prompt.suffix
+
+    assert render(*pair, instruction="Asked for") == expected("Asked for")
+    assert render(("system", "A message"), *pair) == expected("A message")
+    assert render(("system", "A message"), *pair, instruction="Asked for") == expected("A message")
+    assert render(*pair, instruction=None) == render(*pair, instruction="") == expected("Trained")
+
+
+@pytest.mark.parametrize(
+    ("roles", "said"),
+    [
+        (("system", "user"), "system, user"),
+        (("user",), "user"),
+        (("query",), "query"),
+        (("document", "user", "assistant"), "document, user, assistant"),
+    ],
+)
+def test_chat_template_refuses_chats(roles: tuple[str, ...], said: str, qwen3: Path) -> None:
+    with pytest.raises(TemplateError, match=rf"of the role query and one of the role document; got the roles {said}$"):
+        with_template(qwen3, RerankPrompt())(*((role, "text") for role in roles))
 
 
 def test_existing_output_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from nestling.config.merge_methods import Method, Recipe, Weights, equal_weights
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import merge
-from nestling.merging.sources import Spec
 from nestling.merging.workers import BLOCK_SIZE
+from nestling.models.safetensors_writer import Spec
 
 # Fewer elements than a block, exactly one block, and more than a slice with a remainder; a bias; a single element.
 SHAPES: Mapping[str, tuple[int, ...]] = {

@@ -36,6 +36,13 @@ def test_models_that_differ_in_their_weights_only(tmp_path: Path, qwen3: Path) -
     require_compatible([str(qwen3), str(other)])
 
 
+def test_an_encoder_without_prompts_has_empty_ones(tmp_path: Path, bert: Path) -> None:
+    one, other = copies(tmp_path, bert)
+    prompts = {"prompts": {"query": "", "document": ""}}
+    edited(other, "config_sentence_transformers.json", lambda old: {**old, **prompts})
+    require_compatible([str(one), str(other)])
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [

@@ -207,7 +207,7 @@ def anonymous():
 method, output, base, *models = sys.argv[1:]
 torch.ones(2**20).double() @ torch.ones(2**20).double()  # what torch allocates for itself
 before, most = anonymous(), 0
-import nestling.merging.writing as writing
+import nestling.models.safetensors_writer as writing
 write = writing.SafetensorsWriter.write
 def watched(*given):
     global most

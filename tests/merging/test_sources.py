@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from merging.in_memory import MemoryTensors, random_tensors, save
 from nestling.merging.inputs import Inputs
 from nestling.merging.names import align, with_names_of
-from nestling.merging.sources import DTYPES, open_weights, stored_tensors
+from nestling.merging.sources import open_weights, stored_tensors
+from nestling.models.safetensors_writer import DTYPES
 from nestling.models.weights import write_weights
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from merging.in_memory import MemoryTensors, family, merged, random_tensors, recipe
 from nestling.merging.inputs import Inputs
 from nestling.merging.merge import write_merged
-from nestling.merging.sources import Spec, stored_tensors
+from nestling.merging.sources import stored_tensors
 from nestling.merging.workers import BLOCK_SIZE
-from nestling.merging.writing import SafetensorsWriter, split_into_shards
+from nestling.models.safetensors_writer import SafetensorsWriter, Spec, split_into_shards
 from nestling.models.weights import StoredWeights
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

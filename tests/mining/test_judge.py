@@ -40,10 +40,10 @@ def cross_encoder(bert: Path, folder: Path, outputs: int) -> Path:
     return folder
 
 
-def test_logits_are_those_of_the_reranker(task: tuple[QuerySet, Pool, Lists], qwen3: Path) -> None:
+def test_logits_are_those_of_the_reranker(task: tuple[QuerySet, Pool, Lists], qwen3_reranker: Path) -> None:
     query_set, pool, lists = task
-    logits = judge_lists(open_judge(str(qwen3), precision=torch.float32, device=CPU), *task)
-    reranker = Reranker.from_pretrained(qwen3)
+    logits = judge_lists(open_judge(str(qwen3_reranker), precision=torch.float32, device=CPU), *task)
+    reranker = Reranker.from_pretrained(qwen3_reranker)
     for query in range(len(query_set)):
         span = slice(lists.offsets[query], lists.offsets[query + 1])
         pairs = [(query_set.texts[query], pool.texts[document]) for document in lists[query].tolist()]

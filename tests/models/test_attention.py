@@ -8,16 +8,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import varlen
-from transformers import AutoModel, DebertaV2Config, Qwen3Config
+from transformers import (
+    AutoModel,
+    DebertaV2Config,
+    FalconConfig,
+    Gemma2Config,
+    MPNetConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
+from transformers.masking_utils import sliding_window_causal_mask_function
 
 from nestling.batches.prefix_sharing import pack_groups
 from nestling.models.attention import (
+    FLOAT32,
     _segment_by_segment,
     _varlen_kernel,
     autocast_dtype,
-    flash_attention_fits,
+    causal_mask,
+    model_class,
     resolve_attention,
-    suffix_mask,
     varlen_attention,
 )
 
@@ -40,14 +50,17 @@ def strict_kernel(
     """torch's `varlen_attn` as documented: half precision, one type, causal from the bottom right."""
     assert {query.dtype, key.dtype, value.dtype} == {torch.bfloat16}
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
-    assert window_size == (-1, 0)
+    assert window_size[1] == 0
     assert enable_gqa
     assert (max_seqlen_q, max_seqlen_k) == (int(cu_seqlens_q.diff().max()), int(cu_seqlens_k.diff().max()))
     found = []
     for i in range(len(cu_seqlens_q) - 1):
         q = query[cu_seqlens_q[i] : cu_seqlens_q[i + 1]].float().transpose(0, 1)
         k, v = (each[cu_seqlens_k[i] : cu_seqlens_k[i + 1]].float().transpose(0, 1) for each in (key, value))
-        seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril_(k.shape[1] - q.shape[1])
+        before = k.shape[1] - q.shape[1]
+        seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril_(before)
+        if window_size[0] >= 0:
+            seen = seen.triu_(before - window_size[0])
         found.append(nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True))
     return torch.cat(found, dim=1).transpose(0, 1)
 
@@ -127,10 +140,32 @@ def test_flash_attention_is_asked_of_transformers_and_of_the_model(
     """A package of that name may be another version, and some models have no code for it."""
     monkeypatch.setattr("nestling.models.attention.is_flash_attn_2_available", lambda: installed)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    for config, wanted in [(Qwen3Config(), flash), (DebertaV2Config(), "sdpa")]:
-        fits = flash_attention_fits(AutoModel, config)
-        assert resolve_attention("auto", torch.bfloat16, flash=fits) == wanted
-        assert resolve_attention("auto", torch.float32, flash=fits) == "sdpa"
+    for config, wanted, otherwise in [(Qwen3Config(), flash, "sdpa"), (DebertaV2Config(), "eager", "eager")]:
+        kind = model_class(AutoModel, config)
+        assert resolve_attention("auto", torch.bfloat16, kind) == wanted
+        assert resolve_attention("auto", torch.float32, kind) == otherwise
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "wanted"),
+    [
+        (Qwen3Config(), "varlen", "varlen"),
+        (Qwen3Config(), "auto", FLOAT32),
+        (MPNetConfig(), "auto", "eager"),
+        (MPNetConfig(), "varlen", "eager"),
+        (Gemma2Config(), "varlen", "eager"),
+        (FalconConfig(), "varlen", "sdpa"),  # it has SDPA, and calls no function by its name
+        (FalconConfig(), "auto", "sdpa"),
+    ],
+)
+def test_auto_and_varlen_are_what_the_model_has(config: PretrainedConfig, asked: str, wanted: str) -> None:
+    assert resolve_attention(asked, torch.bfloat16, model_class(AutoModel, config), cpu=True) == wanted
+
+
+def test_what_the_model_does_not_have_is_refused_by_the_name_of_the_flag() -> None:
+    message = "attn_implementation: sdpa, which transformers does not have for MPNetModel; use auto or eager"
+    with pytest.raises(ValueError, match=message):
+        resolve_attention("sdpa", torch.float32, model_class(AutoModel, MPNetConfig()))
 
 
 def test_the_kernel_gets_one_half_precision_dtype_and_equals_segment_by_segment(
@@ -195,6 +230,34 @@ def test_autocast_dtype_is_that_of_the_tensor_without_autocast() -> None:
             assert autocast_dtype(tensor) == torch.float32
 
 
-def test_suffix_mask() -> None:
-    assert suffix_mask(2, 2, torch.device("cpu")).tolist() == [[True, True, True, False], [True] * 4]
-    assert suffix_mask(2, 2, torch.device("meta")).device.type == "meta"
+def test_causal_mask() -> None:
+    assert causal_mask(2, 2, torch.device("cpu")).tolist() == [[True, True, True, False], [True] * 4]
+    assert causal_mask(2, 2, torch.device("cpu"), 2).tolist() == [
+        [False, True, True, False],
+        [False, False, True, True],
+    ]
+    assert causal_mask(2, 2, torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("window", [1, 3, 7, 40])
+def test_a_sliding_window_goes_over_a_shared_prefix_on_both_ways(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    """Segment by segment and by the kernel, against prompts that run alone with transformers' windows."""
+    monkeypatch.setattr(varlen, "varlen_attn", strict_kernel)
+    monkeypatch.setattr("nestling.models.attention.autocast_dtype", lambda tensor: torch.bfloat16)
+    chunk = pack_groups(GROUPS, share_prefix=True)
+    tables = [torch.randn(32, heads, 16).bfloat16().float() for heads in (4, 2, 2)]
+    q, k, v = (table[chunk.input_ids].transpose(1, 2) for table in tables)
+    settings: dict[str, Any] = {"scaling": 0.3, "sliding_window": window, **chunk.attention_arguments()}
+    on_cpu = varlen_attention(nn.Module(), q, k, v, None, **settings)[0]
+    torch.testing.assert_close(on_gpu([each.bfloat16() for each in (q, k, v)], **settings), on_cpu)
+    prompts = [prompt for group in GROUPS for prompt in group]
+    for prompt, last in zip(prompts, chunk.last_positions.tolist(), strict=True):
+        q, k, v = (table[torch.tensor([prompt])].transpose(1, 2) for table in tables)
+        mask = sliding_window_causal_mask_function(window)
+        positions = torch.arange(len(prompt))
+        seen = mask(0, 0, positions[:, None], positions)
+        alone = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=0.3, enable_gqa=True)
+        torch.testing.assert_close(on_cpu[0, last], alone[0, :, -1])
+        wide = (each.repeat_interleave(2, dim=1) for each in (k, v))
+        padded = varlen_attention(nn.Module(), q, *wide, None, scaling=0.3, sliding_window=window)[0]
+        torch.testing.assert_close(padded[0, -1], alone[0, :, -1])

@@ -16,9 +16,10 @@ from nestling.backends.optimizer import adamw
 from nestling.backends.plain import Plain
 from nestling.backends.prepare import configure_zero, prepare
 from nestling.batches.packing import Chunk, pack
+from nestling.console import say_once
 from nestling.gpu import COMPILE
 from nestling.models.adapters import attach_lora
-from nestling.models.compiled_layers import compile_layers, say_once, transformer_layers
+from nestling.models.compiled_layers import compile_layers, transformer_layers
 from nestling.models.embedder import Embedder
 from nestling.training.cached import ActivationBudget, cached_backward
 

@@ -349,7 +349,7 @@ def scaled(folder: Path, tokenizer: Path, kind: str) -> Path:
         "bos_token_id": 0,
         "eos_token_id": 0,
         "pad_token_id": 0,
-        "initializer_range": 1.0,
+        "initializer_range": 0.3,
     }
     if kind == "granite":
         GraniteForCausalLM(GraniteConfig(**size, logits_scaling=4.0)).save_pretrained(folder)
@@ -359,10 +359,21 @@ def scaled(folder: Path, tokenizer: Path, kind: str) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("space", ["answers", "vocabulary"])
 @pytest.mark.parametrize("kind", ["granite", "gemma2"])
-def test_models_that_scale_or_cap_their_logits_are_refused(kind: str, tied: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="models that scale or cap logits are not supported"):
-        Reranker.from_pretrained(scaled(tmp_path / "model", tied, kind))
+def test_scaled_and_capped_logits_have_the_loss_and_gradients_of_the_plain_model(
+    kind: str, space: str, tied: Path, tmp_path: Path
+) -> None:
+    folder = scaled(tmp_path / "model", tied, kind)
+    reranker = Reranker.from_pretrained(folder).train()
+    reranker.full_vocabulary = space == "vocabulary"
+    plain = plain_model(folder, reranker)
+    wanted = plain_loss(plain, reranker)
+    expected = gradients(plain, wanted)
+    for in_place in (False, True):
+        loss = own_loss(reranker, chunks_of(reranker), in_place=in_place)
+        torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+        assert_same(gradients(reranker, loss), expected, 1e-4)
 
 
 def test_encoders_are_refused(bert: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from launches import recipe
 from ranks import run_recipe
+from transformers import BertConfig, BertForSequenceClassification
 
 import damages
 import scripts.check_data
@@ -101,12 +102,17 @@ def test_mining(qwen3: Path, qwen3_reranker: Path, data: Path, workplace: Path) 
     assert_refused(judge, qwen3_reranker, workplace, RERANKER)
 
 
-def test_a_judge_that_is_a_cross_encoder(bert: Path, data: Path, workplace: Path) -> None:
+def test_a_judge_that_is_a_cross_encoder(bert: Path, data: Path, workplace: Path, tmp_path: Path) -> None:
+    model = tmp_path / "cross-encoder"
+    shutil.copytree(bert, model, ignore=shutil.ignore_patterns("*.safetensors", "modules.json", "*sentence*", "1_*"))
+    config = BertConfig.from_pretrained(bert, num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(model)
+
     def judge(model: Path) -> subprocess.CompletedProcess[str]:
         flags = ["--data", str(data / "first.jsonl"), "--retrievers", "bm25", "--judge", str(model)]
         return run_main(scripts.mine.main, *flags, "--output", "judged.jsonl")
 
-    assert_refused(judge, bert, workplace, {**OF_ALL, **PICKLE})
+    assert_refused(judge, model, workplace, {**OF_ALL, **PICKLE})
 
 
 def test_merging(qwen3: Path, workplace: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ranks import COLD, run_recipe
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -335,3 +336,24 @@ def test_a_run_is_not_resumed_on_changed_data(bert: Path, tmp_path: Path) -> Non
     result = run_recipe(*command, "--resume=true", check=False)
     assert result.returncode == 2
     assert "the training data is not what the run in" in result.stderr
+
+
+@pytest.mark.slow
+def test_bfloat16_weights_resume_to_the_bit_and_are_exported(bert: Path, data: Path, tmp_path: Path) -> None:
+    """With torchao's step as it is, for it takes seconds to compile for each shape."""
+    pytest.importorskip("torchao", reason="the gpu extra is not installed")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    settings = {"tuning": "full", "precision": "bf16", "optim": "adamw_torch_8bit", "max_steps": 4, "save_steps": 2}
+    run_recipe(*arguments(bert, data, whole, **settings), TORCHDYNAMO_DISABLE="1")
+    shutil.copytree(whole, stopped)
+    shutil.rmtree(stopped / "final")
+    shutil.rmtree(stopped / "checkpoints" / "step-4")
+    run_recipe(*arguments(bert, data, stopped, **settings, resume="true"), TORCHDYNAMO_DISABLE="1")
+    assert {each.dtype for each in weights(stopped, 4).values() if each.is_floating_point()} == {torch.bfloat16}
+    assert_same_weights(weights(stopped, 4), weights(whole, 4))
+    finals = [load_file(each / "final" / "model.safetensors") for each in (whole, stopped)]
+    assert_same_weights(*finals)
+    other = run_recipe(
+        *arguments(bert, data, stopped, **{**settings, "optim": "adamw_torch_fused"}, resume="true"), check=False
+    )
+    assert "optim: adamw_torch_8bit then, adamw_torch_fused now" in other.stderr

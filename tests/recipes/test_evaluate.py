@@ -196,26 +196,26 @@ def test_the_command_itself() -> None:
     assert_refused(refused, "data")
 
 
-def test_a_reranker_orders_the_candidates_anew(beir: Path, qwen3: Path, tmp_path: Path) -> None:
+def test_a_reranker_orders_the_candidates_anew(beir: Path, qwen3_reranker: Path, tmp_path: Path) -> None:
     lists = tmp_path / "lists.jsonl"
     rows = [{"query-id": f"q{i}", "corpus-ids": ["d0", "d1", "d2"]} for i in range(2)]
     lists.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "results.json"
-    done = evaluate("--first_stage", lists, "--data", beir, "--reranker", qwen3, "--output", output)
+    done = evaluate("--first_stage", lists, "--data", beir, "--reranker", qwen3_reranker, "--output", output)
     assert done.returncode == 0, done.stderr
     assert "6 candidates of 2 queries, 3 to 3 each" in done.stdout
     by_order = {row["order"]: row["metrics"] for row in json.loads(output.read_text())["results"]}
     assert list(by_order) == ["first stage", "reranked"]  # lists have no order to fuse with
     assert by_order["first stage"]["MRR@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)  # that of a random one
 
-    ranker = Reranker.from_pretrained(qwen3)
+    ranker = Reranker.from_pretrained(qwen3_reranker)
     texts = ["list files by size", ("boundary layer " * 20).strip(), "人工智慧"]
     places = [[each.index for each in ranker.rank(query, texts)].index(i) for i, query in enumerate(["files", "layer"])]
     assert by_order["reranked"]["MRR@10"] == pytest.approx(sum(1 / (place + 1) for place in places) / 2)
 
 
-def test_an_embedder_and_a_reranker_in_turn(beir: Path, bert: Path, qwen3: Path) -> None:
-    done = evaluate("--model", bert, "--data", beir, "--reranker", qwen3, "--depth", "2", *SHORT)
+def test_an_embedder_and_a_reranker_in_turn(beir: Path, bert: Path, qwen3_reranker: Path) -> None:
+    done = evaluate("--model", bert, "--data", beir, "--reranker", qwen3_reranker, "--depth", "2", *SHORT)
     assert done.returncode == 0, done.stderr
     assert "4 candidates of 2 queries, 2 to 2 each" in done.stdout
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("small/test  ")] == [

@@ -47,12 +47,12 @@ def pairs(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "pairs.jsonl", random_rows(40))
 
 
-def test_a_judge_alone_writes_its_scores(rows: Path, qwen3: Path, tmp_path: Path) -> None:
+def test_a_judge_alone_writes_its_scores(rows: Path, qwen3_reranker: Path, tmp_path: Path) -> None:
     output = tmp_path / "judged.jsonl"
-    done = mine("--judge", qwen3, "--data", rows, "--output", output, "--scores", "probability")
+    done = mine("--judge", qwen3_reranker, "--data", rows, "--output", output, "--scores", "probability")
     assert done.returncode == 0, done.stderr
     assert "3 queries, 0 truncated; 6 documents, 0 truncated" in done.stdout
-    reranker = Reranker.from_pretrained(qwen3)
+    reranker = Reranker.from_pretrained(qwen3_reranker)
     for row, given in zip(read(output), ROWS, strict=True):
         assert {name: row[name] for name in given} == given
         documents = [*given["positives"], *given.get("negatives", [])]
@@ -191,21 +191,21 @@ def test_a_run_and_bm25_over_a_beir_folder(tmp_path: Path) -> None:
     assert "no score of a positive to compare with" in done.stdout
 
 
-def test_a_judge_drops_or_relabels(pairs: Path, bert: Path, qwen3: Path, tmp_path: Path) -> None:
+def test_a_judge_drops_or_relabels(pairs: Path, bert: Path, qwen3_reranker: Path, tmp_path: Path) -> None:
     common = [
         "--data",
         pairs,
         "--retrievers",
         bert,
         "--judge",
-        qwen3,
+        qwen3_reranker,
         "--max_score_ratio",
         "null",
         "--judge_depth",
         "6",
         *SHORT,
     ]
-    reranker = Reranker.from_pretrained(qwen3)
+    reranker = Reranker.from_pretrained(qwen3_reranker)
     plain, relabelled = tmp_path / "plain.jsonl", tmp_path / "relabelled.jsonl"
     done = mine(*common, "--output", plain)
     assert done.returncode == 0, done.stderr
@@ -303,11 +303,12 @@ def test_a_sweep_measures_false_negatives(bert: Path, tmp_path: Path) -> None:
 
 
 def test_two_ranks_write_what_one_writes(
-    pairs: Path, bert: Path, qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: Path, bert: Path, qwen3_reranker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for ranks in (1, 2):
         monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / f"cache-{ranks}"))
-        arguments = ["--data", pairs, "--retrievers", f"bm25,{bert}", "--judge", qwen3, "--sampling", "random", *SHORT]
+        models = ["--retrievers", f"bm25,{bert}", "--judge", qwen3_reranker]
+        arguments = ["--data", pairs, *models, "--sampling", "random", *SHORT]
         run_recipe(str(SCRIPT), *map(str, arguments), "--output", str(tmp_path / f"{ranks}.jsonl"), ranks=ranks)
     assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
 

@@ -133,4 +133,5 @@ def test_what_the_model_cannot_read(
 
 def test_encoders(bert: Path, refuse: Callable[..., str]) -> None:
     write(rows())
-    assert "a reranker is a causal language model, and this is bert" in refuse(model=bert, train="rows.jsonl")
+    message = refuse(model=bert, train="rows.jsonl")
+    assert "is an embedder (modules.json names a Pooling), which train/embed.py trains" in message

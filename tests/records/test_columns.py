@@ -105,3 +105,29 @@ def test_asks_whether_the_passage_or_the_span_is_retrieved(tmp_path: Path) -> No
         assert f"columns: {{query: question, positive: {document}}}" in str(error.value)
     columns = {"query": "question", "positive": "context"}
     assert load_records(path, columns=columns, cache_dir=tmp_path / "cache")[0].positives == (passage,)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("upper.csv", "Question,Answer\nhow?,so\n"),
+        ("semicolons.csv", "question;answer\nhow?;so\n"),
+        ("tabs.csv", "Question\tAnswer\nhow?\tso\n"),
+        ("spaces.csv", "QUESTION; ANSWER\nhow?;so\n"),
+        ("upper.jsonl", '{"Query": "how?", "Positives": ["so"]}\n'),
+        ("lists.csv", 'Query,Positives\nhow?,"[""so""]"\n'),
+    ],
+)
+def test_headers_in_any_case_and_the_delimiter_of_the_header(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    table = load_records(tmp_path / name, cache_dir=tmp_path / "cache", progress=False)
+    assert [(record.query, record.positives) for record in map(table.__getitem__, range(len(table)))] == [
+        ("how?", ("so",))
+    ]
+
+
+def test_columns_that_are_named_keep_their_case(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("Title;Body;query\na;b;c\n")
+    columns = {"query": "Title", "positive": "Body"}
+    table = load_records(tmp_path / "rows.csv", columns=columns, cache_dir=tmp_path / "cache", progress=False)
+    assert (table[0].query, table[0].positives) == ("a", ("b",))

@@ -36,6 +36,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     qwen3, other = tiny_qwen3(folder / "qwen3"), tiny_qwen3(folder / "other", seed=5)
     for each in (qwen3, other):
         (each / "sentence_bert_config.json").write_text('{"max_seq_length": 128, "do_lower_case": false}')
+        config = json.loads((each / "config.json").read_text())
+        (each / "config.json").write_text(json.dumps(config | {"matryoshka_dimensions": [64, 32]}))
     plain = tiny_bert(folder / "plain", normalize=False)
     e5 = tiny_bert(folder / "e5", prompts={"query": "query: ", "document": "passage: "})
     settings = RerankerSettings(instruction="Given a shell task, find the command")
@@ -102,6 +104,7 @@ FAULTS = {
     "two-eos": ("EOS", "with <|endoftext|> twice"),
     "im-end": ("EOS", "with <|im_end|> at the end"),
     "doubled-prompt": ("prompt", "puts 'Instruct: Given a web search query, retrieve relevant passages"),
+    "strips": ("white space", "the server strips white space at the ends of texts: cosine 1.0000 with that"),
     "mean": ("pooling", "pools by mean, the directory by last"),
     "cls": ("pooling", "pools by cls"),
     "right-last": ("padding", "pads on the right, which it does not attend to, and pools as if there were none"),
@@ -121,14 +124,35 @@ FAULTS = {
 }
 
 
+# Faults by which only texts beyond the directory's limit differ.
+BEYOND_LIMIT = ("slices", "cuts-at-256", "keeps-the-end")
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_of_an_embedder_are_named(fault: str, url: str, models: dict[str, Path]) -> None:
     dims = ["--dims", "32"] if fault in ("refuses-dimensions", "ignores-dimensions", "cuts-only") else []
     done = serve_check(f"{url}/qwen3/{fault}", "--model", models["qwen3"], *dims)
     aspect, what = FAULTS[fault]
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == (3 if fault in BEYOND_LIMIT else 1), done.stdout + done.stderr
+    assert ("fits up to the limit, differs beyond it:" in done.stdout) == (fault in BEYOND_LIMIT)
     assert aspects(done) == [aspect]
     assert what in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "dims", "advice"),
+    [
+        ("qwen3", "mean", None, '"LAST"}\'. TEI: --pooling last-token. llama.cpp: --pooling last.'),
+        ("e5", "cls", None, '"MEAN"}\'. TEI: --pooling mean. llama.cpp: leave --pooling out.'),
+        ("qwen3", "refuses-dimensions", "32", "--hf-overrides"),
+        ("qwen3", "refuses-dimensions", "48", "vLLM answers trained dimensions only: request one of 64, 32."),
+    ],
+)
+def test_advice_is_for_the_directory(
+    name: str, fault: str, dims: str | None, advice: str, url: str, models: dict[str, Path]
+) -> None:
+    done = serve_check(f"{url}/{name}/{fault}", "--model", models[name], *(["--dims", dims] if dims else []))
+    assert done.returncode == 1 and advice in done.stdout, done.stdout + done.stderr
 
 
 def test_faults_that_come_together_are_both_named(url: str, models: dict[str, Path]) -> None:

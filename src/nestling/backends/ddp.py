@@ -21,12 +21,15 @@ class Ddp(Plain):
         model: The model.
         optimizer: The optimizer of its trained parameters.
         wrapped: The model wrapped in DistributedDataParallel.
+        moments: Size of its moments, as a multiple of the trained parameters' size.
     """
 
     name = "DDP"
 
-    def __init__(self, model: TokenModel, optimizer: Optimizer, wrapped: DistributedDataParallel) -> None:
-        super().__init__(model, optimizer)
+    def __init__(
+        self, model: TokenModel, optimizer: Optimizer, wrapped: DistributedDataParallel, moments: float
+    ) -> None:
+        super().__init__(model, optimizer, moments)
         self.wrapped = self.ddp = wrapped
         self.ranks = rank_and_world()[1]
 

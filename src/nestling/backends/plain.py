@@ -22,6 +22,7 @@ class Plain:
     Args:
         model: The model.
         optimizer: The optimizer of its trained parameters.
+        moments: Size of its moments, as a multiple of the trained parameters' size.
     """
 
     name = "one process"
@@ -29,14 +30,15 @@ class Plain:
     sharded = False
     independent = True
 
-    def __init__(self, model: TokenModel, optimizer: Optimizer) -> None:
+    def __init__(self, model: TokenModel, optimizer: Optimizer, moments: float = 2.0) -> None:
         self.model = model
         self.wrapped: nn.Module = model
         self.optimizer = optimizer
+        self.moments = moments
 
     @property
     def state_fractions(self) -> StateFractions:
-        return StateFractions()
+        return StateFractions(optimizer=self.moments)
 
     def agree_on_chunks(self, chunks: Sequence[AnyChunk], kept: int) -> tuple[Sequence[AnyChunk], int]:
         return chunks, kept

@@ -15,15 +15,22 @@ from nestling.backends.backend import Backend
 from nestling.backends.ddp import Ddp
 from nestling.backends.fsdp import Fsdp
 from nestling.backends.plain import Plain
-from nestling.backends.sizes import free_memory, trained_bytes
+from nestling.backends.sizes import free_memory, moments_of, trained_bytes
 from nestling.backends.zero import Zero
+from nestling.config.training import OptimName
 from nestling.gpu import BF16_GATHERS, COMPILE, is_on
 from nestling.models.compiled_layers import compile_layers, transformer_layers
 from nestling.models.token_model import TokenModel
 
 
 def prepare(
-    accelerator: Accelerator, model: TokenModel, optimizer: Optimizer, *, queries_per_rank: int, max_norm: float
+    accelerator: Accelerator,
+    model: TokenModel,
+    optimizer: Optimizer,
+    *,
+    queries_per_rank: int,
+    max_norm: float,
+    optim: OptimName = "adamw_torch_fused",
 ) -> Backend:
     """Move a model and its optimizer to their device, wrap them as the launcher was asked to, and return their backend.
 
@@ -33,6 +40,7 @@ def prepare(
         optimizer: The optimizer of its trained parameters.
         queries_per_rank: Queries of a rank in a step, which DeepSpeed requires as its micro-batch size.
         max_norm: Norm that gradients are clipped to, which DeepSpeed must know beforehand.
+        optim: Name of the optimizer, by which memory is estimated.
 
     Raises:
         ValueError: The launcher's configuration would train wrongly, or fail when it saves; or NESTLING_COMPILE is set
@@ -54,7 +62,10 @@ def prepare(
     inner = cast(Optimizer, prepared.optimizer)
     if kind == DistributedType.FSDP:
         return Fsdp(model, inner, full_gradients=fits)
-    return Ddp(model, inner, wrapped) if isinstance(wrapped, DistributedDataParallel) else Plain(model, inner)
+    moments = moments_of(model, optim)
+    if isinstance(wrapped, DistributedDataParallel):
+        return Ddp(model, inner, wrapped, moments)
+    return Plain(model, inner, moments)
 
 
 def configure_zero(accelerator: Accelerator, queries_per_rank: int, max_norm: float) -> None:

@@ -8,6 +8,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from nestling.config.training import OptimName
+
+# Moments of 8 bits, of torchao and bitsandbytes alike: for tensors of so many numbers, with a scale for each block.
+LEAST_8_BIT, BLOCK = 4096, 256
+
 
 @dataclass(frozen=True)
 class StateFractions:
@@ -16,8 +21,8 @@ class StateFractions:
     Args:
         weights: Multiple of the size of all parameters and buffers.
         gradients: Multiple of the size of the trained parameters, at the peak.
-        optimizer: Multiple of the size of the trained parameters: AdamW's two moments, and the copy of the weights that
-            DeepSpeed updates.
+        optimizer: Multiple of the size of the trained parameters: AdamW's two moments (`moments_of`), and the
+            copy of the weights that DeepSpeed updates.
     """
 
     weights: float = 1.0
@@ -37,8 +42,33 @@ def free_memory(device: torch.device) -> float:
 
 
 def trained_bytes(model: nn.Module) -> int:
-    """Bytes of all trained parameters, unsharded; AdamW's moments and full gradients have the same size each."""
-    return full_bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
+    """Bytes of all trained parameters, unsharded; full gradients have the same size, AdamW's moments `moments_of`."""
+    return full_bytes(trained_parameters(model))
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def embedding_tables(model: nn.Module) -> list[nn.Embedding]:
+    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
+
+
+def moments_of(model: nn.Module, optim: OptimName) -> float:
+    """The size of AdamW's two moments, as a multiple of the size of the trained parameters.
+
+    Those of 8 bits have a scale in float32 for each block. Those of small tensors, and of token embeddings
+    (`nestling.backends.optimizer`), keep the dtype of the weights.
+    """
+    if optim == "adamw_torch_fused":
+        return 2.0
+    embeddings = {table.weight for table in embedding_tables(model)}
+    sizes = 0.0
+    for parameter in trained_parameters(model):
+        numbers = full_shape(parameter).numel()
+        short = numbers >= LEAST_8_BIT and numbers % BLOCK == 0 and parameter not in embeddings
+        sizes += 2 * numbers * (1 + 4 / BLOCK if short else parameter.element_size())
+    return sizes / trained_bytes(model)
 
 
 def full_bytes(tensors: Iterable[Tensor]) -> int:

@@ -1,12 +1,16 @@
 """Prompts of an embedder, and a tokenizer wrapper whose truncation keeps the end-of-text token."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Encoding, Tokenizer
-from tokenizers.processors import PostProcessor, TemplateProcessing
 from tokenizers.processors import Sequence as ProcessorSequence
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
+
+from nestling.config.prompts import INSTRUCTION
 
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
@@ -19,9 +23,13 @@ CHARACTERS_PER_TOKEN = 32
 MIN_CHARACTERS = 512
 
 
+# The query prompt of Qwen3's embedders: no space after `Query:`.
+FORM = f"Instruct: {INSTRUCTION}\nQuery:"
+
+
 def instruct(instruction: str) -> str:
-    """Query prompt of instruction-aware models (Qwen3 Embedding, E5-Mistral): no space after `Query:`."""
-    return f"Instruct: {instruction}\nQuery:"
+    """Query prompt of Qwen3's embedders with an instruction."""
+    return FORM.replace(INSTRUCTION, instruction)
 
 
 @dataclass(frozen=True)
@@ -31,14 +39,22 @@ class Prompts:
     Args:
         default_query: Prompt of a query that has no instruction.
         document: Prompt of every document.
+        form: Prompt of a query that has an instruction, in which `{instruction}` stands for it.
     """
 
     default_query: str = ""
     document: str = ""
+    form: str = FORM
 
     def query(self, instruction: str | None = None) -> str:
         """Prompt of a query, made from its instruction if it has one."""
-        return self.default_query if instruction is None else instruct(instruction)
+        return self.default_query if instruction is None else self.form.replace(INSTRUCTION, instruction)
+
+    @property
+    def instructed(self) -> bool:
+        """Whether the prompt of a query without an instruction has a default one in the same form."""
+        before, place, after = self.form.partition(INSTRUCTION)
+        return bool(place) and self.default_query.startswith(before) and self.default_query.endswith(after)
 
 
 @dataclass(frozen=True)
@@ -54,23 +70,34 @@ class TextTokenizer:
 
     Args:
         tokenizer: A fast tokenizer; it is copied, and its own truncation and padding are not used.
-        require_end: Every text must end in a special token, the one that last-token pooling reads. If the tokenizer
-            does not append one (base models), its copy gets a post-processor that does.
+        require_end: Every text must end in a special token, the one that last-token pooling reads.
+        append_end: If the tokenizer does not append one (base models), have its copy do so. False takes it as it is:
+            the last token of a text is then one of its words.
         pool_prompt: Whether pooling reads the tokens of a text's prompt.
 
     Attributes:
         appended_end: The end token that the post-processor had to be added for; None otherwise.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, require_end: bool, pool_prompt: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        require_end: bool,
+        append_end: bool = True,
+        pool_prompt: bool = True,
+    ) -> None:
         self.backend = copy_backend(tokenizer)
         self.pool_prompt = pool_prompt
         self._special = set(tokenizer.all_special_ids)
         self.pad_id = padding_id(tokenizer)
         self.end_id: int | None = None
         self.appended_end: str | None = None
-        if require_end:
-            self.appended_end = self._ensure_end(tokenizer)
+        special = {token for token, each in tokenizer.added_tokens_decoder.items() if each.special}
+        ends = self.backend.encode("a").ids[-1] in special
+        if require_end and append_end and not ends:
+            self.appended_end = self._append_end(tokenizer)
+        if require_end and (append_end or ends):
             self.end_id = self.backend.encode("a").ids[-1]
 
     def __call__(self, texts: Sequence[str], max_length: int) -> Tokenized:
@@ -123,20 +150,15 @@ class TextTokenizer:
         """Special tokens that are added to each text."""
         return self.backend.num_special_tokens_to_add(is_pair=False)
 
-    def _ensure_end(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """Make the backend append an end token unless it does already; returns the token that was added, if any."""
-        special = {token for token, each in tokenizer.added_tokens_decoder.items() if each.special}
-        if self.backend.encode("a").ids[-1] in special:
-            return None
+    def _append_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Make the backend append an end token, and return it."""
         # Qwen3's chat models name <|im_end|> their eos_token, while their embedders end texts in <|endoftext|>.
         end = END_OF_TEXT if self.backend.token_to_id(END_OF_TEXT) is not None else tokenizer.eos_token
         if end is None:
             raise ValueError(
                 "the tokenizer has no end-of-text token, which last-token pooling needs; give it an eos_token"
             )
-        append = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, self.backend.token_to_id(end))])
-        existing: PostProcessor | None = self.backend.post_processor
-        self.backend.post_processor = append if existing is None else ProcessorSequence([existing, append])
+        self.backend = with_end(self.backend, str(end))
         return str(end)
 
     def _check_end(self, ids: list[list[int]], texts: Sequence[str]) -> None:
@@ -148,6 +170,34 @@ class TextTokenizer:
                     f"the tokens of {text[:60]!r} end in {each[-1:]}, not in the end token {self.end_id}; "
                     "the tokenizer must append it to every text"
                 )
+
+
+def with_end(backend: Tokenizer, end: str) -> Tokenizer:
+    """A copy of a backend that appends the token `end` to every text, behind what it adds already (BOS, say).
+
+    The token goes into the template that is there: of two templates in a row, the second takes the pieces of the first
+    for a pair of texts.
+    """
+    content = json.loads(backend.to_str())
+    own = content["post_processor"]
+    steps = [] if own is None else own["processors"] if own["type"] == "Sequence" else [own]
+    template = next((each for each in steps if each["type"] == "TemplateProcessing"), None)
+    if template is None:
+        copy = Tokenizer.from_str(json.dumps(content))
+        append = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, copy.token_to_id(end))])
+        copy.post_processor = append if own is None else ProcessorSequence([copy.post_processor, append])
+        return copy
+    for form in ("single", "pair"):
+        template[form] = [piece for each in template[form] for piece in with_end_behind(each, end)]
+    template["special_tokens"][end] = {"id": end, "ids": [backend.token_to_id(end)], "tokens": [end]}
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def with_end_behind(piece: dict[str, Any], end: str) -> list[dict[str, Any]]:
+    """A piece of a template and, behind a text, the end token of the same segment."""
+    if "Sequence" not in piece:
+        return [piece]
+    return [piece, {"SpecialToken": {"id": end, "type_id": piece["Sequence"]["type_id"]}}]
 
 
 def copy_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

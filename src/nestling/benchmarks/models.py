@@ -18,9 +18,6 @@ from nestling.models.encoding import EncodingStats, encode_texts
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoringStats
 
-# Beginning of a query prompt that contains an instruction.
-INSTRUCTION_PREFIX = "Instruct: "
-
 
 class MtebEmbedder(AbsEncoder):
     """An embedder with the interface of mteb, at one of its dimensions.
@@ -91,7 +88,7 @@ class MtebEmbedder(AbsEncoder):
         prompts = self.embedder.prompts
         if kind == "document":
             return prompts.document
-        if self.instruction is None and not prompts.default_query.startswith(INSTRUCTION_PREFIX):
+        if self.instruction is None and not prompts.instructed:
             return prompts.default_query
         return prompts.query(query_instruction(task) if self.instruction is None else self.instruction)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import xxhash
 
+from nestling.console import working
 from nestling.disk_errors import ADVICE, WriteError, find_write_error
-from nestling.distributed.ranks import on_every_rank, on_rank_zero
+from nestling.distributed.ranks import on_every_rank, on_rank_zero, rank_and_world
 from nestling.files import sync
 
 MANIFEST = "manifest.json"
@@ -34,9 +35,10 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """
     partial = target.with_name(f".{target.name}.partial")
     try:
-        on_rank_zero(lambda: begin(partial))
-        on_every_rank(lambda: write(partial))
-        on_rank_zero(lambda: seal(partial))
+        with working(f"writing {target}", shown=rank_and_world()[0] == 0):
+            on_rank_zero(lambda: begin(partial))
+            on_every_rank(lambda: write(partial))
+            on_rank_zero(lambda: seal(partial))
     except BaseException as error:
         written = on_rank_zero(lambda: discard(partial)) if isinstance(error, Exception) else discard(partial)
         found = find_write_error(error)
@@ -115,7 +117,8 @@ def damage(folder: Path) -> str | None:
     """A description of the damage to a folder that `write_folder` wrote, or None. Reads every byte."""
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return next(file_damage(folder, entries), None)
+        with working(f"checking every byte of {folder}"):
+            return next(file_damage(folder, entries), None)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -44,7 +44,16 @@ def require_new(flag: str, path: str | Path | None) -> None:
 
 
 def require_model(model: str, message: str) -> None:
-    """Raise ValueError for a mistyped path at once; to ask the hub for it would take half a minute of retries."""
+    """Raise ValueError for a file, and for a mistyped path at once; to ask the hub would take half a minute of retries.
+
+    `message` is of a path that does not exist.
+    """
+    require(
+        not model.endswith(".gguf"),
+        f"{model} is a GGUF file, which is llama.cpp's and cannot be loaded here; expected the directory of the model "
+        "that it was made from",
+    )
+    require(not Path(model).is_file(), f"{model} is a file; expected the directory of a model")
     parts = Path(model).parts
     hub_id = len(parts) == 1 or (len(parts) == 2 and not Path(parts[0]).exists())
     require(Path(model).is_dir() or hub_id, message)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nestling.config.checks import require, require_at_least, require_share
+from nestling.config.training import OptimName
 
 BackendName = Literal["one", "ddp", "zero1", "zero2", "zero2-offload", "zero3", "fsdp2"]
 GpuName = Literal["l4", "a100-40", "a100-80", "h100", "h200"]
@@ -47,11 +48,13 @@ class LaunchCosts:
         backend: one for a single process, or the name of a file in configs/accelerate.
         num_processes: Processes on all machines together, one for each GPU.
         tuning: What is trained, in place of the recipe's own setting.
+        optim: The optimizer, in place of the recipe's own.
     """
 
     backend: BackendName
     num_processes: int
     tuning: Literal["lora", "full"] | None = None
+    optim: OptimName | None = None
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "num_processes", section="launches: ")

@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nestling.config.attention import Attention
 from nestling.config.checks import require, require_at_least, require_dims, require_positive, require_share
 from nestling.config.datasets import DevData
+from nestling.config.prompts import require_prompts
 from nestling.config.training import TrainingConfig, require_dev_and_attention
 
 Term = Literal["query_document", "query_query", "document_document"]
@@ -82,6 +84,8 @@ class EmbedConfig(TrainingConfig):
         dev: Retrieval sets for evaluation during training; on the command line also paths with commas between.
         attn_implementation: As in transformers; auto: what suits the model; varlen: causal models without padding.
         pooling: How token states become one embedding; by default what the model's files say.
+        query_prompt: Text before queries, "" for none, {instruction} for theirs; by default as the model's files say.
+        document_prompt: Text before documents, "" for none; by default as the model's files say.
         activation_memory: Gigabytes of each process for kept activations; by default half of what is free.
         max_seq_length: Tokens at which dev sets and final/ cut texts; by default the model's own limit.
         matryoshka_dims: Dimensions to train besides the full one.
@@ -91,8 +95,10 @@ class EmbedConfig(TrainingConfig):
     """
 
     dev: list[DevData] = field(default_factory=list)
-    attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
+    attn_implementation: Attention = "auto"
     pooling: Literal["last", "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean"] | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     activation_memory: float | None = None
     max_seq_length: int | None = None
     matryoshka_dims: list[int] = field(default_factory=list)
@@ -104,6 +110,8 @@ class EmbedConfig(TrainingConfig):
         super().__post_init__()
         require(self.batch_size >= 2, f"batch_size is {self.batch_size}; in-batch negatives need at least 2 queries")
         require_dev_and_attention(self, bool(self.dev), self.attn_implementation)
+        instructions = [*(each.instruction for each in self.train), *(each.instruction for each in self.dev)]
+        require_prompts(self.query_prompt, self.document_prompt, [self.instruction, *instructions])
         require_at_least(0, self, "activation_memory")
         require_at_least(1, self, "max_seq_length")
         require(

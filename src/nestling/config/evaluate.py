@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from nestling.config.attention import Attention, require_attention
 from nestling.config.checks import require, require_at_least, require_dims
+from nestling.config.prompts import require_prompts
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,10 @@ class EvaluateConfig:
         query_max_length: Longest query in tokens, with prompt and end token; by default the model's own limit.
         document_max_length: Longest document in tokens, likewise; a reranker always has its own limits.
         instruction: Task of the queries; by default the model's own query prompt.
+        query_prompt: Text before queries, "" for none, {instruction} for theirs; by default as the model's files say.
+        document_prompt: Text before documents, "" for none; by default as the model's files say.
         precision: Type of the computation; auto is bf16 on a GPU and fp32 on a CPU. bf16 changes the third digit.
+        attn_implementation: As in transformers; auto: the fastest that a model has; varlen: packed where it can be.
         output: JSON file for the results; must not exist.
         details: Also write each query's results, to X.details.jsonl beside X.json, for scripts/report.py.
     """
@@ -42,7 +47,10 @@ class EvaluateConfig:
     query_max_length: int | None = None
     document_max_length: int | None = None
     instruction: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    attn_implementation: Attention = "auto"
     output: str | None = None
     details: bool = False
     trust_remote_code: bool = False
@@ -67,6 +75,7 @@ class EvaluateConfig:
         require(len(set(kept)) == len(kept), "embedding_precision: one is given twice")
         require(bool(self.data) or kept == ["float32"], "mteb measures float32; embedding_precision is of --data")
         require_at_least(1, self, "query_max_length", "document_max_length", "depth")
+        require_attention(self.attn_implementation, self.precision)
         lists = (self.first_stage or "").endswith(".jsonl")
         require(
             not self.details or bool(self.output and self.data),
@@ -83,6 +92,11 @@ class EvaluateConfig:
             self.instruction is None or self.model is not None or self.reranker is not None,
             "instruction needs a --model or a --reranker",
         )
+        require(
+            self.model is not None or (self.query_prompt is None and self.document_prompt is None),
+            "query_prompt and document_prompt need a --model",
+        )
+        require_prompts(self.query_prompt, self.document_prompt, [self.instruction])
 
 
 def details_path(output: Path) -> Path:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nestling.config.checks import require, require_at_least, require_dims
+from nestling.config.prompts import require_prompts
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class ExportConfig:
         allow_failed_gate: Write a directory that fails its parity gate too; its model card says so.
         matryoshka_dims: Dimensions that the adapter was trained at.
         instruction: Task of the queries that the adapter was trained with; by default the base's query prompt.
+        query_prompt: Text before queries that the adapter was trained with, "" for none; by default the base's.
+        document_prompt: Text before documents that the adapter was trained with, likewise.
         max_seq_length: Tokens at which an embedder's directory cuts texts; by default the run's, or the base's own.
     """
 
@@ -35,6 +38,8 @@ class ExportConfig:
     allow_failed_gate: bool = False
     matryoshka_dims: list[int] = field(default_factory=list)
     instruction: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     trust_remote_code: bool = False
     max_seq_length: int | None = None
 
@@ -51,13 +56,15 @@ class ExportConfig:
             "--model needs --shape, causal or classifier, and takes no --base",
         )
         require(self.adapter is None or self.shape is None, "shape is a reranker's, and adapters are embedders'")
+        prompts = [each for each in (self.query_prompt, self.document_prompt) if each is not None]
         require(
-            self.adapter is not None or not (self.matryoshka_dims or self.instruction),
-            "matryoshka_dims and instruction go with --adapter; those of a checkpoint are in the run's config.yaml, "
-            "and a model's in its own files",
+            self.adapter is not None or not (self.matryoshka_dims or self.instruction or prompts),
+            "matryoshka_dims, instruction and prompts go with --adapter; those of a checkpoint are in the run's "
+            "config.yaml, and a model's in its own files",
         )
         require(
             self.model is None or self.max_seq_length is None, "max_seq_length is an embedder's, and --model a reranker"
         )
+        require_prompts(self.query_prompt, self.document_prompt, [self.instruction])
         require_dims(self.matryoshka_dims, name="matryoshka_dims")
         require_at_least(1, self, "max_seq_length")

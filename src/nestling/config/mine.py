@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nestling.config.attention import Attention, require_attention
 from nestling.config.checks import require, require_at_least, require_share
+from nestling.config.prompts import require_prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,8 @@ class MineConfig:
         split: The split of a BEIR folder or of a dataset id.
         columns: Columns of the data, such as query=title,positive=body,negatives=others; by default recognised.
         instruction: Task of the queries of rows without one; by default the model's own.
+        query_prompt: Text that embedders read before queries, "" for none; by default as the files of each say.
+        document_prompt: Text that embedders read before documents, likewise.
         corpus: BEIR folder or corpus.jsonl to mine in; by default that of data, or all documents of the records.
         retrievers: bm25, embedders, TREC run files, or given for the records' own negatives; with commas between.
         depth: Candidates that each retriever finds for a query.
@@ -24,6 +28,7 @@ class MineConfig:
         query_max_length: Longest query in tokens, with prompt and end token; by default the embedder's own limit.
         document_max_length: Longest document in tokens, likewise.
         precision: Type of the computation; auto is bf16 on a GPU and fp32 on a CPU. Similarities are float32.
+        attn_implementation: As in transformers; auto: the fastest that a model has; varlen: packed where it can be.
         num_negatives: Negatives of a query.
         sampling: Take the negatives that score highest (top), or draw them (random).
         among: For random: draw among this many candidates, those that score highest; by default all that are left.
@@ -55,6 +60,8 @@ class MineConfig:
     split: str = "train"
     columns: dict[str, str] = field(default_factory=dict)
     instruction: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     corpus: str | None = None
     retrievers: list[str] = field(default_factory=list)
     depth: int = 100
@@ -63,6 +70,7 @@ class MineConfig:
     query_max_length: int | None = None
     document_max_length: int | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    attn_implementation: Attention = "auto"
     num_negatives: int = 7
     sampling: Literal["top", "random"] = "top"
     among: int | None = None
@@ -93,7 +101,9 @@ class MineConfig:
         require_at_least(1, self, "judge_depth", "among", "rank_to", "consistent")
         require_at_least(0, self, "seed", "absolute_margin")
         require_share(self, "max_score_ratio")
+        require_attention(self.attn_implementation, self.precision)
         require(0 <= self.relevant <= 1, f"relevant is {self.relevant:g}, expected a probability")
+        require_prompts(self.query_prompt, self.document_prompt, [self.instruction])
         self._check_sources()
         self._check_choice()
 

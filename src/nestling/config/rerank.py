@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from nestling.config.attention import Attention
 from nestling.config.checks import require, require_positive
 from nestling.config.datasets import CandidateData
 from nestling.config.training import TrainingConfig, require_dev_and_attention
@@ -64,7 +65,7 @@ class RerankConfig(TrainingConfig):
 
     dev: list[CandidateData] = field(default_factory=list)
     batch_size: int = 16
-    attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
+    attn_implementation: Attention = "auto"
     prefix: str | None = None
     suffix: str | None = None
     answers: list[str] = field(default_factory=list)

@@ -4,9 +4,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from nestling.config.attention import Attention, require_attention
 from nestling.config.checks import require, require_at_least, require_positive
 from nestling.config.datasets import TrainData
 from nestling.config.lora import LoraConfig
+
+OptimName = Literal["adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw_torch_8bit"]
 
 # They do not change the model; its card leaves them out, with the folders of somebody's machine.
 NOT_ON_THE_CARD = (
@@ -34,7 +37,7 @@ class TrainingConfig:
         document_max_length: Longest document in tokens; longer ones are cut.
         tuning: Train LoRA adapters (lora), adapters over a base in 4 bits on a GPU (qlora), or all weights (full).
         lora: Settings of the adapters, for tuning lora and qlora.
-        precision: Type of the computation, over float32 master weights: bfloat16 or float32.
+        precision: Type of the computation, over float32 weights in training unless optim is adamw_torch_8bit.
         dropout: Dropout inside the model; null takes what the model's files say.
         gradient_checkpointing_length: Use gradient checkpointing for texts of more tokens; 0: for all, null: for none.
         chunk_tokens: Tokens, padding included, that run through the model at once; by default what suits the device.
@@ -48,6 +51,8 @@ class TrainingConfig:
         lr_scheduler_type: Course of the learning rate after the warm-up.
         warmup_ratio: Share of the steps over which the learning rate rises.
         weight_decay: Weight decay of AdamW, on matrices only.
+        adam_beta2: Decay of AdamW's second moment.
+        optim: Kind of AdamW; those of 8 bits take less memory to train all weights (docs/gpu.md).
         max_grad_norm: Clip the gradient to this norm; 0: do not clip.
         seed: Seed of sampling, initialisation and dropout.
         eval_steps: Evaluate on dev every this many steps; 0: after each epoch.
@@ -86,6 +91,8 @@ class TrainingConfig:
     lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
+    adam_beta2: float = 0.999
+    optim: OptimName = "adamw_torch_fused"
     max_grad_norm: float = 1.0
     seed: int = 42
     eval_steps: int = 0
@@ -113,6 +120,12 @@ class TrainingConfig:
             self.tuning != "qlora" or self.precision == "bf16",
             "tuning: qlora computes in bfloat16; set precision: bf16",
         )
+        require(
+            self.tuning == "full" or self.optim == "adamw_torch_fused",
+            f"optim: {self.optim} saves memory where all weights are trained; with tuning: {self.tuning} use "
+            "adamw_torch_fused",
+        )
+        require(0 <= self.adam_beta2 < 1, f"adam_beta2 is {self.adam_beta2}, expected 0 <= adam_beta2 < 1")
         require(0 <= (self.dropout or 0.0) < 1, f"dropout is {self.dropout}, expected 0 <= dropout < 1")
         require(
             0 <= self.warmup_ratio < 1,
@@ -125,6 +138,11 @@ class TrainingConfig:
         of_datasets = {data.instruction for data in self.train}
         return self.instruction or (of_datasets.pop() if len(of_datasets) == 1 else None)
 
+    @property
+    def bf16_weights(self) -> bool:
+        """Whether the weights in training are bfloat16, since the optimizer rounds them stochastically."""
+        return self.optim == "adamw_torch_8bit" and self.precision == "bf16"
+
     def card_settings(self) -> dict[str, object]:
         """The settings that a model card shows: those that make the model what it is, without folders."""
         settings = {name: value for name, value in asdict(self).items() if name not in NOT_ON_THE_CARD}
@@ -134,13 +152,10 @@ class TrainingConfig:
         return settings
 
 
-def require_dev_and_attention(config: TrainingConfig, dev: bool, attn_implementation: str) -> None:
+def require_dev_and_attention(config: TrainingConfig, dev: bool, attn_implementation: Attention) -> None:
     """Raise ValueError for early stopping without a dev set, and for an attention that the precision rules out."""
     require(
         not config.early_stopping_patience or dev,
         "early_stopping_patience needs a dev set; give one with --dev FOLDER",
     )
-    require(
-        config.precision == "bf16" or attn_implementation != "flash_attention_2",
-        "attn_implementation: flash_attention_2 computes in bfloat16 only; set precision: bf16",
-    )
+    require_attention(attn_implementation, config.precision)

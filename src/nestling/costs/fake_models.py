@@ -15,13 +15,12 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreT
 
 from nestling.models.adapters import attach_lora
 from nestling.models.answer_head import AnswerHead
+from nestling.models.attention import model_class, resolve_attention
 from nestling.models.embedder import Embedder
 from nestling.models.modules import Head
 from nestling.models.reranker import Reranker
-from nestling.models.token_model import TokenModel, is_decoder
+from nestling.models.token_model import TokenModel
 from nestling.training.memory import most_per_position
-
-ATTENTION = "sdpa"  # flash attention saves as many activations
 
 
 class FakeEmbedder(Embedder):
@@ -29,7 +28,7 @@ class FakeEmbedder(Embedder):
 
     def __init__(self, backbone: nn.Module, precision: torch.dtype) -> None:
         TokenModel.__init__(self, backbone, cast(PreTrainedTokenizerBase, None), source="", precision=precision)
-        self.pooling = "last" if is_decoder(self.config) else "mean"
+        self.pooling = "last" if self.causal else "mean"
         self.head = Head()
 
 
@@ -68,8 +67,10 @@ class FakeModel:
         gradient_checkpointing_length: int | None = None,
     ) -> None:
         kind: Any = AutoModelForCausalLM if reranker else AutoModel
+        # In float32: flash attention saves as many activations as SDPA.
+        attention = resolve_attention("auto", torch.float32, model_class(kind, config))
         with torch.device("meta"):
-            backbone: nn.Module = kind.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+            backbone: nn.Module = kind.from_config(config, dtype=dtype, attn_implementation=attention)
             self.model: TokenModel = (
                 FakeReranker(backbone, precision, full_vocabulary=full_vocabulary)
                 if reranker

@@ -1,11 +1,13 @@
 """Estimate of the memory and operations of a stage with one way of launching it."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from typing import TypeVar
 
 import torch
 
+from nestling.backends.optimizer import require_whole
 from nestling.backends.sizes import StateFractions, trained_bytes
 from nestling.config import EmbedConfig, MineConfig, RerankConfig, TrainingConfig, require
 from nestling.config.costs import LaunchCosts, ScriptName, StageCosts
@@ -17,6 +19,8 @@ from nestling.costs.recipes import read_recipe
 from nestling.gpu import computing_dtype
 from nestling.models.token_model import TokenModel
 from nestling.training.memory import MemoryEstimate, estimate, kept_bytes, room_for_activations
+
+Training = TypeVar("Training", EmbedConfig, RerankConfig)
 
 CHUNK_POSITIONS = 16384  # positions of a chunk on a GPU, like `nestling.batches.packing.token_budget`
 
@@ -66,20 +70,36 @@ def estimate_stage(stage: StageCosts, launch: LaunchCosts, device_memory: float)
         f"{stage.path}: batch_size is {config.batch_size}, which {launch.num_processes} processes cannot divide "
         "equally",
     )
-    tuning = launch.tuning or config.tuning
+    config = as_launched(config, launch)
     require(
-        tuning != "qlora", f"{stage.path}: the memory of 4-bit weights is not estimated; set tuning: lora in a launch"
+        config.tuning != "qlora",
+        f"{stage.path}: the memory of 4-bit weights is not estimated; set tuning: lora in a launch",
     )
-    # Frozen weights keep the dtype of the checkpoint, except with ZeRO-3.
-    activation_memory = tuning == "lora" and config.precision == "bf16" and launch.backend != "zero3"
-    dtype = torch.bfloat16 if activation_memory else torch.float32
     sharded, shape = launch.backend in ("zero3", "fsdp2"), model_of(config, stage)
     model, position_bytes = fake_recipe_model(
-        stage.script, stage.path, shape, lora=tuning == "lora", dtype=dtype, sharded=sharded
+        stage.script,
+        stage.path,
+        shape,
+        lora=config.tuning == "lora",
+        dtype=weights_dtype(config, launch),
+        sharded=sharded,
     )
     if isinstance(config, RerankConfig):
         return reranking_estimate(config, stage, launch, model, position_bytes, device_memory)
     return embedding_estimate(config, stage, launch, model, position_bytes, device_memory)
+
+
+def as_launched(config: Training, launch: LaunchCosts) -> Training:
+    """A recipe with the settings of a launch. Raises ValueError if they contradict each other."""
+    config = replace(config, tuning=launch.tuning or config.tuning, optim=launch.optim or config.optim)
+    require_whole(config.optim, sharded=launch.backend not in ("one", "ddp"))
+    return config
+
+
+def weights_dtype(config: TrainingConfig, launch: LaunchCosts) -> torch.dtype:
+    """Dtype of the weights in memory: frozen ones keep that of the checkpoint, except with ZeRO-3."""
+    frozen = config.tuning == "lora" and config.precision == "bf16" and launch.backend != "zero3"
+    return torch.bfloat16 if frozen or config.bf16_weights else torch.float32
 
 
 @cache
@@ -111,7 +131,7 @@ def embedding_estimate(
     device_memory: float,
 ) -> StageEstimate:
     """Estimate the training of an embedder: chunks without kept activations run forward twice."""
-    fractions, full_gradients = state_fractions(launch, model, device_memory)
+    fractions, full_gradients = state_fractions(launch, model, device_memory, config.optim)
     activation_memory = room_for_activations(
         free_memory(launch, fractions, model, device_memory), trained_bytes(model), fractions
     )
@@ -142,7 +162,7 @@ def reranking_estimate(
     device_memory: float,
 ) -> StageEstimate:
     """Estimate the training of a reranker, which keeps activations for one chunk only."""
-    fractions, _ = state_fractions(launch, model, device_memory)
+    fractions, _ = state_fractions(launch, model, device_memory, config.optim)
     chunk = position_bytes * (config.chunk_tokens or CHUNK_POSITIONS)
     workload = reranker_workload(config, stage).times(rows_visited(config, stage))
     recomputed = recomputations(config, stage.query_tokens + stage.document_tokens)

@@ -38,13 +38,15 @@ class StageRow:
 
     @property
     def launched_on(self) -> str:
-        """Number of GPUs, backend, and full fine-tuning or LoRA."""
+        """Number of GPUs, backend, full fine-tuning or LoRA, and an optimizer other than the default."""
         count = f"{self.launch.num_processes} GPU{'s' if self.launch.num_processes > 1 else ''}"
         recipe = read_recipe(self.stage.script, self.stage.path)
         if isinstance(recipe, MineConfig):
             return count
         backend = "" if self.launch.backend == "one" else f", {self.launch.backend}"
-        return f"{count}{backend}, {self.launch.tuning or recipe.tuning}"
+        optim = self.launch.optim or recipe.optim
+        named = "" if optim == "adamw_torch_fused" else f", {optim}"
+        return f"{count}{backend}, {self.launch.tuning or recipe.tuning}{named}"
 
 
 def memory_table(rows: Sequence[StageRow], *, markdown: bool) -> str:

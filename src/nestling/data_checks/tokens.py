@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
-from nestling.models.embedder import Kind, read_model_files, reads_end
-from nestling.models.token_model import is_decoder, load_tokenizer, read_config
+from nestling.batches.prompts import Prompts, TextTokenizer
+from nestling.models.embedder import Kind, may_append_end, read_model_files, reads_end
+from nestling.models.model_prompts import choose_prompts
+from nestling.models.model_tokenizer import load_tokenizer
+from nestling.models.token_model import is_causal, read_config
 
 TEXTS_PER_BLOCK = 1024
 
@@ -28,11 +30,12 @@ class TokenCounter:
     def from_pretrained(cls, model: str) -> "TokenCounter":
         """Load from a directory or hub id. Raises ValueError if it is not a model or has no fast tokenizer."""
         files = read_model_files(model)
-        decoder = is_decoder(read_config(model, files.subfolder))
+        causal = is_causal(read_config(model, files.subfolder))
         tokenizer = load_tokenizer(model, files.subfolder)
-        ends = reads_end(files.pooling or ("last" if decoder else "mean"))
-        prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
-        return cls(TextTokenizer(tokenizer, require_end=ends), prompts)
+        pooling = files.pooling or ("last" if causal else "mean")
+        prompts = choose_prompts(model, decoder=causal)
+        append_end = may_append_end(model, files, pooling)
+        return cls(TextTokenizer(tokenizer, require_end=reads_end(pooling), append_end=append_end), prompts)
 
     def __call__(self, texts: Sequence[str], kind: Kind) -> np.ndarray:
         """[N] int64: tokens of each text as a query (with the default query prompt) or document, without truncation."""

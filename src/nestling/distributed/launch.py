@@ -1,10 +1,12 @@
 """The process group of a launch, checked against what the launcher was asked for; and processes outside of it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -57,6 +59,27 @@ def require_launch(world_size: int, backend: str) -> None:
             )
 
 
+def require_all_processes(command: Sequence[str]) -> None:
+    """Raise ValueError if `accelerate launch` was asked for several processes and starts one, as with --cpu alone.
+
+    Args:
+        command: The words of the command that has started this process.
+    """
+    words = [each.replace("-", "_").lstrip("_") for each in command]
+    if "launch" not in words or not any(each.endswith("accelerate") for each in words[: words.index("launch")]):
+        return
+    for word, following in pairwise([*words, ""]):
+        name, _, value = word.partition("=")
+        if name.endswith(".py"):
+            return
+        count = value or following
+        if name == "num_processes" and count.isdecimal() and int(count) > 1:
+            raise ValueError(
+                f"accelerate was asked for {count} processes and started one, as it does on a CPU; launch with "
+                f"torchrun --nproc_per_node {count} SCRIPT and --use_cpu true"
+            )
+
+
 # A collective of training that takes longer hangs, and burns the time of all GPUs. The longest that do not are those of
 # saving sharded weights, in which ranks wait while rank 0 writes to a slow disk.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -67,6 +90,9 @@ def start_ranks(*, cpu: bool = False) -> Accelerator:
     on_cpu = cpu or not torch.accelerator.is_available()
     zero = launched_with("DEEPSPEED")  # told to use the CPU, Accelerate would replace DeepSpeed by DDP
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not several:
+        starter = psutil.Process().parent()
+        require_all_processes([] if starter is None else starter.cmdline())
     accelerator = Accelerator(
         cpu=on_cpu and not zero,
         mixed_precision="no",

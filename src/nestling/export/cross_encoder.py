@@ -13,6 +13,14 @@ from nestling.models.reranker import Reranker
 RELEASE = 6
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 LOGIT_SCORE = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
+# Part of the chat template; `raise_exception` is a function that transformers, vLLM and llama.cpp give to templates.
+REFUSE_CHATS = (
+    '{% set roles = messages | map(attribute="role") | list %}'
+    '{% if "query" not in roles or "document" not in roles %}'
+    "{{ raise_exception(\"a reranker's prompt is made of a message of the role query and one of the role document; got "
+    'the roles " + (roles | join(", "))) }}'
+    "{% endif %}"
+)
 
 
 def require_release() -> None:
@@ -62,8 +70,10 @@ def write_cross_encoder(reranker: Reranker, folder: Path, shape: Shape, max_leng
 
 
 def chat_template(prompt: RerankPrompt) -> str:
-    """A Jinja template of the roles query and document; a message of the role system replaces the instruction.
+    """A Jinja template of the roles query and document, which refuses messages without one of them.
 
+    A chat's system and user messages would give every pair the same prompt. The instruction is the content of a system
+    message, else the variable `instruction` (vLLM passes that of a request on), else the trained one.
     All text stands in expressions: Jinja strips a line break from the end of a template, and some engines others.
     """
     marks = ("\0query\0", "\0document\0", "\0instruction\0")
@@ -72,13 +82,17 @@ def chat_template(prompt: RerankPrompt) -> str:
     middle, rest = rest.split(marks[0])
     late, end = rest.split(marks[1])
 
+    def quoted(text: str) -> str:
+        return json.dumps(text, ensure_ascii=False)
+
     def literal(text: str) -> str:
-        return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"
+        return f"{{{{ {quoted(text)} }}}}"
 
     def content(role: str, default: str = "") -> str:
-        found = f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
-        return f"{{{{ {found}{default} }}}}"
+        return f'{{{{ messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first{default} }}}}'
 
-    instruction = content("system", f" | default({json.dumps(prompt.instruction, ensure_ascii=False)})")
-    pieces = [literal(prompt.prefix + before), instruction, literal(middle), content("query")]
+    # vLLM passes on None or "" where a request has no instruction.
+    trained = f"instruction | default({quoted(prompt.instruction)}, true)"
+    instruction = content("system", f" | default({trained})")
+    pieces = [REFUSE_CHATS, literal(prompt.prefix + before), instruction, literal(middle), content("query")]
     return "".join([*pieces, literal(late), content("document"), literal(end + prompt.suffix)])

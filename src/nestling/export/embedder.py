@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
 
-from nestling.console import say
+from nestling.console import say, working
 from nestling.export.card import Card, base_license, base_name
 from nestling.export.embedder_card import EmbedderFacts, render_embedder_card
 from nestling.export.embedder_expectation import base_files, expect_embeddings
@@ -22,6 +22,7 @@ from nestling.export.head_files import pooling_file, write_head
 from nestling.export.serving_files import (
     copy_code,
     copy_tokenizer_files,
+    is_qwen2,
     model_config,
     new_directory,
     padding_token,
@@ -32,9 +33,12 @@ from nestling.export.serving_files import (
     write_json,
     written_dtype,
 )
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.auto_classes import text_model_class
-from nestling.models.embedder import Embedder, read_model_files, read_named_prompts
-from nestling.models.merged_weights import MergedWeights, without_adapters
+from nestling.models.embedder import Embedder, read_model_files
+from nestling.models.merged_weights import MergedWeights
+from nestling.models.model_prompts import DOCUMENT_NAMES, read_named_prompts
+from nestling.models.model_tokenizer import lower_cases
 from nestling.models.remote_code import code_files, is_trusted
 from nestling.models.weights import StoredWeights, write_weights
 
@@ -81,13 +85,15 @@ def export_embedder(
     prompts = serving_prompts(embedder, instructions or {})
     say(f"exporting to {output_dir}: the model's own embeddings, to compare with")
     expectation = expect_embeddings(embedder, weights, dtype, max_length)
+    written = expectation.outputs.weights
     card = card or Card()
     facts = describe(embedder, card, dims, prompts, max_length, trained_lengths)
     say(facts.lengths)
     with new_directory(output_dir) as folder:
         write_json(folder / "config.json", config)
         copy_code(base_files(embedder), folder)
-        write_weights(expectation.outputs.weights, folder, prefix=written_prefix(embedder))
+        with working("writing the weights"):
+            write_weights(written, folder, specs=written.specs(), prefix=written_prefix(embedder))
         write_tokenizer(embedder, folder)
         write_sentence_transformers(embedder, folder, max_length, prompts)
         write_adapter(embedder.backbone, folder)
@@ -153,10 +159,14 @@ def written_prefix(embedder: Embedder) -> str:
 
 
 def write_tokenizer(embedder: Embedder, folder: Path) -> None:
-    """The base's tokenizer files, byte for byte, but for what would break a reader or drop the end token."""
-    base = base_files(embedder)
+    """The base's tokenizer files, byte for byte, but for what would break a reader or drop the end token.
+
+    Where sentence-transformers turns texts to lower case, the file does that itself, for servers that would not.
+    """
+    base, appended = base_files(embedder), embedder.text_tokenizer.appended_end
     original = base.own_path("tokenizer.json")
-    if original is None or embedder.text_tokenizer.appended_end is not None:
+    lower = lower_cases(base.source, base.subfolder)
+    if original is None or appended is not None or lower:
         backend = Tokenizer.from_str(embedder.text_tokenizer.backend.to_str())
         backend.no_truncation()
         backend.save(str(folder / "tokenizer.json"))
@@ -164,9 +174,20 @@ def write_tokenizer(embedder: Embedder, folder: Path) -> None:
         shutil.copyfile(original, folder / "tokenizer.json")
     copy_tokenizer_files(base, folder)
     config = tokenizer_config(base)
+    if lower:
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # others put normalisers of their own in the place of it
+    if appended is not None and not is_qwen2(config):
+        config |= end_settings(embedder)
     if embedder.tokenizer.pad_token is None:
-        config["pad_token"] = padding_token(embedder.tokenizer, embedder.source, embedder.text_tokenizer.appended_end)
+        config["pad_token"] = padding_token(embedder.tokenizer, embedder.source, appended)
     write_json(folder / "tokenizer_config.json", config)
+
+
+def end_settings(embedder: Embedder) -> dict[str, bool]:
+    """What transformers 4 reads for BOS and EOS around a text, in place of tokenizer.json."""
+    tokenizer, texts = embedder.tokenizer, embedder.text_tokenizer
+    begins = texts.backend.encode("a").ids[0] == tokenizer.bos_token_id
+    return {"add_bos_token": begins, "add_eos_token": texts.appended_end == tokenizer.eos_token}
 
 
 def write_sentence_transformers(embedder: Embedder, folder: Path, max_length: int, prompts: Mapping[str, str]) -> None:
@@ -186,7 +207,7 @@ def write_sentence_transformers(embedder: Embedder, folder: Path, max_length: in
     write_json(folder / "1_Pooling" / "config.json", pooling)
     settings = {"prompts": dict(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(folder / "config_sentence_transformers.json", settings)
-    lower = bool(base_files(embedder).json("sentence_bert_config.json").get("do_lower_case", False))
+    lower = lower_cases(embedder.source, base_files(embedder).subfolder)
     # vLLM ignores the file unless it holds both keys
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lower})
 
@@ -196,4 +217,5 @@ def serving_prompts(embedder: Embedder, instructions: Mapping[str, str]) -> dict
     trained = {"query": embedder.prefix("query"), "document": embedder.prefix("document")}
     more = {name: embedder.prefix("query", text) for name, text in instructions.items() if name not in trained}
     own = read_named_prompts(embedder.source)
+    own |= {name: trained["document"] for name in DOCUMENT_NAMES if name in own}  # another name of the same prompt
     return trained | more | {name: text for name, text in own.items() if name not in trained | more}

@@ -1,6 +1,7 @@
 """The model card of an exported embedder."""
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -208,21 +209,70 @@ def _servers(facts: EmbedderFacts, dims: int) -> str:
         return f"""Serve it with sentence-transformers: neither vLLM nor Text Embeddings Inference is known to compute
 {facts.unserved}.
 """
+    query = f"{facts.prompts['query']}how do I list files?"
     dimensions = f', "dimensions": {dims}' if facts.dims else ""
-    versions = (" 0.11 or later", " 1.8 or later") if "Dense" in facts.head else ("", "")
-    return f"""vLLM{versions[0]} (put the prompt before the text yourself):
+    cohere: dict[str, object] = {"model": "MODEL", "input_type": "query", "texts": ["how do I list files?"]}
+    cohere |= {"embedding_types": ["float"]} | ({"output_dimension": dims} if facts.dims else {})
+    python_dims = f"dimensions={dims}" if facts.dims else ""
+    versions = (" 0.11 or later", " 1.8 or later") if facts.head else ("", "")
+    prompt = "at `/v1/embeddings` put the prompt before the text yourself; `/v2/embed` puts that of `input_type` there"
+    return f"""vLLM{versions[0]} ({prompt}):
 
 ```bash
 vllm serve MODEL --runner pooling
 curl localhost:8000/v1/embeddings -H 'Content-Type: application/json' \\
   -d '{{"model": "MODEL", "input": ["TEXT WITH PROMPT"]{dimensions}}}'
+curl localhost:8000/v2/embed -H 'Content-Type: application/json' \\
+  -d '{json.dumps(cohere)}'
 ```
 
+vLLM in Python:
+
+```python
+from vllm import LLM, PoolingParams
+
+model = LLM("MODEL", runner="pooling")
+(output,) = model.embed([{query!r}], pooling_params=PoolingParams({python_dims}))
+print(output.outputs.embedding)
+```
+{_adapter_usage(facts)}{_llama_cpp(facts)}
 Text Embeddings Inference{versions[1]} (prompts by name):
 
 ```bash
 text-embeddings-router --model-id MODEL --port 8080
 curl localhost:8080/embed -H 'Content-Type: application/json' \\
   -d '{{"inputs": ["how do I list files?"], "prompt_name": "query", "truncate": true}}'
+```
+"""
+
+
+def _llama_cpp(facts: EmbedderFacts) -> str:
+    """How llama.cpp serves it; empty with modules behind the pooling, which its converter leaves out unasked."""
+    if facts.head:
+        return ""
+    pooling_flag = "--pooling last " if facts.pooling == "last" else ""  # the GGUF of an encoder says how it pools
+    return f"""
+llama.cpp (put the prompt before the text yourself, cut embeddings and normalise again in the client):
+
+```bash
+llama.cpp/convert_hf_to_gguf.py MODEL --outfile model.gguf --outtype bf16
+llama-server -m model.gguf --embedding {pooling_flag}-c 8192 -ub 8192 --port 8080
+```
+"""
+
+
+def _adapter_usage(facts: EmbedderFacts) -> str:
+    """How the adapter is served on its base; empty without LoRA, with modules that were trained beside it, and for
+    encoders, of which vLLM takes none."""
+    if not facts.lora or facts.head or facts.pooling != "last":
+        return ""
+    return f"""
+vLLM, the adapter on its base (whose prompts and limit count, without `dimensions`); RANK is `r` in
+`adapter/adapter_config.json` or the next of 8, 16, 32, 64, 128:
+
+```bash
+vllm serve {facts.base} --runner pooling --enable-lora --max-lora-rank RANK --lora-modules mine=MODEL/adapter
+curl localhost:8000/v1/embeddings -H 'Content-Type: application/json' \\
+  -d '{{"model": "mine", "input": ["TEXT WITH PROMPT"]}}'
 ```
 """

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from nestling.export.probe_outputs import ProbeOutputs, probe_outputs
 from nestling.export.serving_files import BaseFiles
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.embedder import Embedder, Kind, read_model_files
-from nestling.models.merged_weights import MergedWeights, without_adapters
+from nestling.models.merged_weights import MergedWeights
 from nestling.models.modules import Head, ModuleSettings, load_head, numbered
 from nestling.models.pooling import Pooling
 

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nestling.export.embedder_expectation import EmbedderExpectation, probe_texts
 from nestling.export.embedder_usage import POOL_BY_MASK
 from nestling.export.gate import (
+    Dtype,
     WeightChanges,
     compare_with_base,
+    in_stored_type,
     largest_change,
     load_model,
     rounding_warning,
@@ -27,8 +29,9 @@ from nestling.models.auto_classes import text_model_class
 from nestling.models.modules import load_head
 from nestling.models.pooling import modes_of, pool_padded
 from nestling.models.remote_code import is_trusted
+from nestling.models.replaced_weights import weights_replaced
 from nestling.models.rounded_weights import Rounding
-from nestling.models.token_model import load_tokenizer, read_config
+from nestling.models.token_model import read_config
 
 BATCH = 10  # all probes
 
@@ -159,14 +162,16 @@ def _least_cosine(source: str, found: Tensor, expected: Tensor, report: Embedder
 
 def check_transformers(directory: Path, expectation: EmbedderExpectation, report: EmbedderReport) -> None:
     """Reload through the Auto class and AutoTokenizer, pool as the model card shows, compute the written head."""
-    tokenizer = load_tokenizer(directory)
-    model = load_model(text_model_class(read_config(directory)), directory, report)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=is_trusted(directory))
+    auto_class = text_model_class(read_config(directory))
+    model = in_stored_type(partial(load_model, auto_class, directory, report))
     head = load_head(str(directory), expectation.head)
     rows, starts = probe_rows(expectation), expectation.pooled_from
-    embeddings = [
-        embed(model, tokenizer, rows[i : i + BATCH], expectation, None if starts is None else starts[i : i + BATCH])
-        for i in range(0, len(rows), BATCH)
-    ]
+    with weights_replaced(model):
+        embeddings = [
+            embed(model, tokenizer, rows[i : i + BATCH], expectation, None if starts is None else starts[i : i + BATCH])
+            for i in range(0, len(rows), BATCH)
+        ]
     _check_last_tokens("transformers", tokenizer, expectation, report)
     with torch.no_grad():
         found = normalize(head.eval()(torch.cat(embeddings)), dim=-1)
@@ -196,13 +201,16 @@ def check_sentence_transformers(directory: Path, expectation: EmbedderExpectatio
     """Reload through SentenceTransformer, prompts by their names."""
     from sentence_transformers import SentenceTransformer  # slow to import, and only gates need it
 
-    model = SentenceTransformer(
-        str(directory),
-        device="cpu",
-        local_files_only=True,
-        model_kwargs={"dtype": torch.float32},
-        trust_remote_code=is_trusted(directory),
-    )
+    def load(dtype: Dtype) -> SentenceTransformer:
+        return SentenceTransformer(
+            str(directory),
+            device="cpu",
+            local_files_only=True,
+            model_kwargs={"dtype": dtype},
+            trust_remote_code=is_trusted(directory),
+        )
+
+    model = in_stored_type(load)
     for name, prompt in (("query", expectation.query_prompt), ("document", expectation.document_prompt)):
         stored = model.prompts.get(name)
         if stored != prompt:
@@ -213,10 +221,11 @@ def check_sentence_transformers(directory: Path, expectation: EmbedderExpectatio
         )
     model.max_seq_length = expectation.probe_length
     texts = probe_texts(expectation.probe_length)
-    embeddings = [
-        model.encode(texts, prompt_name=name, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False)
-        for name in ("query", "document")
-    ]
+    with weights_replaced(model):
+        embeddings = [
+            model.encode(texts, prompt_name=name, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False)
+            for name in ("query", "document")
+        ]
     _check_last_tokens("sentence-transformers", model.tokenizer, expectation, report)
     found = torch.cat(embeddings)
     report.sentence_transformers = _compare(

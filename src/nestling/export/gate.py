@@ -1,8 +1,10 @@
 """What the gates of embedders and rerankers have in common; an exported directory passes one before it gets its name.
 
-A gate loads the written files as their users do, with transformers and with sentence-transformers, on the CPU and in
-float32, and compares the outputs with those of the model in memory. Merging and
-reloading must be exact; what rounding costs is reported and never fails a directory (`nestling.export.probe_outputs`).
+A gate loads the written files as their users do, with transformers and with sentence-transformers, on the CPU, and
+compares the outputs with those of the model in memory, all computed in float32. The weights are loaded in the type of
+the files, whose pages stay the system's, and each module's are cast while it runs: beside the model in memory there is
+no room for its weights in float32. Merging and reloading must be exact; what rounding costs is reported and never fails
+a directory (`nestling.export.probe_outputs`).
 
 It runs in the process that exports. One of its own would import all libraries again, which took most of the time
 between the last step and the exit of a small run, and would find nothing more:
@@ -21,20 +23,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from nestling.console import say
+from nestling.console import say, working
 from nestling.export.probe_outputs import ProbeOutputs
 from nestling.export.serving_files import BaseFiles
 from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.remote_code import is_trusted
+from nestling.models.rounded_weights import BLOCK
 from nestling.models.weights import StoredWeights
 
 logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
+Dtype = torch.dtype | Literal["auto"]
 
 
 class ExportError(ValueError):
@@ -87,7 +93,7 @@ def run_checks(checks: Mapping[str, Callable[[], None]], report: GateReport) -> 
     for name, check in checks.items():
         say(f"checking the exported files: {name}")
         try:
-            with libraries_silenced():
+            with working(f"checking the exported files: {name}"), libraries_silenced():
                 check()
         except Exception as error:
             report.failures.append(f"{name}: {type(error).__name__}: {error}")
@@ -137,11 +143,18 @@ def rounding_warning(dtype: str, cost: str) -> str:
     )
 
 
-def load_model(model_class: Any, directory: Path, report: GateReport) -> Any:
-    """A model by one of transformers' Auto classes, in float32 on the CPU; what it lacks is a failure."""
+def in_stored_type(load: Callable[[Dtype], Model]) -> Model:
+    """What `load` gives for the type of the files, or for float32 where buffers would be rounded, as Gemma's scale."""
+    model = load("auto")
+    rounded = any(each.is_floating_point() and each.dtype.itemsize < 4 for each in model.buffers())
+    return load(torch.float32) if rounded else model
+
+
+def load_model(model_class: Any, directory: Path, report: GateReport, dtype: Dtype = "auto") -> Any:
+    """A model by one of transformers' Auto classes, on the CPU; what it lacks is a failure."""
     model, loading = model_class.from_pretrained(
         directory,
-        dtype=torch.float32,
+        dtype=dtype,
         local_files_only=True,
         output_loading_info=True,
         trust_remote_code=is_trusted(directory),
@@ -169,7 +182,12 @@ def compare_with_base(directory: Path, base: BaseFiles, prefix: str, outputs: Pr
     changes = report.changes
     for name, before in names_in_base(written, stored, base.source, prefix).items():
         changes.count(largest_change(written[name], stored[before]))
-    if not changes.changed and (outputs.base is None or outputs.unlearnt):
+    if changes.tensors < len(written) / 2:
+        report.warnings.append(
+            f"transformers has other names for most weights of {base.source} than its files; {changes.tensors} of "
+            f"{len(written)} were compared with it"
+        )
+    elif not changes.changed and (outputs.base is None or outputs.unlearnt):
         report.failures.append(f"base: all {changes.tensors} tensors equal those of {base.source}; nothing was learnt")
     elif not changes.changed:
         report.warnings.append(f"rounding has made all {changes.tensors} tensors those of {base.source} again")
@@ -198,4 +216,6 @@ def largest_change(now: Tensor, then: Tensor) -> float:
     """Largest absolute difference from `then` rounded like `now`; NaN, which counts as a change, for another shape."""
     if now.shape != then.shape:
         return math.nan
-    return torch.dist(now.float(), then.to(now.dtype).float(), p=math.inf).item() if now.numel() else 0.0
+    pieces = zip(now.flatten().split(BLOCK), then.flatten().split(BLOCK), strict=True)  # views, and few casts at a time
+    changes = [torch.dist(a.float(), b.to(a.dtype).float(), p=math.inf).item() for a, b in pieces if a.numel()]
+    return max(changes, default=0.0) if not any(map(math.isnan, changes)) else math.nan

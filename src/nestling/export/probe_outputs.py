@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nestling.console import working
 from nestling.export.serving_files import BaseFiles
-from nestling.models.merged_weights import MergedWeights, computing_with, without_adapters
+from nestling.models.adapter_merging import without_adapters
+from nestling.models.merged_weights import MergedWeights, computing_with
 from nestling.models.rounded_weights import RoundedWeights
 from nestling.models.token_model import TokenModel
 from nestling.models.weights import StoredWeights
@@ -73,26 +75,35 @@ def probe_outputs(
     low = model.precision if model.precision != torch.float32 else None
     before = BaseWeights(base, model, weights) if base is not None and (dtype != torch.float32 or low) else None
 
-    def computed(given: Mapping[str, Tensor] | None, precision: torch.dtype = torch.float32) -> Tensor:
-        with computing_with(model, given, precision=precision):
+    def computed(what: str, given: Mapping[str, Tensor] | None, precision: torch.dtype = torch.float32) -> Tensor:
+        with working(f"outputs of {what}"), computing_with(model, given, precision=precision):
             return (run_base or run)() if given is not None and given is before else run()
 
-    merged = computed(weights)
+    merged = computed("the merged weights", weights)
     nearest, stochastic = RoundedWeights(weights, dtype), RoundedWeights(weights, dtype, "stochastic")
     rounded = [(nearest, merged)]
     if dtype != torch.float32:
-        rounded = [(each, computed(each)) for each in (nearest, stochastic)]
+        rounded = [(each, computed(f"{each.rounding} rounding", each)) for each in (nearest, stochastic)]
         rounded.sort(key=lambda each: (each[1] - merged).square().mean().item())  # nearest first where both are NaN
     return ProbeOutputs(
-        trained=computed(None),
+        trained=computed("the trained model", None),
         merged=merged,
         weights=rounded[0][0],
         written=rounded[0][1],
         other_rounding=rounded[1][1] if len(rounded) > 1 else None,
-        in_bfloat16=run() if low else None,
-        base=computed(before) if before is not None else None,
-        base_in_bfloat16=computed(before, low) if before is not None and low else None,
+        in_bfloat16=in_own_precision(model, run) if low else None,
+        base=computed("the base", before) if before is not None else None,
+        base_in_bfloat16=computed("the base in bfloat16", before, low) if before is not None and low else None,
     )
+
+
+def in_own_precision(model: TokenModel, run: Callable[[], Tensor]) -> Tensor:
+    """What `run` gives as the model computes by itself, but without autocast's copy of all weights."""
+    with (
+        working("outputs of the trained model in bfloat16"),
+        torch.autocast(model.device.type, enabled=False, cache_enabled=False),
+    ):
+        return run()
 
 
 class BaseWeights(Mapping[str, Tensor]):

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from nestling.batches.prompts import copy_backend
-from nestling.console import say
+from nestling.console import say, working
 from nestling.export.card import Card, base_license, base_name
 from nestling.export.cross_encoder import require_release, write_cross_encoder
 from nestling.export.gate import require_passed
@@ -35,9 +35,11 @@ from nestling.export.serving_files import (
     write_json,
     written_dtype,
 )
-from nestling.models.merged_weights import MergedWeights, without_adapters
+from nestling.models.adapter_merging import without_adapters
+from nestling.models.merged_weights import MergedWeights
 from nestling.models.reranker import SETTINGS, Reranker
 from nestling.models.rounded_weights import RoundedWeights
+from nestling.models.safetensors_writer import Spec
 from nestling.models.weights import write_weights
 
 SCORE = "score.weight"
@@ -89,7 +91,8 @@ def export_reranker(
     with new_directory(output_dir) as folder:
         write_json(folder / "config.json", config)
         copy_code(BaseFiles(reranker.source), folder)
-        write_weights(weights, folder)
+        with working("writing the weights"):
+            write_weights(weights, folder, specs=weights.specs())
         write_reranker_tokenizer(reranker, folder)
         if expectation.max_length is not None:
             write_cross_encoder(reranker, folder, shape, expectation.max_length)
@@ -105,18 +108,24 @@ def export_reranker(
 class ClassifierWeights(Mapping[str, Tensor]):
     """Those of a causal language model with `score.weight`, [1, D] float32, in place of the output layer.
 
-    Its row is w_yes - w_no of the rows as they would be written, so that both shapes give the same scores.
+    Its row is w_yes - w_no of the rows as they would be written, times the scale of the model's logits, so that both
+    shapes give the same scores.
     """
 
     def __init__(self, reranker: Reranker, written: RoundedWeights) -> None:
         modules = without_adapters(reranker.backbone).named_modules()
         layer = next(f"{name}.weight" for name, module in modules if module is reranker.head)
         no, yes = written[layer][reranker.head.answers.cpu()].float()
-        self._written, self._score = written, (yes - no)[None]
+        self._written, self._score = written, reranker.head.transform.scale * (yes - no)[None]
         self._names = [name for name in written if name != layer]
 
     def __getitem__(self, name: str) -> Tensor:
         return self._score if name == SCORE else self._written[name]
+
+    def specs(self) -> dict[str, Spec]:
+        """Shape and dtype of each tensor."""
+        score = Spec(tuple(self._score.shape), self._score.dtype)
+        return {name: spec for name, spec in self._written.specs().items() if name in self._names} | {SCORE: score}
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self._names, SCORE])
@@ -159,6 +168,11 @@ def reranker_config(reranker: Reranker, shape: Shape, dtype: torch.dtype | None)
     if reranker.head.bias is not None:
         raise ValueError(
             "the output layer has a bias, and that of a sequence classification has none; use the shape causal"
+        )
+    if reranker.head.transform.cap is not None:
+        raise ValueError(
+            f"the model caps its logits at {reranker.head.transform.cap:g}, and a sequence classification does not; "
+            "use the shape causal"
         )
     return config | {
         "architectures": [architecture],

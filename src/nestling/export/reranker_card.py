@@ -69,7 +69,7 @@ def _introduction(facts: RerankerFacts) -> str:
     template = (
         "- `chat_template.jinja` makes the prompt from a query and a document: it is not one to chat with\n"
         if facts.cross_encoder
-        else "- Without files of sentence-transformers: the tokenizer does not split this prompt where its parts meet\n"
+        else "- Without files of sentence-transformers, which would not give these scores\n"
     )
     return f"""# {facts.title}
 
@@ -100,6 +100,8 @@ def _usage(facts: RerankerFacts) -> str:
     parts.append(_transformers(facts))
     if facts.cross_encoder and (facts.shape == "classifier" or facts.architecture == "Qwen3ForCausalLM"):
         parts.append(_vllm(facts))
+    if facts.shape == "causal" and facts.architecture == "Qwen3ForCausalLM" and _as_published(facts.settings):
+        parts.append(_llama_cpp())
     return "\n\n".join(parts) + "\n"
 
 
@@ -168,12 +170,31 @@ def _vllm(facts: RerankerFacts) -> str:
         "classifier_from_token": [facts.settings.no, facts.settings.yes],
         "is_original_qwen3_reranker": True,
     }
-    flag = f"--hf_overrides '{json.dumps(overrides)}' \\\n  " if facts.shape == "causal" else ""
-    return f"""vLLM, with `MODEL` a path:
+    flag = f"--hf-overrides '{json.dumps(overrides)}' \\\n  " if facts.shape == "causal" else ""
+    return f"""vLLM, with `MODEL` a path; a request may have an `instruction` of its own:
 
 ```bash
 vllm serve MODEL --runner pooling \\
   {flag}--chat-template MODEL/chat_template.jinja
 curl localhost:8000/v1/rerank -H 'Content-Type: application/json' \\
   -d '{{"model": "MODEL", "query": "how do I list files?", "documents": ["ls prints the names of files."]}}'
+```"""
+
+
+def _as_published(settings: RerankerSettings) -> bool:
+    """Whether all but the instruction is that of the published Qwen3-Reranker, which llama.cpp's converter assumes."""
+    return settings == RerankerSettings(
+        instruction=settings.instruction,
+        query_max_length=settings.query_max_length,
+        document_max_length=settings.document_max_length,
+    )
+
+
+def _llama_cpp() -> str:
+    return """llama.cpp, with `MODEL` a directory whose name holds `qwen3-reranker`. Before converting, put INSTRUCTION
+in place of the instruction in `conversion/qwen.py` of llama.cpp:
+
+```bash
+llama.cpp/convert_hf_to_gguf.py MODEL --outfile model.gguf --outtype bf16
+llama-server -m model.gguf --reranking --chat-template chatml -c 8192 -ub 8192 --port 8080
 ```"""

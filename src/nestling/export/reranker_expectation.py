@@ -13,11 +13,14 @@ from torch import Tensor
 
 from nestling.batches.packing import prompts_to_chunk
 from nestling.batches.prompts import copy_backend
+from nestling.console import say
 from nestling.export.probe_outputs import ProbeOutputs, probe_outputs
 from nestling.export.reranker_usage import tokenize_pairs
 from nestling.export.serving_files import BaseFiles
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.encoding import evaluating
-from nestling.models.merged_weights import MergedWeights, computing_with, without_adapters
+from nestling.models.left_padding import reads_left_padded
+from nestling.models.merged_weights import MergedWeights, computing_with
 from nestling.models.reranker import Reranker, RerankerSettings
 from nestling.models.scoring import logit_of
 
@@ -96,7 +99,7 @@ def expect_scores(
         shape=shape,
         settings=settings,
         probe_settings=probe,
-        max_length=prompt_length(reranker, settings) if reads_whole(reranker, pairs) else None,
+        max_length=prompt_length(reranker, settings) if fits_cross_encoder(reranker, pairs) else None,
         probe_length=length,
         outputs=outputs,
         public=public_logits,
@@ -132,6 +135,15 @@ def public_prompts(reranker: Reranker, pairs: Sequence[Pair], max_length: int) -
         instruction=settings.instruction,
         max_length=max_length,
     )
+
+
+def fits_cross_encoder(reranker: Reranker, pairs: Sequence[Pair]) -> bool:
+    """Whether sentence-transformers, which makes prompts by a template and pads them on the left, gives the scores."""
+    if not reads_left_padded(reranker):
+        name = type(without_adapters(reranker.backbone)).__name__
+        say(f"{name} computes other scores of prompts that are padded on the left: no CrossEncoder, which pads so")
+        return False
+    return reads_whole(reranker, pairs)
 
 
 def reads_whole(reranker: Reranker, pairs: Sequence[Pair]) -> bool:

@@ -1,21 +1,28 @@
 """The parity gate of a reranker: an exported directory, loaded as its users will, gives the scores of the model."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from nestling.export.gate import (
+    Dtype,
     WeightChanges,
     compare_with_base,
+    in_stored_type,
     load_model,
     rounding_warning,
     run_checks,
@@ -23,10 +30,12 @@ from nestling.export.gate import (
 from nestling.export.probe_outputs import ProbeOutputs
 from nestling.export.reranker_expectation import RerankerExpectation
 from nestling.export.reranker_usage import score_causal, score_classifier, tokenize_pairs
+from nestling.models.merged_weights import computing_with
+from nestling.models.remote_code import is_trusted
+from nestling.models.replaced_weights import weights_replaced
 from nestling.models.reranker import Reranker
 from nestling.models.rounded_weights import Rounding
 from nestling.models.scoring import Group
-from nestling.models.token_model import load_tokenizer
 
 # Rows of a batch on the CPU: their logits are over the whole vocabulary.
 BATCH = 2
@@ -162,7 +171,7 @@ def _largest(source: str, found: Tensor, expected: Tensor, report: RerankerRepor
 
 def check_nestling(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
     """Reload by ourselves, queries and documents cut each to its limit."""
-    reranker = Reranker.from_pretrained(directory, cpu=True)
+    reranker = in_stored_type(lambda dtype: Reranker.from_pretrained(directory, dtype=dtype, cpu=True))
     if reranker.settings != expectation.settings:
         report.failures.append(f"Nestling: settings are {reranker.settings}, expected {expectation.settings}")
     reranker.settings = replace(
@@ -170,31 +179,47 @@ def check_nestling(directory: Path, expectation: RerankerExpectation, report: Re
         query_max_length=expectation.probe_settings.query_max_length,
         document_max_length=expectation.probe_settings.document_max_length,
     )
-    found = torch.cat(reranker.logits([Group(query, [document]) for query, document in expectation.pairs]))
+    with computing_with(reranker):
+        found = torch.cat(reranker.logits([Group(query, [document]) for query, document in expectation.pairs]))
     report.nestling = _compare("Nestling", found, expectation.outputs.written, EXACT_LOGIT, expectation, report)
 
 
 def check_causal(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
     """Reload through AutoModelForCausalLM, as the model card shows."""
-    tokenizer = load_tokenizer(directory)
-    model = load_model(AutoModelForCausalLM, directory, report)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=is_trusted(directory))
+    model = in_stored_type(partial(load_model, AutoModelForCausalLM, directory, report))
     prompts = probe_prompts(tokenizer, expectation)
     no, yes = (
         tokenizer(word, add_special_tokens=False)["input_ids"][0]
         for word in (expectation.settings.no, expectation.settings.yes)
     )
-    scores = torch.cat(
-        [score_causal(model, tokenizer, prompts[i : i + BATCH], no, yes) for i in range(0, len(prompts), BATCH)]
-    )
+    score = partial(score_causal, of_last_positions(model), tokenizer, no=no, yes=yes)
+    with weights_replaced(model):
+        scores = torch.cat([score(prompts[i : i + BATCH]) for i in range(0, len(prompts), BATCH)])
     report.transformers = _compare(
         "transformers", scores[:, 1] - scores[:, 0], expectation.public, EXACT_LOGIT, expectation, report
     )
 
 
+def of_last_positions(model: PreTrainedModel) -> Callable[..., Any]:
+    """A causal language model that computes the logits over its vocabulary of few positions, if it can.
+
+    They begin at the last token of the shortest prompt.
+    """
+    if "logits_to_keep" not in signature(model.forward).parameters:
+        return model
+
+    def run(*, attention_mask: Tensor, **batch: Any) -> Any:
+        kept = attention_mask.shape[1] - int(attention_mask.sum(dim=1).min()) + 1
+        return model(attention_mask=attention_mask, **batch, logits_to_keep=kept)
+
+    return run
+
+
 def check_classifier(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
     """Reload through AutoModelForSequenceClassification, as the model card shows."""
-    tokenizer = load_tokenizer(directory)
-    model = load_model(AutoModelForSequenceClassification, directory, report)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=is_trusted(directory))
+    model = load_model(AutoModelForSequenceClassification, directory, report, torch.float32)  # its score is float32
     if tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
         report.failures.append("transformers: the tokenizer adds special tokens, which prompts do not have")
     prompts = probe_prompts(tokenizer, expectation)
@@ -207,20 +232,24 @@ def check_cross_encoder(directory: Path, expectation: RerankerExpectation, repor
     """Reload through CrossEncoder, whose chat template makes the prompts."""
     from sentence_transformers import CrossEncoder  # slow to import, and only gates need it
 
-    model = CrossEncoder(str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32})
+    def load(dtype: Dtype) -> Any:
+        return CrossEncoder(str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": dtype})
+
+    model: Any = load(torch.float32) if expectation.shape == "classifier" else in_stored_type(load)
     if model.max_seq_length != expectation.max_length:
         report.failures.append(
             f"sentence-transformers: max_seq_length is {model.max_seq_length}, expected {expectation.max_length}"
         )
     model.max_seq_length = expectation.probe_length
     predict = partial(model.predict, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False)
-    found = predict(expectation.pairs, activation_fn=nn.Identity())
+    first = expectation.pairs[:BATCH]
+    with weights_replaced(model):
+        found, probabilities = predict(expectation.pairs, activation_fn=nn.Identity()), predict(first)
     report.sentence_transformers = _compare(
         "sentence-transformers", found, expectation.public, EXACT_LOGIT, expectation, report
     )
-    first = expectation.pairs[:BATCH]
-    if not torch.allclose(predict(first), found[:BATCH].sigmoid(), rtol=0, atol=1e-6):
-        report.failures.append(f"sentence-transformers: predict gives {predict(first).tolist()}, not probabilities")
+    if not torch.allclose(probabilities, found[:BATCH].sigmoid(), rtol=0, atol=1e-6):
+        report.failures.append(f"sentence-transformers: predict gives {probabilities.tolist()}, not probabilities")
 
 
 def probe_prompts(tokenizer: PreTrainedTokenizerBase, expectation: RerankerExpectation) -> list[list[int]]:

@@ -29,8 +29,10 @@ def tokenize_pairs(
 
 @torch.no_grad()
 def score_causal(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], no: int, yes: int) -> Tensor:
-    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-    logits: Tensor = model(**batch).logits[:, -1, [no, yes]]
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="right", return_tensors="pt")
+    mask = batch["attention_mask"]
+    rows, last = torch.arange(len(prompts)), mask.sum(dim=1) - mask.shape[1] - 1  # counted from the end
+    logits: Tensor = model(**batch).logits[rows, last][:, [no, yes]]
     return logits.float().log_softmax(dim=1)
 
 

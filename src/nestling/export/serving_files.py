@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from nestling.console import say
+from nestling.console import say, working
 from nestling.disk_errors import ADVICE, WriteError, named
 from nestling.files import sync
 from nestling.locks import claim
@@ -94,7 +94,8 @@ def new_directory(output_dir: Path) -> Iterator[Path]:
         refuse_existing(output_dir)
         partial.mkdir()
         yield partial
-        _move_into_place(partial, output_dir)
+        with working(f"forcing {output_dir} onto the disk"):
+            _move_into_place(partial, output_dir)
 
 
 def _move_into_place(folder: Path, output_dir: Path) -> None:
@@ -215,18 +216,29 @@ def tokenizer_config(base: BaseFiles) -> dict[str, Any]:
     if isinstance(extra, list):  # transformers 5 writes the list under this name, 4 crashes on it
         del config["extra_special_tokens"]
         config["additional_special_tokens"] = extra
-    if str(config.get("tokenizer_class", "")).startswith("Qwen2"):
+    if is_qwen2(config):
         # Some releases rebuild the post-processor from these, without the end token; Qwen2's has no use for them.
         config.pop("add_bos_token", None)
         config.pop("add_eos_token", None)
     return config
 
 
+def is_qwen2(config: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer_config.json is of the tokenizer of Qwen2 and Qwen3."""
+    return str(config.get("tokenizer_class", "")).startswith("Qwen2")
+
+
 def padding_token(tokenizer: PreTrainedTokenizerBase, source: str, end: str | None = None) -> str:
-    """The tokenizer's own, the end token that was added to it, or its own end token; ValueError where it has none."""
-    token = tokenizer.pad_token or end or tokenizer.eos_token
+    """The tokenizer's own; else, with a note, the end token that was added to it, its own, or that of unknown words.
+
+    Embeddings are never added. Raises ValueError where it has none of these.
+    """
+    if tokenizer.pad_token is not None:
+        return str(tokenizer.pad_token)
+    token = end or tokenizer.eos_token or tokenizer.unk_token
     if token is None:
         raise ValueError(f"{source}: the tokenizer has neither a pad_token nor an eos_token; give it one")
+    say(f"{source}: the tokenizer has no pad_token; the export pads with its {token}")
     return str(token)
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from nestling.batches.prompts import Prompts
 from nestling.export.serving_files import BaseFiles
 from nestling.merging.models import model_files
 from nestling.models.checked_loading import loading
-from nestling.models.embedder import ModelFiles, read_named_prompts
+from nestling.models.embedder import ModelFiles
+from nestling.models.model_prompts import read_named_prompts, read_prompts
 from nestling.models.reranker import read_settings
-from nestling.models.token_model import read_config
+from nestling.models.token_model import is_decoder, read_config
 
 # Keys of config.json that may differ, because what the model computes does not depend on them.
 IRRELEVANT_KEYS = frozenset(
@@ -96,12 +98,12 @@ def compared_values(model: str, *, with_use: bool) -> Mapping[str, object]:
     }
     if not with_use:
         return compared
-    return compared | {"architecture": config.architectures} | used_values(model, files)
+    return compared | {"architecture": config.architectures} | used_values(model, files, decoder=is_decoder(config))
 
 
-def used_values(model: str, files: ModelFiles) -> dict[str, object]:
+def used_values(model: str, files: ModelFiles, *, decoder: bool) -> dict[str, object]:
     """The part of `compared_values` that says how a model is used: pooling, prompts and a reranker's settings."""
-    prompts = files.prompts
+    prompts = read_prompts(model) or (None if decoder else Prompts())  # an encoder without prompts has empty ones
     compared: dict[str, object] = {
         "pooling": files.pooling,
         "normalisation": files.normalize,

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from nestling.merging.names import with_names_of, without_missing_integers
-from nestling.merging.sources import Source, Spec, equal_tensors
+from nestling.merging.sources import Source, equal_tensors
 from nestling.merging.workers import BLOCK_SIZE, Workers
+from nestling.models.safetensors_writer import Spec
 
 
 @dataclass(frozen=True)

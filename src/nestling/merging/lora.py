@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from nestling.merging.names import names_in_base
-from nestling.merging.sources import Source, Spec, open_weights, stored_tensors
+from nestling.merging.sources import Source, open_weights, stored_tensors
 from nestling.models.json_files import FETCH, parse_object, read_object, value_of
+from nestling.models.safetensors_writer import Spec
 from nestling.models.weights import ADAPTER, model_file
 
 # B A is computed for a few rows of W at a time, which have about this many elements. The rows are grouped in the same

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nestling.config.merge_methods import Recipe
+from nestling.console import working
 from nestling.merging.inputs import Inputs
 from nestling.merging.names import align
 from nestling.merging.report import MergeReport, describe
 from nestling.merging.slices import SliceMerge, plan
-from nestling.merging.sources import Spec
 from nestling.merging.workers import SLICE_SIZE, Workers, worker_threads
-from nestling.merging.writing import SafetensorsWriter
+from nestling.models.safetensors_writer import SafetensorsWriter, Spec
 from nestling.models.weights import SHARD_BYTES
 
 # Most elements of a group, unless one tensor has more: few enough that the second pass finds the files cached.
@@ -171,7 +171,11 @@ def merge(
     integers = set(inputs.integer_tensors)
     floating = [name for name in names if name not in integers]
     total_bytes = sum(inputs.specs[name].nbytes() for name in names)
-    with worker_threads(threads, slice_size) as workers, _bytes_bar(total_bytes, progress) as bar:
+    with (
+        worker_threads(threads, slice_size) as workers,
+        _bytes_bar(total_bytes, progress) as bar,
+        working(progress or "merging", shown=bool(bar.disable)),
+    ):
         for name in names:
             if name in integers:
                 sink(name, 0, inputs.reference.read(name, 0, inputs.specs[name].numel))

@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Iterator, Mapping
 
-from nestling.merging.sources import RenamedTensors, Source, Spec
+from nestling.merging.sources import RenamedTensors, Source
+from nestling.models.safetensors_writer import Spec
 
 
 def align(names: Collection[str], reference: Collection[str]) -> dict[str, str]:

@@ -4,7 +4,6 @@ A slice is a range of elements, start to stop, of a tensor seen as one flat vect
 """
 
 import json
-import math
 import mmap
 import struct
 from collections.abc import Iterable, Mapping
@@ -18,37 +17,8 @@ from torch import Tensor
 
 from nestling.merging.workers import SLICE_SIZE
 from nestling.models.json_files import parse_object
+from nestling.models.safetensors_writer import DTYPES, Spec
 from nestling.models.weights import model_file, open_safetensors, weight_files
-
-# By the names of dtypes in the header of a safetensors file.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-@dataclass(frozen=True)
-class Spec:
-    """Shape and dtype of a tensor as it is stored."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    def nbytes(self, dtype: torch.dtype | None = None) -> int:
-        """Bytes of the tensor; in `dtype`, if that is given and the tensor is of floating point."""
-        return self.numel * (dtype if dtype and self.dtype.is_floating_point else self.dtype).itemsize
 
 
 class Source(Protocol):

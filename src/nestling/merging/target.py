@@ -18,12 +18,13 @@ from nestling.export.card import Card
 from nestling.export.embedder import export_embedder
 from nestling.export.gate import GateReport
 from nestling.export.reranker import export_reranker
+from nestling.gpu import best_device
 from nestling.merging.heads import WholeEmbedder
 from nestling.merging.lora import base_of_adapter, is_adapter_folder
 from nestling.merging.models import is_checkpoint
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.embedder import Embedder
 from nestling.models.json_files import has_module, read_json, read_object, value_of
-from nestling.models.merged_weights import without_adapters
 from nestling.models.reranker import Reranker, read_settings
 from nestling.records.beir import load_retrieval_set
 from nestling.records.retrieval_set import RetrievalSet
@@ -173,7 +174,9 @@ def mean_ndcg(results: Mapping[str, Metrics]) -> float:
 
 
 def open_target(model: str, base: str | None, precision: torch.dtype) -> MergeTarget:
-    """Load the embedder or reranker that merged weights are loaded into, as the first model to merge is used.
+    """Load the embedder or reranker that merged weights are loaded into, onto the GPU if there is one.
+
+    It is read and used as the first model to merge is.
 
     Args:
         model: The first model: a directory or hub id, an adapter's folder, or a step-N folder of a run.
@@ -184,8 +187,11 @@ def open_target(model: str, base: str | None, precision: torch.dtype) -> MergeTa
         ValueError: The model is neither an embedder nor a reranker that is a causal language model.
     """
     if is_checkpoint(model):
-        return target_of_run(Path(model).resolve().parents[1], base, precision)
-    return target_of_directory(underlying_model(model, base), precision)
+        target = target_of_run(Path(model).resolve().parents[1], base, precision)
+    else:
+        target = target_of_directory(underlying_model(model, base), precision)
+    target.backbone.to(best_device())
+    return target
 
 
 def underlying_model(model: str, base: str | None) -> str:
@@ -207,7 +213,14 @@ def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeT
         settings = replace(read_settings(source), **{**own, **config.reading})
         return RerankerTarget(Reranker.from_pretrained(source, settings=settings, precision=precision))
     assert isinstance(config, EmbedConfig)
-    embedder = Embedder.from_pretrained(source, pooling=config.pooling, instruction=instruction, precision=precision)
+    embedder = Embedder.from_pretrained(
+        source,
+        pooling=config.pooling,
+        instruction=instruction,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
+        precision=precision,
+    )
     return EmbedderTarget(
         embedder,
         config.max_seq_length,

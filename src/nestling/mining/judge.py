@@ -11,6 +11,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from nestling.config.checks import require
 from nestling.distributed.ranks import on_every_rank, on_rank_zero, rank_and_world
 from nestling.mining.array_cache import ArrayCache, cache_folder
 from nestling.mining.fingerprints import add_weights, reranker_fingerprint
@@ -20,6 +21,8 @@ from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Scores
 from nestling.models.checked_loading import loading
 from nestling.models.encoding import progress_bar
+from nestling.models.model_sources import classifies, require_no_embedder
+from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.remote_code import is_trusted
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoringStats
@@ -73,6 +76,7 @@ class CrossEncoderJudge:
         from sentence_transformers import CrossEncoder
 
         self.source = model
+        load_tokenizer(model)  # for its errors
         with loading(model, "tokenizer and weights"):
             self._model = CrossEncoder(model, device=str(device), trust_remote_code=is_trusted(model))
         if self._model.num_labels != 1:
@@ -90,13 +94,21 @@ class CrossEncoderJudge:
         return list(scores.float().cpu().split([len(group.documents) for group in groups]))
 
 
-def open_judge(model: str, *, precision: torch.dtype, device: torch.device) -> Judge:
-    """A CrossEncoder if the model's configuration is that of a classifier or an encoder, otherwise a Reranker."""
+def open_judge(model: str, *, precision: torch.dtype, device: torch.device, attn_implementation: str = "auto") -> Judge:
+    """A CrossEncoder if the model's configuration is that of a classifier, otherwise a Reranker.
+
+    Raises ValueError for an embedder, or an encoder without a classifier.
+    """
     config = read_config(model)
-    classifier = any("SequenceClassification" in name for name in config.architectures or [])
-    if classifier or not is_decoder(config):
+    if classifies(config.architectures):
         return CrossEncoderJudge(model, device)
-    reranker = Reranker.from_pretrained(model, precision=precision)
+    require_no_embedder(model)
+    require(
+        is_decoder(config),
+        f"--judge {model}: {', '.join(config.architectures or [config.model_type])} gives pairs no scores; expected a "
+        "reranker or a CrossEncoder",
+    )
+    reranker = Reranker.from_pretrained(model, precision=precision, attn_implementation=attn_implementation)
     return RerankerJudge(reranker.to(device))
 
 

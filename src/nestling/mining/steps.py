@@ -128,7 +128,12 @@ def score_with_judge(
     """
     assert config.judge is not None
     drop_below_top(candidate_filter, candidates, order, config.judge_depth)
-    judge = open_judge(config.judge, precision=computing_dtype(config.precision), device=task.device)
+    judge = open_judge(
+        config.judge,
+        precision=computing_dtype(config.precision),
+        device=task.device,
+        attn_implementation=config.attn_implementation,
+    )
     label = "judging" if task.main and sys.stderr.isatty() else None
     lists, remaining = remaining_documents(candidate_filter, candidates)
     logits = np.full(len(candidates), np.nan, np.float32)

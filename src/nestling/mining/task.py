@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from nestling.config import MineConfig, require
+from nestling.config.prompts import require_no_instructions
 from nestling.distributed.launch import start_ranks
 from nestling.distributed.ranks import rank_zero_first
 from nestling.gpu import computing_dtype
@@ -71,6 +72,7 @@ def open_task(config: MineConfig) -> MiningTask:
             progress=progress,
         )
         require(not table.graded, f"{config.data}: graded pairs have their scores; expected queries with positives")
+        require_no_instructions(config.query_prompt, config.data, table.summary.instructions.rows)
         query_set = QuerySet.of(table)
         own_corpus = Path(config.data) if is_beir(Path(config.data)) else None
         corpus = own_corpus if config.corpus is None else Path(config.corpus)
@@ -111,10 +113,16 @@ def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -
         run_file = RunFileRetriever(name, read_run(spec), query_ids(folder, task.query_set), task.pool)
         task.say(f"{name}: lists nothing for {run_file.missing:,} of {len(task.query_set):,} queries")
         return run_file
-    embedder = Embedder.from_pretrained(spec, precision=computing_dtype(config.precision)).to(task.device)
+    embedder = Embedder.from_pretrained(
+        spec,
+        precision=computing_dtype(config.precision),
+        attn_implementation=config.attn_implementation,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
+    )
     dense = DenseRetriever.encode(
         name,
-        embedder,
+        embedder.to(task.device),
         task.query_set,
         task.pool,
         query_max_length=config.query_max_length,

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -15,28 +16,58 @@ from nestling.models.checked_loading import loading
 from nestling.models.json_files import FETCH
 from nestling.models.weights import ADAPTER, model_file, open_safetensors
 
+# Beginnings of warnings of peft about what users can do nothing about, or what `lora_layers` refuses.
+IGNORED = (
+    "fan_in_fan_out is set to",
+    "Model (has|with) `tie_word_embeddings=True`",
+    "LoRA adapter added to Conv",
+    "The following (rank|alpha)_pattern keys",  # which it has made itself for experts
+)
+
 
 def attach_lora(
     backbone: nn.Module, *, r: int, alpha: int, dropout: float, target_modules: Sequence[str] = ()
 ) -> PeftModel:
     """Freeze `backbone` and add LoRA adapters to its linear layers: all of them, or those that `target_modules` names.
 
-    The adapters are float32 whatever the backbone's dtype, as master weights. BERT's pooler head gets none: embeddings
-    do not depend on it, and distributed training fails on a parameter without gradient.
+    The adapters are float32 whatever the backbone's dtype, as master weights. Of many mixtures of experts peft adapts
+    the experts' tensors as well.
     """
-    has_pooler = any("pooler" in name.split(".") for name, _ in backbone.named_modules())
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=list(target_modules) or "all-linear",
-        exclude_modules=r".*\bpooler\b.*" if has_pooler else None,
+        exclude_modules=not_adapted(backbone) or None,
     )
     try:
         with without_deprecations():
             return with_less_traffic(get_peft_model(cast(PreTrainedModel, backbone), config))
     except ValueError as error:
+        if dropout and "ParamWrapper" in str(error):
+            raise ValueError(
+                f"lora.dropout is {dropout:g}, and adapters of experts' tensors take none; set lora.dropout 0, or name "
+                "other layers in lora.target_modules, such as q_proj,k_proj,v_proj,o_proj"
+            ) from error
         raise ValueError(f"lora.target_modules {list(target_modules)}: {error}") from error
+
+
+def not_adapted(backbone: nn.Module) -> list[str]:
+    """The names of linear layers that get no adapter.
+
+    BERT's pooler head: embeddings do not depend on it, and distributed training fails on a parameter without gradient.
+    In Mamba's mixers those whose weights its GPU kernels read themselves, past an adapter. Routers of experts that are
+    a linear layer in name and return more than its output.
+    """
+    names = []
+    for parent, mixer in backbone.named_modules():
+        for name, module in mixer.named_children():
+            path = f"{parent}.{name}".removeprefix(".")
+            mamba = hasattr(mixer, "A_log") and hasattr(mixer, "D") and name in ("x_proj", "dt_proj", "out_proj")
+            router = isinstance(module, nn.Linear) and "router" in type(module).__name__.lower()
+            if mamba or router or "pooler" in path.split("."):
+                names.append(path)
+    return names
 
 
 def load_lora(backbone: nn.Module, adapter: str) -> PeftModel:
@@ -76,9 +107,9 @@ def with_less_traffic(model: PeftModel) -> PeftModel:
     the layer's output by itself, with one rounding instead of three.
     """
     for module in model.modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, LoraLinear) and not module.lora_variant:  # such as DoRA, or none
             module.cast_input_dtype_enabled = False
-            for adapter in set(module.lora_A) - set(module.lora_variant):
+            for adapter in module.lora_A:
                 module.lora_variant[adapter] = FusedScale()
     return model
 
@@ -126,7 +157,9 @@ def change_of(module: LoraLayer, adapter: str, weight: Tensor) -> Tensor:
 
 @contextmanager
 def without_deprecations() -> Iterator[None]:
-    """Ignore a deprecation warning that users can do nothing about: peft 0.21 uses an older name of transformers."""
+    """Ignore warnings that users can do nothing about; peft 0.21 uses an older name of transformers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        for message in IGNORED:
+            warnings.filterwarnings("ignore", message)
         yield

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PretrainedConfig
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils import is_flash_attn_2_available
@@ -17,41 +17,77 @@ VARLEN = "varlen"
 
 
 def resolve_attention(
-    attn_implementation: str, precision: torch.dtype, *, cpu: bool = False, flash: bool = False
+    attn_implementation: str, precision: torch.dtype, kind: type[PreTrainedModel] | None, *, cpu: bool = False
 ) -> str:
     """The name of the attention implementation to load a model with.
 
     Args:
-        attn_implementation: "auto" for the fastest exact one that is available; any other name is returned as it is.
+        attn_implementation: "auto" for the fastest exact one that the model has; "varlen" likewise for a model that
+            cannot have it; any other name is returned as it is.
         precision: Dtype of the computation. In bfloat16 "auto" is FlashAttention on a GPU if it fits, and SDPA in
             float32 on a CPU, whose bfloat16 kernels are two to six times slower forward and backward (texts of 20 to
             128 tokens) and less exact.
+        kind: The model's class, by `model_class`.
         cpu: Whether the model will stay on the CPU even if there is a GPU.
-        flash: Whether FlashAttention 2 fits, by `flash_attention_fits`.
+
+    Raises:
+        ValueError: transformers has no such attention for the model.
     """
+    available = attentions(kind)
+    if attn_implementation in ("auto", VARLEN):
+        wanted = [*([VARLEN] if attn_implementation == VARLEN else []), *fastest_first(precision, cpu)]
+        attn_implementation = next(name for name in wanted if name in available)
+    elif attn_implementation not in available:
+        raise ValueError(
+            f"attn_implementation: {attn_implementation}, which transformers does not have for {class_name(kind)}; use "
+            "auto or eager"
+        )
+    register(attn_implementation)
+    return attn_implementation
+
+
+def model_class(auto_class: Any, config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """The class of transformers that one of its Auto classes makes of a config; None for code of a model's own."""
+    kind: Any = auto_class._model_mapping.get(type(config), None)
+    return cast("type[PreTrainedModel] | None", kind[0] if isinstance(kind, tuple) else kind)  # the default of several
+
+
+def class_name(kind: type[PreTrainedModel] | None) -> str:
+    return "the model" if kind is None else kind.__name__
+
+
+def attentions(kind: type[PreTrainedModel] | None) -> set[str]:
+    """Names of the attention implementations that a model's class has, by what it says of itself."""
+    if kind is None:
+        return {"flash_attention_2", "sdpa", "eager"}
+    functions = kind._supports_sdpa and kind._supports_attention_backend  # it calls what is registered by a name
+    has = {
+        "flash_attention_2": kind._supports_flash_attn,
+        "sdpa": kind._supports_sdpa,
+        "eager": True,
+        FLOAT32: functions,
+        VARLEN: functions,
+    }
+    return {name for name, supported in has.items() if supported}
+
+
+def fastest_first(precision: torch.dtype, cpu: bool) -> list[str]:
+    """What "auto" tries on this machine, the fastest first."""
+    if precision != torch.bfloat16:
+        return ["sdpa", "eager"]
+    if torch.accelerator.is_available() and not cpu:
+        return [*(["flash_attention_2"] if is_flash_attn_2_available() else []), "sdpa", "eager"]
+    return [FLOAT32, "sdpa", "eager"]
+
+
+def register(attn_implementation: str) -> None:
+    """Make one of the implementations of this module known to transformers."""
     if attn_implementation == VARLEN:
         AttentionInterface.register(VARLEN, varlen_attention)
         AttentionMaskInterface.register(VARLEN, no_mask)
-    if attn_implementation != "auto":
-        return attn_implementation
-    if precision != torch.bfloat16:
-        return "sdpa"
-    if torch.accelerator.is_available() and not cpu:
-        return "flash_attention_2" if flash else "sdpa"
-    AttentionInterface.register(FLOAT32, sdpa_in_float32)
-    AttentionMaskInterface.register(FLOAT32, sdpa_mask)
-    return FLOAT32
-
-
-def flash_attention_fits(auto_class: Any, config: PretrainedConfig) -> bool:
-    """Whether FlashAttention 2 is installed in a version that transformers takes, and the model's class supports it.
-
-    Args:
-        auto_class: One of transformers' Auto classes, which chooses the model's class by its config.
-        config: The model's config.
-    """
-    kind = auto_class._model_mapping.get(type(config), None)
-    return is_flash_attn_2_available() and bool(getattr(kind, "_supports_flash_attn", False))
+    if attn_implementation == FLOAT32:
+        AttentionInterface.register(FLOAT32, sdpa_in_float32)
+        AttentionMaskInterface.register(FLOAT32, sdpa_mask)
 
 
 def sdpa_in_float32(
@@ -89,21 +125,20 @@ def varlen_attention(
     other dtypes, which `varlen_attn` does not support, it is one call of SDPA for each segment.
     """
     if cu_seqlens_q is None:
+        if sliding_window is not None and sliding_window < query.shape[2]:
+            attention_mask = causal_mask(0, query.shape[2], query.device, sliding_window)
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
         return output, None
-    if sliding_window is not None and sliding_window < max(max_seqlen_q, max_seqlen_k):
-        raise ValueError(
-            f"attn_implementation: varlen has no sliding window, and the model's is {sliding_window} tokens; use sdpa"
-        )
     dtype = autocast_dtype(query)
     if query.device.type == "cpu" or dtype not in (torch.bfloat16, torch.float16):
-        return _segment_by_segment(query, key, value, cu_seqlens_q, prefixes, scaling), None
+        return _segment_by_segment(query, key, value, cu_seqlens_q, prefixes, scaling, sliding_window), None
     q, k, v = (each[0].transpose(0, 1).to(dtype) for each in (query, key, value))  # [T, heads, d]
     if key_positions is not None:
         k, v = k[key_positions], v[key_positions]  # [K, heads, d]
     if cu_seqlens_k is None:
         cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q
-    return _varlen_kernel(q, k, v, (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k), scaling)[None], None
+    cu_seqlens, max_seqlens = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
+    return _varlen_kernel(q, k, v, cu_seqlens, max_seqlens, scaling, sliding_window)[None], None
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
@@ -122,6 +157,7 @@ def _varlen_kernel(
     cu_seqlens: tuple[Tensor, Tensor],
     max_seqlens: tuple[int, int],
     scaling: float | None,
+    window: int | None = None,
 ) -> Tensor:
     """torch's `varlen_attn`, [T, heads, d]; `cu_seqlens` and `max_seqlens` are those of queries and of keys.
 
@@ -135,13 +171,22 @@ def _varlen_kernel(
         grouped["enable_gqa"] = True
     elif key.shape[1] < query.shape[1]:
         key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in (key, value))
-    causal = (-1, 0)  # the last query is aligned with the last key
-    output = varlen_attn(query, key, value, *cu_seqlens, *max_seqlens, scale=scaling, window_size=causal, **grouped)
+    seen = (
+        -1 if window is None else window - 1,
+        0,
+    )  # before and after the query; the last is aligned with the last key
+    output = varlen_attn(query, key, value, *cu_seqlens, *max_seqlens, scale=scaling, window_size=seen, **grouped)
     return cast(Tensor, output)
 
 
 def _segment_by_segment(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens_q: Tensor, prefixes: Sequence[int], scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    prefixes: Sequence[int],
+    scaling: float | None,
+    window: int | None = None,
 ) -> Tensor:
     """SDPA of each segment, [1, T, heads, d] in the dtype of `query`; computed in float32, as `sdpa_in_float32`."""
     lengths = cu_seqlens_q.diff().tolist()
@@ -150,19 +195,25 @@ def _segment_by_segment(
     attend = partial(nn.functional.scaled_dot_product_attention, scale=scaling, enable_gqa=True)
     outputs = []
     with torch.autocast(query.device.type, enabled=False):
-        for i, q in enumerate(queries):
+        for i, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
             prefix = prefixes[i] if prefixes else -1
-            if prefix < 0:
-                outputs.append(attend(q, keys[i], values[i], is_causal=True))
-            else:
+            if prefix >= 0:
                 k, v = (torch.cat([each[prefix], each[i]], dim=2) for each in (keys, values))
-                outputs.append(attend(q, k, v, attn_mask=suffix_mask(lengths[prefix], lengths[i], query.device)))
+            before = k.shape[2] - lengths[i]
+            if before or (window is not None and window < lengths[i]):
+                outputs.append(attend(q, k, v, attn_mask=causal_mask(before, lengths[i], query.device, window)))
+            else:
+                outputs.append(attend(q, k, v, is_causal=True))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous().to(query.dtype)
 
 
-def suffix_mask(prefix_length: int, length: int, device: torch.device) -> Tensor:
-    """[length, prefix_length + length] bool: every token of a suffix attends to the prefix, and causally to itself."""
-    return torch.ones(length, prefix_length + length, dtype=torch.bool, device=device).tril_(prefix_length)
+def causal_mask(before: int, length: int, device: torch.device, window: int | None = None) -> Tensor:
+    """[length, before + length] bool: tokens attend to those before the text, and causally to the text itself.
+
+    With a `window`, only to themselves and the `window - 1` tokens before them.
+    """
+    mask = torch.ones(length, before + length, dtype=torch.bool, device=device).tril_(before)
+    return mask if window is None else mask.triu_(before - window + 1)
 
 
 def no_mask(*arguments: Any, **settings: Any) -> None:

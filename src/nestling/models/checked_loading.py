@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from nestling.console import working
 from nestling.disk_errors import find_write_error
+from nestling.distributed.ranks import rank_and_world
 from nestling.models.json_files import FETCH, read_object
 from nestling.models.weights import ADAPTER, model_file, open_safetensors, read_pickle, weight_files
 
@@ -45,6 +47,8 @@ def loading(model: str | Path, part: Part, subfolder: str = "") -> Iterator[None
             raise
         find_damage(str(model), part, subfolder)
         reason = shorten(str(error), 400, placeholder=" …")
+        if isinstance(error, ImportError):
+            raise ValueError(f"{model}: loading its {part} takes a package that is not installed: {reason}") from error
         files = " and ".join(FILES[part][:2])  # the others are rare
         raise ValueError(
             f"{model}: its {part} ({files}) cannot be loaded: {type(error).__name__}: {reason}; {FETCH}"
@@ -75,7 +79,8 @@ def load_weights(auto_class: Any, model: str | Path, *, subfolder: str = "", **s
     Raises:
         ValueError: The weights are damaged, or not those that config.json asks for.
     """
-    with loading(model, "weights", subfolder):
+    shown = rank_and_world()[0] == 0
+    with loading(model, "weights", subfolder), working(f"loading the weights of {model}", shown=shown):
         loaded, info = auto_class.from_pretrained(
             model, subfolder=subfolder, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )

@@ -6,14 +6,13 @@ whose input needs none under LoRA, and for chunks of one text or one position.
 
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter
 
-from nestling.console import say
+from nestling.console import say_once
 from nestling.gpu import COMPILE
 from nestling.models.token_model import TokenModel
 
@@ -79,9 +78,3 @@ def _compile(graph: GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
 
     run._boxed_call = True  # type: ignore[attr-defined]  # it clears the list of its arguments
     return run
-
-
-@cache
-def say_once(text: str) -> None:
-    """Print a text on stderr, once in a process: each program fails in the same way."""
-    say(text)

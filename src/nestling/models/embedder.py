@@ -2,27 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
-from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, TextTokenizer, instruct
-from nestling.models.attention import VARLEN, flash_attention_fits, resolve_attention
-from nestling.models.auto_classes import text_model_class
+from nestling.batches.prompts import Prompts, TextTokenizer
+from nestling.models.attention import VARLEN, model_class, resolve_attention
+from nestling.models.auto_classes import require_text_model, text_model_class
 from nestling.models.encoding import encode_texts
+from nestling.models.independence import require_independent_texts
 from nestling.models.json_files import read_modules, read_object, value_of
+from nestling.models.model_prompts import choose_prompts
+from nestling.models.model_sources import require_embedder, require_model_source
+from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.modules import Head, ModuleSettings, load_head, output_width, read_head, require_widths
 from nestling.models.pooling import Pooling, modes_of, pool_packed, pool_padded
 from nestling.models.pooling_file import read_pooling
-from nestling.models.token_model import TokenModel, is_decoder, load_backbone, load_tokenizer, read_config
+from nestling.models.token_model import TokenModel, is_causal, load_backbone, read_config
 
 Kind = Literal["query", "document"]
-
-PROMPTS = "config_sentence_transformers.json"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,6 @@ class ModelFiles:
     Args:
         pooling: Its pooling; None if no file says.
         normalize: Whether its embeddings are normalised.
-        prompts: Its prompts; None if no file says.
         subfolder: Folder of the transformer inside the model's directory.
         pool_prompt: Whether pooling reads the tokens of a text's prompt.
         head: The modules behind the pooling, but for a Normalize at the end.
@@ -40,7 +42,6 @@ class ModelFiles:
 
     pooling: Pooling | None = None
     normalize: bool = True
-    prompts: Prompts | None = None
     subfolder: str = ""
     pool_prompt: bool = True
     head: tuple[ModuleSettings, ...] = ()
@@ -58,6 +59,7 @@ class Embedder(TokenModel):
         head: The modules behind the pooling; none by default.
         pool_prompt: Whether pooling reads the tokens of a text's prompt.
         normalize: Whether the published model normalises its embeddings; `encode` always does.
+        append_end: Whether last-token pooling has an end token appended where the tokenizer appends none.
         precision: float32, or bfloat16 to compute under autocast; the weights keep their dtype.
     """
 
@@ -72,6 +74,7 @@ class Embedder(TokenModel):
         head: Head | None = None,
         pool_prompt: bool = True,
         normalize: bool = True,
+        append_end: bool = True,
         precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(backbone, tokenizer, source=source, precision=precision)
@@ -79,7 +82,12 @@ class Embedder(TokenModel):
         self.prompts = prompts
         self.normalize = normalize
         self.head = Head() if head is None else head
-        self.text_tokenizer = TextTokenizer(tokenizer, require_end=reads_end(pooling), pool_prompt=pool_prompt)
+        self.text_tokenizer = TextTokenizer(
+            tokenizer, require_end=reads_end(pooling), append_end=append_end, pool_prompt=pool_prompt
+        )
+        end, table = self.text_tokenizer.end_id, cast(Any, backbone).get_input_embeddings()
+        if end is not None and getattr(table, "padding_idx", None) == end:
+            table.padding_idx = None  # torch gives that row no gradient, and here it is that of every text's end
 
     @classmethod
     def from_pretrained(
@@ -92,6 +100,8 @@ class Embedder(TokenModel):
         pooling: Pooling | None = None,
         dropout: float | None = 0.0,
         instruction: str | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
         cpu: bool = False,
         quantisation: BitsAndBytesConfig | None = None,
     ) -> Self:
@@ -101,44 +111,50 @@ class Embedder(TokenModel):
             model: Directory or hub id.
             dtype: Dtype of the weights in memory: float32 for training all of them, "auto" for the published dtype.
             precision: Dtype of the computation, float32 or bfloat16.
-            attn_implementation: "sdpa", "eager", "flash_attention_2", or "auto" for the fastest that is installed.
-            pooling: Overrides the pooling in the files; by default, without files, decoders use the last token and
-                encoders the mean.
+            attn_implementation: "sdpa", "eager", "flash_attention_2", "varlen" to pack texts where the model can read
+                them so, or "auto" for the fastest that the model has and pads.
+            pooling: Overrides the pooling in the files; by default, without files, causal models use the last token and
+                others the mean.
             dropout: Dropout probability in the model; None keeps the model's own.
             instruction: Default instruction of queries, which replaces the model's own query prompt.
+            query_prompt: Literal prompt of queries; `{instruction}` in it stands for a query's instruction.
+            document_prompt: Literal prompt of documents.
             cpu: Whether the model will stay on the CPU even if there is a GPU.
             quantisation: How transformers quantises the weights; not at all by default.
 
         Raises:
-            ValueError: The model has a module, pooling or tokenizer that Nestling cannot reproduce exactly.
+            ValueError: The model has a module, pooling or tokenizer that Nestling cannot reproduce exactly, has no such
+                attention, or mixes a text with its padding.
         """
         files = read_model_files(str(model))
         config = read_config(model, files.subfolder)
-        decoder = is_decoder(config)
-        if attn_implementation == VARLEN and not decoder:
-            raise ValueError(
-                f"{model}: attn_implementation: varlen is for causal models, and this one is not; use sdpa"
-            )
-        chosen = pooling or files.pooling or ("last" if decoder else "mean")
+        require_text_model(config, model)
+        require_embedder(model, config, pooled=files.pooling is not None)
+        causal = is_causal(config)
+        chosen = pooling or files.pooling or ("last" if causal else "mean")
         require_widths(str(model), files.head, pooled_width(config, chosen))
-        prompts = files.prompts or Prompts(instruct(DEFAULT_INSTRUCTION) if decoder else "")
-        if instruction is not None:
-            prompts = Prompts(prompts.query(instruction), prompts.document)
+        prompts = choose_prompts(
+            model,
+            decoder=causal,
+            instruction=instruction,
+            query_prompt=query_prompt,
+            document_prompt=document_prompt,
+        )
+        auto_class = text_model_class(config)
+        attention = partial(resolve_attention, precision=precision, kind=model_class(auto_class, config), cpu=cpu)
         tokenizer = load_tokenizer(model, files.subfolder)  # before the weights, which take longest
         head = load_head(str(model), files.head, dropout)
         backbone = load_backbone(
-            text_model_class(config),
+            auto_class,
             model,
             config,
             subfolder=files.subfolder,
             dtype=dtype,
-            attn_implementation=resolve_attention(
-                attn_implementation, precision, cpu=cpu, flash=flash_attention_fits(text_model_class(config), config)
-            ),
+            attn_implementation=attention(attn_implementation),
             dropout=dropout,
             quantisation=quantisation,
         )
-        return cls(
+        embedder = cls(
             backbone,
             tokenizer,
             pooling=chosen,
@@ -147,8 +163,12 @@ class Embedder(TokenModel):
             head=head,
             pool_prompt=files.pool_prompt,
             normalize=files.normalize,
+            append_end=may_append_end(str(model), files, chosen),
             precision=precision,
         )
+        packed = attn_implementation == VARLEN
+        require_independent_texts(embedder, packed=packed, padded_attention=attention("auto"))
+        return embedder
 
     @property
     def width(self) -> int:
@@ -224,7 +244,12 @@ def pooled_width(config: PretrainedConfig, pooling: Pooling) -> int:
 
 
 def read_model_files(model: str) -> ModelFiles:
-    """The settings in the sentence-transformers files of a directory or hub id, if it has any."""
+    """The settings in the sentence-transformers files of a directory or hub id, if it has any.
+
+    Raises:
+        ValueError: It is no model, a file is damaged, or it has modules that are not supported.
+    """
+    require_model_source(model)
     modules = read_modules(model)
     if modules is None:
         return ModelFiles()
@@ -239,11 +264,20 @@ def read_model_files(model: str) -> ModelFiles:
     return ModelFiles(
         pooling=pooling,
         normalize=last < len(head),
-        prompts=read_prompts(model),
         subfolder=folders.get("Transformer", ""),
         pool_prompt=pool_prompt,
         head=head[:last],
     )
+
+
+def may_append_end(model: str, files: ModelFiles, pooling: Pooling) -> bool:
+    """Whether texts get an end token where the tokenizer appends none.
+
+    Not if the model's files ask for last-token pooling, and so for the last token that the tokenizer gives, unless they
+    also ask for an end token: transformers 5 heeds `add_eos_token` no more, and publishers had it in mind.
+    """
+    settings = read_object(model, str(PurePosixPath(files.subfolder) / "tokenizer_config.json"))
+    return not files.pooling == pooling == "last" or settings.get("add_eos_token") is True
 
 
 def read_width(model: str | Path, pooling: Pooling | None = None) -> int:
@@ -254,22 +288,6 @@ def read_width(model: str | Path, pooling: Pooling | None = None) -> int:
     files = read_model_files(str(model))
     config = read_config(model, files.subfolder)
     return output_width(files.head, pooled_width(config, pooling or files.pooling or "mean"))
-
-
-def read_prompts(model: str) -> Prompts | None:
-    """Query and document prompts in config_sentence_transformers.json; None if it has none."""
-    prompts = read_named_prompts(model)
-    default = prompts.get(str(read_object(model, PROMPTS).get("default_prompt_name")), "")
-    query = prompts.get("query", default)
-    document = prompts.get("document", prompts.get("passage", default))
-    return Prompts(query, document) if query or document else None
-
-
-def read_named_prompts(model: str) -> dict[str, str]:
-    """The prompts in config_sentence_transformers.json by their names."""
-    file = f"{model}/{PROMPTS}"
-    prompts = value_of(file, read_object(model, PROMPTS), "prompts", dict) or {}
-    return {name: value_of(file, prompts, name, str) or "" for name in prompts}
 
 
 def read_max_length(model: str) -> int | None:

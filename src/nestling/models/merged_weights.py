@@ -2,31 +2,30 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nestling.models.adapters import FusedScale
+from nestling.models.adapter_merging import bare_name, lora_delta, lora_layers, merged_weight, without_adapters
 from nestling.models.attention import VARLEN
+from nestling.models.replaced_weights import weights_replaced
+from nestling.models.safetensors_writer import Spec
 from nestling.models.token_model import TokenModel
 
 
 class MergedWeights(Mapping[str, Tensor]):
     """The weights of a backbone under the names that they have without adapters; each is computed when accessed.
 
-    The weight of a LoRA layer is W + scale B A in float32 (arXiv 2106.09685); every other tensor is the model's own.
+    An adapted weight is merged in float32 by `nestling.models.adapter_merging`; every other tensor is the model's own.
     The model is not changed. Iteration lists only the first name of tied tensors; the others can be accessed as well.
 
     Args:
         backbone: A transformers model, possibly wrapped by peft.
 
     Raises:
-        ValueError: The backbone has adapters other than plain LoRA on linear layers.
+        ValueError: The backbone has adapters that cannot be merged exactly.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -38,7 +37,7 @@ class MergedWeights(Mapping[str, Tensor]):
         for name, tensor in model.state_dict().items():
             if ".lora_" in name:
                 continue
-            bare, identity = name.replace(".base_layer.", "."), (tensor.data_ptr(), tensor.shape)
+            bare, identity = bare_name(name), (tensor.data_ptr(), tensor.shape)
             if identity in seen and tensor.numel():
                 self._tied[bare] = seen[identity]
                 continue
@@ -48,8 +47,8 @@ class MergedWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         name = self.first_name(name)
         tensor = self._tensors[name]
-        layer = self._layers.get(name.removesuffix(".weight"))
-        return tensor if layer is None or not name.endswith(".weight") else tensor.float() + lora_delta(layer)
+        layer = self._layers.get(name)
+        return tensor if layer is None else merged_weight(layer, tensor, lora_delta(layer))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -61,46 +60,16 @@ class MergedWeights(Mapping[str, Tensor]):
         """The name under which iteration lists the tensor."""
         return self._tied.get(name, name)
 
+    def specs(self, dtype: torch.dtype) -> dict[str, Spec]:
+        """Shape and dtype of each tensor once those of floating point have been rounded to `dtype`."""
+        return {
+            name: Spec(tuple(tensor.shape), dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in self._tensors.items()
+        }
+
     def nbytes(self, dtype: torch.dtype) -> int:
         """Bytes of all weights in `dtype`."""
-        return sum(tensor.numel() * dtype.itemsize for tensor in self._tensors.values())
-
-
-def without_adapters(backbone: nn.Module) -> PreTrainedModel:
-    """The transformers model inside a peft model, or `backbone` itself."""
-    inner = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
-    return cast(PreTrainedModel, inner)
-
-
-def lora_layers(backbone: nn.Module) -> dict[str, LoraLinear]:
-    """The layers with adapters, by name; ValueError for other adapters than plain LoRA on linear layers."""
-    modules = without_adapters(backbone).named_modules()
-    return {name: _plain_lora(name, each) for name, each in modules if isinstance(each, BaseTunerLayer)}
-
-
-def lora_delta(layer: LoraLinear) -> Tensor:
-    """scale B A of the active adapters, float32, in the shape of the layer's weight."""
-    weight = cast(Tensor, layer.get_base_layer().weight)
-    delta = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
-    for adapter in layer.active_adapters:
-        b, a = (cast(Tensor, part[adapter].weight).detach().float() for part in (layer.lora_B, layer.lora_A))
-        delta += layer.scaling[adapter] * (b @ a)
-    return delta
-
-
-def _plain_lora(name: str, layer: BaseTunerLayer) -> LoraLinear:
-    plain = (
-        isinstance(layer, LoraLinear)
-        and isinstance(layer.get_base_layer(), nn.Linear)
-        and all(isinstance(variant, FusedScale) for variant in layer.lora_variant.values())
-        and not (any(layer.lora_bias.values()) or layer.merged)
-    )
-    if not plain:
-        raise ValueError(
-            f"{name} has an adapter of type {type(layer).__name__} that cannot be merged exactly; "
-            "expected plain LoRA (no DoRA, no bias, not merged already) on linear layers"
-        )
-    return cast(LoraLinear, layer)
+        return sum(spec.nbytes() for spec in self.specs(dtype).values())
 
 
 @contextmanager
@@ -109,8 +78,7 @@ def computing_with(
 ) -> Iterator[None]:
     """A context in which `model` computes with other weights, or with its own, all of them cast to float32.
 
-    The weights of each module are replaced just before it runs and restored right after it, so that only one module at
-    a time has a copy in float32.
+    Only one module at a time has a copy in float32, and autocast keeps no casts: memory never holds a second copy.
 
     Args:
         model: The model, with adapters or without.
@@ -122,47 +90,14 @@ def computing_with(
     model.precision = precision
     try:
         with (
-            _weights_replaced(backbone, weights),
+            weights_replaced(backbone, weights),
             nullcontext() if weights is None else _adapters_off(model.backbone),
             _float32_attention(backbone) if precision == torch.float32 else nullcontext(),
-            torch.autocast(backbone.device.type, enabled=False),
+            torch.autocast(backbone.device.type, enabled=False, cache_enabled=False),
         ):
             yield
     finally:
         model.precision = own
-
-
-@contextmanager
-def _weights_replaced(model: PreTrainedModel, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
-    originals: list[tuple[nn.Parameter, Tensor]] = []
-
-    def replace(prefix: str) -> Any:
-        def before(module: nn.Module, inputs: object) -> None:
-            for name, parameter in module.named_parameters(recurse=False):
-                originals.append((parameter, parameter.data))
-                tensor = parameter if weights is None else weights[f"{prefix}{name}"]
-                parameter.data = tensor.detach().to(parameter.device, torch.float32)
-
-        return before
-
-    def restore(module: nn.Module, inputs: object = None, output: object = None) -> None:
-        own = {id(parameter) for parameter in module.parameters(recurse=False)}
-        for parameter, data in [each for each in originals if id(each[0]) in own]:
-            parameter.data = data
-        originals[:] = [each for each in originals if id(each[0]) not in own]
-
-    handles = []
-    for name, module in model.named_modules():
-        if ".lora_" not in f".{name}" and any(True for _ in module.parameters(recurse=False)):
-            prefix = f"{name}.".replace(".base_layer.", ".").removeprefix(".")
-            handles += [module.register_forward_pre_hook(replace(prefix)), module.register_forward_hook(restore)]
-    try:
-        yield
-    finally:
-        for parameter, data in originals:
-            parameter.data = data
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -12,13 +13,16 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedCon
 
 from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
 from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
+from nestling.models.adapter_merging import without_adapters
 from nestling.models.answer_head import AnswerHead, replace_output_layer
-from nestling.models.attention import VARLEN, resolve_attention
+from nestling.models.attention import VARLEN, model_class, resolve_attention
+from nestling.models.independence import require_independent_texts
 from nestling.models.json_files import parse_object, value_of
-from nestling.models.merged_weights import without_adapters
+from nestling.models.model_sources import classifies, require_no_embedder
+from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.pooling import last_token
 from nestling.models.scoring import Group, ScoringStats, score_groups
-from nestling.models.token_model import TokenModel, is_decoder, load_backbone, load_tokenizer, read_config
+from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config
 from nestling.models.weights import model_file
 
 # Nestling's settings of a reranker, in a file beside those that transformers reads.
@@ -119,8 +123,8 @@ class Reranker(TokenModel):
             model: Directory or hub id.
             dtype: Dtype of the weights in memory: float32 for training all of them, "auto" for the published dtype.
             precision: Dtype of the computation, float32 or bfloat16.
-            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs; or a name that
-                transformers knows.
+            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs, where the model can
+                read them; or a name that transformers knows.
             dropout: Dropout probability in the model; None keeps the model's own.
             settings: Prompt format and length limits; by default those in its files, or Qwen3-Reranker's.
             share_prefix: Whether the tokens that the prompts of a query begin with run once.
@@ -128,33 +132,33 @@ class Reranker(TokenModel):
             quantisation: How transformers quantises the weights; not at all by default.
 
         Raises:
-            ValueError: The model is no causal language model, an answer has several tokens, or its logits are not its
-                hidden states times its output layer.
+            ValueError: The model is no causal language model, an answer has several tokens, or its logits are made in
+                another way than `LogitTransform` knows.
         """
         config = read_config(model)
         require_causal(config, model)
         tokenizer = load_tokenizer(model)
         chosen = settings or read_settings(model)
         pairs = PairTokenizer(tokenizer, chosen.prompt, yes=chosen.yes, no=chosen.no)  # before the weights are read
-        padding_free = attn_implementation in ("auto", VARLEN)
+        kind = model_class(AutoModelForCausalLM, config)
+        attention = partial(resolve_attention, precision=precision, kind=kind, cpu=cpu)
+        packed = attn_implementation in ("auto", VARLEN)
         backbone = load_backbone(
             AutoModelForCausalLM,
             model,
             config,
             dtype=dtype,
-            attn_implementation=resolve_attention(VARLEN if padding_free else attn_implementation, precision, cpu=cpu),
+            attn_implementation=attention(VARLEN if packed else attn_implementation),
             dropout=dropout,
             quantisation=quantisation,
         )
         replace_output_layer(cast(Any, backbone), no=pairs.no_id, yes=pairs.yes_id, source=str(model))
-        return cls(
-            backbone,
-            tokenizer,
-            settings=chosen,
-            source=str(model),
-            precision=precision,
-            share_prefix=share_prefix and padding_free,
-        )
+        reranker = cls(backbone, tokenizer, settings=chosen, source=str(model), precision=precision)
+        require_independent_texts(reranker, packed=packed, padded_attention=attention("auto"))
+        if not reranker.causal:
+            raise ValueError(f"{model}: its attention is not causal, and a reranker reads its last token")
+        reranker.share_prefix = share_prefix and reranker.padding_free
+        return reranker
 
     @property
     def transformer(self) -> Any:
@@ -231,10 +235,11 @@ class Reranker(TokenModel):
 
 
 def require_causal(config: PretrainedConfig, model: str | Path) -> None:
-    """Raise ValueError for a model that is no causal language model."""
+    """Raise ValueError for a model that is no causal language model, or an embedder made of one."""
+    require_no_embedder(model)
     if not is_decoder(config):
         raise ValueError(f"{model}: a reranker is a causal language model, and this is {config.model_type}")
-    if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+    if classifies(config.architectures):
         raise ValueError(f"{model} is a classifier, without the words that it answers; load the causal directory")
 
 

@@ -14,14 +14,15 @@ import xxhash
 from torch import Tensor
 
 from nestling.models.merged_weights import MergedWeights
+from nestling.models.safetensors_writer import Spec
 
 Rounding = Literal["nearest", "stochastic"]
 
 # The integers of the same width, by which numbers of a type are ordered.
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
-# Values that are rounded at once, which takes some 20 bytes for each.
-BLOCK = 2**24
+# Values that are rounded at once, which takes some 24 bytes for each.
+BLOCK = 2**20
 
 
 class RoundedWeights(Mapping[str, Tensor]):
@@ -42,11 +43,13 @@ class RoundedWeights(Mapping[str, Tensor]):
         tensor = self._weights[name].detach()
         if not tensor.is_floating_point():
             return tensor
-        if self.rounding == "nearest" or self.dtype not in BITS:
+        if self.rounding == "nearest" or self.dtype not in BITS or tensor.dtype == self.dtype:
             return tensor.to(self.dtype)
-        return round_stochastically(
-            tensor.float().cpu().contiguous(), self.dtype, seed=xxhash.xxh32_intdigest(name.encode())
-        )
+        return round_stochastically(tensor.cpu().contiguous(), self.dtype, seed=xxhash.xxh32_intdigest(name.encode()))
+
+    def specs(self) -> dict[str, Spec]:
+        """Shape and dtype of each tensor."""
+        return self._weights.specs(self.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
@@ -59,20 +62,33 @@ def round_stochastically(tensor: Tensor, dtype: torch.dtype, *, seed: int) -> Te
     """One of the two numbers beside each value, the nearer with the larger probability, so that the mean is the value.
 
     Args:
-        tensor: float32, contiguous, on the CPU.
+        tensor: Of floating point, contiguous, on the CPU.
         dtype: bfloat16 or float16.
         seed: Of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     rounded = tensor.to(dtype)
     for values, near in zip(tensor.view(-1).split(BLOCK), rounded.view(-1).split(BLOCK), strict=True):
-        error = values - near.float()
-        if error.any():
-            other = neighbour(near, error)
-            probability = error / (other.float() - near.float())  # of the other one, at most a half
-            chosen = torch.rand(len(values), generator=generator) < probability
-            near.copy_(torch.where(chosen & other.isfinite(), other, near))
+        either = upper_bits(values, generator) if dtype == torch.bfloat16 else one_beside(values, near, generator)
+        near.copy_(torch.where(either.isfinite(), either, near))
     return rounded
+
+
+def upper_bits(values: Tensor, generator: torch.Generator) -> Tensor:
+    """One of the two numbers of bfloat16 beside each value, in bfloat16: the upper half of its bits in float32.
+
+    A random number that is added to the lower half carries into the upper one as often as that half is large.
+    """
+    added = torch.empty(len(values), dtype=torch.int32).random_(2**16, generator=generator)
+    return ((values.float().view(torch.int32) + added) & -(2**16)).view(torch.float32).bfloat16()
+
+
+def one_beside(values: Tensor, near: Tensor, generator: torch.Generator) -> Tensor:
+    """One of the two numbers of a type beside each value, given the nearest."""
+    error = values.float() - near.float()
+    other = neighbour(near, error)
+    probability = error / (other.float() - near.float())  # of the other one, at most a half
+    return torch.where(torch.rand(len(values), generator=generator) < probability, other, near)
 
 
 def neighbour(near: Tensor, direction: Tensor) -> Tensor:

@@ -21,10 +21,11 @@ def load_trainable(
     lora: Mapping[str, Any] | None,
     quantised: bool = False,
     precision: torch.dtype,
+    trained_dtype: torch.dtype = torch.float32,
     cpu: bool = False,
     **settings: Any,
 ) -> Model:
-    """Load a model for training. Trained weights are float32; in bfloat16, frozen weights keep their published dtype.
+    """Load a model for training. Frozen weights that compute in bfloat16 keep their published dtype.
 
     Args:
         model_class: `Embedder` or `Reranker`.
@@ -33,6 +34,7 @@ def load_trainable(
         quantised: Hold the frozen base in 4 bits (QLoRA, https://arxiv.org/abs/2305.14314), which needs a GPU and
             bitsandbytes.
         precision: Dtype of the computation, float32 or bfloat16.
+        trained_dtype: Dtype of the weights, if all are trained; adapters are float32.
         cpu: Whether the model will stay on the CPU even if there is a GPU.
         settings: More arguments for `from_pretrained` of `model_class`.
 
@@ -42,7 +44,7 @@ def load_trainable(
     frozen = lora is not None and precision == torch.bfloat16
     loaded = model_class.from_pretrained(
         model,
-        dtype="auto" if frozen else torch.float32,
+        dtype="auto" if frozen else trained_dtype if lora is None else torch.float32,
         quantisation=four_bits(cpu) if quantised else None,
         precision=precision,
         cpu=cpu,

@@ -1,6 +1,5 @@
 """Writing and reading a model's weights one tensor at a time, so that memory never holds a second copy of the model."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from nestling.models.json_files import FETCH, parse_object, value_of
+from nestling.models.safetensors_writer import SafetensorsWriter, Spec
 
 SHARD_BYTES = 5 * 10**9
 ADAPTER = "adapter_model.safetensors"  # what peft writes
@@ -23,50 +22,25 @@ def write_weights(
     weights: Mapping[str, Tensor],
     folder: Path,
     *,
+    specs: Mapping[str, Spec] | None = None,
     prefix: str = "",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write safetensors into `folder`: one file, or shards of at most about `shard_bytes` with an index.
 
-    At most one shard is held in memory.
+    Each tensor is accessed, written and dropped before the next.
 
     Args:
         weights: Tensors by name.
         folder: Where to write.
+        specs: Of each tensor, where they are known without it; by default each tensor is accessed for its own.
         prefix: Put before every name.
         shard_bytes: Size of a shard.
     """
-    shards: list[list[str]] = []
-    pending: dict[str, Tensor] = {}
-    total = 0
-    for name, tensor in weights.items():
-        ready = tensor.detach().cpu().contiguous()
-        if pending and sum(each.nbytes for each in pending.values()) + ready.nbytes > shard_bytes:
-            shards.append(_write_shard(pending, folder, len(shards)))
-            pending = {}
-        pending[f"{prefix}{name}"] = ready
-        total += ready.nbytes
-    shards.append(_write_shard(pending, folder, len(shards)))
-    _name_shards(folder, shards, total)
-
-
-def _write_shard(tensors: dict[str, Tensor], folder: Path, number: int) -> list[str]:
-    save_file(tensors, folder / f"shard-{number}", metadata={"format": "pt"})
-    return list(tensors)
-
-
-def _name_shards(folder: Path, shards: list[list[str]], total: int) -> None:
-    """Rename the shards, whose number is known only now, to transformers' file names, and write their index."""
-    if len(shards) == 1:
-        (folder / "shard-0").rename(folder / "model.safetensors")
-        return
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"shard-{number}").rename(folder / file)
-        weight_map.update(dict.fromkeys(names, file))
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    known = specs or {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
+    with SafetensorsWriter(folder, {f"{prefix}{name}": spec for name, spec in known.items()}, shard_bytes) as files:
+        for name in known:
+            files.write(f"{prefix}{name}", 0, weights[name].detach().cpu().contiguous().view(-1))
 
 
 class StoredWeights(Mapping[str, Tensor]):

@@ -41,8 +41,10 @@ MAX_CELL = 2**31 - 1  # characters
 def read_csv(path: Path, delimiter: str, progress: bool = False) -> NumberedRows:
     """Read a CSV file with a header; an empty cell counts as an absent field, list columns hold JSON arrays.
 
+    Its cells are separated by `delimiter` unless the header has none, and semicolons or tabs instead.
     Quotation marks of tab-separated files are part of the text unless each closes its cell (`_is_quoted`).
     """
+    delimiter = delimiter_of(path, delimiter)
     with _long_cells(), closing(read_lines(path, progress)) as lines:
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," or _is_quoted(path) else csv.QUOTE_NONE
         cells = csv.reader((text for _, text in lines), delimiter=delimiter, strict=True, quoting=quoting)
@@ -61,6 +63,12 @@ def read_csv(path: Path, delimiter: str, progress: bool = False) -> NumberedRows
                 row = {column: _cell(column, value) for column, value in zip(header, values, strict=bool(values))}
             if values:  # a blank line has no cells
                 yield begin, row
+
+
+def delimiter_of(path: Path, usual: str) -> str:
+    """What separates the names of a header: the usual delimiter, or the most frequent other one if it has none."""
+    header = next((text for _, text in read_lines(path)), "")
+    return usual if usual in header else max((usual, ",", ";", "\t"), key=header.count)
 
 
 def no_names(header: Sequence[str]) -> str | None:
@@ -110,6 +118,7 @@ def _next_cells(path: Path, cells: Iterator[list[str]], line: int) -> list[str] 
 
 
 def _cell(column: str, value: str) -> Any:
+    column = column.strip().lower()
     if value == "":
         return None
     if value.startswith("[") and (column in LIST_COLUMNS or (_may_be_list(column) and value[1:2] in "\"'{")):

@@ -30,6 +30,7 @@ class DialectReader:
         self._allow_no_positives = allow_no_positives
         self.dialect: Dialect | None = None
         self.ignored: Counter[str] = Counter()
+        self._folded = False  # whether names are read in lower case
         self._graded: bool | None = None
         self._rows = 0
         self._scores: set[float] = set()  # the first two different ones of graded pairs
@@ -39,6 +40,10 @@ class DialectReader:
 
     def convert(self, row: Row) -> Record:
         """Convert a row to a record. Raises FieldError."""
+        if self.dialect is None:
+            self._folded = needs_folding(tuple(row))
+        if self._folded:
+            row = {key.strip().lower(): value for key, value in row.items()}
         keys = tuple(row)
         unknown = self._unknown_keys.get(keys)
         if unknown is None:
@@ -94,6 +99,20 @@ class DialectReader:
         if graded != self._graded:
             kinds = ("a graded pair", "a row without score")
             raise FieldError("score", f"{kinds[not graded]} in a file that began with {kinds[graded]}; split the file")
+
+
+def needs_folding(keys: tuple[str, ...]) -> bool:
+    """Whether names are those of a dialect in lower case alone, such as Question and Answer in a header."""
+    folded = tuple(key.strip().lower() for key in keys)
+    return len(set(folded)) == len(keys) and not is_recognised(keys) and is_recognised(folded)
+
+
+def is_recognised(keys: tuple[str, ...]) -> bool:
+    """Whether the keys are those of one dialect."""
+    try:
+        return bool(recognise(keys))
+    except FieldError:
+        return False
 
 
 def _refuse_unread(dialect: Dialect, key: str, row: Row) -> None:

@@ -19,7 +19,7 @@ from nestling.locks import claim
 from nestling.records.arrow_files import is_valid_file
 
 # Part of every cache key: raise it when a reader, a rule for dropping rows or a schema changes.
-READER_VERSION = 7
+READER_VERSION = 8
 MAX_HASHED = 64 << 20  # bytes, which take some 10 ms
 
 

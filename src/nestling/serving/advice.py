@@ -1,5 +1,9 @@
 """Advice on each finding, for the servers in docs/serving.md."""
 
+from collections.abc import Sequence
+
+from nestling.models.pooling import Pooling
+
 ADVICE = {
     name: " ".join(text.split())
     for name, text in {
@@ -14,9 +18,9 @@ ADVICE = {
             The client puts prompts before texts, the server none. TEI: leave out --default-prompt and
             --default-prompt-name. vLLM: send input, not messages.
             """,
-        "pooling": """
-            vLLM: --pooler-config '{"pooling_type": "LAST"}' (MEAN, CLS). TEI: --pooling last-token (mean, cls).
-            llama.cpp: --pooling last (mean, cls).
+        "white space": """
+            sentence-transformers before 6 and infinity do so. Strip queries and documents in the client, so that all
+            servers answer the same.
             """,
         "modules": """
             TEI 1.8 and vLLM 0.11 and later read the Dense modules that modules.json names, and no others; check the
@@ -37,10 +41,6 @@ ADVICE = {
         "width": """
             Another model, or a default of dimensions in the server's settings.
             """,
-        "refused": """
-            vLLM: is_matryoshka and matryoshka_dimensions in config.json, or --hf-overrides '{"is_matryoshka": true}'.
-            Or cut in the client and normalise again.
-            """,
         "ignored": """
             Cut in the client and normalise again.
             """,
@@ -51,18 +51,21 @@ ADVICE = {
             The server needs an attention mask, and pooling that goes by it. Until then send one text a request.
             """,
         "truncation": """
-            Cut texts in the client, or set the server's limit to the directory's. vLLM: --max-model-len;
-            truncate_prompt_tokens keeps the end of a text, not its beginning. TEI: --auto-truncate.
+            Cut texts in the client, or set the server's limit to the directory's. vLLM: without --max-model-len it
+            reads the directory's; in requests truncate_prompt_tokens without truncation_side, since its values "right"
+            and "left" cut off the end token or keep the end of a text. TEI: --auto-truncate.
             """,
         "encoding": """
             Ask for encoding_format: float.
             """,
         "template": """
-            vLLM: --chat-template DIR/chat_template.jinja, which releases of 2026 use for scores; with older ones the
-            client puts prefix and suffix around query and document. llama.cpp has a template of its own.
+            vLLM: --chat-template DIR/chat_template.jinja, which releases of 2026 use for scores, and without which they
+            ignore the directory's; with older ones the client puts prefix and suffix around query and document.
+            llama.cpp has a template of its own.
             """,
         "instruction": """
-            Serve the directory's own chat_template.jinja, which holds the trained instruction.
+            Serve the directory's own chat_template.jinja, which holds the trained instruction. llama.cpp: put it into
+            the converter's template.
             """,
         "sides": """
             Query and document stand in each other's place: look at the client or proxy between.
@@ -85,3 +88,20 @@ ADVICE = {
             """,
     }.items()
 }
+
+
+def pooling_advice(pooling: Pooling) -> str:
+    """How to serve a directory of this pooling."""
+    tei = {"last": "last-token", "mean": "mean", "cls": "cls"}[pooling]
+    # The GGUF of an encoder says how it pools; that of a decoder does not always.
+    llama = "--pooling last" if pooling == "last" else "leave --pooling out"
+    vllm = f'--pooler-config \'{{"pooling_type": "{pooling.upper()}"}}\''
+    return f"vLLM: {vllm}. TEI: --pooling {tei}. llama.cpp: {llama}."
+
+
+def dimension_advice(dim: int, trained: Sequence[int]) -> str:
+    """What to do where `dim` dimensions are refused, of a directory whose config.json names `trained`."""
+    cut = "Or cut in the client and normalise again."
+    if trained and dim not in trained:
+        return f"vLLM answers trained dimensions only: request one of {', '.join(map(str, trained))}. {cut}"
+    return f"""vLLM: --hf-overrides '{{"is_matryoshka": true}}', where config.json lacks it. {cut}"""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nestling.models.embedder import pooled_width
 from nestling.retrieval.metrics import Floats
-from nestling.serving.advice import ADVICE
+from nestling.serving.advice import ADVICE, dimension_advice, pooling_advice
 from nestling.serving.client import RefusedError, Server
 from nestling.serving.embedder_reference import CORRECT_END, EmbedderReference, EncodingVariant, cosine_similarities
 from nestling.serving.findings import Finding, simplest_explanation
@@ -108,7 +108,10 @@ def describe(reference: EmbedderReference, variant: EncodingVariant) -> list[tup
         differences.append(("prompt", what, ADVICE["prompt"]))
     if variant.pooling != correct.pooling:
         what = f"the server pools by {variant.pooling}, the directory by {correct.pooling}"
-        differences.append(("pooling", what, ADVICE["pooling"]))
+        differences.append(("pooling", what, pooling_advice(correct.pooling)))
+    if variant.stripped:
+        what = "the server strips white space at the ends of texts"
+        differences.append(("white space", what, ADVICE["white space"]))
     if not variant.head:
         differences.append(("modules", f"embeddings are {WITHOUT_HEAD}", ADVICE["modules"]))
     return differences
@@ -129,14 +132,14 @@ def truncations(reference: EmbedderReference, text: str) -> dict[str, list[int]]
 
 
 def dimension_findings(
-    server: Server, texts: Sequence[str], served: Floats, dim: int, min_cosine: float, *, normalize: bool
+    server: Server, reference: EmbedderReference, texts: Sequence[str], served: Floats, dim: int, min_cosine: float
 ) -> list[Finding]:
-    """Whether requesting `dim` dimensions gives the first `dim`, normalised again if `normalize`."""
+    """Whether requesting `dim` dimensions gives the first `dim`, normalised again if the directory normalises."""
     try:
         truncated = server.embed(texts[:1], dimensions=dim)
     except RefusedError as refused:
         what = f"dimensions: {dim} is refused: {refused.reason}"
-        return [Finding("dimension", what, ADVICE["refused"])]
+        return [Finding("dimension", what, dimension_advice(dim, reference.trained_dims))]
     if truncated.shape[1] != dim:
         what = f"dimensions: {dim} gives {truncated.shape[1]} numbers"
         return [Finding("dimension", what, ADVICE["ignored"])]
@@ -147,7 +150,7 @@ def dimension_findings(
         what = f"dimensions: {dim} gives other numbers than the first {dim}: cosine {cosine:.4f}"
         return [Finding("dimension", what, ADVICE["ignored"])]
     norm = np.linalg.norm(truncated[0])
-    if normalize and abs(norm - 1) > NORM_TOLERANCE:
+    if reference.embedder.normalize and abs(norm - 1) > NORM_TOLERANCE:
         what = f"dimensions: {dim} truncates and does not normalise again: length {norm:.4f}"
         return [Finding("dimension", what, ADVICE["uncut"])]
     return []

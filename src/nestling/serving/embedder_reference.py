@@ -13,8 +13,10 @@ from torch import Tensor
 
 from nestling.batches.packing import pad
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, instruct
+from nestling.gpu import best_device
 from nestling.models.embedder import Embedder, pooled_width
 from nestling.models.encoding import evaluating
+from nestling.models.json_files import read_object
 from nestling.models.pooling import Pooling, modes_of, pool_padded
 from nestling.retrieval.metrics import Floats
 
@@ -32,12 +34,14 @@ class EncodingVariant:
         end: How the token ids of a text end.
         prompt: Prompt that the server puts before a text.
         pooling: Pooling of the token states.
+        stripped: Whether white space at the ends of a text is removed.
         head: Whether the modules behind the pooling are computed.
     """
 
     end: str = CORRECT_END
     prompt: str = ""
     pooling: Pooling = "last"
+    stripped: bool = False
     head: bool = True
 
 
@@ -60,13 +64,18 @@ class EmbedderReference:
         Raises:
             ValueError: It is no embedder, or one that no server can compute.
         """
-        embedder = Embedder.from_pretrained(directory).to("cuda" if torch.cuda.is_available() else "cpu")
+        embedder = Embedder.from_pretrained(directory).to(best_device())
         if not embedder.text_tokenizer.pool_prompt:
             raise ValueError(
                 f"{directory}: its pooling leaves out the prompt (include_prompt: false), and no request to a server "
                 "says where that ends; use sentence-transformers, whose embeddings the export is checked against"
             )
         return cls(embedder, embedder.max_seq_length)
+
+    @property
+    def trained_dims(self) -> list[int]:
+        """Matryoshka dimensions that its config.json names, in which some servers answer and in no others."""
+        return list(read_object(self.embedder.source, "config.json").get("matryoshka_dimensions") or [])
 
     @property
     def correct(self) -> EncodingVariant:
@@ -116,10 +125,11 @@ class EmbedderReference:
     def variants(self, texts: Sequence[str]) -> Iterator[tuple[EncodingVariant, Floats]]:
         """Yield every way of encoding `texts` with its embeddings [n, D] float64, not normalised."""
         for (end, tokens), prompt in product(self.endings().items(), self.prompts()):
-            states = [self.states(tokens(prompt + text)) for text in texts]
-            for pooling, head in self.outputs():
-                variant = EncodingVariant(end, prompt, pooling, head)
-                yield variant, np.stack([self.pool(each, variant) for each in states])
+            read = {False: [prompt + text for text in texts], True: [(prompt + text).strip() for text in texts]}
+            states = {text: self.states(tokens(text)) for text in dict.fromkeys(read[False] + read[True])}
+            for (pooling, head), (stripped, each_read) in product(self.outputs(), read.items()):
+                variant = EncodingVariant(end, prompt, pooling, stripped, head)
+                yield variant, np.stack([self.pool(states[text], variant) for text in each_read])
 
     def outputs(self) -> Iterator[tuple[Pooling, bool]]:
         """The poolings that servers have in place of one, each with the head and, where it is as wide, without."""

@@ -24,7 +24,7 @@ from nestling.serving.padding import padded_variants
 # Longer texts would take minutes on a CPU.
 LONGEST_LIMIT = 2048
 # Findings with these aspects say nothing about how a single text is encoded.
-INDEPENDENT_ASPECTS = ("normalisation", "padding", "dimension", "NaN")
+INDEPENDENT_ASPECTS = ("normalisation", "padding", "dimension", "white space", "NaN")
 SENTENCE = "The boundary layer over a flat plate becomes turbulent. "
 
 
@@ -68,9 +68,7 @@ def check_embeddings(
     compare_long_text(server, reference, min_cosine, report)
     compare_base64(server, texts, served, report)
     for dim in dims:
-        report.findings += dimension_findings(
-            server, texts, served, dim, min_cosine, normalize=reference.embedder.normalize
-        )
+        report.findings += dimension_findings(server, reference, texts, served, dim, min_cosine)
     return report
 
 
@@ -207,7 +205,7 @@ def truncation_finding(
     explained = similarities[name] >= min_cosine
     cause = f"is read {name}" if explained else "is truncated in a way that is not known"
     what = f"a text longer than {reference.max_length:,} tokens {cause}; cosine {cosine:.4f} with the directory's"
-    return Finding("truncation", what, ADVICE["truncation"])
+    return Finding("truncation", what, ADVICE["truncation"], beyond_limit=True)
 
 
 def compare_base64(server: Server, texts: Sequence[str], served: Floats, report: ServerReport) -> None:

@@ -11,6 +11,8 @@ from nestling.serving.advice import ADVICE
 
 # An explanation with more errors is chosen only if its distance is smaller by this factor.
 NEARER = 3
+# Exit status where only texts beyond the limit differ, which a client that cuts texts itself never sends.
+BEYOND_LIMIT = 3
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,13 @@ class Finding:
         aspect: Aspect in which they differ: EOS, prompt, padding, pooling, normalisation, dimension, …
         what: Description, with figures.
         advice: How to correct it.
+        beyond_limit: Whether it concerns only texts beyond the directory's limit.
     """
 
     aspect: str
     what: str
     advice: str
+    beyond_limit: bool = False
 
     def __str__(self) -> str:
         return f"{self.aspect}: {self.what}\n  {self.advice}"
@@ -49,8 +53,16 @@ class ServerReport:
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
+    @property
+    def status(self) -> int:
+        """Exit status of the command: 0 where they agree, BEYOND_LIMIT where they do up to the limit, else 1."""
+        if not self.findings:
+            return 0
+        return BEYOND_LIMIT if all(finding.beyond_limit for finding in self.findings) else 1
+
     def __str__(self) -> str:
-        verdict = [f"\ndiffers:\n{finding}" for finding in self.findings[:1]]
+        differs = "fits up to the limit, differs beyond it" if self.status == BEYOND_LIMIT else "differs"
+        verdict = [f"\n{differs}:\n{finding}" for finding in self.findings[:1]]
         verdict += [str(finding) for finding in self.findings[1:]]
         notes = [f"note: {note}" for note in self.notes]
         shown = table(self.headers, self.rows, digits=6)

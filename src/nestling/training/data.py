@@ -7,6 +7,7 @@ from pathlib import Path
 from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.config import TrainData, TrainingConfig, require, require_unique
 from nestling.config.embed import EmbedConfig
+from nestling.config.prompts import require_no_instructions
 from nestling.records.load import default_name, load_records
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.table import RecordTable
@@ -65,8 +66,9 @@ def build_batch_sampler(config: TrainingConfig, sources: Sequence[Source]) -> Ba
 
 def check_embed_data(config: EmbedConfig, data: TrainData, table: RecordTable) -> None:
     """Refuse a dataset whose loss would be 0, for it has nothing to contrast its positives with, or with a setting of
-    graded pairs alone."""
+    graded pairs alone, or whose instructions the prompt of queries leaves out."""
     require(data.symmetric or table.graded, f"{data.path}: symmetric is of graded pairs, and these have no score")
+    require_no_instructions(config.query_prompt, data.path, table.summary.instructions.rows)
     if table.graded or config.refresh.steps is not None or min(table.max_negatives, config.num_negatives) > 0:
         return
     missing = "in_batch_negatives" if not data.in_batch_negatives else "loss.terms"

@@ -14,22 +14,28 @@ from nestling.batches.prompts import END_OF_TEXT
 from nestling.config import EmbedConfig, RerankConfig
 from nestling.export.cross_encoder import require_release
 from nestling.export.serving_files import BaseFiles, padding_token, require_space, written_dtype
+from nestling.models.adapter_merging import lora_layers
 from nestling.models.adapters import attach_lora
+from nestling.models.answer_head import AnswerHead
 from nestling.models.auto_classes import text_model_class
-from nestling.models.embedder import read_model_files
-from nestling.models.merged_weights import lora_layers
+from nestling.models.embedder import ModelFiles, read_model_files
+from nestling.models.model_sources import require_embedder
+from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.remote_code import is_trusted
 from nestling.models.reranker import require_causal
-from nestling.models.token_model import load_tokenizer, read_config
+from nestling.models.token_model import read_config
 from nestling.training.models import export_dtype
 
 
 def require_exportable(config: EmbedConfig | RerankConfig) -> None:
     """Raise the ValueError of an export that can be known from the settings and the files of the model alone."""
     embeds = isinstance(config, EmbedConfig)
-    subfolder = read_model_files(config.model).subfolder if embeds else ""
+    files = read_model_files(config.model) if embeds else ModelFiles()
+    subfolder = files.subfolder
     model = read_config(config.model, subfolder)
-    if not embeds:
+    if embeds:
+        require_embedder(config.model, model, pooled=files.pooling is not None)
+    else:
         require_causal(model, config.model)
         require_release()
     base = BaseFiles(config.model, subfolder)
@@ -41,6 +47,8 @@ def require_exportable(config: EmbedConfig | RerankConfig) -> None:
     require_space(existing_folder(Path(config.output_dir)), dtype.itemsize * backbone.num_parameters())
     if config.tuning != "full":
         with torch.device("meta"):
+            if not embeds:  # whose output layer is another
+                backbone.set_output_embeddings(AnswerHead(backbone.get_output_embeddings(), no=0, yes=1))
             lora_layers(attach_lora(backbone, **asdict(config.lora)))
 
 

@@ -9,7 +9,6 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nestling.batches.sampling import BatchIndices, BatchSampler
 from nestling.checkpoint.guards import ignore_stop_signals
 from nestling.distributed.ranks import sum_over_ranks
+from nestling.distributed.seeds import seed_torch
 from nestling.processes import Process, end_with, identify
 
 Batch = TypeVar("Batch")
@@ -75,4 +75,4 @@ def start_worker(trainer: Process, worker_id: int) -> None:
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Make dropout a function of (seed, step, rank), different on every rank."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
+    seed_torch(seed, step, rank)

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from nestling.backends.backend import Backend
 from nestling.backends.sizes import StateFractions, free_memory, full_bytes, trained_bytes
 from nestling.batches.packing import Chunk
+from nestling.console import working
+from nestling.distributed.ranks import rank_and_world
+from nestling.heap import trim_heap
 from nestling.models.token_model import TokenModel
 from nestling.training.cached import ActivationBudget
 
-LESS_STATE = "use tuning lora, or shard them over more processes with ZeRO-3 or FSDP2"
+LESS_STATE = "use tuning lora, or optim adamw_torch_8bit, or shard them over more processes with ZeRO-3 or FSDP2"
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,9 @@ def sample_chunk(length: int, positions: int, vocabulary: int, device: torch.dev
     return Chunk(input_ids, torch.full((rows,), length), padded=False).to(device)
 
 
-# Positions of a measured chunk, of which two are in memory at once: a tenth of what a chunk on a GPU may have.
-SAMPLE_POSITIONS = 1024
+# Positions of a measured chunk, of which two are in memory at once: a tenth of what a chunk on a GPU may have. On a CPU
+# they take as long as a step.
+SAMPLE_POSITIONS, ON_CPU = 1024, 128
 
 
 def bytes_per_position(backend: Backend, length: int) -> float:
@@ -171,7 +175,7 @@ def bytes_per_position(backend: Backend, length: int) -> float:
     """
     backend.model.train()
     forward = partial(backend.forward, last_backward=True)
-    positions = SAMPLE_POSITIONS
+    positions = ON_CPU if backend.model.device.type == "cpu" else SAMPLE_POSITIONS
     while positions:
         try:
             with backend.computing():
@@ -218,7 +222,9 @@ def activation_budget(backend: Backend, length: int, memory: float | None) -> Ac
             memory others take as well, for half of what is free at each step.
     """
     model = backend.model
-    position = bytes_per_position(backend, length)
+    with working("measuring the memory of a chunk", shown=rank_and_world()[0] == 0):
+        position = bytes_per_position(backend, length)
+    trim_heap()  # else what was measured stays in the process, and in those that it forks
     if memory is not None:
         return ActivationBudget(memory, position)
     half = room_for_activations(free_memory(model.device), trained_bytes(model), backend.state_fractions)

@@ -4,11 +4,15 @@ from dataclasses import asdict, replace
 from typing import Any, Literal, TypeVar, cast
 
 import torch
+from accelerate import Accelerator
 
+from nestling.backends import Backend, prepare
+from nestling.backends.optimizer import adamw
 from nestling.config import EmbedConfig, RerankConfig
 from nestling.gpu import computing_dtype
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker, read_settings
+from nestling.models.token_model import TokenModel
 from nestling.models.trainable import load_trainable
 
 Config = TypeVar("Config", EmbedConfig, RerankConfig)
@@ -18,7 +22,13 @@ def load_embedder(config: EmbedConfig, row_instruction: str | None = None) -> Em
     """The embedder that train/embed.py trains; `row_instruction` is what all rows have, if they have the same."""
     instruction = config.query_instruction or row_instruction
     embedder = load_trainable(
-        Embedder, config.model, pooling=config.pooling, instruction=instruction, **arguments(config)
+        Embedder,
+        config.model,
+        pooling=config.pooling,
+        instruction=instruction,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
+        **arguments(config),
     )
     if config.gradient_checkpointing_length is not None:
         embedder.checkpoint_activations_above(config.gradient_checkpointing_length)
@@ -43,10 +53,31 @@ def arguments(config: EmbedConfig | RerankConfig) -> dict[str, Any]:
         "lora": None if config.tuning == "full" else asdict(config.lora),
         "quantised": config.tuning == "qlora",
         "precision": computing_dtype(config.precision),
+        "trained_dtype": torch.bfloat16 if config.bf16_weights else torch.float32,
         "attn_implementation": config.attn_implementation,
         "dropout": config.dropout,
         "cpu": config.use_cpu,
     }
+
+
+def prepare_model(config: EmbedConfig | RerankConfig, accelerator: Accelerator, model: TokenModel) -> Backend:
+    """The model on its device, with the optimizer that the settings name, in the backend of the launch."""
+    optimizer = adamw(
+        model,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        beta2=config.adam_beta2,
+        optim=config.optim,
+        seed=config.seed,
+    )
+    return prepare(
+        accelerator,
+        model,
+        optimizer,
+        queries_per_rank=config.batch_size // accelerator.num_processes,
+        max_norm=config.max_grad_norm,
+        optim=config.optim,
+    )
 
 
 def export_dtype(config: EmbedConfig | RerankConfig) -> torch.dtype | None:

@@ -21,10 +21,10 @@ from nestling.checkpoint.run_folder import RunFolder
 from nestling.checkpoint.state import TrainingState, load_state, restore_tensors, write_training
 from nestling.checkpoint.store import Checkpoints
 from nestling.config import TrainingConfig, require
-from nestling.console import Progress
+from nestling.console import Progress, working
 from nestling.disk_errors import WriteError
 from nestling.distributed.launch import outside_launch
-from nestling.distributed.ranks import on_rank_zero
+from nestling.distributed.ranks import on_rank_zero, rank_and_world
 from nestling.export.gate import ExportError
 from nestling.gpu import synchronize
 from nestling.processes import ending_with_this
@@ -207,7 +207,8 @@ class Run:
             on_rank_zero(lambda: export_checkpoint(script, checkpoint, self.folder.final, self.config))
         else:
             if step != self.state.step:
-                restore_tensors(checkpoint, self.backend.model)
+                with working(f"loading {checkpoint}", shown=self.main_rank):
+                    restore_tensors(checkpoint, self.backend.model)
             on_rank_zero(lambda: self._export_here(write, step, f"{script.parent.name}/{script.name}"))
         if self.main_rank:
             self._print_results(step)
@@ -303,7 +304,8 @@ def start_state(backend: Backend, newest: Path | None, data: str, folder: RunFol
         state.data == data,
         f"the training data is not what the run in {folder.path} began with; start a new run for it",
     )
-    backend.restore(newest)
+    with working(f"loading {newest}", shown=rank_and_world()[0] == 0):
+        backend.restore(newest)
     return state
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
+from nestling.backends.optimizer import require_optimizer
 from nestling.checkpoint.run_folder import RunFolder, check_run_folder, open_run_folder
 from nestling.config import EmbedConfig, RerankConfig, TrainingConfig, require
 from nestling.distributed.launch import start_ranks
@@ -58,6 +60,8 @@ def start(config: EmbedConfig | RerankConfig) -> Accelerator | None:
         require_same_code(output, config.model)
     require_exportable(config)
     accelerator = start_ranks(cpu=config.use_cpu)
+    sharded = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+    require_optimizer(config.optim, sharded=sharded, device=accelerator.device.type)
     require(
         config.batch_size % accelerator.num_processes == 0,
         f"batch_size {config.batch_size} is for all {accelerator.num_processes} processes together and must divide by "

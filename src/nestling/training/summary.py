@@ -12,6 +12,7 @@ from nestling.batches.sampling import BatchSampler, Source
 from nestling.config import EmbedConfig, TrainingConfig
 from nestling.console import summary
 from nestling.models.embedder import Embedder
+from nestling.training.adapted import adapter_lines
 from nestling.training.loading import PROFILED
 from nestling.training.memory import estimate, kept_bytes
 from nestling.training.objectives import describe_dataset
@@ -28,6 +29,7 @@ def embed_summary(parts: EmbedParts, total: int, done: int) -> str:
         "model": f"{config.model} ({embedder.pooling} pooling, {embedder.dim} dimensions, {config.precision})",
         "query prompt": query_prompt(embedder, parts.batch_sampler.sources),
         **trained_line(config, embedder),
+        **adapter_lines(embedder.backbone),
         "dimensions": ", ".join(map(str, parts.dims)),
         **batch_lines(config, backend),
         "negatives a query": f"up to {config.num_negatives} of its own, and documents of {other_queries} other queries",
@@ -50,6 +52,7 @@ def rerank_summary(parts: RerankParts, total: int, done: int) -> str:
         "prompt": repr(reranker.settings.prompt.body("{query}", "{document}")),
         "answers": f"{reranker.settings.yes!r} and {reranker.settings.no!r}",
         **trained_line(config, reranker),
+        **adapter_lines(reranker.backbone),
         **batch_lines(config, backend),
         "documents a query": f"up to {config.num_positives} positives and {config.num_negatives} negatives",
         **steps_line(parts.batch_sampler, total, done),

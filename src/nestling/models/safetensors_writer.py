@@ -1,6 +1,7 @@
 """Safetensors files that are written slice by slice, in any order, from several threads."""
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -13,9 +14,37 @@ import torch
 from torch import Tensor
 
 from nestling.disk_errors import named
-from nestling.merging.sources import DTYPES, Spec
 
+# By the names of dtypes in the header of a safetensors file.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape and dtype of a tensor as it is stored."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def nbytes(self, dtype: torch.dtype | None = None) -> int:
+        """Bytes of the tensor; in `dtype`, if that is given and the tensor is of floating point."""
+        return self.numel * (dtype if dtype and self.dtype.is_floating_point else self.dtype).itemsize
 
 
 @dataclass(frozen=True)
