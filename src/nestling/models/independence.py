@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import torch
 import transformers
@@ -27,6 +28,7 @@ from nestling.console import say_once
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.checked_loading import lacks_memory
 from nestling.models.first_layers import FirstLayers, in_evaluation_mode, in_float32, plain_attention, short_windows
+from nestling.models.remote_code import code_hashes, is_trusted
 from nestling.models.token_model import TokenModel
 from nestling.records.store import default_cache, digest, scratch_file, writable
 
@@ -87,7 +89,8 @@ def cached_findings(model: TokenModel) -> Findings | None:
     backbone = without_adapters(model.backbone)
     config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
     libraries = [torch.__version__, transformers.__version__]
-    key = [VERSION, type(backbone).__qualname__, config, model.config._attn_implementation, *libraries]
+    key: list[Any] = [VERSION, type(backbone).__qualname__, config, model.config._attn_implementation, *libraries]
+    key += [code_hashes(model.source)] if is_trusted(model.source) else []
     name = f"{model.config.model_type}-{digest(json.dumps(key, sort_keys=True, default=str))}.json"
     path = default_cache() / "independence" / name
     found = read(path)
