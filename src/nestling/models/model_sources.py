@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from nestling.config.checks import require, require_model
-from nestling.models.json_files import parse_object, read_modules
+from nestling.models.json_files import has_module, parse_object
 from nestling.models.weights import model_file
 
 ADAPTER_CONFIG = "adapter_config.json"  # what peft writes
@@ -73,7 +73,7 @@ def require_embedder(model: str | Path, config: PretrainedConfig, *, pooled: boo
 def require_no_embedder(model: str | Path) -> None:
     """Raise ValueError for a model whose files name a pooling."""
     require(
-        "Pooling" not in (read_modules(str(model)) or {}),
+        not has_module(str(model), "Pooling"),
         f"{model} is an embedder (modules.json names a Pooling), which train/embed.py trains; expected a reranker or a "
         "causal language model",
     )
