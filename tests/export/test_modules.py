@@ -147,7 +147,7 @@ def test_files_of_the_modules(tmp_path: Path) -> None:
 def test_a_card_names_the_versions_of_servers_that_read_dense_modules(tmp_path: Path) -> None:
     export_embedder(trained(tiny_stella(tmp_path / "base"), "full"), tmp_path / "final", **LENGTHS)
     card = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
-    assert "vLLM 0.11 or later (put" in card
+    assert "vLLM 0.11 or later (at" in card
     assert "Text Embeddings Inference 1.8 or later (prompts" in card
 
 
