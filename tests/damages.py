@@ -200,7 +200,7 @@ EMBEDDER: dict[str, Damage] = {
     ),
     "pooling by texts": (
         edit(POOLING, pooling_mode_lasttoken="true", pooling_mode_mean_tokens="true"),
-        "{}/1_Pooling/config.json: asks for no pooling; supported are last, mean and cls",
+        "{}/1_Pooling/config.json: asks for no pooling; supported are cls_token, max_tokens, mean_tokens",
     ),
     "no pooling": (lambda folder: (folder / POOLING).unlink(), "{}/1_Pooling/config.json: is not there, and modules."),
     "a list of prompts": (

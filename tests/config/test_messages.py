@@ -13,7 +13,10 @@ REQUIRED = ["--model=m", "--output_dir=o", "--train=a.jsonl"]
     ("flags", "message"),
     [
         (["--tuning", "LoRA"], "tuning is 'LoRA', expected lora, qlora or full; did you mean lora?"),
-        (["--pooling", "avg"], "pooling is 'avg', expected last, mean, cls or null"),
+        (
+            ["--pooling", "avg"],
+            "pooling is 'avg', expected last, mean, cls, max, mean_sqrt_len_tokens, weightedmean or null",
+        ),
         (["--tuning"], "--tuning has no value; write --tuning lora, qlora or full"),
         (["--resume"], "--resume has no value; write --resume true"),
         (["--resume", "--use_cpu", "true"], "--resume has no value; write --resume true"),

@@ -48,16 +48,9 @@ PAIRWISE = [
     Case("fsdp", "some", "full", "contrastive", 0.5),
     Case("fsdp", "all", "full", "graded", 0.0),
     Case("fsdp", "some", "lora", "contrastive", 0.0, full_gradients=False),
-    *(
-        Case(backend, "some", tuning, head=True)
-        for backend, tuning in (
-            ("ddp", "lora"),
-            ("zero2", "full"),
-            ("zero3", "lora"),
-            ("fsdp", "full"),
-            ("fsdp", "lora"),
-        )
-    ),
+    Case("ddp", "some", "lora", "contrastive", 0.5, head=True),
+    Case("zero3", "some", "lora", "contrastive", 0.5, head=True),
+    Case("fsdp", "some", "full", "contrastive", 0.5, head=True),
 ]
 PRODUCT = [
     Case(backend, kept, tuning, kind, clip, full_gradients)

@@ -137,8 +137,8 @@ def planted_mixes(place: Path) -> None:
     def leave_ids(self: Chunk, target: torch.device) -> Chunk:
         return replace(chunk_to(self, target), input_ids=self.input_ids)
 
-    def mask_of_cpu(hidden: Tensor, lengths: Tensor, pooling: Any) -> Tensor:
-        return pool(hidden * torch.ones(hidden.shape[1])[:, None], lengths, pooling)
+    def mask_of_cpu(hidden: Tensor, *arguments: Any) -> Tensor:
+        return pool(hidden * torch.ones(hidden.shape[1])[:, None], *arguments)
 
     def weight_of_cpu(*arguments: Any, **more: Any) -> Tensor:
         return info_nce(*arguments, **more) * torch.ones(1)

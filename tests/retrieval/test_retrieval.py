@@ -11,7 +11,7 @@ import torch
 from ranks import run_ranks
 from torch import Tensor
 
-from nestling.batches.prompts import Tokenized
+from nestling.batches.prompts import TextTokenizer, Tokenized
 from nestling.models.embedder import Embedder
 from nestling.models.encoding import EncodingStats
 from nestling.records import load_retrieval_set
@@ -246,14 +246,13 @@ def test_every_text_is_tokenised_once(tmp_path: Path, bert: Path, monkeypatch: p
     retrieval_set = random_set(tmp_path / "set", documents=23, queries=5)
     embedder = Embedder.from_pretrained(bert)
     read: list[str] = []
-    tokenize = embedder.text_tokenizer.__call__
+    tokenize = TextTokenizer.__call__
 
-    def watched(texts: list[str], max_length: int) -> Tokenized:
+    def watched(self: TextTokenizer, texts: list[str], max_length: int) -> Tokenized:
         read.extend(texts)
-        return tokenize(texts, max_length)
+        return tokenize(self, texts, max_length)
 
-    monkeypatch.setattr(embedder, "text_tokenizer", watched)
-    monkeypatch.setattr(watched, "pad_id", 0, raising=False)
+    monkeypatch.setattr(TextTokenizer, "__call__", watched)
     monkeypatch.setattr("nestling.models.encoding.WINDOW", 10)
     encoded = encode_set(embedder, retrieval_set, query_max_length=16, document_max_length=16)
     assert read == [*retrieval_set.queries, *retrieval_set.documents]

@@ -35,7 +35,9 @@ def read_pooling(model: str, file: str) -> tuple[Pooling, bool]:
         flags = {key.removeprefix("pooling_mode_") for key, value in config.items() if value is True}
         chosen = sorted(flags - {"include_prompt"}, key=lambda each: [*POOLING_FLAGS, each].index(each))
     else:
-        chosen = [str(each) for each in (mode if isinstance(mode, list) else [mode])]
+        chosen = mode if isinstance(mode, list) else [mode]
+        if not all(isinstance(each, str) for each in chosen):
+            raise ValueError(f"{name}: pooling_mode is {mode!r}, expected a text or a list of texts; {FETCH}")
     modes = [POOLING_FLAGS.get(each, each) for each in chosen]
     if not modes or not POOL.keys() >= set(modes):
         raise ValueError(

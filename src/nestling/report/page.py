@@ -57,7 +57,9 @@ def render(
         ValueError: Results were measured on different queries.
     """
     sets = view_sets(results, baseline)
-    summary = [line for each in sets for line in each.summary] or run_summary(runs) or [UNMEASURED]
+    summary = [line for each in sets for line in each.summary] or run_summary(runs)
+    if not (summary or results):
+        summary = [UNMEASURED]
     html = (
         template_environment()
         .get_template("report/page.html")
