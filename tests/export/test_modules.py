@@ -208,3 +208,12 @@ def test_the_gate_finds_modules_that_were_not_written_as_trained(
     monkeypatch.setattr(exporting, "write_head", write_wrongly)
     with pytest.raises(ExportError, match=r"transformers: cosine [\s\S]*sentence-transformers: cosine"):
         export_embedder(embedder, tmp_path / "final", **LENGTHS)
+
+
+def test_modules_stay_in_float32_beside_weights_in_bfloat16(tmp_path: Path) -> None:
+    embedder = trained(tiny_stella(tmp_path / "base"), "full")
+    report = export_embedder(embedder, tmp_path / "final", dtype=torch.bfloat16, **LENGTHS)
+    (dense,) = (tmp_path / "final").glob("*_Dense/model.safetensors")
+    assert {each.dtype for each in load_file(dense).values()} == {torch.float32}
+    assert report.sentence_transformers is not None
+    assert report.sentence_transformers > 0.99999
