@@ -216,4 +216,4 @@ def test_modules_stay_in_float32_beside_weights_in_bfloat16(tmp_path: Path) -> N
     (dense,) = (tmp_path / "final").glob("*_Dense/model.safetensors")
     assert {each.dtype for each in load_file(dense).values()} == {torch.float32}
     assert report.sentence_transformers is not None
-    assert report.sentence_transformers > 0.99999
+    assert report.sentence_transformers > 0.9999999  # 0.999998 if sentence-transformers rounds them
