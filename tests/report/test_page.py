@@ -153,7 +153,7 @@ def test_a_run_without_dev_sets_has_no_before_and_after(tmp_path: Path) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(line for line in lines if "eval" not in line))
     page = draw(runs=(run,))
-    assert page.summary == ["Nothing was measured: there is no dev set and no result of a test set."]
+    assert page.summary == ["Nothing was measured: no evaluation while training, and no result of a test set."]
     text = ParsedPage(page.html).text
     assert "Loss" in text
     assert "dev set" not in text

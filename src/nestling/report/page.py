@@ -20,7 +20,7 @@ from nestling.report.sets import SetView, choose_baseline, view_set
 logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
-UNMEASURED = "Nothing was measured: there is no dev set and no result of a test set."
+UNMEASURED = "Nothing was measured: no evaluation while training, and no result of a test set."
 
 
 @dataclass(frozen=True)
