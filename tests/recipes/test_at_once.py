@@ -52,13 +52,13 @@ def test_two_mines(times: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", TIMES)
-def test_two_exports(times: int, qwen3: Path, tmp_path: Path) -> None:
+def test_two_exports(times: int, qwen3_reranker: Path, tmp_path: Path) -> None:
     def whole(path: Path) -> None:
         assert {"config.json", "model.safetensors", "README.md"} <= {each.name for each in path.iterdir()}
 
     for i in range(times):
         output = tmp_path / f"classifier-{i}"
-        both("scripts/export.py", "--model", qwen3, "--shape", "classifier", output=output, whole=whole)
+        both("scripts/export.py", "--model", qwen3_reranker, "--shape", "classifier", output=output, whole=whole)
         assert AutoModelForSequenceClassification.from_pretrained(output).config.num_labels == 1
 
 

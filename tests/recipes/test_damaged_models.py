@@ -143,7 +143,7 @@ def test_exporting_and_merging_adapters(qwen3: Path, workplace: Path) -> None:
     adapted.save_pretrained(str(workplace / "adapter"))  # type: ignore[operator]
 
     def export(adapter: Path) -> subprocess.CompletedProcess[str]:
-        return run_main(scripts.export.main, "--adapter", adapter, "--base", qwen3, *SHORT, "--output", "exported")
+        return run_main(scripts.export.main, "--adapter", adapter, "--base", qwen3, "--output", "exported")
 
     def merge(adapter: Path) -> subprocess.CompletedProcess[str]:
         models = ["--models", f"{workplace / 'adapter'},{adapter}", "--base", str(qwen3), "--method", "linear"]

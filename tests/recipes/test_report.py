@@ -28,12 +28,14 @@ def measure(beir: Path, output: Path, *more: str | Path) -> Path:
     return output
 
 
-def test_what_was_measured_is_compared(beir: Path, bert: Path, qwen3: Path, tmp_path: Path) -> None:
+def test_what_was_measured_is_compared(beir: Path, bert: Path, qwen3_reranker: Path, tmp_path: Path) -> None:
     lengths = ["--query_max_length", "32", "--document_max_length", "32"]
     kinds = [*lengths, "--dims", "48,16", "--embedding_precision", "float32,int8,binary"]
     bm25 = measure(beir, tmp_path / "bm25.json", "--first_stage", "bm25")
     before = measure(beir, tmp_path / "before.json", "--model", bert, *kinds)
-    after = measure(beir, tmp_path / "after.json", "--first_stage", "bm25", "--reranker", qwen3, "--depth", "5")
+    after = measure(
+        beir, tmp_path / "after.json", "--first_stage", "bm25", "--reranker", qwen3_reranker, "--depth", "5"
+    )
     lines = [json.loads(line) for line in (tmp_path / "before.details.jsonl").read_text().splitlines()]
     assert len(lines) == 6 * 12
     assert {(line["dim"], line["embedding_precision"], line["order"]) for line in lines} >= {(48, "int8", None)}

@@ -186,7 +186,7 @@ def bracketed(value: str, item: type) -> str:
         pairs = [pair.split("=", 1) for pair in value.split(",")]
         return json.dumps(dict(pairs)) if all(len(pair) == 2 for pair in pairs) else value
     if is_dataclass(item):
-        return json.dumps([{"path": path} for path in value.split(",") if path])
+        return json.dumps([{"path": path} for path in value.split(",")])
     if item is str:
         return json.dumps(value.split(",") if value else [])  # quoted, for YAML takes yes and no for booleans
     return f"[{value}]"

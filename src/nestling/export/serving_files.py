@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nestling.console import say, working
-from nestling.disk_errors import ADVICE, WriteError, named
+from nestling.disk_errors import ADVICE, WriteError, named, write_error
 from nestling.files import sync
 from nestling.locks import claim
 from nestling.models.json_files import parse_object
@@ -93,7 +93,10 @@ def new_directory(output_dir: Path) -> Iterator[Path]:
     with named(output_dir), claim(output_dir) as partial:
         refuse_existing(output_dir)
         partial.mkdir()
-        yield partial
+        try:
+            yield partial
+        except WriteError as error:  # of a file in the partial folder, of which nobody knows the name
+            raise write_error(output_dir, int(error.errno or errno.ENOSPC)) from error
         with working(f"forcing {output_dir} onto the disk"):
             _move_into_place(partial, output_dir)
 
