@@ -102,6 +102,7 @@ def assert_same_passes(model: Path, *, lora: bool, padded: bool) -> None:
         assert counters["stats"]["unique_graphs"] == 2 + lora
 
 
+@pytest.mark.slow
 def test_without_a_compiler_layers_run_as_they_are(
     qwen3: Path, no_compiler: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,7 @@ def test_without_a_compiler_layers_run_as_they_are(
     assert capsys.readouterr().err.count(said) == 1
 
 
+@pytest.mark.slow
 def test_an_encoder_without_a_compiler(bert: Path, no_compiler: None) -> None:
     assert_same_passes(bert, lora=False, padded=True)
 
