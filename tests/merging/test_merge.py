@@ -237,5 +237,5 @@ def test_memory_does_not_grow_with_the_models(tmp_path: Path, method: str, count
         command, env=outside_launch({"PATH": "", "OMP_NUM_THREADS": "1"}), capture_output=True, check=True
     )
     memory = json.loads(done.stdout)
-    assert memory["most"] - memory["before"] < 120e6  # 35, 95 and 75 MB here; most of it of the library for matrices
+    assert memory["most"] - memory["before"] < 120e6  # 30, 65 and 80 MB here; most of it of the library for matrices
     assert sum(path.stat().st_size for path in (tmp_path / "merged").iterdir()) > 300e6 / count

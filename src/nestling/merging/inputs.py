@@ -6,7 +6,8 @@ is called task vector or delta elsewhere. The gram of a tensor is the matrix of 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from threading import local
 from typing import Self
 
 import torch
@@ -88,14 +89,15 @@ class Inputs:
         rows = len(self.models) + (self.base is not None)
         new = {name: torch.zeros(rows, rows, dtype=torch.float64) for name in names if name not in self.grams}
         slices = [(name, *bounds) for name in new for bounds in workers.slices(self.specs[name].numel)]
-        for (name, _, _), blocks in zip(slices, workers.map(self._block_grams, slices), strict=True):
+        work = partial(self._block_grams, BlockBuffer(rows))
+        for (name, _, _), blocks in zip(slices, workers.map(work, slices), strict=True):
             for block in blocks:
                 new[name] += block
         for name, gram in new.items():
             self._require_finite(name, gram)
             self.grams[name] = gram
 
-    def _block_grams(self, bounds: tuple[str, int, int]) -> list[Tensor]:
+    def _block_grams(self, buffer: "BlockBuffer", bounds: tuple[str, int, int]) -> list[Tensor]:
         """The gram of each block of a slice.
 
         Blocks have a fixed size and are added in order, so that rounding does not depend on the size of slices.
@@ -103,7 +105,10 @@ class Inputs:
         name, start, stop = bounds
         values = [model.read(name, start, stop) for model in self.models]
         base = self.base.read(name, start, stop) if self.base else None
-        return [block_gram(values, base, first, first + BLOCK_SIZE) for first in range(0, stop - start, BLOCK_SIZE)]
+        return [
+            block_gram(values, base, buffer.rows, first, first + BLOCK_SIZE)
+            for first in range(0, stop - start, BLOCK_SIZE)
+        ]
 
     def _require_finite(self, name: str, gram: Tensor) -> None:
         bad = (~gram.diagonal().isfinite()).tolist()
@@ -114,17 +119,32 @@ class Inputs:
             raise ValueError(f"{name} of {source.label} holds infinite numbers or none (nan); it cannot be merged")
 
 
-def block_gram(values: Sequence[Tensor], base: Tensor | None, start: int, stop: int) -> Tensor:
+class BlockBuffer(local):
+    """Memory of each thread for the values of a block.
+
+    It is used again for every block: glibc cuts the small grams out of a freed block, which then is too small for the
+    next one, so that the heap would grow by megabytes a block.
+
+    Attributes:
+        rows: [models, and one more with a base; BLOCK_SIZE] float64.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = torch.empty(rows, BLOCK_SIZE, dtype=torch.float64)
+
+
+def block_gram(values: Sequence[Tensor], base: Tensor | None, buffer: Tensor, start: int, stop: int) -> Tensor:
     """The gram of elements start to stop of a slice, float64, laid out as in `Inputs.grams`.
 
     Args:
         values: The slice of each model, [n].
         base: The slice of the base, [n].
+        buffer: Memory for the values, which is overwritten, as in `BlockBuffer`.
         start: First element.
         stop: Element after the last; more than n means n.
     """
     stop = min(stop, len(values[0]))
-    rows = torch.empty(len(values) + (base is not None), stop - start, dtype=torch.float64)
+    rows = buffer[:, : stop - start]
     for row, of_model in zip(rows, values, strict=False):
         row.copy_(of_model[start:stop])
     if base is not None:

@@ -45,7 +45,7 @@ def _combine_models(models: Sequence[Source], name: str, factors: Sequence[float
     if first != 1:
         merged *= first
     for factor, values in others:
-        merged.add_(values.double(), alpha=factor)
+        merged.add_(values, alpha=factor)  # in float64, without a copy in it
     return merged
 
 
