@@ -29,7 +29,6 @@ class Architecture:
         padding_side: Of its tokenizer; models that count positions from the beginning of a row pad on the right.
         refused: What the one-line refusal says, of an architecture that cannot be used.
         no_lora: The same, of one without adapters.
-        lora_fails: Whether adapters fail in some other way, which is to be mended.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Architecture:
     padding_side: str = "right"
     refused: str | None = None
     no_lora: str | None = None
-    lora_fails: bool = False
 
     @property
     def pooling(self) -> Pooling:
@@ -76,7 +74,6 @@ def decoder(
     padding_side: str = "left",
     refused: str | None = None,
     no_lora: str | None = None,
-    lora_fails: bool = False,
     **settings: Any,
 ) -> Architecture:
     """A decoder, by default with the name of its type."""
@@ -91,7 +88,6 @@ def decoder(
         padding_side=padding_side,
         refused=refused,
         no_lora=no_lora,
-        lora_fails=lora_fails,
     )
 
 
@@ -247,7 +243,7 @@ EMBEDDERS = (
     decoder("seed_oss"),
     decoder("arcee"),
     decoder("apertus"),
-    padded("llama4_text", lora_fails=True, attention_chunk_size=8),
+    padded("llama4_text", attention_chunk_size=8),
     decoder("deepseek_v3", **LATENT),
     decoder("ernie4_5"),
     padded("biogpt", padding_side="right"),

@@ -46,7 +46,7 @@ def page() -> str:
 
 
 def row(architecture: Architecture) -> tuple[str, ...]:
-    lora = "fails" if architecture.lora_fails else f"refused: {architecture.no_lora}" if architecture.no_lora else "yes"
+    lora = f"refused: {architecture.no_lora}" if architecture.no_lora else "yes"
     chunks = "packed or padded" if architecture.packs else "padded"
     return architecture.name, architecture.models, chunks, "yes", lora
 
