@@ -105,6 +105,7 @@ def test_an_error_of_a_script(hostile_rows: Path) -> None:
     assert not controls(done.stdout + done.stderr)
 
 
+@pytest.mark.slow
 def test_the_evaluation_of_a_set(tmp_path: Path) -> None:
     folder = tmp_path / f"set {HOSTILE}"
     write_beir(folder, [HOSTILE, "other"], [HOSTILE], {"q0": {"d0": 1}})

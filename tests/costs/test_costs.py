@@ -470,11 +470,11 @@ def shown() -> list[Any]:
     found = []
     for page in sorted((ROOT / "docs").glob("*.md")):
         for line in re.findall(r"^python (scripts/costs\.py .*--markdown true)$", page.read_text("utf-8"), re.M):
-            marks = [] if "qwen3-0.6b" in line else [pytest.mark.slow]
-            found.append(pytest.param(page, line, marks=marks, id=f"{page.stem} {line.split()[2]}"))
+            found.append(pytest.param(page, line, id=f"{page.stem} {line.split()[2]}"))
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), shown())
 def test_tables_in_docs_equal_the_output_of_the_command(
     page: Path, command: str, monkeypatch: pytest.MonkeyPatch

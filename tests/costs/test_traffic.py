@@ -115,6 +115,7 @@ def test_adapters_beside_those_of_peft() -> None:
     assert small_layer("plain", lora=None) == small_layer("peft", lora=None)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor"
 )  # torch's compiler asks for it, and hides the rest

@@ -9,6 +9,7 @@ from ranks import ROOT, environment, python
 from nestling.distributed.launch import COLLECTIVE_TIMEOUT, outside_launch, require_all_processes
 
 
+@pytest.mark.slow
 def test_ranks_wait_for_rank_0_longer_than_a_collective_of_training_may_take() -> None:
     """A hang burned all GPUs for twelve hours."""
     assert timedelta(minutes=5) < COLLECTIVE_TIMEOUT <= timedelta(minutes=30)

@@ -285,7 +285,7 @@ def scaled_delta(scale: float, layer: LoraLayer) -> Tensor:
     return scale * lora_delta(layer)
 
 
-@pytest.mark.parametrize("shape", ["causal", "classifier"])
+@pytest.mark.parametrize("shape", ["causal", pytest.param("classifier", marks=pytest.mark.slow)])
 def test_gate_finds_a_wrong_merge_at_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Shape) -> None:
     base = base_model(tmp_path / "base", dtype=torch.bfloat16, layers=28)
     reranker = with_lora(Reranker.from_pretrained(base, settings=SETTINGS), scale=0.02)

@@ -220,7 +220,10 @@ print(json.dumps({"before": before, "most": most}))
 """
 
 
-@pytest.mark.parametrize(("method", "count"), [("slerp", 2), ("karcher", 8), ("ties", 2)])
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [pytest.param("slerp", 2, marks=pytest.mark.slow), ("karcher", 8), pytest.param("ties", 2, marks=pytest.mark.slow)],
+)
 def test_memory_does_not_grow_with_the_models(tmp_path: Path, method: str, count: int) -> None:
     """The models have 300 MB together; the largest tensor of each is two thirds of it."""
     rows = 100_000 // count

@@ -231,7 +231,7 @@ def spared(folder: Path) -> Iterator[None]:
     aside.rename(folder)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "train"])
+@pytest.mark.parametrize("command", [pytest.param("evaluate", marks=pytest.mark.slow), "train"])
 def test_as_commands(command: str, qwen3: Path, data: Path, beir: Path, tmp_path: Path) -> None:
     """In processes of their own, whose libraries' hooks and threads may speak too."""
 

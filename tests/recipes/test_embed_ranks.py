@@ -29,7 +29,7 @@ def examples(run: Path) -> dict[object, object]:
     return {line["step"]: line["examples"] for line in metrics(run) if "loss" in line}
 
 
-@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(("first", "then"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_resumed_on_another_number_of_processes(
     first: int, then: int, whole: Path, qwen3: Path, data: Path, tmp_path: Path
 ) -> None:
