@@ -137,7 +137,7 @@ def embedder_of(checkpoint: Path, config: EmbedConfig, base: str | None) -> Trai
         restore(checkpoint, embedder, config),
         config.max_seq_length,
         (config.query_max_length, config.document_max_length),
-        config.matryoshka_dims,
+        config.matryoshka_dims or [],
         query_prompts(config, reads),
     )
 

@@ -49,7 +49,7 @@ from nestling.training.data import (
     train_reads,
 )
 from nestling.training.dev_sets import load_dev_set
-from nestling.training.limits import matryoshka_dims, require_room_for_texts
+from nestling.training.limits import matryoshka_dims, require_room_for_texts, with_matryoshka_dims
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.memory import activation_budget
 from nestling.training.models import export_dtype, load_embedder, prepare_model
@@ -70,6 +70,7 @@ def main(config: EmbedConfig) -> None:
     if accelerator is None:
         write_missing_report(Path(config.output_dir))
         return
+    config = with_matryoshka_dims(config)
     dims = matryoshka_dims(config)
     show = accelerator.is_main_process
 
@@ -297,7 +298,7 @@ def export(parts: EmbedParts, run: Run, step: int) -> None:
         run.folder.final,
         max_seq_length=config.max_seq_length,
         trained_lengths=(config.query_max_length, config.document_max_length),
-        dims=config.matryoshka_dims,
+        dims=config.matryoshka_dims or [],
         instructions=query_prompts(config, train_reads(run.batch_sampler.sources)),
         dtype=export_dtype(config),
         card=run_card(run.folder.path, config.card_settings(), step),

@@ -110,6 +110,7 @@ def train(config: NegativesConfig, setting: str, seed: int) -> None:
         "query_max_length": config.max_length,
         "document_max_length": config.max_length,
         "num_negatives": 0 if setting == "in-batch" else config.num_negatives,
+        "matryoshka_dims": "",
         "seed": seed,
         "resume": "true",
     }

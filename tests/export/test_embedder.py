@@ -168,7 +168,7 @@ def test_export_of_an_encoder(tmp_path: Path, pooling: str, lora: bool) -> None:
     prompts = {"query": "query: ", "passage": "passage: ", "clustering": "cluster: "}
     base = tiny_bert(tmp_path / "base", pooling, prompts=prompts, normalize=lora)
     embedder = (with_lora if lora else with_noise)(Embedder.from_pretrained(base))
-    report = export_embedder(embedder, tmp_path / "final", max_seq_length=48)
+    report = export_embedder(embedder, tmp_path / "final", max_seq_length=48, dims=[embedder.dim])
     assert report.merged is not None
     assert report.merged >= 0.99999
     assert (report.rounding, report.bfloat16) == (None, None)  # float32 all the way

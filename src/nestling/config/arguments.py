@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import (
@@ -57,10 +58,10 @@ def itemised(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
 def itemised_value(hint: Any, value: Any) -> Any:
     if is_dataclass(hint):
         return itemised(hint, value) if isinstance(value, dict) else value  # type: ignore[arg-type]
-    if get_origin(hint) is not list:
+    item = item_of(hint)
+    if item is None:
         return value
-    item = get_args(hint)[0]
-    items = value.split(",") if isinstance(value, str) else value
+    items = split_items(value) if isinstance(value, str) else value
     if is_dataclass(item) and isinstance(items, list):
         return [{"path": each} if isinstance(each, str) else each for each in items]
     return [items] if isinstance(items, int) else items
@@ -188,8 +189,18 @@ def bracketed(value: str, item: type) -> str:
     if is_dataclass(item):
         return json.dumps([{"path": path} for path in value.split(",")])
     if item is str:
-        return json.dumps(value.split(",") if value else [])  # quoted, for YAML takes yes and no for booleans
-    return f"[{value}]"
+        return json.dumps(split_items(value))  # quoted, for YAML takes yes and no for booleans
+    return value if value == "null" else f"[{value}]"
+
+
+def split_items(text: str) -> list[str]:
+    return text.split(",") if text else []
+
+
+def item_of(hint: Any) -> Any:
+    """The type of a list's items, also of a list that may be null; None for what is no list."""
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    return next((get_args(each)[0] for each in kinds if get_origin(each) is list), None)
 
 
 def list_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
@@ -197,8 +208,8 @@ def list_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
     for name, hint in get_type_hints(cls).items():
         if is_dataclass(hint):
             yield from list_fields(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
-        elif get_origin(hint) is list:
-            yield prefix + name, get_args(hint)[0]
+        elif (item := item_of(hint)) is not None:
+            yield prefix + name, item
 
 
 def names_flags(cls: type) -> list[str]:

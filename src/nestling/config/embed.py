@@ -88,7 +88,7 @@ class EmbedConfig(TrainingConfig):
         document_prompt: Text before documents, "" for none; by default as the model's files say.
         activation_memory: Gigabytes of each process for kept activations; by default half of what is free.
         max_seq_length: Tokens at which dev sets and final/ cut texts; by default the model's own limit.
-        matryoshka_dims: Dimensions to train besides the full one.
+        matryoshka_dims: Dimensions to train besides the full one, "" for none; by default its halves down to 64.
         matryoshka_weights: Weight of each of matryoshka_dims in the loss; by default 1.
         loss: The objective.
         refresh: Hard negatives mined again during training.
@@ -101,7 +101,7 @@ class EmbedConfig(TrainingConfig):
     document_prompt: str | None = None
     activation_memory: float | None = None
     max_seq_length: int | None = None
-    matryoshka_dims: list[int] = field(default_factory=list)
+    matryoshka_dims: list[int] | None = None
     matryoshka_weights: list[float] = field(default_factory=list)
     loss: LossConfig = LossConfig()
     refresh: RefreshConfig = RefreshConfig()
@@ -123,7 +123,7 @@ class EmbedConfig(TrainingConfig):
             self._check_refresh()
 
     def _check_dims(self) -> None:
-        dims, weights = self.matryoshka_dims, self.matryoshka_weights
+        dims, weights = self.matryoshka_dims or [], self.matryoshka_weights
         require_dims(dims, name="matryoshka_dims")
         require(
             all(0 < each < math.inf for each in weights), f"matryoshka_weights: {weights}, expected numbers above 0"

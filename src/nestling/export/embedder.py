@@ -65,7 +65,7 @@ def export_embedder(
         output_dir: Must not exist.
         max_seq_length: Tokens at which the directory cuts texts, prompt included; by default the base's own.
         trained_lengths: Tokens at which training cut queries and documents, for the card; None if not known.
-        dims: Matryoshka dimensions that were trained; the full one is added.
+        dims: Matryoshka dimensions that were trained; the full one is added, and alone is none.
         dtype: Of the written weights; the base's own by default.
         instructions: More query prompts: a name (of a dataset, say) and its instruction.
         card: What the run knows, for README.md.
@@ -77,6 +77,7 @@ def export_embedder(
         ExportError: The written directory does not reproduce the model; it has been removed.
     """
     refuse_existing(output_dir)
+    dims = sorted({*dims, embedder.dim}, reverse=True) if {*dims} - {embedder.dim} else []
     weights = MergedWeights(embedder.backbone)
     config = serving_config(embedder, dims, dtype)
     dtype = written_dtype(base_files(embedder), dtype)
@@ -121,7 +122,7 @@ def describe(
         license=base_license(embedder.source),
         pooling=embedder.pooling,
         dim=embedder.dim,
-        dims=sorted({*dims, embedder.dim}, reverse=True) if dims else (),
+        dims=dims,
         max_seq_length=max_seq_length,
         trained_lengths=trained_lengths,
         prompts=prompts,
@@ -140,7 +141,7 @@ def serving_config(embedder: Embedder, dims: Sequence[int], dtype: torch.dtype |
     if not is_causal(config):  # vLLM turns causal models into embedders; heads of other kinds are not written
         config["architectures"] = [type(model).__name__]
     if dims:
-        config |= {"is_matryoshka": True, "matryoshka_dimensions": sorted({*dims, embedder.dim}, reverse=True)}
+        config |= {"is_matryoshka": True, "matryoshka_dimensions": list(dims)}
     return config
 
 

@@ -225,7 +225,7 @@ def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeT
         embedder,
         config.max_seq_length,
         (config.query_max_length, config.document_max_length),
-        config.matryoshka_dims,
+        config.matryoshka_dims or [],
         query_prompts(config, reads),
     )
 

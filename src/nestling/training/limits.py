@@ -1,9 +1,41 @@
 """Limits of a recipe's settings against what the model can read, refused before any training."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from nestling.batches.pair_prompts import PairTokenizer
-from nestling.config import EmbedConfig, RerankConfig, require, require_dims
+from nestling.config import EmbedConfig, RerankConfig, read_run, require, require_dims
 from nestling.models.embedder import Embedder, read_model_files, read_width
 from nestling.models.token_model import max_positions, read_config
+from nestling.run_files import CONFIG
+
+# The least of the dimensions that are trained unless others are named.
+LEAST_DIM = 64
+
+
+def with_matryoshka_dims(config: EmbedConfig) -> EmbedConfig:
+    """The settings with the dimensions that are trained where they name none: those that the run to resume began with.
+
+    A new run takes those that the model's config.json names, or else its width and the halves of it.
+    """
+    if config.matryoshka_dims is not None:
+        return config
+    folder = Path(config.output_dir)
+    begun = read_run(folder) if config.resume and (folder / CONFIG).is_file() else None
+    if isinstance(begun, EmbedConfig) and begun.matryoshka_dims is not None:
+        return replace(config, matryoshka_dims=begun.matryoshka_dims)
+    model = read_config(config.model, read_model_files(config.model).subfolder)
+    width = read_width(config.model, config.pooling)
+    named = model.to_dict().get("matryoshka_dimensions") or []
+    return replace(config, matryoshka_dims=[dim for dim in named if dim <= width] or halves(width))
+
+
+def halves(width: int) -> list[int]:
+    """A width and its halves down to `LEAST_DIM`, as long as they are whole; empty if that is the width alone."""
+    dims = [width]
+    while dims[-1] % 2 == 0 and dims[-1] // 2 >= LEAST_DIM:
+        dims.append(dims[-1] // 2)
+    return dims if len(dims) > 1 else []
 
 
 def matryoshka_dims(config: EmbedConfig) -> dict[int, float]:
@@ -14,16 +46,15 @@ def matryoshka_dims(config: EmbedConfig) -> dict[int, float]:
     """
     model = read_config(config.model, read_model_files(config.model).subfolder)
     width = read_width(config.model, config.pooling)
-    require_dims(config.matryoshka_dims, width, name="matryoshka_dims")
+    named = config.matryoshka_dims or []
+    require_dims(named, width, name="matryoshka_dims")
     readable = max_positions(model)
     require(
         config.longest <= readable,
         f"query_max_length, document_max_length: {config.longest} tokens are more than the model's {readable}",
     )
-    weights = dict(
-        zip(config.matryoshka_dims, config.matryoshka_weights or [1.0] * len(config.matryoshka_dims), strict=True)
-    )
-    return {dim: weights.get(dim, 1.0) for dim in sorted({*config.matryoshka_dims, width}, reverse=True)}
+    weights = dict(zip(named, config.matryoshka_weights or [1.0] * len(named), strict=True))
+    return {dim: weights.get(dim, 1.0) for dim in sorted({*named, width}, reverse=True)}
 
 
 def require_room_for_texts(config: EmbedConfig, embedder: Embedder) -> None:

@@ -50,7 +50,9 @@ def start(config: EmbedConfig | RerankConfig) -> Accelerator | None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     output = Path(config.output_dir)
-    check_run_folder(output, asdict(config), resume=config.resume, may_differ=MAY_DIFFER)
+    # Dimensions that are not named are, once the model's files can be read, those that the run began with.
+    unnamed = ("matryoshka_dims",) if isinstance(config, EmbedConfig) and config.matryoshka_dims is None else ()
+    check_run_folder(output, asdict(config), resume=config.resume, may_differ=(*MAY_DIFFER, *unnamed))
     if (output / "final").exists():
         print(f"{output} is complete: {output / 'final'} holds its model")
         return None
