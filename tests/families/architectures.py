@@ -110,8 +110,6 @@ LATENT = {
 }
 
 BATCH = "gives a text other states beside a longer text than alone"
-MAMBA = "is incompatible with Mamba-based models"
-EXPERTS = "cannot be merged exactly"
 TWO_STACKS = "has an encoder and a decoder"
 
 padded = partial(decoder, packs=False)
@@ -187,7 +185,7 @@ EMBEDDERS = (
     decoder("gemma4_text", sliding_window=8, vocab_size_per_layer_input=640, hidden_size_per_layer_input=8),
     decoder("phi"),
     decoder("phi3"),
-    decoder("gpt2", no_lora="cannot be merged exactly", padding_side="right"),
+    decoder("gpt2", padding_side="right"),
     padded("gptj", rotary_dim=4),
     padded("gpt_neo", attention_types=[[["global", "local"], 1]], window_size=8, padding_side="right"),
     decoder("gpt_neox"),
@@ -208,17 +206,17 @@ EMBEDDERS = (
     padded("stablelm"),
     decoder("starcoder2", sliding_window=8),
     decoder("qwen2_moe"),
-    decoder("qwen3_moe", no_lora=EXPERTS),
-    decoder("mixtral", no_lora=EXPERTS),
+    decoder("qwen3_moe"),
+    decoder("mixtral"),
     padded("gpt_oss", sliding_window=8),
-    padded("qwen3_next", no_lora=EXPERTS, layer_types=HYBRID, **GATED_DELTA_NET),
+    padded("qwen3_next", layer_types=HYBRID, **GATED_DELTA_NET),
     padded("qwen3_5_text", layer_types=HYBRID, **GATED_DELTA_NET),
     padded("lfm2", layer_types=["conv", "full_attention"]),
-    padded("mamba", no_lora=MAMBA),
-    padded("mamba2", no_lora=MAMBA, num_heads=8, state_size=8, n_groups=1, head_dim=8),
+    padded("mamba"),
+    padded("mamba2", num_heads=8, state_size=8, n_groups=1, head_dim=8),
     padded("jamba", attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4, mamba_dt_rank=4),
     padded("bamba", attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8),
-    padded("falcon_h1", no_lora=MAMBA, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8),
+    padded("falcon_h1", mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8),
     padded(
         "recurrent_gemma",
         block_types=["recurrent", "attention"],
