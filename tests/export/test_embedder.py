@@ -151,7 +151,7 @@ def test_export_of_a_lora_decoder_passes_the_gate_within_a_launch(
     assert (
         "vllm serve base --runner pooling --enable-lora --max-lora-rank RANK --lora-modules mine=MODEL/adapter" in text
     )
-    assert "--hf-overrides '{\"matryoshka_dimensions\": [64, 32]}'" in text  # the base names no dimensions
+    assert "--hf-overrides '{\"matryoshka_dimensions\": [64, 32, 16]}'" in text  # the base names no dimensions
     assert "llama-server -m model.gguf --embedding --pooling last" in text
     assert str(tmp_path) not in text
 
