@@ -37,6 +37,7 @@ OTHER_PROGRAMS = {
     "docker": "starts a server",
     "export": "the shell's own",
     "git": "for contributors",
+    "infinity_emb": "a server",
     "llama-server": "a server",
     "llama.cpp/convert_hf_to_gguf.py": "of llama.cpp, converts a model",
     "mkdir": "the shell's own",

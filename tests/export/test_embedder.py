@@ -151,6 +151,7 @@ def test_export_of_a_lora_decoder_passes_the_gate_within_a_launch(
     assert (
         "vllm serve base --runner pooling --enable-lora --max-lora-rank RANK --lora-modules mine=MODEL/adapter" in text
     )
+    assert "--hf-overrides '{\"matryoshka_dimensions\": [64, 32, 16]}'" in text  # the base names no dimensions
     assert "llama-server -m model.gguf --embedding --pooling last" in text
     assert str(tmp_path) not in text
 
@@ -187,7 +188,7 @@ def test_export_of_an_encoder(tmp_path: Path, pooling: str, lora: bool) -> None:
     assert (tmp_path / "final" / "adapter").exists() == lora
     text = (tmp_path / "final" / "README.md").read_text(encoding="utf-8")
     assert "llama-server -m model.gguf --embedding -c" in text  # without --pooling, which is wrong for encoders
-    assert "--enable-lora" not in text
+    assert ("--enable-lora" in text) == lora  # which vLLM takes of BERT
     again = Embedder.from_pretrained(tmp_path / "final")
     assert (again.pooling, again.normalize, again.prompts) == (pooling, lora, embedder.prompts)
 

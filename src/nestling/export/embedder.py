@@ -129,6 +129,7 @@ def describe(
         lora=isinstance(embedder.backbone, PeftModel),
         head=[each.kind for each in embedder.head.settings],
         pool_prompt=embedder.text_tokenizer.pool_prompt,
+        model_type=str(embedder.config.model_type),
         model_class=text_model_class(embedder.config).__name__,
         own_code=is_trusted(embedder.source) and bool(code_files(embedder.source)),
     )

@@ -22,6 +22,8 @@ MODES: Mapping[Mode, str] = {
 }
 # Those that vLLM and TEI have.
 SERVED_POOLINGS = ("last", "mean", "cls")
+# Encoders whose adapters have been served by vLLM.
+ADAPTED_ENCODERS = ("bert",)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class EmbedderFacts:
         lora: Whether adapter/ lies beside it.
         head: Kinds of the modules behind the pooling.
         pool_prompt: Whether pooling reads the tokens of prompts.
+        model_type: Of its config.json.
         model_class: transformers' Auto class that loads it.
         own_code: Whether its class is in Python files of the directory.
     """
@@ -57,6 +60,7 @@ class EmbedderFacts:
     lora: bool
     head: Sequence[str] = ()
     pool_prompt: bool = True
+    model_type: str = ""
     model_class: str = "AutoModel"
     own_code: bool = False
 
@@ -231,9 +235,10 @@ vLLM in Python:
 ```python
 from vllm import LLM, PoolingParams
 
-model = LLM("MODEL", runner="pooling")
-(output,) = model.embed([{query!r}], pooling_params=PoolingParams({python_dims}))
-print(output.outputs.embedding)
+if __name__ == "__main__":  # where vLLM starts processes by spawning, as on CPUs, they import this file
+    model = LLM("MODEL", runner="pooling")
+    (output,) = model.embed([{query!r}], pooling_params=PoolingParams({python_dims}))
+    print(output.outputs.embedding)
 ```
 {_adapter_usage(facts)}{_llama_usage(facts)}
 Text Embeddings Inference{versions[1]} (prompts by name):
@@ -247,20 +252,23 @@ curl localhost:8080/embed -H 'Content-Type: application/json' \\
 
 
 def _adapter_usage(facts: EmbedderFacts) -> str:
-    """How the adapter is served on its base; empty without LoRA, and for encoders, of which vLLM takes none.
+    """How the adapter is served on its base; empty without LoRA, and for most encoders.
 
     Empty too for modules behind the pooling, of which vLLM would take the base's.
     """
-    if not facts.lora or facts.pooling != "last" or facts.head:
+    taken = facts.pooling == "last" or facts.model_type in ADAPTED_ENCODERS
+    if not facts.lora or not taken or facts.head:
         return ""
+    dimensions = f', "dimensions": {facts.dims[-1]}' if facts.dims else ""
+    overrides = f" --hf-overrides '{json.dumps({'matryoshka_dimensions': list(facts.dims)})}'" if facts.dims else ""
     return f"""
-vLLM, the adapter on its base (whose prompts and limit count, without `dimensions`); RANK is `r` in
-`adapter/adapter_config.json` or the next of 8, 16, 32, 64, 128:
+vLLM, the adapter on its base (whose prompts and limit count); RANK is `r` in `adapter/adapter_config.json` or the next
+of 8, 16, 32, 64, 128:
 
 ```bash
-vllm serve {facts.base} --runner pooling --enable-lora --max-lora-rank RANK --lora-modules mine=MODEL/adapter
+vllm serve {facts.base} --runner pooling --enable-lora --max-lora-rank RANK --lora-modules mine=MODEL/adapter{overrides}
 curl localhost:8000/v1/embeddings -H 'Content-Type: application/json' \\
-  -d '{{"model": "mine", "input": ["TEXT WITH PROMPT"]}}'
+  -d '{{"model": "mine", "input": ["TEXT WITH PROMPT"]{dimensions}}}'
 ```
 """
 
