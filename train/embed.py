@@ -35,8 +35,6 @@ from nestling.mining.refresh_schedule import Refresher
 from nestling.models.embedder import Embedder
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.report.page import write_missing_report, write_run_report
-from nestling.retrieval import evaluate_embedder
-from nestling.run_files import Results
 from nestling.training.cached import CachedPasses, cached_backward
 from nestling.training.data import (
     build_batch_sampler,
@@ -48,6 +46,7 @@ from nestling.training.data import (
     shared_instruction,
     train_reads,
 )
+from nestling.training.dev_details import DevEvaluation, evaluate_dims, keep_bm25
 from nestling.training.dev_sets import load_dev_set
 from nestling.training.limits import matryoshka_dims, require_room_for_texts, with_matryoshka_dims
 from nestling.training.loading import load_batches, longest_batch, seed_step
@@ -133,6 +132,8 @@ def train(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], fold
     config, accelerator, backend, collator = parts.config, parts.accelerator, parts.backend, parts.collator
     main_rank, device = accelerator.is_main_process, accelerator.device
     total = total_steps(config, parts.batch_sampler)
+    if main_rank:
+        keep_bm25(folder.path, parts.dev_sets)
 
     # 4. The run: at its newest complete checkpoint if it is resumed.
     with open_run(
@@ -254,22 +255,20 @@ def open_batches(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None
     return refresher.batches(run.steps, config.dataloader_num_workers)
 
 
-def evaluate(parts: EmbedParts) -> Results:
-    """Metrics of the model as it is now, on each dev set."""
-    config = parts.config
-    return {
-        dev_set.name: evaluate_embedder(
+def evaluate(parts: EmbedParts) -> list[DevEvaluation]:
+    """The model as it is now, on each dev set."""
+    return [
+        evaluate_dims(
             parts.embedder,
             dev_set,
             list(parts.dims),
-            query_max_length=config.max_seq_length,
-            document_max_length=config.max_seq_length,
+            max_length=parts.config.max_seq_length,
             instruction=dev.instruction,
             equal_forwards=parts.backend.sharded,
             progress=parts.accelerator.is_main_process,
         )
-        for dev, dev_set in zip(config.dev, parts.dev_sets, strict=True)
-    }
+        for dev, dev_set in zip(parts.config.dev, parts.dev_sets, strict=True)
+    ]
 
 
 def dry_run(parts: EmbedParts) -> None:

@@ -29,10 +29,10 @@ from nestling.models.reranker import Reranker
 from nestling.models.scoring import logit_of
 from nestling.records import RecordTable
 from nestling.report.page import write_missing_report, write_run_report
-from nestling.retrieval import evaluate_candidates, rerank
-from nestling.run_files import Results
+from nestling.retrieval import rerank
 from nestling.training.accumulated import AccumulatedPasses, accumulated_backward
 from nestling.training.data import build_batch_sampler, read_sources, record_data, shared_instruction, train_reads
+from nestling.training.dev_details import DevEvaluation, evaluate_order, keep_first_stage
 from nestling.training.dev_sets import RerankDevSet, load_rerank_dev_set
 from nestling.training.limits import require_readable_pairs
 from nestling.training.loading import load_batches, longest_batch, seed_step
@@ -114,6 +114,8 @@ def train(parts: RerankParts, folder: RunFolder) -> None:
     config, accelerator, backend, collator = parts.config, parts.accelerator, parts.backend, parts.collator
     main_rank, device = accelerator.is_main_process, accelerator.device
     total = total_steps(config, parts.batch_sampler)
+    if main_rank:
+        keep_first_stage(folder.path, parts.dev_sets)
 
     # 4. The run: at its newest complete checkpoint if it is resumed.
     with open_run(
@@ -188,26 +190,23 @@ def chunk_loss(logits: Tensor, labels: ChunkLabels, batch: RerankBatch, loss: Re
     return kl(scores, labels.teacher[labels.group], present, **temperatures).sum() / batch.queries
 
 
-def evaluate(parts: RerankParts) -> Results:
-    """Metrics of the candidates as the model orders them now, on each dev set."""
-    return {
-        each.retrieval_set.name: {
-            each.depth: evaluate_candidates(
-                rerank(
-                    parts.reranker,
-                    each.retrieval_set,
-                    each.candidates,
-                    instruction=each.instruction,
-                    tokens_per_batch=parts.config.chunk_tokens,
-                    equal_forwards=parts.backend.sharded,
-                    progress=parts.accelerator.is_main_process,
-                ),
-                each.candidates,
+def evaluate(parts: RerankParts) -> list[DevEvaluation]:
+    """The candidates as the model orders them now, on each dev set."""
+    return [
+        evaluate_order(
+            each,
+            rerank(
+                parts.reranker,
                 each.retrieval_set,
-            )
-        }
+                each.candidates,
+                instruction=each.instruction,
+                tokens_per_batch=parts.config.chunk_tokens,
+                equal_forwards=parts.backend.sharded,
+                progress=parts.accelerator.is_main_process,
+            ),
+        )
         for each in parts.dev_sets
-    }
+    ]
 
 
 def dry_run(parts: RerankParts) -> None:

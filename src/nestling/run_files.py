@@ -11,9 +11,16 @@ from nestling.files import replace_text
 
 CONFIG, LAUNCHES, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 READ, DATA = "read.json", "data.json"
+# What was found for each query of the dev sets: by BM25 or a reranker's first stage, and by the model at some steps.
+DEV, BM25, FIRST_STAGE = "dev", "bm25.json", "first-stage.json"
 
 # Metrics of an evaluation: {dev set: {dimension or depth: {metric: value}}}.
 Results = Mapping[str, Mapping[int, Mapping[str, float]]]
+
+
+def step_file(step: int) -> str:
+    """Name of the file of a step in the folder `DEV`."""
+    return f"step-{step}.json"
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,24 @@ def test_a_run_ends_with_a_page_about_it(finished: Path) -> None:
     assert read.loads == []
     (dev,) = [each["name"] for each in json.loads((finished / "read.json").read_text()) if each["role"] == "dev"]
     before = next(line["eval"] for line in metrics(finished) if "eval" in line)[dev]["64"]["nDCG@10"]
-    for part in ("whole, step", "Gradient norm", "first train 48 48", "second train 40 40", f"{dev} dev 8 8", "lora:"):
+    for part in ("Gradient norm", "first train 48 48", "second train 40 40", f"{dev} dev 8 8", "lora:"):
         assert part in read.text, part
     assert f"nDCG@10 {format_score(before)} → " in read.text
+
+
+def test_the_page_compares_the_dev_set_with_bm25_by_query(finished: Path) -> None:
+    text = ParsedPage((finished / "report.html").read_text()).text
+    steps = sorted(path.stem for path in (finished / "dev").glob("step-*.json") if "details" not in path.name)
+    assert steps[0] == "step-0"
+    best = steps[-1].removeprefix("step-")
+    after = f"step {best}, chosen by these queries"
+    for part in ("BM25", "before training 64 dimensions, float32 the baseline", f"{after} 64 dimensions"):
+        assert part in text, part
+    assert re.search(rf"\], p . \.?\d+; better on \d queries, .* \({after} against before training", text)
+    assert any(title in text for title in ("Lost most nDCG@10", "Gained most nDCG@10", "Still worst"))
+    evaluated = next(line["eval"] for line in metrics(finished) if "eval" in line and line["step"] == int(best))
+    results = json.loads((finished / "dev" / f"step-{best}.json").read_text())["results"]
+    assert {str(row["dim"]): row["metrics"] for row in results} == evaluated[results[0]["data"]]
 
 
 def test_the_same_run_again_is_the_same_to_the_bit(finished: Path, qwen3: Path, data: Path, tmp_path: Path) -> None:

@@ -96,6 +96,9 @@ def test_a_run_ends_with_a_page_about_it(finished: Path) -> None:
         "first train 48 48",
         "second train 40 40",
         "dev 8 8",
+        "first stage",
+        "before training the baseline",
+        "better on ",
     ):
         assert part in read.text, part
 

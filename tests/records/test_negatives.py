@@ -223,6 +223,7 @@ def test_tables_keep_negatives(tmp_path: Path) -> None:
     (tmp_path / "lists.csv").write_text(f'query,positive,labels\n{BIRD},"{listed}","[1, 0]"\n')
     (tmp_path / "python.csv").write_text(f"query,positive,negs\n{BIRD},{OWL},['{HEN}']\n")
     (tmp_path / "text.csv").write_text(f"query,positive,negs\n{BIRD},{OWL},[1] {HEN}\n")
+    (tmp_path / "shell.csv").write_text('task,command\nis it a file,[ -f x ]\nis it empty,"[""$x""] && echo"\n')
     pq.write_table(
         pa.table({"question": [BIRD], "answer": [OWL], "hard_negs": [[HEN, DUCK]], "negative_1": [LARK]}),
         tmp_path / "rows.parquet",
@@ -231,5 +232,9 @@ def test_tables_keep_negatives(tmp_path: Path) -> None:
         assert load_records(tmp_path / name, cache_dir=tmp_path / "cache")[0] == Record(BIRD, (OWL,), (HEN, DUCK, LARK))
     assert load_records(tmp_path / "lists.csv", cache_dir=tmp_path / "cache")[0] == Record(BIRD, (HEN,), (DUCK,))
     assert load_records(tmp_path / "text.csv", cache_dir=tmp_path / "cache")[0].negatives == (f"[1] {HEN}",)
+    named = load_records(
+        tmp_path / "shell.csv", cache_dir=tmp_path / "cache", columns={"query": "task", "positive": "command"}
+    )
+    assert [each.positives for each in named] == [("[ -f x ]",), ('["$x"] && echo',)]
     with pytest.raises(ValueError, match=r"python.csv:2: negs: expected a JSON array"):
         load_records(tmp_path / "python.csv", cache_dir=tmp_path / "cache")

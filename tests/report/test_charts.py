@@ -33,6 +33,21 @@ def test_coordinates_of_points_are_those_of_their_values() -> None:
     assert line.marks[1][2] == "a: 0.4 at 128"
 
 
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ((0.481, 0.486), ("0.35", "0.6")),
+        ((0.99, 0.995), ("0.8", "1")),
+        ((0.01, 0.02), ("0", "0.2")),
+        ((0.2, 0.9), ("0.2", "1")),
+    ],
+)
+def test_an_axis_does_not_blow_up_a_small_change(values: tuple[float, float], ticks: tuple[str, str]) -> None:
+    chart = line_chart("t", {"a": [(1, values[0]), (2, values[1])]}, x_label="d", least_span=0.2)
+    assert chart is not None
+    assert (chart.y_ticks[0].text, chart.y_ticks[-1].text) == ticks
+
+
 def test_a_level_is_a_horizontal_line() -> None:
     chart = line_chart("t", {"a": [(1, 0.0), (2, 1.0)]}, x_label="d", levels={"level": 0.5})
     assert chart is not None

@@ -148,6 +148,36 @@ def test_a_run_shows_its_curves_data_and_settings(tmp_path: Path) -> None:
     assert len(page.html) < 60_000, "long curves are thinned"
 
 
+def test_a_run_is_compared_by_query_with_what_it_was_before(tmp_path: Path) -> None:
+    run, values = write_run(tmp_path / "run", steps=6), {"a": (0.5, 1.0), "b": (0.25, 0.5), "c": (0.0, 0.0)}
+    (run / "dev").mkdir()
+    more = {"data": "dev"}
+    for name, at in (("step-0", 0), ("step-6", 1)):
+        write_result(
+            run / "dev" / f"{name}.json", [detail_line(query, each[at], **more) for query, each in values.items()]
+        )
+    bm25 = [detail_line(query, 0.25, **more, dim=None, embedding_precision=None) for query in values]
+    write_result(run / "dev" / "bm25.json", bm25, model=None)
+    page = draw(runs=(run,))
+    (line,) = page.summary
+    assert line.startswith("dev: nDCG@10 .250 → .500, +.250 [")
+    assert line.endswith(
+        "; better on 2 queries, the same on 1, worse on 0 (step 6 against before training, 8 dimensions, float32)"
+    )
+    text = ParsedPage(page.html).text
+    for part in ("BM25", "before training 8 dimensions, float32 the baseline", "Gained most nDCG@10", "asking a"):
+        assert part in text, part
+    two = (
+        (run / "metrics.jsonl")
+        .read_text()
+        .replace('"step": 3,', '"step": 3, "eval": {"dev": {"8": {"nDCG@10": 0.4}}},')
+    )
+    (run / "metrics.jsonl").write_text(two)
+    assert "(step 6, chosen by these queries against before training" in draw(runs=(run,)).summary[0]
+    (run / "dev" / "step-6.json").unlink()
+    assert "on the dev set that chose it" in draw(runs=(run,)).summary[0]
+
+
 def test_a_run_without_dev_sets_has_no_before_and_after(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -20,7 +20,8 @@ POSITIVES = (
     *("response", "chosen", "output", "completion", "answer", "answers", "sentence2"),
 )
 PLAIN = re.compile(r"[A-Za-z_]\w*")
-ARRAY = re.compile(r"\[\s*[\"'{\d-]")
+# What holds a JSON array: of numbers, and of texts, which may themselves begin with a bracket ("[ -f x ] && rm x").
+NUMBERS, TEXTS = re.compile(r"\[\s*[\d-]"), re.compile(r"\[\s*[\"'{].*\]\s*\Z", re.S)
 NOT_TEXTS = re.compile(r".*(?:id|ids|score|scores|label|labels|type|source|index)", re.I)
 
 
@@ -69,7 +70,8 @@ class ColumnMap:
 
 def _list_of_cell(role: str, value: Any) -> Any:
     """The list in a cell of a CSV file, which holds it as a JSON array; other values are returned as they are."""
-    if role in ("query", "instruction") or not isinstance(value, str) or not ARRAY.match(value):
+    array = TEXTS if role == "positive" or names_negatives(role) else NUMBERS
+    if role in ("query", "instruction") or not isinstance(value, str) or not array.match(value):
         return value
     try:
         return json.loads(value)

@@ -121,7 +121,8 @@ def _cell(column: str, value: str) -> Any:
     column = column.strip().lower()
     if value == "":
         return None
-    if value.startswith("[") and (column in LIST_COLUMNS or (_may_be_list(column) and value[1:2] in "\"'{")):
+    listed = _may_be_list(column) and value[1:2] in "\"'{" and value.rstrip().endswith("]")
+    if value.startswith("[") and (column in LIST_COLUMNS or listed):
         try:
             return json.loads(value)
         except (ValueError, RecursionError) as error:

@@ -13,6 +13,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 36
 MAX_POINTS = 300
 # Line styles in the page's style sheet.
 COLOURS, DASHES = 6, 4
+# What an axis of nDCG@10 spans at least: a change of .005 is then hardly seen, as it should be.
+LEAST_SPAN = 0.2
 # A line with at most so many points shows each of them as a marker.
 MAX_MARKERS = 12
 
@@ -99,6 +101,7 @@ def line_chart(
     log_x: bool = False,
     levels: Mapping[str, float] | None = None,
     styles: Mapping[str, tuple[int, int]] | None = None,
+    least_span: float = 0.0,
 ) -> Chart | None:
     """A chart of lines through (x, y) points; None if no line has a point.
 
@@ -109,6 +112,7 @@ def line_chart(
         log_x: Whether the x axis is logarithmic; its ticks are then at the x values themselves.
         levels: y values by name, drawn as horizontal lines over the whole width.
         styles: (colour, dash) by name; by default lines get the styles in turn.
+        least_span: What the y axis spans at least, between 0 and 1 where it is above 0.
     """
     drawn = {name: downsample(points) for name, points in lines.items() if points}
     if not drawn:
@@ -117,7 +121,7 @@ def line_chart(
     xs = sorted({x for points in drawn.values() for x, _ in points})
     ys = [*(y for points in drawn.values() for _, y in points), *levels.values()]
     x_values = xs if log_x else nice_ticks(xs[0], xs[-1], inside=True)
-    y_values = nice_ticks(min(ys), max(ys))
+    y_values = nice_ticks(*widened(min(ys), max(ys), least_span))
     x_scale = Scale(xs[0], xs[-1], LEFT + 6, WIDTH - RIGHT, log_x)
     y_scale = Scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP)
     style = {name: (i % COLOURS, i % DASHES) for i, name in enumerate([*drawn, *levels])} | dict(styles or {})
@@ -129,6 +133,15 @@ def line_chart(
         drop_overlapping([Tick(x_scale(x), format_number(x)) for x in x_values]),
         [Tick(y_scale(y), format_number(y)) for y in y_values],
     )
+
+
+def widened(low: float, high: float, span: float) -> tuple[float, float]:
+    """An interval widened on both sides to a span, but not beyond 0 and 1."""
+    missing = (span - (high - low)) / 2
+    if missing <= 0:
+        return low, high
+    low = min(max(low - missing, 0.0), 1.0 - span)
+    return low, low + span
 
 
 def horizontal_line(name: str, y: float, colour: int, dash: int) -> Line:

@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader
 from nestling import __version__
 from nestling.disk_errors import WriteError
 from nestling.files import replace_text
-from nestling.report.charts import Chart, line_chart
+from nestling.report.charts import LEAST_SPAN, Chart, line_chart
 from nestling.report.comparison import format_change, format_p_value, format_score
+from nestling.report.dev_sets import BEFORE, dev_results
 from nestling.report.results import METRIC, Result
 from nestling.report.runs import CURVES, RunRecord, read_run_record
 from nestling.report.sets import SetView, choose_baseline, view_set
@@ -44,7 +45,7 @@ def render(
     baseline: str | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Page:
-    """Render the report of runs and results.
+    """Render the report of runs and results; without results a single run is shown with those of its dev sets.
 
     Args:
         title: Heading of the page.
@@ -56,6 +57,9 @@ def render(
     Raises:
         ValueError: Results were measured on different queries.
     """
+    if not results and len(runs) == 1:
+        results = dev_results(runs[0])
+        baseline = BEFORE if results else None
     sets = view_sets(results, baseline)
     summary = [line for each in sets for line in each.summary] or run_summary(runs)
     if not (summary or results):
@@ -100,7 +104,7 @@ def run_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     dev_curves = {
         f"{run.name}, {data}" if several else data: points for run in runs for data, points in run.dev_curves().items()
     }
-    charts = [line_chart("nDCG@10 on the dev sets", dev_curves, x_label="step")]
+    charts = [line_chart("nDCG@10 on the dev sets", dev_curves, x_label="step", least_span=LEAST_SPAN)]
     charts += [
         line_chart(title, {run.name: run.curve(name) for run in runs}, x_label="step") for name, title in CURVES.items()
     ]

@@ -42,6 +42,7 @@ class RunRecord:
     """What a training run wrote into its folder.
 
     Attributes:
+        folder: The run folder.
         name: Name of the folder, preceded by as much of its path as makes it unique among the runs of a report.
         config: The settings, as YAML text.
         settings: The settings, parsed.
@@ -51,6 +52,7 @@ class RunRecord:
         data: What was read and dropped of each dataset.
     """
 
+    folder: Path
     name: str
     config: str
     settings: Mapping[str, Any]
@@ -170,6 +172,7 @@ def read_run_record(folder: Path) -> RunRecord:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{folder}: {CONFIG}, {LAUNCHES} or {METRICS} is not what a run writes") from None
     return RunRecord(
+        folder=folder,
         name=folder.resolve().name,
         config=config,
         settings=settings,

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from nestling.report.charts import COLOURS, Chart, Points, line_chart
+from nestling.report.charts import COLOURS, LEAST_SPAN, Chart, Points, line_chart
 from nestling.report.comparison import Difference, System, compare, summarise
 from nestling.report.examples import Example, find_examples
 from nestling.report.histograms import Histogram, histograms
@@ -183,9 +184,10 @@ def dimension_charts(data: str, results: Sequence[Result]) -> list[Chart]:
             name = f"{result.name}, {embedding_precision}"
             by_size[name] = [(vector_bytes(dim, embedding_precision), value) for dim, value in points]
             styles[name] = (colour, dash)
+    chart = partial(line_chart, log_x=True, styles=styles, least_span=LEAST_SPAN)
     charts = [
-        line_chart("nDCG@10 by dimension", by_dim, x_label="dimensions", log_x=True, levels=levels, styles=styles),
-        line_chart("nDCG@10 by size", by_size, x_label="bytes a vector", log_x=True, styles=styles),
+        chart("nDCG@10 by dimension", by_dim, x_label="dimensions", levels=levels),
+        chart("nDCG@10 by size", by_size, x_label="bytes a vector"),
     ]
     return [chart for chart in charts if chart is not None]
 
@@ -216,7 +218,8 @@ def score_histograms(systems: Sequence[System]) -> list[tuple[str, list[Histogra
 
     If all systems are embedders, whose scores are comparable, all histograms have one range.
     """
-    scores = {each.name: scores_of(each) for each in systems if each.per_query is not None}
+    of_systems = {each.name: scores_of(each) for each in systems if each.per_query is not None}
+    scores = {name: kinds for name, kinds in of_systems.items() if kinds}
     if not all(each.key.dim is not None for each in systems):
         return [(name, histograms(kinds)) for name, kinds in scores.items()]
     flat = {f"{name}, {kind}": values for name, kinds in scores.items() for kind, values in kinds.items()}
@@ -231,4 +234,5 @@ def scores_of(system: System) -> dict[str, Floats]:
     for line in system.result.detail_lines(system.key):
         relevant += [each["score"] for each in line["judged"] if each["score"] is not None]
         others += line["others"]
-    return {"relevant": np.array(relevant, dtype=np.float64), "others": np.array(others, dtype=np.float64)}
+    scores = {"relevant": relevant, "others": others}
+    return {name: np.array(values, dtype=np.float64) for name, values in scores.items() if values}

@@ -59,12 +59,19 @@ def evaluate_embedder(
         equal_forwards=equal_forwards,
         progress=progress,
     )
-    queries, documents = encoded.query_stats.truncated, encoded.document_stats.truncated
-    if progress and queries + documents:
-        limits = (each or embedder.max_seq_length for each in (query_max_length, document_max_length))
-        limit = " and ".join(f"{each:,}" for each in limits)
-        say(f"{retrieval_set.name}: {queries:,} queries and {documents:,} documents were cut, to {limit} tokens")
+    if progress:
+        say_truncated(embedder, retrieval_set, encoded, (query_max_length, document_max_length))
     return {dim: mean_metrics(relevant_ranks(encoded, dim)) for dim in dims}
+
+
+def say_truncated(
+    embedder: Embedder, retrieval_set: RetrievalSet, encoded: EncodedSet, limits: tuple[int | None, int | None]
+) -> None:
+    """Say how many queries and documents were cut to their limits, if any were; None is the model's own limit."""
+    queries, documents = encoded.query_stats.truncated, encoded.document_stats.truncated
+    if queries + documents:
+        limit = " and ".join(f"{each or embedder.max_seq_length:,}" for each in limits)
+        say(f"{retrieval_set.name}: {queries:,} queries and {documents:,} documents were cut, to {limit} tokens")
 
 
 def encode_set(

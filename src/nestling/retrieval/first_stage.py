@@ -1,5 +1,6 @@
 """First stages that need no model: BM25, and run files in the TREC format; and qrels in the form of such runs."""
 
+import logging
 import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -16,6 +17,8 @@ from nestling.records.record import cut
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.words import WORDS
 from nestling.retrieval.metrics import Run
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # which else tells of each index that it builds
 
 RUN_LINE = "query Q0 document rank score tag"
 RUN_COLUMNS = len(RUN_LINE.split())

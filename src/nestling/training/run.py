@@ -29,6 +29,7 @@ from nestling.export.gate import ExportError
 from nestling.gpu import synchronize
 from nestling.processes import ending_with_this
 from nestling.run_files import Results, evaluation_at
+from nestling.training.dev_details import DevEvaluation, keep_evaluation
 from nestling.training.dev_results import evaluation_table, results_text
 from nestling.training.objectives import zero_loss_reasons
 from nestling.training.tracking import Meter, Tracker, open_tracker
@@ -46,7 +47,7 @@ class Run:
         checkpoints: Those that are kept.
         state: Step, counts and best result so far.
         total: Steps of the whole run.
-        measure: Evaluates the model as it is now; None without dev sets.
+        measure: Evaluates the model as it is now on each dev set; None without dev sets.
         axis: Evaluation axis, what a dev set is evaluated at several values of: "dim" of an embedding, or "depth", the
             number of a reranker's candidates.
         first_stage: Metrics of the candidates of a reranker's dev sets in their own order; none for an embedder.
@@ -64,7 +65,7 @@ class Run:
     checkpoints: Checkpoints
     state: TrainingState
     total: int
-    measure: Callable[[], Results] | None
+    measure: Callable[[], list[DevEvaluation]] | None
     axis: str
     first_stage: Results
     main_rank: bool
@@ -124,10 +125,14 @@ class Run:
     def evaluate(self) -> None:
         """Measure and log; results are compared by nDCG@10 at the axis' largest value, averaged over the dev sets."""
         assert self.measure is not None
-        results = self.measure()
+        evaluations, best_before = self.measure(), self.state.best_step
+        results = {each.retrieval_set.name: each.metrics for each in evaluations}
         self.tracker.log_evaluation(self.state.step, results)
         if self.state.step:  # the model as it came is there to compare with, not a checkpoint
             self.state.record_evaluation(fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values()))
+        if self.main_rank and (self.state.step == 0 or self.state.best_step == self.state.step):
+            about = {"model": self.config.model, "axis": self.axis}
+            keep_evaluation(self.folder.path, self.state.step, best_before, evaluations, **about)
         self.progress.say(f"step {self.state.step}\n{evaluation_table(results, self.axis, self.first_stage)}")
 
     def report(self, learning_rate: float, figures: dict[str, float]) -> None:
@@ -237,7 +242,7 @@ def open_run(
     backend: Backend,
     *,
     total: int,
-    measure: Callable[[], Results] | None,
+    measure: Callable[[], list[DevEvaluation]] | None,
     axis: str,
     main_rank: bool,
     describe: Callable[[int], str],
