@@ -35,7 +35,8 @@ from nestling.batches.rerank_batch import ChunkLabels, RerankBatch
 from nestling.batches.rerank_collation import RerankCollator, sampled_record
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.config import RerankLossConfig
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import RerankerSettings
 from nestling.records import Record, RecordTable, RetrievalSet, load_records
 from nestling.records.summary import LoadSummary
 from nestling.retrieval import Candidates, rerank

@@ -16,7 +16,8 @@ from nestling.checkpoint.atomic import write_folder
 from nestling.config import EmbedConfig, LoraConfig, RerankConfig, TrainData
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import RerankerSettings
 from nestling.models.token_model import TokenModel
 from nestling.models.trainable import load_trainable
 from scripts.export import main
