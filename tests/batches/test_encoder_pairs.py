@@ -65,6 +65,8 @@ def test_instruction_is_written_before_the_query_and_never_cut(tokenizer: PreTra
     pairs, limits = make(tokenizer, instruction="judge files:"), {"query_max_length": 2, "document_max_length": 9}
     wanted = [public(tokenizer, f"{given} b c", "d") for given in ("judge files:", "find")]
     assert [pairs("a b c", ["d"], instruction=each, **limits).ids[0] for each in (None, "find")] == wanted
+    plain = make(tokenizer)  # of a model that reads no instructions
+    assert plain("a b c", ["d"], instruction="find", **limits).ids == [public(tokenizer, "b c", "d")]
     assert pairs.overhead() - pairs.overhead("") == len(tokenizer.tokenize("judge files:"))
     with pytest.raises(ValueError, match="'judge files: ' leaves no room for texts in the 7 tokens"):
         make(tokenizer, instruction="judge files:", max_length=7)("a", ["b"], **limits)

@@ -20,7 +20,8 @@ class EncoderPairs:
 
     Args:
         tokenizer: A fast tokenizer; it is copied, and its own truncation and padding are not used.
-        instruction: Instruction of a query that has none, written before the query; empty for none.
+        instruction: Instruction of a query that has none, written before the query; empty for a model that reads
+            no instructions, those of queries neither.
         max_length: Tokens of a pair that the model can read, special tokens included.
         type_stride: Rows of the model's token embeddings; 0 for a model that reads no token types.
     """
@@ -76,7 +77,7 @@ class EncoderPairs:
 
     def before_query(self, instruction: str | None = None) -> str:
         """What is written before a query."""
-        return before_query(self.instruction if instruction is None else instruction)
+        return before_query(instruction if instruction is not None and self.instruction else self.instruction)
 
     def overhead(self, instruction: str | None = None) -> int:
         """Tokens of a pair beside those of its query and its document."""

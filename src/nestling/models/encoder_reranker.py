@@ -177,6 +177,7 @@ class EncoderReranker(Reranker):
         first = f"{self.pairs.before_query()}{{query}}"
         return {
             "pair": f"{first!r} and '{{document}}', up to {self.pairs.max_length} tokens by the tokenizer's template",
+            "instruction": repr(self.settings.instruction) if self.settings.instruction else "none, of rows neither",
             "head": "new, trained in full from random weights" if self.new_head else "the model's own, trained in full",
         }
 

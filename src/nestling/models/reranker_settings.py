@@ -53,7 +53,7 @@ class EncoderSettings:
     """What the pairs of an encoder are made of, and what its scores are.
 
     Args:
-        instruction: Default instruction of queries, written before them; empty for none.
+        instruction: Default instruction of queries, written before them; empty for a model that reads none.
         activation: What makes a score of a logit: sigmoid, or none.
         query_max_length: Tokens of a query, at most.
         document_max_length: Tokens of a document, at most; fewer where the pair would be longer than the model reads.

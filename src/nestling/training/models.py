@@ -57,7 +57,6 @@ def reranker_settings(config: RerankConfig, source: str, row_instruction: str | 
     Raises:
         ValueError: They are those of a causal model, and it is an encoder.
     """
-    own = {} if row_instruction is None else {"instruction": row_instruction}
     files = read_settings(source)
     if isinstance(files, EncoderSettings):
         causal = {"prefix": config.prefix, "suffix": config.suffix, "answers": config.answers or None}
@@ -67,6 +66,8 @@ def reranker_settings(config: RerankConfig, source: str, row_instruction: str | 
             config.loss.objective != "pointwise_vocabulary",
             f"loss.objective: pointwise_vocabulary is of causal models, and {source} is an encoder; use pointwise",
         )
+        return replace(files, **config.reading)  # an encoder reads the instructions of rows if it is given one at all
+    own = {} if row_instruction is None else {"instruction": row_instruction}
     return replace(files, **{**own, **config.reading})
 
 
