@@ -110,7 +110,7 @@ def write_reranker(reranker: "Reranker", card: "Card | None", output: Path, conf
     return export_reranker(
         reranker,
         output,
-        shape=config.shape or "causal",
+        shape=config.shape,
         dtype=getattr(torch, config.dtype) if config.dtype else None,
         allow_failed_gate=config.allow_failed_gate,
         card=card,

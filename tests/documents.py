@@ -12,7 +12,7 @@ from nestling.export.embedder_card import EmbedderFacts, render_embedder_card
 from nestling.export.embedder_gate import EmbedderReport
 from nestling.export.reranker_card import RerankerFacts, render_reranker_card
 from nestling.export.reranker_gate import RerankerReport
-from nestling.models.reranker import RerankerSettings
+from nestling.models.reranker_settings import RerankerSettings
 from tiny import DEFAULT_QUERY_PROMPT
 
 ROOT = Path(__file__).parents[1]

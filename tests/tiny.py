@@ -13,7 +13,14 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, Qwen3Config, Qwen3Model
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 DEFAULT_QUERY_PROMPT = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"  # Qwen3-Embedding's
@@ -144,6 +151,38 @@ def tiny_bert(
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": False})
     if not normalize:
         write_json(folder / "modules.json", list(_modules())[:2])
+    return folder
+
+
+def tiny_cross_encoder(folder: Path, model_type: str = "bert", *, seed: int = 0, **settings: Any) -> Path:
+    """A classifier of one label of 2 layers, hidden size 48 and 4 heads, with BERT's tokenizer, as rerankers are.
+
+    Args:
+        folder: Where to write it.
+        model_type: Of its configuration.
+        seed: Of the random weights.
+        settings: More of the configuration.
+    """
+    tokenizer = bert_tokenizer()
+    known = AutoConfig.for_model(model_type)
+    wanted = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 130}
+    sizes = {known.attribute_map.get(name, name): size for name, size in wanted.items()}
+    inner = "hidden_dim" if hasattr(known, "hidden_dim") else "intermediate_size"
+    tokens = {name: tokenizer.token_to_id("[PAD]") for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    tokens |= {name: None for name in ("cls_token_id", "sep_token_id") if hasattr(known, name)}
+    rows = {"vocab_size": tokenizer.get_vocab_size(), inner: 96, "num_labels": 1}
+    config = type(known)(**{**sizes, **tokens, **rows, **settings})
+    torch_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    _randomise(model)
+    torch.random.set_rng_state(torch_state)
+    model.save_pretrained(folder)
+    write_bert_tokenizer(folder, tokenizer)
+    if model_type not in ("bert", "electra", "albert"):  # their tokenizers alone give token types
+        path = folder / "tokenizer_config.json"
+        own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+        write_json(path, json.loads(path.read_text()) | own)
     return folder
 
 

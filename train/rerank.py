@@ -105,7 +105,7 @@ def build_parts(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    longest = config.query_max_length + config.document_max_length
+    longest = min(config.query_max_length + config.document_max_length, reranker.max_positions)
     position_bytes = bytes_per_position(backend, longest)
     return RerankParts(config, accelerator, batch_sampler, dev_sets, reranker, collator, backend, position_bytes)
 

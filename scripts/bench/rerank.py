@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from nestling.batches.prefix_sharing import SharedPrefixChunk
-    from nestling.models.reranker import Reranker, RerankerSettings
+    from nestling.models.reranker import Reranker
+    from nestling.models.reranker_settings import RerankerSettings
 
 T = TypeVar("T")
 DOCUMENTS = 8  # of a group: a positive and its negatives
@@ -159,7 +160,7 @@ def words(config: RerankBenchConfig) -> list[str]:
 
 def settings(config: RerankBenchConfig) -> "RerankerSettings":
     """A prompt of random words."""
-    from nestling.models.reranker import RerankerSettings
+    from nestling.models.reranker_settings import RerankerSettings
 
     source, known = random.Random(1), words(config)[len(SPECIAL) :]
     prefix, instruction, suffix = (" ".join(source.choices(known, k=k)) for k in (PREFIX, INSTRUCTION, SUFFIX))

@@ -51,7 +51,7 @@ def main() -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-    from nestling.models.reranker import SETTINGS, RerankerSettings
+    from nestling.models.reranker_settings import SETTINGS, RerankerSettings
 
     tokenizer = AutoTokenizer.from_pretrained(config.minilm)
     torch.manual_seed(config.seed)

@@ -2,12 +2,20 @@
 
 import pickle
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nestling.batches.pair_prompts import DEFAULT_PREFIX, DEFAULT_SUFFIX, PairTokenizer, RerankPrompt, TokenizedPairs
+from nestling.batches.pair_prompts import (
+    DEFAULT_PREFIX,
+    DEFAULT_SUFFIX,
+    PairTokenizer,
+    RerankPrompt,
+    TokenizedPairs,
+    keep_end,
+)
 from tiny import SENTENCES
 
 DOCUMENTS = [
@@ -126,7 +134,7 @@ def test_a_truncated_query_keeps_its_end(query: str, tokenizer: PreTrainedTokeni
 
 def test_query_and_document_can_both_be_truncated(tokenizer: PreTrainedTokenizerBase, pairs: PairTokenizer) -> None:
     found = tokenize(pairs, "find every file", [SENTENCES[0]], query_max_length=2, document_max_length=3)
-    end = pairs._truncate_query("find every file", 2, None)
+    end = keep_end("find every file", 2, partial(pairs._token_starts, instruction=None))
     assert "find every file".endswith(end) and 0 < len(end) < len("find every file")
     head, own = pairs.prompt.body(end, ""), own_ids(pairs, pairs.prompt.body(end, ""), SENTENCES[0])
     whole = public(tokenizer, end, SENTENCES[0])

@@ -114,6 +114,7 @@ def adapt(model: TokenModel) -> None:
     """Add LoRA adapters to a model, the same every time, all with a gradient."""
     torch.manual_seed(0)
     model.backbone = attach_lora(model.backbone, r=4, alpha=8, dropout=0.0)
+    model.train_head()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zeros at the start, under which A would have no gradient
             torch.nn.init.normal_(parameter, std=0.1)

@@ -35,12 +35,13 @@ from nestling.batches.rerank_batch import ChunkLabels, RerankBatch
 from nestling.batches.rerank_collation import RerankCollator, sampled_record
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.config import RerankLossConfig
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import AnySettings, EncoderSettings, RerankerSettings
 from nestling.records import Record, RecordTable, RetrievalSet, load_records
 from nestling.records.summary import LoadSummary
 from nestling.retrieval import Candidates, rerank
 from nestling.training.accumulated import accumulated_backward
-from tiny import tiny_qwen3
+from tiny import tiny_cross_encoder, tiny_qwen3
 
 RECIPE = recipe("rerank")
 DRAW = RowSampler(positives=2, negatives=3, seed=0)
@@ -88,6 +89,7 @@ class Case:
         backend: As in `launches.Launch`, as are `clip` and `full_gradients`.
         kind: The objective: answers, vocabulary, soft, listwise or distillation.
         tuning: full or lora.
+        encoder: Whether the model is an encoder.
     """
 
     backend: str
@@ -95,10 +97,12 @@ class Case:
     tuning: str = "full"
     clip: float = 0.0
     full_gradients: bool = True
+    encoder: bool = False
 
     def __str__(self) -> str:
+        encoder = "-encoder" if self.encoder else ""
         clip, reduction = "-clip" if self.clip else "", "" if self.full_gradients else "-parts"
-        return f"{self.backend}-{self.kind}-{self.tuning}{clip}{reduction}"
+        return f"{self.backend}-{self.kind}-{self.tuning}{clip}{reduction}{encoder}"
 
     @property
     def loss(self) -> RerankLossConfig:
@@ -131,6 +135,10 @@ PAIRWISE = [
     Case("fsdp", "vocabulary", "full", full_gradients=False),
     Case("fsdp", "soft", "lora"),
     Case("fsdp", "distillation", "full"),
+    Case("ddp", "answers", "lora", 0.5, encoder=True),
+    Case("zero1", "listwise", "full", encoder=True),
+    Case("zero3", "distillation", "lora", encoder=True),
+    Case("fsdp", "answers", "full", encoder=True),
 ]
 PRODUCT = [
     Case(backend, kind, tuning, clip, full_gradients)
@@ -146,8 +154,10 @@ PRODUCT = [
 
 
 def load(folder: Path, case: Case) -> Reranker:
-    settings = RerankerSettings(prefix="", suffix="\nanswer:", instruction="judge")
-    reranker = Reranker.from_pretrained(folder / "model", settings=settings)
+    settings: AnySettings = RerankerSettings(prefix="", suffix="\nanswer:", instruction="judge")
+    if case.encoder:
+        settings = EncoderSettings(instruction="judge")
+    reranker = Reranker.from_pretrained(folder / ("encoder" if case.encoder else "model"), settings=settings)
     reranker.full_vocabulary = case.kind == "vocabulary"
     if case.tuning == "lora":
         adapt(reranker)
@@ -167,8 +177,8 @@ def collate(folder: Path, case: Case, reranker: Reranker, rank: int, world: int)
         query_max_length=LENGTH,
         document_max_length=LENGTH,
         chunk_tokens=WHOLE_CHUNK if whole else CHUNK,
-        share_prefix=True,
-        padding_free=True,
+        share_prefix=reranker.share_prefix,
+        padding_free=reranker.padding_free,
         whole_groups=whole,
         teacher_targets=case.kind == "soft",
         rank=rank,
@@ -229,6 +239,7 @@ def on_a_rank(cases: Sequence[Case], port: int, rank: int, folder: Path) -> None
 
 def prepare_folder(folder: Path) -> Path:
     tiny_qwen3(folder / "model", sentence_transformers=False)
+    tiny_cross_encoder(folder / "encoder")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return folder
 

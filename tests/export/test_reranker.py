@@ -31,7 +31,8 @@ from nestling.export.reranker_expectation import RerankerExpectation, Shape
 from nestling.export.reranker_gate import RerankerReport, check_reranker
 from nestling.models.adapter_merging import lora_delta
 from nestling.models.adapters import load_lora
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import RerankerSettings
 from nestling.models.weights import write_weights
 from nestling.run_files import DataLine
 from tiny import tiny_qwen3

@@ -20,7 +20,8 @@ from nestling.merging.models import open_model
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.embedder import Embedder
 from nestling.models.merged_weights import MergedWeights
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import RerankerSettings
 from nestling.models.safetensors_writer import Spec
 from nestling.models.weights import StoredWeights, write_weights
 from tiny import tiny_qwen3

@@ -13,7 +13,8 @@ from nestling.batches.packing import prompts_to_chunk
 from nestling.export.reranker import export_reranker
 from nestling.losses.reranker import pointwise
 from nestling.models.adapters import attach_lora
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import RerankerSettings
 from nestling.models.scoring import Group
 from tiny import SENTENCES
 

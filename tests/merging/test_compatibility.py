@@ -10,7 +10,8 @@ import pytest
 
 from nestling.export.cross_encoder import write_cross_encoder
 from nestling.merging.compatibility import require_compatible
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import RerankerSettings
 from tiny import tiny_qwen3
 
 

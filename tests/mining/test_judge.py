@@ -13,7 +13,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import nestling.mining.judge
 from mining.small import opened, random_rows, write_rows
-from nestling.mining.judge import Judge, judge_lists, open_judge, probabilities
+from nestling.export.reranker import export_reranker
+from nestling.mining.judge import CrossEncoderJudge, Judge, RerankerJudge, judge_lists, open_judge, probabilities
 from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
 from nestling.mining.query_set import QuerySet
@@ -97,8 +98,19 @@ def test_logits_are_those_of_the_cross_encoder(task: tuple[QuerySet, Pool, Lists
     ]
     expected = CrossEncoder(str(model), device="cpu").predict(pairs, show_progress_bar=False)  # through a sigmoid
     np.testing.assert_allclose(probabilities(logits), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="it gives 3 scores a pair, expected one"):
+    assert isinstance(open_judge(str(model), precision=torch.float32, device=CPU), RerankerJudge)
+    with pytest.raises(ValueError, match="a classifier of 3 labels, and a reranker has one"):
         open_judge(str(cross_encoder(bert, tmp_path / "three", outputs=3)), precision=torch.float32, device=CPU)
+
+
+def test_logits_are_those_of_a_causal_model_made_a_classifier(qwen3_reranker: Path, tmp_path: Path) -> None:
+    reranker = Reranker.from_pretrained(qwen3_reranker)
+    export_reranker(reranker, tmp_path / "classifier", shape="classifier", trained=False)
+    judge = open_judge(str(tmp_path / "classifier"), precision=torch.float32, device=CPU)
+    assert isinstance(judge, CrossEncoderJudge)
+    groups = [Group("list the files", ["ls", "find every file"]), Group("count", ["wc"])]
+    for found, expected in zip(judge.logits(groups), reranker.logits(groups), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_logits_that_are_not_finite_are_an_error(task: tuple[QuerySet, Pool, Lists]) -> None:

@@ -25,10 +25,10 @@ from nestling.models.attention import (
     _segment_by_segment,
     _varlen_kernel,
     autocast_dtype,
-    causal_mask,
     model_class,
     resolve_attention,
     varlen_attention,
+    visible,
 )
 
 GROUPS = [[[*range(20), 1, 2], [*range(20), 3, 4, 5], [*range(20), 6]], [[7, 8, 9]]]
@@ -215,7 +215,7 @@ def test_float32_on_a_gpu_does_not_use_the_kernel(monkeypatch: pytest.MonkeyPatc
     """Evaluation and `Reranker.from_pretrained` compute in float32 by default."""
     seen: list[Any] = []
     monkeypatch.setattr(varlen, "varlen_attn", strict_kernel)
-    monkeypatch.setattr("nestling.models.attention._segment_by_segment", lambda *inputs: seen.append(inputs))
+    monkeypatch.setattr("nestling.models.attention._segment_by_segment", lambda *inputs, causal: seen.append(inputs))
     chunk = pack_groups(GROUPS, share_prefix=True)
     on_gpu([torch.randn(1, heads, chunk.positions, 16) for heads in (4, 2, 2)], **chunk.attention_arguments())
     assert len(seen) == 1
@@ -230,13 +230,13 @@ def test_autocast_dtype_is_that_of_the_tensor_without_autocast() -> None:
             assert autocast_dtype(tensor) == torch.float32
 
 
-def test_causal_mask() -> None:
-    assert causal_mask(2, 2, torch.device("cpu")).tolist() == [[True, True, True, False], [True] * 4]
-    assert causal_mask(2, 2, torch.device("cpu"), 2).tolist() == [
+def test_visible() -> None:
+    assert visible(2, 2, torch.device("cpu")).tolist() == [[True, True, True, False], [True] * 4]
+    assert visible(2, 2, torch.device("cpu"), 2).tolist() == [
         [False, True, True, False],
         [False, False, True, True],
     ]
-    assert causal_mask(2, 2, torch.device("meta")).device.type == "meta"
+    assert visible(2, 2, torch.device("meta")).device.type == "meta"
 
 
 @pytest.mark.parametrize("window", [1, 3, 7, 40])

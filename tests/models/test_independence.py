@@ -37,10 +37,29 @@ def test_a_causal_model_is_found_to_be_one_and_reads_packed_texts(qwen3: Path) -
     assert try_out(embedder) == Findings(causal=True, padded=True, packed=True)
 
 
-def test_an_encoder_is_found_not_to_be_causal_and_is_padded(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_encoder_is_found_not_to_be_causal_and_reads_packed_texts(bert: Path) -> None:
     embedder = Embedder.from_pretrained(bert, attn_implementation="varlen")
+    assert not embedder.causal and embedder.padding_free
+    assert try_out(embedder) == Findings(causal=False, padded=True, packed=True)
+    torch.testing.assert_close(*alone_and_together(embedder))
+
+
+def test_windows_of_an_encoder_reach_to_both_sides(tmp_path: Path) -> None:
+    """ModernBERT's modules count one more than its config."""
+    modernbert = encoder("modernbert", local_attention=12, global_attn_every_n_layers=2)
+    folder = write_embedder(modernbert, tmp_path / "model")
+    embedder = Embedder.from_pretrained(folder, attn_implementation="varlen")
+    assert embedder.padding_free and embedder.config.local_attention == 12
+    torch.testing.assert_close(*alone_and_together(embedder))
+    padded = Embedder.from_pretrained(folder, attn_implementation="sdpa")
+    torch.testing.assert_close(alone_and_together(padded)[1], alone_and_together(embedder)[1])
+
+
+def test_an_encoder_whose_attention_has_a_bias_is_padded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_embedder(encoder("mpnet"), tmp_path / "model")
+    embedder = Embedder.from_pretrained(folder, attn_implementation="varlen")
     assert not embedder.causal and not embedder.padding_free
-    assert f"{bert}: BertModel cannot read packed texts one by one; they are padded" in capsys.readouterr().err
+    assert f"{folder}: MPNetModel cannot read packed texts one by one; they are padded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama"])

@@ -12,7 +12,8 @@ from torch import Tensor
 import nestling.models.scoring
 from nestling.batches.packing import AnyChunk, Chunk, prompts_to_chunk
 from nestling.batches.prefix_sharing import SharedPrefixChunk
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.causal_reranker import CausalReranker
+from nestling.models.reranker_settings import RerankerSettings
 from nestling.models.scoring import Group, Scorer, ScoringStats, logit_of, score_groups, windows
 from tiny import SENTENCES
 
@@ -24,7 +25,7 @@ GROUPS = [
 ]
 
 
-class Counting(Reranker):
+class Counting(CausalReranker):
     """Records the chunks of its forward passes."""
 
     forwards: list[AnyChunk]

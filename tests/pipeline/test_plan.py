@@ -134,6 +134,16 @@ def test_queries_are_the_records_where_there_are_none() -> None:
     assert setting(steps["mine"], "corpus") == "corpus.jsonl"
 
 
+@pytest.mark.parametrize(
+    ("names", "evaluated"), [(["BertModel"], False), (["BertForSequenceClassification"], True), ([], True)]
+)
+def test_a_base_without_a_head_is_not_evaluated(names: list[str], evaluated: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": names}))
+    steps = steps_of(reranker_model=str(tmp_path))
+    assert ("evaluate-base-reranker" in steps, "evaluate-base-both" in steps) == (evaluated, evaluated)
+    assert "evaluate-reranker" in steps and "evaluate-both" in steps
+
+
 def test_a_reranker_in_another_shape_goes_through_the_script() -> None:
     step = steps_of(export={"shape": "classifier", "dtype": "bfloat16"})["export-reranker"]
     assert step.program[1:] == ("scripts/export.py",)

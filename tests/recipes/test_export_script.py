@@ -16,7 +16,8 @@ from nestling.checkpoint.atomic import write_folder
 from nestling.config import EmbedConfig, LoraConfig, RerankConfig, TrainData
 from nestling.models.adapters import attach_lora
 from nestling.models.embedder import Embedder
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import RerankerSettings
 from nestling.models.token_model import TokenModel
 from nestling.models.trainable import load_trainable
 from scripts.export import main
@@ -158,7 +159,7 @@ def test_an_embedder_has_no_shape(tmp_path: Path, qwen3: Path, monkeypatch: pyte
             ["--output", "new", "--checkpoint", "a", "--matryoshka_dims", "8"],
             "those of a checkpoint are in the run's config.yaml",
         ),
-        (["--output", "new", "--model", "a"], "--model needs --shape"),
+        (["--output", "new", "--model", "a", "--base", "b"], "--model is whole, and takes no --base"),
         (["--output", "new", "--model", "a", "--shape", "classifier", "--checkpoint", "b"], "give either --checkpoint"),
         (["--output", "new", "--adapter", "a", "--base", "b", "--shape", "causal"], "adapters are embedders'"),
     ],

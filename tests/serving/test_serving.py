@@ -16,7 +16,8 @@ from ranks import ROOT, environment
 import warm
 from hostile_server import answer, hostile
 from nestling.export.reranker import export_reranker
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import RerankerSettings
 from nestling.serving.client import ScoreEndpoint, Server, split_url
 from nestling.serving.embedder_reference import EmbedderReference
 from nestling.serving.findings import ServerReport, simplest_explanation

@@ -5,10 +5,12 @@ at the last token of the suffix.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from nestling.batches.prompts import (
@@ -65,6 +67,32 @@ class TokenizedPairs:
     truncated_documents: int
 
 
+class Pairs(Protocol):
+    """What makes token ids of a query with each of its documents, for one kind of reranker.
+
+    Attributes:
+        backend: The tokenizer.
+        pad_id: Token that pads.
+    """
+
+    backend: Tokenizer
+    pad_id: int
+
+    def __call__(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        query_max_length: int,
+        document_max_length: int,
+    ) -> TokenizedPairs: ...
+
+    def overhead(self, instruction: str | None = None) -> int:
+        """Tokens beside those of the query and the document."""
+        ...
+
+
 class PairTokenizer:
     """Tokenises the prompts of a query and its documents as the published example code of Qwen3-Reranker does.
 
@@ -114,10 +142,8 @@ class PairTokenizer:
         Raises:
             ValueError: A maximum length below 1.
         """
-        for name, length in (("query_max_length", query_max_length), ("document_max_length", document_max_length)):
-            if length < 1:
-                raise ValueError(f"{name} is {length}; expected at least 1 token")
-        kept_query = self._truncate_query(query, query_max_length, instruction)
+        require_lengths(query_max_length, document_max_length)
+        kept_query = keep_end(query, query_max_length, partial(self._token_starts, instruction=instruction))
         prefix = self.prompt.body(kept_query, "", instruction)
 
         def kept_tokens(encoding: Encoding) -> int:
@@ -153,26 +179,37 @@ class PairTokenizer:
             )
         return int(encoding.ids[0])
 
-    def _truncate_query(self, query: str, max_length: int, instruction: str | None) -> str:
-        """The query, or the longest end of it in which at most `max_length` tokens start."""
-        read = characters_to_read(max_length)
-        end = query[-read:]
-        starts = self._token_starts(end, instruction)
-        # As in `encode_truncated`: the query may have been cut inside a word, whose tokens would differ.
-        while read < len(query) and (len(starts) <= max_length or starts[-max_length] < read // 2):
-            read *= 4
-            end = query[-read:]
-            starts = self._token_starts(end, instruction)
-        # A shorter query may be tokenised differently than as part of a longer one, and several tokens may encode one
-        # character: drop tokens until few enough are left.
-        while len(starts) > max_length:
-            dropped = starts[-max_length - 1]
-            end = end[min((start for start in starts[-max_length:] if start > dropped), default=len(end)) :]
-            starts = self._token_starts(end, instruction)
-        return end
-
     def _token_starts(self, query: str, instruction: str | None) -> list[int]:
         """For each token that starts in the query, the character of the query at which it starts."""
         before = len(self.prompt.before_query(instruction))
         offsets = self._encode(self.prompt.body(query, "", instruction)).offsets
         return [start - before for start, _ in offsets if 0 <= start - before < len(query)]
+
+
+def require_lengths(query_max_length: int, document_max_length: int) -> None:
+    """Raise ValueError for a maximum length below 1."""
+    for name, length in (("query_max_length", query_max_length), ("document_max_length", document_max_length)):
+        if length < 1:
+            raise ValueError(f"{name} is {length}; expected at least 1 token")
+
+
+def keep_end(query: str, max_length: int, token_starts: Callable[[str], list[int]]) -> str:
+    """A query, or the longest end of it in which at most `max_length` tokens start.
+
+    `token_starts` gives the characters of a query at which its tokens start.
+    """
+    read = characters_to_read(max_length)
+    end = query[-read:]
+    starts = token_starts(end)
+    # As in `encode_truncated`: the query may have been cut inside a word, whose tokens would differ.
+    while read < len(query) and (len(starts) <= max_length or starts[-max_length] < read // 2):
+        read *= 4
+        end = query[-read:]
+        starts = token_starts(end)
+    # A shorter query may be tokenised differently than as part of a longer one, and several tokens may encode one
+    # character: drop tokens until few enough are left.
+    while len(starts) > max_length:
+        dropped = starts[-max_length - 1]
+        end = end[min((start for start in starts[-max_length:] if start > dropped), default=len(end)) :]
+        starts = token_starts(end)
+    return end

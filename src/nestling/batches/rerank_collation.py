@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch.utils.data import Dataset
 
 from nestling.batches.packing import AnyChunk, prompts_to_chunk
-from nestling.batches.pair_prompts import PairTokenizer
+from nestling.batches.pair_prompts import Pairs
 from nestling.batches.prefix_sharing import chunk_groups, group_positions
 from nestling.batches.rerank_batch import ChunkLabels, LabelledGroup, RerankBatch, join_labels
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
@@ -39,7 +39,7 @@ class RerankCollator(Dataset[RerankBatch]):
         self,
         sources: Sequence[Source],
         row_sampler: RowSampler,
-        tokenizer: PairTokenizer,
+        tokenizer: Pairs,
         *,
         query_max_length: int,
         document_max_length: int,

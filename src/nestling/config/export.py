@@ -17,8 +17,8 @@ class ExportConfig:
         adapter: A folder that peft wrote for an embedder.
         base: Directory or hub id of the model under the adapter; for a checkpoint, where that model is now.
         trust_remote_code: Run the code that comes with the model.
-        model: Directory or hub id of a reranker that is a causal language model, to write it in another shape.
-        shape: Shape of a reranker: causal language model (also a CrossEncoder), or classifier; by default causal.
+        model: Directory or hub id of a reranker, to write it in another shape or type.
+        shape: Shape of a causal reranker: causal language model (also a CrossEncoder), or classifier; default: causal.
         dtype: Type of the written weights; by default the base's own.
         allow_failed_gate: Write a directory that fails its parity gate too; its model card says so.
         matryoshka_dims: Dimensions that the adapter was trained at.
@@ -46,14 +46,14 @@ class ExportConfig:
     def __post_init__(self) -> None:
         require(
             [self.checkpoint, self.adapter, self.model].count(None) == 2,
-            "give either --checkpoint, or --adapter with --base, or --model with --shape",
+            "give either --checkpoint, or --adapter with --base, or --model",
         )
         require(
             self.adapter is None or self.base is not None, "--adapter needs --base, the model that it was trained on"
         )
         require(
-            self.model is None or (self.shape is not None and self.base is None),
-            "--model needs --shape, causal or classifier, and takes no --base",
+            self.model is None or self.base is None,
+            "--model is whole, and takes no --base",
         )
         require(self.adapter is None or self.shape is None, "shape is a reranker's, and adapters are embedders'")
         prompts = [each for each in (self.query_prompt, self.document_prompt) if each is not None]

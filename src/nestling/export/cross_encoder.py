@@ -1,13 +1,17 @@
 """The files that make a CrossEncoder of sentence-transformers 6 of a reranker's directory."""
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from nestling.batches.pair_prompts import RerankPrompt
 from nestling.export.reranker_expectation import Shape
 from nestling.export.serving_files import write_json
+from nestling.models.causal_reranker import CausalReranker
+from nestling.models.encoder_reranker import EncoderReranker
 from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import EncoderSettings
 
 # The release of sentence-transformers from which on there are these modules.
 RELEASE = 6
@@ -34,13 +38,53 @@ def require_release() -> None:
 
 
 def write_cross_encoder(reranker: Reranker, folder: Path, shape: Shape, max_length: int) -> None:
-    """What makes a CrossEncoder of the directory, and the chat template that makes its prompts (vLLM reads it too)."""
-    causal = shape == "causal"
-    modules = [("", TRANSFORMER), ("1_LogitScore", LOGIT_SCORE)][: 2 if causal else 1]
+    """What makes a CrossEncoder of the directory."""
+    if isinstance(reranker, EncoderReranker):
+        write_encoder(reranker, folder, max_length)
+    else:
+        assert isinstance(reranker, CausalReranker)
+        write_prompted(reranker, folder, shape, max_length)
+
+
+def write_encoder(reranker: EncoderReranker, folder: Path, max_length: int) -> None:
+    """The files of sentence-transformers 6; release 5 reads what config.json and tokenizer_config.json say."""
+    write_modules(folder, [("", TRANSFORMER)])
+    text = {"text": {"method": "forward", "method_output_name": "logits"}}
+    described = {"transformer_task": "sequence-classification", "modality_config": text, "module_output_name": "scores"}
+    write_json(folder / "sentence_bert_config.json", {**described, "max_seq_length": max_length})
+    settings = reranker.settings
+    prompted = {"query": settings.before_query} if settings.instruction else {}
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "model_type": "CrossEncoder",
+            "prompts": prompted,
+            "default_prompt_name": "query" if prompted else None,
+            "activation_fn": activation_path(settings),
+        },
+    )
+
+
+def activation_path(settings: EncoderSettings) -> str:
+    """The class of torch that makes a score of a logit, as sentence-transformers and servers name it."""
+    return {
+        "sigmoid": "torch.nn.modules.activation.Sigmoid",
+        "none": "torch.nn.modules.linear.Identity",
+    }[settings.activation]
+
+
+def write_modules(folder: Path, modules: Sequence[tuple[str, str]]) -> None:
+    """modules.json of modules by path and class."""
     write_json(
         folder / "modules.json",
         [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)],
     )
+
+
+def write_prompted(reranker: CausalReranker, folder: Path, shape: Shape, max_length: int) -> None:
+    """The same of a causal model, and the chat template that makes its prompts (vLLM reads it too)."""
+    causal = shape == "causal"
+    write_modules(folder, [("", TRANSFORMER), ("1_LogitScore", LOGIT_SCORE)][: 2 if causal else 1])
     output = {"method": "forward", "method_output_name": "logits"}
     write_json(
         folder / "sentence_bert_config.json",

@@ -16,7 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from nestling.batches.prompts import copy_backend
 from nestling.console import say, working
 from nestling.export.card import Card, base_license, base_name
-from nestling.export.cross_encoder import require_release, write_cross_encoder
+from nestling.export.cross_encoder import activation_path, require_release, write_cross_encoder
+from nestling.export.encoder_card import render_encoder_card
 from nestling.export.gate import require_passed
 from nestling.export.reranker_card import RerankerFacts, render_reranker_card
 from nestling.export.reranker_expectation import RerankerExpectation, Shape, expect_scores, prompt_length
@@ -36,8 +37,12 @@ from nestling.export.serving_files import (
     written_dtype,
 )
 from nestling.models.adapter_merging import without_adapters
+from nestling.models.causal_reranker import CausalReranker
+from nestling.models.encoder_reranker import EncoderReranker
 from nestling.models.merged_weights import MergedWeights
-from nestling.models.reranker import SETTINGS, Reranker
+from nestling.models.model_tokenizer import lower_cases
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import SETTINGS
 from nestling.models.rounded_weights import RoundedWeights
 from nestling.models.safetensors_writer import Spec
 from nestling.models.weights import write_weights
@@ -49,7 +54,7 @@ def export_reranker(
     reranker: Reranker,
     output_dir: Path,
     *,
-    shape: Shape = "causal",
+    shape: Shape | None = None,
     dtype: torch.dtype | None = None,
     card: Card | None = None,
     trained: bool = True,
@@ -64,19 +69,21 @@ def export_reranker(
         reranker: The trained model.
         output_dir: Must not exist.
         shape: "causal" for what the base is, a causal language model, which sentence-transformers loads as a
-            CrossEncoder; "classifier" for a sequence classification model of one label.
+            CrossEncoder; "classifier" for a sequence classification model of one label. "encoder", such a model whose
+            pairs its tokenizer makes, is the only one of an encoder. By default what the model is.
         dtype: Of the written weights; the base's own by default.
         card: What the run knows, for README.md.
         trained: Whether weights that all equal the base's are an error; False to change the shape of a directory.
         allow_failed_gate: Write a directory that fails the gate too; its card says so.
 
     Raises:
-        ValueError: `output_dir` exists, the adapters cannot be merged, the tokenizer has no token to pad with, or there
-            is no classifier of this kind.
+        ValueError: `output_dir` exists, the adapters cannot be merged, the tokenizer has no token to pad with, there is
+            no classifier of this kind, or an encoder is to have another shape.
         WriteError: There is no room for it, or it could not be written.
         ExportError: The written directory does not reproduce the model; it has been removed.
     """
     refuse_existing(output_dir)
+    shape = shape_of(reranker, shape)
     require_release()
     merged = MergedWeights(reranker.backbone)
     config = reranker_config(reranker, shape, dtype)
@@ -85,7 +92,7 @@ def export_reranker(
     say(f"exporting to {output_dir}: the model's own scores, to compare with")
     expectation = expect_scores(reranker, merged, dtype, shape, trained)
     written = expectation.outputs.weights
-    weights = written if shape == "causal" else ClassifierWeights(reranker, written)
+    weights = ClassifierWeights(reranker, written) if shape == "classifier" else written
     card = card or Card()
     facts = describe_reranker(reranker, card, config["architectures"][0], expectation)
     with new_directory(output_dir) as folder:
@@ -93,16 +100,36 @@ def export_reranker(
         copy_code(BaseFiles(reranker.source), folder)
         with working("writing the weights"):
             write_weights(weights, folder, specs=weights.specs())
-        write_reranker_tokenizer(reranker, folder)
+        if shape == "encoder":
+            write_pair_tokenizer(reranker, folder, prompt_length(reranker, reranker.settings))
+        else:
+            write_reranker_tokenizer(reranker, folder)
         if expectation.max_length is not None:
             write_cross_encoder(reranker, folder, shape, expectation.max_length)
-        if shape == "causal":
+        if shape != "classifier":
             (folder / SETTINGS).write_text(reranker.settings.to_json(), encoding="utf-8")
+        if shape == "causal":
             write_adapter(reranker.backbone, folder)
         report = check_reranker(folder, expectation)
         require_passed(report, folder, allow_failed=allow_failed_gate)
-        (folder / "README.md").write_text(render_reranker_card(facts, card, report), encoding="utf-8")
+        (folder / "README.md").write_text(render(reranker, facts, card, report), encoding="utf-8")
     return report
+
+
+def render(reranker: Reranker, facts: RerankerFacts, card: Card, report: RerankerReport) -> str:
+    """README.md of either kind."""
+    if isinstance(reranker, EncoderReranker):
+        return render_encoder_card(facts, reranker.settings, reranker.config.model_type, card, report)
+    return render_reranker_card(facts, card, report)
+
+
+def shape_of(reranker: Reranker, shape: Shape | None) -> Shape:
+    """The shape to write; ValueError for one that the model cannot have."""
+    encodes = isinstance(reranker, EncoderReranker)
+    if shape is not None and encodes != (shape == "encoder"):
+        kind = "an encoder" if encodes else "a causal language model"
+        raise ValueError(f"{reranker.source} is {kind}, which has no shape {shape}; leave shape away")
+    return "encoder" if encodes else shape or "causal"
 
 
 class ClassifierWeights(Mapping[str, Tensor]):
@@ -113,6 +140,7 @@ class ClassifierWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, reranker: Reranker, written: RoundedWeights) -> None:
+        assert isinstance(reranker, CausalReranker)
         modules = without_adapters(reranker.backbone).named_modules()
         layer = next(f"{name}.weight" for name, module in modules if module is reranker.head)
         no, yes = written[layer][reranker.head.answers.cpu()].float()
@@ -158,6 +186,9 @@ def reranker_config(reranker: Reranker, shape: Shape, dtype: torch.dtype | None)
     """config.json of a shape; ValueError where transformers has no classifier for the model."""
     model = without_adapters(reranker.backbone)
     config = model_config(BaseFiles(reranker.source), model.config, dtype)
+    if isinstance(reranker, EncoderReranker):
+        return encoder_config(reranker, config)
+    assert isinstance(reranker, CausalReranker)
     if shape == "causal":
         return config | {"architectures": [type(model).__name__]}
     architecture = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model.config.model_type)
@@ -181,6 +212,37 @@ def reranker_config(reranker: Reranker, shape: Shape, dtype: torch.dtype | None)
         "label2id": {"LABEL_0": 0},
         "pad_token_id": reranker.tokenizer.convert_tokens_to_ids(padding_token(reranker.tokenizer, reranker.source)),
     }
+
+
+def encoder_config(reranker: EncoderReranker, config: dict[str, Any]) -> dict[str, Any]:
+    """config.json of an encoder: a classifier of one label, and what sentence-transformers and vLLM make of a logit."""
+    labels = (
+        {} if len(config.get("id2label") or {}) == 1 else {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    )
+    config.pop("sbert_ce_default_activation_function", None)
+    known = config.get("sentence_transformers") or {}
+    return {
+        **config,
+        **labels,
+        "architectures": [type(reranker.classifier).__name__],
+        "sentence_transformers": {**known, "activation_fn": activation_path(reranker.settings)},
+    }
+
+
+def write_pair_tokenizer(reranker: Reranker, folder: Path, max_length: int) -> None:
+    """The base's tokenizer files, byte for byte, but for the length at which sentence-transformers 5 cuts pairs."""
+    base, tokenizer = BaseFiles(reranker.source), reranker.tokenizer
+    original, config = base.own_path("tokenizer.json"), tokenizer_config(base)
+    if original is None or lower_cases(base.source, base.subfolder):
+        copy_backend(tokenizer).save(str(folder / "tokenizer.json"))
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # others put normalisers of their own in the place of it
+        config["model_input_names"] = tokenizer.model_input_names
+    else:
+        shutil.copyfile(original, folder / "tokenizer.json")
+    copy_tokenizer_files(base, folder)
+    if tokenizer.pad_token is None:
+        config["pad_token"] = padding_token(tokenizer, reranker.source)
+    write_json(folder / "tokenizer_config.json", config | {"model_max_length": max_length})
 
 
 def write_reranker_tokenizer(reranker: Reranker, folder: Path) -> None:

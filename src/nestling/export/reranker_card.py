@@ -10,7 +10,7 @@ from nestling.export.card import Card, adapter_note, license_line, render_card
 from nestling.export.gate import GateReport
 from nestling.export.reranker_expectation import Shape
 from nestling.export.reranker_usage import score_causal, score_classifier, tokenize_pairs
-from nestling.models.reranker import RerankerSettings
+from nestling.models.reranker_settings import AnySettings, RerankerSettings
 
 PAIR = '("how do I list files?", "ls prints the names of files.")'
 
@@ -37,7 +37,7 @@ class RerankerFacts:
     license: str | None
     shape: Shape
     architecture: str
-    settings: RerankerSettings
+    settings: AnySettings
     max_length: int
     cross_encoder: bool
     lora: bool
@@ -45,11 +45,11 @@ class RerankerFacts:
 
 
 def render_reranker_card(facts: RerankerFacts, card: Card, report: GateReport) -> str:
-    """README.md of a reranker."""
-    return render_card(_front_matter(facts), _introduction(facts), _usage(facts), card, report, cut="Candidates")
+    """README.md of a causal reranker, in either of its shapes."""
+    return render_card(front_matter(facts), _introduction(facts), _usage(facts), card, report, cut="Candidates")
 
 
-def _front_matter(facts: RerankerFacts) -> ModelCardData:
+def front_matter(facts: RerankerFacts) -> ModelCardData:
     return ModelCardData(
         base_model=facts.base,
         library_name="sentence-transformers" if facts.cross_encoder else "transformers",
@@ -61,6 +61,7 @@ def _front_matter(facts: RerankerFacts) -> ModelCardData:
 
 def _introduction(facts: RerankerFacts) -> str:
     settings = facts.settings
+    assert isinstance(settings, RerankerSettings)
     made = f"fine-tuned from {facts.base}" if facts.trained else f"converted from {facts.base}"
     held = {
         "causal": "a causal language model; a score is the probability of yes between its two answers",
@@ -132,7 +133,9 @@ def _transformers(facts: RerankerFacts) -> str:
     causal = facts.shape == "causal"
     kind = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
     score = inspect.getsource(score_causal if causal else score_classifier)
-    words = (facts.settings.no, facts.settings.yes)
+    settings = facts.settings
+    assert isinstance(settings, RerankerSettings)
+    words = (settings.no, settings.yes)
     answers = f"""no, yes = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in {words!r})
 print(score_causal(model, tokenizer, prompts, no, yes).exp()[:, 1])"""
     return f"""transformers:
@@ -165,9 +168,11 @@ prompts = tokenize_pairs(
 
 
 def _vllm(facts: RerankerFacts) -> str:
+    settings = facts.settings
+    assert isinstance(settings, RerankerSettings)
     overrides = {
         "architectures": ["Qwen3ForSequenceClassification"],
-        "classifier_from_token": [facts.settings.no, facts.settings.yes],
+        "classifier_from_token": [settings.no, settings.yes],
         "is_original_qwen3_reranker": True,
     }
     flag = f"--hf-overrides '{json.dumps(overrides)}' \\\n  " if facts.shape == "causal" else ""
@@ -181,7 +186,7 @@ curl localhost:8000/v1/rerank -H 'Content-Type: application/json' \\
 ```"""
 
 
-def _as_published(settings: RerankerSettings) -> bool:
+def _as_published(settings: AnySettings) -> bool:
     """Whether all but the instruction is that of the published Qwen3-Reranker, which llama.cpp's converter assumes."""
     return settings == RerankerSettings(
         instruction=settings.instruction,

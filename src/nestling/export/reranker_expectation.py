@@ -6,7 +6,7 @@ Logits of yes against no, z, are compared, since probabilities near 0 and 1 hide
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -15,16 +15,19 @@ from nestling.batches.packing import prompts_to_chunk
 from nestling.batches.prompts import copy_backend
 from nestling.console import say
 from nestling.export.probe_outputs import ProbeOutputs, probe_outputs
-from nestling.export.reranker_usage import tokenize_pairs
+from nestling.export.reranker_usage import pair_batch, tokenize_pairs
 from nestling.export.serving_files import BaseFiles
 from nestling.models.adapter_merging import without_adapters
+from nestling.models.causal_reranker import CausalReranker
+from nestling.models.encoder_reranker import EncoderReranker
 from nestling.models.encoding import evaluating
 from nestling.models.left_padding import reads_left_padded
 from nestling.models.merged_weights import MergedWeights, computing_with
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import AnySettings
 from nestling.models.scoring import logit_of
 
-Shape = Literal["causal", "classifier"]
+Shape = Literal["causal", "classifier", "encoder"]
 Pair = tuple[str, str]
 
 # Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
@@ -49,8 +52,8 @@ class RerankerExpectation:
     """
 
     shape: Shape
-    settings: RerankerSettings
-    probe_settings: RerankerSettings
+    settings: AnySettings
+    probe_settings: AnySettings
     max_length: int | None
     probe_length: int
     outputs: ProbeOutputs
@@ -108,13 +111,13 @@ def expect_scores(
     )
 
 
-def prompt_length(reranker: Reranker, settings: RerankerSettings) -> int:
+def prompt_length(reranker: Reranker, settings: AnySettings) -> int:
     """Tokens of a prompt with a query and a document at the limits of `settings`."""
     texts = settings.query_max_length + settings.document_max_length
-    return min(reranker.pairs.overhead() + texts, reranker.max_positions)
+    return min(reranker.pairs.overhead() + texts, reranker.max_length)
 
 
-def own_prompts(reranker: Reranker, pairs: Sequence[Pair], settings: RerankerSettings) -> list[list[int]]:
+def own_prompts(reranker: Reranker, pairs: Sequence[Pair], settings: AnySettings) -> list[list[int]]:
     """Token ids of prompts as we cut them: query and document each to its limit."""
     tokenize = partial(
         reranker.pairs,
@@ -125,7 +128,13 @@ def own_prompts(reranker: Reranker, pairs: Sequence[Pair], settings: RerankerSet
 
 
 def public_prompts(reranker: Reranker, pairs: Sequence[Pair], max_length: int) -> list[list[int]]:
-    """The same as other libraries cut them: what is before the suffix, to what `max_length` leaves."""
+    """The same as other libraries cut them: what is before the suffix, to what `max_length` leaves.
+
+    Of an encoder, the longer one of the two texts, as its tokenizer does.
+    """
+    if isinstance(reranker, EncoderReranker):
+        return public_pairs(reranker, pairs, max_length)
+    assert isinstance(reranker, CausalReranker)
     settings = reranker.settings
     return tokenize_pairs(
         reranker.tokenizer,
@@ -137,8 +146,23 @@ def public_prompts(reranker: Reranker, pairs: Sequence[Pair], max_length: int) -
     )
 
 
+def public_pairs(reranker: EncoderReranker, pairs: Sequence[Pair], max_length: int) -> list[list[int]]:
+    """Ids of pairs as `nestling.batches.encoder_pairs` has them, but truncated by the tokenizer itself."""
+    before, stride = reranker.pairs.before_query(), reranker.pairs.type_stride
+    batch: Any = pair_batch(reranker.tokenizer, pairs, instruction=before, max_length=max_length)
+    if not stride:
+        return cast(list[list[int]], batch["input_ids"])
+    rows = zip(batch["input_ids"], batch["token_type_ids"], strict=True)
+    return [[token + stride * kind for token, kind in zip(*row, strict=True)] for row in rows]
+
+
 def fits_cross_encoder(reranker: Reranker, pairs: Sequence[Pair]) -> bool:
-    """Whether sentence-transformers, which makes prompts by a template and pads them on the left, gives the scores."""
+    """Whether sentence-transformers gives the scores.
+
+    It makes the prompts of a causal model by a template and pads them on the left; an encoder's are the tokenizer's.
+    """
+    if not isinstance(reranker, CausalReranker):
+        return True
     if not reads_left_padded(reranker):
         name = type(without_adapters(reranker.backbone)).__name__
         say(f"{name} computes other scores of prompts that are padded on the left: no CrossEncoder, which pads so")
@@ -146,7 +170,7 @@ def fits_cross_encoder(reranker: Reranker, pairs: Sequence[Pair]) -> bool:
     return reads_whole(reranker, pairs)
 
 
-def reads_whole(reranker: Reranker, pairs: Sequence[Pair]) -> bool:
+def reads_whole(reranker: CausalReranker, pairs: Sequence[Pair]) -> bool:
     """Whether prompts that are tokenised in one piece, as chat templates are, have the tokens of their parts."""
     prompt, backend = reranker.settings.prompt, copy_backend(reranker.tokenizer)
     texts = [prompt.prefix + prompt.body(*pair) + prompt.suffix for pair in pairs]

@@ -29,11 +29,12 @@ from nestling.export.gate import (
 )
 from nestling.export.probe_outputs import ProbeOutputs
 from nestling.export.reranker_expectation import RerankerExpectation
-from nestling.export.reranker_usage import score_causal, score_classifier, tokenize_pairs
+from nestling.export.reranker_usage import pair_batch, score_causal, score_classifier, score_pairs, tokenize_pairs
 from nestling.models.merged_weights import computing_with
 from nestling.models.remote_code import is_trusted
 from nestling.models.replaced_weights import weights_replaced
 from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import EncoderSettings, RerankerSettings
 from nestling.models.rounded_weights import Rounding
 from nestling.models.scoring import Group
 
@@ -120,11 +121,11 @@ def check_reranker(directory: Path, expectation: RerankerExpectation) -> Reranke
         dtype=str(expectation.outputs.weights.dtype).removeprefix("torch."),
         largest=expectation.outputs.written.abs().max().item(),
     )
+    by_transformers = {"causal": check_causal, "classifier": check_classifier, "encoder": check_encoder}
     compared = {"merged weights": check_merged}
-    if expectation.shape == "causal":
-        compared |= {"Nestling": check_nestling, "transformers": check_causal}
-    else:
-        compared |= {"transformers": check_classifier}
+    if expectation.shape != "classifier":
+        compared["Nestling"] = check_nestling
+    compared["transformers"] = by_transformers[expectation.shape]
     if expectation.max_length is not None:
         compared["sentence-transformers"] = check_cross_encoder
     checks = {name: partial(check, directory, expectation, report) for name, check in compared.items()}
@@ -188,11 +189,9 @@ def check_causal(directory: Path, expectation: RerankerExpectation, report: Rera
     """Reload through AutoModelForCausalLM, as the model card shows."""
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=is_trusted(directory))
     model = in_stored_type(partial(load_model, AutoModelForCausalLM, directory, report))
-    prompts = probe_prompts(tokenizer, expectation)
-    no, yes = (
-        tokenizer(word, add_special_tokens=False)["input_ids"][0]
-        for word in (expectation.settings.no, expectation.settings.yes)
-    )
+    prompts, settings = probe_prompts(tokenizer, expectation), expectation.settings
+    assert isinstance(settings, RerankerSettings)
+    no, yes = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (settings.no, settings.yes))
     score = partial(score_causal, of_last_positions(model), tokenizer, no=no, yes=yes)
     with weights_replaced(model):
         scores = torch.cat([score(prompts[i : i + BATCH]) for i in range(0, len(prompts), BATCH)])
@@ -228,8 +227,27 @@ def check_classifier(directory: Path, expectation: RerankerExpectation, report: 
     report.transformers = _compare("transformers", found, expectation.public, EXACT_LOGIT, expectation, report)
 
 
+def check_encoder(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
+    """Reload through AutoModelForSequenceClassification with pairs of texts, as the model card shows."""
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=is_trusted(directory))
+    model = in_stored_type(partial(load_model, AutoModelForSequenceClassification, directory, report))
+    settings = expectation.settings
+    assert isinstance(settings, EncoderSettings)
+    batch = pair_batch(
+        tokenizer,
+        expectation.pairs,
+        instruction=settings.before_query,
+        max_length=expectation.probe_length,
+        padding=True,
+        return_tensors="pt",
+    )
+    with weights_replaced(model):
+        found = score_pairs(model, batch)
+    report.transformers = _compare("transformers", found, expectation.public, EXACT_LOGIT, expectation, report)
+
+
 def check_cross_encoder(directory: Path, expectation: RerankerExpectation, report: RerankerReport) -> None:
-    """Reload through CrossEncoder, whose chat template makes the prompts."""
+    """Reload through CrossEncoder, which makes the prompts by a chat template, or by the tokenizer of an encoder."""
     from sentence_transformers import CrossEncoder  # slow to import, and only gates need it
 
     def load(dtype: Dtype) -> Any:
@@ -244,17 +262,21 @@ def check_cross_encoder(directory: Path, expectation: RerankerExpectation, repor
     predict = partial(model.predict, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False)
     first = expectation.pairs[:BATCH]
     with weights_replaced(model):
-        found, probabilities = predict(expectation.pairs, activation_fn=nn.Identity()), predict(first)
+        found, scores = predict(expectation.pairs, activation_fn=nn.Identity()), predict(first)
     report.sentence_transformers = _compare(
         "sentence-transformers", found, expectation.public, EXACT_LOGIT, expectation, report
     )
-    if not torch.allclose(probabilities, found[:BATCH].sigmoid(), rtol=0, atol=1e-6):
-        report.failures.append(f"sentence-transformers: predict gives {probabilities.tolist()}, not probabilities")
+    settings = expectation.settings
+    plain = isinstance(settings, EncoderSettings) and settings.activation == "none"
+    if not torch.allclose(scores, found[:BATCH] if plain else found[:BATCH].sigmoid(), rtol=0, atol=1e-6):
+        what = "logits" if plain else "probabilities"
+        report.failures.append(f"sentence-transformers: predict gives {scores.tolist()}, not {what}")
 
 
 def probe_prompts(tokenizer: PreTrainedTokenizerBase, expectation: RerankerExpectation) -> list[list[int]]:
     """Token ids of the probes' prompts, as `public` has them."""
     settings = expectation.settings
+    assert isinstance(settings, RerankerSettings)
     return tokenize_pairs(
         tokenizer,
         expectation.pairs,

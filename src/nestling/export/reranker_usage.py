@@ -41,3 +41,22 @@ def score_classifier(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: li
     batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
     logits: Tensor = model(**batch).logits[:, 0]
     return logits.float()
+
+
+def pair_batch(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    instruction: str,
+    max_length: int,
+    **settings: Any,
+) -> Any:
+    queries = [f"{instruction}{query}" for query, _ in pairs]
+    documents = [document for _, document in pairs]
+    return tokenizer(queries, documents, truncation=True, max_length=max_length, **settings)
+
+
+@torch.no_grad()
+def score_pairs(model: Any, batch: Any) -> Tensor:
+    logits: Tensor = model(**batch).logits[:, 0]
+    return logits.float()

@@ -15,7 +15,7 @@ from nestling.merging.models import model_files
 from nestling.models.checked_loading import loading
 from nestling.models.embedder import ModelFiles
 from nestling.models.model_prompts import read_named_prompts, read_prompts
-from nestling.models.reranker import read_settings
+from nestling.models.reranker_settings import read_settings
 from nestling.models.token_model import is_decoder, read_config
 
 # Keys of config.json that may differ, because what the model computes does not depend on them.

@@ -25,13 +25,14 @@ from nestling.merging.models import is_checkpoint
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.embedder import Embedder
 from nestling.models.json_files import has_module, read_json, read_object, value_of
-from nestling.models.reranker import Reranker, read_settings
+from nestling.models.reranker import Reranker
 from nestling.records.beir import load_retrieval_set
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates, evaluate_candidates, open_candidates
 from nestling.retrieval.evaluation import evaluate_embedder
 from nestling.retrieval.reranking import rerank
 from nestling.training.data import query_prompts, recorded_reads, shared_instruction
+from nestling.training.models import reranker_settings
 
 # Metrics by name, such as nDCG@10, for each dimension of an embedder or the depth of a reranker's candidates.
 Metrics = Mapping[int, Mapping[str, float]]
@@ -209,9 +210,9 @@ def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeT
     source, reads = base or config.model, recorded_reads(run)
     instruction = config.query_instruction or shared_instruction(reads)
     if isinstance(config, RerankConfig):
-        own = {} if instruction is None else {"instruction": instruction}
-        settings = replace(read_settings(source), **{**own, **config.reading})
-        return RerankerTarget(Reranker.from_pretrained(source, settings=settings, precision=precision))
+        settings = reranker_settings(config, source, instruction)
+        loaded = Reranker.from_pretrained(source, settings=settings, new_head=config.seed, precision=precision)
+        return RerankerTarget(loaded)
     assert isinstance(config, EmbedConfig)
     embedder = Embedder.from_pretrained(
         source,

@@ -95,16 +95,18 @@ class CrossEncoderJudge:
 
 
 def open_judge(model: str, *, precision: torch.dtype, device: torch.device, attn_implementation: str = "auto") -> Judge:
-    """A CrossEncoder if the model's configuration is that of a classifier, otherwise a Reranker.
+    """A CrossEncoder if the model is a causal language model made a classifier, otherwise a Reranker.
 
     Raises ValueError for an embedder, or an encoder without a classifier.
     """
     config = read_config(model)
-    if classifies(config.architectures):
+    encoder = not is_decoder(config)
+    if classifies(config.architectures) and not encoder:
         return CrossEncoderJudge(model, device)
-    require_no_embedder(model)
+    if not classifies(config.architectures):
+        require_no_embedder(model)
     require(
-        is_decoder(config),
+        not encoder or classifies(config.architectures),
         f"--judge {model}: {', '.join(config.architectures or [config.model_type])} gives pairs no scores; expected a "
         "reranker or a CrossEncoder",
     )

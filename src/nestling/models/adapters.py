@@ -56,10 +56,14 @@ def not_adapted(backbone: nn.Module) -> list[str]:
     """The names of linear layers that get no adapter.
 
     BERT's pooler head: embeddings do not depend on it, and distributed training fails on a parameter without gradient.
+    The head of a classifier, which is trained in full.
     In Mamba's mixers those whose weights its GPU kernels read themselves, past an adapter. Routers of experts that are
     a linear layer in name and return more than its output.
     """
     names = []
+    if type(backbone).__name__.endswith("ForSequenceClassification"):
+        beside = [(name, each) for name, each in backbone.named_children() if name != backbone.base_model_prefix]
+        names = [f"{name}.{path}".removesuffix(".") for name, each in beside for path, _ in each.named_modules()]
     for parent, mixer in backbone.named_modules():
         for name, module in mixer.named_children():
             path = f"{parent}.{name}".removeprefix(".")

@@ -84,7 +84,7 @@ def register(attn_implementation: str) -> None:
     """Make one of the implementations of this module known to transformers."""
     if attn_implementation == VARLEN:
         AttentionInterface.register(VARLEN, varlen_attention)
-        AttentionMaskInterface.register(VARLEN, no_mask)
+        AttentionMaskInterface.register(VARLEN, mask_of_padding)
     if attn_implementation == FLOAT32:
         AttentionInterface.register(FLOAT32, sdpa_in_float32)
         AttentionMaskInterface.register(FLOAT32, sdpa_mask)
@@ -118,27 +118,32 @@ def varlen_attention(
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each text of a packed chunk, [1, heads, T, d] -> [1, T, heads, d]; SDPA for other chunks.
+    """Attention within each text of a packed chunk, [1, heads, T, d] -> [1, T, heads, d]; SDPA for other chunks.
 
-    Suffixes of a `nestling.batches.prefix_sharing.SharedPrefixChunk`, which documents the arguments, attend to their
-    prefix as well. On a GPU in half precision this is torch's `varlen_attn` (not yet run on a GPU). On a CPU, and in
-    other dtypes, which `varlen_attn` does not support, it is one call of SDPA for each segment.
+    It is causal unless the module says otherwise, as encoders' do; their windows reach to both sides. Suffixes of a
+    `nestling.batches.prefix_sharing.SharedPrefixChunk`, which documents the arguments, attend to their prefix as well.
+    On a GPU in half precision this is torch's `varlen_attn` (not yet run on a GPU). On a CPU, and in other dtypes,
+    which `varlen_attn` does not support, it is one call of SDPA for each segment.
     """
+    causal = getattr(module, "is_causal", True)  # as transformers' own functions ask
     if cu_seqlens_q is None:
-        if sliding_window is not None and sliding_window < query.shape[2]:
-            attention_mask = causal_mask(0, query.shape[2], query.device, sliding_window)
+        if attention_mask is None and sliding_window is not None and sliding_window < query.shape[2]:
+            attention_mask = visible(0, query.shape[2], query.device, sliding_window, causal=causal)
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
         return output, None
     dtype = autocast_dtype(query)
     if query.device.type == "cpu" or dtype not in (torch.bfloat16, torch.float16):
-        return _segment_by_segment(query, key, value, cu_seqlens_q, prefixes, scaling, sliding_window), None
+        attended = _segment_by_segment(
+            query, key, value, cu_seqlens_q, prefixes, scaling, sliding_window, causal=causal
+        )
+        return attended, None
     q, k, v = (each[0].transpose(0, 1).to(dtype) for each in (query, key, value))  # [T, heads, d]
     if key_positions is not None:
         k, v = k[key_positions], v[key_positions]  # [K, heads, d]
     if cu_seqlens_k is None:
         cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q
     cu_seqlens, max_seqlens = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
-    return _varlen_kernel(q, k, v, cu_seqlens, max_seqlens, scaling, sliding_window)[None], None
+    return _varlen_kernel(q, k, v, cu_seqlens, max_seqlens, scaling, sliding_window, causal=causal)[None], None
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
@@ -158,6 +163,8 @@ def _varlen_kernel(
     max_seqlens: tuple[int, int],
     scaling: float | None,
     window: int | None = None,
+    *,
+    causal: bool = True,
 ) -> Tensor:
     """torch's `varlen_attn`, [T, heads, d]; `cu_seqlens` and `max_seqlens` are those of queries and of keys.
 
@@ -171,10 +178,8 @@ def _varlen_kernel(
         grouped["enable_gqa"] = True
     elif key.shape[1] < query.shape[1]:
         key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in (key, value))
-    seen = (
-        -1 if window is None else window - 1,
-        0,
-    )  # before and after the query; the last is aligned with the last key
+    reach = -1 if window is None else window - 1
+    seen = (reach, 0 if causal else reach)  # before and after the query; the last is aligned with the last key
     output = varlen_attn(query, key, value, *cu_seqlens, *max_seqlens, scale=scaling, window_size=seen, **grouped)
     return cast(Tensor, output)
 
@@ -187,6 +192,8 @@ def _segment_by_segment(
     prefixes: Sequence[int],
     scaling: float | None,
     window: int | None = None,
+    *,
+    causal: bool = True,
 ) -> Tensor:
     """SDPA of each segment, [1, T, heads, d] in the dtype of `query`; computed in float32, as `sdpa_in_float32`."""
     lengths = cu_seqlens_q.diff().tolist()
@@ -201,20 +208,29 @@ def _segment_by_segment(
                 k, v = (torch.cat([each[prefix], each[i]], dim=2) for each in (keys, values))
             before = k.shape[2] - lengths[i]
             if before or (window is not None and window < lengths[i]):
-                outputs.append(attend(q, k, v, attn_mask=causal_mask(before, lengths[i], query.device, window)))
+                mask = visible(before, lengths[i], query.device, window, causal=causal)
+                outputs.append(attend(q, k, v, attn_mask=mask))
             else:
-                outputs.append(attend(q, k, v, is_causal=True))
+                outputs.append(attend(q, k, v, is_causal=causal))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous().to(query.dtype)
 
 
-def causal_mask(before: int, length: int, device: torch.device, window: int | None = None) -> Tensor:
+def visible(
+    before: int, length: int, device: torch.device, window: int | None = None, *, causal: bool = True
+) -> Tensor:
     """[length, before + length] bool: tokens attend to those before the text, and causally to the text itself.
 
-    With a `window`, only to themselves and the `window - 1` tokens before them.
+    With a `window`, only to themselves and the `window - 1` tokens before them. Unless it is `causal`, to those after
+    them as well, likewise.
     """
-    mask = torch.ones(length, before + length, dtype=torch.bool, device=device).tril_(before)
-    return mask if window is None else mask.triu_(before - window + 1)
+    mask = torch.ones(length, before + length, dtype=torch.bool, device=device)
+    reach = before + length if window is None else window - 1
+    return mask.tril_(before + (0 if causal else reach)).triu_(before - reach)
 
 
-def no_mask(*arguments: Any, **settings: Any) -> None:
-    """The mask function of `varlen`: causal models need no mask for padding on the right, nor with `cu_seqlens_q`."""
+def mask_of_padding(*, attention_mask: Tensor | None = None, **settings: Any) -> Tensor | None:
+    """The mask function of `varlen`: SDPA's for padded texts of encoders.
+
+    Causal models are given no mask: they need none for padding on the right, nor with `cu_seqlens_q`.
+    """
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **settings)

@@ -1,7 +1,7 @@
 """Loading a part of a model by a library: an error names the file that is damaged, and weights are whole."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -19,6 +19,9 @@ from nestling.models.weights import ADAPTER, model_file, open_safetensors, read_
 
 # The number of a layer in the name of a weight.
 LAYER = re.compile(r"\.\d+\.")
+
+# Given the name of a weight, whether it need not be in a model's files.
+MayLack = Callable[[str], bool]
 
 Part = Literal["configuration", "tokenizer", "weights", "tokenizer and weights", "adapter"]
 
@@ -73,7 +76,14 @@ def find_damage(model: str, part: Part, subfolder: str = "") -> None:
         open_safetensors(stored)
 
 
-def load_weights(auto_class: Any, model: str | Path, *, subfolder: str = "", **settings: Any) -> PreTrainedModel:
+def is_pooler(name: str) -> bool:
+    """Whether a weight is of the pooler of BERT and its kin."""
+    return "pooler" in name.split(".")
+
+
+def load_weights(
+    auto_class: Any, model: str | Path, *, subfolder: str = "", may_lack: MayLack = is_pooler, **settings: Any
+) -> PreTrainedModel:
     """Load a model with one of transformers' Auto classes, to which the settings go.
 
     Raises:
@@ -84,22 +94,25 @@ def load_weights(auto_class: Any, model: str | Path, *, subfolder: str = "", **s
         loaded, info = auto_class.from_pretrained(
             model, subfolder=subfolder, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )
-    require_same_weights(model, loaded, info)
+    require_same_weights(model, loaded, info, may_lack)
     return cast(PreTrainedModel, loaded)
 
 
-def require_same_weights(model: str | Path, loaded: nn.Module, info: Mapping[str, Any]) -> None:
+def require_same_weights(
+    model: str | Path, loaded: nn.Module, info: Mapping[str, Any], may_lack: MayLack = is_pooler
+) -> None:
     """Raise ValueError unless the weights in a model's files are those that its config.json asks for.
 
     transformers puts random ones for missing ones and for those of another shape, and leaves further layers away.
-    A pooler may be missing, which is not used, and files may hold other heads.
+    Files may hold other heads.
 
     Args:
         model: Directory or hub id.
         loaded: The transformers model.
         info: What transformers says of loading it.
+        may_lack: Which may be missing; a pooler by default, which embedders do not use.
     """
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name.split("."))
+    missing = sorted(name for name in info["missing_keys"] if not may_lack(name))
     shapes = [f"{name} is {list(found)}, expected {list(wanted)}" for name, found, wanted in info["mismatched_keys"]]
     layers = {LAYER.sub(".N.", name) for name, _ in loaded.named_parameters()}
     further = sorted(name for name in info["unexpected_keys"] if LAYER.sub(".N.", name) in layers)

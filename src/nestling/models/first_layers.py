@@ -123,20 +123,23 @@ def plain_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def short_windows(model: PreTrainedModel) -> Iterator[None]:
-    """A context in which attention that reaches back for so many tokens reaches back for `WINDOW`."""
+    """A context in which attention that reaches back for so many tokens reaches back for `WINDOW`.
+
+    Some modules count one more than the config does (ModernBERT), and still do here.
+    """
     found = [
-        (vars(each), name, vars(each)[name])
+        (each, name, getattr(each, name))
         for each in (model.config, *model.modules())
         for name in WINDOWS
-        if type(vars(each).get(name)) is int and vars(each)[name] > WINDOW
+        if type(getattr(each, name, None)) is int and getattr(each, name) > WINDOW
     ]
-    for values, name, _ in found:
-        values[name] = WINDOW
+    for each, name, length in found:
+        setattr(each, name, WINDOW + any(length == other + 1 for _, _, other in found))
     try:
         yield
     finally:
-        for values, name, length in found:
-            values[name] = length
+        for each, name, length in found:
+            setattr(each, name, length)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from nestling.models.token_model import TokenModel
 from nestling.records.store import default_cache, digest, scratch_file, writable
 
 # Part of every cache key: raise it when what is tried changes, or how chunks run through a model.
-VERSION = 2
+VERSION = 3
 SHORT, LONG = 4, 6  # tokens of the texts
 # In float32, differences up to these shares are rounding: of a text alone and in a chunk, whose shapes differ, a share
 # of its states or of what another token changes in them; with other texts beside it, in equal shapes, a share of them.

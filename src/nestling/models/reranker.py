@@ -1,62 +1,19 @@
-"""The reranking model: a causal language model that answers yes or no to whether a document is relevant to a query."""
+"""The reranking model: it scores how relevant documents are to a query, reading both together."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import BitsAndBytesConfig
 
-from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
-from nestling.batches.pair_prompts import PairTokenizer, RerankPrompt
-from nestling.models.adapter_merging import without_adapters
-from nestling.models.answer_head import AnswerHead, replace_output_layer
-from nestling.models.attention import VARLEN, model_class, resolve_attention
-from nestling.models.independence import require_independent_texts
-from nestling.models.json_files import parse_object, value_of
-from nestling.models.model_sources import classifies, require_no_embedder
-from nestling.models.model_tokenizer import load_tokenizer
-from nestling.models.pooling import last_token
+from nestling.batches.packing import AnyChunk
+from nestling.batches.pair_prompts import Pairs
+from nestling.models.reranker_settings import AnySettings
 from nestling.models.scoring import Group, ScoringStats, score_groups
-from nestling.models.token_model import TokenModel, is_decoder, load_backbone, read_config
-from nestling.models.weights import model_file
-
-# Nestling's settings of a reranker, in a file beside those that transformers reads.
-SETTINGS = "reranker.json"
-
-
-@dataclass(frozen=True)
-class RerankerSettings:
-    """The prompt format and length limits that a reranker was trained with.
-
-    Args:
-        prefix: Text of the prompt before instruction, query and document.
-        suffix: Text of the prompt after them, up to the answer.
-        instruction: Default instruction of queries.
-        yes: The answer for a relevant document.
-        no: The answer for any other document.
-        query_max_length: Tokens of a query, at most.
-        document_max_length: Tokens of a document, at most.
-    """
-
-    prefix: str = RerankPrompt.prefix
-    suffix: str = RerankPrompt.suffix
-    instruction: str = RerankPrompt.instruction
-    yes: str = "yes"
-    no: str = "no"
-    query_max_length: int = 512
-    document_max_length: int = 512
-
-    @property
-    def prompt(self) -> RerankPrompt:
-        return RerankPrompt(self.prefix, self.suffix, self.instruction)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+from nestling.models.token_model import TokenModel, is_decoder, read_config
 
 
 @dataclass(frozen=True)
@@ -65,7 +22,7 @@ class RankedDocument:
 
     Args:
         index: Its index among the documents that were ranked.
-        score: Its probability of yes.
+        score: Its score, as `Reranker.score` gives it.
     """
 
     index: int
@@ -73,35 +30,19 @@ class RankedDocument:
 
 
 class Reranker(TokenModel):
-    """A reranking model.
-
-    Args:
-        backbone: A causal language model whose output layer is an `AnswerHead`, possibly wrapped by peft.
-        tokenizer: Its tokenizer, a fast one.
-        settings: Prompt format and length limits.
-        source: The directory or hub id that it was loaded from.
-        precision: float32, or bfloat16 to compute under autocast; the weights keep their dtype.
-        share_prefix: Whether the tokens that the prompts of a query begin with run once for all its documents.
+    """A reranking model, of one of two kinds: a causal language model, or an encoder.
 
     Attributes:
+        settings: What it reads, within which lengths.
+        pairs: Makes token ids of a query with its documents.
+        share_prefix: Whether the tokens that the prompts of a query begin with run once for all its documents.
         full_vocabulary: Whether `forward` returns log-probabilities over the full vocabulary instead of logits.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        settings: RerankerSettings,
-        source: str,
-        precision: torch.dtype = torch.float32,
-        share_prefix: bool = True,
-    ) -> None:
-        super().__init__(backbone, tokenizer, source=source, precision=precision)
-        self.settings = settings
-        self.share_prefix = share_prefix
-        self.full_vocabulary = False
-        self.pairs = PairTokenizer(tokenizer, settings.prompt, yes=settings.yes, no=settings.no)
+    settings: AnySettings
+    pairs: Pairs
+    share_prefix: bool
+    full_vocabulary: bool
 
     @classmethod
     def from_pretrained(
@@ -112,88 +53,75 @@ class Reranker(TokenModel):
         precision: torch.dtype = torch.float32,
         attn_implementation: str = "auto",
         dropout: float | None = 0.0,
-        settings: RerankerSettings | None = None,
+        settings: AnySettings | None = None,
         share_prefix: bool = True,
+        new_head: int | None = None,
         cpu: bool = False,
         quantisation: BitsAndBytesConfig | None = None,
-    ) -> Self:
-        """Load a causal language model, one that already is a reranker or a base model that will be trained to be one.
+    ) -> "Reranker":
+        """Load a causal language model or an encoder as a reranker.
 
         Args:
             model: Directory or hub id.
             dtype: Dtype of the weights in memory: float32 for training all of them, "auto" for the published dtype.
             precision: Dtype of the computation, float32 or bfloat16.
-            attn_implementation: "auto" or "varlen" for packed prompts, which `share_prefix` needs, where the model can
-                read them; or a name that transformers knows.
+            attn_implementation: "auto" or "varlen" for packed prompts where the model can read them; or a name that
+                transformers knows.
             dropout: Dropout probability in the model; None keeps the model's own.
-            settings: Prompt format and length limits; by default those in its files, or Qwen3-Reranker's.
-            share_prefix: Whether the tokens that the prompts of a query begin with run once.
+            settings: What it reads, within which lengths; by default as its files say.
+            share_prefix: Whether a causal model runs the tokens that the prompts of a query begin with once.
+            new_head: Seed of the head that an encoder without one gets, to be trained; by default it is refused.
             cpu: Whether the model will stay on the CPU even if there is a GPU.
             quantisation: How transformers quantises the weights; not at all by default.
 
         Raises:
-            ValueError: The model is no causal language model, an answer has several tokens, or its logits are made in
-                another way than `LogitTransform` knows.
+            ValueError: The model is no reranker, and none can be made of it.
         """
-        config = read_config(model)
-        require_causal(config, model)
-        tokenizer = load_tokenizer(model)
-        chosen = settings or read_settings(model)
-        pairs = PairTokenizer(tokenizer, chosen.prompt, yes=chosen.yes, no=chosen.no)  # before the weights are read
-        kind = model_class(AutoModelForCausalLM, config)
-        attention = partial(resolve_attention, precision=precision, kind=kind, cpu=cpu)
-        packed = attn_implementation in ("auto", VARLEN)
-        backbone = load_backbone(
-            AutoModelForCausalLM,
+        # Imported here, since both kinds are made from this class.
+        from nestling.models.causal_reranker import CausalReranker
+        from nestling.models.encoder_reranker import EncoderReranker
+
+        kind: Any = CausalReranker if is_decoder(read_config(model)) else EncoderReranker
+        loaded: Reranker = kind.from_pretrained(
             model,
-            config,
             dtype=dtype,
-            attn_implementation=attention(VARLEN if packed else attn_implementation),
+            precision=precision,
+            attn_implementation=attn_implementation,
             dropout=dropout,
+            settings=settings,
+            share_prefix=share_prefix,
+            new_head=new_head,
+            cpu=cpu,
             quantisation=quantisation,
         )
-        replace_output_layer(cast(Any, backbone), no=pairs.no_id, yes=pairs.yes_id, source=str(model))
-        reranker = cls(backbone, tokenizer, settings=chosen, source=str(model), precision=precision)
-        require_independent_texts(reranker, packed=packed, padded_attention=attention("auto"))
-        if not reranker.causal:
-            raise ValueError(f"{model}: its attention is not causal, and a reranker reads its last token")
-        reranker.share_prefix = share_prefix and reranker.padding_free
-        return reranker
-
-    @property
-    def transformer(self) -> Any:
-        """The transformers model without its head."""
-        causal = without_adapters(self.backbone)
-        return getattr(causal, causal.base_model_prefix)
+        return loaded
 
     @property
     def width(self) -> int:
-        return 2 if self.full_vocabulary else 1
+        return 1
 
     @property
-    def head(self) -> AnswerHead:
-        return cast(AnswerHead, without_adapters(self.backbone).get_output_embeddings())
+    def max_length(self) -> int:
+        """Tokens of a query with a document, and of what is around them, that it reads at most."""
+        return self.max_positions
 
     def forward(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
-        """The logit of yes against no for each prompt, [n, 1], or with `full_vocabulary` log p of no and yes, [n, 2].
-
-        The result is float32 (float64 for float64 weights).
+        """The logit of each prompt, [n, 1] float32 (float64 for float64 weights).
 
         Args:
             chunk: The prompts.
             in_place: Whether the backward pass adds the gradient of the token embeddings in place, as
                 `nestling.models.token_lookup` does.
         """
-        with self.computing():
-            hidden = self.hidden_states(chunk, in_place=in_place)
-            if isinstance(chunk, Chunk):
-                states = last_token(hidden, chunk.lengths)
-            elif isinstance(chunk, PackedChunk):
-                states = hidden[0, chunk.cu_seqlens[1:] - 1]
-            else:
-                states = hidden[0, chunk.last_positions]
-            logits: Tensor = self.head(states, full_vocabulary=self.full_vocabulary, in_place=in_place)
-            return logits
+        raise NotImplementedError
+
+    def described(self) -> dict[str, object]:
+        """What it reads and answers, by what a summary calls it."""
+        raise NotImplementedError
+
+    def scores_of(self, logits: Tensor) -> Tensor:
+        """What the model is said to score, of its logits: their sigmoid, a probability."""
+        return logits.sigmoid()
 
     def score(
         self,
@@ -203,7 +131,10 @@ class Reranker(TokenModel):
         tokens_per_batch: int | None = None,
         progress: str | None = None,
     ) -> Tensor:
-        """Probability of yes for each (query, document) pair, [n] float32; pairs with equal queries run together."""
+        """Score of each (query, document) pair, [n] float32: its probability, unless the model has no sigmoid.
+
+        Pairs with equal queries run together.
+        """
         by_query: dict[str, list[int]] = {}
         for i, (query, _) in enumerate(pairs):
             by_query.setdefault(query, []).append(i)
@@ -211,7 +142,7 @@ class Reranker(TokenModel):
         result = torch.empty(len(pairs))
         logits = self.logits(groups, tokens_per_batch=tokens_per_batch, progress=progress)
         for rows, values in zip(by_query.values(), logits, strict=True):
-            result[rows] = values.sigmoid().float()
+            result[rows] = self.scores_of(values).float()
         return result
 
     def rank(
@@ -232,26 +163,3 @@ class Reranker(TokenModel):
     ) -> list[Tensor]:
         """The logits of the documents of each group, [documents] float32 each; arguments as in `score_groups`."""
         return list(score_groups(self, groups, tokens_per_batch=tokens_per_batch, progress=progress, stats=stats))
-
-
-def require_causal(config: PretrainedConfig, model: str | Path) -> None:
-    """Raise ValueError for a model that is no causal language model, or an embedder made of one."""
-    require_no_embedder(model)
-    if not is_decoder(config):
-        raise ValueError(f"{model}: a reranker is a causal language model, and this is {config.model_type}")
-    if classifies(config.architectures):
-        raise ValueError(f"{model} is a classifier, without the words that it answers; load the causal directory")
-
-
-def read_settings(model: str | Path) -> RerankerSettings:
-    """The settings of a directory or hub id; those of Qwen3-Reranker if it has none."""
-    path = model_file(str(model), SETTINGS)
-    if path is None:
-        return RerankerSettings()
-    found = parse_object(path)
-    unknown = sorted(found.keys() - {each.name for each in fields(RerankerSettings)})
-    if unknown:
-        raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; a newer Nestling may have written the file")
-    kinds: dict[str, type[Any]] = {each.name: type(each.default) for each in fields(RerankerSettings)}
-    values = {name: value_of(path, found, name, kinds[name]) for name in found}
-    return RerankerSettings(**{name: value for name, value in values.items() if value is not None})

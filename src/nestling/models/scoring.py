@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nestling.batches.packing import AnyChunk, pad, prompts_to_chunk, token_budget
-from nestling.batches.pair_prompts import PairTokenizer, TokenizedPairs
+from nestling.batches.pair_prompts import Pairs, TokenizedPairs
 from nestling.batches.prefix_sharing import PromptGroup, chunk_groups, split_group
 from nestling.heap import trimming
 from nestling.models.encoding import evaluating, prefetch, progress_bar, single_process
@@ -38,7 +38,7 @@ class Group:
 class Scorer(Protocol):
     """What `score_groups` uses of a `Reranker`."""
 
-    pairs: PairTokenizer
+    pairs: Pairs
     share_prefix: bool
     training: bool
 

@@ -23,7 +23,7 @@ from nestling.gpu import BF16_RESIDUAL, is_on
 from nestling.heap import trim_heap
 from nestling.models.attention import FLOAT32, VARLEN
 from nestling.models.auto_classes import ENCODER_OF
-from nestling.models.checked_loading import load_weights, loading
+from nestling.models.checked_loading import MayLack, is_pooler, load_weights, loading
 from nestling.models.json_files import FETCH, read_object
 from nestling.models.model_sources import require_config_file, require_model_source, require_no_adapter
 from nestling.models.remote_code import is_trusted, require_arguments, require_trust
@@ -87,7 +87,7 @@ class TokenModel(nn.Module):
 
     @property
     def padding_free(self) -> bool:
-        """Whether it reads packed chunks: causal models with the attention `varlen`."""
+        """Whether it reads packed chunks: models with the attention `varlen`."""
         return bool(self.config._attn_implementation == VARLEN)
 
     @property
@@ -136,6 +136,11 @@ class TokenModel(nn.Module):
             in_place: Whether the backward pass adds the gradient of the token embeddings in place, as
                 `nestling.models.token_lookup` does.
         """
+        hidden: Tensor = self.transformer(**self.inputs(chunk, in_place=in_place)).last_hidden_state
+        return hidden
+
+    def inputs(self, chunk: AnyChunk, *, in_place: bool = False) -> dict[str, Any]:
+        """Keyword arguments of the transformers model for a chunk."""
         for layer in self._checkpointing_layers:
             layer.gradient_checkpointing = chunk.max_seqlen > self._checkpoint_above
         table = cast(Any, self.backbone).get_input_embeddings()
@@ -152,12 +157,16 @@ class TokenModel(nn.Module):
             arguments["use_cache"] = False  # with a cache, or a mask, transformers mixes packed texts
         if not isinstance(chunk, Chunk):
             arguments |= chunk.attention_arguments()
+            if first := first_position(self.config):
+                arguments["position_ids"] = chunk.position_ids + first
         elif chunk.padded and not self.causal:
             # Only here: tokens of a causal model do not attend to padding on their right, and SDPA is faster unmasked.
             positions = torch.arange(chunk.input_ids.shape[1], device=chunk.input_ids.device)
             arguments["attention_mask"] = (positions < chunk.lengths[:, None]).long()
-        hidden: Tensor = self.transformer(**arguments).last_hidden_state
-        return hidden
+        return arguments
+
+    def train_head(self) -> None:
+        """Train what is trained in full inside of the backbone, whatever adapters there are: nothing by default."""
 
     def checkpoint_activations_above(self, length: int) -> None:
         """Use activation checkpointing for texts longer than `length` tokens: layers recompute their activations.
@@ -255,10 +264,14 @@ def require_sound_values(model: str | Path, config: PretrainedConfig) -> None:
 
 def max_positions(config: PretrainedConfig) -> int:
     """The longest text that a model can read, in tokens."""
-    positions = int(getattr(config, "max_position_embeddings", None) or 2**31)
+    return int(getattr(config, "max_position_embeddings", None) or 2**31) - first_position(config)
+
+
+def first_position(config: PretrainedConfig) -> int:
+    """The number that a model has for the position of a text's first token."""
     if config.model_type not in POSITIONS_BEHIND_PADDING:
-        return positions
-    return positions - 1 - (1 if config.model_type == "mpnet" else int(config.pad_token_id))  # MPNet ignores its own
+        return 0
+    return 1 + (1 if config.model_type == "mpnet" else int(config.pad_token_id))  # MPNet ignores its own
 
 
 def is_decoder(config: PretrainedConfig) -> bool:
@@ -299,11 +312,12 @@ def load_backbone(
     attn_implementation: str,
     dropout: float | None,
     quantisation: BitsAndBytesConfig | None = None,
+    may_lack: MayLack = is_pooler,
 ) -> nn.Module:
-    """Load a model with one of transformers' Auto classes, and freeze the pooler head, which nothing here uses.
+    """Load a model with one of transformers' Auto classes, and freeze the pooler head, which embedders do not use.
 
     Args:
-        auto_class: `AutoModel` or `AutoModelForCausalLM`.
+        auto_class: `AutoModel`, `AutoModelForCausalLM` or `AutoModelForSequenceClassification`.
         model: Directory or hub id.
         config: The model's config; its dropout probabilities are changed.
         subfolder: Folder of the transformer inside the directory.
@@ -311,6 +325,7 @@ def load_backbone(
         attention: Name of the attention implementation.
         dropout: Dropout probability; None keeps the model's own.
         quantisation: How to quantise the weights; not at all by default.
+        may_lack: Which weights need not be in the files.
 
     Raises:
         ValueError: The weights are damaged, of another shape than config.json says, or incomplete; or the model's own
@@ -327,6 +342,7 @@ def load_backbone(
         subfolder=subfolder,
         dtype=dtype,
         attn_implementation=attn_implementation,
+        may_lack=may_lack,
         quantization_config=quantisation,
         trust_remote_code=is_trusted(model),
     )
@@ -334,5 +350,5 @@ def load_backbone(
     trim_heap()  # loading has freed more memory than a small model's weights take
     backbone.config.update(own)  # an exported config must have the model's own dropout, not that of this run
     for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(parameter.is_floating_point() and "pooler" not in name.split("."))
+        parameter.requires_grad_(parameter.is_floating_point() and not is_pooler(name))
     return backbone

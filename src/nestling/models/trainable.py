@@ -52,6 +52,7 @@ def load_trainable(
     )
     if lora is not None:
         loaded.backbone = attach_lora(loaded.backbone, **lora)
+        loaded.train_head()
     return loaded
 
 

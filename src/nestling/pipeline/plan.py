@@ -19,6 +19,7 @@ from nestling.config import (
     details_path,
     require,
 )
+from nestling.pipeline.heads import scores_pairs
 from nestling.pipeline.script_steps import ScriptSteps
 from nestling.pipeline.step import Step
 
@@ -149,7 +150,7 @@ class Plan:
             return
         of_reranker = {key: value for key, value in section.items() if key not in ("dims", "embedding_precision")}
         base, embedder = self.config.embedder_model, self.latest.embedder
-        base_reranker, reranker = self.config.reranker_model, self.latest.reranker
+        base_reranker, reranker = self.base_reranker, self.latest.reranker
         yield self.evaluation_step("bm25", {}, first_stage="bm25")
         if base is not None:
             yield self.evaluation_step("base", section, model=base)
@@ -161,11 +162,17 @@ class Plan:
             yield self.evaluation_step("reranker", of_reranker, first_stage="bm25", reranker=reranker)
         yield from self.evaluate_both(section, of_reranker)
 
+    @property
+    def base_reranker(self) -> str | None:
+        """The reranker before training; None for an encoder that gets its head there, and scores nothing before."""
+        model = self.config.reranker_model
+        return None if model is None or not scores_pairs(model) else model
+
     def evaluate_both(self, section: Mapping[str, Any], of_reranker: Mapping[str, Any]) -> Iterator[Step]:
         """Evaluate the rerankers with the embedders, at the first of the dimensions, as their first stage."""
         dims = section.get("dims")
         of_both = {**of_reranker, **({"dims": dims[:1]} if isinstance(dims, list) else {})}
-        base = (self.config.embedder_model, self.config.reranker_model)
+        base = (self.config.embedder_model, self.base_reranker)
         latest = (self.latest.embedder, self.latest.reranker)
         if None not in base:
             yield self.evaluation_step("base-both", of_both, model=base[0], reranker=base[1])
@@ -192,8 +199,7 @@ class Plan:
         elif self.config.rerank is not None:
             output = self.folder / "reranker"
             given = {"model": self.latest.reranker, "output": output}
-            shaped = {"shape": "causal", **section}
-            yield self.step("export", ExportConfig, given, name="export-reranker", section=shaped, writes=[output])
+            yield self.step("export", ExportConfig, given, name="export-reranker", section=section, writes=[output])
 
     def copy(self, name: str, source: Path, target: Path) -> Step:
         """Copy a directory."""

@@ -12,9 +12,10 @@ from nestling.batches.prompts import DEFAULT_INSTRUCTION
 from nestling.export.reranker_expectation import Pair, prompt_logits
 from nestling.export.reranker_usage import score_classifier
 from nestling.gpu import best_device
+from nestling.models.causal_reranker import CausalReranker
 from nestling.models.checked_loading import load_weights
 from nestling.models.model_tokenizer import load_tokenizer
-from nestling.models.reranker import Reranker, RerankerSettings
+from nestling.models.reranker_settings import RerankerSettings
 from nestling.models.token_model import read_config
 from nestling.retrieval.metrics import Floats
 
@@ -65,7 +66,7 @@ class RerankerReference:
         names = read_config(directory).architectures or []
         if any(name.endswith("ForSequenceClassification") for name in names):
             return cls._load_classifier(directory)
-        reranker = Reranker.from_pretrained(directory).to(best_device())
+        reranker = CausalReranker.from_pretrained(directory).to(best_device())
 
         def logits(prompts: Sequence[list[int]]) -> Floats:
             found: Floats = prompt_logits(reranker, prompts).double().numpy()

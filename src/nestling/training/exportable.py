@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 
 from nestling.batches.prompts import END_OF_TEXT
 from nestling.config import EmbedConfig, RerankConfig
@@ -18,12 +18,13 @@ from nestling.models.adapter_merging import lora_layers
 from nestling.models.adapters import attach_lora
 from nestling.models.answer_head import AnswerHead
 from nestling.models.auto_classes import text_model_class
+from nestling.models.causal_reranker import require_causal
 from nestling.models.embedder import ModelFiles, read_model_files
+from nestling.models.encoder_reranker import require_encoder
 from nestling.models.model_sources import require_embedder
 from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.remote_code import is_trusted
-from nestling.models.reranker import require_causal
-from nestling.models.token_model import read_config
+from nestling.models.token_model import is_decoder, read_config
 from nestling.training.models import export_dtype
 
 
@@ -35,21 +36,29 @@ def require_exportable(config: EmbedConfig | RerankConfig) -> None:
     model = read_config(config.model, subfolder)
     if embeds:
         require_embedder(config.model, model, pooled=files.pooling is not None)
-    else:
+    elif is_decoder(model):
         require_causal(model, config.model)
         require_release()
+    else:
+        require_encoder(model, config.model, new_head=True)
+        model.num_labels = 1
     base = BaseFiles(config.model, subfolder)
     dtype = written_dtype(base, export_dtype(config))
     require_readable_files(base)
     require_padding(base)
-    auto_class = text_model_class(model) if embeds else AutoModelForCausalLM
+    auto_class = text_model_class(model) if embeds else reranker_class(model)
     backbone = without_weights(model, auto_class, dtype, own_code=is_trusted(config.model))
     require_space(existing_folder(Path(config.output_dir)), dtype.itemsize * backbone.num_parameters())
     if config.tuning != "full":
         with torch.device("meta"):
-            if not embeds:  # whose output layer is another
+            if auto_class is AutoModelForCausalLM:  # whose output layer is another
                 backbone.set_output_embeddings(AnswerHead(backbone.get_output_embeddings(), no=0, yes=1))
             lora_layers(attach_lora(backbone, **asdict(config.lora)))
+
+
+def reranker_class(config: PretrainedConfig) -> Any:
+    """The Auto class that loads the model of a reranker."""
+    return AutoModelForCausalLM if is_decoder(config) else AutoModelForSequenceClassification
 
 
 def require_readable_files(base: BaseFiles) -> None:

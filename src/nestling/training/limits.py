@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from nestling.batches.pair_prompts import PairTokenizer
+from nestling.batches.encoder_pairs import EncoderPairs
+from nestling.batches.pair_prompts import Pairs
 from nestling.config import EmbedConfig, RerankConfig, read_run, require, require_dims
 from nestling.models.embedder import Embedder, read_model_files, read_width
 from nestling.models.token_model import max_positions, read_config
@@ -69,11 +70,22 @@ def require_room_for_texts(config: EmbedConfig, embedder: Embedder) -> None:
         require(limit > used, f"{name} is {limit}, and prompt and special tokens alone take {used}; raise it")
 
 
-def require_readable_pairs(config: RerankConfig, pairs: PairTokenizer) -> None:
-    """Raise ValueError for length limits that make prompts longer than the model can read."""
+def require_readable_pairs(config: RerankConfig, pairs: Pairs) -> None:
+    """Raise ValueError for length limits that make prompts longer than the model can read.
+
+    The document of an encoder's pair gets what the query leaves, and there must be some.
+    """
     readable = max_positions(read_config(config.model))
     instructions = [*(data.instruction for data in config.train), *(data.instruction for data in config.dev)]
     overhead = max(map(pairs.overhead, instructions))
+    if isinstance(pairs, EncoderPairs):
+        readable = pairs.max_length
+        require(
+            overhead + config.query_max_length < readable,
+            f"query_max_length: with the {overhead} tokens around it, {config.query_max_length} leave no room for a "
+            f"document in the {readable} tokens of a pair that the model reads; lower it",
+        )
+        return
     longest = overhead + config.query_max_length + config.document_max_length
     require(
         longest <= readable,

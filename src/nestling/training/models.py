@@ -8,10 +8,11 @@ from accelerate import Accelerator
 
 from nestling.backends import Backend, prepare
 from nestling.backends.optimizer import adamw
-from nestling.config import EmbedConfig, RerankConfig
+from nestling.config import EmbedConfig, RerankConfig, require
 from nestling.gpu import computing_dtype
 from nestling.models.embedder import Embedder
-from nestling.models.reranker import Reranker, read_settings
+from nestling.models.reranker import Reranker
+from nestling.models.reranker_settings import AnySettings, EncoderSettings, read_settings
 from nestling.models.token_model import TokenModel
 from nestling.models.trainable import load_trainable
 
@@ -37,14 +38,37 @@ def load_embedder(config: EmbedConfig, row_instruction: str | None = None) -> Em
 
 def load_reranker(config: RerankConfig, row_instruction: str | None = None) -> Reranker:
     """The reranker that train/rerank.py trains; `row_instruction` is what all rows have, if they have the same."""
-    own = {} if row_instruction is None else {"instruction": row_instruction}
-    settings = replace(read_settings(config.model), **{**own, **config.reading})
     reranker = load_trainable(
-        Reranker, config.model, settings=settings, share_prefix=config.share_prefix, **arguments(config)
+        Reranker,
+        config.model,
+        settings=reranker_settings(config, config.model, row_instruction),
+        share_prefix=config.share_prefix,
+        new_head=config.seed,
+        **arguments(config),
     )
     if config.gradient_checkpointing_length is not None:
         reranker.checkpoint_activations_above(config.gradient_checkpointing_length)
     return reranker
+
+
+def reranker_settings(config: RerankConfig, source: str, row_instruction: str | None) -> AnySettings:
+    """What the reranker of a run reads: as its settings say, else as the files of the model do.
+
+    Raises:
+        ValueError: They are those of a causal model, and it is an encoder.
+    """
+    files = read_settings(source)
+    if isinstance(files, EncoderSettings):
+        causal = {"prefix": config.prefix, "suffix": config.suffix, "answers": config.answers or None}
+        given = [name for name, value in causal.items() if value is not None]
+        require(not given, f"{', '.join(given)}: of the prompt of a causal model, and {source} is an encoder")
+        require(
+            config.loss.objective != "pointwise_vocabulary",
+            f"loss.objective: pointwise_vocabulary is of causal models, and {source} is an encoder; use pointwise",
+        )
+        return replace(files, **config.reading)  # an encoder reads the instructions of rows if it is given one at all
+    own = {} if row_instruction is None else {"instruction": row_instruction}
+    return replace(files, **{**own, **config.reading})
 
 
 def arguments(config: EmbedConfig | RerankConfig) -> dict[str, Any]:

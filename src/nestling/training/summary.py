@@ -49,8 +49,7 @@ def rerank_summary(parts: RerankParts, total: int, done: int) -> str:
     chunk = parts.position_bytes * parts.collator.chunk_tokens  # freed before the next chunk's are allocated
     items: dict[str, object] = {
         "model": f"{config.model} ({config.precision})",
-        "prompt": repr(reranker.settings.prompt.body("{query}", "{document}")),
-        "answers": f"{reranker.settings.yes!r} and {reranker.settings.no!r}",
+        **reranker.described(),
         **trained_line(config, reranker),
         **adapter_lines(reranker.backbone),
         **batch_lines(config, backend),
