@@ -7,7 +7,7 @@
     python scripts/evaluate.py --first_stage bm25 --data data/my-set --reranker runs/my-reranker/final --depth 100
     python scripts/evaluate.py --model runs/my-model/final --mteb SciFact,data/my-set
 
-With a reranker the first stage's order is measured, the reranker's, and both fused by reciprocal ranks. Equal scores
+With a reranker the first stage's order is measured, the reranker's, and both fused. Equal scores
 are averaged over every order, gain is linear, a document is its title and text.
 """
 
@@ -223,12 +223,14 @@ def encode(embedder: "Embedder", data: "RetrievalSet", config: EvaluateConfig) -
 
 
 def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Measurement]":
-    """Measure the candidates in the first stage's order, in the reranker's, and with both fused by reciprocal ranks."""
+    """Measure the candidates in the first stage's order, in the reranker's, and with both fused."""
     from nestling.models.reranker import Reranker
     from nestling.models.scoring import ScoringStats
-    from nestling.retrieval import candidate_details, ranks_in_candidates, reciprocal_rank_fusion, rerank
+    from nestling.retrieval import candidate_details, ranks_in_candidates, rerank
+    from nestling.retrieval.choice import fusion_of
 
     assert config.reranker is not None
+    fuse = fusion_of(config.rerank_weight)
     reranker = load(Reranker, config.reranker, config)
     for data, candidates in candidate_lists(config, sets, dims[0] if dims else None):
         stats = ScoringStats()
@@ -237,7 +239,7 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
         print(f"{data.name}:\n  {candidates}\n  {stats}")
         orders = {"first stage": candidates.first_stage_scores, "reranked": scores}
         if candidates.scores is not None:
-            orders["fused"] = reciprocal_rank_fusion(candidates.scores, scores)
+            orders["fused"] = fuse(candidates.scores, scores)
         for order, values in orders.items():
             ranks = ranks_in_candidates(values, candidates, data)
             row = replace(make_row(data, ranks), order=order, truncated_documents=stats.truncated_documents)

@@ -29,6 +29,7 @@ def write_report(config: ReportConfig) -> None:
     from nestling.report.page import render
     from nestling.report.results import read_result
     from nestling.report.runs import read_run_records
+    from nestling.retrieval.choice import Choice
 
     results = [read_result(Path(path)) for path in config.results]
     runs = read_run_records([Path(folder) for folder in config.runs])
@@ -38,6 +39,7 @@ def write_report(config: ReportConfig) -> None:
         runs=runs,
         results=results,
         baseline=config.baseline,
+        choice=Choice.read(Path(config.choice)) if config.choice else None,
         settings={} if shown is None else {shown.name: shown.read_text(encoding="utf-8")},
     )
     for line in page.summary:

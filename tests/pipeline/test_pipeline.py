@@ -1,6 +1,7 @@
 """What is done, done again, moved aside, removed and refused, with steps that are small commands of the shell."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from nestling.pipeline.running import StoppedError
 from nestling.pipeline.step import Step
 from nestling.pipeline.step_record import StepRecord
 from nestling.processes import identify
+from nestling.retrieval.choice import Choice
 
 
 def shell(folder: Path, name: str, text: str, *, reads: list[Path], resumes: bool = False, **settings: object) -> Step:
@@ -168,6 +170,31 @@ def test_steps_that_are_left_out_have_to_be_done(folder: Path) -> None:
         pipeline.require_done(pipeline.steps[:2])
     states(pipeline)
     pipeline.require_done(pipeline.steps[:2])
+
+
+def test_a_model_that_dev_does_not_choose_is_not_handed_over(folder: Path) -> None:
+    data, out, choice = folder.parent / "data.txt", folder / "reranker", folder.parent / "choice.json"
+    found = Choice("dev", 3, {}, None, 20, [0.5, 0.6], "reranker", 0.1, 0.5)
+    copy = Step(
+        "copy", "copy", ("cp", "-r"), (str(data), str(out)), {}, (data, choice), (out,), choice=choice, kind="reranker"
+    )
+
+    def state() -> str:
+        pipeline = Pipeline.open(folder, [copy])
+        (listed,) = [str(status) for _, status in pipeline.statuses(pipeline.steps)]
+        (state,) = states(pipeline).values()
+        assert state == listed
+        pipeline.require_done(pipeline.steps)
+        return state
+
+    choice.write_text(found.to_json())
+    assert state() == "new" and out.read_text() == "data"
+    choice.write_text(replace(found, reranker=None, rerank_weight=0.0).to_json())
+    assert state() == f"left out: the reranker makes the dev set no better, by {choice}"
+    assert not out.exists() and (folder / "replaced" / "copy.1" / "reranker").read_text() == "data"
+    assert state().startswith("left out")
+    choice.write_text(found.to_json())
+    assert state() == "new" and out.read_text() == "data"
 
 
 def test_a_stop_in_the_middle_leaves_a_step_unfinished(folder: Path) -> None:

@@ -50,7 +50,7 @@ def test_every_step_uses_the_latest_outputs() -> None:
     measured = ["bm25", "base", "embedder", "base-reranker", "reranker", "base-both", "both"]
     names = ["check", "mine", "embed", "merge", "remine", "score", "rerank"]
     exports = ["export-embedder", "export-reranker"]
-    assert list(steps) == [*names, *(f"evaluate-{name}" for name in measured), *exports]
+    assert list(steps) == [*names, "choose", *(f"evaluate-{name}" for name in measured), *exports]
     cleaned, merged = f"{STEPS}/check/cleaned.jsonl", f"{STEPS}/merge/model"
     assert setting(steps["mine"], "data") == setting(steps["remine"], "data") == cleaned
     assert setting(steps["mine"], "retrievers") == ["bm25", "base-embedder"]
@@ -61,6 +61,11 @@ def test_every_step_uses_the_latest_outputs() -> None:
     assert setting(steps["rerank"], "train") == [{"path": f"{STEPS}/score/scored.jsonl", "split": "train"}]
     assert setting(steps["evaluate-embedder"], "model") == merged
     assert steps["export-embedder"].command == ["cp", "-r", merged, "runs/p/embedder"]
+    choice = STEPS / "choose" / "choice.json"
+    assert setting(steps["choose"], "models") == ["base-embedder", merged]
+    assert (setting(steps["choose"], "data"), setting(steps["choose"], "dims")) == ("beir", [32])
+    assert setting(steps["evaluate-both"], "rerank_weight") == str(choice)
+    assert {each.kind: each.choice for each in steps.values()} == {"": None, "embedder": choice, "reranker": choice}
     assert Path(f"{STEPS}/embed/run/checkpoints") in steps["merge"].reads
     assert Path("beir") in steps["merge"].reads
     assert Path("teacher") in steps["score"].reads and Path("beir") in steps["rerank"].reads
@@ -76,7 +81,7 @@ def test_the_report_reads_results_details_and_parts_of_runs() -> None:
 def test_without_its_section_a_step_is_not_done() -> None:
     steps = steps_of(**dict.fromkeys(("check", "merge", "remine", "score", "rerank", "reranker_model"), None))
     assert list(steps) == [
-        *("mine", "embed", "evaluate-bm25", "evaluate-base", "evaluate-embedder"),
+        *("mine", "embed", "choose", "evaluate-bm25", "evaluate-base", "evaluate-embedder"),
         "export-embedder",
     ]
     assert setting(steps["evaluate-embedder"], "model") == f"{STEPS}/embed/run/final"
@@ -193,7 +198,7 @@ def test_contradictory_settings_are_refused_before_anything_starts(changes: dict
 def test_steps_are_chosen_by_name_or_section() -> None:
     steps = list(steps_of().values())
     before, chosen = select_steps(steps, "evaluate", None)
-    assert {step.section for step in chosen} == {"evaluate"} and len(chosen) == 7
+    assert {step.section for step in chosen} == {"evaluate"} and len(chosen) == 8
     assert [step.name for step in before][-1] == "rerank"
     assert select_steps(steps, None, "rerank")[1][0].name == "rerank"
     assert select_steps(steps, None, "rerank")[1][-1].name == "export-reranker"

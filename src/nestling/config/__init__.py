@@ -14,6 +14,7 @@ from nestling.config.checks import (
     require_new,
     require_unique,
 )
+from nestling.config.choose import ChooseConfig
 from nestling.config.costs import CostsConfig, LaunchCosts, StageCosts
 from nestling.config.datasets import CandidateData, DevData, TrainData
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
@@ -35,6 +36,7 @@ from nestling.config.training import TrainingConfig
 __all__ = [
     "CandidateData",
     "CheckConfig",
+    "ChooseConfig",
     "CostsConfig",
     "DevData",
     "EmbedConfig",

@@ -21,6 +21,7 @@ class EvaluateConfig:
         trust_remote_code: Run the code that comes with the models.
         reranker: Directory or hub id of a reranker, which orders each query's first documents again.
         depth: Documents of a query that the reranker reads; a .jsonl file's lists are read whole.
+        rerank_weight: Of its scores in the fused order, 0 to 1, or scripts/choose.py's file; by default of ranks.
         split: Which qrels file to use.
         dims: Dimensions to cut embeddings to; by default the full one and the model's matryoshka_dimensions.
         embedding_precision: Types in which a vector store keeps the embeddings; binary keeps their signs.
@@ -41,6 +42,7 @@ class EvaluateConfig:
     first_stage: str | None = None
     reranker: str | None = None
     depth: int = 100
+    rerank_weight: float | str | None = None
     split: str = "test"
     dims: list[int] = field(default_factory=list)
     embedding_precision: list[Literal["float32", "int8", "binary"]] = field(default_factory=lambda: ["float32"])
@@ -86,6 +88,9 @@ class EvaluateConfig:
             self.reranker is None or (len(self.dims) <= 1 and kept == ["float32"]),
             "a reranker reads one first stage: give one of dims at most, and no embedding_precision",
         )
+        weight = self.rerank_weight
+        require(weight is None or self.reranker is not None, "rerank_weight is of a --reranker")
+        require(isinstance(weight, str | None) or 0 <= weight <= 1, f"rerank_weight is {weight}, expected 0 to 1")
         of_models = self.dims or kept != ["float32"]
         require(self.model is not None or not of_models, "dims and embedding_precision need a --model")
         require(

@@ -16,6 +16,7 @@ class ReportConfig:
         runs: Folders of runs of train/embed.py and train/rerank.py, with commas between.
         results: Files of scripts/evaluate.py --output, with commas between; the last is the one after training.
         baseline: Name, without .json, of the result to compare the others with; by default the first of a model.
+        choice: File of scripts/choose.py, which says what is to be served.
         config_file: File of settings to show, such as a pipeline's.
     """
 
@@ -24,6 +25,7 @@ class ReportConfig:
     runs: list[str] = field(default_factory=list)
     results: list[str] = field(default_factory=list)
     baseline: str | None = None
+    choice: str | None = None
     config_file: str | None = None
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from nestling.pipeline.step import Step
 from nestling.pipeline.step_record import Inputs, StepRecord, inputs_of
 from nestling.processes import ends_within
 
-State = Literal["done", "new", "changed", "unfinished", "waits"]
+State = Literal["done", "new", "changed", "unfinished", "waits", "left out"]
 
 # How long a step, whose pipeline was killed, may take to save and end before the pipeline starts it again.
 ENDING_SECONDS = 60
@@ -26,7 +26,8 @@ class StepStatus:
     """Whether a step has to be run.
 
     Args:
-        state: done; new; changed since it was started; unfinished (killed or failed); or waits for an earlier step.
+        state: done; new; changed since it was started; unfinished (killed or failed); waits for an earlier step; or
+            left out, because the dev set did not choose its model.
         reason: Description.
     """
 
@@ -69,7 +70,9 @@ class Pipeline:
         for step in steps:
             record_of = self.record_of(step)
             complete = record_of is not None and record_of.done and all(path.exists() for path in step.writes)
-            require(complete, f"{step.name} has not been run in {self.folder}; run it before")
+            require(
+                complete or step.left_out is not None, f"{step.name} has not been run in {self.folder}; run it before"
+            )
 
     def statuses(self, steps: Sequence[Step]) -> Iterator[tuple[Step, StepStatus]]:
         """Yield the steps with their status before the run; a step whose inputs are not written yet waits."""
@@ -77,7 +80,7 @@ class Pipeline:
         for step in steps:
             before = [each.name for each in pending if any(is_output_of(path, each) for path in step.reads)]
             status = StepStatus("waits", f"for {', '.join(before)}") if before else self.status_of(step)[0]
-            if status.state != "done":
+            if status.state not in ("done", "left out"):
                 pending.append(step)
             yield step, status
 
@@ -90,6 +93,8 @@ class Pipeline:
                 f"{step.name}: {path} is missing; remove the folder of the step that writes it",
             )
         inputs, record_of = inputs_of(step, self.folder, self.digests), self.record_of(step)
+        if step.left_out is not None:
+            return StepStatus("left out", step.left_out), inputs
         if record_of is None:
             return StepStatus("new"), inputs
         differences = record_of.inputs.differences(inputs)
@@ -114,7 +119,9 @@ class Pipeline:
             self.digests.save()
             show(f"\n[{number}/{len(steps)}] {step.name}: {status}")
             seconds = 0.0
-            if status.state != "done":
+            if status.state == "left out":
+                self.withdraw(step)
+            elif status.state != "done":
                 self.prepare_folder(step, status)
                 show(f"$ {step}")
                 seconds = self.run_step(step, inputs)
@@ -154,6 +161,11 @@ class Pipeline:
         if folder.exists() and any(folder.iterdir()):  # written by a command that the user ran
             self.move_aside(step, [])
         folder.mkdir(exist_ok=True)
+
+    def withdraw(self, step: Step) -> None:
+        """Move the outputs of an earlier run aside of a step that is left out now."""
+        if self.record_of(step) is not None:
+            self.move_aside(step, [path for path in step.writes if path.exists()])
 
     def move_aside(self, step: Step, outside: Sequence[Path]) -> None:
         """Move the folder of a step, and its outputs elsewhere, to replaced/."""

@@ -1,12 +1,13 @@
 """The steps of a pipeline, from its settings; those of each step are validated by the settings class of its script."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nestling.config import (
     CheckConfig,
+    ChooseConfig,
     EmbedConfig,
     EvaluateConfig,
     ExportConfig,
@@ -55,6 +56,9 @@ class Plan:
         records = (config.train or "", config.train_split)
         self.latest = LatestOutputs(records, records, config.embedder_model, config.reranker_model)
         self.steps = [*self.prepare_data(), *self.train_embedder(), *self.train_reranker()]
+        chosen = list(self.choose())
+        self.choice = chosen[0].writes[0] if chosen else None
+        self.steps += chosen
         evaluations = list(self.evaluate())
         self.results = [step.writes[0] for step in evaluations]
         self.steps += [*evaluations, *self.export(), *self.report()]
@@ -143,6 +147,24 @@ class Plan:
         given = {"model": model, "train": train, **dev, "output_dir": run, "resume": True}
         return self.step(name, cls, given, script=script, writes=[run], resumes=True, launched=True)
 
+    def choose(self) -> Iterator[Step]:
+        """The step that chooses on the dev set between the models before and after training, with or without reranker.
+
+        It measures as the section `evaluate` does.
+        """
+        models = list(dict.fromkeys(filter(None, [self.config.embedder_model, self.latest.embedder])))
+        if self.config.dev is None or (len(models) < 2 and self.latest.reranker is None):
+            return
+        known = {each.name for each in fields(ChooseConfig)}
+        section = {key: value for key, value in (self.config.evaluate or {}).items() if key in known}
+        dims = section.pop("dims", None)
+        section |= {"dims": dims[:1]} if models and isinstance(dims, list) else {}
+        output = self.step_folder("choose") / "choice.json"
+        of_dev = {"data": self.config.dev, "split": self.config.dev_split}
+        given = {**of_dev, "models": models, "reranker": self.latest.reranker, "output": output}
+        script = "scripts/choose.py"
+        yield self.step("evaluate", ChooseConfig, given, name="choose", section=section, script=script, writes=[output])
+
     def evaluate(self) -> Iterator[Step]:
         """Evaluate BM25, each model before and after training, and both models together, before and after."""
         section = self.config.evaluate
@@ -177,10 +199,11 @@ class Plan:
         if None not in base:
             yield self.evaluation_step("base-both", of_both, model=base[0], reranker=base[1])
         if None not in latest and latest != base:
-            yield self.evaluation_step("both", of_both, model=latest[0], reranker=latest[1])
+            weight = {"rerank_weight": str(self.choice)} if self.choice else {}
+            yield self.evaluation_step("both", of_both, model=latest[0], reranker=latest[1], **weight)
 
     def evaluation_step(self, name: str, section: Mapping[str, Any], **models: str | None) -> Step:
-        """Evaluate one combination of models."""
+        """Evaluate one combination of models, which are given with what belongs to them."""
         folder = self.step_folder(f"evaluate-{name}")
         output = folder / f"{name}.json"
         given = {"data": self.config.test, "split": self.config.test_split, **models, "output": output, "details": True}
@@ -193,17 +216,26 @@ class Plan:
         if section is None:
             return
         if self.config.embed is not None:
-            yield self.copy("export-embedder", Path(self.latest.embedder or ""), self.folder / "embedder")
+            yield self.copy("embedder", self.latest.embedder)
         if self.config.rerank is not None and not section:
-            yield self.copy("export-reranker", Path(self.latest.reranker or ""), self.folder / "reranker")
+            yield self.copy("reranker", self.latest.reranker)
         elif self.config.rerank is not None:
             output = self.folder / "reranker"
             given = {"model": self.latest.reranker, "output": output}
-            yield self.step("export", ExportConfig, given, name="export-reranker", section=section, writes=[output])
+            step = self.step("export", ExportConfig, given, name="export-reranker", section=section, writes=[output])
+            yield self.if_chosen(step, "reranker")
 
-    def copy(self, name: str, source: Path, target: Path) -> Step:
-        """Copy a directory."""
-        return Step(name, "export", ("cp", "-r"), (str(source), str(target)), {}, (source,), (target,))
+    def copy(self, kind: str, model: str | None) -> Step:
+        """Copy a model's directory, if the dev set has chosen it."""
+        source, target = Path(model or ""), self.folder / kind
+        command = (("cp", "-r"), (str(source), str(target)))
+        return self.if_chosen(Step(f"export-{kind}", "export", *command, {}, (source,), (target,)), kind)
+
+    def if_chosen(self, step: Step, kind: str) -> Step:
+        """The step, left out unless the dev set chooses its model; as it is where there is no dev set."""
+        if self.choice is None:
+            return step
+        return replace(step, reads=(*step.reads, self.choice), choice=self.choice, kind=kind)
 
     def report(self) -> Iterator[Step]:
         """A page about the runs and the evaluations."""
@@ -215,6 +247,7 @@ class Plan:
                 "runs": list(map(str, runs)),
                 "results": list(map(str, self.results)),
                 "config_file": self.settings,
+                **({"choice": self.choice} if self.choice else {}),
                 "output": output,
             }
             # Of a run only the files that the page shows, since checkpoints are large.

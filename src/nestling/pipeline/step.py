@@ -12,11 +12,13 @@ from typing import Any, get_type_hints
 
 from nestling.config.nested import flat, plain
 from nestling.config.yaml_files import read_yaml
+from nestling.retrieval.choice import Choice
 
 # Settings whose values are files or folders, in any section; hub ids and names such as bm25 are possible too.
 PATHS = {
     "base",
     "candidates",
+    "choice",
     "corpus",
     "data",
     "embedder",
@@ -25,8 +27,10 @@ PATHS = {
     "judge",
     "judgements",
     "model",
+    "models",
     "path",
     "personas",
+    "rerank_weight",
     "reranker",
     "results",
     "retrievers",
@@ -49,6 +53,8 @@ class Step:
         reads: Files and folders that it reads; one that does not exist is a hub id.
         writes: Files and folders that it writes.
         resumes: Whether the command resumes after a kill.
+        choice: File of the `Choice` that has to name the trained model of the step; None for a step that is always run.
+        kind: What that model is, "embedder" or "reranker".
     """
 
     name: str
@@ -59,6 +65,15 @@ class Step:
     reads: tuple[Path, ...]
     writes: tuple[Path, ...]
     resumes: bool = False
+    choice: Path | None = None
+    kind: str = ""
+
+    @property
+    def left_out(self) -> str | None:
+        """Why it is not to be run; None if it is."""
+        if self.choice is None or Choice.read(self.choice).trained(self.kind):
+            return None
+        return f"the {self.kind} makes the dev set no better, by {self.choice}"
 
     @property
     def command(self) -> list[str]:

@@ -17,6 +17,7 @@ from nestling.report.dev_sets import BEFORE, dev_results
 from nestling.report.results import METRIC, Result
 from nestling.report.runs import CURVES, RunRecord, read_run_record
 from nestling.report.sets import SetView, choose_baseline, view_set
+from nestling.retrieval.choice import Choice
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def render(
     runs: Sequence[RunRecord],
     results: Sequence[Result],
     baseline: str | None = None,
+    choice: Choice | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Page:
     """Render the report of runs and results; without results a single run is shown with those of its dev sets.
@@ -52,6 +54,7 @@ def render(
         runs: Runs whose curves, data and settings are shown.
         results: Results to compare with the baseline; the last one is the result after training.
         baseline: Name of the result that is the baseline; by default the first of a model.
+        choice: What the dev set says should be served.
         settings: Further settings files to show at the end, texts by name.
 
     Raises:
@@ -64,6 +67,8 @@ def render(
     summary = [line for each in sets for line in each.summary] or run_summary(runs)
     if not (summary or results):
         summary = [UNMEASURED]
+    if choice is not None:
+        summary = [*summary, *choice.lines()]
     html = (
         template_environment()
         .get_template("report/page.html")

@@ -6,11 +6,11 @@ from nestling.retrieval.candidates import (
     open_candidates,
     ranks_in_candidates,
     read_candidates,
-    reciprocal_rank_fusion,
 )
 from nestling.retrieval.details import RetrievalDetails, candidate_details, detail_lines, embedder_details, run_details
 from nestling.retrieval.evaluation import encode_set, evaluate_embedder
 from nestling.retrieval.first_stage import bm25_run, check_run, drop_own_documents, qrels_of, read_run
+from nestling.retrieval.fusion import reciprocal_rank_fusion, weighted_fusion
 from nestling.retrieval.metrics import Run
 from nestling.retrieval.nearest import search_top
 from nestling.retrieval.reranking import rerank
@@ -42,4 +42,5 @@ __all__ = [
     "rerank",
     "run_details",
     "search_top",
+    "weighted_fusion",
 ]

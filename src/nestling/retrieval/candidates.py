@@ -191,33 +191,6 @@ def evaluate_candidates(
     return mean_metrics(ranks_in_candidates(scores_per_query, candidates, retrieval_set))
 
 
-def reciprocal_rank_fusion(
-    first: Sequence[Floats], second: Sequence[Floats], *, constant: float = 60.0
-) -> list[Floats]:
-    """Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): the sum of 1 / (constant + rank) over both rankings.
-
-    Documents with equal scores take their mean rank.
-
-    Args:
-        first: Q arrays of float64, scores of each query's candidates in one ranking.
-        second: Q arrays aligned with them, scores in the other.
-        constant: The larger, the less the first ranks outweigh the others.
-    """
-    return [
-        1 / (constant + mean_ranks(one)) + 1 / (constant + mean_ranks(other))
-        for one, other in zip(first, second, strict=True)
-    ]
-
-
-def mean_ranks(scores: Floats) -> Floats:
-    """Rank of each score, from 1 for the highest; equal scores share the mean of their ranks."""
-    ascending = np.sort(scores)
-    above = len(scores) - np.searchsorted(ascending, scores, side="right")
-    equal = len(scores) - above - np.searchsorted(ascending, scores, side="left")
-    ranks: Floats = above + (equal + 1) / 2
-    return ranks
-
-
 def best_documents(listed: dict[str, float], position_of: dict[str, int], depth: int) -> tuple[Integers, Floats]:
     """Positions and scores of the `depth` best listed documents, best first; those without a position are left out."""
     known = [(position_of[document], score) for document, score in listed.items() if document in position_of]

@@ -1,0 +1,96 @@
+"""Choose on a dev set which embedder to serve, and whether a reranker helps it and with what weight.
+
+    python scripts/choose.py --data my-set --models Qwen/Qwen3-Embedding-0.6B,runs/mine/final \
+        --reranker runs/reranker/final --depth 20 --output choice.json
+    python scripts/evaluate.py --data my-set --model runs/mine/final --reranker runs/reranker/final --depth 20 \
+        --rerank_weight choice.json
+
+The embedder with the highest nDCG@10 is chosen; the first, the one before training, where no other is better. Its first
+documents of each query, or without models those of BM25, are ordered by (1 - w) z(embedder) + w z(reranker), z being
+scores standardised over them, with w = 0, 0.1, ... 1. The best weight is chosen; 0 is no reranker.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nestling.config import ChooseConfig, new_outputs, parse_config, require_dims, require_model, run
+from nestling.gpu import best_device, computing_dtype, resolve_precision
+
+if TYPE_CHECKING:
+    from nestling.records import RetrievalSet
+    from nestling.retrieval import Candidates
+    from nestling.retrieval.choice import Choice
+
+
+def main() -> None:
+    config = parse_config(ChooseConfig, __doc__)
+    for key, model in [*(("--models", each) for each in config.models), ("--reranker", config.reranker)]:
+        if model is not None:
+            require_model(model, f"{key} {model}: no such directory")
+    with new_outputs(("--output", Path(config.output))):
+        if config.trust_remote_code:
+            from nestling.models.remote_code import trust_code
+
+            trust_code(*config.models, config.reranker)
+        choice = make_choice(config)
+        Path(config.output).write_text(choice.to_json(), encoding="utf-8")
+        print("\n".join(choice.lines()))
+
+
+def make_choice(config: ChooseConfig) -> "Choice":
+    from nestling.models.reranker import Reranker
+    from nestling.records import load_retrieval_set
+    from nestling.retrieval import open_candidates, rerank
+    from nestling.retrieval.choice import choose
+
+    data = load_retrieval_set(config.data, config.split)
+    if config.models:
+        measured, candidates = measure_embedders(config, data)
+    else:
+        measured, candidates = {}, open_candidates("bm25", data, config.depth)
+    if config.reranker is None:
+        return choose(measured, data=data, depth=config.depth)
+    reranker = Reranker.from_pretrained(config.reranker, **settings(config)).to(best_device())
+    scores = rerank(reranker, data, candidates, instruction=config.instruction, progress=sys.stderr.isatty())
+    return choose(
+        measured, data=data, depth=config.depth, reranker=config.reranker, scores=scores, candidates=candidates
+    )
+
+
+def measure_embedders(config: ChooseConfig, data: "RetrievalSet") -> "tuple[dict[str, float], Candidates]":
+    """nDCG@10 of each model, and the first documents of the best."""
+    from nestling.models.embedder import Embedder
+    from nestling.retrieval import Candidates, encode_set, relevant_ranks, search_top
+    from nestling.retrieval.choice import METRIC, best_of
+    from nestling.retrieval.metrics import mean_metrics
+
+    measured, candidates = {}, {}
+    for model in config.models:
+        embedder = Embedder.from_pretrained(model, **settings(config)).to(best_device())
+        require_dims(config.dims, limit=embedder.dim)
+        dim = config.dims[0] if config.dims else embedder.dim
+        encoded = encode_set(
+            embedder,
+            data,
+            query_max_length=config.query_max_length,
+            document_max_length=config.document_max_length,
+            instruction=config.instruction,
+            progress=sys.stderr.isatty(),
+        )
+        measured[model] = mean_metrics(relevant_ranks(encoded, dim))[METRIC]
+        if best_of(measured) == model:
+            candidates = {
+                model: Candidates.from_run(search_top(encoded, data, config.depth, dim=dim), data, config.depth)
+            }
+    return measured, candidates[best_of(measured)]
+
+
+def settings(config: ChooseConfig) -> dict[str, Any]:
+    """How models are loaded."""
+    precision = computing_dtype(resolve_precision(config.precision))
+    return {"precision": precision, "attn_implementation": config.attn_implementation}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,100 @@
+"""Two rankings as one, and what a dev set chooses of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nestling.records import RetrievalSet
+from nestling.retrieval import Candidates, reciprocal_rank_fusion, weighted_fusion
+from nestling.retrieval.choice import Choice, choose, fusion_of
+from nestling.retrieval.metrics import Floats
+from sets import write_beir
+
+TEXTS = ["alpha", "beta", "gamma"]
+# Of each of three queries the relevant document is d0.
+FIRST = [[0.3, 0.2, 0.1], [0.2, 0.3, 0.1], [0.2, 0.25, 0.1]]
+EMBEDDERS = {"base": 0.5, "trained": 0.6}
+
+
+def as_scores(values: Sequence[Sequence[float]]) -> list[Floats]:
+    return [np.array(each, dtype=np.float64) for each in values]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> RetrievalSet:
+    qrels = {f"q{i}": {"d0": 1} for i in range(3)}
+    return write_beir(tmp_path / "small", TEXTS, ["one", "two", "three"], qrels)
+
+
+def chosen(data: RetrievalSet, scores: Sequence[Sequence[float]], **more: float) -> Choice:
+    candidates = Candidates([np.arange(3)] * 3, as_scores(FIRST))
+    return choose(
+        {**EMBEDDERS, **more},
+        data=data,
+        depth=3,
+        reranker="reranker",
+        scores=as_scores(scores),
+        candidates=candidates,
+    )
+
+
+def test_weighted_fusion_by_hand() -> None:
+    first, second = as_scores([[3.0, 1.0], [5.0, 5.0], []]), as_scores([[10.0, 30.0], [0.0, 2.0], []])
+    fused = weighted_fusion(first, second, 0.25)
+    assert [each.tolist() for each in fused] == [[0.5, -0.5], [-0.25, 0.25], []]
+
+
+def test_a_weight_of_0_or_1_is_the_order_of_one_alone() -> None:
+    generator = np.random.default_rng(0)
+    first, second = ([generator.normal(size=9) for _ in range(20)] for _ in range(2))
+    for weight, alone in ((0.0, first), (1.0, second)):
+        fused = weighted_fusion(first, second, weight)
+        assert [each.argsort().tolist() for each in fused] == [each.argsort().tolist() for each in alone]
+
+
+def test_a_reranker_that_helps_gets_the_smallest_of_the_best_weights(data: RetrievalSet) -> None:
+    choice = chosen(data, [[1.0, -1.0, 0.0]] * 3)
+    assert choice.embedder == "trained" and choice.trained("embedder")
+    assert choice.reranker == "reranker" and choice.trained("reranker")
+    assert choice.weights is not None
+    first, second = 1.0, 1 / np.log2(3)
+    assert choice.weights[0] == pytest.approx((first + 2 * second) / 3)
+    assert max(choice.weights) == 1.0
+    assert choice.rerank_weight == choice.weights.index(1.0) / 10 > 0
+    assert choice.p_value is not None and 0.3 < choice.p_value <= 1.0, "two queries of three prove nothing"
+    assert "reranker with weight" in list(choice.lines())[1]
+
+
+def test_a_reranker_that_harms_or_changes_nothing_is_not_used(data: RetrievalSet) -> None:
+    for scores in ([[-1.0, 1.0, 0.0]] * 3, [[0.0, 0.0, 0.0]] * 3):
+        choice = chosen(data, scores)
+        assert (choice.reranker, choice.rerank_weight, choice.p_value) == (None, 0.0, None)
+        assert not choice.trained("reranker")
+        assert "chosen reranker: none, for it does not help at any weight" in list(choice.lines())[1]
+
+
+def test_a_trained_embedder_that_is_no_better_is_not_chosen(data: RetrievalSet) -> None:
+    for value in (0.5, 0.4):
+        choice = choose({"base": 0.5, "trained": value}, data=data, depth=3)
+        assert choice.embedder == "base" and not choice.trained("embedder")
+        assert len(list(choice.lines())) == 1, "there was no reranker to choose"
+
+
+def test_the_file_of_a_choice_says_how_to_fuse(data: RetrievalSet, tmp_path: Path) -> None:
+    path, choice = tmp_path / "choice.json", chosen(data, [[1.0, -1.0, 0.0]] * 3)
+    path.write_text(choice.to_json())
+    assert Choice.read(path) == choice
+    first, second = as_scores(FIRST), as_scores([[1.0, -1.0, 0.0]] * 3)
+    for weight in (str(path), choice.rerank_weight):
+        fused = fusion_of(weight)(first, second)
+        assert [each.argmax() for each in fused] == [0, 0, 0]
+    assert [each.tolist() for each in fusion_of(None)(first, second)] == [
+        each.tolist() for each in reciprocal_rank_fusion(first, second)
+    ]
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"choice\.json"):
+        Choice.read(path)
+    with pytest.raises(ValueError, match=r"no such file; expected what scripts/choose\.py --output wrote"):
+        fusion_of(str(tmp_path / "none"))
