@@ -63,6 +63,8 @@ def test_the_page_shows_texts_scores_and_settings(tmp_path: Path) -> None:
     page = Page(html)
     assert page.open == []
     assert not re.search(r"https?://|url\(|@import|src=", html)
+    assert "Highest beside the positive" in page.text
+    assert "This page loads nothing and runs no script." in page.text
     assert "<b>yes</b>" in page.text
     assert "a <title>" in page.text
     assert "is 1 < 2 & 3?" in page.text

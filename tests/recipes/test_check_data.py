@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from recipes.runs import run_main
+from report.pages import ParsedPage
 from scripts.check_data import main
 from sets import write_beir
 
@@ -117,6 +118,7 @@ def test_the_copy_lacks_what_the_rules_name(data: Path, held_out: Path, tmp_path
     assert f"{output} holds 5 rows; {data} is unchanged" in done.stdout
     assert json.dumps("高雄市") not in output.read_text(encoding="utf-8")  # as people write it
     page = report.read_text(encoding="utf-8")
+    assert ParsedPage(page).loads == []
     assert "the cleaned copy" in page
     assert "<td>repeated_rows" in page
     assert "src=" not in page

@@ -31,6 +31,7 @@ from nestling.config.rerank import RerankConfig, RerankLossConfig
 from nestling.config.runs import read_run
 from nestling.config.sections import read_section
 from nestling.config.serve_check import ServeCheckConfig
+from nestling.config.split import SplitConfig
 from nestling.config.training import TrainingConfig
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "RerankConfig",
     "RerankLossConfig",
     "ServeCheckConfig",
+    "SplitConfig",
     "StageCosts",
     "TrainData",
     "TrainingConfig",

@@ -1,11 +1,9 @@
 """The report on a dataset: sections with tables, as text or as an HTML page."""
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tabulate import tabulate
-
+from nestling import __version__
 from nestling.console import table
 from nestling.data_checks.checks import PLURAL
 from nestling.data_checks.cleaning import CleanedCopy, DropCount
@@ -15,11 +13,9 @@ from nestling.data_checks.lengths import LengthDistribution
 from nestling.data_checks.near_duplicates import NearDuplicateCriterion
 from nestling.data_checks.statistics import Statistics
 from nestling.models.embedder import Kind
+from nestling.pages import page_environment
 
 MOST_SHOWN = 8  # scripts and languages; the JSON report has all
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.2rem .7rem;text-align:left;vertical-align:top;
-border-bottom:1px solid #ddd}td[style*=right]{white-space:nowrap}"""
 
 
 @dataclass(frozen=True)
@@ -77,15 +73,8 @@ def as_text(parts: Sequence[Section]) -> str:
 
 def as_html(title: str, summary: str, parts: Sequence[Section]) -> str:
     """The report as one self-contained page."""
-    body = [f"<h1>{html.escape(title)}</h1>", f"<pre>{html.escape(summary)}</pre>"]
-    for part in parts:
-        body.append(f"<h2>{html.escape(part.title)}</h2>")
-        if part.note:
-            body += [f"<p>{html.escape(line)}</p>" for line in part.note.splitlines()]
-        if part.rows:
-            body.append(str(tabulate(part.rows, part.headers, tablefmt="html", disable_numparse=True)))
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
+    template = page_environment(__version__).get_template("data_checks/report.html")
+    return template.render(title=title, summary=summary, parts=parts)
 
 
 def _lines(part: Section) -> Iterator[str]:

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 
+from nestling import __version__
 from nestling.mining.result import MiningResult
 from nestling.mining.retrieved import Scores
+from nestling.pages import page_environment
 from nestling.report.histograms import histograms
 from nestling.retrieval.metrics import Integers
 
@@ -52,11 +53,13 @@ class Section:
     """A part of the page.
 
     Args:
+        short: Its name in the list of parts.
         title: Its heading.
         note: What follows from what is seen there.
         queries: What it shows.
     """
 
+    short: str
     title: str
     note: str
     queries: Sequence[ShownQuery]
@@ -77,23 +80,26 @@ def audit_page(
     scores, lowest = result.candidates.scores[scorer], lowest_positives(result, scorer)
     negatives = result.negatives.values
     counts = result.candidate_filter.counts()
-    template = Environment(loader=PackageLoader("nestling", "."), autoescape=True).get_template("mining/audit.html")
-    return template.render(
-        title=title,
-        scorer=scorer,
-        settings=settings,
-        lines=lines,
-        scores=histograms(
-            {
-                "positives": result.positives.scores[scorer][result.positives.trusted],
-                "negatives": scores[negatives],
-            }
-        ),
-        gaps=histograms({"negative's score - lowest positive's": (scores - lowest)[negatives]}),
-        rules=[(name, count, count / max(len(result.candidates), 1)) for name, count in counts.items()],
-        remaining=int(result.candidate_filter.remaining.sum()),
-        drawn=len(negatives),
-        sections=list(sections(result, scorer, lowest)),
+    return (
+        page_environment(__version__)
+        .get_template("mining/audit.html")
+        .render(
+            title=title,
+            scorer=scorer,
+            settings=settings,
+            lines=lines,
+            scores=histograms(
+                {
+                    "positives": result.positives.scores[scorer][result.positives.trusted],
+                    "negatives": scores[negatives],
+                }
+            ),
+            gaps=histograms({"negative's score - lowest positive's": (scores - lowest)[negatives]}),
+            rules=[(name, count, count / max(len(result.candidates), 1)) for name, count in counts.items()],
+            remaining=int(result.candidate_filter.remaining.sum()),
+            drawn=len(negatives),
+            sections=list(sections(result, scorer, lowest)),
+        )
     )
 
 
@@ -108,6 +114,7 @@ def sections(result: MiningResult, scorer: str, lowest: Scores) -> Iterator[Sect
     scores, negatives = result.candidates.scores[scorer], result.negatives.values
     highest = highest_of(negatives, scores[negatives])
     yield Section(
+        "Highest negatives",
         f"The {len(highest)} negatives that score highest",
         "No other negative of this run scores higher. If most of these are relevant, set a max_score or raise "
         "rank_from.",
@@ -118,6 +125,7 @@ def sections(result: MiningResult, scorer: str, lowest: Scores) -> Iterator[Sect
         ratios = np.where(lowest > 0, scores / lowest, np.nan)
     nearest = highest_of(negatives, ratios[negatives])
     yield Section(
+        "Highest beside the positive",
         f"The {len(nearest)} negatives that score highest beside the lowest positive of their query",
         "No other negative has a higher share of its positive's score. If most of these are relevant, lower "
         "max_score_ratio or raise absolute_margin; if their positives are wrong, see the next list.",
@@ -125,6 +133,7 @@ def sections(result: MiningResult, scorer: str, lowest: Scores) -> Iterator[Sect
     )
     suspects = suspect_positives(result, scorer)
     yield Section(
+        "Suspect positives",
         f"The {len(suspects)} queries whose positives score lowest",
         "Suspect positives: no other query of this run has a positive that scores lower. If most of them are not "
         "relevant, set consistent or least_score, which drop such positives; if they are relevant, the scorer does not "
@@ -132,6 +141,7 @@ def sections(result: MiningResult, scorer: str, lowest: Scores) -> Iterator[Sect
         [show_query(result, scorer, query, result.negatives[query]) for query in suspects],
     )
     yield Section(
+        "At random",
         f"{min(ORDINARY_QUERIES, int((result.negatives.counts > 0).sum()))} queries at random",
         "What most rows look like.",
         [show_query(result, scorer, query, result.negatives[query]) for query in ordinary_queries(result)],

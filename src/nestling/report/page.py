@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment
 
 from nestling import __version__
 from nestling.disk_errors import WriteError
 from nestling.files import replace_text
+from nestling.pages import page_environment
 from nestling.report.charts import LEAST_SPAN, Chart, line_chart
 from nestling.report.comparison import format_change, format_p_value, format_score
 from nestling.report.dev_sets import BEFORE, dev_results
@@ -74,7 +75,6 @@ def render(
         .get_template("report/page.html")
         .render(
             title=title,
-            version=__version__,
             summary=summary,
             sets=sets,
             runs=runs,
@@ -86,9 +86,8 @@ def render(
 
 
 def template_environment() -> Environment:
-    """The jinja2 environment of the package's templates; it escapes all texts."""
-    loader = PackageLoader("nestling", ".")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    """The environment of the package's templates, with figures as reports write them."""
+    environment = page_environment(__version__)
     environment.filters.update(score=format_score, change=format_change, p_value=format_p_value)
     return environment
 

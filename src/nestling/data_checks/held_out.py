@@ -1,0 +1,78 @@
+"""Rows of training data as a folder: train.jsonl, and dev and test in the BEIR layout over all documents."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nestling.data_checks.cleaning import CleanedCopy, write_copy
+from nestling.data_checks.groups import DEV, TEST, TRAIN
+from nestling.data_checks.rows import SourceRows
+from nestling.files import replace_text, write_jsonl
+
+QRELS = "query-id\tcorpus-id\tscore\n"
+
+
+@dataclass(frozen=True)
+class SplitSize:
+    """What is in a split: groups, rows, distinct queries and distinct positives."""
+
+    split: str
+    groups: int
+    rows: int
+    queries: int
+    positives: int
+
+
+def split_sizes(rows: SourceRows, groups: np.ndarray, split: np.ndarray) -> list[SplitSize]:
+    """The sizes of all splits; `groups` and `split` are [n], of each row."""
+    sizes = []
+    for name in (TRAIN, DEV, TEST):
+        own = split == name
+        positives = rows.documents.which[rows.is_positive & own[rows.row_of]]
+        distinct = (groups[own], rows.queries.which[own], positives)
+        groups_of, queries, documents = (len(np.unique(each)) for each in distinct)
+        sizes.append(SplitSize(name, groups_of, int(own.sum()), queries, documents))
+    return sizes
+
+
+def write_held_out(rows: SourceRows, split: np.ndarray, folder: Path) -> None:
+    """Write all rows into a folder.
+
+    - train.jsonl: the rows of train as they are (docs/data.md).
+    - corpus.jsonl: the distinct documents of all rows.
+    - queries.jsonl, qrels/dev.tsv, qrels/test.tsv: the other queries, with their positives at grade 1.
+
+    Ids are hashes of the texts.
+
+    Args:
+        rows: The rows.
+        split: [n], the split of each row.
+        folder: An empty folder.
+    """
+    write_copy(CleanedCopy(rows, split == TRAIN, np.ones(len(rows.row_of), dtype=bool)), folder / "train.jsonl")
+    document_ids = [f"d{each:016x}" for each in rows.document_ids[rows.documents.first].tolist()]
+    query_ids = [f"q{each:016x}" for each in rows.query_text_ids[rows.queries.first].tolist()]
+    documents = zip(document_ids, rows.documents.texts, strict=True)
+    write_jsonl(folder / "corpus.jsonl", ({"_id": name, "title": "", "text": text} for name, text in documents))
+    judged = (split[rows.row_of] != TRAIN) & rows.is_positive
+    held_out = set(rows.queries.which[rows.row_of[judged]].tolist())
+    queries = enumerate(zip(query_ids, rows.queries.texts, strict=True))
+    write_jsonl(folder / "queries.jsonl", ({"_id": name, "text": text} for i, (name, text) in queries if i in held_out))
+    (folder / "qrels").mkdir()
+    for name in (DEV, TEST):
+        lines = [
+            f"{query_ids[query]}\t{document_ids[document]}\t1\n" for query, document in judgements(rows, split == name)
+        ]
+        if lines:
+            replace_text(folder / "qrels" / f"{name}.tsv", QRELS + "".join(lines))
+
+
+def judgements(rows: SourceRows, own: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Distinct (query, positive) of the rows in `own`, [n] bool, as indices among the distinct ones."""
+    positive = rows.is_positive & own[rows.row_of]
+    pairs = zip(
+        rows.queries.which[rows.row_of[positive]].tolist(), rows.documents.which[positive].tolist(), strict=True
+    )
+    yield from dict.fromkeys(pairs)
