@@ -24,7 +24,7 @@ from nestling.config import RerankLossConfig, TrainData, require, require_unique
 from nestling.distributed.ranks import rank_zero_first, sum_over_ranks
 from nestling.export.card import run_card
 from nestling.export.reranker import export_reranker
-from nestling.losses.reranker import kl, listwise, pointwise, pointwise_vocabulary
+from nestling.losses.reranker import kl, lambda_ndcg, listwise, margin_mse, pointwise, pointwise_vocabulary
 from nestling.models.reranker import Reranker
 from nestling.models.scoring import logit_of
 from nestling.records import RecordTable
@@ -180,14 +180,23 @@ def chunk_loss(logits: Tensor, labels: ChunkLabels, batch: RerankBatch, loss: Re
             else pointwise(logits[:, 0], labels.targets, **weight)
         )
         return losses.sum() / batch.pairs
+    return query_losses(logit_of(logits), labels, loss).sum() / batch.queries
+
+
+def query_losses(z: Tensor, labels: ChunkLabels, loss: RerankLossConfig) -> Tensor:
+    """The loss of each query of a chunk, [n] logits to [Q], by an objective that compares a query's documents."""
     present = labels.group >= 0  # [Q, G]
-    scores = logit_of(logits)[labels.group]
+    scores, targets = z[labels.group], labels.targets[labels.group]
     if loss.objective == "listwise":
-        positive = labels.targets[labels.group] > 0.5
-        return listwise(scores, positive, present, temperature=loss.temperature).sum() / batch.queries
+        return listwise(scores, targets > 0.5, present, temperature=loss.temperature)
+    if loss.objective == "lambda":
+        return lambda_ndcg(scores, targets, present, temperature=loss.temperature)
     assert labels.teacher is not None
+    teacher = labels.teacher[labels.group]
     temperatures = {"temperature": loss.temperature, "teacher_temperature": loss.teacher_temperature}
-    return kl(scores, labels.teacher[labels.group], present, **temperatures).sum() / batch.queries
+    if loss.objective == "margin_mse":
+        return margin_mse(scores, teacher, targets > 0.5, present, **temperatures)
+    return kl(scores, teacher, present, **temperatures)
 
 
 def evaluate(parts: RerankParts) -> list[DevEvaluation]:
@@ -240,8 +249,9 @@ def check_dataset(config: RerankConfig, data: TrainData, table: RecordTable) -> 
         "several; choose pointwise",
     )
     require(
-        config.loss.objective != "listwise" or table.max_positives > 0,
-        f"{data.path}: no row has a positive, and listwise compares positives with negatives; choose pointwise",
+        not config.loss.needs_positives or table.max_positives > 0,
+        f"{data.path}: no row has a positive, and {config.loss.objective} compares positives with negatives; choose "
+        "pointwise",
     )
     require(
         not config.loss.needs_scores or table.has_scores or table.graded,
@@ -250,9 +260,10 @@ def check_dataset(config: RerankConfig, data: TrainData, table: RecordTable) -> 
     )
     if config.loss.labels == "teacher" or table.graded:
         low, high = table.score_range()
+        most, kind = (1, "probabilities") if config.loss.pointwise else (10, "grades, whose gain is 2^grade - 1")
         require(
-            0 <= low <= high <= 1,
-            f"{data.path}: scores from {low:g} to {high:g} are no probabilities; scale them to 0..1",
+            0 <= low <= high <= most,
+            f"{data.path}: scores from {low:g} to {high:g} are no {kind}; scale them to 0..{most}",
         )
 
 

@@ -259,8 +259,13 @@ def test_what_a_reranker_refuses(settings: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "listwise", "positive_weight": 2.0}, "are pointwise's, and the objective is listwise"),
-        ({"temperature": 0.5}, "pointwise has no temperature; set objective: listwise or distillation"),
+        (
+            {"objective": "listwise", "positive_weight": 2.0},
+            "positive_weight is pointwise's, and the objective is list",
+        ),
+        ({"objective": "margin_mse", "labels": "teacher"}, "labels is for pointwise and lambda, and the objective is"),
+        ({"temperature": 0.5}, "pointwise has no temperature; set objective: listwise, lambda, distillation or marg"),
+        ({"objective": "lambda", "teacher_temperature": 2.0}, "lambda has no teacher_temperature; set objective: dist"),
         ({"positive_weight": math.inf}, "loss.positive_weight is inf, expected a finite number above 0"),
     ],
 )

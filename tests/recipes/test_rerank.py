@@ -185,9 +185,10 @@ def test_deepspeed_takes_the_steps_of_one(
     [
         {"loss.objective": "pointwise_vocabulary", "tuning": "full", "learning_rate": 1e-3},
         {"loss.objective": "listwise", "attn_implementation": "sdpa"},
+        {"loss.objective": "lambda"},
         {"precision": "bf16", "gradient_checkpointing_length": 0},
     ],
-    ids=["vocabulary", "listwise", "bf16"],
+    ids=["vocabulary", "listwise", "lambda", "bf16"],
 )
 def test_other_settings_train(more: dict[str, object], qwen3_base: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

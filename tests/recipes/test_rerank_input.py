@@ -59,7 +59,14 @@ SOME_SCORES: list[dict[str, object]] = [*rows(**SCORES)[:-1], rows()[-1]]
         (rows(), DISTILLED, NO_SCORES),
         (rows(), SOFT, NO_SCORES),
         (SOME_SCORES, DISTILLED, NO_SCORES),
+        (rows(), {"loss.objective": "margin_mse"}, NO_SCORES),
+        (rows(), {**SOFT, "loss.objective": "lambda"}, NO_SCORES),
         (rows(**{**SCORES, "positive_scores": [2]}), SOFT, NO_PROBABILITIES),
+        (
+            rows(**{**SCORES, "negative_scores": [-1]}),
+            {**SOFT, "loss.objective": "lambda"},
+            "rows.jsonl: scores from -1 to 0.9 are no grades, whose gain is 2^grade - 1; scale them to 0..10",
+        ),
         (GRADED, {}, NO_PROBABILITIES),
         (rows(positives=[], negatives=[]), {}, "rows.jsonl:1: "),
         (
@@ -67,6 +74,7 @@ SOME_SCORES: list[dict[str, object]] = [*rows(**SCORES)[:-1], rows()[-1]]
             {"loss.objective": "listwise"},
             "rows.jsonl: no row has a positive, and listwise compares",
         ),
+        (rows(positives=[]), {"loss.objective": "lambda"}, "rows.jsonl: no row has a positive, and lambda compares"),
         (rows()[:3], {}, "rows has 3 rows, fewer than the batch_size of 4"),
     ],
 )
@@ -77,7 +85,7 @@ def test_training_data(
     assert refuse(train="rows.jsonl", **settings).startswith(message)
 
 
-@pytest.mark.parametrize("objective", ["listwise", "distillation"])
+@pytest.mark.parametrize("objective", ["listwise", "lambda", "distillation", "margin_mse"])
 def test_graded_pairs_have_nothing_to_compare(objective: str, refuse: Callable[..., str]) -> None:
     write([{**row, "score": 0.5 if i else 0.25} for i, row in enumerate(GRADED)])
     message = f"rows.jsonl: graded pairs have one document a query, and the {objective} objective compares several"
@@ -91,10 +99,13 @@ def test_graded_pairs_have_nothing_to_compare(objective: str, refuse: Callable[.
             {"attn_implementation": "flash_attention_2", "precision": "fp32"},
             "attn_implementation: flash_attention_2 computes in bfloat16 only; set precision: bf16",
         ),
-        ({"loss.temperature": 2}, "loss: pointwise has no temperature; set objective: listwise or distillation"),
+        (
+            {"loss.temperature": 2},
+            "loss: pointwise has no temperature; set objective: listwise, lambda, distillation or margin_mse",
+        ),
         (
             {"loss.objective": "listwise", "loss.labels": "teacher"},
-            "loss: labels and positive_weight are pointwise's, and the objective is listwise",
+            "loss: labels is for pointwise and lambda, and the objective is listwise",
         ),
         ({"loss.positive_weight": 0}, "loss.positive_weight is 0, expected a finite number above 0"),
         ({"loss.objectve": "listwise"}, "unknown key 'loss.objectve'; did you mean 'loss.objective'?"),

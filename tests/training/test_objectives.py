@@ -121,6 +121,9 @@ def test_negatives_of_each_row_alone(tmp_path: Path) -> None:
         (MINED, {"loss.objective": "pointwise_vocabulary"}, "pointwise_vocabulary with labels 1 and 0 as targets"),
         (MINED, {"loss.objective": "listwise"}, "listwise"),
         (SCORED, {"loss.objective": "distillation"}, "distillation"),
+        (MINED, {"loss.objective": "lambda"}, "lambda with labels 1 and 0 as targets"),
+        (SCORED, {"loss.objective": "lambda", "loss.labels": "teacher"}, "lambda with teacher scores as targets"),
+        (SCORED, {"loss.objective": "margin_mse"}, "margin_mse"),
     ],
 )
 def test_a_rerankers_dataset(
@@ -168,3 +171,5 @@ def test_reasons_for_a_loss_of_0_are_those_that_the_data_allow(tmp_path: Path) -
     assert [each.split(":")[0] for each in zero_loss_reasons(embed_config(), [mined])] == ["rows", "rows"]
     reasons = zero_loss_reasons(rerank_config(**{"loss.objective": "listwise"}), [mined])
     assert reasons[0].startswith("listwise compares positives with negatives of a query")
+    graded_lists = rerank_config(**{"loss.objective": "lambda", "loss.labels": "teacher"})
+    assert zero_loss_reasons(graded_lists, [mined])[0].startswith("lambda compares documents of a query whose scores")

@@ -15,14 +15,18 @@ class RerankLossConfig:
     """The objective of a reranker (docs/reranking.md).
 
     Args:
-        objective: pointwise over the two answers or over the vocabulary, listwise, or distillation from teacher scores.
-        labels: For pointwise: 1 and 0 (hard), or the scores of the data as probabilities (teacher).
+        objective: pointwise over the two answers or over the vocabulary, listwise, lambda (LambdaLoss for nDCG), or
+            from teacher scores: distillation (of their distribution) and margin_mse.
+        labels: For pointwise and lambda: 1 and 0 (hard), or the scores of the data (teacher): probabilities for
+            pointwise, grades from 0 to 10 for lambda.
         positive_weight: For pointwise: weight of the loss of relevant documents.
-        temperature: For listwise and distillation: divides the logits.
-        teacher_temperature: For distillation: divides the teacher's scores.
+        temperature: For all but pointwise: divides the logits.
+        teacher_temperature: For distillation and margin_mse: divides the teacher's scores.
     """
 
-    objective: Literal["pointwise", "pointwise_vocabulary", "listwise", "distillation"] = "pointwise"
+    objective: Literal["pointwise", "pointwise_vocabulary", "listwise", "lambda", "distillation", "margin_mse"] = (
+        "pointwise"
+    )
     labels: Literal["hard", "teacher"] = "hard"
     positive_weight: float = 1.0
     temperature: float = 1.0
@@ -31,12 +35,20 @@ class RerankLossConfig:
     def __post_init__(self) -> None:
         require_positive(self, "positive_weight", "temperature", "teacher_temperature", section="loss.")
         require(
-            self.pointwise or (self.labels, self.positive_weight) == ("hard", 1.0),
-            f"loss: labels and positive_weight are pointwise's, and the objective is {self.objective}",
+            self.pointwise or self.positive_weight == 1.0,
+            f"loss: positive_weight is pointwise's, and the objective is {self.objective}",
         )
         require(
-            not self.pointwise or (self.temperature, self.teacher_temperature) == (1.0, 1.0),
-            f"loss: {self.objective} has no temperature; set objective: listwise or distillation",
+            self.pointwise or self.objective == "lambda" or self.labels == "hard",
+            f"loss: labels is for pointwise and lambda, and the objective is {self.objective}",
+        )
+        require(
+            not self.pointwise or self.temperature == 1.0,
+            f"loss: {self.objective} has no temperature; set objective: listwise, lambda, distillation or margin_mse",
+        )
+        require(
+            self.from_teacher or self.teacher_temperature == 1.0,
+            f"loss: {self.objective} has no teacher_temperature; set objective: distillation or margin_mse",
         )
 
     @property
@@ -45,9 +57,19 @@ class RerankLossConfig:
         return self.objective in ("pointwise", "pointwise_vocabulary")
 
     @property
+    def from_teacher(self) -> bool:
+        """Whether scores of a teacher stand beside the labels."""
+        return self.objective in ("distillation", "margin_mse")
+
+    @property
     def needs_scores(self) -> bool:
         """Whether the data has to bring scores."""
-        return self.objective == "distillation" or self.labels == "teacher"
+        return self.from_teacher or self.labels == "teacher"
+
+    @property
+    def needs_positives(self) -> bool:
+        """Whether it learns nothing from documents that are all negatives."""
+        return self.objective in ("listwise", "margin_mse") or (self.objective, self.labels) == ("lambda", "hard")
 
 
 @dataclass(frozen=True, kw_only=True)

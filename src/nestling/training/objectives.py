@@ -16,7 +16,7 @@ def objective(config: TrainingConfig, source: Source) -> str:
         return embed_objective(config, source)
     assert isinstance(config, RerankConfig)
     loss, graded = config.loss, source.table.graded
-    if not loss.pointwise:
+    if not loss.pointwise and loss.objective != "lambda":
         return loss.objective
     targets = "the scores of pairs" if graded else "teacher scores" if loss.labels == "teacher" else "labels 1 and 0"
     return f"{loss.objective} with {targets} as targets"
@@ -105,8 +105,13 @@ def _embed_reasons(config: EmbedConfig, sources: Sequence[Source]) -> Iterator[s
 
 
 def _rerank_reasons(config: RerankConfig) -> Iterator[str]:
-    if config.loss.objective == "listwise":
-        yield "listwise compares positives with negatives of a query, and no query of a batch has both; add such rows"
+    if config.loss.needs_positives:
+        yield (
+            f"{config.loss.objective} compares positives with negatives of a query, and no query of a batch has both; "
+            "add such rows"
+        )
+    elif config.loss.objective == "lambda":
+        yield "lambda compares documents of a query whose scores differ, and no query of a batch has two; add such rows"
     if config.loss.objective == "distillation":
         yield "distillation compares the documents of a query, and every query of a batch has one; raise num_negatives"
     yield "the model gives every document its target already; end the training earlier, or mine harder negatives"
