@@ -109,19 +109,18 @@ def write_model(config: EncoderBenchConfig, folder: Path) -> int:
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=config.vocabulary,
-            hidden_size=config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.hidden // HEAD,
-            intermediate_size=4 * config.hidden,
-            max_position_embeddings=POSITIONS,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            **{"num_labels": 1},  # which its signature lacks
-        )
+    shape = BertConfig(
+        vocab_size=config.vocabulary,
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.hidden // HEAD,
+        intermediate_size=4 * config.hidden,
+        max_position_embeddings=POSITIONS,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
+    shape.num_labels = 1
+    model = BertForSequenceClassification(shape)
     for parameter in model.parameters():
         if parameter.ndim == 2:  # larger than by default, under which random models give all texts one score
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
