@@ -71,10 +71,13 @@ def compare_embedder(server: "Server", config: ServeCheckConfig) -> "ServerRepor
 
 
 def compare_reranker(server: "Server", config: ServeCheckConfig) -> "ServerReport":
+    from nestling.models.token_model import is_decoder, read_config
+    from nestling.serving.encoder_reference import EncoderReference
     from nestling.serving.reranker_reference import RerankerReference
     from nestling.serving.rerankers import check_reranker
 
-    return check_reranker(server, RerankerReference.load(config.model))
+    kind = RerankerReference if is_decoder(read_config(config.model)) else EncoderReference
+    return check_reranker(server, kind.load(config.model))
 
 
 if __name__ == "__main__":

@@ -148,7 +148,8 @@ class Scores:
         self.settings: dict[str, str] = {}
         if (Path(directory) / "reranker.json").exists():
             self.settings = json.loads((Path(directory) / "reranker.json").read_text())
-            self.model = AutoModelForCausalLM.from_pretrained(directory).eval()
+            if "prefix" in self.settings:
+                self.model = AutoModelForCausalLM.from_pretrained(directory).eval()
 
     def post(self, path: str, fault: str, body: dict[str, Any]) -> Answer:
         if fault == "tei":
@@ -173,11 +174,15 @@ class Scores:
             return [math.nan] * len(documents)
         if fault == "logits":
             return logits.tolist()
+        if "Identity" in str(self.healthy.activation_fn) and fault in (*PAIRS, "healthy"):
+            return logits.tolist()
         if fault == "two-sigmoids":
             logits = logits.sigmoid()
         return (-logits if fault == "inverted" else logits).sigmoid().tolist()
 
     def logits(self, query: str, documents: list[str], fault: str) -> torch.Tensor:
+        if fault in PAIRS:
+            return self.of_pairs([PAIRS[fault](query, document) for document in documents], fault)
         if fault not in READINGS:
             pairs = [(query, document) for document in documents]
             return self.healthy.predict(pairs, activation_fn=torch.nn.Identity(), convert_to_tensor=True)
@@ -194,6 +199,13 @@ class Scores:
         with torch.no_grad():
             found = self.model(**batch).logits[:, -1, answers]
         return found[:, 1] - found[:, 0]
+
+    def of_pairs(self, texts: list[list[str]], fault: str) -> torch.Tensor:
+        batch = self.tokenizer(*map(list, zip(*texts, strict=True)), padding=True, truncation=True, return_tensors="pt")
+        if fault == "one-type":
+            batch["token_type_ids"] = torch.zeros_like(batch["token_type_ids"])
+        with torch.no_grad():
+            return self.healthy.model(**batch).logits[:, 0]
 
 
 def body(query: str, document: str, instruction: str, gap: str = "\n") -> str:
@@ -213,6 +225,15 @@ READINGS = {
     "swapped": lambda s, q, d: s["prefix"] + body(d, q, s["instruction"]) + s["suffix"],
     "eos": lambda s, q, d: s["prefix"] + body(q, d, s["instruction"]) + s["suffix"] + "<|endoftext|>",
     "right-last": lambda s, q, d: s["prefix"] + body(q, d, s["instruction"]) + s["suffix"],
+}
+
+
+# Of encoders: the texts that their tokenizer joins.
+PAIRS = {
+    "one-text": lambda q, d: [f"{q} {d}"],
+    "one-type": lambda q, d: [q, d],
+    "swapped-pair": lambda q, d: [d, q],
+    "bare-query": lambda q, d: [q, d],
 }
 
 

@@ -129,19 +129,21 @@ def measured_steps(
     warm_up: Callable[[], "Tensor"],
     tokens: int,
     device: "torch.device",
+    counted: str = "norm",
 ) -> Iterator[Result | tuple[float, float]]:
     """The untimed first step's `Result`, then seconds and processor seconds of steps without end.
 
     Args:
-        model: Whose gradients are compared, and the calls of whose last norm are counted.
+        model: Whose gradients are compared, and the calls of one of whose modules are counted.
         optimizer: Over its parameters.
         backward: Adds the gradient of the loss, which it returns.
         warm_up: The same on little, after which gradients and optimizer state exist and kernels are loaded.
         tokens: Of the batch.
         device: Where the model is.
+        counted: The name of that module, which every position goes through once.
     """
     take_step(optimizer, warm_up)
-    yield first_step(model, partial(take_step, optimizer, backward), tokens, device)
+    yield first_step(model, partial(take_step, optimizer, backward), tokens, device, counted)
     while True:
         synchronize(device)
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -157,7 +159,9 @@ def take_step(optimizer: "Optimizer", backward: Callable[[], "Tensor"]) -> "Tens
     return loss
 
 
-def first_step(model: "nn.Module", step: Callable[[], "Tensor"], tokens: int, device: "torch.device") -> Result:
+def first_step(
+    model: "nn.Module", step: Callable[[], "Tensor"], tokens: int, device: "torch.device", counted: str
+) -> Result:
     import torch
 
     positions = 0
@@ -167,7 +171,7 @@ def first_step(model: "nn.Module", step: Callable[[], "Tensor"], tokens: int, de
         if torch.is_grad_enabled():  # once for each text, however often it is encoded
             positions += arguments[0].shape[:-1].numel()
 
-    hook = model.get_submodule("norm").register_forward_pre_hook(count)
+    hook = model.get_submodule(counted).register_forward_pre_hook(count)
     loss, mebibytes = peak(step, device)
     hook.remove()
     gradient = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])

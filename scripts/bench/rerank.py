@@ -1,13 +1,14 @@
 """One optimizer step of a reranker beside sentence-transformers' CrossEncoder: time, and memory of activations.
 
 python scripts/bench/rerank.py
+python scripts/bench/rerank.py --kind encoder
 python scripts/bench/rerank.py --hidden 64 --layers 2 --groups 2 --vocabulary 1000 --repeats 1
 
 A small Qwen3 with random weights in float32 and tied embeddings, at the vocabulary of the real one; groups of a
 positive and seven negatives, whose prompts begin with about 90 tokens in common. The peer is BinaryCrossEntropyLoss
 over a causal model and LogitScore, fed as its trainer does: shuffled pairs, padded on the left, the mean over
 accumulated micro-batches. Ours has the pointwise loss and as many pairs in a micro-batch, hence the same loss and
-gradients, which are compared before anything is timed.
+gradients, which are compared before anything is timed. With `--kind encoder` it is a BERT (rerank_encoder.py).
 
 Each side has a process of its own, and they take turns; times are medians, and so are processor times, which other work
 on the machine changes less. A step goes from texts to updated weights, on both sides. Memory is the peak of the untimed
@@ -16,6 +17,7 @@ GPU. The learning rate is 0, so that every step computes the same.
 """
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -55,6 +57,7 @@ class RerankBenchConfig:
     """Settings of scripts/bench/rerank.py.
 
     Args:
+        kind: Of the reranker: causal, or encoder, which has other defaults.
         groups: Queries of the batch, each with a positive and seven negatives.
         micro_batch: Groups of a micro-batch; the peer's has as many pairs. Divides `groups`.
         spread: Of the logarithm of documents' lengths.
@@ -65,6 +68,7 @@ class RerankBenchConfig:
         device: cpu, cuda, or auto.
     """
 
+    kind: Literal["causal", "encoder"] = "causal"
     groups: int = 8
     micro_batch: int = 1
     spread: float = 0.75
@@ -116,6 +120,11 @@ class Side:
 
 
 def main() -> None:
+    if {"--kind=encoder", "encoder"} & set(sys.argv[1:]):
+        import rerank_encoder
+
+        rerank_encoder.main()
+        return
     config = parse_config(RerankBenchConfig, __doc__)
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -47,6 +47,8 @@ RECIPE = recipe("rerank")
 DRAW = RowSampler(positives=2, negatives=3, seed=0)
 LENGTH = 32
 CHUNK, WHOLE_CHUNK = 50, 100  # positions: queries fill several chunks, or two one; the ranks have unequal numbers
+# Likewise of pairs without a prompt; those of whole queries are packed, or padded by ZeRO-3.
+ENCODER_CHUNK, WHOLE_PACKED, WHOLE_PADDED = 16, 75, 90
 TEMPERATURES = {"temperature": 0.7, "teacher_temperature": 0.4}
 
 ROWS = [
@@ -170,13 +172,16 @@ def table(folder: Path) -> RecordTable:
 
 def collate(folder: Path, case: Case, reranker: Reranker, rank: int, world: int) -> RerankCollator:
     whole = case.loss.objective != "pointwise"
+    chunk, whole_chunk = CHUNK, WHOLE_CHUNK
+    if case.encoder:
+        chunk, whole_chunk = ENCODER_CHUNK, WHOLE_PACKED if reranker.padding_free else WHOLE_PADDED
     return RerankCollator(
         [Source(table(folder))],
         DRAW,
         reranker.pairs,
         query_max_length=LENGTH,
         document_max_length=LENGTH,
-        chunk_tokens=WHOLE_CHUNK if whole else CHUNK,
+        chunk_tokens=whole_chunk if whole else chunk,
         share_prefix=reranker.share_prefix,
         padding_free=reranker.padding_free,
         whole_groups=whole,

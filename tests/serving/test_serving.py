@@ -17,7 +17,7 @@ import warm
 from hostile_server import answer, hostile
 from nestling.export.reranker import export_reranker
 from nestling.models.reranker import Reranker
-from nestling.models.reranker_settings import RerankerSettings
+from nestling.models.reranker_settings import EncoderSettings, RerankerSettings
 from nestling.serving.client import ScoreEndpoint, Server, split_url
 from nestling.serving.embedder_reference import EmbedderReference
 from nestling.serving.findings import ServerReport, simplest_explanation
@@ -25,7 +25,7 @@ from nestling.serving.reranker_reference import RerankerReference
 from nestling.serving.rerankers import check_reranker
 from recipes.runs import run_main
 from scripts.serve_check import main
-from tiny import tiny_bert, tiny_qwen3
+from tiny import tiny_bert, tiny_cross_encoder, tiny_qwen3
 
 serve_check = partial(run_main, main)
 
@@ -47,6 +47,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     export_reranker(reranker, folder / "causal", trained=False)
     export_reranker(reranker, folder / "classifier", trained=False, shape="classifier")
     rerankers = {"causal": folder / "causal", "classifier": folder / "classifier"}
+    for name, own in (("encoder", EncoderSettings()), ("instructed", EncoderSettings("Find it:", activation="none"))):
+        base = tiny_cross_encoder(folder / f"{name}-base", seed=7)
+        export_reranker(Reranker.from_pretrained(base, settings=own), folder / name, trained=False)
+        rerankers[name] = folder / name
     return {"qwen3": qwen3, "other": other, "plain": plain, "e5": e5, **rerankers}
 
 
@@ -253,10 +257,31 @@ def test_faults_of_a_reranker_are_named(fault: str, url: str, models: dict[str, 
     ("fault", "asked"),
     [("tei", "/rerank, asked for texts, model not named"), ("pairs-only", "/v1/score, asked for pairs, model tiny")],
 )
-def test_forms_of_requests_to_rerankers(fault: str, asked: str, url: str, models: dict[str, Path]) -> None:
-    done = serve_check(f"{url}/classifier/{fault}", "--model", models["classifier"])
+@pytest.mark.parametrize("name", ["classifier", "encoder"])
+def test_forms_of_requests_to_rerankers(name: str, fault: str, asked: str, url: str, models: dict[str, Path]) -> None:
+    done = serve_check(f"{url}/{name}/{fault}", "--model", models[name])
     assert done.returncode == 0, done.stdout + done.stderr
     assert asked in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "aspect", "what"),
+    [
+        ("encoder", "logits", "scores", "answers logits, no sigmoid is taken"),
+        ("instructed", "inverted", "scores", "answers probabilities of no"),
+        ("encoder", "one-text", "template", "prompts have both texts as one"),
+        ("encoder", "one-type", "template", "prompts have one token type for both texts"),
+        ("encoder", "swapped-pair", "sides", "the document as the query"),
+        ("instructed", "bare-query", "instruction", "prompts have no instruction"),
+    ],
+)
+def test_faults_of_an_encoder_reranker_are_named(
+    name: str, fault: str, aspect: str, what: str, url: str, models: dict[str, Path]
+) -> None:
+    done = serve_check(f"{url}/{name}/{fault}", "--model", models[name])
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert aspects(done) == [aspect]
+    assert what in done.stdout
 
 
 class Answers:

@@ -11,15 +11,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from nestling.models.adapters import attach_lora
 from nestling.models.answer_head import AnswerHead
 from nestling.models.attention import model_class, resolve_attention
+from nestling.models.causal_reranker import CausalReranker
 from nestling.models.embedder import Embedder
+from nestling.models.encoder_reranker import EncoderReranker
 from nestling.models.modules import Head
-from nestling.models.reranker import Reranker
-from nestling.models.token_model import TokenModel
+from nestling.models.token_model import TokenModel, dropouts, is_decoder
 from nestling.training.memory import most_per_position
 
 
@@ -32,14 +39,23 @@ class FakeEmbedder(Embedder):
         self.head = Head()
 
 
-class FakeReranker(Reranker):
-    """A `Reranker` without a tokenizer, whose answers are the first two tokens of the vocabulary."""
+class FakeReranker(CausalReranker):
+    """A `CausalReranker` without a tokenizer, whose answers are the first two tokens of the vocabulary."""
 
     def __init__(self, backbone: nn.Module, precision: torch.dtype, *, full_vocabulary: bool) -> None:
         TokenModel.__init__(self, backbone, cast(PreTrainedTokenizerBase, None), source="", precision=precision)
         causal = cast(Any, backbone)
         causal.set_output_embeddings(AnswerHead(causal.get_output_embeddings(), no=0, yes=1))
         self.full_vocabulary = full_vocabulary
+
+
+class FakeEncoderReranker(EncoderReranker):
+    """An `EncoderReranker` without a tokenizer, whose texts are all of one type."""
+
+    def __init__(self, backbone: nn.Module, precision: torch.dtype) -> None:
+        TokenModel.__init__(self, backbone, cast(PreTrainedTokenizerBase, None), source="", precision=precision)
+        self.type_stride = 0
+        self.train_head()
 
 
 class FakeModel:
@@ -66,18 +82,25 @@ class FakeModel:
         full_vocabulary: bool = False,
         gradient_checkpointing_length: int | None = None,
     ) -> None:
-        kind: Any = AutoModelForCausalLM if reranker else AutoModel
+        config.update(dict.fromkeys(dropouts(config), 0.0))  # as recipes have it by default
+        encodes = reranker and not is_decoder(config)
+        if encodes:
+            config.num_labels = 1
+        kind: Any = AutoModelForSequenceClassification if encodes else AutoModelForCausalLM if reranker else AutoModel
         # In float32: flash attention saves as many activations as SDPA.
         attention = resolve_attention("auto", torch.float32, model_class(kind, config))
         with torch.device("meta"):
             backbone: nn.Module = kind.from_config(config, dtype=dtype, attn_implementation=attention)
             self.model: TokenModel = (
-                FakeReranker(backbone, precision, full_vocabulary=full_vocabulary)
+                FakeEncoderReranker(backbone, precision)
+                if encodes
+                else FakeReranker(backbone, precision, full_vocabulary=full_vocabulary)
                 if reranker
                 else FakeEmbedder(backbone, precision)
             )
             if lora is not None:
                 self.model.backbone = attach_lora(backbone, **lora)
+                self.model.train_head()
         self.mode = FakeTensorMode()
         with self.mode:  # after the adapters, since peft cannot attach them to fake tensors
             move_to_cpu(self.model)

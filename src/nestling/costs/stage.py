@@ -119,6 +119,7 @@ def fake_recipe_model(
         gradient_checkpointing_length=config.gradient_checkpointing_length,
     )
     length = config.query_max_length + config.document_max_length if reranker else config.longest
+    length = min(length, fake.model.max_positions)
     return fake.model, fake.bytes_per_position(length, config.chunk_tokens or CHUNK_POSITIONS, sharded=sharded)
 
 
@@ -164,7 +165,7 @@ def reranking_estimate(
     """Estimate the training of a reranker, which keeps activations for one chunk only."""
     fractions, _ = state_fractions(launch, model, device_memory, config.optim)
     chunk = position_bytes * (config.chunk_tokens or CHUNK_POSITIONS)
-    workload = reranker_workload(config, stage).times(rows_visited(config, stage))
+    workload = reranker_workload(config, stage, causal=model.causal).times(rows_visited(config, stage))
     recomputed = recomputations(config, stage.query_tokens + stage.document_tokens)
     return training_estimate(
         model, estimate(model, fractions, chunk=chunk, kept=0.0, room=device_memory), workload, 1 + recomputed
@@ -205,10 +206,13 @@ def truncated_lengths(config: EmbedConfig, stage: StageCosts) -> tuple[float, fl
     return min(stage.query_tokens, config.query_max_length), min(stage.document_tokens, config.document_max_length)
 
 
-def reranker_workload(config: RerankConfig, stage: StageCosts) -> Workload:
-    """Workload of one row of a reranker: the documents after their prefix, which is shared or repeated for each."""
+def reranker_workload(config: RerankConfig, stage: StageCosts, *, causal: bool = True) -> Workload:
+    """Workload of one row of a reranker: the documents after their prefix, which is shared or repeated for each.
+
+    Pairs of an encoder share nothing.
+    """
     documents, query, document = documents_per_row(config, stage), stage.query_tokens, stage.document_tokens
-    if config.share_prefix:
+    if config.share_prefix and causal:
         return Workload.texts(1, query) + Workload.texts(documents, document, before=query)
     return Workload.texts(documents, query + document)
 

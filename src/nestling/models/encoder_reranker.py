@@ -6,16 +6,15 @@ from dataclasses import replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers import (
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import ModelOutput
@@ -24,8 +23,8 @@ from nestling.batches.encoder_pairs import EncoderPairs, split_types
 from nestling.batches.packing import AnyChunk, Chunk, PackedChunk, prompts_to_chunk
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.attention import VARLEN, model_class, resolve_attention
-from nestling.models.checked_loading import MayLack, is_pooler
-from nestling.models.compiled_layers import transformer_layers
+from nestling.models.checked_loading import lacks_memory
+from nestling.models.classifier_head import compute_output_in_float32, head_parameters, in_head, nothing, stack_of
 from nestling.models.encoding import evaluating
 from nestling.models.independence import can_be_tried, require_independent_texts
 from nestling.models.json_files import read_object, value_of
@@ -71,11 +70,9 @@ class EncoderReranker(Reranker):
         self.settings = settings
         self.new_head = new_head
         self.share_prefix = self.full_vocabulary = False
+        self.type_stride = int(self.config.vocab_size) if reads_types(backbone, tokenizer) else 0
         self.pairs = EncoderPairs(
-            tokenizer,
-            instruction=settings.instruction,
-            max_length=max_length,
-            type_stride=int(self.config.vocab_size) if reads_types(backbone, tokenizer) else 0,
+            tokenizer, instruction=settings.instruction, max_length=max_length, type_stride=self.type_stride
         )
         compute_output_in_float32(without_adapters(backbone))
         self.train_head()
@@ -144,8 +141,7 @@ class EncoderReranker(Reranker):
             new_head=made,
         )
         require_independent_texts(reranker, packed=attn_implementation == VARLEN, padded_attention=attention("auto"))
-        if reranker.padding_free and not reads_packed_pairs(reranker):
-            reranker.classifier.set_attn_implementation(attention("auto"))
+        require_scores(reranker, attention("auto"))
         return reranker
 
     @property
@@ -163,9 +159,9 @@ class EncoderReranker(Reranker):
         return getattr(self.classifier, self.classifier.base_model_prefix)
 
     def inputs(self, chunk: AnyChunk, *, in_place: bool = False) -> dict[str, Any]:
-        if not self.pairs.type_stride:
+        if not self.type_stride:
             return super().inputs(chunk, in_place=in_place)
-        tokens, types = split_types(chunk.input_ids, self.pairs.type_stride)
+        tokens, types = split_types(chunk.input_ids, self.type_stride)
         return super().inputs(replace(chunk, input_ids=tokens), in_place=in_place) | {"token_type_ids": types}
 
     def forward(self, chunk: AnyChunk, *, in_place: bool = False) -> Tensor:
@@ -214,23 +210,6 @@ class EncoderReranker(Reranker):
             handle.remove()
 
 
-class Float32Output(nn.Linear):
-    """A linear layer whose output is float32 (at least) under autocast too: in bfloat16, many scores would be equal."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as torch calls it
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        with torch.autocast(input.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.to(wide)
-            return linear(input.to(wide), self.weight.to(wide), bias)
-
-
-def compute_output_in_float32(classifier: Any) -> None:
-    """Have the last layer of a head, the one with a single output, compute in float32."""
-    for module in classifier.modules():
-        if type(module) is nn.Linear and module.out_features == 1:
-            module.__class__ = Float32Output
-
-
 def require_encoder(config: PretrainedConfig, model: str | Path, *, new_head: bool) -> None:
     """Raise ValueError for a model that scores no pairs, or with `new_head`, of which no such one can be made."""
     require_one_stack(config, model)
@@ -265,46 +244,50 @@ def reads_types(backbone: nn.Module, tokenizer: PreTrainedTokenizerBase) -> bool
     return "token_type_ids" in takes and "token_type_ids" in tokenizer.model_input_names
 
 
-def in_head(kind: type[PreTrainedModel] | None) -> MayLack:
-    """Whether a weight of a class is of its head; `None` is code of a model's own."""
-    if kind is None:
-        return lambda name: is_pooler(name) or name.startswith("classifier.")
-    prefix = f"{kind.base_model_prefix}."
-    return lambda name: is_pooler(name) or not name.startswith(prefix)
+def require_scores(reranker: EncoderReranker, padded_attention: str) -> None:
+    """Try a model on two short pairs; have it read padded ones if its head gives packed ones other logits.
 
+    Some heads do not read the first token, or not it alone.
 
-def nothing(name: str) -> bool:
-    """No weight: a cross-encoder has its head, pooler included."""
-    return False
+    Args:
+        reranker: The model, just loaded.
+        padded_attention: Name of the attention implementation for padded chunks.
 
-
-def head_parameters(classifier: nn.Module) -> list[nn.Parameter]:
-    """All that is not of the transformer, and its pooler, which classifiers read where there is one."""
-    belongs = in_head(cast(Any, type(classifier)))
-    return [each for name, each in classifier.named_parameters() if belongs(name)]
-
-
-def stack_of(transformer: nn.Module) -> nn.Module:
-    """The module that runs the transformer's layers."""
-    layers = transformer_layers(transformer)
-    return next(each for each in transformer.modules() if any(child is layers for child in each.children()))
-
-
-def reads_packed_pairs(reranker: EncoderReranker) -> bool:
-    """Whether the head gives packed pairs the logits of padded ones: some do not read the first token alone."""
+    Raises:
+        ValueError: Its head cannot be run on token embeddings.
+    """
     if not can_be_tried(reranker):
+        reranker.classifier.set_attn_implementation(padded_attention)
+        return
+    try:
+        expected = try_pairs(reranker, packed=False)
+    except Exception as error:  # whatever the model's code raises
+        if lacks_memory(error):
+            raise
+        raise ValueError(
+            f"{reranker.source}: {type(reranker.classifier).__name__} cannot be run by token embeddings "
+            f"({type(error).__name__}: {shorten(str(error), 200)}); take a model of another architecture"
+        ) from error
+    if reranker.padding_free and not same_logits(reranker, expected):
+        reranker.classifier.set_attn_implementation(padded_attention)
+
+
+def same_logits(reranker: EncoderReranker, expected: Tensor) -> bool:
+    """Whether packed pairs have the logits that are expected."""
+    try:
+        off = (try_pairs(reranker, packed=True) - expected).abs().max()
+    except (RuntimeError, ValueError, IndexError, TypeError):  # of a head that finds no padding, say
         return False
-    ids = [[i % int(reranker.config.vocab_size) for i in range(start, start + n)] for start, n in ((11, 5), (31, 3))]
-    found = []
-    for packed in (True, False):
-        chunk = prompts_to_chunk([ids], share_prefix=False, padding_free=packed).to(reranker.device)
-        with torch.no_grad(), evaluating(reranker):
-            try:
-                found.append(reranker(chunk))
-            except (RuntimeError, ValueError, IndexError, TypeError):
-                return False
-    difference = (found[0] - found[1]).abs().max()
-    return bool(difference <= SAME_LOGITS * found[1].abs().max().clamp(min=1))
+    return bool(off <= SAME_LOGITS * expected.abs().max().clamp(min=1))
+
+
+def try_pairs(reranker: EncoderReranker, *, packed: bool) -> Tensor:
+    """[2, 1] logits of two texts of five and three tokens."""
+    size = int(reranker.config.vocab_size)
+    ids = [[i % size for i in range(start, start + length)] for start, length in ((11, 5), (31, 3))]
+    chunk = prompts_to_chunk([ids], share_prefix=False, padding_free=packed).to(reranker.device)
+    with torch.no_grad(), evaluating(reranker):
+        return cast(Tensor, reranker(chunk))
 
 
 @contextmanager

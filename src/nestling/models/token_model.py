@@ -302,6 +302,11 @@ def require_one_stack(config: PretrainedConfig, model: str | Path) -> None:
         )
 
 
+def dropouts(config: PretrainedConfig) -> dict[str, float]:
+    """Probabilities of dropout by name, such as GPT-2's `resid_pdrop` and OPT's `layerdrop`."""
+    return {name: value for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
+
+
 def load_backbone(
     auto_class: Any,
     model: str | Path,
@@ -331,8 +336,7 @@ def load_backbone(
         ValueError: The weights are damaged, of another shape than config.json says, or incomplete; or the model's own
             code does not take what Nestling gives it.
     """
-    # Dropout, GPT-2's `resid_pdrop`, OPT's `layerdrop`.
-    own = {name: value for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
+    own = dropouts(config)
     if dropout is not None:
         config.update(dict.fromkeys(own, dropout))
     backbone = load_weights(

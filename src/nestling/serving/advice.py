@@ -74,6 +74,21 @@ ADVICE = {
             Take the sigmoid in the client; the order is the same. TEI: raw_scores must be false. vLLM: use_activation
             must not be false.
             """,
+        "probabilities": """
+            The model's scores are its logits. TEI: raw_scores must be true. vLLM: use_activation must be false, or the
+            directory's config.json, which names the activation, is not the one that is served.
+            """,
+        "pair": """
+            Query and document are two texts, which the directory's own tokenizer.json joins: send them as such, and
+            serve its files.
+            """,
+        "types": """
+            The server gives the model no token types: take a newer release of it, or serve a model without them, such
+            as XLM-R or ModernBERT.
+            """,
+        "request": """
+            Put the instruction before the query in each request: servers have no prompt for the queries of rerankers.
+            """,
         "twice": """
             The sigmoid is taken twice: once by the model's activation, once by the server. Leave one out.
             """,

@@ -56,6 +56,15 @@ class RerankerReference:
     settings: RerankerSettings
     logits: Callable[[Sequence[list[int]]], Floats]
 
+    @property
+    def instruction(self) -> str:
+        return self.settings.instruction
+
+    @property
+    def scale(self) -> str:
+        """Of correct answers, a key of `SCALES`."""
+        return "probabilities"
+
     @classmethod
     def load(cls, directory: str) -> "RerankerReference":
         """Load a directory in float32; a causal one on a GPU if there is one.
@@ -155,9 +164,9 @@ def sigmoid(values: Floats) -> Floats:
     return 1 / (1 + np.exp(-values))
 
 
-# Scale of the answers -> (its function of the logit, key of the advice in `ADVICE`); the first one is correct.
+# Scale of the answers -> (its function of the logit, key of the advice in `ADVICE` where it is not the right one).
 SCALES: dict[str, tuple[Callable[[Floats], Floats], str]] = {
-    "probabilities": (sigmoid, ""),
+    "probabilities": (sigmoid, "probabilities"),
     "logits, no sigmoid is taken": (lambda values: values, "logits"),
     "the sigmoid of the sigmoid": (lambda values: sigmoid(sigmoid(values)), "twice"),
     "probabilities of no": (lambda values: sigmoid(-values), "inverted"),

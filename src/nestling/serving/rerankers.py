@@ -1,8 +1,9 @@
 """Comparison of a server of a reranker with the directory that it serves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from nestling.retrieval.metrics import Floats
 from nestling.serving.advice import ADVICE
 from nestling.serving.client import Server
 from nestling.serving.findings import Finding, ServerReport, nan_findings, simplest_explanation
-from nestling.serving.reranker_reference import SCALES, PromptVariant, RerankerReference
+from nestling.serving.reranker_reference import SCALES, PromptVariant
 
 # What computing in a shorter type may change of a logit, as a fraction of the largest one and of 1 at least.
 ROUNDED_LOGIT = 0.1
@@ -21,6 +22,29 @@ HALF_ROUNDING = 0.002
 DEVIATION_NOISE = 0.001
 # A deviation below this fraction of the tolerance for shorter types needs no explanation.
 NEGLIGIBLE_DEVIATION = 0.01
+
+
+class Reference(Protocol):
+    """A directory of either kind, scored with correct prompts or with usual errors."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def instruction(self) -> str: ...
+
+    @property
+    def scale(self) -> str:
+        """Of correct answers, a key of `SCALES`."""
+        ...
+
+    def variants(self) -> Iterator[PromptVariant]:
+        """Yield the ways of making prompts; the first one is correct."""
+        ...
+
+    def logits_of(self, variant: PromptVariant, pairs: Sequence[Pair]) -> Floats:
+        """[n] float64: logits of n pairs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +69,7 @@ class Explanation:
         return deviation
 
 
-def check_reranker(server: Server, reference: RerankerReference) -> ServerReport:
+def check_reranker(server: Server, reference: Reference) -> ServerReport:
     """Send pairs one by one, then all documents of a query in one request.
 
     Raises:
@@ -59,14 +83,14 @@ def check_reranker(server: Server, reference: RerankerReference) -> ServerReport
     correct, best, findings = diagnose(reference, pairs, served)
     report = ServerReport(
         [
-            f"directory: {reference.source}: instruction {reference.settings.instruction!r}",
+            f"directory: {reference.source}: instruction {reference.instruction!r}",
             f"server: {server.url(score_endpoint.path)}, asked for {score_endpoint.form}, "
             f"model {server.model or 'not named'}",
         ],
         ["query", "document", "directory", "server", "in one request"],
         findings=findings,
     )
-    columns = zip(pairs, SCALES["probabilities"][0](correct.logits), served, batched, strict=True)
+    columns = zip(pairs, SCALES[reference.scale][0](correct.logits), served, batched, strict=True)
     report.rows = [[query[:20], repr(document[:24]), *values] for (query, document), *values in columns]
     report.findings += (
         padding_findings(best, served, batched) if np.isfinite(batched).all() else batch_nan_findings(served, batched)
@@ -84,11 +108,11 @@ def probe_groups() -> dict[str, list[str]]:
 
 
 def diagnose(
-    reference: RerankerReference, pairs: Sequence[Pair], served: Floats
+    reference: Reference, pairs: Sequence[Pair], served: Floats
 ) -> tuple[Explanation, Explanation, list[Finding]]:
     """The correct explanation, the one that fits the served scores [n] best, and its findings."""
     correct_variant, *others = reference.variants()
-    correct = Explanation(correct_variant, next(iter(SCALES)), reference.logits_of(correct_variant, pairs))
+    correct = Explanation(correct_variant, reference.scale, reference.logits_of(correct_variant, pairs))
     if not np.isfinite(served).all() or correct.deviation(served).max() < NEGLIGIBLE_DEVIATION:
         return correct, correct, nan_findings(served[:, None])
     findings = [
@@ -98,10 +122,10 @@ def diagnose(
     explanations = [Explanation(variant, scale, logits) for (variant, logits), scale in product(findings, SCALES)]
     distances = [float(explanation.deviation(served).mean()) for explanation in explanations]
     best = explanations[
-        simplest_explanation([len(describe(explanation)) for explanation in explanations], distances, DEVIATION_NOISE)
+        simplest_explanation([len(describe(each, reference)) for each in explanations], distances, DEVIATION_NOISE)
     ]
     if explains(best, served):
-        return correct, best, describe(best)
+        return correct, best, describe(best, reference)
     nearest = f"prompts with {best.variant.what}" if best.variant.aspect else "the directory's own prompts"
     what = f"no usual way of making prompts gives what is served; {nearest}, answered as {best.scale}, come nearest"
     return correct, best, [Finding("model", what, ADVICE["scores"])]
@@ -112,14 +136,14 @@ def explains(explanation: Explanation, served: Floats) -> bool:
     return bool((explanation.deviation(served) <= 1).all())
 
 
-def describe(explanation: Explanation) -> list[Finding]:
+def describe(explanation: Explanation, reference: Reference) -> list[Finding]:
     """The errors of the server that an explanation assumes."""
     findings, variant = [], explanation.variant
     if variant.aspect:
         findings.append(Finding(variant.aspect, f"the server's prompts have {variant.what}", ADVICE[variant.advice]))
-    advice = SCALES[explanation.scale][1]
-    if advice:
-        findings.append(Finding("scores", f"the server answers {explanation.scale}", ADVICE[advice]))
+    if explanation.scale != reference.scale:
+        advice = ADVICE[SCALES[explanation.scale][1]]
+        findings.append(Finding("scores", f"the server answers {explanation.scale}", advice))
     return findings
 
 
