@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING
 from nestling.config import SplitConfig, parse_config, require, require_extra, run
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from nestling.data_checks.held_out import SplitSize
+    from nestling.data_checks.rows import SourceRows
 
 # A group of more than this share of the rows makes the shares of the splits a matter of chance.
 LARGE = 0.1
@@ -28,40 +31,40 @@ def main() -> None:
     config = parse_config(SplitConfig, __doc__)
     require_extra("splitting data", "hygiene", "rensa", "regex")
 
-    import numpy as np
-
-    from nestling.console import table
     from nestling.data_checks.groups import assign, group_rows
     from nestling.data_checks.held_out import split_sizes, write_held_out
     from nestling.data_checks.near_duplicates import NearDuplicateCriterion
     from nestling.data_checks.rows import open_rows
     from nestling.export.serving_files import new_directory, refuse_existing
 
-    refuse_existing(Path(config.output))
-    rows = open_rows(config.data, split=config.split, columns=config.columns, progress=sys.stderr.isatty())
+    output, progress = Path(config.output), sys.stderr.isatty()
+    refuse_existing(output)
+    rows = open_rows(config.data, split=config.split, columns=config.columns, progress=progress)
     require(not rows.graded, f"{config.data} holds graded pairs; expected queries with their positives")
     criterion = NearDuplicateCriterion(config.threshold, config.shingle)
-    groups = group_rows(rows, criterion, documents=config.group_by == "documents", progress=sys.stderr.isatty())
-    shares = {"dev_share": config.dev_share, "test_share": config.test_share}
-    split = assign(rows, groups, **shares, seed=config.seed)
+    groups = group_rows(rows, criterion, documents=config.group_by == "documents", progress=progress)
+    split = assign(rows, groups, dev_share=config.dev_share, test_share=config.test_share, seed=config.seed)
     sizes = split_sizes(rows, groups, split)
-    print(rows.summary)
-    titles = ["split", "groups", "rows", "queries", "positives"]
-    print(table(titles, [[each.split, each.groups, each.rows, each.queries, each.positives] for each in sizes]))
-    largest = int(np.unique(groups, return_counts=True)[1].max())
-    warn_of_large_groups(config, largest, len(rows))
+    show(rows, groups, sizes)
     require_rows(config, sizes)
-    with new_directory(Path(config.output)) as folder:
+    with new_directory(output) as folder:
         write_held_out(rows, split, folder)
-    print(
-        f"{config.output}: train.jsonl to train on, and the folder itself for --dev and for scripts/evaluate.py --data"
-    )
+    print(f"{output}: train.jsonl to train on, and the folder itself for --dev and for scripts/evaluate.py --data")
 
 
-def warn_of_large_groups(config: SplitConfig, largest: int, rows: int) -> None:
-    if largest > LARGE * rows:
+def show(rows: "SourceRows", groups: "np.ndarray", sizes: "list[SplitSize]") -> None:
+    """Print what was read, the sizes of the splits, and a warning of a large group."""
+    import numpy as np
+
+    from nestling.console import table
+
+    print(rows.summary)
+    cells = [[each.split, each.groups, each.rows, each.queries, each.positives] for each in sizes]
+    print(table(["split", "groups", "rows", "queries", "positives"], cells))
+    largest = int(np.unique(groups, return_counts=True)[1].max())
+    if largest > LARGE * len(rows):
         print(
-            f"warning: one group has {largest:,} of the {rows:,} rows, so that the shares are rough; a higher "
+            f"warning: one group has {largest:,} of the {len(rows):,} rows, so that the shares are rough; a higher "
             "--threshold takes fewer texts for near duplicates, --group_by queries looks at queries only"
         )
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ranks import run_recipe
@@ -45,6 +46,22 @@ def test_resumed_on_another_number_of_processes(
         assert losses(run)[step] == pytest.approx(expected, rel=2e-4), step
     assert examples(run) == examples(whole)
     assert (run / "final" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_find_the_same_documents_for_the_queries_of_a_dev_set(
+    qwen3: Path, data: Path, tmp_path: Path
+) -> None:
+    def found(ranks: int) -> list[dict[str, Any]]:
+        run = tmp_path / f"run-{ranks}"
+        run_recipe(*command(qwen3, data, run, dev=data / "dev", max_steps=2), ranks=ranks)
+        assert "before training" in (run / "report.html").read_text(encoding="utf-8")
+        lines = (run / "dev" / "step-0.details.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    for one, two in zip(found(1), found(2), strict=True):
+        assert one["metrics"] == two["metrics"]
+        assert [each["id"] for each in one["first"]] == [each["id"] for each in two["first"]]
 
 
 def test_processes_that_do_not_divide_the_batch_are_refused(qwen3: Path, data: Path, tmp_path: Path) -> None:
