@@ -393,6 +393,13 @@ def test_lists_of_models_that_name_none(listed: object, monkeypatch: pytest.Monk
     assert Server("http://localhost").model is None
 
 
+def test_a_base_that_is_listed_before_its_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "_ask", lambda *arguments: {"data": [{"id": "base"}, {"id": "mine"}]})
+    line = "model base, the first of base, mine; --api_model chooses another"
+    assert Server("http://localhost").chosen_model == line
+    assert Server("http://localhost", model="mine").chosen_model == "model mine"
+
+
 def test_scores_are_numbers_and_null_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server("http://localhost", model="m")
     monkeypatch.setattr(server, "post", lambda path, body: [{"index": 0, "score": body["texts"][0]}])

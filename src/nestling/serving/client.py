@@ -67,7 +67,15 @@ class Server:
             raise ValueError(f"{url} is not an address: {error}") from None
         self.key = usable_key(key, self.root) if key else None
         self.timeout = timeout
-        self.model = model or self._first_model()
+        self.listed = [] if model else self._listed_models()
+        self.model = model or next(iter(self.listed), None)
+
+    @property
+    def chosen_model(self) -> str:
+        """The model that is asked, in words; a server with adapters lists its base first."""
+        if len(self.listed) > 1:
+            return f"model {self.model}, the first of {', '.join(self.listed)}; --api_model chooses another"
+        return f"model {self.model or 'not named'}"
 
     def embed(self, texts: Sequence[str], *, dimensions: int | None = None, encoding: str = "float") -> Floats:
         """Embeddings [n, D] float64 of n texts, to which no prompt is added.
@@ -121,16 +129,12 @@ class Server:
     def url(self, path: str) -> str:
         return f"{self.root}{path}"
 
-    def _first_model(self) -> str | None:
-        """Name of the first model that /v1/models lists; None if there is none."""
+    def _listed_models(self) -> list[str]:
+        """Names of the models that /v1/models lists; empty if there are none, or no such list."""
         try:
-            answer = self._ask("GET", "/v1/models")
-        except RefusedError:
-            return None
-        try:
-            return str(answer["data"][0]["id"])
-        except (TypeError, LookupError):
-            return None
+            return [str(each["id"]) for each in self._ask("GET", "/v1/models")["data"]]
+        except (RefusedError, TypeError, LookupError):
+            return []
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:

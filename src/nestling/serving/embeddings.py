@@ -78,7 +78,7 @@ def new_report(server: Server, reference: EmbedderReference) -> ServerReport:
     subject = [
         f"directory: {embedder.source}: {embedder.dim} dimensions, {embedder.pooling} pooling, at most "
         f"{reference.max_length:,} tokens",
-        f"server: {server.url(server.endpoint or '/v1/embeddings')}, model {server.model or 'not named'}",
+        f"server: {server.url(server.endpoint or '/v1/embeddings')}, {server.chosen_model}",
     ]
     return ServerReport(subject, ["probe", "tokens", "cosine", "largest difference", "length"])
 

@@ -84,8 +84,7 @@ def check_reranker(server: Server, reference: Reference) -> ServerReport:
     report = ServerReport(
         [
             f"directory: {reference.source}: instruction {reference.instruction!r}",
-            f"server: {server.url(score_endpoint.path)}, asked for {score_endpoint.form}, "
-            f"model {server.model or 'not named'}",
+            f"server: {server.url(score_endpoint.path)}, asked for {score_endpoint.form}, {server.chosen_model}",
         ],
         ["query", "document", "directory", "server", "in one request"],
         findings=findings,
