@@ -123,7 +123,7 @@ def main() -> None:
     if {"--kind=encoder", "encoder"} & set(sys.argv[1:]):
         import rerank_encoder
 
-        rerank_encoder.main()
+        rerank_encoder.measure(parse_config(rerank_encoder.EncoderBenchConfig, rerank_encoder.__doc__))
         return
     config = parse_config(RerankBenchConfig, __doc__)
     with TemporaryDirectory() as name:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from measure import Result, Turns, machine, measured_steps, pick_device
 
-from nestling.config import parse_config, require
+from nestling.config import require
 from nestling.console import table
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ class Pair:
     relevant: bool
 
 
-def main() -> None:
-    config = parse_config(EncoderBenchConfig, __doc__)
+def measure(config: EncoderBenchConfig) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         parameters = write_model(config, folder)

@@ -11,6 +11,7 @@ import pytest
 import sentence_transformers
 from ranks import run_recipe
 from sentence_transformers import (
+    CrossEncoder,
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
@@ -154,7 +155,13 @@ def test_the_peers_settings_are_called_so() -> None:
     known = {name for place in (*places, SentenceTransformer) for name in dir(place)}
     known |= {"mine_hard_negatives", "label", "labels"}
     losses = [each for place in places for each in vars(place).values() if str(each).endswith("Loss'>")]
-    for each in (SentenceTransformerTrainer, SentenceTransformerTrainingArguments, mine_hard_negatives, *losses):
+    for each in (
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+        mine_hard_negatives,
+        CrossEncoder,
+        *losses,
+    ):
         known |= inspect.signature(each).parameters.keys()
     for title in ("sentence-transformers", "sentence-transformers: a reranker", "mine_hard_negatives"):
         first = [line.split("|")[1] for line in section(title).splitlines() if line.startswith("| ")]

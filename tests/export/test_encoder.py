@@ -167,6 +167,23 @@ def test_gate_finds_a_planted_fault(
     assert not [path.name for path in tmp_path.iterdir() if "final" in path.name]
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_weights_in_bfloat16_are_loaded_trained_and_exported(tmp_path: Path, lora: bool) -> None:
+    base = tiny_cross_encoder(tmp_path / "base")
+    export_reranker(
+        Reranker.from_pretrained(base, settings=PLAIN), tmp_path / "half", dtype=torch.bfloat16, trained=False
+    )
+    arguments = {"dtype": "auto", "precision": torch.bfloat16}
+    reranker = Reranker.from_pretrained(tmp_path / "half", **arguments)
+    assert {each.dtype for each in reranker.parameters()} == {torch.bfloat16}
+    if lora:
+        reranker = with_lora(reranker)
+        reranker.train_head()
+    expected = reranker.score(PAIRS)
+    export_reranker(reranker, tmp_path / "final", trained=False)
+    torch.testing.assert_close(Reranker.from_pretrained(tmp_path / "final").score(PAIRS), expected, atol=0.01, rtol=0)
+
+
 def test_an_encoder_has_one_shape(tmp_path: Path) -> None:
     reranker = Reranker.from_pretrained(tiny_cross_encoder(tmp_path / "base"))
     with pytest.raises(ValueError, match="is an encoder, which has no shape classifier; leave shape away"):

@@ -75,7 +75,8 @@ class EncoderReranker(Reranker):
             tokenizer, instruction=settings.instruction, max_length=max_length, type_stride=self.type_stride
         )
         compute_output_in_float32(without_adapters(backbone))
-        self.train_head()
+        for parameter in head_parameters(without_adapters(backbone)):
+            parameter.requires_grad_(True)  # a pooler's too, which embedders do not use
 
     @classmethod
     def from_pretrained(
@@ -181,7 +182,7 @@ class EncoderReranker(Reranker):
         return logits.sigmoid() if self.settings.activation == "sigmoid" else logits
 
     def train_head(self) -> None:
-        """Train the head in full, in float32, whatever is trained of the transformer."""
+        """Train the head in full, in float32, beside adapters of the transformer."""
         for parameter in head_parameters(self.classifier):
             parameter.requires_grad_(True)
             if parameter.dtype in (torch.bfloat16, torch.float16):
