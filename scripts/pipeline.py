@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestling.config import PipelineConfig, parse_config, require, require_extra, require_model, run
+from nestling.config.pipeline import EMBEDDER
 
 if TYPE_CHECKING:
     from nestling.pipeline.pipeline import Pipeline, StepStatus
@@ -89,7 +90,7 @@ def check(config: PipelineConfig) -> None:
         require(beir, f"{key} {data}: expected a folder in the BEIR layout, and it has no corpus.jsonl")
     require(config.corpus is None or Path(config.corpus).exists(), f"corpus {config.corpus}: no such file or folder")
     for key in ("train", "embedder_model", "reranker_model"):
-        if getattr(config, key) is not None:
+        if getattr(config, key) not in (None, EMBEDDER):
             require_there(key, getattr(config, key))
     folder = Path(config.output_dir)
     require(not folder.is_file(), f"{folder} is a file; give a folder for the pipeline")

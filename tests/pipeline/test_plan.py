@@ -149,6 +149,15 @@ def test_a_base_without_a_head_is_not_evaluated(names: list[str], evaluated: boo
     assert "evaluate-reranker" in steps and "evaluate-both" in steps
 
 
+def test_a_reranker_is_made_of_the_trained_embedder() -> None:
+    steps = steps_of(reranker_model="embedder")
+    assert setting(steps["rerank"], "model") == f"{STEPS}/merge/model"
+    assert setting(steps["choose"], "reranker") == f"{STEPS}/rerank/run/final"
+    assert "evaluate-base-reranker" not in steps and "evaluate-both" in steps
+    with pytest.raises(ValueError, match="reranker_model: embedder needs an embedder_model, and the section rerank"):
+        steps_of(reranker_model="embedder", rerank=None)
+
+
 def test_a_reranker_in_another_shape_goes_through_the_script() -> None:
     step = steps_of(export={"shape": "classifier", "dtype": "bfloat16"})["export-reranker"]
     assert step.program[1:] == ("scripts/export.py",)

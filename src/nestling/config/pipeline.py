@@ -9,6 +9,8 @@ from nestling.config.checks import require, require_unique
 # jsonargparse reads a text that stands where Any is expected as YAML once more: [SEP] would become a list.
 Value = str | int | float | bool | list[Any] | dict[str, Any] | None
 Section = dict[str, Value]
+# The reranker_model that is made of the latest embedder.
+EMBEDDER = "embedder"
 SECTIONS = (
     "queries",
     "check",
@@ -41,7 +43,8 @@ class PipelineConfig:
         test: BEIR folders that the models are measured on at the end.
         test_split: Which qrels file of test to use.
         embedder_model: Directory or hub id of the embedder to adapt.
-        reranker_model: Directory or hub id of the reranker to adapt, or of a causal language model.
+        reranker_model: Directory or hub id of the reranker to adapt, or of a causal language model or an encoder; the
+            word embedder for the embedder after training, an encoder.
         launcher: Arguments of `accelerate launch` for training and mining; by default plain python starts them.
         queries: Settings of scripts/make_queries.py: queries for the corpus.
         check: Settings of scripts/check_data.py; with drop in it, training reads the cleaned copy.
@@ -117,6 +120,10 @@ class PipelineConfig:
         )
         require(
             self.reranker_model is not None or not self.has("rerank"), "rerank needs a reranker_model, which it adapts"
+        )
+        require(
+            self.reranker_model != EMBEDDER or (self.embedder_model is not None and self.has("rerank")),
+            "reranker_model: embedder needs an embedder_model, and the section rerank, which makes a reranker of it",
         )
         require(
             not self.has("export") or self.has("embed") or self.has("rerank"),

@@ -20,6 +20,7 @@ from nestling.config import (
     details_path,
     require,
 )
+from nestling.config.pipeline import EMBEDDER
 from nestling.pipeline.heads import scores_pairs
 from nestling.pipeline.script_steps import ScriptSteps
 from nestling.pipeline.step import Step
@@ -54,7 +55,7 @@ class Plan:
         self.config, self.folder = config, Path(config.output_dir)
         self.step = ScriptSteps(config, scripts).step
         records = (config.train or "", config.train_split)
-        self.latest = LatestOutputs(records, records, config.embedder_model, config.reranker_model)
+        self.latest = LatestOutputs(records, records, config.embedder_model, self.base_reranker)
         self.steps = [*self.prepare_data(), *self.train_embedder(), *self.train_reranker()]
         chosen = list(self.choose())
         self.choice = chosen[0].writes[0] if chosen else None
@@ -135,7 +136,9 @@ class Plan:
             yield self.step("score", MineConfig, {**data_settings(self.latest.data), "output": scored}, writes=[scored])
             self.latest.data = (str(scored), "train")
         if self.config.rerank is not None:
-            yield self.train("rerank", RerankConfig, "train/rerank.py", self.latest.reranker)
+            model = self.config.reranker_model
+            base = self.latest.embedder if model == EMBEDDER else model
+            yield self.train("rerank", RerankConfig, "train/rerank.py", base)
             self.latest.reranker = str(self.step_folder("rerank") / "run" / "final")
 
     def train(self, name: str, cls: type, script: str, model: str | None) -> Step:
@@ -188,7 +191,7 @@ class Plan:
     def base_reranker(self) -> str | None:
         """The reranker before training; None for an encoder that gets its head there, and scores nothing before."""
         model = self.config.reranker_model
-        return None if model is None or not scores_pairs(model) else model
+        return None if model in (None, EMBEDDER) or not scores_pairs(str(model)) else model
 
     def evaluate_both(self, section: Mapping[str, Any], of_reranker: Mapping[str, Any]) -> Iterator[Step]:
         """Evaluate the rerankers with the embedders, at the first of the dimensions, as their first stage."""
