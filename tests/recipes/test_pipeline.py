@@ -1,6 +1,7 @@
 """scripts/pipeline.py as it is run: real steps, real kills, real signals, on tiny models."""
 
 import hashlib
+import html
 import json
 import os
 import random
@@ -22,6 +23,7 @@ import warm
 from mining.small import write_corpus
 from nestling.pipeline.step_record import StepRecord
 from nestling.processes import still_runs
+from nestling.retrieval.choice import Choice
 from recipes.runs import refusal, run_main
 from scripts.pipeline import main
 from synthesis.served import serving
@@ -114,6 +116,29 @@ def test_it_goes_from_pairs_to_models_and_says_so(whole: Path) -> None:
     assert {"embedder/model.safetensors", "base.json", "steps/mine/mined.jsonl"} <= results(whole).keys()
     details = (whole / "steps" / "evaluate-embedder" / "embedder.details.jsonl").read_text().splitlines()
     assert json.loads(details[0])["query_id"] == "q0"
+
+
+@pytest.mark.slow
+def test_dev_chooses_what_is_handed_over(settings: dict[str, Any], data: Path, tmp_path: Path, steady: None) -> None:
+    more = {
+        "dev": str(data / "dev"),
+        "reranker_model": "embedder",
+        "rerank": {**TRAINING, "tuning": "full", "num_negatives": 2},
+        "evaluate": {**SHORT, "depth": 5},
+        "report": {},
+    }
+    said = run_pipeline(write(tmp_path, settings, **more))
+    run = tmp_path / "run"
+    choice = Choice.read(run / "steps" / "choose" / "choice.json")
+    assert list(choice.embedders) == [settings["embedder_model"], str(run / "steps" / "embed" / "run" / "final")]
+    states = found(said)
+    for kind in ("embedder", "reranker"):
+        assert (run / kind).exists() == choice.trained(kind) == (states[f"export-{kind}"] == "new")
+    for line in choice.lines():
+        assert line in said and line in html.unescape((run / "report.html").read_text())
+    measured = json.loads((run / "steps" / "evaluate-both" / "both.json").read_text())
+    assert measured["config"]["rerank_weight"] == str(run / "steps" / "choose" / "choice.json")
+    assert [row["order"] for row in measured["results"]] == ["first stage", "reranked", "fused"]
 
 
 def test_a_second_start_does_nothing_and_a_setting_repeats_what_follows(
