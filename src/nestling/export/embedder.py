@@ -33,6 +33,7 @@ from nestling.export.serving_files import (
     write_json,
     written_dtype,
 )
+from nestling.heap import return_large_blocks
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.auto_classes import text_model_class
 from nestling.models.embedder import Embedder, read_model_files
@@ -77,6 +78,7 @@ def export_embedder(
         ExportError: The written directory does not reproduce the model; it has been removed.
     """
     refuse_existing(output_dir)
+    return_large_blocks()
     dims = sorted({*dims, embedder.dim}, reverse=True) if {*dims} - {embedder.dim} else []
     weights = MergedWeights(embedder.backbone)
     config = serving_config(embedder, dims, dtype)

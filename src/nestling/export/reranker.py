@@ -36,6 +36,7 @@ from nestling.export.serving_files import (
     write_json,
     written_dtype,
 )
+from nestling.heap import return_large_blocks
 from nestling.models.adapter_merging import without_adapters
 from nestling.models.causal_reranker import CausalReranker
 from nestling.models.encoder_reranker import EncoderReranker
@@ -83,6 +84,7 @@ def export_reranker(
         ExportError: The written directory does not reproduce the model; it has been removed.
     """
     refuse_existing(output_dir)
+    return_large_blocks()
     shape = shape_of(reranker, shape)
     require_release()
     merged = MergedWeights(reranker.backbone)
