@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModel
 
+from merging.in_memory import MemoryTensors
 from nestling.checkpoint import TrainingState, trainable_tensors, write_training
 from nestling.checkpoint.atomic import write_folder
 from nestling.config.merge_methods import Recipe, equal_weights
@@ -22,7 +23,7 @@ from nestling.export.embedder_gate import EmbedderReport
 from nestling.merging.inputs import Inputs
 from nestling.merging.lora import PRODUCT_SIZE, open_adapter
 from nestling.merging.merge import merge_into
-from nestling.merging.models import open_model
+from nestling.merging.models import gets_head, open_model, with_new_head
 from nestling.merging.names import align
 from nestling.merging.sources import Source
 from nestling.models.adapters import without_deprecations
@@ -30,7 +31,7 @@ from nestling.models.embedder import Embedder
 from nestling.models.merged_weights import MergedWeights
 from nestling.models.reranker import Reranker
 from nestling.models.token_model import TokenModel
-from tiny import tiny_qwen3
+from tiny import tiny_cross_encoder, tiny_qwen3
 from trained import with_lora, with_noise
 
 COPY = Recipe("linear", equal_weights(1))
@@ -245,3 +246,21 @@ def test_the_example_of_the_docs(
     exec(page.split("```python")[1].split("```")[0], {})
     assert "24 of 24 tensors are near parallel" in capsys.readouterr().out
     assert open_model("merged").specs == open_model(str(qwen3)).specs
+
+
+def test_a_head_that_the_base_does_not_have_is_the_runs() -> None:
+    base = MemoryTensors("base", {"layer.weight": torch.zeros(2), "norm.weight": torch.zeros(1)})
+    names = ("base_model.model.bert.layer.weight", "base_model.model.classifier.weight")
+    trained = MemoryTensors("step-1", {name: torch.tensor([1.0, 2.0]) for name in names})
+    source = with_new_head("step-1", base, trained)
+    assert source.specs.keys() == {"layer.weight", "norm.weight", "classifier.weight"}
+    assert whole(source, "layer.weight").tolist() == whole(source, "classifier.weight").tolist() == [1, 2]
+    assert whole(source, "norm.weight").tolist() == [0]
+
+
+def test_only_rerankers_from_encoders_without_a_head_get_one(bert: Path, qwen3_base: Path, tmp_path: Path) -> None:
+    of_reranker: dict[str, Any] = {"answers": []}
+    assert gets_head(of_reranker, str(bert))
+    assert not gets_head({}, str(bert))
+    assert not gets_head(of_reranker, str(qwen3_base))
+    assert not gets_head(of_reranker, str(tiny_cross_encoder(tmp_path / "cross")))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ranks import run_recipe
 from safetensors.torch import load_file
 
@@ -21,11 +22,13 @@ from recipes.runs import (
     kill_after_step,
     losses,
     run_and_record,
+    run_main,
     stop_after_step,
     weights,
 )
 from recipes.test_rerank import STEPS
 from recipes.test_rerank import arguments as causal_arguments
+from scripts.merge import main
 from tiny import tiny_cross_encoder
 
 
@@ -72,6 +75,15 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(
     assert losses(run) == losses(finished)
     assert_same_weights(weights(run, STEPS), weights(finished, STEPS))
     assert_same_weights(*(load_file(each / "final" / "model.safetensors") for each in (run, finished)))
+
+
+@pytest.mark.slow
+def test_its_checkpoints_are_merged_with_their_heads(finished: Path, tmp_path: Path) -> None:
+    done = run_main(main, "--run", finished, "--last", "2", "--output", tmp_path / "merged", "--precision", "fp32")
+    assert done.returncode == 0, done.stderr
+    merged = load_file(tmp_path / "merged" / "model.safetensors")["classifier.weight"]
+    ends = [weights(finished, step)["backbone.base_model.model.classifier.weight"] for step in (STEPS - 2, STEPS)]
+    assert torch.dist(merged, (ends[0] + ends[1]) / 2) < 0.1 * torch.dist(*ends)
 
 
 @pytest.mark.slow

@@ -4,19 +4,22 @@ A model is a directory or hub id, a peft adapter on its base, or a checkpoint of
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nestling.checkpoint.atomic import MANIFEST, file_damage
 from nestling.checkpoint.state import MODEL, STATE
 from nestling.config.yaml_files import read_yaml
-from nestling.merging.heads import with_head
+from nestling.merging.heads import JoinedTensors, with_head
 from nestling.merging.lora import base_of_adapter, is_adapter_folder, is_lora_factor, open_adapter, with_lora
-from nestling.merging.names import names_in_base, require_matching_specs
+from nestling.merging.names import align, names_in_base, require_matching_specs
 from nestling.merging.sources import RenamedTensors, ReplacedTensors, Source, open_weights, stored_tensors
 from nestling.models.embedder import ModelFiles, read_model_files
 from nestling.models.json_files import has_module
+from nestling.models.model_sources import classifies
 from nestling.models.modules import modules_beside
+from nestling.models.token_model import is_decoder, read_config
 from nestling.run_files import CONFIG
 
 # Prefix of the transformer's tensors in embedders and rerankers, and so in checkpoints.
@@ -87,12 +90,34 @@ def open_checkpoint(checkpoint: Path, base: str | None = None) -> Source:
     trained = RenamedTensors(stored, {name.removeprefix(BACKBONE): name for name in stored.specs})
     # peft keeps the weight of a layer that it adapts under layer.base_layer.weight.
     full = {name.replace(".base_layer.", "."): name for name in trained.specs if not is_lora_factor(name)}
-    replaced = with_replaced(label, base_weights, RenamedTensors(trained, full))
+    weights = RenamedTensors(trained, full)
+    replaced = (
+        with_new_head(label, base_weights, weights)
+        if gets_head(settings, source)
+        else with_replaced(label, base_weights, weights)
+    )
     factors = RenamedTensors(trained, {name: name for name in trained.specs if is_lora_factor(name)})
     if not factors.specs:
         return replaced
     alpha = float(settings["lora"]["alpha"])
     return with_lora(label, replaced, factors, lambda layer, rank: alpha / rank)
+
+
+def gets_head(settings: Mapping[str, Any], source: str) -> bool:
+    """Whether a run makes a reranker of an encoder without a head."""
+    if "answers" not in settings:  # as the settings of rerankers have
+        return False
+    config = read_config(source)
+    return not is_decoder(config) and not classifies(config.architectures)
+
+
+def with_new_head(label: str, base: Source, trained: Source) -> Source:
+    """As `with_replaced`, with all that was trained and the base does not have, which is the head."""
+    bare = {name.removeprefix("base_model.model."): name for name in trained.specs}
+    there = align(bare.keys(), base.specs.keys()).keys()
+    replaced = RenamedTensors(trained, {bare[name]: bare[name] for name in there})
+    head = RenamedTensors(trained, {name: own for name, own in bare.items() if name not in there})
+    return JoinedTensors(label, [with_replaced(label, base, replaced) if there else base, head])
 
 
 def with_replaced(label: str, base: Source, replacements: Source) -> ReplacedTensors:
