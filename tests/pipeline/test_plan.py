@@ -215,6 +215,7 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
         ({"embed": {"dry_run": True}}, "embed: dry_run is filled in by the pipeline; remove it"),
         ({"evaluate": {"rerank_weight": 0.5}}, "evaluate: rerank_weight is filled in by the pipeline; remove it"),
         ({"report": {"choice": "a.json"}}, "report: choice is filled in by the pipeline; remove it"),
+        ({"reranker_model": "embedder", "mine": {"judge": "reranker"}}, "reranker is the latest reranker, and none is"),
         ({"score": {}}, "score: set judge to a reranker or CrossEncoder"),
         ({"only": "mine", "from_step": "mine"}, "give only or from_step, not both"),
     ],

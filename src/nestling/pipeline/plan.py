@@ -296,8 +296,15 @@ def data_settings(data: tuple[str, str]) -> dict[str, object]:
 
 
 def substitute_models(value: object, latest: Mapping[str, str | None]) -> object:
-    """A setting in which the values `embedder` and `reranker` are replaced by the latest models."""
+    """A setting in which the values `embedder` and `reranker` are replaced by the latest models.
+
+    Raises:
+        ValueError: There is no such model before the step.
+    """
     if isinstance(value, list):
         return [substitute_models(each, latest) for each in value]
-    model = latest.get(value) if isinstance(value, str) else None
-    return value if model is None else model
+    if not isinstance(value, str) or value not in latest:
+        return value
+    model = latest[value]
+    require(model is not None, f"{value} is the latest {value}, and none is there yet; name a directory or hub id")
+    return model
