@@ -1,4 +1,4 @@
-"""Hold out a dev and a test set from training data, so that no text of theirs is trained on.
+"""Hold out a dev and a test set from training data, so that no query or positive of theirs is one of training's.
 
     python scripts/split.py --data pairs.jsonl --output my-set
     python scripts/split.py --data pairs.csv --columns query=question,positive=body --output my-set
@@ -6,7 +6,8 @@
     python train/embed.py --model BAAI/bge-small-en-v1.5 --train my-set/train.jsonl --dev my-set --output_dir runs/mine
     python scripts/evaluate.py --model runs/mine/final --data my-set
 
-Rows of one query or one positive, or of near duplicates of them, stay together. The folder has train.jsonl, and dev and
+Rows of one query or one positive, or of near duplicates of them, stay together; negatives of training may be positives
+of dev and test. The folder has train.jsonl, and dev and
 test in the BEIR layout, where the documents of all rows are searched. Rows that are added at the end of the data later
 move no row to another split.
 """

@@ -98,7 +98,11 @@ def test_logits_are_those_of_the_cross_encoder(task: tuple[QuerySet, Pool, Lists
     ]
     expected = CrossEncoder(str(model), device="cpu").predict(pairs, show_progress_bar=False)  # through a sigmoid
     np.testing.assert_allclose(probabilities(logits), expected, atol=1e-6)
-    assert isinstance(open_judge(str(model), precision=torch.float32, device=CPU), RerankerJudge)
+    judge = open_judge(str(model), precision=torch.float32, device=CPU)
+    assert isinstance(judge, RerankerJudge)
+    (model / "sentence_bert_config.json").write_text('{"max_seq_length": 8}')
+    shorter = open_judge(str(model), precision=torch.float32, device=CPU)
+    assert shorter.fingerprint != judge.fingerprint, "it reads fewer tokens of a pair"
     with pytest.raises(ValueError, match="a classifier of 3 labels, and a reranker has one"):
         open_judge(str(cross_encoder(bert, tmp_path / "three", outputs=3)), precision=torch.float32, device=CPU)
 

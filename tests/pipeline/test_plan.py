@@ -149,6 +149,24 @@ def test_a_base_without_a_head_is_not_evaluated(names: list[str], evaluated: boo
     assert "evaluate-reranker" in steps and "evaluate-both" in steps
 
 
+def test_a_base_on_the_hub_is_looked_at_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["ModernBertForMaskedLM"]}')
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda model, name: str(tmp_path / name))
+    assert "evaluate-base-reranker" not in steps_of(reranker_model="not/here")
+
+
+def test_the_chosen_weight_is_measured_with_the_models_that_it_is_for() -> None:
+    def weighted(**changes: Any) -> set[str]:
+        steps = steps_of(**changes)
+        return {name for name, step in steps.items() if step.settings.get("rerank_weight") is not None}
+
+    assert weighted() == {"evaluate-both"}
+    without = {"embed": None, "merge": None, "remine": None}
+    assert weighted(embedder_model=None, evaluate={}, **without) == {"evaluate-reranker"}
+    assert weighted(embedder_model=None, evaluate={}, rerank=None, export=None, **without) == {"evaluate-base-reranker"}
+    assert weighted(dev=None, merge=None) == set()
+
+
 def test_a_reranker_is_made_of_the_trained_embedder() -> None:
     steps = steps_of(reranker_model="embedder")
     assert setting(steps["rerank"], "model") == f"{STEPS}/merge/model"
@@ -195,6 +213,9 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
         ({"merge": {"last": 3}}, "merge: last is 3, and embed keeps 2 checkpoints; set its save_total_limit to 3"),
         ({"merge": {"alphas": [0, 1]}}, "merge: alphas is filled in by the pipeline; remove it"),
         ({"embed": {"dry_run": True}}, "embed: dry_run is filled in by the pipeline; remove it"),
+        ({"evaluate": {"rerank_weight": 0.5}}, "evaluate: rerank_weight is filled in by the pipeline; remove it"),
+        ({"report": {"choice": "a.json"}}, "report: choice is filled in by the pipeline; remove it"),
+        ({"reranker_model": "embedder", "mine": {"judge": "reranker"}}, "reranker is the latest reranker, and none is"),
         ({"score": {}}, "score: set judge to a reranker or CrossEncoder"),
         ({"only": "mine", "from_step": "mine"}, "give only or from_step, not both"),
     ],

@@ -118,6 +118,7 @@ def test_other_encoders_train(kind: str, more: dict[str, object], data: Path, tm
         ({"prefix": "x"}, "prefix: of the prompt of a causal model"),
         ({"answers": ["good", "bad"]}, "answers: of the prompt of a causal model"),
         ({"loss": RerankLossConfig(objective="pointwise_vocabulary")}, "pointwise_vocabulary is of causal models"),
+        ({"tuning": "qlora", "precision": "bf16"}, "tuning: qlora holds the base of a causal model in 4 bits"),
         ({"query_max_length": 126}, "126 leave no room for a document in the 128 tokens"),
     ],
 )

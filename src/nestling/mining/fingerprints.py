@@ -43,4 +43,5 @@ def embedder_fingerprint(embedder: Embedder) -> str:
 
 def reranker_fingerprint(reranker: Reranker) -> str:
     """Changes with everything that the score of a given instruction, query and document depends on."""
-    return fingerprint(reranker, [reranker.settings.to_json()], reranker.pairs.backend)
+    settings = [reranker.settings.to_json(), reranker.max_length]
+    return fingerprint(reranker, settings, reranker.pairs.backend)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -182,12 +183,16 @@ class Plan:
         if embedder != base:
             yield self.evaluation_step("embedder", section, model=embedder)
         if base_reranker is not None:
-            yield self.evaluation_step("base-reranker", of_reranker, first_stage="bm25", reranker=base_reranker)
+            weight = self.weight(None, base_reranker)
+            yield self.evaluation_step(
+                "base-reranker", of_reranker, first_stage="bm25", reranker=base_reranker, **weight
+            )
         if reranker != base_reranker:
-            yield self.evaluation_step("reranker", of_reranker, first_stage="bm25", reranker=reranker)
+            weight = self.weight(None, reranker)
+            yield self.evaluation_step("reranker", of_reranker, first_stage="bm25", reranker=reranker, **weight)
         yield from self.evaluate_both(section, of_reranker)
 
-    @property
+    @cached_property
     def base_reranker(self) -> str | None:
         """The reranker before training; None for an encoder that gets its head there, and scores nothing before."""
         model = self.config.reranker_model
@@ -200,10 +205,17 @@ class Plan:
         base = (self.config.embedder_model, self.base_reranker)
         latest = (self.latest.embedder, self.latest.reranker)
         if None not in base:
-            yield self.evaluation_step("base-both", of_both, model=base[0], reranker=base[1])
+            yield self.evaluation_step("base-both", of_both, model=base[0], reranker=base[1], **self.weight(*base))
         if None not in latest and latest != base:
-            weight = {"rerank_weight": str(self.choice)} if self.choice else {}
-            yield self.evaluation_step("both", of_both, model=latest[0], reranker=latest[1], **weight)
+            yield self.evaluation_step("both", of_both, model=latest[0], reranker=latest[1], **self.weight(*latest))
+
+    def weight(self, embedder: str | None, reranker: str | None) -> dict[str, str]:
+        """The weight that dev chose for a reranker, as a setting; nothing for others than the latest models.
+
+        Without an embedder, BM25's documents are what it was chosen on.
+        """
+        latest = (self.latest.embedder, self.latest.reranker)
+        return {"rerank_weight": str(self.choice)} if self.choice and (embedder, reranker) == latest else {}
 
     def evaluation_step(self, name: str, section: Mapping[str, Any], **models: str | None) -> Step:
         """Evaluate one combination of models, which are given with what belongs to them."""
@@ -284,8 +296,15 @@ def data_settings(data: tuple[str, str]) -> dict[str, object]:
 
 
 def substitute_models(value: object, latest: Mapping[str, str | None]) -> object:
-    """A setting in which the values `embedder` and `reranker` are replaced by the latest models."""
+    """A setting in which the values `embedder` and `reranker` are replaced by the latest models.
+
+    Raises:
+        ValueError: There is no such model before the step.
+    """
     if isinstance(value, list):
         return [substitute_models(each, latest) for each in value]
-    model = latest.get(value) if isinstance(value, str) else None
-    return value if model is None else model
+    if not isinstance(value, str) or value not in latest:
+        return value
+    model = latest[value]
+    require(model is not None, f"{value} is the latest {value}, and none is there yet; name a directory or hub id")
+    return model

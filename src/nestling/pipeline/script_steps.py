@@ -19,9 +19,9 @@ FILLED_IN = {
     "remine": ("data", "split", "corpus", "output", "audit", "sweep"),
     "score": ("data", "split", "output", "retrievers", "sweep", "audit"),
     "rerank": ("model", "output_dir", "train", "resume", "dry_run"),
-    "evaluate": ("data", "split", "model", "first_stage", "reranker", "output", "details", "mteb"),
+    "evaluate": ("data", "split", "model", "first_stage", "reranker", "rerank_weight", "output", "details", "mteb"),
     "export": ("output", "checkpoint", "adapter", "base", "model"),
-    "report": ("output", "runs", "results", "config_file"),
+    "report": ("output", "runs", "results", "config_file", "choice"),
 }
 SCRIPTS = {
     "queries": "scripts/make_queries.py",

@@ -55,7 +55,7 @@ def reranker_settings(config: RerankConfig, source: str, row_instruction: str | 
     """What the reranker of a run reads: as its settings say, else as the files of the model do.
 
     Raises:
-        ValueError: They are those of a causal model, and it is an encoder.
+        ValueError: They are those of a causal model, as 4 bits are, and it is an encoder.
     """
     files = read_settings(source)
     if isinstance(files, EncoderSettings):
@@ -65,6 +65,10 @@ def reranker_settings(config: RerankConfig, source: str, row_instruction: str | 
         require(
             config.loss.objective != "pointwise_vocabulary",
             f"loss.objective: pointwise_vocabulary is of causal models, and {source} is an encoder; use pointwise",
+        )
+        require(  # which would quantise the head and a pooler too, and these are trained in full
+            config.tuning != "qlora",
+            f"tuning: qlora holds the base of a causal model in 4 bits, and {source} is an encoder; use lora",
         )
         return replace(files, **config.reading)  # an encoder reads the instructions of rows if it is given one at all
     own = {} if row_instruction is None else {"instruction": row_instruction}
