@@ -67,7 +67,8 @@ def measure_embedders(config: ChooseConfig, data: "RetrievalSet") -> "tuple[dict
 
     measured, candidates = {}, {}
     for model in config.models:
-        embedder = Embedder.from_pretrained(model, **settings(config)).to(best_device())
+        prompts: dict[str, Any] = {"query_prompt": config.query_prompt, "document_prompt": config.document_prompt}
+        embedder = Embedder.from_pretrained(model, **prompts, **settings(config)).to(best_device())
         require_dims(config.dims, limit=embedder.dim)
         dim = config.dims[0] if config.dims else embedder.dim
         encoded = encode_set(

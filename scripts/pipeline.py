@@ -56,7 +56,7 @@ def main() -> None:
     rows = [[step.name, status.state, round(seconds)] for step, status, seconds in results]
     print("\n" + table(["step", "was", "seconds"], rows))
     compare([step.writes[0] for step in selected if step.name.startswith("evaluate-")])
-    if plan.choice is not None and plan.choice.exists():
+    if plan.choice is not None and any(plan.choice in step.writes for step in selected):
         from nestling.retrieval.choice import Choice
 
         print("", *Choice.read(plan.choice).lines(), sep="\n")

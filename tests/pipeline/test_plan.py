@@ -102,6 +102,15 @@ def test_settings_of_the_file_are_kept() -> None:
     assert setting(steps["evaluate-both"], "dims") == [32]
 
 
+def test_what_an_embedder_reads_is_of_the_steps_with_one() -> None:
+    prompts = {"query_prompt": "query: ", "document_prompt": ""}
+    steps = steps_of(evaluate={"dims": "32,16", **prompts})
+    for name in ("choose", "evaluate-both", "evaluate-base-both"):
+        assert setting(steps[name], "dims") == [32]
+        assert "--query_prompt=query: " in steps[name].arguments and "--document_prompt=" in steps[name].arguments
+    assert not any("prompt" in word for word in steps["evaluate-reranker"].arguments)
+
+
 def test_the_launcher_starts_training_and_mining() -> None:
     launcher = ["--config_file", "configs/accelerate/ddp.yaml"]
     launched = {

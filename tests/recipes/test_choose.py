@@ -59,7 +59,7 @@ def test_bm25_may_find_the_documents(data: Path, qwen3_reranker: Path, tmp_path:
         (["--models", "a/b/c,d"], "--models a/b/c: no such directory"),
         (["--models", "a"], "nothing to choose from: give two models, or a --reranker"),
         (["--models", "a,a"], "models: one is given twice"),
-        (["--reranker", "a", "--dims", "8"], "dims need models"),
+        (["--reranker", "a", "--dims", "8"], "dims, query_prompt and document_prompt need models"),
     ],
 )
 def test_what_is_refused(options: list[str], message: str, tmp_path: Path) -> None:

@@ -230,6 +230,7 @@ def test_an_embedder_and_a_reranker_in_turn(beir: Path, bert: Path, qwen3_rerank
     [
         (["--first_stage", "lists.jsonl"], "candidate lists have no order to measure; give a --reranker"),
         (["--model", "m", "--reranker", "r", "--dims", "48,16"], "a reranker reads one first stage"),
+        (["--first_stage", "a.jsonl", "--reranker", "r", "--rerank_weight", "0.5"], "and candidate lists have none"),
         (["--first_stage", "bm25", "--reranker", "r", "--depth", "0"], "depth is 0, expected at least 1"),
         (["--first_stage", "bm25", "--reranker", "a/b/c"], "--reranker a/b/c: no such directory"),
     ],

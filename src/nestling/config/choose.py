@@ -5,6 +5,7 @@ from typing import Literal
 
 from nestling.config.attention import Attention, require_attention
 from nestling.config.checks import require, require_at_least, require_dims
+from nestling.config.prompts import require_prompts
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class ChooseConfig:
         query_max_length: Longest query in tokens, with prompt and end token; by default the model's own limit.
         document_max_length: Longest document in tokens, likewise; a reranker always has its own limits.
         instruction: Task of the queries; by default the models' own query prompts.
+        query_prompt: Text before queries, "" for none, {instruction} for theirs; by default as the models' files say.
+        document_prompt: Text before documents, "" for none; by default as the models' files say.
         precision: Type of the computation; auto is bf16 on a GPU and fp32 on a CPU. bf16 changes the third digit.
         attn_implementation: As in transformers; auto: the fastest that a model has; varlen: packed where it can be.
         output: JSON file for the choice; must not exist.
@@ -37,6 +40,8 @@ class ChooseConfig:
     query_max_length: int | None = None
     document_max_length: int | None = None
     instruction: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     attn_implementation: Attention = "auto"
     trust_remote_code: bool = False
@@ -48,7 +53,9 @@ class ChooseConfig:
             "nothing to choose from: give two models, or a --reranker",
         )
         require_dims(self.dims)
-        require(bool(self.models) or not self.dims, "dims need models")
+        of_models = self.dims or self.query_prompt is not None or self.document_prompt is not None
+        require(bool(self.models) or not of_models, "dims, query_prompt and document_prompt need models")
+        require_prompts(self.query_prompt, self.document_prompt, [self.instruction])
         require(len(self.dims) <= 1, "dims: a first stage has one dimension")
         require_at_least(1, self, "query_max_length", "document_max_length", "depth")
         require_attention(self.attn_implementation, self.precision)

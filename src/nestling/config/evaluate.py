@@ -90,6 +90,9 @@ class EvaluateConfig:
         )
         weight = self.rerank_weight
         require(weight is None or self.reranker is not None, "rerank_weight is of a --reranker")
+        require(
+            weight is None or not lists, "rerank_weight needs a first stage with scores, and candidate lists have none"
+        )
         require(isinstance(weight, str | None) or 0 <= weight <= 1, f"rerank_weight is {weight}, expected 0 to 1")
         of_models = self.dims or kept != ["float32"]
         require(self.model is not None or not of_models, "dims and embedding_precision need a --model")

@@ -21,6 +21,7 @@ from nestling.config import (
     details_path,
     require,
 )
+from nestling.config.arguments import itemised
 from nestling.config.pipeline import EMBEDDER
 from nestling.pipeline.heads import scores_pairs
 from nestling.pipeline.script_steps import ScriptSteps
@@ -161,8 +162,7 @@ class Plan:
             return
         known = {each.name for each in fields(ChooseConfig)}
         section = {key: value for key, value in (self.config.evaluate or {}).items() if key in known}
-        dims = section.pop("dims", None)
-        section |= {"dims": dims[:1]} if models and isinstance(dims, list) else {}
+        section = {**section, **first_dim(section)} if models else {**section, "dims": []}
         output = self.step_folder("choose") / "choice.json"
         of_dev = {"data": self.config.dev, "split": self.config.dev_split}
         given = {**of_dev, "models": models, "reranker": self.latest.reranker, "output": output}
@@ -174,7 +174,8 @@ class Plan:
         section = self.config.evaluate
         if section is None:
             return
-        of_reranker = {key: value for key, value in section.items() if key not in ("dims", "embedding_precision")}
+        of_embedders = ("dims", "embedding_precision", *texts_of(section))
+        of_reranker = {key: value for key, value in section.items() if key not in of_embedders}
         base, embedder = self.config.embedder_model, self.latest.embedder
         base_reranker, reranker = self.base_reranker, self.latest.reranker
         yield self.evaluation_step("bm25", {}, first_stage="bm25")
@@ -200,8 +201,7 @@ class Plan:
 
     def evaluate_both(self, section: Mapping[str, Any], of_reranker: Mapping[str, Any]) -> Iterator[Step]:
         """Evaluate the rerankers with the embedders, at the first of the dimensions, as their first stage."""
-        dims = section.get("dims")
-        of_both = {**of_reranker, **({"dims": dims[:1]} if isinstance(dims, list) else {})}
+        of_both = {**of_reranker, **texts_of(section), **first_dim(section)}
         base = (self.config.embedder_model, self.base_reranker)
         latest = (self.latest.embedder, self.latest.reranker)
         if None not in base:
@@ -288,6 +288,17 @@ class Plan:
     def step_folder(self, name: str) -> Path:
         """The folder of a step."""
         return self.folder / "steps" / name
+
+
+def first_dim(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The first of the dimensions of a section, as a setting: a first stage has one; nothing without dimensions."""
+    dims = itemised(EvaluateConfig, {"dims": section.get("dims", [])})["dims"]
+    return {"dims": [int(each) if str(each).isdigit() else each for each in dims[:1]]} if dims else {}
+
+
+def texts_of(section: Mapping[str, Any]) -> dict[str, object]:
+    """The settings of a section that say what an embedder reads before a text, which a reranker does not have."""
+    return {key: section[key] for key in ("query_prompt", "document_prompt") if key in section}
 
 
 def data_settings(data: tuple[str, str]) -> dict[str, object]:
