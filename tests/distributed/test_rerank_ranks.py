@@ -108,8 +108,10 @@ class Case:
 
     @property
     def loss(self) -> RerankLossConfig:
-        if self.kind in ("listwise", "distillation"):
-            return RerankLossConfig(objective=self.kind, **TEMPERATURES)  # type: ignore[arg-type]
+        if self.kind == "listwise":
+            return RerankLossConfig(objective=self.kind, temperature=TEMPERATURES["temperature"])
+        if self.kind == "distillation":
+            return RerankLossConfig(objective=self.kind, **TEMPERATURES)
         return RerankLossConfig(
             objective="pointwise_vocabulary" if self.kind == "vocabulary" else "pointwise",
             labels="teacher" if self.kind == "soft" else "hard",

@@ -58,10 +58,13 @@ def encoder(
     models: str = "",
     refused: str | None = None,
     no_lora: str | None = None,
+    packs: bool = False,
     **settings: Any,
 ) -> Architecture:
     """An encoder, by default with the name of its type."""
-    return Architecture(name, model_type or name, "encoder", settings, models, refused=refused, no_lora=no_lora)
+    return Architecture(
+        name, model_type or name, "encoder", settings, models, packs=packs, refused=refused, no_lora=no_lora
+    )
 
 
 def decoder(
@@ -112,26 +115,26 @@ LATENT = {
 BATCH = "gives a text other states beside a longer text than alone"
 TWO_STACKS = "has an encoder and a decoder"
 
-padded = partial(decoder, packs=False)
+packed, padded = partial(encoder, packs=True), partial(decoder, packs=False)
 
 EMBEDDERS = (
-    encoder("bert", models="BGE, E5, GTE, all-MiniLM"),
-    encoder("roberta", models="all-distilroberta, all-roberta-large"),
-    encoder("xlm-roberta", models="multilingual-E5, BGE-M3"),
-    encoder("camembert"),
-    encoder("distilbert", models="msmarco-distilbert, multi-qa-distilbert"),
-    encoder("electra"),
-    encoder("albert", models="paraphrase-albert"),
+    packed("bert", models="BGE, E5, GTE, all-MiniLM"),
+    packed("roberta", models="all-distilroberta, all-roberta-large"),
+    packed("xlm-roberta", models="multilingual-E5, BGE-M3"),
+    packed("camembert"),
+    packed("distilbert", models="msmarco-distilbert, multi-qa-distilbert"),
+    packed("electra"),
+    packed("albert", models="paraphrase-albert"),
     encoder("mpnet", models="all-mpnet-base-v2, multi-qa-mpnet"),
     encoder("deberta"),
     encoder("deberta-v2"),
-    encoder("modernbert", models="gte-modernbert", local_attention=8, global_attn_every_n_layers=2),
-    encoder("nomic_bert", models="nomic-embed-text"),
-    encoder("gte"),
-    encoder("jina_embeddings_v3"),
-    encoder("eurobert", models="EuroBERT"),
-    encoder("ultrabert"),
-    encoder("ernie"),
+    packed("modernbert", models="gte-modernbert", local_attention=8, global_attn_every_n_layers=2),
+    packed("nomic_bert", models="nomic-embed-text"),
+    packed("gte"),
+    packed("jina_embeddings_v3"),
+    packed("eurobert", models="EuroBERT"),
+    packed("ultrabert"),
+    packed("ernie"),
     encoder("esm", refused=BATCH),
     encoder("mobilebert", refused=BATCH),
     encoder("convbert", refused=BATCH),
@@ -142,20 +145,20 @@ EMBEDDERS = (
     encoder("roformer"),
     encoder("megatron-bert"),
     encoder("rembert"),
-    encoder("xlm-roberta-xl"),
-    encoder("data2vec-text"),
+    packed("xlm-roberta-xl"),
+    packed("data2vec-text"),
     encoder("fnet", refused=BATCH),
     encoder("luke", entity_vocab_size=8, entity_emb_size=8),
     encoder("mra"),
     encoder("yoso", refused=BATCH),
-    encoder("roberta-prelayernorm"),
+    packed("roberta-prelayernorm"),
     encoder("splinter"),
     encoder("xlm"),
     encoder("flaubert"),
     encoder("ibert", no_lora="No modules were targeted"),
-    encoder("bert-generation"),
+    packed("bert-generation"),
     encoder("t5", models="sentence-t5, Instructor"),
-    encoder("embedding_gemma2_text", embedding_dim=32),
+    packed("embedding_gemma2_text", embedding_dim=32),
     encoder("bart", refused=TWO_STACKS),
     decoder("qwen2"),
     decoder("qwen2 sliding", "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1),
@@ -172,7 +175,7 @@ EMBEDDERS = (
     decoder("gemma"),
     padded("gemma2", sliding_window=8),
     decoder("gemma3_text", sliding_window=8),
-    padded("gemma3_text bidirectional", "gemma3_text", use_bidirectional_attention=True, sliding_window=8, head=False),
+    decoder("gemma3_text bidirectional", "gemma3_text", use_bidirectional_attention=True, sliding_window=8, head=False),
     decoder(
         "gemma3n_text",
         sliding_window=8,

@@ -139,12 +139,13 @@ def test_a_reranker_in_the_place_of_an_embedder(qwen3_reranker: Path, bert: Path
 
 def test_an_embedder_in_the_place_of_a_reranker(qwen3: Path, bert: Path, tmp_path: Path) -> None:
     message = "{} is an embedder (modules.json names a Pooling), which train/embed.py trains; expected a reranker or a"
-    for name, model in (("decoder", qwen3), ("encoder", bert)):
-        refused(RERANKERS, without_weights(model, tmp_path / name), message)
-    encoder = tmp_path / "encoder" / "model"
+    refused(RERANKERS, without_weights(qwen3, tmp_path / "decoder"), message)
+    encoder = without_weights(bert, tmp_path / "encoder")
+    refused([judge], encoder, message)
     (encoder / "modules.json").unlink()
-    refused(RERANKERS[:2], encoder, "{}: a reranker is a causal language model, and this is bert")
     refused([judge], encoder, "--judge {}: BertModel gives pairs no scores; expected a reranker or a CrossEncoder")
+    message = "{}: bert without a head that scores pairs; expected a reranker, which train/rerank.py makes of it"
+    refused(RERANKERS[:1], encoder, message)
 
 
 @pytest.mark.parametrize(

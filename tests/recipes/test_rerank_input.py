@@ -140,9 +140,3 @@ def test_what_the_model_cannot_read(
 ) -> None:
     write(rows())
     assert message in refuse(model=qwen3_base, train="rows.jsonl", **settings)
-
-
-def test_encoders(bert: Path, refuse: Callable[..., str]) -> None:
-    write(rows())
-    message = refuse(model=bert, train="rows.jsonl")
-    assert "is an embedder (modules.json names a Pooling), which train/embed.py trains" in message

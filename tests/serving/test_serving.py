@@ -288,7 +288,7 @@ class Answers:
     """In place of a server: any function of logits. It stands at the network's edge."""
 
     endpoint = None
-    model = None
+    chosen_model = "model not named"
 
     def __init__(self, answer: Callable[[list[tuple[str, str]]], np.ndarray]) -> None:
         self.answer = answer
