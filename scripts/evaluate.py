@@ -11,16 +11,14 @@ With a reranker the first stage's order is measured, the reranker's, and both fu
 are averaged over every order, gain is linear, a document is its title and text.
 """
 
-import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from nestling import __version__
 from nestling.config import (
     EvaluateConfig,
     details_path,
@@ -41,42 +39,9 @@ if TYPE_CHECKING:
     from nestling.benchmarks.task_scores import TaskScores
     from nestling.models.embedder import Embedder
     from nestling.records import RetrievalSet
-    from nestling.retrieval import Candidates, EncodedSet, RetrievalDetails
+    from nestling.retrieval import Candidates, EncodedSet
     from nestling.retrieval.metrics import RelevantRanks
-
-    # A row of the results table, the set that was measured, and a function that computes the details of its queries.
-    Measurement = tuple["TableRow", RetrievalSet, Callable[[], RetrievalDetails]]
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A row of the results table: the metrics of one set, at one dimension and precision or in one order.
-
-    Attributes:
-        data: Name of the set.
-        queries: Number of its queries.
-        documents: Number of its documents.
-        dim: Dimension of the embeddings; None where there are none.
-        embedding_precision: Precision of the embeddings; None where there are none.
-        metrics: Mean of each metric over the queries.
-        truncated_queries: Number of truncated queries.
-        truncated_documents: Number of truncated documents; for a reranker, of truncated candidates.
-        query_max_length: Tokens at which a model's queries were cut; None without an embedding model.
-        document_max_length: Tokens at which its documents were cut.
-        order: Of a reranker's candidates: "first stage", "reranked" or "fused"; None without a reranker.
-    """
-
-    data: str
-    queries: int
-    documents: int
-    dim: int | None
-    embedding_precision: str | None
-    metrics: dict[str, float]
-    truncated_queries: int = 0
-    truncated_documents: int = 0
-    query_max_length: int | None = None
-    document_max_length: int | None = None
-    order: str | None = None
+    from nestling.retrieval.result_files import Measurement, ResultRow
 
 
 def main() -> None:
@@ -97,6 +62,7 @@ def evaluate(config: EvaluateConfig) -> None:
     config = replace(config, precision=resolve_precision(config.precision))
 
     from nestling.records import load_retrieval_set
+    from nestling.retrieval.result_files import write_details, write_results
 
     tasks = open_tasks(config)
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
@@ -119,7 +85,8 @@ def evaluate(config: EvaluateConfig) -> None:
         rows += task_rows(result)
     print_table(rows)
     if config.output:
-        write_json(Path(config.output), config, rows)
+        require_new("--output", Path(config.output))  # another program may have written it meanwhile
+        write_results(Path(config.output), asdict(config), rows)
 
 
 def report_drops(data: "RetrievalSet") -> None:
@@ -314,11 +281,13 @@ def measure_tasks(config: EvaluateConfig, tasks: "list[AbsTask]", dims: list[int
     return measure_embedder(embedder, tasks, dims)
 
 
-def task_rows(measured: "TaskScores") -> list[TableRow]:
+def task_rows(measured: "TaskScores") -> "list[ResultRow]":
     """The table rows of a task that mteb measured, one for each split."""
+    from nestling.retrieval.result_files import ResultRow
+
     embedding_precision, order = (None, "reranked") if measured.dim is None else ("float32", None)
     return [
-        TableRow(
+        ResultRow(
             f"{each.name} (mteb)",
             each.queries,
             each.documents,
@@ -338,15 +307,16 @@ def make_row(
     dim: int | None = None,
     embedding_precision: str | None = None,
     lengths: tuple[int, int, int, int] | None = None,
-) -> TableRow:
+) -> "ResultRow":
     """The table row of a set; `lengths` are its numbers of truncated queries and documents, and their limits."""
     from nestling.retrieval.metrics import mean_metrics
+    from nestling.retrieval.result_files import ResultRow
 
     sizes = (len(data.queries), len(data.documents))
-    return TableRow(data.name, *sizes, dim, embedding_precision, mean_metrics(ranks), *(lengths or (0, 0, None, None)))
+    return ResultRow(data.name, *sizes, dim, embedding_precision, mean_metrics(ranks), *(lengths or (0, 0, None, None)))
 
 
-def print_table(rows: list[TableRow]) -> None:
+def print_table(rows: "list[ResultRow]") -> None:
     """Print the results table: a row for each set, dimension and embedding precision, or for each set and order."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     width = max(len(row.data) for row in rows)
@@ -357,41 +327,6 @@ def print_table(rows: list[TableRow]) -> None:
         values = "  ".join(f"{row.metrics.get(name, math.nan):10.4f}" for name in metrics)
         what = f"{row.order:11}" if reranked else f"{row.dim or '-':>5}  {row.embedding_precision or '-':19}"
         print(f"{row.data:{width}}  {what}  {values}")
-
-
-def write_details(output: Path, measurements: "Iterable[Measurement]") -> list[TableRow]:
-    """Write the details file beside `output`, a line for each query of each table row, and return the table rows."""
-    from nestling.files import write_jsonl
-    from nestling.retrieval import detail_lines
-
-    rows: list[TableRow] = []
-
-    def lines() -> Iterator[dict[str, Any]]:
-        for row, data, details in measurements:
-            rows.append(row)
-            key = {
-                "data": row.data,
-                "dim": row.dim,
-                "embedding_precision": row.embedding_precision,
-                "order": row.order,
-            }
-            yield from ({**key, **line} for line in detail_lines(details(), data))
-
-    write_jsonl(details_path(output), lines())
-    return rows
-
-
-def write_json(path: Path, config: EvaluateConfig, rows: list[TableRow]) -> None:
-    """Write settings and results as JSON; a file that another program has written meanwhile is not overwritten."""
-    from nestling.files import replace_text
-
-    require_new("--output", path)
-    content: dict[str, Any] = {
-        "nestling": __version__,
-        "config": asdict(config),
-        "results": [asdict(row) for row in rows],
-    }
-    replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

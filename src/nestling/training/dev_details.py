@@ -4,38 +4,28 @@ The files are in the folder dev/ of the run, as scripts/evaluate.py writes them 
 metrics, and beside it the details of each query at the largest value of the evaluation axis.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from nestling import __version__
 from nestling.config import details_path
 from nestling.console import working
 from nestling.distributed.ranks import rank_and_world
-from nestling.files import replace_text, write_jsonl
 from nestling.models.embedder import Embedder
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import ranks_in_candidates
-from nestling.retrieval.details import (
-    TOP,
-    RetrievalDetails,
-    candidate_details,
-    detail_lines,
-    embedder_details,
-    run_details,
-)
+from nestling.retrieval.details import TOP, RetrievalDetails, candidate_details, embedder_details, run_details
 from nestling.retrieval.evaluation import encode_set, say_truncated
 from nestling.retrieval.first_stage import bm25_run, qrels_of
 from nestling.retrieval.metrics import Floats, RelevantRanks, mean_metrics, ranks_in_run
 from nestling.retrieval.nearest import search_top
+from nestling.retrieval.result_files import Measurement, ResultRow, write_details, write_results
 from nestling.retrieval.search import EncodedSet, relevant_ranks, relevant_ranks_and_scores
 from nestling.run_files import BM25, DEV, FIRST_STAGE, step_file
 from nestling.training.dev_sets import RerankDevSet
 
-# BM25 searches collections up to this size, in about a minute; sets with more queries are kept without their details,
-# which take some kilobytes a query.
+# BM25 searches collections up to this size, in about a minute; sets with more queries are kept without their details.
 MOST_DOCUMENTS, MOST_QUERIES = 50_000, 5_000
 
 
@@ -46,12 +36,24 @@ class DevEvaluation:
     Args:
         retrieval_set: The set.
         metrics: {metric: value} at each value of the evaluation axis; at 0 where there is none.
-        details: What was found for each query, at the largest value.
+        details: Computes what was found for each query, at the largest value; a collective call.
     """
 
     retrieval_set: RetrievalSet
     metrics: Mapping[int, Mapping[str, float]]
-    details: RetrievalDetails
+    details: Callable[[], RetrievalDetails]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether details are kept: they take some kilobytes a query."""
+        return len(self.retrieval_set.queries) <= MOST_QUERIES
+
+    def with_details(self) -> "DevEvaluation":
+        """The same with its details computed, if they are kept; all ranks must call it."""
+        if not self.is_small:
+            return self
+        found = self.details()
+        return replace(self, details=lambda: found)
 
 
 def evaluate_dims(
@@ -79,7 +81,7 @@ def evaluate_dims(
     full = max(dims)
     ranks, scores = relevant_ranks_and_scores(encoded, full)
     metrics = {dim: mean_metrics(ranks if dim == full else relevant_ranks(encoded, dim)) for dim in dims}
-    return DevEvaluation(dev_set, metrics, details_at(encoded, dev_set, ranks, scores, full))
+    return DevEvaluation(dev_set, metrics, partial(details_at, encoded, dev_set, ranks, scores, full))
 
 
 def details_at(
@@ -96,7 +98,7 @@ def evaluate_order(dev_set: RerankDevSet, scores: Sequence[Floats]) -> DevEvalua
     """The evaluation of a reranker's candidates in the order of some scores, Q arrays of float64."""
     retrieval_set, candidates = dev_set.retrieval_set, dev_set.candidates
     ranks = ranks_in_candidates(scores, candidates, retrieval_set)
-    details = candidate_details(scores, candidates, retrieval_set, ranks)
+    details = partial(candidate_details, scores, candidates, retrieval_set, ranks)
     return DevEvaluation(retrieval_set, {dev_set.depth: mean_metrics(ranks)}, details)
 
 
@@ -111,7 +113,7 @@ def keep_bm25(folder: Path, dev_sets: Sequence[RetrievalSet]) -> None:
 def evaluate_bm25(dev_set: RetrievalSet) -> DevEvaluation:
     found = bm25_run(dev_set)
     ranks = ranks_in_run(found, qrels_of(dev_set))
-    return DevEvaluation(dev_set, {0: mean_metrics(ranks)}, run_details(found, dev_set, ranks))
+    return DevEvaluation(dev_set, {0: mean_metrics(ranks)}, partial(run_details, found, dev_set, ranks))
 
 
 def keep_first_stage(folder: Path, dev_sets: Sequence[RerankDevSet]) -> None:
@@ -145,28 +147,24 @@ def keep_evaluation(
 def write_evaluations(
     path: Path, evaluations: Sequence[DevEvaluation], model: str | None, *, dims: bool = False
 ) -> None:
-    """Write evaluations as scripts/evaluate.py does: `path`, and the details beside it."""
+    """Write evaluations as scripts/evaluate.py does: `path`, and the details beside it, of sets that are not large."""
     path.parent.mkdir(exist_ok=True)
     rows = [row for each in evaluations for row in result_rows(each, dims=dims)]
-    write_jsonl(details_path(path), (line for each in evaluations for line in lines_of(each, dims=dims)))
-    content = {"nestling": __version__, "config": {"model": model}, "results": rows}
-    replace_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_details(path, (measurement(each, dims=dims) for each in evaluations if each.is_small))
+    write_results(path, {"model": model}, rows)
 
 
-def result_rows(evaluation: DevEvaluation, *, dims: bool) -> Iterator[dict[str, Any]]:
-    """A row of the results table for each value of the axis."""
-    sizes = {"queries": len(evaluation.retrieval_set.queries), "documents": len(evaluation.retrieval_set.documents)}
+def result_rows(evaluation: DevEvaluation, *, dims: bool) -> Iterator[ResultRow]:
+    """A row of the results for each value of the axis."""
+    data = evaluation.retrieval_set
+    precision = "float32" if dims else None
     for value, metrics in evaluation.metrics.items():
-        yield {**key_of(evaluation, value if dims else None), **sizes, "metrics": dict(metrics)}
+        dim = value if dims else None
+        yield ResultRow(data.name, len(data.queries), len(data.documents), dim, precision, dict(metrics))
 
 
-def lines_of(evaluation: DevEvaluation, *, dims: bool) -> Iterator[dict[str, Any]]:
-    """The lines of the details of each query; none of a large set."""
-    if len(evaluation.retrieval_set.queries) <= MOST_QUERIES:
-        key = key_of(evaluation, max(evaluation.metrics) if dims else None)
-        yield from ({**key, **line} for line in detail_lines(evaluation.details, evaluation.retrieval_set))
-
-
-def key_of(evaluation: DevEvaluation, dim: int | None) -> dict[str, Any]:
-    precision = None if dim is None else "float32"
-    return {"data": evaluation.retrieval_set.name, "dim": dim, "embedding_precision": precision, "order": None}
+def measurement(evaluation: DevEvaluation, *, dims: bool) -> Measurement:
+    """The row of the largest value of the axis, whose details are kept."""
+    rows = result_rows(evaluation, dims=dims)
+    row = max(rows, key=lambda each: each.dim or 0)
+    return row, evaluation.retrieval_set, evaluation.details

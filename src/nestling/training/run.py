@@ -130,9 +130,11 @@ class Run:
         self.tracker.log_evaluation(self.state.step, results)
         if self.state.step:  # the model as it came is there to compare with, not a checkpoint
             self.state.record_evaluation(fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values()))
-        if self.main_rank and (self.state.step == 0 or self.state.best_step == self.state.step):
-            about = {"model": self.config.model, "axis": self.axis}
-            keep_evaluation(self.folder.path, self.state.step, best_before, evaluations, **about)
+        if self.state.step == 0 or self.state.best_step == self.state.step:
+            evaluations = [each.with_details() for each in evaluations]
+            if self.main_rank:
+                about = {"model": self.config.model, "axis": self.axis}
+                keep_evaluation(self.folder.path, self.state.step, best_before, evaluations, **about)
         self.progress.say(f"step {self.state.step}\n{evaluation_table(results, self.axis, self.first_stage)}")
 
     def report(self, learning_rate: float, figures: dict[str, float]) -> None:
