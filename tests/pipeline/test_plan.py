@@ -185,6 +185,12 @@ def test_a_reranker_is_made_of_the_trained_embedder() -> None:
         steps_of(reranker_model="embedder", rerank=None)
 
 
+def test_no_reranker_is_made_of_a_causal_embedder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"]}))
+    with pytest.raises(ValueError, match="is a causal language model, and a reranker is made of an embedder that is"):
+        steps_of(embedder_model=str(tmp_path), reranker_model="embedder")
+
+
 def test_a_reranker_in_another_shape_goes_through_the_script() -> None:
     step = steps_of(export={"shape": "classifier", "dtype": "bfloat16"})["export-reranker"]
     assert step.program[1:] == ("scripts/export.py",)

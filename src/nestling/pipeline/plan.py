@@ -23,7 +23,7 @@ from nestling.config import (
 )
 from nestling.config.arguments import itemised
 from nestling.config.pipeline import EMBEDDER
-from nestling.pipeline.heads import scores_pairs
+from nestling.pipeline.heads import is_causal, scores_pairs
 from nestling.pipeline.script_steps import ScriptSteps
 from nestling.pipeline.step import Step
 
@@ -56,6 +56,11 @@ class Plan:
     def __init__(self, config: PipelineConfig, scripts: Path) -> None:
         self.config, self.folder = config, Path(config.output_dir)
         self.step = ScriptSteps(config, scripts).step
+        require(
+            config.reranker_model != EMBEDDER or not is_causal(str(config.embedder_model)),
+            f"reranker_model: {config.embedder_model} is a causal language model, and a reranker is made of an "
+            "embedder that is an encoder; name a causal reranker",
+        )
         records = (config.train or "", config.train_split)
         self.latest = LatestOutputs(records, records, config.embedder_model, self.base_reranker)
         self.steps = [*self.prepare_data(), *self.train_embedder(), *self.train_reranker()]
