@@ -60,31 +60,34 @@ def make_choice(config: ChooseConfig) -> "Choice":
 
 def measure_embedders(config: ChooseConfig, data: "RetrievalSet") -> "tuple[dict[str, float], Candidates]":
     """nDCG@10 of each model, and the first documents of the best."""
+    from nestling.retrieval.choice import best_of
+
+    found = {model: measure_embedder(config, model, data) for model in config.models}
+    measured = {model: value for model, (value, _) in found.items()}
+    return measured, found[best_of(measured)][1]
+
+
+def measure_embedder(config: ChooseConfig, model: str, data: "RetrievalSet") -> "tuple[float, Candidates]":
+    """nDCG@10 of a model, and its first documents of each query."""
     from nestling.models.embedder import Embedder
     from nestling.retrieval import Candidates, encode_set, relevant_ranks, search_top
-    from nestling.retrieval.choice import METRIC, best_of
+    from nestling.retrieval.choice import METRIC
     from nestling.retrieval.metrics import mean_metrics
 
-    measured, candidates = {}, {}
-    for model in config.models:
-        prompts: dict[str, Any] = {"query_prompt": config.query_prompt, "document_prompt": config.document_prompt}
-        embedder = Embedder.from_pretrained(model, **prompts, **settings(config)).to(best_device())
-        require_dims(config.dims, limit=embedder.dim)
-        dim = config.dims[0] if config.dims else embedder.dim
-        encoded = encode_set(
-            embedder,
-            data,
-            query_max_length=config.query_max_length,
-            document_max_length=config.document_max_length,
-            instruction=config.instruction,
-            progress=sys.stderr.isatty(),
-        )
-        measured[model] = mean_metrics(relevant_ranks(encoded, dim))[METRIC]
-        if best_of(measured) == model:
-            candidates = {
-                model: Candidates.from_run(search_top(encoded, data, config.depth, dim=dim), data, config.depth)
-            }
-    return measured, candidates[best_of(measured)]
+    prompts: dict[str, Any] = {"query_prompt": config.query_prompt, "document_prompt": config.document_prompt}
+    embedder = Embedder.from_pretrained(model, **prompts, **settings(config)).to(best_device())
+    require_dims(config.dims, limit=embedder.dim)
+    dim = config.dims[0] if config.dims else embedder.dim
+    encoded = encode_set(
+        embedder,
+        data,
+        query_max_length=config.query_max_length,
+        document_max_length=config.document_max_length,
+        instruction=config.instruction,
+        progress=sys.stderr.isatty(),
+    )
+    run = search_top(encoded, data, config.depth, dim=dim)
+    return mean_metrics(relevant_ranks(encoded, dim))[METRIC], Candidates.from_run(run, data, config.depth)
 
 
 def settings(config: ChooseConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nestling.config import require
+from nestling.console import table
 from nestling.heap import trim_heap
 
 if TYPE_CHECKING:
@@ -67,6 +68,35 @@ class Result:
 
         loss = abs(self.loss - expected.loss) / abs(expected.loss)
         return loss, float(np.linalg.norm(self.gradient - expected.gradient) / np.linalg.norm(expected.gradient))
+
+
+def comparison(results: Mapping[str, Result], reference: str, *, heading: str = "", alone: str | None = None) -> str:
+    """A line for each side, with ratios over that of the reference, as Markdown.
+
+    Args:
+        results: By side.
+        reference: The side that the others are compared with.
+        heading: Of the first column.
+        alone: A side that does other work, so that its loss and gradient are not compared.
+    """
+    base = results[reference]
+    lines = [
+        [
+            side,
+            result.median,
+            result.median / base.median,
+            result.cpu_median,
+            result.cpu_median / base.cpu_median,
+            round(result.mebibytes),
+            result.mebibytes / base.mebibytes,
+            result.padding,
+            *((1e6 * each for each in result.difference(base)) if side != alone else ("", "")),
+        ]
+        for side, result in results.items()
+    ]
+    measures = [name for measure in ("seconds", "CPU seconds", "MiB") for name in (measure, "ratio")]
+    headings = [heading, *measures, "positions / tokens", "loss off, 1e-6", "gradient off, 1e-6"]
+    return table(headings, lines, markdown=True)
 
 
 class Turns(Generic[K]):

@@ -26,7 +26,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from measure import Result, Turns, machine, measured_steps, pick_device, random_qwen3
+from measure import Result, Turns, comparison, machine, measured_steps, pick_device, random_qwen3
 
 from nestling.config import parse_config, require, run
 from nestling.console import table
@@ -132,7 +132,7 @@ def main() -> None:
         ratio = token_ratio(config, folder)
         print(describe(config, parameters, ratio), flush=True)
         results = compare(folder, config)
-    print(f"\n{comparison(results)}\n\n{targets(results, ratio)}")
+    print(f"\n{comparison(results, PEER, alone=ENCODER)}\n\n{targets(results, ratio)}")
 
 
 def write_model(config: RerankBenchConfig, folder: Path) -> int:
@@ -357,28 +357,6 @@ def prompts_to_chunk(reranker: "Reranker", groups: list[Group]) -> "SharedPrefix
     read = partial(reranker.pairs, query_max_length=LONGEST, document_max_length=LONGEST)
     parts = [read(group.query, group.documents).ids for group in groups]
     return pack_groups(parts, share_prefix=reranker.share_prefix)
-
-
-def comparison(results: dict[str, Result]) -> str:
-    """A line for each side, ratios over the peer."""
-    reference = results[PEER]
-    lines = [
-        [
-            side,
-            result.median,
-            result.median / reference.median,
-            result.cpu_median,
-            result.cpu_median / reference.cpu_median,
-            round(result.mebibytes),
-            result.mebibytes / reference.mebibytes,
-            result.padding,
-            *((1e6 * each for each in result.difference(reference)) if side != ENCODER else ("", "")),
-        ]
-        for side, result in results.items()
-    ]
-    measures = [heading for name in ("seconds", "CPU seconds", "MiB") for heading in (name, "ratio")]
-    headings = ["", *measures, "positions / tokens", "loss off, 1e-6", "gradient off, 1e-6"]
-    return table(headings, lines, markdown=True)
 
 
 def targets(results: dict[str, Result], ratio: float) -> str:

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from measure import Result, Turns, machine, measured_steps, pick_device
+from measure import Result, Turns, comparison, machine, measured_steps, pick_device
 
 from nestling.config import require
 from nestling.console import table
@@ -96,7 +96,7 @@ def measure(config: EncoderBenchConfig) -> None:
         parameters = write_model(config, folder)
         print(describe(config, parameters), flush=True)
         results = compare_steps(folder, config)
-        print(f"\n{comparison(results)}", flush=True)
+        print(f"\n{comparison(results, PEER, heading='a step')}", flush=True)
         seconds = compare_scoring(folder, config)
     print(f"\n{scoring(seconds)}\n\n{targets(results, seconds)}")
 
@@ -309,28 +309,6 @@ def scorings(case: Case) -> Iterator[Any]:
         start, cpu_start = perf_counter(), process_time()
         score(texts)
         yield perf_counter() - start, process_time() - cpu_start
-
-
-def comparison(results: dict[str, Result]) -> str:
-    """A line for each side, ratios over the peer."""
-    reference = results[PEER]
-    lines = [
-        [
-            side,
-            result.median,
-            result.median / reference.median,
-            result.cpu_median,
-            result.cpu_median / reference.cpu_median,
-            round(result.mebibytes),
-            result.mebibytes / reference.mebibytes,
-            result.padding,
-            *(1e6 * each for each in result.difference(reference)),
-        ]
-        for side, result in results.items()
-    ]
-    measures = [heading for name in ("seconds", "CPU seconds", "MiB") for heading in (name, "ratio")]
-    headings = ["a step", *measures, "positions / tokens", "loss off, 1e-6", "gradient off, 1e-6"]
-    return table(headings, lines, markdown=True)
 
 
 def medians(took: list[tuple[float, float]]) -> list[float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
@@ -234,31 +235,45 @@ def encoder_config(reranker: EncoderReranker, config: dict[str, Any]) -> dict[st
 def write_pair_tokenizer(reranker: Reranker, folder: Path, max_length: int) -> None:
     """The base's tokenizer files, byte for byte, but for the length at which sentence-transformers 5 cuts pairs."""
     base, tokenizer = BaseFiles(reranker.source), reranker.tokenizer
-    original, config = base.own_path("tokenizer.json"), tokenizer_config(base)
-    if original is None or lower_cases(base.source, base.subfolder):
-        copy_backend(tokenizer).save(str(folder / "tokenizer.json"))
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # others put normalisers of their own in the place of it
-        config["model_input_names"] = tokenizer.model_input_names
-    else:
-        shutil.copyfile(original, folder / "tokenizer.json")
-    copy_tokenizer_files(base, folder)
-    if tokenizer.pad_token is None:
-        config["pad_token"] = padding_token(tokenizer, reranker.source)
-    write_json(folder / "tokenizer_config.json", config | {"model_max_length": max_length})
+    if base.own_path("tokenizer.json") is not None and not lower_cases(base.source, base.subfolder):
+        write_tokenizer_files(reranker, folder, None, {"model_max_length": max_length})
+        return
+    settings = {"model_max_length": max_length, "model_input_names": tokenizer.model_input_names}
+    write_tokenizer_files(reranker, folder, copy_backend(tokenizer), settings)
 
 
 def write_reranker_tokenizer(reranker: Reranker, folder: Path) -> None:
     """The base's tokenizer files, byte for byte, but for what would break a reader or add special tokens."""
-    base, tokenizer = BaseFiles(reranker.source), reranker.tokenizer
-    original, config = base.own_path("tokenizer.json"), tokenizer_config(base)
-    if original is None or tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
+    base, tokenizer, backend = BaseFiles(reranker.source), reranker.tokenizer, None
+    adds_tokens = tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]
+    if adds_tokens or base.own_path("tokenizer.json") is None:
         backend = copy_backend(tokenizer)
         backend.post_processor = None
-        backend.save(str(folder / "tokenizer.json"))
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # BertTokenizer and others would put them back
-    else:
+    write_tokenizer_files(reranker, folder, backend, {})
+
+
+def write_tokenizer_files(
+    reranker: Reranker, folder: Path, backend: Tokenizer | None, settings: dict[str, Any]
+) -> None:
+    """The tokenizer's files.
+
+    Args:
+        reranker: The model.
+        folder: Where they are written.
+        backend: What is written as tokenizer.json; None for a copy of the base's.
+        settings: What tokenizer_config.json has in the place of the base's.
+    """
+    base, tokenizer = BaseFiles(reranker.source), reranker.tokenizer
+    config = tokenizer_config(base)
+    original = base.own_path("tokenizer.json")
+    if backend is None:
+        assert original is not None
         shutil.copyfile(original, folder / "tokenizer.json")
+    else:
+        backend.save(str(folder / "tokenizer.json"))
+        # BertTokenizer and others would put special tokens and normalisers of their own in the place of it.
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
     copy_tokenizer_files(base, folder)
     if tokenizer.pad_token is None:
         config["pad_token"] = padding_token(tokenizer, reranker.source)
-    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config | settings)
