@@ -23,6 +23,7 @@ from nestling.config.export import ExportConfig
 from nestling.config.lora import LoraConfig
 from nestling.config.merge import LayerWeights, MergeConfig
 from nestling.config.mine import MineConfig
+from nestling.config.onnx_check import OnnxCheckConfig
 from nestling.config.outputs import new_outputs
 from nestling.config.pipeline import PipelineConfig
 from nestling.config.queries import EndpointConfig, MakeQueriesConfig
@@ -51,6 +52,7 @@ __all__ = [
     "MakeQueriesConfig",
     "MergeConfig",
     "MineConfig",
+    "OnnxCheckConfig",
     "PipelineConfig",
     "RefreshConfig",
     "ReportConfig",
