@@ -32,6 +32,8 @@ from scripts.gpu.command import parser as gpu_check_parser
 # Programs that a document starts or names besides ours, of which only the words are looked at.
 OTHER_PROGRAMS = {
     ".": "the shell's own",
+    ".venv-onnx/bin/optimum-cli": "converts a model; tests/serving/test_onnx.py runs it",
+    ".venv-onnx/bin/pip": "of an environment of its own",
     "cd": "the shell's own",
     "curl": "asks a server; its JSON is parsed",
     "docker": "starts a server",
@@ -44,6 +46,7 @@ OTHER_PROGRAMS = {
     "mkdocs": "for contributors; tests/test_site.py runs it",
     "pre-commit": "for contributors",
     "text-embeddings-router": "a server",
+    "venv": "the standard library's",
     "vllm": "a server",
 }
 PEERS = ("automodel", "deepspeed", "swift")  # other trainers, which only docs/coming-from.md shows
