@@ -47,7 +47,7 @@ from nestling.training.data import (
     train_reads,
 )
 from nestling.training.dev_details import DevEvaluation, evaluate_dims, keep_bm25
-from nestling.training.dev_sets import load_dev_set
+from nestling.training.dev_sets import load_dev_set, with_held_out
 from nestling.training.limits import matryoshka_dims, require_room_for_texts, with_matryoshka_dims
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.memory import activation_budget
@@ -76,7 +76,8 @@ def main(config: EmbedConfig) -> None:
     # 1. Data, read and checked before any weights load.
     with rank_zero_first():  # which fills the cache of Arrow files
         sources = read_sources(config, partial(check_embed_data, config), show=show)
-        dev_sets = [load_dev_set(dev, sources, show=show) for dev in config.dev]
+        measured = with_held_out(config, sources)  # its dev has the rows that --dev_share holds out too
+        dev_sets = [load_dev_set(dev, sources, show=show) for dev in measured.dev]
     require_teacher_scores(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
@@ -86,7 +87,7 @@ def main(config: EmbedConfig) -> None:
     # 2. The model, checked before the run folder is made; it goes to its device once the folder is locked.
     embedder = load_embedder(config, shared_instruction(train_reads(sources)))
     require_room_for_texts(config, embedder)
-    build = partial(build_parts, config, accelerator, dims, batch_sampler, dev_sets, embedder)
+    build = partial(build_parts, measured, accelerator, dims, batch_sampler, dev_sets, embedder)
 
     if config.dry_run:
         dry_run(build())

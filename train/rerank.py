@@ -33,7 +33,7 @@ from nestling.retrieval import rerank
 from nestling.training.accumulated import AccumulatedPasses, accumulated_backward
 from nestling.training.data import build_batch_sampler, read_sources, record_data, shared_instruction, train_reads
 from nestling.training.dev_details import DevEvaluation, evaluate_order, keep_first_stage
-from nestling.training.dev_sets import RerankDevSet, load_rerank_dev_set
+from nestling.training.dev_sets import RerankDevSet, load_rerank_dev_set, with_held_out
 from nestling.training.limits import require_readable_pairs
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.memory import bytes_per_position
@@ -60,7 +60,8 @@ def main(config: RerankConfig) -> None:
     with rank_zero_first():  # which fills the cache of Arrow files
         check = partial(check_dataset, config)
         sources = read_sources(config, check, show=show, allow_no_positives=True)
-        dev_sets = [load_rerank_dev_set(dev, sources, show=show) for dev in config.dev]
+        measured = with_held_out(config, sources)  # its dev has the rows that --dev_share holds out too
+        dev_sets = [load_rerank_dev_set(dev, sources, show=show) for dev in measured.dev]
     require_unique("dev", [each.retrieval_set.name for each in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
 
@@ -68,7 +69,7 @@ def main(config: RerankConfig) -> None:
     reranker = load_reranker(config, shared_instruction(train_reads(sources)))
     reranker.full_vocabulary = config.loss.objective == "pointwise_vocabulary"
     require_readable_pairs(config, reranker.pairs)
-    build = partial(build_parts, config, accelerator, batch_sampler, dev_sets, reranker)
+    build = partial(build_parts, measured, accelerator, batch_sampler, dev_sets, reranker)
 
     if config.dry_run:
         dry_run(build())

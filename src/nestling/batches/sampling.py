@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -31,12 +32,14 @@ class Source:
         weight: How often a training epoch visits each row.
         in_batch_negatives: Whether the documents of other rows in the batch are negatives.
         symmetric: Whether both texts of graded pairs are encoded as queries.
+        held_out: BEIR folder of the rows that are held out as a dev set; None if there are none.
     """
 
     table: RecordTable
     weight: float = 1.0
     in_batch_negatives: bool = True
     symmetric: bool = True
+    held_out: Path | None = None
 
     @property
     def documents_as_queries(self) -> bool:

@@ -109,7 +109,7 @@ class EmbedConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.batch_size >= 2, f"batch_size is {self.batch_size}; in-batch negatives need at least 2 queries")
-        require_dev_and_attention(self, bool(self.dev), self.attn_implementation)
+        require_dev_and_attention(self, bool(self.dev) or self.dev_share > 0, self.attn_implementation)
         instructions = [*(each.instruction for each in self.train), *(each.instruction for each in self.dev)]
         require_prompts(self.query_prompt, self.document_prompt, [self.instruction, *instructions])
         require_at_least(0, self, "activation_memory")

@@ -32,6 +32,7 @@ class TrainingConfig:
         model: Directory or hub id of the model to adapt.
         output_dir: Folder of the run; must not exist, unless resume is true.
         train: Training datasets; on the command line also paths with commas between.
+        dev_share: Share of each training dataset to hold out as a dev set of its own; 0: none.
         instruction: Task of the queries; by default the model's own.
         query_max_length: Longest query in tokens; longer ones are cut.
         document_max_length: Longest document in tokens; longer ones are cut.
@@ -72,6 +73,7 @@ class TrainingConfig:
     model: str
     output_dir: str
     train: list[TrainData]
+    dev_share: float = 0.0
     instruction: str | None = None
     query_max_length: int = 512
     document_max_length: int = 512
@@ -115,6 +117,10 @@ class TrainingConfig:
         require_at_least(0, self, "num_negatives", "eval_steps", "save_steps", "early_stopping_patience", "seed")
         require_at_least(0, self, "weight_decay", "max_grad_norm", "dataloader_num_workers")
         require_at_least(0, self, "gradient_checkpointing_length")
+        require(
+            0 <= self.dev_share < 1,
+            f"dev_share is {self.dev_share:g}, expected a share of the training data, 0 <= dev_share < 1",
+        )
         require_positive(self, "learning_rate", "num_train_epochs", "mixing_temperature")
         require(
             self.tuning != "qlora" or self.precision == "bf16",
@@ -156,6 +162,6 @@ def require_dev_and_attention(config: TrainingConfig, dev: bool, attn_implementa
     """Raise ValueError for early stopping without a dev set, and for an attention that the precision rules out."""
     require(
         not config.early_stopping_patience or dev,
-        "early_stopping_patience needs a dev set; give one with --dev FOLDER",
+        "early_stopping_patience needs a dev set; give one with --dev FOLDER, or hold one out with --dev_share 0.05",
     )
     require_attention(attn_implementation, config.precision)

@@ -52,10 +52,24 @@ def write_held_out(rows: SourceRows, split: np.ndarray, folder: Path) -> None:
         folder: An empty folder.
     """
     write_copy(CleanedCopy(rows, split == TRAIN, np.ones(len(rows.row_of), dtype=bool)), folder / "train.jsonl")
+    write_judged(rows, split, np.ones(len(rows.documents), dtype=bool), folder)
+
+
+def write_judged(rows: SourceRows, split: np.ndarray, searched: np.ndarray, folder: Path) -> None:
+    """Write the rows of dev and test in the BEIR layout.
+
+    Args:
+        rows: All rows.
+        split: [n], the split of each row.
+        searched: [U] bool, which of the distinct documents make up the corpus; all positives of dev and test have to.
+        folder: An existing folder.
+    """
     document_ids = [f"d{each:016x}" for each in rows.document_ids[rows.documents.first].tolist()]
     query_ids = [f"q{each:016x}" for each in rows.query_text_ids[rows.queries.first].tolist()]
-    documents = zip(document_ids, rows.documents.texts, strict=True)
-    write_jsonl(folder / "corpus.jsonl", ({"_id": name, "title": "", "text": text} for name, text in documents))
+    chosen = np.flatnonzero(searched)
+    documents = zip(chosen.tolist(), rows.documents.texts[chosen], strict=True)
+    corpus = ({"_id": document_ids[i], "title": "", "text": text} for i, text in documents)
+    write_jsonl(folder / "corpus.jsonl", corpus)
     judged = (split[rows.row_of] != TRAIN) & rows.is_positive
     held_out = set(rows.queries.which[rows.row_of[judged]].tolist())
     queries = enumerate(zip(query_ids, rows.queries.texts, strict=True))
@@ -67,6 +81,19 @@ def write_held_out(rows: SourceRows, split: np.ndarray, folder: Path) -> None:
         ]
         if lines:
             replace_text(folder / "qrels" / f"{name}.tsv", QRELS + "".join(lines))
+
+
+def searched_documents(rows: SourceRows, own: np.ndarray, least: int) -> np.ndarray:
+    """[U] bool: the distinct documents of the rows in `own`, [n] bool, and others until there are `least` of them.
+
+    The others are those with the lowest ids, hashes of their texts, so that rows added later change few of them.
+    """
+    searched = np.zeros(len(rows.documents), dtype=bool)
+    searched[rows.documents.which[own[rows.row_of]]] = True
+    order = np.argsort(rows.document_ids[rows.documents.first])
+    others = order[~searched[order]]
+    searched[others[: max(0, least - int(searched.sum()))]] = True
+    return searched
 
 
 def judgements(rows: SourceRows, own: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import xxhash
+
 from nestling.records.arrow_rows import read_dataset
 from nestling.records.beir import BeirSource, is_beir
 from nestling.records.columns import ColumnMap
@@ -35,6 +38,7 @@ def load_records(
     progress: bool = True,
     allow_no_positives: bool = False,
     columns: Mapping[str, str] | None = None,
+    keep: np.ndarray | None = None,
 ) -> RecordTable:
     """Load training rows in any dialect (see `docs/data.md`).
 
@@ -54,6 +58,7 @@ def load_records(
         allow_no_positives: Keep rows that have negatives only, which can train rerankers; otherwise they are an error
             (queries of a BEIR folder: dropped).
         columns: Field (query, positive, negatives, ...) -> column of the source; by default fields are known by name.
+        keep: [n] bool, which rows of the source to read, in its order; by default all.
 
     Raises:
         ValueError: `file:line: field: reason` for rows that cannot be read; also for a missing file or split.
@@ -64,11 +69,14 @@ def load_records(
     implied = instruction or default_instruction
 
     def build(file: Path) -> None:
-        convert(open_source(), file, allow_no_positives=allow_no_positives, instruction=implied)
+        source = open_source() if keep is None else KeptRows(open_source(), keep)
+        convert(source, file, allow_no_positives=allow_no_positives, instruction=implied)
 
     key = [*cache_key, "allow_no_positives"] if allow_no_positives else cache_key
     if implied is not None and not is_beir(Path(source)):  # whose rows have no instructions
         key = [*key, "instruction", implied]
+    if keep is not None:
+        key = [*key, "keep", xxhash.xxh3_128_hexdigest(np.packbits(keep).tobytes())]
     return RecordTable(cached(name, key, cache_dir, build), name, instruction)
 
 
@@ -147,6 +155,32 @@ class DialectSource:
             with located(self.location, last[0]):
                 self._columns.check_seen(last[1])
                 self._reader.check_scores()
+
+
+class KeptRows:
+    """Some rows of a source; a `RecordSource`.
+
+    Args:
+        source: The source.
+        keep: [n] bool, which of its rows to yield.
+    """
+
+    def __init__(self, source: RecordSource, keep: np.ndarray) -> None:
+        self.name, self.location, self.drops = source.name, source.location, source.drops
+        self._source, self._keep = source, keep
+
+    @property
+    def dialect(self) -> str:
+        return self._source.dialect
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        return self._source.ignored
+
+    def records(self) -> Iterator[tuple[int, Record]]:
+        for kept, numbered in zip(self._keep.tolist(), self._source.records(), strict=True):
+            if kept:
+                yield numbered
 
 
 def default_name(path: Path) -> str:

@@ -12,6 +12,7 @@ from nestling.records.load import default_name, load_records
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.table import RecordTable
 from nestling.run_files import READ, DataLine, DataRead, read_data, write_data_lines, write_data_read
+from nestling.training.held_out import hold_out, keep_held_out
 from nestling.training.objectives import describe_dataset
 
 
@@ -32,6 +33,7 @@ def read_sources(
     """
     sources = []
     for data in config.train:
+        held_out = hold_out(config, data, show=show) if config.dev_share else None
         table = load_records(
             data.path,
             split=data.split,
@@ -41,11 +43,13 @@ def read_sources(
             columns=data.columns,
             progress=show,
             allow_no_positives=allow_no_positives,
+            keep=None if held_out is None else held_out.keep,
         )
         if show:
             print(table.summary, flush=True)
         check(data, table)
-        sources.append(Source(table, data.weight, data.in_batch_negatives, data.symmetric))
+        folder = None if held_out is None else held_out.folder
+        sources.append(Source(table, data.weight, data.in_batch_negatives, data.symmetric, folder))
     require_unique("train", [source.table.name for source in sources])
     return sources
 
@@ -112,6 +116,7 @@ def record_data(
     folder: Path, config: TrainingConfig, sources: Sequence[Source], dev_sets: Sequence[RetrievalSet]
 ) -> None:
     """Leave in a run's folder what its model's card says of the data, and what its report does."""
+    keep_held_out(folder, sources)
     write_data_lines(folder, [data_line(config, source) for source in sources])
     write_data_read(
         folder, [*train_reads(sources), *(DataRead(each.name, "dev", asdict(each.summary)) for each in dev_sets)]

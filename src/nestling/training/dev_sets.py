@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 from nestling.batches.sampling import Source
-from nestling.config import CandidateData, DevData
+from nestling.config import CandidateData, DevData, EmbedConfig, RerankConfig
 from nestling.records.beir import load_retrieval_set
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates, evaluate_candidates, open_candidates
+from nestling.training.data import train_reads
 from nestling.training.leaks import leak_note
+
+Recipe = TypeVar("Recipe", EmbedConfig, RerankConfig)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,17 @@ class RerankDevSet:
     def depth(self) -> int:
         """Candidates of the query that has most."""
         return max(len(rows) for rows in self.candidates.positions)
+
+
+def with_held_out(config: Recipe, sources: Sequence[Source]) -> Recipe:
+    """The settings with the rows that `dev_share` holds out among the dev sets; their task is that of their dataset."""
+    kind = DevData if isinstance(config, EmbedConfig) else CandidateData
+    held_out: list[Any] = [
+        kind(str(source.held_out), instruction=read.row_instruction or source.table.instruction)
+        for source, read in zip(sources, train_reads(sources), strict=True)
+        if source.held_out is not None
+    ]
+    return replace(config, dev=[*config.dev, *held_out])
 
 
 def load_dev_set(dev: DevData, sources: Sequence[Source], *, show: bool) -> RetrievalSet:
