@@ -48,10 +48,11 @@ from nestling.training.data import (
 )
 from nestling.training.dev_details import DevEvaluation, evaluate_dims, keep_bm25
 from nestling.training.dev_sets import load_dev_set, with_held_out
+from nestling.training.interpolation import interpolate_run
 from nestling.training.limits import matryoshka_dims, require_room_for_texts, with_matryoshka_dims
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.memory import activation_budget
-from nestling.training.models import export_dtype, load_embedder, prepare_model
+from nestling.training.models import export_dtype, load_embedder, prepare_model, untrained_tensors
 from nestling.training.parts import EmbedParts
 from nestling.training.profiling import profile_run
 from nestling.training.retry import OutOfMemoryRetry
@@ -179,8 +180,11 @@ def train(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], fold
             if not run.close_step(rate, mean_loss, norm, stopping=stopping > 0):
                 break
 
-    # 6. The result: the best checkpoint (or the last) as a directory to serve, once it has passed the parity gate.
-    run.export(partial(export, parts, run), EXPORT)
+    # 6. The result: the best checkpoint (or the last), or weights between it and the base that are better on dev, as a
+    # directory to serve, once it has passed the parity gate.
+    base = partial(untrained_tensors, config, parts.embedder)
+    between = partial(interpolate_run, run, base) if config.interpolate else None
+    run.export(partial(export, parts, run), EXPORT, between)
     if main_rank:
         write_run_report(folder.path)
 

@@ -112,6 +112,7 @@ def train(config: NegativesConfig, setting: str, seed: int) -> None:
         "num_negatives": 0 if setting == "in-batch" else config.num_negatives,
         "matryoshka_dims": "",
         "seed": seed,
+        "dev_share": 0,
         "resume": "true",
     }
     more = shlex.split(config.training) + (shlex.split(config.distillation) if setting == "distilled" else [])

@@ -118,6 +118,7 @@ def train_ours(config: TrainingBenchConfig) -> float:
         "learning_rate": config.learning_rate,
         "query_max_length": config.max_length,
         "document_max_length": config.max_length,
+        "dev_share": 0,
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "train/embed.py", *flags, *config.ours.split()]

@@ -11,6 +11,7 @@ from nestling.files import replace_text
 
 CONFIG, LAUNCHES, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 READ, DATA = "read.json", "data.json"
+INTERPOLATION = "interpolation.json"
 # What was found for each query of the dev sets: by BM25 or a reranker's first stage, and by the model at some steps.
 DEV, BM25, FIRST_STAGE = "dev", "bm25.json", "first-stage.json"
 
@@ -97,9 +98,51 @@ def evaluation_at(path: Path, step: int | None) -> Results:
     for values in read_metrics(path):
         if values["step"] == step and "eval" in values:
             with reading(path, f"remove the line of step {step}"):
-                evaluation = values["eval"].items()
-                return {name: {int(dim): each for dim, each in by_dim.items()} for name, by_dim in evaluation}
+                return with_numbers(values["eval"])
     return {}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Which weights of a run are in final/, where a dev set has chosen between the base's and the trained ones.
+
+    Args:
+        step: Step of the trained weights.
+        share: Their share, the rest being the base's.
+        measured: nDCG@10 averaged over dev sets and dimensions, by share, as text.
+        results: The evaluation of the weights in final/.
+    """
+
+    step: int
+    share: float
+    measured: Mapping[str, float]
+    results: Results
+
+
+def write_exported(folder: Path, exported: Exported) -> None:
+    """Write it to the folder of a run."""
+    replace_text(folder / INTERPOLATION, json.dumps(asdict(exported), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_exported(folder: Path) -> Exported | None:
+    """Read it; None where the trained weights are exported as they are."""
+    path = folder / INTERPOLATION
+    if not path.is_file():
+        return None
+    with reading(path, "remove it"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Exported(**{**content, "results": with_numbers(content["results"])})
+
+
+def evaluation_of_final(folder: Path, step: int) -> Results:
+    """The evaluation of final/ that holds the weights of a step, or weights between these and the base's."""
+    exported = read_exported(folder)
+    return exported.results if exported and exported.step == step else evaluation_at(folder / METRICS, step)
+
+
+def with_numbers(evaluation: Mapping[str, Mapping[str, Any]]) -> Results:
+    """An evaluation read from JSON, whose dimensions are texts there."""
+    return {name: {int(dim): each for dim, each in by_dim.items()} for name, by_dim in evaluation.items()}
 
 
 @dataclass(frozen=True)

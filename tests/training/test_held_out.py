@@ -1,12 +1,13 @@
 """Rows that `dev_share` holds out of training data: which they are, what they are searched in, what a run keeps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nestling.batches.sampling import Source
-from nestling.config import CandidateData, EmbedConfig, RerankConfig, TrainData
+from nestling.config import CandidateData, DevData, EmbedConfig, RerankConfig, TrainData
 from nestling.records import load_retrieval_set
 from nestling.training import held_out
 from nestling.training.data import read_sources
@@ -102,3 +103,38 @@ def test_what_cannot_be_held_out(tmp_path: Path) -> None:
         hold_out(config(graded), TrainData(str(graded)), show=False)
     with pytest.raises(ValueError, match="dev_share is 1, expected a share"):
         EmbedConfig(model="m", output_dir="run", train=[TrainData("x")], dev_share=1)
+
+
+def test_some_rows_of_a_large_dataset_are_held_out_where_there_is_no_dev_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(held_out, "FEWEST", 60)
+    path = write(tmp_path / "pairs.jsonl")
+    data = TrainData(str(path))
+    plain = EmbedConfig(model="m", output_dir="run", train=[data])
+    found = hold_out(plain, data, show=True)
+    assert found is not None
+    assert 0 < (~found.keep).sum() <= 12
+    assert "of 60 rows are held out as a dev set (--dev_share)" in capsys.readouterr().out
+    assert hold_out(replace(plain, dev_share=0.0), data, show=True) is None
+    assert hold_out(replace(plain, dev=[DevData("set")]), data, show=True) is None
+    assert hold_out(RerankConfig(model="m", output_dir="run", train=[data]), data, show=True) is None
+    monkeypatch.setattr(held_out, "FEWEST", 61)
+    assert hold_out(plain, data, show=True) is None
+    assert capsys.readouterr().out == ""
+
+
+def test_why_nothing_is_held_out_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(held_out, "FEWEST", 1)
+    path = write(tmp_path / "few.jsonl", 2)
+    plain = EmbedConfig(model="m", output_dir="run", train=[TrainData(str(path))])
+    assert hold_out(plain, plain.train[0], show=True) is None
+    assert "no rows are held out as a dev set" in capsys.readouterr().out
+    monkeypatch.setattr(held_out, "MOST", 1)
+    assert hold_out(plain, plain.train[0], show=True) is None
+    assert "there are more than 1; give a dev set with --dev" in capsys.readouterr().out
+    monkeypatch.setattr(held_out, "NEEDED", ("no_such_module",))
+    assert hold_out(plain, plain.train[0], show=True) is None
+    assert "that needs no_such_module, of the extra hygiene; or give a dev set" in capsys.readouterr().out

@@ -92,6 +92,7 @@ class EmbedConfig(TrainingConfig):
         matryoshka_weights: Weight of each of matryoshka_dims in the loss; by default 1.
         loss: The objective.
         refresh: Hard negatives mined again during training.
+        interpolate: With a dev set, move the weights in final/ back towards the base's where that is better on dev.
     """
 
     dev: list[DevData] = field(default_factory=list)
@@ -105,11 +106,12 @@ class EmbedConfig(TrainingConfig):
     matryoshka_weights: list[float] = field(default_factory=list)
     loss: LossConfig = LossConfig()
     refresh: RefreshConfig = RefreshConfig()
+    interpolate: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.batch_size >= 2, f"batch_size is {self.batch_size}; in-batch negatives need at least 2 queries")
-        require_dev_and_attention(self, bool(self.dev) or self.dev_share > 0, self.attn_implementation)
+        require_dev_and_attention(self, bool(self.dev or self.dev_share), self.attn_implementation)
         instructions = [*(each.instruction for each in self.train), *(each.instruction for each in self.dev)]
         require_prompts(self.query_prompt, self.document_prompt, [self.instruction, *instructions])
         require_at_least(0, self, "activation_memory")
@@ -143,6 +145,10 @@ class EmbedConfig(TrainingConfig):
             self.loss.distillation_weight == 0,
             "refresh.steps: mined negatives have no teacher scores; set loss.distillation_weight to 0",
         )
+
+    @property
+    def measures_by_default(self) -> bool:
+        return not self.dev
 
     @property
     def longest(self) -> int:

@@ -95,7 +95,7 @@ class RerankConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_dev_and_attention(self, bool(self.dev) or self.dev_share > 0, self.attn_implementation)
+        require_dev_and_attention(self, bool(self.dev or self.dev_share), self.attn_implementation)
         require(
             len(self.answers) in (0, 2), f"answers: {self.answers}, expected two words: for relevant and not relevant"
         )

@@ -32,7 +32,7 @@ class TrainingConfig:
         model: Directory or hub id of the model to adapt.
         output_dir: Folder of the run; must not exist, unless resume is true.
         train: Training datasets; on the command line also paths with commas between.
-        dev_share: Share of each training dataset to hold out as a dev set of its own; 0: none.
+        dev_share: Share of each training dataset to hold out as dev; 0: none; default: some of an embedder's.
         instruction: Task of the queries; by default the model's own.
         query_max_length: Longest query in tokens; longer ones are cut.
         document_max_length: Longest document in tokens; longer ones are cut.
@@ -73,7 +73,7 @@ class TrainingConfig:
     model: str
     output_dir: str
     train: list[TrainData]
-    dev_share: float = 0.0
+    dev_share: float | None = None
     instruction: str | None = None
     query_max_length: int = 512
     document_max_length: int = 512
@@ -118,8 +118,8 @@ class TrainingConfig:
         require_at_least(0, self, "weight_decay", "max_grad_norm", "dataloader_num_workers")
         require_at_least(0, self, "gradient_checkpointing_length")
         require(
-            0 <= self.dev_share < 1,
-            f"dev_share is {self.dev_share:g}, expected a share of the training data, 0 <= dev_share < 1",
+            0 <= (self.dev_share or 0.0) < 1,
+            f"dev_share is {self.dev_share}, expected a share of the training data, 0 <= dev_share < 1",
         )
         require_positive(self, "learning_rate", "num_train_epochs", "mixing_temperature")
         require(
@@ -137,6 +137,11 @@ class TrainingConfig:
             0 <= self.warmup_ratio < 1,
             f"warmup_ratio is {self.warmup_ratio:g}, expected a share of the steps, 0 <= warmup_ratio < 1",
         )
+
+    @property
+    def measures_by_default(self) -> bool:
+        """Whether some training data is held out as a dev set if nothing is said of it."""
+        return False
 
     @property
     def query_instruction(self) -> str | None:

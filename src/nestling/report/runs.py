@@ -11,7 +11,18 @@ from nestling.config import require
 from nestling.config.yaml_files import read_yaml
 from nestling.report.charts import Points
 from nestling.report.results import METRIC
-from nestling.run_files import CONFIG, LAUNCHES, METRICS, READ, DataRead, Results, read_data, read_metrics
+from nestling.run_files import (
+    CONFIG,
+    LAUNCHES,
+    METRICS,
+    READ,
+    DataRead,
+    Results,
+    evaluation_of_final,
+    read_data,
+    read_exported,
+    read_metrics,
+)
 
 # Metrics of a training step that are drawn, and the titles of their charts.
 CURVES = {
@@ -98,7 +109,7 @@ class RunRecord:
             return []
         return [
             DevScores(data, value, {name: (before[data][value][name], result) for name, result in after.items()})
-            for data, by_value in self.evaluations[step].items()
+            for data, by_value in evaluation_of_final(self.folder, step).items()
             for value, after in by_value.items()
         ]
 
@@ -108,12 +119,14 @@ class RunRecord:
         launch, last = self.launches[-1], self.steps[-1] if self.steps else {}
         git = launch.get("git") or {}
         commit = f"{git['commit'][:10]}{' with changes' if git['dirty'] else ''}" if git else None
+        exported = read_exported(self.folder)
         facts = {
             "model": self.settings.get("model"),
             "steps": f"{last['step']:,}" if last else None,
             "examples": f"{last['examples']:,}" if last else None,
             "tokens": f"{last['tokens']:,}" if last else None,
             "texts cut to the limit": f"{last['truncated']:,}" if last else None,
+            "share of the trained weights in final/": f"{exported.share:g}" if exported else None,
             "steps skipped": f"{last['skipped_steps']:,}" if last else None,
             "started": launch.get("started"),
             "launches": f"{len(self.launches):,}",

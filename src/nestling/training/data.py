@@ -33,7 +33,7 @@ def read_sources(
     """
     sources = []
     for data in config.train:
-        held_out = hold_out(config, data, show=show) if config.dev_share else None
+        held_out = hold_out(config, data, show=show)
         table = load_records(
             data.path,
             split=data.split,

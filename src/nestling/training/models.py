@@ -5,9 +5,11 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from nestling.backends import Backend, prepare
 from nestling.backends.optimizer import adamw
+from nestling.checkpoint.state import trainable_tensors
 from nestling.config import EmbedConfig, RerankConfig, require
 from nestling.gpu import computing_dtype
 from nestling.models.embedder import Embedder
@@ -85,6 +87,20 @@ def arguments(config: EmbedConfig | RerankConfig) -> dict[str, Any]:
         "attn_implementation": config.attn_implementation,
         "dropout": config.dropout,
         "cpu": config.use_cpu,
+    }
+
+
+def untrained_tensors(config: EmbedConfig, embedder: Embedder) -> dict[str, Tensor]:
+    """The `trainable_tensors` of an embedder in training as they were before it, on the CPU.
+
+    Those of adapters that add nothing: one of the two matrices is 0, as peft makes them.
+    """
+    if config.tuning == "full":
+        return trainable_tensors(load_embedder(replace(config, use_cpu=True, gradient_checkpointing_length=None)))
+    zero = (".lora_B.", ".lora_embedding_A.")
+    return {
+        name: torch.zeros_like(tensor) if any(each in f".{name}." for each in zero) else tensor
+        for name, tensor in trainable_tensors(embedder).items()
     }
 
 

@@ -28,7 +28,7 @@ from nestling.distributed.ranks import on_rank_zero, rank_and_world
 from nestling.export.gate import ExportError
 from nestling.gpu import synchronize
 from nestling.processes import ending_with_this
-from nestling.run_files import Results, evaluation_at
+from nestling.run_files import Results, evaluation_at, evaluation_of_final
 from nestling.training.dev_details import DevEvaluation, keep_evaluation
 from nestling.training.dev_results import evaluation_table, results_text
 from nestling.training.objectives import zero_loss_reasons
@@ -131,10 +131,7 @@ class Run:
         if self.state.step:  # the model as it came is there to compare with, not a checkpoint
             self.state.record_evaluation(fmean(by_value[max(by_value)]["nDCG@10"] for by_value in results.values()))
         if self.state.step == 0 or self.state.best_step == self.state.step:
-            evaluations = [each.with_details() for each in evaluations]
-            if self.main_rank:
-                about = {"model": self.config.model, "axis": self.axis}
-                keep_evaluation(self.folder.path, self.state.step, best_before, evaluations, **about)
+            self.keep(self.state.step, [each.with_details() for each in evaluations], best_before)
         self.progress.say(f"step {self.state.step}\n{evaluation_table(results, self.axis, self.first_stage)}")
 
     def report(self, learning_rate: float, figures: dict[str, float]) -> None:
@@ -199,11 +196,18 @@ class Run:
             f"more. {saved}. What this can come from:\n{reasons}"
         )
 
-    def export(self, write: Callable[[int], object], script: Path) -> None:
+    def export(
+        self,
+        write: Callable[[int], object],
+        script: Path,
+        between: Callable[[int], None] | None = None,
+    ) -> None:
         """Write final/ from the best checkpoint or the last, and print the results before and after.
 
         Args:
             write: Exports the model in memory, given its step; called on rank 0.
+            between: Given the step, leaves in the model what dev chooses between the base's and the trained weights;
+                called on all ranks if there are dev sets.
             script: scripts/export.py, which exports a checkpoint in a process of its own where the weights in memory
                 are quantised or sharded.
         """
@@ -216,9 +220,17 @@ class Run:
             if step != self.state.step:
                 with working(f"loading {checkpoint}", shown=self.main_rank):
                     restore_tensors(checkpoint, self.backend.model)
+            if between is not None and best is not None:
+                between(step)
             on_rank_zero(lambda: self._export_here(write, step, f"{script.parent.name}/{script.name}"))
         if self.main_rank:
             self._print_results(step)
+
+    def keep(self, step: int, evaluations: list[DevEvaluation], best_before: int | None = None) -> None:
+        """Leave details of an evaluation for the page of the run."""
+        if self.main_rank:
+            about = {"model": self.config.model, "axis": self.axis}
+            keep_evaluation(self.folder.path, step, best_before, evaluations, **about)
 
     def _export_here(self, write: Callable[[int], object], step: int, script: str) -> None:
         try:
@@ -231,7 +243,7 @@ class Run:
             raise WriteError(error.errno, f"{error}; checkpoints are intact: --resume true writes it later") from error
 
     def _print_results(self, step: int) -> None:
-        before, after = (evaluation_at(self.folder.metrics, each) for each in (0, step))
+        before, after = evaluation_at(self.folder.metrics, 0), evaluation_of_final(self.folder.path, step)
         print(results_text(before, after, self.axis, self.first_stage))
         print(f"{self.folder.final} holds the model of step {step}")
 
