@@ -202,6 +202,7 @@ def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dic
         temperature=loss.temperature,
         terms=terms_of(loss, batch.in_batch_negatives),
         score_margin=loss.score_margin,
+        mask_document_document=loss.mask_document_document,
         mask_hard_negatives=loss.mask_hard_negatives,
         mask_identity=loss.mask_identity,
         **nested,

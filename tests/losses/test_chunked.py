@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nestling.losses import chunked, reference, row_blocks
-from nestling.losses.negatives import BatchStructure, Terms
+from nestling.losses.negatives import BatchStructure, DocumentMask, Terms
 from small_batches import Batch, random_batch, tuples
 
 
@@ -35,6 +35,7 @@ switches = st.booleans()
     few_texts=switches,
     terms=st.builds(Terms, switches, switches, switches, switches, switches),
     score_margin=st.sampled_from([None, -0.1, 0.1, 0.4]),  # not 0: equal texts would tie with the threshold
+    mask_document_document=st.sampled_from(["query", "positive", "none"]),
     mask_hard_negatives=switches,
     mask_identity=switches,
     temperature=st.sampled_from([0.01, 0.05, 0.5]),
@@ -112,6 +113,20 @@ def test_a_hard_negative_far_above_the_positive(dtype: torch.dtype) -> None:
     assert expected[0].item() == pytest.approx(200, rel=1e-5)
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("rule", ["query", "none"])
+def test_a_document_near_the_positive_that_the_query_does_not_mask(rule: DocumentMask) -> None:
+    """The other row's document equals the positive, 200 above the positive's own score, and the query scores it low."""
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    documents = torch.tensor([[-1.0, 1e-3], [-1.0, 0.0]], requires_grad=True)
+    batch = Batch(queries, documents, tuples(2, 0))
+    arguments: dict[str, Any] = {"mask_document_document": rule, "mask_hard_negatives": True, "mask_identity": False}
+    expected = evaluate(reference.info_nce, batch, temperature=0.01, dims=[2], **arguments)
+    actual = evaluate(chunked.info_nce, batch, temperature=0.01, dims=[2], **arguments)
+    assert expected[0].item() == pytest.approx(150, rel=0.01)  # 200 of the first row, 100 of the second
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)  # of gradients up to 50
 
 
 @pytest.mark.parametrize("length", [1e-4, 1e3, 1e6])

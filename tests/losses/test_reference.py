@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nestling.losses import chunked
 from nestling.losses.matryoshka import weighted_dims
-from nestling.losses.negatives import BatchStructure, Terms
+from nestling.losses.negatives import BatchStructure, DocumentMask, Terms
 from nestling.losses.reference import info_nce
 from small_batches import Batch, cosine, random_batch, tuples
 
@@ -30,6 +30,9 @@ SWITCHES: list[dict[str, Any]] = [
     {"terms": Terms(other_hard_negatives=False)},
     {"terms": Terms(query_document=False, query_query=False, document_document=False), "mask_hard_negatives": True},
     {"terms": Terms(hard_negatives=False, query_document=False), "score_margin": None},
+    {"mask_document_document": "query", "mask_hard_negatives": True},
+    {"mask_document_document": "query", "score_margin": 0.0, "terms": Terms(query_document=False)},
+    {"mask_document_document": "none", "score_margin": -0.2},
     {"dim_weights": [0.5, 2.0, 1.25]},
 ]
 
@@ -42,6 +45,7 @@ def literal(
     dim_weights: list[float] | None = None,
     terms: Terms = Terms(),
     score_margin: float | None = 0.1,
+    mask_document_document: DocumentMask = "positive",
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
 ) -> Tensor:
@@ -73,7 +77,8 @@ def literal(
                         z = z + m(score) * torch.exp(score / temperature)
                     if terms.document_document:
                         score = cosine(d[plus], d[j])
-                        z = z + m(score) * torch.exp(score / temperature)
+                        masks = {"query": m(cosine(q[i], d[j])), "positive": m(score), "none": 1}
+                        z = z + masks[mask_document_document] * torch.exp(score / temperature)
             for j in range(len(q)):
                 own_texts = [structure.document_text[k].item() for k in range(len(d)) if structure.owner[k] == j]
                 negative = [structure.is_negative[k].item() for k in range(len(d)) if structure.owner[k] == j]

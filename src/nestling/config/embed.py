@@ -10,6 +10,7 @@ from nestling.config.datasets import DevData
 from nestling.config.prompts import require_prompts
 from nestling.config.training import TrainingConfig, require_dev_and_attention
 
+DocumentMask = Literal["query", "positive", "none"]
 Term = Literal["query_document", "query_query", "document_document"]
 
 
@@ -22,6 +23,7 @@ class LossConfig:
         terms: In-batch negatives: other documents and other queries for the query, other documents for its positive.
         other_hard_negatives: Whether the hard negatives of other rows are among those documents.
         score_margin: Mask a negative that scores above the positive by more than this; null: mask none.
+        mask_document_document: Whose score of a document masks it in document_document; query: as in Qwen3's report.
         mask_hard_negatives: Whether that mask applies to a row's own hard negatives too.
         mask_identity: Mask known positives and equal queries by their text.
         distillation_weight: Weight of the KL term towards the teacher scores of the data; 0: no such term.
@@ -33,6 +35,7 @@ class LossConfig:
     terms: list[Term] = field(default_factory=lambda: ["query_document", "query_query", "document_document"])
     other_hard_negatives: bool = True
     score_margin: float | None = 0.1
+    mask_document_document: DocumentMask = "positive"
     mask_hard_negatives: bool = False
     mask_identity: bool = True
     distillation_weight: float = 0.0

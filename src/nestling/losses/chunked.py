@@ -26,7 +26,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nestling.losses.matryoshka import NORM_FLOOR, weighted_dims
-from nestling.losses.negatives import ALL_TERMS, BatchStructure, NegativeMasks, Terms, hard_negatives_of_queries
+from nestling.losses.negatives import (
+    ALL_TERMS,
+    BatchStructure,
+    DocumentMask,
+    NegativeMasks,
+    Terms,
+    hard_negatives_of_queries,
+)
 from nestling.losses.numerics import check_temperature, loss_dtype
 from nestling.losses.row_blocks import LN2, Anchor, Objective, RowBlock, block_rows
 
@@ -44,6 +51,7 @@ def info_nce(
     dim_weights: Sequence[float] | None = None,
     terms: Terms = ALL_TERMS,
     score_margin: float | None = 0.1,
+    mask_document_document: DocumentMask = "positive",
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
 ) -> Tensor:
@@ -56,6 +64,7 @@ def info_nce(
         temperature=temperature,
         terms=terms,
         score_margin=score_margin,
+        mask_document_document=mask_document_document,
         mask_hard_negatives=mask_hard_negatives,
     )
     dtype = loss_dtype(queries)
@@ -149,9 +158,9 @@ class ChunkedLoss:
         if self.objective.terms.document_document:
             columns = slice(self.with_query, self.with_query + self.n)
             anchors.append(self._anchor(structure.positive[rows], columns, self.n))
-        self._mask(rows, products)
+        only_mask = self._mask(rows, products)
         weight = structure.weight[rows, None].to(products.dtype)
-        return RowBlock(anchors, weight, self._exempt(rows), products, scores, coefficients)
+        return RowBlock(anchors, weight, self._exempt(rows), only_mask, products, scores, coefficients)
 
     def _anchor(self, texts: Tensor, columns: slice, compared: int) -> Anchor:
         scale = (self.inverse[:, texts] / (self.objective.temperature * LN2)).unsqueeze(2)
@@ -165,17 +174,22 @@ class ChunkedLoss:
         own = self.hard_negatives[self.objective.structure.query[rows]]
         return torch.cat([positive, torch.where(own < 0, positive, own)], dim=1)
 
-    def _mask(self, rows: slice, products: Tensor) -> None:
-        """Initialise the products: 0 for the positive and for negatives, MASKED for all other texts."""
+    def _mask(self, rows: slice, products: Tensor) -> Tensor | None:
+        """Initialise the products: 0 where the score is used, MASKED elsewhere; returns `RowBlock.only_mask`."""
         terms = self.objective.terms
         from_query, queries, from_positive = self.objective.negatives.allowed(rows)
         from_query.scatter_(1, self.objective.structure.positive[rows].unsqueeze(1), True)
+        only_mask = None
+        if self.objective.masks_by_query and not terms.query_document:
+            only_mask = (from_positive & ~from_query).to(products.dtype)
+            from_query |= from_positive
         masks = [from_query]
         if terms.query_query:
             masks.append(queries)
         if terms.document_document:
             masks.append(from_positive)
         products.copy_(torch.cat(masks, dim=1)).sub_(1).mul_(-MASKED)
+        return only_mask
 
     def _losses(self, block: RowBlock) -> Tensor:
         """Weighted losses of the block's rows, [C]; adds their gradient to `gradient`."""
@@ -198,9 +212,7 @@ class ChunkedLoss:
         positive = block.exempt[:, :1]
         target = scores.gather(1, positive)  # [C, 1]
         if self.objective.margin_bits is not None:
-            # 1 or 0 as floats: comparing and adding these is several times faster than a bool mask and masked_fill.
-            above = torch.gt(scores, target + self.objective.margin_bits, out=weights)
-            scores.add_(above.scatter_(1, block.exempt, 0), alpha=MASKED)
+            self._mask_scores(block, target + self.objective.margin_bits, weights)
         shift = target if self.objective.bounded else scores.amax(dim=1, keepdim=True)
         torch.sub(scores, shift, out=weights).exp2_().scatter_(1, positive, 0)
         total = weights.sum(dim=1, keepdim=True)  # of the negatives, in units of 2^shift
@@ -212,6 +224,18 @@ class ChunkedLoss:
             scores.mul_(weights)
             self._differentiate(p, block, LN2 * weight / (1 + partition))
         return weight * (torch.log1p(partition) - below)
+
+    def _mask_scores(self, block: RowBlock, threshold: Tensor, buffer: Tensor) -> None:
+        """Mask the scores above the threshold [C, 1] in place; the buffer [C, M] is overwritten."""
+        scores, own_score = block.scores, self.objective.mask_document_document == "positive"
+        masked = slice(0, None if own_score else self.with_query)
+        # 1 or 0 as floats: comparing and adding these is several times faster than a bool mask and masked_fill.
+        above = torch.gt(scores[:, masked], threshold, out=buffer[:, masked]).scatter_(1, block.exempt, 0)
+        scores[:, masked].add_(above, alpha=MASKED)
+        if self.objective.masks_by_query:
+            scores[:, self.with_query :].add_(above[:, : self.n], alpha=MASKED)
+        if block.only_mask is not None:
+            scores[:, : self.n].add_(block.only_mask, alpha=MASKED)
 
     def _differentiate(self, p: int, block: RowBlock, factor: Tensor) -> None:
         """Turn weights into coefficients C^p and add up u^p; both still lack `factor` [C, 1], one for each row."""

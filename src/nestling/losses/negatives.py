@@ -5,9 +5,13 @@ P known positives of a query, U distinct texts among the documents.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+# Whose score of a document decides whether the mask by scores hits it where it is compared with the positive.
+DocumentMask = Literal["query", "positive", "none"]
 
 
 @dataclass(frozen=True)
