@@ -29,7 +29,7 @@ from nestling.export.embedder import export_embedder
 from nestling.losses.chunked import info_nce
 from nestling.losses.cosent import cosent
 from nestling.losses.distillation import distillation
-from nestling.losses.negatives import Terms
+from nestling.losses.negatives import Hardness, Terms
 from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
 from nestling.mining.refresh_schedule import Refresher
 from nestling.models.embedder import Embedder
@@ -205,6 +205,7 @@ def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dic
         mask_document_document=loss.mask_document_document,
         mask_hard_negatives=loss.mask_hard_negatives,
         mask_identity=loss.mask_identity,
+        hardness=hardness_of(loss),
         **nested,
     )
     if batch.group is not None and batch.teacher is not None:
@@ -229,6 +230,14 @@ def terms_of(loss: LossConfig, in_batch: bool) -> Terms:
         document_document="document_document" in loss.terms and in_batch,
         other_hard_negatives=loss.other_hard_negatives,
     )
+
+
+def hardness_of(loss: LossConfig) -> Hardness:
+    hard_negatives, in_batch_negatives = (
+        loss.hardness_strength if loss.hardness_mode in (each, "all_negatives") else 0.0
+        for each in ("hard_negatives", "in_batch_negatives")
+    )
+    return Hardness(hard_negatives, in_batch_negatives)
 
 
 class Nested(TypedDict):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nestling.losses import chunked, reference, row_blocks
-from nestling.losses.negatives import BatchStructure, DocumentMask, Terms
+from nestling.losses.negatives import BatchStructure, DocumentMask, Hardness, Terms
 from small_batches import Batch, random_batch, tuples
 
 
@@ -38,6 +38,7 @@ switches = st.booleans()
     mask_document_document=st.sampled_from(["query", "positive", "none"]),
     mask_hard_negatives=switches,
     mask_identity=switches,
+    hardness=st.sampled_from([Hardness(), Hardness(5), Hardness(0, 9), Hardness(9, 9)]),
     temperature=st.sampled_from([0.01, 0.05, 0.5]),
     dims=st.sampled_from([[12], [3, 12, 7], [1, 2], [8, 4]]),
 )
@@ -127,6 +128,15 @@ def test_a_document_near_the_positive_that_the_query_does_not_mask(rule: Documen
     assert expected[0].item() == pytest.approx(150, rel=0.01)  # 200 of the first row, 100 of the second
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)  # of gradients up to 50
+
+
+@pytest.mark.parametrize("hardness", [Hardness(30, 30), Hardness(2000, 0)], ids=str)
+def test_hardness_that_no_float32_holds_unshifted(hardness: Hardness) -> None:
+    batch = pairs(torch.float32, size=8)
+    arguments: dict[str, Any] = {"temperature": 0.05, "dims": [96], "mask_hard_negatives": True, "hardness": hardness}
+    expected = evaluate(reference.info_nce, batch, **arguments)
+    for ours, theirs in zip(evaluate(chunked.info_nce, batch, **arguments), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [1e-4, 1e3, 1e6])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nestling.losses import chunked
 from nestling.losses.matryoshka import weighted_dims
-from nestling.losses.negatives import BatchStructure, DocumentMask, Terms
+from nestling.losses.negatives import NO_HARDNESS, BatchStructure, DocumentMask, Hardness, Terms
 from nestling.losses.reference import info_nce
 from small_batches import Batch, cosine, random_batch, tuples
 
@@ -33,6 +33,9 @@ SWITCHES: list[dict[str, Any]] = [
     {"mask_document_document": "query", "mask_hard_negatives": True},
     {"mask_document_document": "query", "score_margin": 0.0, "terms": Terms(query_document=False)},
     {"mask_document_document": "none", "score_margin": -0.2},
+    {"hardness": Hardness(hard_negatives=5)},
+    {"hardness": Hardness(in_batch_negatives=9), "mask_hard_negatives": True},
+    {"hardness": Hardness(3, 2), "score_margin": None, "mask_identity": False},
     {"dim_weights": [0.5, 2.0, 1.25]},
 ]
 
@@ -48,6 +51,7 @@ def literal(
     mask_document_document: DocumentMask = "positive",
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
+    hardness: Hardness = NO_HARDNESS,
 ) -> Tensor:
     """Eq. 1 written out: one (query, positive) pair, one dimension and one text at a time."""
     structure = batch.structure
@@ -70,11 +74,13 @@ def literal(
                 if structure.owner[j] == i:
                     if structure.is_negative[j] and terms.hard_negatives:
                         score = cosine(q[i], d[j])
-                        z = z + (m(score) if mask_hard_negatives else 1) * torch.exp(score / temperature)
+                        weight_of = torch.exp(hardness.hard_negatives * score.detach())
+                        z = z + (m(score) if mask_hard_negatives else 1) * weight_of * torch.exp(score / temperature)
                 elif terms.other_hard_negatives or not structure.is_negative[j]:
                     if terms.query_document:
                         score = cosine(q[i], d[j])
-                        z = z + m(score) * torch.exp(score / temperature)
+                        weight_of = torch.exp(hardness.in_batch_negatives * score.detach())
+                        z = z + m(score) * weight_of * torch.exp(score / temperature)
                     if terms.document_document:
                         score = cosine(d[plus], d[j])
                         masks = {"query": m(cosine(q[i], d[j])), "positive": m(score), "none": 1}
@@ -109,22 +115,37 @@ def test_equals_the_formula_written_as_loops(switches: dict[str, Any]) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+HARDNESS = {
+    None: Hardness(),
+    "hard_negatives": Hardness(5, 0),
+    "in_batch_negatives": Hardness(0, 5),
+    "all_negatives": Hardness(5, 5),
+}
+
+
 @FORMS
-@pytest.mark.parametrize("negatives", [0, 2])
-def test_equals_sentence_transformers_where_the_definitions_coincide(loss: Any, negatives: int) -> None:
+@pytest.mark.parametrize(("negatives", "mode"), [(0, None), *((2, mode) for mode in HARDNESS)])
+def test_equals_sentence_transformers_where_the_definitions_coincide(loss: Any, negatives: int, mode: Any) -> None:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     random = torch.Generator().manual_seed(3)
     queries = torch.randn(6, 10, generator=random, dtype=torch.float64, requires_grad=True)
     documents = torch.randn(6 * (1 + negatives), 10, generator=random, dtype=torch.float64, requires_grad=True)
     directions = ("query_to_doc", "query_to_query", "doc_to_doc")
-    peer = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20.0, directions=directions)  # type: ignore[arg-type]
+    peer = MultipleNegativesRankingLoss(
+        torch.nn.Identity(),  # type: ignore[arg-type]
+        scale=20.0,
+        directions=directions,
+        hardness_mode=mode,
+        hardness_strength=5.0,
+    )
     expected = sum(
         peer.compute_loss_from_embeddings([queries[:, :dim], *documents[:, :dim].split(6)], torch.empty(0))
         for dim in (10, 4)
     )
     structure = replace(tuples(6, negatives), weight=torch.full((6,), 1 / 6, dtype=torch.float64))
-    actual = loss(queries, documents, structure, temperature=0.05, dims=[4, 10], score_margin=None, mask_identity=False)
+    masks = {"score_margin": None, "mask_identity": False}
+    actual = loss(queries, documents, structure, temperature=0.05, dims=[4, 10], hardness=HARDNESS[mode], **masks)
     batch = Batch(queries, documents, structure)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     for ours, theirs in zip(gradients(actual, batch), gradients(expected, batch), strict=True):

@@ -9,9 +9,10 @@ prefixes; slice p is the coordinates that prefix p has and prefix p - 1 has not.
 For raw texts a, b with inverse norms r^p of their prefixes and weights w_p, a block of rows takes these steps:
 1. Products grow slice by slice, G^p = G^{p-1} + A_p B_p^T, one full product for all prefixes; scores
    T^p = r_a r_b G^p / tau.
-2. Row losses log(Z / e^{T+}), shifted by the positive's or the greatest score; then the gradient with respect to T^p is
-   W^p = w_p weight e^{T^p} / Z for negatives, and for the positive minus their sum. Scores are held in bits,
-   T^p / ln 2, because torch has a vectorised exp2 that is not slow where masked scores underflow.
+2. Row losses log(Z / e^{T+}), negatives of Z with their hardness weights h, shifted by the positive's or the greatest
+   score; then the gradient with respect to T^p is W^p = w_p weight h e^{T^p} / Z for negatives, and for the positive
+   minus their sum. Scores are held in bits, T^p / ln 2, because torch has a vectorised exp2 that is not slow where
+   masked scores underflow.
 3. Coefficients C^p = W^p r_a r_b / tau; slice b of the texts needs E^b = sum over p >= b of C^p: dA_b = E^b B_b,
    dB_b = (E^b)^T A_b, one full product each.
 4. The norms: u^p = sums of W^p T^p over rows and over columns; at the end dx_b -= sum over p >= b of u^p (r^p)^2 x_b.
@@ -28,8 +29,10 @@ from torch.autograd.function import once_differentiable
 from nestling.losses.matryoshka import NORM_FLOOR, weighted_dims
 from nestling.losses.negatives import (
     ALL_TERMS,
+    NO_HARDNESS,
     BatchStructure,
     DocumentMask,
+    Hardness,
     NegativeMasks,
     Terms,
     hard_negatives_of_queries,
@@ -54,6 +57,7 @@ def info_nce(
     mask_document_document: DocumentMask = "positive",
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
+    hardness: Hardness = NO_HARDNESS,
 ) -> Tensor:
     """`nestling.losses.reference.info_nce`, which documents arguments, value and errors."""
     check_temperature(temperature)
@@ -66,6 +70,7 @@ def info_nce(
         score_margin=score_margin,
         mask_document_document=mask_document_document,
         mask_hard_negatives=mask_hard_negatives,
+        hardness=hardness,
     )
     dtype = loss_dtype(queries)
     queries, documents = queries.to(dtype), documents.to(dtype)
@@ -160,19 +165,14 @@ class ChunkedLoss:
             anchors.append(self._anchor(structure.positive[rows], columns, self.n))
         only_mask = self._mask(rows, products)
         weight = structure.weight[rows, None].to(products.dtype)
-        return RowBlock(anchors, weight, self._exempt(rows), only_mask, products, scores, coefficients)
+        positive, own = structure.positive[rows, None], self.hard_negatives[structure.query[rows]]
+        own = torch.where(own < 0, positive, own)
+        exempt = positive if self.objective.mask_hard_negatives else torch.cat([positive, own], dim=1)
+        return RowBlock(anchors, weight, own, exempt, only_mask, products, scores, coefficients)
 
     def _anchor(self, texts: Tensor, columns: slice, compared: int) -> Anchor:
         scale = (self.inverse[:, texts] / (self.objective.temperature * LN2)).unsqueeze(2)
         return Anchor(texts, self.texts[texts], scale, columns, compared)
-
-    def _exempt(self, rows: slice) -> Tensor:
-        """[C, 1] or [C, 1 + H] int64, the columns that the mask by scores must not mask."""
-        positive = self.objective.structure.positive[rows, None]
-        if self.objective.mask_hard_negatives:
-            return positive
-        own = self.hard_negatives[self.objective.structure.query[rows]]
-        return torch.cat([positive, torch.where(own < 0, positive, own)], dim=1)
 
     def _mask(self, rows: slice, products: Tensor) -> Tensor | None:
         """Initialise the products: 0 where the score is used, MASKED elsewhere; returns `RowBlock.only_mask`."""
@@ -213,8 +213,9 @@ class ChunkedLoss:
         target = scores.gather(1, positive)  # [C, 1]
         if self.objective.margin_bits is not None:
             self._mask_scores(block, target + self.objective.margin_bits, weights)
-        shift = target if self.objective.bounded else scores.amax(dim=1, keepdim=True)
-        torch.sub(scores, shift, out=weights).exp2_().scatter_(1, positive, 0)
+        logits = self._logits(block, target, weights)
+        shift = target if self.objective.bounded else logits.amax(dim=1, keepdim=True)
+        torch.sub(logits, shift, out=weights).exp2_().scatter_(1, positive, 0)
         total = weights.sum(dim=1, keepdim=True)  # of the negatives, in units of 2^shift
         below = (target - shift) * LN2
         partition = total + torch.expm1(below)  # Z - 1 in these units: small losses keep their digits
@@ -236,6 +237,16 @@ class ChunkedLoss:
             scores[:, self.with_query :].add_(above[:, : self.n], alpha=MASKED)
         if block.only_mask is not None:
             scores[:, : self.n].add_(block.only_mask, alpha=MASKED)
+
+    def _logits(self, block: RowBlock, target: Tensor, buffer: Tensor) -> Tensor:
+        """[C, M] scores with what hardness adds to those of documents with the query, in the buffer if it adds any."""
+        scores, hardness = block.scores, self.objective.hardness
+        if hardness == NO_HARDNESS:
+            return scores
+        own = scores.gather(1, block.hard_negatives) * (1 + hardness.hard_negatives * self.objective.temperature)
+        logits = buffer.copy_(scores)
+        logits[:, : self.n].mul_(1 + hardness.in_batch_negatives * self.objective.temperature)
+        return logits.scatter_(1, block.hard_negatives, own).scatter_(1, block.exempt[:, :1], target)
 
     def _differentiate(self, p: int, block: RowBlock, factor: Tensor) -> None:
         """Turn weights into coefficients C^p and add up u^p; both still lack `factor` [C, 1], one for each row."""

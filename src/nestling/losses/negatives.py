@@ -37,6 +37,22 @@ ALL_TERMS = Terms()
 
 
 @dataclass(frozen=True)
+class Hardness:
+    """Hardness weights: alpha of e^{alpha sg(s)}, by which a negative document of a query counts more, s its cosine.
+
+    Args:
+        hard_negatives: alpha of the query's own hard negatives (5 in EmbeddingGemma, https://arxiv.org/abs/2509.20354).
+        in_batch_negatives: alpha of the documents of other queries (9 in LLaVE, https://arxiv.org/abs/2503.04812).
+    """
+
+    hard_negatives: float = 0.0
+    in_batch_negatives: float = 0.0
+
+
+NO_HARDNESS = Hardness()
+
+
+@dataclass(frozen=True)
 class BatchStructure:
     """Which documents of the global batch belong to which query, and the (query, positive) pairs of this rank.
 

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from nestling.losses.matryoshka import normalize_prefix, weighted_dims
-from nestling.losses.negatives import ALL_TERMS, BatchStructure, DocumentMask, NegativeMasks, Terms
+from nestling.losses.negatives import (
+    ALL_TERMS,
+    NO_HARDNESS,
+    BatchStructure,
+    DocumentMask,
+    Hardness,
+    NegativeMasks,
+    Terms,
+)
 from nestling.losses.numerics import check_temperature, loss_dtype
 
 
@@ -31,6 +39,7 @@ def info_nce(
     mask_document_document: DocumentMask = "positive",
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
+    hardness: Hardness = NO_HARDNESS,
 ) -> Tensor:
     """The contrastive loss of Qwen3 Embedding (https://arxiv.org/abs/2506.05176, Eq. 1).
 
@@ -56,6 +65,8 @@ def info_nce(
         mask_hard_negatives: Whether `score_margin` applies to the query's own hard negatives, too.
         mask_identity: m = 0 for documents equal to a known positive of the query, for queries equal to the query, and
             for queries that have one of its known positives.
+        hardness: Adds alpha s(q_i,d) to the logits of negative documents that are compared with the query, where s is a
+            constant to the gradient.
 
     Returns:
         Scalar, float32 or float64: the weighted sum over the pairs of this rank and over `dims`.
@@ -70,6 +81,9 @@ def info_nce(
     exempt = torch.zeros_like(allowed)
     if not mask_hard_negatives:
         exempt[:, : documents.shape[0]] = masks.own_hard_negatives(slice(None))
+    alpha = torch.zeros_like(allowed, dtype=loss_dtype(queries))
+    alpha[:, : documents.shape[0]] = hardness.in_batch_negatives
+    alpha[:, : documents.shape[0]][masks.own_hard_negatives(slice(None))] = hardness.hard_negatives
     loss = queries.new_zeros((), dtype=loss_dtype(queries))
     with torch.autocast(queries.device.type, enabled=False):
         for dim, dim_weight in prefixes:
@@ -82,7 +96,8 @@ def info_nce(
             by = {"query": from_query, "positive": from_positive, "none": never}[mask_document_document]
             masked_by = torch.cat([from_query, queries_of_query, by], dim=1)
             kept = allowed if score_margin is None else allowed & (exempt | (masked_by <= target + score_margin))
-            logits = torch.cat([target, scores.masked_fill(~kept, -torch.inf)], dim=1) / temperature
+            negatives = (scores / temperature + alpha * scores.detach()).masked_fill(~kept, -torch.inf)
+            logits = torch.cat([target / temperature, negatives], dim=1)
             row_losses = torch.logsumexp(logits, dim=1) - logits[:, 0]
             loss = loss + dim_weight * (structure.weight * row_losses).sum()
     return loss

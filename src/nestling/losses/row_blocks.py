@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nestling.losses.negatives import BatchStructure, DocumentMask, NegativeMasks, Terms
+from nestling.losses.negatives import BatchStructure, DocumentMask, Hardness, NegativeMasks, Terms
 
 # Fewer rows make thin matrix products and many small operations, whose threads wait for each other; more take memory.
 BLOCK_ROWS = 128
@@ -34,6 +34,7 @@ class Objective:
     score_margin: float | None
     mask_document_document: DocumentMask
     mask_hard_negatives: bool
+    hardness: Hardness
 
     @property
     def bounded(self) -> bool:
@@ -41,7 +42,8 @@ class Objective:
         unmasked = (self.terms.hard_negatives and not self.mask_hard_negatives) or (
             self.terms.document_document and self.mask_document_document != "positive"
         )
-        return self.margin_bits is not None and not unmasked and self.margin_bits <= SAFE_BITS
+        hardness = max(self.hardness.hard_negatives, self.hardness.in_batch_negatives) / LN2  # of a cosine of 1
+        return self.margin_bits is not None and not unmasked and self.margin_bits + hardness <= SAFE_BITS
 
     @property
     def masks_by_query(self) -> bool:
@@ -81,7 +83,8 @@ class RowBlock:
     Args:
         anchors: The rows' queries and, if documents are compared with them, their positives.
         weight: [C, 1] weight of each row in the loss.
-        exempt: [C, 1 + H] int64, columns that the mask by scores must not mask; the first is the positive's.
+        hard_negatives: [C, H] int64, columns of the query's own hard negatives, padded with that of the positive.
+        exempt: [C, 1] or [C, 1 + H] int64, columns that the mask by scores must not mask; the first is the positive's.
         products: [C, M], G of the current prefix.
         scores: [C, M], T of the current prefix in bits, then weights x scores.
         only_mask: [C, N], 1 for documents whose score with the query counts nowhere, but masks them where they are
@@ -92,6 +95,7 @@ class RowBlock:
 
     anchors: list[Anchor]
     weight: Tensor
+    hard_negatives: Tensor
     exempt: Tensor
     only_mask: Tensor | None
     products: Tensor
