@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nestling.losses import chunked, reference, row_blocks
 from nestling.losses.negatives import BatchStructure, DocumentMask, Hardness, Terms
-from small_batches import Batch, random_batch, tuples
+from small_batches import Batch, random_batch, random_guide, tuples
 
 
 def evaluate(loss: Any, batch: Batch, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,18 +39,37 @@ switches = st.booleans()
     mask_hard_negatives=switches,
     mask_identity=switches,
     hardness=st.sampled_from([Hardness(), Hardness(5), Hardness(0, 9), Hardness(9, 9)]),
+    guided=st.sampled_from([None, (0.0, False), (0.2, False), (-0.5, True)]),
     temperature=st.sampled_from([0.01, 0.05, 0.5]),
     dims=st.sampled_from([[12], [3, 12, 7], [1, 2], [8, 4]]),
 )
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_equals_the_reference_in_float64(
-    seed: int, size: int, few_texts: bool, temperature: float, dims: list[int], **arguments: Any
+    seed: int,
+    size: int,
+    few_texts: bool,
+    temperature: float,
+    dims: list[int],
+    guided: tuple[float, bool] | None,
+    **arguments: Any,
 ) -> None:
     batch = random_batch(seed, size=size, texts=8 if few_texts else 500)
+    arguments["guide"] = None if guided is None else random_guide(batch, *guided)
     arguments |= {"temperature": temperature, "dims": dims, "dim_weights": [0.5, 2.0, 1.0][: len(dims)]}
     expected = evaluate(reference.info_nce, batch, **arguments)
     actual = evaluate(chunked.info_nce, batch, **arguments)
     for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_guide_in_blocks_of_rows() -> None:
+    batch = random_batch(11, size=10, texts=30)
+    arguments: dict[str, Any] = {"temperature": 0.05, "dims": [4, 12], "guide": random_guide(batch, 0.1, False)}
+    arguments["mask_document_document"] = "query"
+    expected = evaluate(reference.info_nce, batch, **arguments)
+    assert expected[0] != evaluate(reference.info_nce, batch, **arguments | {"guide": None})[0]
+    for ours, theirs in zip(evaluate(chunked.info_nce, batch, **arguments), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 

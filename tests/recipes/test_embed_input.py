@@ -120,6 +120,12 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             {"loss.hardness_mode": "in_batch_negatives", "loss.hardness_strength": 9, "loss.terms": "query_query"},
             "loss.hardness_mode: in_batch_negatives weights the term query_document, which loss.terms lacks",
         ),
+        ({"loss.guide_margin": 0.1}, "loss.guide_margin and loss.guide_margin_strategy are of a guide, and loss.guide"),
+        ({"loss.guide": "no/such-model"}, "model no/such-model: not a directory with a config.json, and no id that"),
+        (
+            {"loss.guide": "m", "refresh.steps": 10},
+            "refresh.steps: loss.guide encodes the documents of the data before training; set loss.guide to null",
+        ),
         (
             {"loss.distillation_weight": 1.0},
             "loss.distillation_weight needs teacher scores, and no dataset has",

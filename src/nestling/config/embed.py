@@ -29,6 +29,9 @@ class LossConfig:
         mask_identity: Mask known positives and equal queries by their text.
         hardness_mode: Negatives to which hardness_strength * cosine is added, as in sentence-transformers; null: none.
         hardness_strength: 5 in EmbeddingGemma, of hard_negatives; 9 in LLaVE, of in_batch_negatives.
+        guide: Model whose cosines mask false negatives, as in sentence-transformers' GISTEmbedLoss; null: none.
+        guide_margin: Mask what it scores above the positive less this.
+        guide_margin_strategy: Whether that is a difference of cosines, or a fraction of the positive's.
         distillation_weight: Weight of the KL term towards the teacher scores of the data; 0: no such term.
         teacher_temperature: Divides the teacher scores.
         graded_temperature: Temperature of CoSENT, the loss of graded pairs.
@@ -43,6 +46,9 @@ class LossConfig:
     mask_identity: bool = True
     hardness_mode: HardnessMode | None = None
     hardness_strength: float = 0.0
+    guide: str | None = None
+    guide_margin: float = 0.0
+    guide_margin_strategy: Literal["absolute", "relative"] = "absolute"
     distillation_weight: float = 0.0
     teacher_temperature: float = 1.0
     graded_temperature: float = 0.05
@@ -59,6 +65,14 @@ class LossConfig:
         )
         require(len(set(self.terms)) == len(self.terms), f"loss.terms: {self.terms}, expected each term once")
         self._check_hardness()
+        self._check_guide()
+
+    def _check_guide(self) -> None:
+        require(-2 <= self.guide_margin <= 2, f"loss.guide_margin is {self.guide_margin:g}, expected -2 to 2")
+        require(
+            self.guide is not None or (self.guide_margin == 0 and self.guide_margin_strategy == "absolute"),
+            "loss.guide_margin and loss.guide_margin_strategy are of a guide, and loss.guide names none",
+        )
 
     def _check_hardness(self) -> None:
         require(
@@ -162,6 +176,10 @@ class EmbedConfig(TrainingConfig):
             1 <= self.num_negatives <= self.refresh.among,
             f"num_negatives is {self.num_negatives}, and refresh.among {self.refresh.among}: a refresh draws negatives "
             "among so many; expected 1 to that number",
+        )
+        require(
+            self.loss.guide is None,
+            "refresh.steps: loss.guide encodes the documents of the data before training; set loss.guide to null",
         )
         require(
             self.loss.distillation_weight == 0,

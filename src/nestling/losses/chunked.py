@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nestling.losses.guide import Guide
 from nestling.losses.matryoshka import NORM_FLOOR, weighted_dims
 from nestling.losses.negatives import (
     ALL_TERMS,
@@ -58,12 +59,13 @@ def info_nce(
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
     hardness: Hardness = NO_HARDNESS,
+    guide: Guide | None = None,
 ) -> Tensor:
     """`nestling.losses.reference.info_nce`, which documents arguments, value and errors."""
     check_temperature(temperature)
     objective = Objective(
         structure=structure,
-        negatives=NegativeMasks(structure, terms, mask_identity),
+        negatives=NegativeMasks(structure, terms, mask_identity, guide),
         prefixes=weighted_dims(dims, dim_weights, queries.shape[1]),
         temperature=temperature,
         terms=terms,
@@ -180,7 +182,7 @@ class ChunkedLoss:
         from_query, queries, from_positive = self.objective.negatives.allowed(rows)
         from_query.scatter_(1, self.objective.structure.positive[rows].unsqueeze(1), True)
         only_mask = None
-        if self.objective.masks_by_query and not terms.query_document:
+        if self.objective.only_masks:
             only_mask = (from_positive & ~from_query).to(products.dtype)
             from_query |= from_positive
         masks = [from_query]

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nestling.losses.guide import Guide
+
 # Whose score of a document decides whether the mask by scores hits it where it is compared with the positive.
 DocumentMask = Literal["query", "positive", "none"]
 
@@ -89,12 +91,16 @@ class NegativeMasks:
         structure: Queries and documents of the global batch.
         terms: Which texts enter the denominator.
         mask_identity: Whether texts are masked that are known not to be negatives: equal queries, known positives.
+        guide: Masks what another model takes for false negatives; None masks nothing.
     """
 
-    def __init__(self, structure: BatchStructure, terms: Terms, mask_identity: bool) -> None:
+    def __init__(
+        self, structure: BatchStructure, terms: Terms, mask_identity: bool, guide: Guide | None = None
+    ) -> None:
         self.structure = structure
         self.terms = terms
         self.mask_identity = mask_identity
+        self.guide = guide
         # Distinct text ids of the documents, so that a query may have any number of known positives.
         self.text_ids, self.document = torch.unique(structure.document_text, return_inverse=True)  # [U], [N]
 
@@ -114,7 +120,11 @@ class NegativeMasks:
             other if terms.query_document else never
         )
         from_positive = other if terms.document_document else never
-        return from_query & ~known, self._queries(rows, known), from_positive & ~known
+        masks = from_query & ~known, self._queries(rows, known), from_positive & ~known
+        if self.guide is None:
+            return masks
+        false = self.guide.false_negatives(structure.query[rows], structure.positive[rows])
+        return masks[0] & ~false[0], masks[1] & ~false[1], masks[2] & ~false[2]
 
     def own_hard_negatives(self, rows: slice) -> Tensor:
         """Bool [C, N]: the hard negatives that belong to the query of each pair."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nestling.losses.guide import Guide
 from nestling.losses.matryoshka import normalize_prefix, weighted_dims
 from nestling.losses.negatives import (
     ALL_TERMS,
@@ -40,6 +41,7 @@ def info_nce(
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
     hardness: Hardness = NO_HARDNESS,
+    guide: Guide | None = None,
 ) -> Tensor:
     """The contrastive loss of Qwen3 Embedding (https://arxiv.org/abs/2506.05176, Eq. 1).
 
@@ -67,6 +69,7 @@ def info_nce(
             for queries that have one of its known positives.
         hardness: Adds alpha s(q_i,d) to the logits of negative documents that are compared with the query, where s is a
             constant to the gradient.
+        guide: m = 0 for what another model takes for a false negative, at all dimensions, own hard negatives included.
 
     Returns:
         Scalar, float32 or float64: the weighted sum over the pairs of this rank and over `dims`.
@@ -76,8 +79,9 @@ def info_nce(
     """
     check_temperature(temperature)
     prefixes = weighted_dims(dims, dim_weights, queries.shape[1])
-    masks = NegativeMasks(structure, terms, mask_identity)
-    allowed = torch.cat(masks.allowed(slice(None)), dim=1)  # [R, N + Q + N]
+    masks = NegativeMasks(structure, terms, mask_identity, guide)
+    with torch.autocast(queries.device.type, enabled=False):
+        allowed = torch.cat(masks.allowed(slice(None)), dim=1)  # [R, N + Q + N]
     exempt = torch.zeros_like(allowed)
     if not mask_hard_negatives:
         exempt[:, : documents.shape[0]] = masks.own_hard_negatives(slice(None))

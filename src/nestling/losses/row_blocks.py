@@ -52,6 +52,11 @@ class Objective:
         return used and self.mask_document_document == "query"
 
     @property
+    def only_masks(self) -> bool:
+        """Whether a document may be masked by its score with the query without being a negative there."""
+        return self.masks_by_query and not (self.terms.query_document and self.negatives.guide is None)
+
+    @property
     def margin_bits(self) -> float | None:
         """The score margin in the units of the scores, bits."""
         return None if self.score_margin is None else self.score_margin / (self.temperature * LN2)
