@@ -25,6 +25,8 @@ from nestling.mining.query_set import QuerySet
 from nestling.mining.retrievers import DenseRetriever
 from nestling.mining.vectors import Vectors
 from nestling.models.embedder import Embedder, read_model_files
+from nestling.models.model_sources import require_embedder
+from nestling.models.token_model import read_config
 from nestling.records.table import RecordTable
 from nestling.retrieval.metrics import Integers
 
@@ -74,7 +76,9 @@ def require_guide(config: EmbedConfig) -> None:
     """Raise ValueError, before any weights load, for a guide that is no embedder or that transformers would shard."""
     if config.loss.guide is None:
         return
-    read_model_files(config.loss.guide)
+    files = read_model_files(config.loss.guide)
+    guide = read_config(config.loss.guide, files.subfolder)
+    require_embedder(config.loss.guide, guide, pooled=files.pooling is not None)
     require(
         not (is_deepspeed_zero3_enabled() or is_fsdp_enabled()),
         "loss.guide: with ZeRO-3, and with FSDP2 where ranks load parts, the guide would be sharded; train with DDP, "
