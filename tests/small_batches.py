@@ -4,8 +4,10 @@ positives, positives shared by queries, repeated texts, and known positives that
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from nestling.losses.guide import Guide
 from nestling.losses.negatives import BatchStructure
 
 
@@ -59,6 +61,13 @@ def random_batch(
             known_positives=known[query_text],
         ),
     )
+
+
+def random_guide(batch: Batch, margin: float, relative: bool) -> Guide:
+    """A guide whose embeddings have nothing to do with those of the batch."""
+    random = torch.Generator().manual_seed(1)
+    made = [torch.randn(len(each), 3, generator=random, dtype=each.dtype) for each in (batch.queries, batch.documents)]
+    return Guide(*(F.normalize(each + 0.5, dim=1) for each in made), margin=margin, relative=relative)
 
 
 def tuples(size: int, negatives: int) -> BatchStructure:

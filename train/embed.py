@@ -29,7 +29,7 @@ from nestling.export.embedder import export_embedder
 from nestling.losses.chunked import info_nce
 from nestling.losses.cosent import cosent
 from nestling.losses.distillation import distillation
-from nestling.losses.negatives import Terms
+from nestling.mining.guide_vectors import GuideVectors, open_guide_vectors, require_guide, with_guide
 from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
 from nestling.mining.refresh_schedule import Refresher
 from nestling.models.embedder import Embedder
@@ -51,6 +51,7 @@ from nestling.training.dev_sets import load_dev_set, with_held_out
 from nestling.training.interpolation import interpolate_run
 from nestling.training.limits import matryoshka_dims, require_room_for_texts, with_matryoshka_dims
 from nestling.training.loading import load_batches, longest_batch, seed_step
+from nestling.training.loss_settings import guide_of, hardness_of, terms_of
 from nestling.training.memory import activation_budget
 from nestling.training.models import export_dtype, load_embedder, prepare_model, untrained_tensors
 from nestling.training.parts import EmbedParts
@@ -72,6 +73,7 @@ def main(config: EmbedConfig) -> None:
         return
     config = with_matryoshka_dims(config)
     dims = matryoshka_dims(config)
+    require_guide(config)
     show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.
@@ -94,11 +96,13 @@ def main(config: EmbedConfig) -> None:
         dry_run(build())
         return
 
+    guide_vectors = open_guide_vectors(config, sources, accelerator.device, show=show)
+
     # 3. The run: sections 4 to 6 below.
     with run_folder(config) as folder:
         if show:
             record_data(folder.path, config, sources, dev_sets)
-        train(build(), refresh_datasets, folder)
+        train(build(), refresh_datasets, guide_vectors, folder)
     accelerator.end_training()
 
 
@@ -130,7 +134,12 @@ def build_parts(
     return EmbedParts(config, accelerator, dims, batch_sampler, dev_sets, embedder, collator, backend, budget)
 
 
-def train(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], folder: RunFolder) -> None:
+def train(
+    parts: EmbedParts,
+    refresh_datasets: list[RefreshDataset | None],
+    guide_vectors: list[GuideVectors | None],
+    folder: RunFolder,
+) -> None:
     config, accelerator, backend, collator = parts.config, parts.accelerator, parts.backend, parts.collator
     main_rank, device = accelerator.is_main_process, accelerator.device
     total = total_steps(config, parts.batch_sampler)
@@ -160,7 +169,7 @@ def train(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], fold
             say=run.progress.say,
             otherwise=LESS_MEMORY,
         )
-        for batch in open_batches(parts, refresh_datasets, run):
+        for batch in open_batches(parts, refresh_datasets, guide_vectors, run):
             seed_step(config.seed, state.step, accelerator.process_index)
             parts.embedder.train()
             for attempt in retry.attempts(batch.to(device)):  # one, or more in smaller chunks if memory runs out
@@ -207,8 +216,11 @@ def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dic
         temperature=loss.temperature,
         terms=terms_of(loss, batch.in_batch_negatives),
         score_margin=loss.score_margin,
+        mask_document_document=loss.mask_document_document,
         mask_hard_negatives=loss.mask_hard_negatives,
         mask_identity=loss.mask_identity,
+        hardness=hardness_of(loss),
+        guide=guide_of(loss, batch.guide),
         **nested,
     )
     if batch.group is not None and batch.teacher is not None:
@@ -225,26 +237,22 @@ def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dic
     return part
 
 
-def terms_of(loss: LossConfig, in_batch: bool) -> Terms:
-    """The terms of the denominator; a dataset without in-batch negatives has only its own hard negatives."""
-    return Terms(
-        query_document="query_document" in loss.terms and in_batch,
-        query_query="query_query" in loss.terms and in_batch,
-        document_document="document_document" in loss.terms and in_batch,
-        other_hard_negatives=loss.other_hard_negatives,
-    )
-
-
 class Nested(TypedDict):
     dims: list[int]
     dim_weights: list[float]
 
 
-def open_batches(parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], run: Run) -> Iterator[EmbedBatch]:
+def open_batches(
+    parts: EmbedParts,
+    refresh_datasets: list[RefreshDataset | None],
+    guide_vectors: list[GuideVectors | None],
+    run: Run,
+) -> Iterator[EmbedBatch]:
     """The batches of the steps that are left; hard negatives are mined again between them if that is set."""
     config, batch_sampler, collator = parts.config, parts.batch_sampler, parts.collator
     if config.refresh.steps is None:
-        return load_batches(collator, batch_sampler, run.steps, config.dataloader_num_workers)
+        batches = load_batches(collator, batch_sampler, run.steps, config.dataloader_num_workers)
+        return map(partial(with_guide, guide_vectors), batches)
     refresher = Refresher(
         run.folder.path / "refresh",
         config.refresh,

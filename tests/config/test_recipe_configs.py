@@ -104,6 +104,7 @@ def test_what_the_report_says(size: str) -> None:
         assert set(config.loss.terms) == {"query_document", "query_query", "document_document"}
         assert config.loss.other_hard_negatives and config.loss.mask_identity
         assert config.loss.score_margin == 0.1
+        assert config.loss.mask_document_document == "query" and config.loss.mask_hard_negatives
     assert load(size, "2-select").least_score == 0.7
     assert load(size, "5-rerank").loss.objective == "pointwise_vocabulary"
 

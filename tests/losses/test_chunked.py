@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nestling.losses import chunked, reference, row_blocks
-from nestling.losses.negatives import BatchStructure, Terms
-from small_batches import Batch, random_batch, tuples
+from nestling.losses.negatives import BatchStructure, DocumentMask, Hardness, Terms
+from small_batches import Batch, random_batch, random_guide, tuples
 
 
 def evaluate(loss: Any, batch: Batch, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,20 +35,41 @@ switches = st.booleans()
     few_texts=switches,
     terms=st.builds(Terms, switches, switches, switches, switches, switches),
     score_margin=st.sampled_from([None, -0.1, 0.1, 0.4]),  # not 0: equal texts would tie with the threshold
+    mask_document_document=st.sampled_from(["query", "positive", "none"]),
     mask_hard_negatives=switches,
     mask_identity=switches,
+    hardness=st.sampled_from([Hardness(), Hardness(5), Hardness(0, 9), Hardness(9, 9)]),
+    guided=st.sampled_from([None, (0.0, False), (0.2, False), (-0.5, True)]),
     temperature=st.sampled_from([0.01, 0.05, 0.5]),
     dims=st.sampled_from([[12], [3, 12, 7], [1, 2], [8, 4]]),
 )
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_equals_the_reference_in_float64(
-    seed: int, size: int, few_texts: bool, temperature: float, dims: list[int], **arguments: Any
+    seed: int,
+    size: int,
+    few_texts: bool,
+    temperature: float,
+    dims: list[int],
+    guided: tuple[float, bool] | None,
+    **arguments: Any,
 ) -> None:
     batch = random_batch(seed, size=size, texts=8 if few_texts else 500)
+    arguments["guide"] = None if guided is None else random_guide(batch, *guided)
     arguments |= {"temperature": temperature, "dims": dims, "dim_weights": [0.5, 2.0, 1.0][: len(dims)]}
     expected = evaluate(reference.info_nce, batch, **arguments)
     actual = evaluate(chunked.info_nce, batch, **arguments)
     for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_guide_in_blocks_of_rows() -> None:
+    batch = random_batch(11, size=10, texts=30)
+    arguments: dict[str, Any] = {"temperature": 0.05, "dims": [4, 12], "guide": random_guide(batch, 0.1, False)}
+    arguments["mask_document_document"] = "query"
+    expected = evaluate(reference.info_nce, batch, **arguments)
+    assert expected[0] != evaluate(reference.info_nce, batch, **arguments | {"guide": None})[0]
+    for ours, theirs in zip(evaluate(chunked.info_nce, batch, **arguments), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
@@ -112,6 +133,29 @@ def test_a_hard_negative_far_above_the_positive(dtype: torch.dtype) -> None:
     assert expected[0].item() == pytest.approx(200, rel=1e-5)
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("rule", ["query", "none"])
+def test_a_document_near_the_positive_that_the_query_does_not_mask(rule: DocumentMask) -> None:
+    """The other row's document equals the positive, 200 above the positive's own score, and the query scores it low."""
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    documents = torch.tensor([[-1.0, 1e-3], [-1.0, 0.0]], requires_grad=True)
+    batch = Batch(queries, documents, tuples(2, 0))
+    arguments: dict[str, Any] = {"mask_document_document": rule, "mask_hard_negatives": True, "mask_identity": False}
+    expected = evaluate(reference.info_nce, batch, temperature=0.01, dims=[2], **arguments)
+    actual = evaluate(chunked.info_nce, batch, temperature=0.01, dims=[2], **arguments)
+    assert expected[0].item() == pytest.approx(150, rel=0.01)  # 200 of the first row, 100 of the second
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)  # of gradients up to 50
+
+
+@pytest.mark.parametrize("hardness", [Hardness(30, 30), Hardness(2000, 0)], ids=str)
+def test_hardness_that_no_float32_holds_unshifted(hardness: Hardness) -> None:
+    batch = pairs(torch.float32, size=8)
+    arguments: dict[str, Any] = {"temperature": 0.05, "dims": [96], "mask_hard_negatives": True, "hardness": hardness}
+    expected = evaluate(reference.info_nce, batch, **arguments)
+    for ours, theirs in zip(evaluate(chunked.info_nce, batch, **arguments), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [1e-4, 1e3, 1e6])

@@ -6,13 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from nestling.losses import chunked
+from nestling.losses.guide import Guide
 from nestling.losses.matryoshka import weighted_dims
-from nestling.losses.negatives import BatchStructure, Terms
+from nestling.losses.negatives import NO_HARDNESS, BatchStructure, DocumentMask, Hardness, Terms
 from nestling.losses.reference import info_nce
-from small_batches import Batch, cosine, random_batch, tuples
+from small_batches import Batch, cosine, random_batch, random_guide, tuples
 
 FORMS = pytest.mark.parametrize("loss", [info_nce, chunked.info_nce], ids=["reference", "chunked"])
 
@@ -30,6 +35,12 @@ SWITCHES: list[dict[str, Any]] = [
     {"terms": Terms(other_hard_negatives=False)},
     {"terms": Terms(query_document=False, query_query=False, document_document=False), "mask_hard_negatives": True},
     {"terms": Terms(hard_negatives=False, query_document=False), "score_margin": None},
+    {"mask_document_document": "query", "mask_hard_negatives": True},
+    {"mask_document_document": "query", "score_margin": 0.0, "terms": Terms(query_document=False)},
+    {"mask_document_document": "none", "score_margin": -0.2},
+    {"hardness": Hardness(hard_negatives=5)},
+    {"hardness": Hardness(in_batch_negatives=9), "mask_hard_negatives": True},
+    {"hardness": Hardness(3, 2), "score_margin": None, "mask_identity": False},
     {"dim_weights": [0.5, 2.0, 1.25]},
 ]
 
@@ -42,8 +53,11 @@ def literal(
     dim_weights: list[float] | None = None,
     terms: Terms = Terms(),
     score_margin: float | None = 0.1,
+    mask_document_document: DocumentMask = "positive",
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
+    hardness: Hardness = NO_HARDNESS,
+    guide: Guide | None = None,
 ) -> Tensor:
     """Eq. 1 written out: one (query, positive) pair, one dimension and one text at a time."""
     structure = batch.structure
@@ -60,26 +74,36 @@ def literal(
             def m(score: Tensor, target: Tensor = target) -> int:
                 return 0 if score_margin is not None and score > target + score_margin else 1
 
+            def false(a: str, k: int, b: str, j: int, i: int = i, plus: int = plus) -> bool:
+                if guide is None:
+                    return False
+                own = guide.queries[i] @ guide.documents[plus]
+                score = getattr(guide, a)[k] @ getattr(guide, b)[j]
+                return bool(score > own - guide.margin * (abs(own) if guide.relative else 1))
+
             for j in range(len(d)):
                 if j == plus or structure.document_text[j].item() in known:
                     continue
                 if structure.owner[j] == i:
-                    if structure.is_negative[j] and terms.hard_negatives:
+                    if structure.is_negative[j] and terms.hard_negatives and not false("queries", i, "documents", j):
                         score = cosine(q[i], d[j])
-                        z = z + (m(score) if mask_hard_negatives else 1) * torch.exp(score / temperature)
+                        weight_of = torch.exp(hardness.hard_negatives * score.detach())
+                        z = z + (m(score) if mask_hard_negatives else 1) * weight_of * torch.exp(score / temperature)
                 elif terms.other_hard_negatives or not structure.is_negative[j]:
-                    if terms.query_document:
+                    if terms.query_document and not false("queries", i, "documents", j):
                         score = cosine(q[i], d[j])
-                        z = z + m(score) * torch.exp(score / temperature)
-                    if terms.document_document:
+                        weight_of = torch.exp(hardness.in_batch_negatives * score.detach())
+                        z = z + m(score) * weight_of * torch.exp(score / temperature)
+                    if terms.document_document and not false("documents", plus, "documents", j):
                         score = cosine(d[plus], d[j])
-                        z = z + m(score) * torch.exp(score / temperature)
+                        masks = {"query": m(cosine(q[i], d[j])), "positive": m(score), "none": 1}
+                        z = z + masks[mask_document_document] * torch.exp(score / temperature)
             for j in range(len(q)):
                 own_texts = [structure.document_text[k].item() for k in range(len(d)) if structure.owner[k] == j]
                 negative = [structure.is_negative[k].item() for k in range(len(d)) if structure.owner[k] == j]
                 shared = any(text in known for text, no in zip(own_texts, negative, strict=True) if not no)
                 same = mask_identity and structure.query_text[i] == structure.query_text[j]
-                if terms.query_query and j != i and not same and not shared:
+                if terms.query_query and j != i and not same and not shared and not false("queries", i, "queries", j):
                     score = cosine(q[i], q[j])
                     z = z + m(score) * torch.exp(score / temperature)
             factor = weight * (dim_weights[p] if dim_weights else 1)
@@ -104,22 +128,100 @@ def test_equals_the_formula_written_as_loops(switches: dict[str, Any]) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("margin", "relative"), [(0.0, False), (0.2, False), (0.3, True)])
+@pytest.mark.parametrize("rule", ["query", "positive"])
+def test_a_guide_equals_the_formula_written_as_loops(rule: DocumentMask, margin: float, relative: bool) -> None:
+    batch = random_batch(4, size=5, dim=6)
+    guide = random_guide(batch, margin, relative)
+    arguments: dict[str, Any] = {"temperature": 0.2, "dims": [6, 2], "mask_document_document": rule, "guide": guide}
+    expected = literal(batch, **arguments)
+    actual = info_nce(batch.queries, batch.documents, batch.structure, **arguments)
+    assert expected != literal(batch, **arguments | {"guide": None})
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    for ours, theirs in zip(gradients(actual, batch), gradients(expected, batch), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+class Stub(torch.nn.Module):
+    """A model that gives what stands under its name; with the attributes that GISTEmbedLoss looks at."""
+
+    max_seq_length = 8
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"sentence_embedding": features[self.name]}
+
+
 @FORMS
-@pytest.mark.parametrize("negatives", [0, 2])
-def test_equals_sentence_transformers_where_the_definitions_coincide(loss: Any, negatives: int) -> None:
+@pytest.mark.parametrize("negatives", [0, 1])
+@pytest.mark.parametrize(("strategy", "margin"), [("absolute", 0.0), ("absolute", 0.3), ("relative", 0.4)])
+def test_a_guide_equals_gist_embed_loss(loss: Any, negatives: int, strategy: Any, margin: float) -> None:
+    """There positives are compared with positives alone, so that this term is left out where there are negatives."""
+    from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss
+
+    random = torch.Generator().manual_seed(5)
+    embeddings = [torch.randn(12, 8, generator=random, dtype=torch.float64) for _ in range(2 + negatives)]
+    guided = [F.normalize(torch.randn(12, 4, generator=random, dtype=torch.float64), dim=1) for _ in embeddings]
+    guided[1] = F.normalize(guided[0] + 0.5 * guided[1], dim=1)
+    queries, documents = embeddings[0].requires_grad_(), torch.cat(embeddings[1:]).requires_grad_()
+    columns = zip([queries, *documents.split(12)], guided, strict=True)
+    student, teacher = Stub("student"), Stub("teacher")
+    peer = GISTEmbedLoss(
+        student,  # type: ignore[arg-type]
+        teacher,  # type: ignore[arg-type]
+        temperature=0.1,
+        margin_strategy=strategy,
+        margin=margin,
+        contrast_positives=not negatives,
+    )
+    expected = peer([{"student": own, "teacher": theirs} for own, theirs in columns], torch.empty(0))
+    structure = replace(tuples(12, negatives), weight=torch.full((12,), 1 / 12, dtype=torch.float64))
+    guide = Guide(guided[0], torch.cat(guided[1:]), margin, strategy == "relative")
+    arguments: dict[str, Any] = {"temperature": 0.1, "dims": [8], "score_margin": None, "mask_identity": False}
+    terms = Terms(document_document=not negatives)
+    actual = loss(queries, documents, structure, terms=terms, guide=guide, **arguments)
+    assert actual != loss(queries, documents, structure, terms=terms, **arguments)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+    batch = Batch(queries, documents, structure)
+    for ours, theirs in zip(gradients(actual, batch), gradients(expected, batch), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+HARDNESS = {
+    None: Hardness(),
+    "hard_negatives": Hardness(5, 0),
+    "in_batch_negatives": Hardness(0, 5),
+    "all_negatives": Hardness(5, 5),
+}
+
+
+@FORMS
+@pytest.mark.parametrize(("negatives", "mode"), [(0, None), *((2, mode) for mode in HARDNESS)])
+def test_equals_sentence_transformers_where_the_definitions_coincide(loss: Any, negatives: int, mode: Any) -> None:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     random = torch.Generator().manual_seed(3)
     queries = torch.randn(6, 10, generator=random, dtype=torch.float64, requires_grad=True)
     documents = torch.randn(6 * (1 + negatives), 10, generator=random, dtype=torch.float64, requires_grad=True)
     directions = ("query_to_doc", "query_to_query", "doc_to_doc")
-    peer = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20.0, directions=directions)  # type: ignore[arg-type]
+    peer = MultipleNegativesRankingLoss(
+        torch.nn.Identity(),  # type: ignore[arg-type]
+        scale=20.0,
+        directions=directions,
+        hardness_mode=mode,
+        hardness_strength=5.0,
+    )
     expected = sum(
         peer.compute_loss_from_embeddings([queries[:, :dim], *documents[:, :dim].split(6)], torch.empty(0))
         for dim in (10, 4)
     )
     structure = replace(tuples(6, negatives), weight=torch.full((6,), 1 / 6, dtype=torch.float64))
-    actual = loss(queries, documents, structure, temperature=0.05, dims=[4, 10], score_margin=None, mask_identity=False)
+    masks = {"score_margin": None, "mask_identity": False}
+    actual = loss(queries, documents, structure, temperature=0.05, dims=[4, 10], hardness=HARDNESS[mode], **masks)
     batch = Batch(queries, documents, structure)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     for ours, theirs in zip(gradients(actual, batch), gradients(expected, batch), strict=True):

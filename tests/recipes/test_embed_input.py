@@ -105,6 +105,28 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
         ),
         ({"loss.score_margin": -2.5}, "loss.score_margin is -2.5, which masks every negative; expected at least -2"),
         (
+            {"loss.hardness_mode": "all_negatives"},
+            "loss.hardness_mode is all_negatives and loss.hardness_strength 0; expected a mode with a strength above 0",
+        ),
+        (
+            {"loss.hardness_strength": 5},
+            "loss.hardness_mode is None and loss.hardness_strength 5; expected a mode with a strength above 0, or null",
+        ),
+        (
+            {"loss.hardness_mode": "hard_negatives", "loss.hardness_strength": 5, "num_negatives": 0},
+            "loss.hardness_mode: hard_negatives weights a row's own hard negatives, and num_negatives is 0",
+        ),
+        (
+            {"loss.hardness_mode": "in_batch_negatives", "loss.hardness_strength": 9, "loss.terms": "query_query"},
+            "loss.hardness_mode: in_batch_negatives weights the term query_document, which loss.terms lacks",
+        ),
+        ({"loss.guide_margin": 0.1}, "loss.guide_margin and loss.guide_margin_strategy are of a guide, and loss.guide"),
+        ({"loss.guide": "no/such-model"}, "model no/such-model: not a directory with a config.json, and no id that"),
+        (
+            {"loss.guide": "m", "refresh.steps": 10},
+            "refresh.steps: loss.guide encodes the documents of the data before training; set loss.guide to null",
+        ),
+        (
             {"loss.distillation_weight": 1.0},
             "loss.distillation_weight needs teacher scores, and no dataset has",
         ),

@@ -64,6 +64,18 @@ def test_several_processes_find_the_same_documents_for_the_queries_of_a_dev_set(
         assert [each["id"] for each in one["first"]] == [each["id"] for each in two["first"]]
 
 
+@pytest.mark.slow
+def test_a_guide_on_two_processes_and_resumed(whole: Path, qwen3: Path, bert: Path, data: Path, tmp_path: Path) -> None:
+    guided = {"loss.guide": bert, "loss.guide_margin": 0.01}
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_recipe(*command(qwen3, data, one, **guided))
+    assert losses(one)[1] != losses(whole)[1]
+    kill_after_step(command(qwen3, data, two, **guided), two, 5, 2)
+    run_recipe(*command(qwen3, data, two, **guided), "--resume=true", ranks=2)
+    for step, expected in losses(one).items():
+        assert losses(two)[step] == pytest.approx(expected, rel=2e-4), step
+
+
 def test_processes_that_do_not_divide_the_batch_are_refused(qwen3: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = run_recipe(*command(qwen3, data, run, batch_size=9), ranks=2, check=False)

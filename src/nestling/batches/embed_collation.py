@@ -38,6 +38,7 @@ class EmbedBatch:
         in_batch_negatives: Whether documents of other queries are negatives.
         source: Index of the dataset.
         truncated: Texts of this rank that were truncated.
+        guide: [Q, G] and [N, G] float32 embeddings of queries and documents of the whole batch by a guide; or None.
     """
 
     tokens: TokenBatch
@@ -51,6 +52,7 @@ class EmbedBatch:
     in_batch_negatives: bool
     source: int
     truncated: int
+    guide: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> "EmbedBatch":
         return replace(
@@ -62,6 +64,7 @@ class EmbedBatch:
             group=None if self.group is None else self.group.to(device),
             teacher=None if self.teacher is None else self.teacher.to(device),
             scores=None if self.scores is None else self.scores.to(device),
+            guide=None if self.guide is None else (self.guide[0].to(device), self.guide[1].to(device)),
         )
 
     def in_smaller_chunks(self, halvings: int) -> "EmbedBatch":

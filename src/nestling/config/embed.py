@@ -10,6 +10,8 @@ from nestling.config.datasets import DevData
 from nestling.config.prompts import require_prompts
 from nestling.config.training import TrainingConfig, require_dev_and_attention
 
+DocumentMask = Literal["query", "positive", "none"]
+HardnessMode = Literal["hard_negatives", "in_batch_negatives", "all_negatives"]
 Term = Literal["query_document", "query_query", "document_document"]
 
 
@@ -22,8 +24,14 @@ class LossConfig:
         terms: In-batch negatives: other documents and other queries for the query, other documents for its positive.
         other_hard_negatives: Whether the hard negatives of other rows are among those documents.
         score_margin: Mask a negative that scores above the positive by more than this; null: mask none.
+        mask_document_document: Whose score of a document masks it in document_document; query: as in Qwen3's report.
         mask_hard_negatives: Whether that mask applies to a row's own hard negatives too.
         mask_identity: Mask known positives and equal queries by their text.
+        hardness_mode: Negatives to which hardness_strength * cosine is added, as in sentence-transformers; null: none.
+        hardness_strength: 5 in EmbeddingGemma, of hard_negatives; 9 in LLaVE, of in_batch_negatives.
+        guide: Model whose cosines mask false negatives, as in sentence-transformers' GISTEmbedLoss; null: none.
+        guide_margin: Mask what it scores above the positive less this.
+        guide_margin_strategy: Whether that is a difference of cosines, or a fraction of the positive's.
         distillation_weight: Weight of the KL term towards the teacher scores of the data; 0: no such term.
         teacher_temperature: Divides the teacher scores.
         graded_temperature: Temperature of CoSENT, the loss of graded pairs.
@@ -33,15 +41,21 @@ class LossConfig:
     terms: list[Term] = field(default_factory=lambda: ["query_document", "query_query", "document_document"])
     other_hard_negatives: bool = True
     score_margin: float | None = 0.1
+    mask_document_document: DocumentMask = "positive"
     mask_hard_negatives: bool = False
     mask_identity: bool = True
+    hardness_mode: HardnessMode | None = None
+    hardness_strength: float = 0.0
+    guide: str | None = None
+    guide_margin: float = 0.0
+    guide_margin_strategy: Literal["absolute", "relative"] = "absolute"
     distillation_weight: float = 0.0
     teacher_temperature: float = 1.0
     graded_temperature: float = 0.05
 
     def __post_init__(self) -> None:
         require_positive(self, "temperature", "teacher_temperature", "graded_temperature", section="loss.")
-        require_at_least(0, self, "distillation_weight", section="loss.")
+        require_at_least(0, self, "distillation_weight", "hardness_strength", section="loss.")
         require(
             not math.isnan(self.score_margin or 0), "loss.score_margin is nan, expected a number, or null for no mask"
         )
@@ -50,6 +64,26 @@ class LossConfig:
             f"loss.score_margin is {self.score_margin}, which masks every negative; expected at least -2",
         )
         require(len(set(self.terms)) == len(self.terms), f"loss.terms: {self.terms}, expected each term once")
+        self._check_hardness()
+        self._check_guide()
+
+    def _check_guide(self) -> None:
+        require(-2 <= self.guide_margin <= 2, f"loss.guide_margin is {self.guide_margin:g}, expected -2 to 2")
+        require(
+            self.guide is not None or (self.guide_margin == 0 and self.guide_margin_strategy == "absolute"),
+            "loss.guide_margin and loss.guide_margin_strategy are of a guide, and loss.guide names none",
+        )
+
+    def _check_hardness(self) -> None:
+        require(
+            (self.hardness_mode is None) == (self.hardness_strength == 0),
+            f"loss.hardness_mode is {self.hardness_mode} and loss.hardness_strength {self.hardness_strength:g}; "
+            "expected a mode with a strength above 0, or null with 0",
+        )
+        require(
+            self.hardness_mode != "in_batch_negatives" or "query_document" in self.terms,
+            "loss.hardness_mode: in_batch_negatives weights the term query_document, which loss.terms lacks",
+        )
 
 
 @dataclass(frozen=True)
@@ -120,6 +154,10 @@ class EmbedConfig(TrainingConfig):
             bool(self.loss.terms) or self.num_negatives > 0,
             "loss.terms is empty and num_negatives is 0, which leaves no negative; name a term, query_document say",
         )
+        require(
+            self.loss.hardness_mode != "hard_negatives" or self.num_negatives > 0,
+            "loss.hardness_mode: hard_negatives weights a row's own hard negatives, and num_negatives is 0",
+        )
         self._check_dims()
         if self.refresh.steps is not None:
             self._check_refresh()
@@ -140,6 +178,10 @@ class EmbedConfig(TrainingConfig):
             1 <= self.num_negatives <= self.refresh.among,
             f"num_negatives is {self.num_negatives}, and refresh.among {self.refresh.among}: a refresh draws negatives "
             "among so many; expected 1 to that number",
+        )
+        require(
+            self.loss.guide is None,
+            "refresh.steps: loss.guide encodes the documents of the data before training; set loss.guide to null",
         )
         require(
             self.loss.distillation_weight == 0,

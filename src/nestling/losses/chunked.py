@@ -9,9 +9,10 @@ prefixes; slice p is the coordinates that prefix p has and prefix p - 1 has not.
 For raw texts a, b with inverse norms r^p of their prefixes and weights w_p, a block of rows takes these steps:
 1. Products grow slice by slice, G^p = G^{p-1} + A_p B_p^T, one full product for all prefixes; scores
    T^p = r_a r_b G^p / tau.
-2. Row losses log(Z / e^{T+}), shifted by the positive's or the greatest score; then the gradient with respect to T^p is
-   W^p = w_p weight e^{T^p} / Z for negatives, and for the positive minus their sum. Scores are held in bits,
-   T^p / ln 2, because torch has a vectorised exp2 that is not slow where masked scores underflow.
+2. Row losses log(Z / e^{T+}), negatives of Z with their hardness weights h, shifted by the positive's or the greatest
+   score; then the gradient with respect to T^p is W^p = w_p weight h e^{T^p} / Z for negatives, and for the positive
+   minus their sum. Scores are held in bits, T^p / ln 2, because torch has a vectorised exp2 that is not slow where
+   masked scores underflow.
 3. Coefficients C^p = W^p r_a r_b / tau; slice b of the texts needs E^b = sum over p >= b of C^p: dA_b = E^b B_b,
    dB_b = (E^b)^T A_b, one full product each.
 4. The norms: u^p = sums of W^p T^p over rows and over columns; at the end dx_b -= sum over p >= b of u^p (r^p)^2 x_b.
@@ -25,8 +26,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nestling.losses.guide import Guide
 from nestling.losses.matryoshka import NORM_FLOOR, weighted_dims
-from nestling.losses.negatives import ALL_TERMS, BatchStructure, NegativeMasks, Terms, hard_negatives_of_queries
+from nestling.losses.negatives import (
+    ALL_TERMS,
+    NO_HARDNESS,
+    BatchStructure,
+    DocumentMask,
+    Hardness,
+    NegativeMasks,
+    Terms,
+    hard_negatives_of_queries,
+)
 from nestling.losses.numerics import check_temperature, loss_dtype
 from nestling.losses.row_blocks import LN2, Anchor, Objective, RowBlock, block_rows
 
@@ -44,19 +55,24 @@ def info_nce(
     dim_weights: Sequence[float] | None = None,
     terms: Terms = ALL_TERMS,
     score_margin: float | None = 0.1,
+    mask_document_document: DocumentMask = "positive",
     mask_hard_negatives: bool = False,
     mask_identity: bool = True,
+    hardness: Hardness = NO_HARDNESS,
+    guide: Guide | None = None,
 ) -> Tensor:
     """`nestling.losses.reference.info_nce`, which documents arguments, value and errors."""
     check_temperature(temperature)
     objective = Objective(
         structure=structure,
-        negatives=NegativeMasks(structure, terms, mask_identity),
+        negatives=NegativeMasks(structure, terms, mask_identity, guide),
         prefixes=weighted_dims(dims, dim_weights, queries.shape[1]),
         temperature=temperature,
         terms=terms,
         score_margin=score_margin,
+        mask_document_document=mask_document_document,
         mask_hard_negatives=mask_hard_negatives,
+        hardness=hardness,
     )
     dtype = loss_dtype(queries)
     queries, documents = queries.to(dtype), documents.to(dtype)
@@ -149,33 +165,33 @@ class ChunkedLoss:
         if self.objective.terms.document_document:
             columns = slice(self.with_query, self.with_query + self.n)
             anchors.append(self._anchor(structure.positive[rows], columns, self.n))
-        self._mask(rows, products)
+        only_mask = self._mask(rows, products)
         weight = structure.weight[rows, None].to(products.dtype)
-        return RowBlock(anchors, weight, self._exempt(rows), products, scores, coefficients)
+        positive, own = structure.positive[rows, None], self.hard_negatives[structure.query[rows]]
+        own = torch.where(own < 0, positive, own)
+        exempt = positive if self.objective.mask_hard_negatives else torch.cat([positive, own], dim=1)
+        return RowBlock(anchors, weight, own, exempt, only_mask, products, scores, coefficients)
 
     def _anchor(self, texts: Tensor, columns: slice, compared: int) -> Anchor:
         scale = (self.inverse[:, texts] / (self.objective.temperature * LN2)).unsqueeze(2)
         return Anchor(texts, self.texts[texts], scale, columns, compared)
 
-    def _exempt(self, rows: slice) -> Tensor:
-        """[C, 1] or [C, 1 + H] int64, the columns that the mask by scores must not mask."""
-        positive = self.objective.structure.positive[rows, None]
-        if self.objective.mask_hard_negatives:
-            return positive
-        own = self.hard_negatives[self.objective.structure.query[rows]]
-        return torch.cat([positive, torch.where(own < 0, positive, own)], dim=1)
-
-    def _mask(self, rows: slice, products: Tensor) -> None:
-        """Initialise the products: 0 for the positive and for negatives, MASKED for all other texts."""
+    def _mask(self, rows: slice, products: Tensor) -> Tensor | None:
+        """Initialise the products: 0 where the score is used, MASKED elsewhere; returns `RowBlock.only_mask`."""
         terms = self.objective.terms
         from_query, queries, from_positive = self.objective.negatives.allowed(rows)
         from_query.scatter_(1, self.objective.structure.positive[rows].unsqueeze(1), True)
+        only_mask = None
+        if self.objective.only_masks:
+            only_mask = (from_positive & ~from_query).to(products.dtype)
+            from_query |= from_positive
         masks = [from_query]
         if terms.query_query:
             masks.append(queries)
         if terms.document_document:
             masks.append(from_positive)
         products.copy_(torch.cat(masks, dim=1)).sub_(1).mul_(-MASKED)
+        return only_mask
 
     def _losses(self, block: RowBlock) -> Tensor:
         """Weighted losses of the block's rows, [C]; adds their gradient to `gradient`."""
@@ -198,11 +214,10 @@ class ChunkedLoss:
         positive = block.exempt[:, :1]
         target = scores.gather(1, positive)  # [C, 1]
         if self.objective.margin_bits is not None:
-            # 1 or 0 as floats: comparing and adding these is several times faster than a bool mask and masked_fill.
-            above = torch.gt(scores, target + self.objective.margin_bits, out=weights)
-            scores.add_(above.scatter_(1, block.exempt, 0), alpha=MASKED)
-        shift = target if self.objective.bounded else scores.amax(dim=1, keepdim=True)
-        torch.sub(scores, shift, out=weights).exp2_().scatter_(1, positive, 0)
+            self._mask_scores(block, target + self.objective.margin_bits, weights)
+        logits = self._logits(block, target, weights)
+        shift = target if self.objective.bounded else logits.amax(dim=1, keepdim=True)
+        torch.sub(logits, shift, out=weights).exp2_().scatter_(1, positive, 0)
         total = weights.sum(dim=1, keepdim=True)  # of the negatives, in units of 2^shift
         below = (target - shift) * LN2
         partition = total + torch.expm1(below)  # Z - 1 in these units: small losses keep their digits
@@ -212,6 +227,28 @@ class ChunkedLoss:
             scores.mul_(weights)
             self._differentiate(p, block, LN2 * weight / (1 + partition))
         return weight * (torch.log1p(partition) - below)
+
+    def _mask_scores(self, block: RowBlock, threshold: Tensor, buffer: Tensor) -> None:
+        """Mask the scores above the threshold [C, 1] in place; the buffer [C, M] is overwritten."""
+        scores, own_score = block.scores, self.objective.mask_document_document == "positive"
+        masked = slice(0, None if own_score else self.with_query)
+        # 1 or 0 as floats: comparing and adding these is several times faster than a bool mask and masked_fill.
+        above = torch.gt(scores[:, masked], threshold, out=buffer[:, masked]).scatter_(1, block.exempt, 0)
+        scores[:, masked].add_(above, alpha=MASKED)
+        if self.objective.masks_by_query:
+            scores[:, self.with_query :].add_(above[:, : self.n], alpha=MASKED)
+        if block.only_mask is not None:
+            scores[:, : self.n].add_(block.only_mask, alpha=MASKED)
+
+    def _logits(self, block: RowBlock, target: Tensor, buffer: Tensor) -> Tensor:
+        """[C, M] scores with what hardness adds to those of documents with the query, in the buffer if it adds any."""
+        scores, hardness = block.scores, self.objective.hardness
+        if hardness == NO_HARDNESS:
+            return scores
+        own = scores.gather(1, block.hard_negatives) * (1 + hardness.hard_negatives * self.objective.temperature)
+        logits = buffer.copy_(scores)
+        logits[:, : self.n].mul_(1 + hardness.in_batch_negatives * self.objective.temperature)
+        return logits.scatter_(1, block.hard_negatives, own).scatter_(1, block.exempt[:, :1], target)
 
     def _differentiate(self, p: int, block: RowBlock, factor: Tensor) -> None:
         """Turn weights into coefficients C^p and add up u^p; both still lack `factor` [C, 1], one for each row."""

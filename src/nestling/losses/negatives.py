@@ -5,9 +5,15 @@ P known positives of a query, U distinct texts among the documents.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from nestling.losses.guide import Guide
+
+# Whose score of a document decides whether the mask by scores hits it where it is compared with the positive.
+DocumentMask = Literal["query", "positive", "none"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,22 @@ class Terms:
 
 
 ALL_TERMS = Terms()
+
+
+@dataclass(frozen=True)
+class Hardness:
+    """Hardness weights: alpha of e^{alpha sg(s)}, by which a negative document of a query counts more, s its cosine.
+
+    Args:
+        hard_negatives: alpha of the query's own hard negatives (5 in EmbeddingGemma, https://arxiv.org/abs/2509.20354).
+        in_batch_negatives: alpha of the documents of other queries (9 in LLaVE, https://arxiv.org/abs/2503.04812).
+    """
+
+    hard_negatives: float = 0.0
+    in_batch_negatives: float = 0.0
+
+
+NO_HARDNESS = Hardness()
 
 
 @dataclass(frozen=True)
@@ -69,12 +91,16 @@ class NegativeMasks:
         structure: Queries and documents of the global batch.
         terms: Which texts enter the denominator.
         mask_identity: Whether texts are masked that are known not to be negatives: equal queries, known positives.
+        guide: Masks what another model takes for false negatives; None masks nothing.
     """
 
-    def __init__(self, structure: BatchStructure, terms: Terms, mask_identity: bool) -> None:
+    def __init__(
+        self, structure: BatchStructure, terms: Terms, mask_identity: bool, guide: Guide | None = None
+    ) -> None:
         self.structure = structure
         self.terms = terms
         self.mask_identity = mask_identity
+        self.guide = guide
         # Distinct text ids of the documents, so that a query may have any number of known positives.
         self.text_ids, self.document = torch.unique(structure.document_text, return_inverse=True)  # [U], [N]
 
@@ -94,7 +120,11 @@ class NegativeMasks:
             other if terms.query_document else never
         )
         from_positive = other if terms.document_document else never
-        return from_query & ~known, self._queries(rows, known), from_positive & ~known
+        masks = from_query & ~known, self._queries(rows, known), from_positive & ~known
+        if self.guide is None:
+            return masks
+        false = self.guide.false_negatives(structure.query[rows], structure.positive[rows])
+        return masks[0] & ~false[0], masks[1] & ~false[1], masks[2] & ~false[2]
 
     def own_hard_negatives(self, rows: slice) -> Tensor:
         """Bool [C, N]: the hard negatives that belong to the query of each pair."""

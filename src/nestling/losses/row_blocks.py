@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nestling.losses.negatives import BatchStructure, NegativeMasks, Terms
+from nestling.losses.negatives import BatchStructure, DocumentMask, Hardness, NegativeMasks, Terms
 
 # Fewer rows make thin matrix products and many small operations, whose threads wait for each other; more take memory.
 BLOCK_ROWS = 128
@@ -32,13 +32,29 @@ class Objective:
     temperature: float
     terms: Terms
     score_margin: float | None
+    mask_document_document: DocumentMask
     mask_hard_negatives: bool
+    hardness: Hardness
 
     @property
     def bounded(self) -> bool:
         """Whether the mask by scores keeps every exponent small when scores are shifted by the positive's."""
-        exempt = self.terms.hard_negatives and not self.mask_hard_negatives
-        return self.margin_bits is not None and not exempt and self.margin_bits <= SAFE_BITS
+        unmasked = (self.terms.hard_negatives and not self.mask_hard_negatives) or (
+            self.terms.document_document and self.mask_document_document != "positive"
+        )
+        hardness = max(self.hardness.hard_negatives, self.hardness.in_batch_negatives) / LN2  # of a cosine of 1
+        return self.margin_bits is not None and not unmasked and self.margin_bits + hardness <= SAFE_BITS
+
+    @property
+    def masks_by_query(self) -> bool:
+        """Whether documents compared with the positive are masked by the query's score."""
+        used = self.terms.document_document and self.score_margin is not None
+        return used and self.mask_document_document == "query"
+
+    @property
+    def only_masks(self) -> bool:
+        """Whether a document may be masked by its score with the query without being a negative there."""
+        return self.masks_by_query and not (self.terms.query_document and self.negatives.guide is None)
 
     @property
     def margin_bits(self) -> float | None:
@@ -72,16 +88,21 @@ class RowBlock:
     Args:
         anchors: The rows' queries and, if documents are compared with them, their positives.
         weight: [C, 1] weight of each row in the loss.
-        exempt: [C, 1 + H] int64, columns that the mask by scores must not mask; the first is the positive's.
+        hard_negatives: [C, H] int64, columns of the query's own hard negatives, padded with that of the positive.
+        exempt: [C, 1] or [C, 1 + H] int64, columns that the mask by scores must not mask; the first is the positive's.
         products: [C, M], G of the current prefix.
         scores: [C, M], T of the current prefix in bits, then weights x scores.
+        only_mask: [C, N], 1 for documents whose score with the query counts nowhere, but masks them where they are
+            compared with the positive; None where there are none.
         coefficients: [P, C, M], first the weights W^p, then the coefficients C^p and their sums E^b; [1, C, M] where
             no gradient is wanted.
     """
 
     anchors: list[Anchor]
     weight: Tensor
+    hard_negatives: Tensor
     exempt: Tensor
+    only_mask: Tensor | None
     products: Tensor
     scores: Tensor
     coefficients: Tensor

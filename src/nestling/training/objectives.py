@@ -27,6 +27,8 @@ def embed_objective(config: EmbedConfig, source: Source) -> str:
     if source.table.graded:
         return "CoSENT, the scores of pairs as order"
     name = "InfoNCE" if source.in_batch_negatives else "InfoNCE with each row's own negatives only"
+    if config.loss.guide is not None:
+        name += ", false negatives masked by a guide"
     if not config.loss.distillation_weight:
         return name
     if source.table.has_scores:

@@ -1,0 +1,86 @@
+"""The guide's embeddings of a batch: of the right texts, with its own prompts, kept in the cache."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mining.small import random_rows, write_rows
+from nestling.batches.embed_collation import EmbedCollator
+from nestling.batches.sampling import BatchIndices, RowSampler, Source
+from nestling.config import EmbedConfig, parse_config
+from nestling.mining.guide_vectors import open_guide_vectors, require_guide, with_guide
+from nestling.models.embedder import Embedder
+from nestling.records import load_records
+
+CPU = torch.device("cpu")
+
+
+def config_of(guide: Path | None) -> EmbedConfig:
+    flags = [
+        "--model=m",
+        "--output_dir=o",
+        "--train=t",
+        "--precision=fp32",
+        *([f"--loss.guide={guide}"] if guide else []),
+    ]
+    return parse_config(EmbedConfig, None, flags)
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Source]:
+    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "cache"))
+    rows = write_rows(tmp_path / "rows.jsonl", random_rows(12))
+    graded = write_rows(
+        tmp_path / "graded.jsonl", [{"sentence1": "a", "sentence2": f"b{i}", "score": i} for i in range(4)]
+    )
+    return [Source(load_records(each, progress=False)) for each in (rows, graded)]
+
+
+def test_a_batch_has_the_embeddings_of_its_texts(
+    bert: Path, sources: list[Source], capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = Embedder.from_pretrained(bert)
+    vectors = open_guide_vectors(config_of(bert), sources, CPU, show=True)
+    assert vectors[1] is None, "graded pairs have no negatives"
+    collator = EmbedCollator(
+        sources,
+        RowSampler(positives=2, negatives=2, seed=0),
+        guide.text_tokenizer,
+        guide.prompts,
+        query_max_length=16,
+        document_max_length=16,
+        chunk_tokens=64,
+        rank=1,
+        world_size=2,
+    )
+    indices = BatchIndices(0, [7, 0, 3, 5, 10, 9], [0, 1, 0, 2, 0, 0])
+    batch = with_guide(vectors, collator[indices])
+    assert batch.guide is not None
+    table, sampler = sources[0].table, collator.row_sampler
+    records = [table[row] for row in indices.rows]
+    of_queries = [
+        guide.encode([each.query], kind="query", max_length=99, instruction=each.instruction) for each in records
+    ]
+    documents = []
+    for row, epoch, record in zip(indices.rows, indices.row_epochs, records, strict=True):
+        positives, negatives = sampler(table, row, epoch)
+        documents += [record.positives[i] for i in positives] + [record.negatives[i] for i in negatives]
+    of_documents = guide.encode(documents, kind="document", max_length=99)
+    torch.testing.assert_close(batch.guide[0], torch.cat(of_queries), atol=1e-3, rtol=0)
+    torch.testing.assert_close(batch.guide[1], of_documents, atol=1e-3, rtol=0)
+    np.testing.assert_allclose(batch.guide[1].norm(dim=1), 1, atol=1e-6)
+    assert "guide, rows: queries: 0 in the cache" in capsys.readouterr().out
+    open_guide_vectors(config_of(bert), sources, CPU, show=True)
+    assert "guide, rows: queries: 10 in the cache\n" in capsys.readouterr().out
+
+
+def test_without_a_guide_nothing_is_encoded(sources: list[Source]) -> None:
+    assert open_guide_vectors(config_of(None), sources, CPU, show=True) == [None, None]
+
+
+def test_a_guide_that_would_be_sharded_is_refused(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nestling.mining.guide_vectors.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match=r"loss\.guide: with ZeRO-3"):
+        require_guide(config_of(bert))
