@@ -11,7 +11,6 @@ With a reranker the first stage's order is measured, the reranker's, and both fu
 are averaged over every order, gain is linear, a document is its title and text.
 """
 
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from nestling.models.embedder import Embedder
     from nestling.records import RetrievalSet
     from nestling.retrieval import Candidates, EncodedSet
-    from nestling.retrieval.metrics import RelevantRanks
     from nestling.retrieval.result_files import Measurement, ResultRow
 
 
@@ -62,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> None:
     config = replace(config, precision=resolve_precision(config.precision))
 
     from nestling.records import load_retrieval_set
-    from nestling.retrieval.result_files import write_details, write_results
+    from nestling.retrieval.result_files import results_table, write_details, write_results
 
     tasks = open_tasks(config)
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
@@ -83,7 +81,7 @@ def evaluate(config: EvaluateConfig) -> None:
         if config.output:  # at once: a later task may fail
             result.save(mteb_folder(Path(config.output)))
         rows += task_rows(result)
-    print_table(rows)
+    print(results_table(rows))
     if config.output:
         require_new("--output", Path(config.output))  # another program may have written it meanwhile
         write_results(Path(config.output), asdict(config), rows)
@@ -144,6 +142,7 @@ def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | No
 def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list[int]) -> "Iterator[Measurement]":
     """Encode each set once, then measure every dimension and embedding precision."""
     from nestling.retrieval import embedder_details, relevant_ranks_and_scores
+    from nestling.retrieval.result_files import result_row
 
     embedder = load_embedder(config)
     for each in sets:
@@ -160,7 +159,7 @@ def measure_model(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: list
             for embedding_precision in config.embedding_precision:
                 ranks, scores = relevant_ranks_and_scores(encoded, dim, embedding_precision)
                 details = partial(embedder_details, encoded, each, ranks, scores, dim, embedding_precision)
-                yield make_row(each, ranks, dim, embedding_precision, (*truncated, *limits)), each, details
+                yield result_row(each, ranks, dim, embedding_precision, (*truncated, *limits)), each, details
 
 
 def load_embedder(config: EvaluateConfig) -> "Embedder":
@@ -195,6 +194,7 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
     from nestling.models.scoring import ScoringStats
     from nestling.retrieval import candidate_details, ranks_in_candidates, rerank
     from nestling.retrieval.choice import fusion_of
+    from nestling.retrieval.result_files import result_row
 
     assert config.reranker is not None
     fuse = fusion_of(config.rerank_weight)
@@ -209,7 +209,7 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
             orders["fused"] = fuse(candidates.scores, scores)
         for order, values in orders.items():
             ranks = ranks_in_candidates(values, candidates, data)
-            row = replace(make_row(data, ranks), order=order, truncated_documents=stats.truncated_documents)
+            row = replace(result_row(data, ranks), order=order, truncated_documents=stats.truncated_documents)
             yield row, data, partial(candidate_details, values, candidates, data, ranks)
 
 
@@ -233,6 +233,7 @@ def measure_first_stage(run: dict[str, dict[str, float]] | None, sets: "list[Ret
     """Measure a run, by default that of BM25."""
     from nestling.retrieval import bm25_run, check_run, drop_own_documents, qrels_of, run_details
     from nestling.retrieval.metrics import ranks_in_run
+    from nestling.retrieval.result_files import result_row
 
     for each in sets:
         print(f"{each.name}:\n  {len(each.queries):,} queries\n  {len(each.documents):,} documents")
@@ -242,7 +243,7 @@ def measure_first_stage(run: dict[str, dict[str, float]] | None, sets: "list[Ret
         if own_documents:
             print(f"  {own_documents:,} listed documents have the id of their query and are left out")
         ranks = ranks_in_run(measured, qrels_of(each))
-        yield make_row(each, ranks), each, partial(run_details, measured, each, ranks)
+        yield result_row(each, ranks), each, partial(run_details, measured, each, ranks)
 
 
 def open_tasks(config: EvaluateConfig) -> "list[AbsTask]":
@@ -299,34 +300,6 @@ def task_rows(measured: "TaskScores") -> "list[ResultRow]":
         )
         for each in measured.splits
     ]
-
-
-def make_row(
-    data: "RetrievalSet",
-    ranks: "RelevantRanks",
-    dim: int | None = None,
-    embedding_precision: str | None = None,
-    lengths: tuple[int, int, int, int] | None = None,
-) -> "ResultRow":
-    """The table row of a set; `lengths` are its numbers of truncated queries and documents, and their limits."""
-    from nestling.retrieval.metrics import mean_metrics
-    from nestling.retrieval.result_files import ResultRow
-
-    sizes = (len(data.queries), len(data.documents))
-    return ResultRow(data.name, *sizes, dim, embedding_precision, mean_metrics(ranks), *(lengths or (0, 0, None, None)))
-
-
-def print_table(rows: "list[ResultRow]") -> None:
-    """Print the results table: a row for each set, dimension and embedding precision, or for each set and order."""
-    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    width = max(len(row.data) for row in rows)
-    reranked = rows[0].order is not None
-    heading = f"{'order':11}" if reranked else f"{'dim':>5}  {'embedding_precision':19}"
-    print(f"\n{'':{width}}  {heading}  " + "  ".join(f"{name:>10}" for name in metrics))
-    for row in rows:
-        values = "  ".join(f"{row.metrics.get(name, math.nan):10.4f}" for name in metrics)
-        what = f"{row.order:11}" if reranked else f"{row.dim or '-':>5}  {row.embedding_precision or '-':19}"
-        print(f"{row.data:{width}}  {what}  {values}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     python scripts/pipeline.py --config configs/pipeline/quickstart.yaml --from_step rerank --rerank.learning_rate 5e-4
 
 Each step runs another script as a subprocess; its command is printed before. The same command resumes a pipeline that
-was stopped, and repeats only the steps whose settings or inputs have changed. docs/pipeline.md explains the sections.
+was stopped, and repeats only the steps whose settings or inputs have changed. The last line says what the models are
+worth on test; with --fail_if worse the exit status is 3 if that is less. docs/pipeline.md explains the sections.
 """
 
 import json
@@ -21,10 +22,12 @@ from nestling.config.pipeline import EMBEDDER
 
 if TYPE_CHECKING:
     from nestling.pipeline.pipeline import Pipeline, StepStatus
+    from nestling.pipeline.plan import Plan
     from nestling.pipeline.step import Step
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
+FAILED = 3  # what fail_if names
 SETTINGS = "pipeline.yaml"  # in the run's folder
 
 
@@ -60,6 +63,31 @@ def main() -> None:
         from nestling.retrieval.choice import Choice
 
         print("", *Choice.read(plan.choice).lines(), sep="\n")
+    if any(step.section == "evaluate" for step in selected):
+        judge_results(plan, pipeline, config)
+
+
+def judge_results(plan: "Plan", pipeline: "Pipeline", config: PipelineConfig) -> None:
+    """Print what the models are worth and what they cost in a last line; exits with `FAILED` if `fail_if` says so."""
+    from tqdm import tqdm
+
+    from nestling.report.results import read_result
+    from nestling.report.runs import read_run_records
+    from nestling.report.verdict import judge
+    from nestling.retrieval.choice import Choice
+
+    choice = plan.choice if plan.choice is not None and plan.choice.exists() else None
+    results = [read_result(path) for path in plan.results if path.exists()]
+    runs = read_run_records([path for path in plan.runs if path.exists()])
+    verdict = judge(results, None if choice is None else Choice.read(choice), runs)
+    if verdict is None:
+        require(config.fail_if is None, "fail_if: nothing was measured beside the models; it needs their base or BM25")
+        return
+    seconds = sum(record.seconds or 0.0 for step in plan.steps if (record := pipeline.record_of(step)) is not None)
+    print(f"\n{verdict}; all steps {tqdm.format_interval(seconds)}")
+    if verdict.fails(config.fail_if):
+        print(f"fail_if {config.fail_if}: the exit status is {FAILED}")
+        sys.exit(FAILED)
 
 
 def run_pipeline(
@@ -125,7 +153,7 @@ def write_settings(config: PipelineConfig, path: Path) -> None:
 
     from nestling.files import replace_text
 
-    settings = asdict(replace(config, only=None, from_step=None))
+    settings = asdict(replace(config, only=None, from_step=None, fail_if=None))
     replace_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 

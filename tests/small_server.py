@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
@@ -36,6 +37,14 @@ class Embeddings:
         self.pooling = next(name for name, chosen in pooling.items() if name.startswith("pooling_mode") and chosen)
 
     def post(self, path: str, fault: str, body: dict[str, Any]) -> Answer:
+        if fault == "tei":
+            return (200, self.embed(body["inputs"], "healthy").tolist()) if path == "/embed" else (404, "not found")
+        if fault == "cohere":
+            if path != "/v2/embed":
+                return 404, {"message": "not found"}
+            prompt = self.healthy.prompts[body["input_type"].removeprefix("search_")]
+            vectors = self.embed([prompt + text for text in body["texts"]], "healthy")
+            return 200, {"embeddings": {"float": vectors.tolist()}}
         if path != "/v1/embeddings":
             return 404, {"error": {"message": "no such endpoint"}}
         dim = body.get("dimensions")
@@ -57,7 +66,8 @@ class Embeddings:
         if dim and fault != "ignores-dimensions":
             vectors = vectors[:, :dim] if fault == "cuts-only" else normalize(vectors[:, :dim], dim=-1)
         rows = [{"index": i, "embedding": encode(row, body, fault)} for i, row in enumerate(vectors.numpy())]
-        return 200, {"data": rows[::-1] if fault == "backwards" else rows}
+        used = sum(len(text.split()) for text in texts)
+        return 200, {"data": rows[::-1] if fault == "backwards" else rows, "usage": {"total_tokens": used}}
 
     def embed(self, texts: list[str], fault: str) -> torch.Tensor:
         if fault == "doubled-prompt":
@@ -242,7 +252,7 @@ def rows(scores: list[float], name: str) -> list[dict[str, float]]:
 
 
 def serve(models: dict[str, Embeddings | Scores]) -> None:
-    lock = Lock()
+    lock, asked = Lock(), count()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -259,18 +269,21 @@ def serve(models: dict[str, Embeddings | Scores]) -> None:
                 self.answer(200, None)
             elif fault == "slow":
                 time.sleep(2)
+            elif fault == "flaky" and next(asked) % 3 == 1:
+                self.answer(503, {"error": "overloaded"}, {"Retry-After": "0"})
             else:
                 try:
                     with lock:
-                        found = models[name].post(path, "healthy" if fault == "key" else fault, sent)
+                        found = models[name].post(path, "healthy" if fault in ("key", "flaky") else fault, sent)
                 except RuntimeError as error:
                     found = 500, {"error": {"message": str(error)}}
                 self.answer(*found)
 
-        def answer(self, status: int, content: Any) -> None:
+        def answer(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
             text = (b"<html>" if content is None else json.dumps(content).encode()) + b"\n"
             self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
+            for name, value in {"Content-Length": str(len(text)), **(headers or {})}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(text)
 

@@ -114,6 +114,9 @@ def test_it_goes_from_pairs_to_models_and_says_so(whole: Path) -> None:
     assert re.search(r"^data +dim +embedding_precision +bm25 +base +embedder$", said, re.M)
     assert "parity gate passed" in said and "parity gate passed" in (whole / "steps" / "embed" / "log.txt").read_text()
     assert {"embedder/model.safetensors", "base.json", "steps/mine/mined.jsonl"} <= results(whole).keys()
+    last = said.splitlines()[-1]
+    assert re.match(r"verdict: \w+ .* the base \(.*\]\); \w+ .* BM25 \(.*\]\); nDCG@10 on 8 queries: dev/dev ", last)
+    assert re.search(r"; not served; training took 0.* and [\d,]+ tokens; all steps \d\d:\d\d$", last)
     details = (whole / "steps" / "evaluate-embedder" / "embedder.details.jsonl").read_text().splitlines()
     assert json.loads(details[0])["query_id"] == "q0"
 
@@ -160,6 +163,28 @@ def test_a_second_start_does_nothing_and_a_setting_repeats_what_follows(
     kept = tmp_path / "run" / "replaced"
     assert (kept / "embed.1" / "run" / "final").is_dir()
     assert (kept / "export-embedder.1" / "embedder" / "model.safetensors").exists()
+
+
+def test_what_the_models_are_worth_can_be_the_exit_status(
+    whole: Path, settings: dict[str, Any], tmp_path: Path, steady: None
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    worse = tmp_path / "run" / "steps" / "evaluate-embedder" / "embedder.details.jsonl"
+    lines = [json.loads(line) for line in worse.read_text().splitlines()]
+    for line in lines:
+        line["metrics"]["nDCG@10"] = -1.0
+    worse.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = worse.with_name("embedder.json")
+    content = json.loads(path.read_text())
+    for row in content["results"]:
+        row["metrics"]["nDCG@10"] = -1.0
+    path.write_text(json.dumps(content))
+    command = [*write(tmp_path, settings)[1:], "--only", "evaluate"]
+    assert run_main(main, *command).returncode == 0
+    failed = run_main(main, *command, "--fail_if", "worse")
+    assert failed.returncode == 3
+    assert failed.stdout.splitlines()[-1] == "fail_if worse: the exit status is 3"
+    assert "verdict: worse than the base (−" in failed.stdout
 
 
 def test_one_step_shows_no_older_results_and_its_settings_do_for_all(

@@ -1,6 +1,7 @@
 """scripts/report.py on what the other scripts write, and what it refuses."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -47,12 +48,19 @@ def test_what_was_measured_is_compared(beir: Path, bert: Path, qwen3_reranker: P
         "--output", output, "--results", results, "--config_file", shown, "--runs", write_run(tmp_path / "run")
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("some/test: nDCG@10 ")
+    verdict, compared, *_ = done.stdout.splitlines()
+    assert re.match(
+        r"verdict: \w+ .* the base \(.*\]\); \w+ .* BM25 \(.*\]\); nDCG@10 on 12 queries: some/test ", verdict
+    )
+    assert compared.startswith("some/test: nDCG@10 ")
     assert "(after, reranked against before" in done.stdout
     read = ParsedPage(output.read_text())
     assert read.loads == []
     for part in ("after, first stage", "after, fused", "48 float32 192", "16 binary 2", "Still worst", "steps: <all>"):
         assert part in read.text, part
+    again = ("--output", tmp_path / "again.html", "--results", f"{before},{bm25}", "--fail_if", "not_better")
+    assert report(*again).returncode == 3, "BM25 is not better than the model on these"
+    assert (tmp_path / "again.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from nestling.config.rerank import RerankConfig, RerankLossConfig
 from nestling.config.runs import read_run
 from nestling.config.sections import read_section
 from nestling.config.serve_check import ServeCheckConfig
+from nestling.config.serve_eval import ServeEvalConfig
 from nestling.config.split import SplitConfig
 from nestling.config.training import TrainingConfig
 
@@ -59,6 +60,7 @@ __all__ = [
     "RerankConfig",
     "RerankLossConfig",
     "ServeCheckConfig",
+    "ServeEvalConfig",
     "SplitConfig",
     "StageCosts",
     "TrainData",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nestling.config.checks import require, require_unique
+from nestling.config.report import FailIf
 
 # jsonargparse reads a text that stands where Any is expected as YAML once more: [SEP] would become a list.
 Value = str | int | float | bool | list[Any] | dict[str, Any] | None
@@ -57,6 +58,7 @@ class PipelineConfig:
         evaluate: Settings of scripts/evaluate.py: every model alone, both together, and BM25.
         export: Settings of scripts/export.py: dtype, and shape of the reranker; {} copies the models as they are.
         report: Settings of scripts/report.py.
+        fail_if: End with status 3 if the models are worse than the base or BM25 on test, or not_better than both.
         only: Do this step alone, with what the steps before it have left.
         from_step: Do this step and those after it, with what the steps before it have left.
         dry_run: Print the steps, why each is to be done, and their commands; do nothing.
@@ -84,6 +86,7 @@ class PipelineConfig:
     evaluate: Section | None = None
     export: Section | None = None
     report: Section | None = None
+    fail_if: FailIf | None = None
     only: str | None = None
     from_step: str | None = None
     dry_run: bool = False
@@ -99,6 +102,7 @@ class PipelineConfig:
             not (self.has("evaluate") or self.has("report")) or bool(self.test),
             "evaluate and report need a test set, a folder in the BEIR layout",
         )
+        require(self.fail_if is None or self.has("evaluate"), "fail_if is of evaluations; give the section evaluate")
         require(not self.has("report") or self.has("evaluate"), "report shows evaluations; give the section evaluate")
 
     def has(self, section: str) -> bool:

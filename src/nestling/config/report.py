@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from nestling.config.checks import require
+
+# What of a verdict is a failure.
+FailIf = Literal["worse", "not_better"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,7 @@ class ReportConfig:
         results: Files of scripts/evaluate.py --output, with commas between; the last is the one after training.
         baseline: Name, without .json, of the result to compare the others with; by default the first of a model.
         choice: File of scripts/choose.py, which says what is to be served.
+        fail_if: End with status 3 if the last result is worse than the base or BM25, or not_better than both.
         config_file: File of settings to show, such as a pipeline's.
     """
 
@@ -26,6 +31,7 @@ class ReportConfig:
     results: list[str] = field(default_factory=list)
     baseline: str | None = None
     choice: str | None = None
+    fail_if: FailIf | None = None
     config_file: str | None = None
 
     def __post_init__(self) -> None:

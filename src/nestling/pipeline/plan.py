@@ -260,7 +260,7 @@ class Plan:
     def report(self) -> Iterator[Step]:
         """A page about the runs and the evaluations."""
         if self.config.report is not None:
-            runs = [self.step_folder(name) / "run" for name in ("embed", "rerank") if self.config.has(name)]
+            runs = self.runs
             output = self.folder / "report.html"
             given = {
                 "title": self.folder.absolute().name,
@@ -274,6 +274,11 @@ class Plan:
             parts = {run: [run / name for name in ("config.yaml", "run.json", "metrics.jsonl")] for run in runs}
             parts |= {each: [each, details_path(each)] for each in self.results}
             yield self.step("report", ReportConfig, given, writes=[output], parts=parts)
+
+    @property
+    def runs(self) -> list[Path]:
+        """The folders of the trainings."""
+        return [self.step_folder(name) / "run" for name in ("embed", "rerank") if self.config.has(name)]
 
     @property
     def settings(self) -> Path:

@@ -46,6 +46,7 @@ def render(
     results: Sequence[Result],
     baseline: str | None = None,
     choice: Choice | None = None,
+    verdict: str | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Page:
     """Render the report of runs and results; without results a single run is shown with those of its dev sets.
@@ -56,6 +57,7 @@ def render(
         results: Results to compare with the baseline; the last one is the result after training.
         baseline: Name of the result that is the baseline; by default the first of a model.
         choice: What the dev set says should be served.
+        verdict: What the result is worth, the first line of the page.
         settings: Further settings files to show at the end, texts by name.
 
     Raises:
@@ -70,6 +72,8 @@ def render(
         summary = [UNMEASURED]
     if choice is not None:
         summary = [*summary, *choice.lines()]
+    if verdict is not None:
+        summary = [verdict, *summary]
     html = (
         template_environment()
         .get_template("report/page.html")
@@ -77,6 +81,7 @@ def render(
             title=title,
             summary=summary,
             sets=sets,
+            traffic=[line for each in results for line in each.traffic],
             runs=runs,
             charts=run_charts(runs),
             settings={**{f"{run.name}/config.yaml": run.config for run in runs}, **(settings or {})},

@@ -66,6 +66,7 @@ class Result:
         query_counts: Number of queries of each row.
         details: The details file beside it; None if there is none.
         per_query: Metrics of each query for each row, from the details file; empty without it.
+        traffic: What was asked of servers and what that took, of scripts/serve_eval.py; empty for others.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Result:
     query_counts: Mapping[ResultKey, int]
     details: Path | None
     per_query: Mapping[ResultKey, PerQuery]
+    traffic: Sequence[Mapping[str, Any]] = ()
 
     @property
     def datasets(self) -> list[str]:
@@ -117,7 +119,7 @@ def read_result(path: Path) -> Result:
         rows = {ResultKey.of(row): row for row in content["results"]}
         metrics = {key: {name: float(value) for name, value in row["metrics"].items()} for key, row in rows.items()}
         query_counts = {key: int(row["queries"]) for key, row in rows.items()}
-        config = dict(content["config"])
+        config, traffic = dict(content["config"]), list(content.get("traffic", []))
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: not a result of scripts/evaluate.py --output") from None
     require(bool(metrics), f"{path}: it holds no result")
@@ -128,7 +130,7 @@ def read_result(path: Path) -> Result:
             key in metrics and all(same_mean(metrics[key].get(name), values) for name, values in each.metrics.items()),
             f"{details}: its means are not the results of {path} ({describe(key)}); evaluate again, or remove it",
         )
-    return Result(path.stem, config, metrics, query_counts, details, per_query)
+    return Result(path.stem, config, metrics, query_counts, details, per_query, traffic)
 
 
 def read_details(path: Path) -> dict[ResultKey, PerQuery]:

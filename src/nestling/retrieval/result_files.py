@@ -4,7 +4,8 @@ A JSON file holds the settings and a row for each measurement; the details of ea
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from nestling.config import details_path
 from nestling.files import replace_text, write_jsonl
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.details import RetrievalDetails, detail_lines
+from nestling.retrieval.metrics import RelevantRanks, mean_metrics
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,46 @@ class ResultRow:
 Measurement = tuple[ResultRow, RetrievalSet, Callable[[], RetrievalDetails]]
 
 
-def write_results(path: Path, config: Mapping[str, Any], rows: Iterable[ResultRow]) -> None:
-    """Write settings and rows as JSON, atomically."""
-    content = {"nestling": __version__, "config": config, "results": [asdict(row) for row in rows]}
+def result_row(
+    data: RetrievalSet,
+    ranks: RelevantRanks,
+    dim: int | None = None,
+    embedding_precision: str | None = None,
+    lengths: tuple[int, int, int | None, int | None] | None = None,
+) -> ResultRow:
+    """The row of a set; `lengths` are its numbers of truncated queries and documents, and their limits."""
+    queries, documents, query_limit, document_limit = lengths or (0, 0, None, None)
+    return ResultRow(
+        data=data.name,
+        queries=len(data.queries),
+        documents=len(data.documents),
+        dim=dim,
+        embedding_precision=embedding_precision,
+        metrics=mean_metrics(ranks),
+        truncated_queries=queries,
+        truncated_documents=documents,
+        query_max_length=query_limit,
+        document_max_length=document_limit,
+    )
+
+
+def results_table(rows: Sequence[ResultRow]) -> str:
+    """The results as a table: a row for each set, dimension and embedding precision, or for each set and order."""
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    width = max(len(row.data) for row in rows)
+    reranked = rows[0].order is not None
+    heading = f"{'order':11}" if reranked else f"{'dim':>5}  {'embedding_precision':19}"
+    lines = [f"\n{'':{width}}  {heading}  " + "  ".join(f"{name:>10}" for name in metrics)]
+    for row in rows:
+        values = "  ".join(f"{row.metrics.get(name, math.nan):10.4f}" for name in metrics)
+        what = f"{row.order:11}" if reranked else f"{row.dim or '-':>5}  {row.embedding_precision or '-':19}"
+        lines.append(f"{row.data:{width}}  {what}  {values}")
+    return "\n".join(lines)
+
+
+def write_results(path: Path, config: Mapping[str, Any], rows: Iterable[ResultRow], **more: Any) -> None:
+    """Write settings and rows, and what else is given by name, as JSON, atomically."""
+    content = {"nestling": __version__, "config": config, "results": [asdict(row) for row in rows], **more}
     replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -14,8 +14,14 @@ from nestling.http_client import GuardedClient, RefusedRedirectError
 from nestling.retrieval.metrics import Floats
 
 # Last parts of the paths of endpoints.
-ENDPOINTS = ("/embeddings", "/rerank", "/score")
+ENDPOINTS = ("/embeddings", "/embed", "/rerank", "/score")
+# What addresses end with that name a version of an API and no endpoint.
+VERSIONS = ("/v1", "/v2")
 
+# Path -> form of a request for embeddings: that of OpenAI, Jina and vLLM, that of TEI, and that of Cohere.
+EmbeddingForm = Literal["input", "inputs", "texts"]
+EMBEDDING_FORMS: dict[str, EmbeddingForm] = {"/v1/embeddings": "input", "/embed": "inputs", "/v2/embed": "texts"}
+Kind = Literal["query", "document"]
 # Forms of a request to a reranker: that of Jina and Cohere, that of TEI, and that of vLLM for pairs.
 Form = Literal["documents", "texts", "pairs"]
 FORMS: dict[str, list[Form]] = {"/rerank": ["documents", "texts"], "/score": ["pairs"]}
@@ -26,11 +32,35 @@ class RefusedError(ValueError):
 
     Attributes:
         reason: Status and message of the response.
+        status: The status.
+        retry_after: Seconds after which the server wants to be asked again; None if it does not say.
     """
 
     def __init__(self, url: str, response: httpx.Response, key: str | None) -> None:
+        self.status = response.status_code
+        wanted = response.headers.get("Retry-After", "")
+        self.retry_after = float(wanted) if wanted.isdecimal() else None
         self.reason = f"{response.status_code}, {quoted(reason(response), key) or 'nothing'}"
         super().__init__(f"{url} answers {self.reason}")
+
+
+class UnansweredError(ValueError):
+    """No response: no connection, one that was lost, or none in time."""
+
+
+@dataclass(frozen=True)
+class EmbeddingEndpoint:
+    """An endpoint that embeds texts.
+
+    Attributes:
+        path: Path of the endpoint.
+        form: Form of its requests.
+        width: Numbers in an embedding.
+    """
+
+    path: str
+    form: EmbeddingForm
+    width: int
 
 
 @dataclass(frozen=True)
@@ -87,13 +117,43 @@ class Server:
         """
         body = {"model": self.model, "input": list(texts), "encoding_format": encoding, "dimensions": dimensions}
         path = self.endpoint or "/v1/embeddings"
-        rows = self._rows(path, self.post(path, body), "data", ("embedding",), len(texts))
+        return self.read_embeddings(path, self.post(path, body), len(texts))
+
+    def find_embedding_endpoint(self) -> EmbeddingEndpoint:
+        """The first endpoint that embeds texts, the form of its requests and the width of its embeddings."""
+        errors = []
+        for path in [self.endpoint] if self.endpoint else list(EMBEDDING_FORMS):
+            form = EMBEDDING_FORMS.get(path, "input")
+            try:
+                answer = self.post(path, self.embedding_body(form, ["a"], "document"))
+            except RefusedError as refused:
+                errors.append(str(refused))
+            else:
+                return EmbeddingEndpoint(path, form, self.read_embeddings(path, answer, 1).shape[1])
+        raise ValueError("no endpoint of the server embeds: " + "; ".join(errors))
+
+    def embedding_body(self, form: EmbeddingForm, texts: Sequence[str], kind: Kind) -> dict[str, Any]:
+        """The body of a request for embeddings; a server of Cohere's form is told which prompt to put before texts."""
+        body: dict[str, Any] = {form: list(texts)}
+        if form == "texts":
+            body |= {"input_type": f"search_{kind}", "embedding_types": ["float"]}
+        return body if form == "inputs" else {"model": self.model, **body}
+
+    def read_embeddings(self, path: str, answer: Any, count: int) -> Floats:
+        """Embeddings [n, D] float64 in a decoded response of an endpoint of any form, to a request of n texts."""
+        rows: Any = answer
+        if isinstance(answer, dict) and isinstance(answer.get("embeddings"), dict):
+            rows = answer["embeddings"].get("float")
+        elif isinstance(answer, dict) or not (answer and isinstance(answer, list) and isinstance(answer[0], list)):
+            rows = self._rows(path, answer, "data", ("embedding",), count)
         try:
             vectors = np.array([decode(row) for row in rows], dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
             vectors = np.empty(0)
         if vectors.ndim != 2 or not vectors.size:
             raise ValueError(f"{self.url(path)}: embeddings are not lists of numbers, all of one length")
+        if len(vectors) != count:
+            raise ValueError(f"{self.url(path)}: {len(vectors)} embeddings for {count} texts")
         return vectors
 
     def find_score_endpoint(self) -> ScoreEndpoint:
@@ -111,12 +171,19 @@ class Server:
 
     def score(self, score_endpoint: ScoreEndpoint, query: str, documents: Sequence[str]) -> Floats:
         """Scores [n] float64 of n documents."""
+        answer = self.post(score_endpoint.path, self.score_body(score_endpoint, query, documents))
+        return self.read_scores(score_endpoint, answer, len(documents))
+
+    def score_body(self, score_endpoint: ScoreEndpoint, query: str, documents: Sequence[str]) -> dict[str, Any]:
+        """The body of a request for scores."""
         both = {"query": query, score_endpoint.form: list(documents)}
         pairs = {"text_1": query, "text_2": list(documents)}
-        body = {"model": self.model, **(pairs if score_endpoint.form == "pairs" else both)}
-        answer = self.post(score_endpoint.path, body)
+        return {"model": self.model, **(pairs if score_endpoint.form == "pairs" else both)}
+
+    def read_scores(self, score_endpoint: ScoreEndpoint, answer: Any, count: int) -> Floats:
+        """Scores [n] float64 in a decoded response to a request of n documents."""
         key = "data" if score_endpoint.form == "pairs" else "results"
-        rows = self._rows(score_endpoint.path, answer, key, ("score", "relevance_score"), len(documents))
+        rows = self._rows(score_endpoint.path, answer, key, ("score", "relevance_score"), count)
         try:
             return np.array(rows, dtype=np.float64)  # null becomes NaN, which JSON cannot express
         except (TypeError, ValueError, OverflowError):
@@ -124,7 +191,30 @@ class Server:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Send a request and return the decoded JSON response; keys of `body` with value None are left out."""
-        return self._ask("POST", path, {key: value for key, value in body.items() if value is not None})
+        return self._ask("POST", path, body)
+
+    def open(self) -> GuardedClient:
+        """A client for requests to the server, whose connections stay open."""
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return GuardedClient(base_url=self.root, headers=headers, timeout=self.timeout)
+
+    async def send(self, http: GuardedClient, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Send a request over an open client; as `post` but for the connection."""
+        kept = None if body is None else {key: value for key, value in body.items() if value is not None}
+        try:
+            response = await http.request(method, path, json=kept)
+        except httpx.TimeoutException:
+            raise UnansweredError(f"{self.url(path)}: no answer within {self.timeout:g} s (--timeout)") from None
+        except (httpx.DecodingError, RefusedRedirectError) as error:
+            raise ValueError(f"{self.url(path)}: {self._quoted(error)}") from None
+        except httpx.HTTPError as error:
+            raise UnansweredError(f"{self.url(path)}: no answer: {self._quoted(error)}; is the server up?") from None
+        if response.is_error:
+            raise RefusedError(self.url(path), response, self.key)
+        try:
+            return response.json()
+        except ValueError:
+            raise ValueError(f"{self.url(path)}: expected JSON, got {self._quoted(response.text)!r}") from None
 
     def url(self, path: str) -> str:
         return f"{self.root}{path}"
@@ -137,25 +227,11 @@ class Server:
             return []
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        try:
-            response = asyncio.run(self._send(method, path, body))
-        except httpx.TimeoutException:
-            raise ValueError(f"{self.url(path)}: no answer within {self.timeout:g} s (--timeout)") from None
-        except (httpx.DecodingError, RefusedRedirectError) as error:
-            raise ValueError(f"{self.url(path)}: {self._quoted(error)}") from None
-        except httpx.HTTPError as error:
-            raise ValueError(f"{self.url(path)}: no answer: {self._quoted(error)}; is the server up?") from None
-        if response.is_error:
-            raise RefusedError(self.url(path), response, self.key)
-        try:
-            return response.json()
-        except ValueError:
-            raise ValueError(f"{self.url(path)}: expected JSON, got {self._quoted(response.text)!r}") from None
+        return asyncio.run(self._once(method, path, body))
 
-    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        async with GuardedClient(base_url=self.root, headers=headers, timeout=self.timeout) as http:
-            return await http.request(method, path, json=body)
+    async def _once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        async with self.open() as http:
+            return await self.send(http, method, path, body)
 
     def _quoted(self, content: object) -> str:
         """Something that the server sent, fit for a message."""
@@ -174,11 +250,11 @@ class Server:
 
 
 def split_url(url: str) -> tuple[str, str | None]:
-    """The address of a server without /v1, and the path of the endpoint; None if the address has none."""
+    """The address of a server without a version, and the path of the endpoint; None if the address has none."""
     url = url.rstrip("/")
     end = next((end for end in ENDPOINTS if url.endswith(end)), None)
     root = url.removesuffix(end or "")
-    version = "/v1" if root.endswith("/v1") else ""
+    version = next((each for each in VERSIONS if root.endswith(each)), "")
     return root.removesuffix(version), None if end is None else version + end
 
 

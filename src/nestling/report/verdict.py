@@ -1,0 +1,179 @@
+"""What a result is worth, in one line: better, no difference or worse than the base and than BM25, and at what cost.
+
+Better and worse mean that the 95% bootstrap interval of the mean difference of nDCG@10, paired over the queries of all
+test sets together, lies above or below 0.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from nestling.report.comparison import System, format_change, format_score, require_same_queries
+from nestling.report.results import METRIC, Result
+from nestling.report.runs import RunRecord
+from nestling.report.sets import vector_bytes
+from nestling.retrieval.choice import Choice
+from nestling.retrieval.significance import bootstrap_interval
+
+BETTER, SAME, WORSE, UNTESTED = "better than", "no difference from", "worse than", "not tested against"
+
+
+@dataclass(frozen=True)
+class Against:
+    """A result against another one.
+
+    Args:
+        name: What the other is, such as BM25.
+        word: `BETTER`, `SAME`, `WORSE`; or `UNTESTED`, without details of each query.
+        change: Mean difference over all queries.
+        low: Lower end of its interval; None if it is not tested.
+        high: Upper end.
+    """
+
+    name: str
+    word: str
+    change: float = 0.0
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.word} {self.name}"
+        return (
+            f"{self.word} {self.name} ({format_change(self.change)} "
+            f"[{format_change(self.low)}, {format_change(self.high)}])"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verdict.
+
+    Args:
+        against: The result against the base and BM25, those of them that were measured.
+        facts: What the result is, whether it was served, and what it cost.
+    """
+
+    against: Sequence[Against]
+    facts: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"verdict: {'; '.join([*map(str, self.against), *self.facts])}"
+
+    def fails(self, rule: str | None) -> bool:
+        """Whether a rule is broken: "worse" by one that is worse, "not_better" by one that is not better."""
+        words = {each.word for each in self.against}
+        return (rule == "worse" and WORSE in words) or (rule == "not_better" and words != {BETTER})
+
+
+def judge(results: Sequence[Result], choice: Choice | None, runs: Sequence[RunRecord]) -> Verdict | None:
+    """The verdict on the model that is handed over; None without anything to compare it with.
+
+    Args:
+        results: Of all test sets, in the order of a report: the last is the one after training.
+        choice: What the dev set chose; the result of these models is judged if it was measured.
+        runs: Of training, whose cost is said.
+    """
+    measured = [each for each in results if not each.traffic]
+    if not measured:
+        return None
+    final = chosen_result(measured, choice)
+    firsts = [
+        ("the base", next((each for each in measured if not is_bm25(each)), final)),
+        ("BM25", next((each for each in measured if is_bm25(each)), final)),
+    ]
+    against = [compare_all(name, other, final) for name, other in firsts if other is not final]
+    if not against:
+        return None
+    return Verdict(against, [*described(final, measured), served_fact(results, measured), *costs(runs)])
+
+
+def is_embedder(result: Result) -> bool:
+    return result.config.get("model") is not None and result.config.get("reranker") is None
+
+
+def is_bm25(result: Result) -> bool:
+    return result.config.get("first_stage") == "bm25" and result.config.get("reranker") is None
+
+
+def chosen_result(measured: Sequence[Result], choice: Choice | None) -> Result:
+    """The result of the models that dev has chosen; the last one without a choice, and where they were not measured."""
+    if choice is None:
+        return measured[-1]
+    models = (choice.embedder, choice.reranker)
+    found = (each for each in measured if (each.config.get("model"), each.config.get("reranker")) == models)
+    return next(found, measured[-1])
+
+
+def system_of(result: Result, data: str) -> System:
+    """What is served of a result: of a reranker the fused order if its weight was set, else its own."""
+    keys = result.main_keys(data)
+    wanted = "fused" if result.config.get("rerank_weight") is not None else "reranked"
+    return System(result, next((key for key in keys if key.order == wanted), result.main_key(data)))
+
+
+def compare_all(name: str, other: Result, final: Result) -> Against:
+    """A result against another over the queries of all sets that both have."""
+    differences = []
+    for data in [each for each in final.datasets if each in other.datasets]:
+        before, after = system_of(other, data), system_of(final, data)
+        queries_before, queries_after = before.per_query, after.per_query
+        if queries_before is None or queries_after is None:
+            return Against(name, UNTESTED)
+        require_same_queries(before, after, queries_before, queries_after)
+        differences.append(queries_after.metrics[METRIC] - queries_before.metrics[METRIC])
+    if not differences:
+        return Against(name, UNTESTED)
+    every = np.concatenate(differences)[:, None]
+    low, high = (float(each[0]) for each in bootstrap_interval(every))
+    return Against(name, BETTER if low > 0 else WORSE if high < 0 else SAME, float(every.mean()), low, high)
+
+
+def described(final: Result, measured: Sequence[Result]) -> Iterator[str]:
+    """What was measured: figures, queries, dimension and size of a vector."""
+    systems = [system_of(final, data) for data in final.datasets]
+    figures = ", ".join(f"{each.key.data} {format_score(each.metrics[METRIC])}" for each in systems)
+    queries = sum(final.query_counts[each.key] for each in systems)
+    order = systems[0].key.order
+    yield f"{METRIC} on {queries:,} queries: {figures} ({final.name}{f', {order}' if order else ''})"
+    dim, precision = systems[0].key.dim, systems[0].key.embedding_precision or "float32"
+    if dim is None and final.config.get("model") is not None:  # what the reranker's documents were found with
+        alone = [key.dim or 0 for each in measured if same_model(each, final) for key in each.metrics]
+        dim = next(iter(final.config.get("dims") or []), max(alone, default=0)) or None
+    if dim is not None:
+        yield f"at {dim} dimensions in {precision}, {vector_bytes(dim, precision):,} bytes a vector"
+
+
+def same_model(result: Result, final: Result) -> bool:
+    return is_embedder(result) and result.config["model"] == final.config["model"]
+
+
+def served_fact(results: Sequence[Result], measured: Sequence[Result]) -> str:
+    """Whether a server was measured, and how far it is from what was measured here."""
+    known = {key: metrics[METRIC] for each in measured for key, metrics in each.metrics.items()}
+    served = [(key, metrics[METRIC]) for each in results if each.traffic for key, metrics in each.metrics.items()]
+    if not served:
+        return "not served"
+    differences = [abs(value - known[key]) for key, value in served if key in known]
+    if not differences:
+        return "served"
+    return f"served, within {max(differences):.4f} of what was measured here"
+
+
+def costs(runs: Sequence[RunRecord]) -> Iterator[str]:
+    """Time and tokens of training."""
+    if runs:
+        seconds, tokens = (sum(each) for each in zip(*map(cost_of, runs), strict=True))
+        yield f"training took {tqdm.format_interval(seconds)} and {tokens:,.0f} tokens"
+
+
+def cost_of(run: RunRecord) -> tuple[float, int]:
+    """Seconds and tokens of the logged steps of a run."""
+    seconds, before = 0.0, 0
+    for line in run.steps:
+        if line.get("tokens_per_second"):
+            seconds += (line["tokens"] - before) / line["tokens_per_second"]
+        before = line["tokens"]
+    return seconds, before

@@ -1,0 +1,189 @@
+"""What a server answers, measured: the figures are those of scripts/evaluate.py, at any endpoint."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nestling.serving import served
+from nestling.serving.vector_file import VectorFile
+from recipes.runs import run_main
+from scripts import evaluate, serve_eval
+from serving.conftest import serving
+from sets import random_set
+
+measure = partial(run_main, evaluate.main)
+ask = partial(run_main, serve_eval.main)
+
+
+@pytest.fixture(scope="module")
+def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "words"
+    random_set(folder, 60, 12)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(models: dict[str, Path], beir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The file of scripts/evaluate.py of a model, with or without a reranker."""
+
+    def written(name: str, *more: str | Path) -> Path:
+        path = tmp_path_factory.mktemp("expected") / "result.json"
+        done = measure("--model", models[name], "--data", beir, "--output", path, *more)
+        assert done.returncode == 0, done.stderr
+        return path
+
+    return written
+
+
+def results(path: Path) -> dict[tuple[Any, ...], float]:
+    rows = json.loads(path.read_text())["results"]
+    return {(row["dim"], row["embedding_precision"], row["order"]): row["metrics"]["nDCG@10"] for row in rows}
+
+
+def test_the_figures_are_those_of_evaluation(
+    url: str, models: dict[str, Path], beir: Path, expected: Callable[..., Path], tmp_path: Path
+) -> None:
+    wanted, output = expected("qwen3", "--embedding_precision", "float32,int8,binary"), tmp_path / "served.json"
+    done = ask(
+        *("--url", f"{url}/qwen3/flaky", "--model", models["qwen3"], "--data", beir, "--output", output),
+        *("--embedding_precision", "float32,int8,binary", "--expected", wanted, "--batch_size", "7"),
+        *("--concurrency", "3", "--details", "true"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(results(output)) == 6  # two dimensions
+    assert results(output) == pytest.approx(results(wanted), abs=1e-3)
+    assert "served as expected: 6 of 6 within 0.001" in done.stdout
+    queries, documents = json.loads(output.read_text())["traffic"]
+    assert (queries["requests"], queries["texts"]) == (12, 12)
+    assert documents["requests"] == -(-documents["texts"] // 7)
+    assert queries["retries"] + documents["retries"] > 0
+    assert 0 < documents["p50_ms"] <= documents["p95_ms"] <= documents["p99_ms"]
+    assert documents["texts_per_second"] > 0
+    assert documents["tokens"] > documents["texts"]
+    assert (tmp_path / "served.details.jsonl").read_text().count("\n") == 6 * 12
+
+
+@pytest.mark.parametrize("form", ["tei", "cohere", "healthy"])
+def test_endpoints_of_each_form(
+    form: str, url: str, models: dict[str, Path], beir: Path, expected: Callable[..., Path]
+) -> None:
+    prompts = ["--model", models["e5"]] if form == "healthy" else []
+    if form == "tei":
+        prompts = ["--query_prompt", "query: ", "--document_prompt", "passage: "]
+    done = ask("--url", f"{url}/e5/{form}", "--data", beir, "--expected", expected("e5"), *prompts)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "form", ["healthy", *(pytest.param(each, marks=pytest.mark.slow) for each in ("tei", "pairs-only"))]
+)
+def test_a_served_reranker_orders_what_a_served_embedder_finds(
+    form: str, url: str, models: dict[str, Path], beir: Path, expected: Callable[..., Path], tmp_path: Path
+) -> None:
+    more = ("--depth", "20", "--rerank_weight", "0.5")
+    wanted, output = expected("qwen3", "--reranker", models["causal"], *more), tmp_path / "served.json"
+    done = ask(
+        *("--url", f"{url}/qwen3/healthy", "--rerank_url", f"{url}/causal/{form}", "--model", models["qwen3"]),
+        *("--data", beir, "--expected", wanted, "--output", output, "--batch_size", "8", *more),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    orders = {key: value for key, value in results(output).items() if key[2]}
+    assert orders == pytest.approx(results(wanted), abs=1e-3)
+    assert json.loads(output.read_text())["traffic"][2]["requests"] == 12 * 3
+
+
+def test_drift_has_a_status_of_its_own(
+    url: str, models: dict[str, Path], beir: Path, expected: Callable[..., Path]
+) -> None:
+    wanted = expected("qwen3", "--dims", "64")
+    asked = ("--model", models["qwen3"], "--data", beir, "--dims", "64", "--expected", wanted)
+    done = ask("--url", f"{url}/qwen3/no-eos", *asked)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "drift: 1 of 1 differ by more than 0.001; scripts/serve_check.py says why" in done.stdout
+    assert ask("--url", f"{url}/qwen3/no-eos", *asked, "--tolerance", "1").returncode == 0
+    other = ask("--url", f"{url}/qwen3/healthy", *asked[:-3], "32", "--expected", wanted)
+    assert other.returncode == 2
+    assert other.stderr.startswith("error: --expected has none of what was measured here (words/test)")
+
+
+def test_an_interrupted_run_goes_on(
+    url: str, models: dict[str, Path], beir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that were answered are not asked for again, unless the server has changed; complete runs leave nothing."""
+    asked = ("--url", f"{url}/qwen3/healthy", "--model", models["qwen3"], "--data", beir, "--dims", "64")
+    put, left = VectorFile.put, [30]
+
+    def dying(file: VectorFile, index: int, row: np.ndarray) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        put(file, index, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VectorFile, "put", dying)
+        assert ask(*asked, "--batch_size", "4", "--concurrency", "1").returncode != 0
+    done = ask(*asked)
+    assert done.returncode == 0, done.stderr
+    assert "documents: 18 of " in done.stderr
+    assert "are there from a run that was interrupted" in done.stderr
+    assert "interrupted" not in ask(*asked).stderr
+
+    with monkeypatch.context() as patch:
+        left[0] = 30
+        patch.setattr(VectorFile, "put", dying)
+        ask(*asked, "--batch_size", "4", "--concurrency", "1")
+    monkeypatch.setattr(served, "SAME_COSINE", 1.1)  # as if it were another model now
+    assert "the server answers otherwise than in the run that was interrupted" in ask(*asked).stderr
+
+
+@pytest.mark.slow
+def test_a_real_model_on_a_real_set(
+    minilm: Path, shared_data: Path, models: dict[str, Path], url: str, tmp_path: Path
+) -> None:
+    cranfield, wanted = shared_data / "cranfield", tmp_path / "expected.json"
+    assert measure("--model", minilm, "--data", cranfield, "--output", wanted).returncode == 0
+    with serving({"minilm": minilm}) as address:
+        done = ask(
+            *("--url", f"{address}/minilm/healthy", "--rerank_url", f"{url}/encoder/healthy", "--model", minilm),
+            *("--data", cranfield, "--expected", wanted, "--depth", "5"),
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
+
+
+def test_a_torn_row_is_asked_for_again(tmp_path: Path) -> None:
+    keys = np.arange(5, dtype=np.int64)
+    file = VectorFile.open(tmp_path, keys, 3)
+    for i in range(4):
+        file.put(i, np.full(3, i + 0.5))
+    file.rows[2, 1] = 9  # written in part
+    again = VectorFile.open(tmp_path, keys, 3)
+    assert again.known().tolist() == [0, 1, 3]
+    more = VectorFile.open(tmp_path, np.array([7, 3, 2, 0], dtype=np.int64), 3)
+    assert more.known().tolist() == [1, 3]
+    assert more.rows[1].tolist() == [3.5] * 3
+    assert len(list(tmp_path.iterdir())) == 3, "what the other file had is in this one"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--url", "http://x"], "give --data, folders in the BEIR layout"),
+        (["--data", "x"], "give either --url, a server of embeddings, or --first_stage with a --rerank_url"),
+        (["--data", "x", "--first_stage", "bm25"], "first_stage is what a --rerank_url reads"),
+        (
+            ["--data", "x", "--url", "http://x", "--instruction", "a"],
+            "instruction needs a --model, or a --query_prompt",
+        ),
+        (["--data", "x", "--url", "http://x", "--expected", "no.json"], "--expected no.json: no such file"),
+    ],
+)
+def test_settings_that_cannot_be(arguments: list[str], message: str) -> None:
+    done = ask(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
