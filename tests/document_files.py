@@ -15,6 +15,7 @@ from nestling.documents.archives import Member
 from nestling.documents.chunks import Chunker
 from nestling.documents.documents import Reading, read_document
 from nestling.documents.tokens import Words
+from scripts.bench.documents import pdf_file
 
 LIMIT = 1 << 20
 MARKDOWN = """---
@@ -84,28 +85,6 @@ def word_file() -> bytes:
     file = io.BytesIO()
     document.save(file)
     return file.getvalue()
-
-
-def pdf_file(pages: list[list[str]]) -> bytes:
-    """A PDF file of pages of lines of ASCII; a line that is empty leaves a gap."""
-    objects = ["<</Type/Catalog/Pages 2 0 R>>", "", "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"]
-    for lines in pages:
-        shown = "".join(f"({line}) Tj T*\n" if line else "T* T*\n" for line in lines)
-        stream = f"BT /F1 12 Tf 14 TL 50 750 Td\n{shown}ET" if lines else ""
-        objects.append(f"<</Length {len(stream)}>>stream\n{stream}\nendstream")
-        content = len(objects)
-        objects.append(
-            f"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Resources<</Font<</F1 3 0 R>>>>/Contents {content} 0 R>>"
-        )
-    kids = " ".join(f"{number} 0 R" for number in range(5, len(objects) + 1, 2))
-    objects[1] = f"<</Type/Pages/Kids[{kids}]/Count {len(pages)}>>"
-    body, offsets = b"%PDF-1.4\n", []
-    for number, each in enumerate(objects, start=1):
-        offsets.append(len(body))
-        body += f"{number} 0 obj{each}endobj\n".encode()
-    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
-    end = f"xref\n0 {len(offsets) + 1}\n0000000000 65535 f \n{table}trailer<</Size {len(offsets) + 1}/Root 1 0 R>>\n"
-    return body + f"{end}startxref\n{len(body)}\n%%EOF".encode()
 
 
 def zip_file(members: dict[str, bytes | str]) -> bytes:

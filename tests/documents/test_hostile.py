@@ -15,11 +15,12 @@ import pytest
 pytest.importorskip("docx")
 pytest.importorskip("pypdf")
 
-from document_files import LIMIT, files, pdf_file, read, word_file, zip_file
+from document_files import LIMIT, files, read, word_file, zip_file
 from nestling.documents import documents
 from nestling.documents.archives import Member, members
 from nestling.documents.folder import walk
 from nestling.documents.refusals import Dropped
+from scripts.bench.documents import pdf_file
 
 
 def found(name: str, data: bytes, limit: int = LIMIT) -> dict[str, str]:

@@ -8,8 +8,9 @@ import pytest
 pytest.importorskip("docx")
 pytest.importorskip("pypdf")
 
-from document_files import MARKDOWN, PAGE, PYTHON, at_its_place, files, pdf_file, read
+from document_files import MARKDOWN, PAGE, PYTHON, at_its_place, files, read
 from nestling.records.words import folded_text
+from scripts.bench.documents import pdf_file
 
 FILES = files()
 

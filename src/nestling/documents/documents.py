@@ -1,7 +1,7 @@
 """One document as rows of a corpus.jsonl, and what of it is left out."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from nestling.documents.archives import Member
@@ -37,7 +37,7 @@ class Reading:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for a journal."""
-        return asdict(self)
+        return {**vars(self), "dropped": [vars(each) for each in self.dropped]}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Reading":
