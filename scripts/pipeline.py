@@ -111,6 +111,8 @@ def check(config: PipelineConfig) -> None:
     """Raise ValueError for missing files and extras, before anything starts."""
     if config.check is not None:
         require_extra("check", "hygiene", "rensa", "py3langid", "regex")
+    if config.documents is not None:
+        require_extra("documents", "documents", "pypdf", "docx", "markdown_it", "charset_normalizer", "rensa", "regex")
     if config.queries is not None and config.queries.get("endpoint"):
         require_extra("queries", "synthesis", "openai", "aiolimiter")
     for key, data in (("dev", config.dev), *(("test", each) for each in config.test)):

@@ -56,7 +56,18 @@ def test_every_direct_dependency_is_pinned_to_a_version_that_it_allows() -> None
 
 def test_every_import_outside_the_tests_is_a_direct_dependency() -> None:
     distributions = packages_distributions()
-    extras = ("deepspeed", "faiss", "gpu", "hygiene", "mteb", "onnx", "quickstart", "synthesis", "tracking")
+    extras = (
+        "deepspeed",
+        "documents",
+        "faiss",
+        "gpu",
+        "hygiene",
+        "mteb",
+        "onnx",
+        "quickstart",
+        "synthesis",
+        "tracking",
+    )
     declared = direct_dependencies(*extras).keys()
     imported = {
         name.partition(".")[0]

@@ -122,6 +122,19 @@ def test_a_step_that_resumes_keeps_its_files(folder: Path) -> None:
     assert (folder / "replaced" / "b.2" / "out.parts").read_text() == "x\n", "a training half-way is moved aside too"
 
 
+def test_a_step_that_updates_keeps_its_outputs_when_its_inputs_change(folder: Path) -> None:
+    counts = "echo x >> {{out}}.parts; cp {{out}}.parts {{out}}"
+
+    def updated(**settings: float) -> Pipeline:
+        pipeline = chain(folder, middle=counts, **settings)
+        return replace(pipeline, steps=[replace(each, updates=each.name == "b") for each in pipeline.steps])
+
+    states(updated())
+    assert states(updated(rate=2.0))["b"].startswith("changed")
+    assert (folder / "steps" / "b" / "out").read_text() == "x\nx\n"
+    assert not (folder / "replaced" / "b.1").exists()
+
+
 def test_outputs_beside_the_steps_move_with_them_and_are_never_overwritten(folder: Path) -> None:
     data, out = folder.parent / "data.txt", folder / "model"
 

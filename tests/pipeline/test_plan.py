@@ -222,6 +222,7 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
         ({"train": None}, "give either train, the records to train on, or the section queries"),
         ({"queries": {"model": "m"}}, "give either train, the records to train on, or the section queries"),
         ({"train": None, "queries": {"model": "m"}}, "queries needs a corpus to make them for"),
+        ({"corpus": "c", "documents": {"folder": "d"}}, "give either corpus or documents, which makes one"),
         ({"test": []}, "evaluate and report need a test set"),
         ({"evaluate": None, "report": {}}, "report shows evaluations; give the section evaluate"),
         ({"test": ["a/beir", "b/beir"]}, "test: two datasets are called 'beir'"),
@@ -259,3 +260,13 @@ def test_every_yaml_loads_and_every_setting_is_explained() -> None:
         assert Plan(config, Path()).steps[-1].section == "report"
     for each in fields(PipelineConfig):
         assert f"    {each.name}: " in (PipelineConfig.__doc__ or ""), each.name
+
+
+def test_documents_become_the_corpus_of_queries_and_mining() -> None:
+    steps = steps_of(train=None, documents={"folder": "papers", "overlap": 16}, queries={"model": "m"})
+    corpus = f"{STEPS}/documents/corpus/corpus.jsonl"
+    assert list(steps)[:2] == ["documents", "queries"]
+    assert setting(steps["queries"], "data") == setting(steps["mine"], "corpus") == corpus
+    assert (setting(steps["documents"], "model"), setting(steps["documents"], "overlap")) == ("base-embedder", "16")
+    assert steps["documents"].updates and {Path("papers"), Path("base-embedder")} <= set(steps["documents"].reads)
+    assert setting(steps_of(documents={"folder": "papers"})["mine"], "corpus") == corpus

@@ -17,6 +17,7 @@ from nestling.config.checks import (
 from nestling.config.choose import ChooseConfig
 from nestling.config.costs import CostsConfig, LaunchCosts, StageCosts
 from nestling.config.datasets import CandidateData, DevData, TrainData
+from nestling.config.documents import ReadDocumentsConfig
 from nestling.config.embed import EmbedConfig, LossConfig, RefreshConfig
 from nestling.config.evaluate import EvaluateConfig, details_path
 from nestling.config.export import ExportConfig
@@ -55,6 +56,7 @@ __all__ = [
     "MineConfig",
     "OnnxCheckConfig",
     "PipelineConfig",
+    "ReadDocumentsConfig",
     "RefreshConfig",
     "ReportConfig",
     "RerankConfig",

@@ -13,6 +13,7 @@ Section = dict[str, Value]
 # The reranker_model that is made of the latest embedder.
 EMBEDDER = "embedder"
 SECTIONS = (
+    "documents",
     "queries",
     "check",
     "mine",
@@ -38,7 +39,7 @@ class PipelineConfig:
         output_dir: Folder of the run; the same command continues in it.
         train: Training records: any file, folder or dataset id that the recipes read; leave it out to make queries.
         train_split: The split of a BEIR folder or of a dataset id.
-        corpus: BEIR folder or corpus.jsonl to make queries for and mine in; by default that of train.
+        corpus: BEIR folder or corpus.jsonl to make queries for and mine in; by default that of documents or train.
         dev: BEIR folder for evaluation during training, and for a merge's search.
         dev_split: Which qrels file of dev to use.
         test: BEIR folders that the models are measured on at the end.
@@ -47,6 +48,7 @@ class PipelineConfig:
         reranker_model: Directory or hub id of the reranker to adapt, or of a causal language model or an encoder; the
             word embedder for the embedder after training, an encoder.
         launcher: Arguments of `accelerate launch` for training and mining; by default plain python starts them.
+        documents: Settings of scripts/read_documents.py: a corpus of a folder of documents.
         queries: Settings of scripts/make_queries.py: queries for the corpus.
         check: Settings of scripts/check_data.py; with drop in it, training reads the cleaned copy.
         mine: Settings of scripts/mine.py: hard negatives by the embedder before training.
@@ -75,6 +77,7 @@ class PipelineConfig:
     embedder_model: str | None = None
     reranker_model: str | None = None
     launcher: list[str] = field(default_factory=list)
+    documents: Section | None = None
     queries: Section | None = None
     check: Section | None = None
     mine: Section | None = None
@@ -114,7 +117,11 @@ class PipelineConfig:
             (self.train is None) == self.has("queries"),
             "give either train, the records to train on, or the section queries, which makes them",
         )
-        require(self.corpus is not None or not self.has("queries"), "queries needs a corpus to make them for")
+        require(self.corpus is None or not self.has("documents"), "give either corpus or documents, which makes one")
+        require(
+            self.corpus is not None or self.has("documents") or not self.has("queries"),
+            "queries needs a corpus to make them for, or the section documents, which makes one",
+        )
 
     def _check_models(self) -> None:
         for section in ("merge", "remine"):

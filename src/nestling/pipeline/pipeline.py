@@ -129,7 +129,10 @@ class Pipeline:
         return done
 
     def prepare_folder(self, step: Step, status: StepStatus) -> None:
-        """Prepare the folder of a step: partial outputs are removed; trainings and finished outputs are moved aside."""
+        """Prepare the folder of a step: partial outputs are removed; trainings and finished outputs are moved aside.
+
+        The folder of a step that brings its outputs up to date stays as it is.
+        """
         folder, record = self.folder_of(step), self.record_of(step)
         outside = [path for path in step.writes if folder not in path.parents and path.exists()]
         if record is None:
@@ -139,6 +142,8 @@ class Pipeline:
             raise ValueError(
                 f"{step.name}: process {record.process[0]} of an earlier run is still running; end it first"
             )
+        if step.updates:
+            return
         if status.state == "unfinished" and step.resumes:
             for path in step.writes:
                 if path.is_file():  # it is complete, and the script would refuse to overwrite it

@@ -16,6 +16,7 @@ from nestling.config import (
     MergeConfig,
     MineConfig,
     PipelineConfig,
+    ReadDocumentsConfig,
     ReportConfig,
     RerankConfig,
     details_path,
@@ -72,10 +73,14 @@ class Plan:
         self.steps += [*evaluations, *self.export(), *self.report()]
 
     def prepare_data(self) -> Iterator[Step]:
-        """The steps that synthesise queries, check the records and mine negatives."""
+        """The steps that read documents, synthesise queries, check the records and mine negatives."""
+        if self.config.documents is not None:
+            corpus = Path(str(self.corpus))
+            given = {"output": corpus.parent, **({"model": self.latest.embedder} if self.latest.embedder else {})}
+            yield self.step("documents", ReadDocumentsConfig, given, writes=[corpus], resumes=True, updates=True)
         if self.config.queries is not None:
             pairs = self.step_folder("queries") / "pairs.jsonl"
-            given = {"data": self.config.corpus, "output": pairs}
+            given = {"data": self.corpus, "output": pairs}
             yield self.step("queries", MakeQueriesConfig, given, writes=[pairs], resumes=True)
             self.latest.records = self.latest.data = (str(pairs), "train")
         if self.config.check is not None:
@@ -287,7 +292,9 @@ class Plan:
 
     @property
     def corpus(self) -> str | None:
-        """The corpus to mine from: that of the settings, or of the records if they are a BEIR folder."""
+        """The corpus to mine from: that of the settings, of the documents, or of records that are a BEIR folder."""
+        if self.config.documents is not None:
+            return str(self.step_folder("documents") / "corpus" / "corpus.jsonl")
         has_corpus = self.config.train is not None and (Path(self.config.train) / "corpus.jsonl").is_file()
         return self.config.corpus or (self.config.train if has_corpus else None)
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from nestling.pipeline.step import Step, files_in, flags, flat_settings, paths_i
 
 # Settings that a section must not have: the pipeline sets them, or the step would write nothing for later ones.
 FILLED_IN = {
+    "documents": ("output",),
     "queries": ("data", "output", "dry_run"),
     "check": ("data", "split", "eval", "eval_split", "output", "report"),
     "mine": ("data", "split", "corpus", "output", "audit", "sweep"),
@@ -24,6 +25,7 @@ FILLED_IN = {
     "report": ("output", "runs", "results", "config_file", "choice"),
 }
 SCRIPTS = {
+    "documents": "scripts/read_documents.py",
     "queries": "scripts/make_queries.py",
     "check": "scripts/check_data.py",
     "mine": "scripts/mine.py",
@@ -60,6 +62,7 @@ class ScriptSteps:
         section: Mapping[str, Any] | None = None,
         script: str | None = None,
         resumes: bool = False,
+        updates: bool = False,
         launched: bool = False,
     ) -> Step:
         """Make a step that runs a script.
@@ -74,6 +77,7 @@ class ScriptSteps:
             section: Settings to use instead of those in the configuration.
             script: Path of the script; by default that of the section.
             resumes: Whether the command resumes after a kill.
+            updates: Whether it brings its earlier outputs up to date.
             launched: Whether the launcher starts the script.
         """
         section = getattr(self.config, section_name) if section is None else section
@@ -93,6 +97,5 @@ class ScriptSteps:
         inputs = [path for path in paths_in(values) if path not in writes]
         reads = [each for path in inputs for each in (parts or {}).get(path, [path])]
         reads += files_in(launcher)
-        return Step(
-            name or section_name, section_name, program, arguments, values, tuple(reads), tuple(writes), resumes
-        )
+        step = Step(name or section_name, section_name, program, arguments, values, tuple(reads), tuple(writes))
+        return replace(step, resumes=resumes, updates=updates)

@@ -24,6 +24,7 @@ PATHS = {
     "embedder",
     "eval",
     "first_stage",
+    "folder",
     "judge",
     "judgements",
     "model",
@@ -53,6 +54,7 @@ class Step:
         reads: Files and folders that it reads; one that does not exist is a hub id.
         writes: Files and folders that it writes.
         resumes: Whether the command resumes after a kill.
+        updates: Whether it brings its earlier outputs up to date, also after a kill; they are not moved aside.
         choice: File of the `Choice` that has to name the trained model of the step; None for a step that is always run.
         kind: What that model is, "embedder" or "reranker".
     """
@@ -65,6 +67,7 @@ class Step:
     reads: tuple[Path, ...]
     writes: tuple[Path, ...]
     resumes: bool = False
+    updates: bool = False
     choice: Path | None = None
     kind: str = ""
 

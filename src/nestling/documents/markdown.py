@@ -1,0 +1,33 @@
+"""Markdown as blocks: paragraphs, lists, tables and code, below their headings."""
+
+import re
+from collections import Counter
+
+from markdown_it import MarkdownIt
+
+from nestling.documents.blocks import Extraction, below, line_starts, path_of, verbatim
+
+FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(?:.*\r?\n)*?---[ \t]*(?:\r?\n|\Z)")
+MARKS = re.compile(r"[`*]|(?<=\s)#+\s*\Z")
+
+
+def read_markdown(text: str) -> Extraction:
+    """The blocks of a Markdown document, as they are written; settings at its beginning are left out."""
+    found = FRONT_MATTER.match(text)
+    begin = found.end() if found else 0
+    extraction = Extraction(dropped=Counter({"settings before a page": 1} if found else {}))
+    # Inline marks stay, and need not be parsed. A tab or a line end of Windows keeps its place: lines are counted.
+    parser = MarkdownIt("commonmark").enable("table").disable("inline")
+    starts = [begin + each for each in line_starts(text[begin:])]
+    headings: list[tuple[int, str]] = []
+    tokens = parser.parse(text[begin:])
+    for number, token in enumerate(tokens):
+        if token.level or token.map is None or token.nesting < 0:
+            continue
+        if token.type == "heading_open":
+            headings = below(headings, int(token.tag[1]), MARKS.sub("", tokens[number + 1].content))
+            continue
+        first, last = token.map
+        block = verbatim(text, starts[first], starts[min(last, len(starts) - 1)], path_of(headings))
+        extraction.blocks += [block] if block else []
+    return extraction

@@ -1,0 +1,145 @@
+"""Documents of each kind: their chunks, where these stand, what is above them, and what is left out."""
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("docx")
+pytest.importorskip("pypdf")
+
+from document_files import MARKDOWN, PAGE, PYTHON, at_its_place, files, read
+from nestling.records.words import folded_text
+from scripts.bench.documents import pdf_file
+
+FILES = files()
+
+
+def texts(reading: Any) -> list[tuple[str, str]]:
+    return [(row["title"], row["text"]) for row in reading.rows]
+
+
+def dropped(reading: Any) -> dict[str, int]:
+    return {each.reason: each.count for each in reading.dropped}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("max_tokens", "overlap"), [(256, 0), (8, 2)])
+def test_every_chunk_stands_where_it_says(name: str, max_tokens: int, overlap: int) -> None:
+    reading = read(name, FILES[name], max_tokens=max_tokens, overlap=overlap)
+    assert reading.rows
+    for row in reading.rows:
+        found = at_its_place(row, FILES[name])
+        if name.endswith((".jsonl", ".csv")):  # a row as it is written
+            assert all(
+                value in folded_text(found) for value in map(folded_text, row["text"].split(": ")[-1].split("\n"))
+            )
+        elif max_tokens == 8 and name.endswith(".docx"):  # a part of a paragraph names the whole
+            assert folded_text(row["text"]) in folded_text(found)
+        else:
+            assert folded_text(row["text"]) == folded_text(found)
+    assert [row["_id"] for row in reading.rows] == [f"{name}#{number + 1}" for number in range(len(reading.rows))]
+
+
+def test_nothing_of_a_text_is_lost_or_repeated_without_overlap() -> None:
+    for name in ("birds.md", "code/main.go", "code/nest.py", "latin.txt", "sixteen.txt"):
+        whole, cut = (read(name, FILES[name], max_tokens=size) for size in (256, 8))
+        one, other = ("".join(folded_text(row["text"]) for row in each.rows) for each in (whole, cut))
+        assert one == other
+    assert folded_text(PYTHON) == "".join(folded_text(row["text"]) for row in read("a.py", PYTHON).rows)
+
+
+def test_markdown_stands_below_its_headings() -> None:
+    reading = read("a.md", MARKDOWN)
+    (swallows, owls) = texts(reading)
+    assert swallows == ("Birds", "Swallows build their *nests* of mud.\nThey return each year.")
+    assert owls[0] == "Birds > Owls"
+    assert owls[1].startswith("- hunt at night\n- hear `well`\n\n```python\n# no heading\n```\n\n| bird | eggs |")
+    assert reading.rows[1]["metadata"]["headings"] == ["Birds", "Owls"]
+    assert dropped(reading) == {"settings before a page": 1}
+
+
+def test_a_web_page_is_its_text_without_what_is_around_it() -> None:
+    reading = read("a.html", PAGE)
+    assert texts(reading) == [
+        ("Birds & bees > Swallows", "They build nests of mud & straw, café walls! included."),
+        ("Birds & bees > Swallows > Young", "eggs | days\n\n5 | 18\n\none\n  two"),
+    ]
+    assert dropped(reading) == {"boilerplate": 2}
+
+
+def test_of_a_page_with_a_main_part_only_that_is_read_and_menus_are_not() -> None:
+    menu = "<ul>" + "".join(f"<li><a href=/{n}>Page number {n}</a></li>" for n in range(4)) + "</ul>"
+    reading = read("a.html", f"<p>Ad</p><main>{menu}<p>Text with <a>a link</a>.</p></main><p>Contact</p>")
+    assert (texts(reading), dropped(reading)) == ([("", "Text with a link.")], {"boilerplate": 6})
+    assert len(read("a.html", menu).rows) == 1  # rather than nothing
+
+
+def test_pages_of_a_pdf_lose_running_heads_and_empty_ones_are_counted() -> None:
+    reading = read("a.pdf", FILES["paper.pdf"])
+    assert [(row["text"], row["metadata"]["page"]) for row in reading.rows] == [
+        ("Swallows build nests of mud. They return.", 1),
+        ("Owls hunt at night.", 2),
+        ("Wrens are small.", 4),
+    ]
+    assert dropped(reading) == {"page without text": 1, "running head or foot": 3}
+
+
+def test_an_outline_of_a_pdf_gives_headings() -> None:
+    from io import BytesIO
+
+    from pypdf import PdfWriter
+
+    writer = PdfWriter(clone_from=BytesIO(pdf_file([["Swallows build."], ["Owls hunt."], ["Owls sleep."]])))
+    writer.add_metadata({"/Title": "Birds"})
+    chapter = writer.add_outline_item(title="Swallows", page_number=0)
+    writer.add_outline_item(title="Nests", page_number=0, parent=chapter)
+    writer.add_outline_item(title="Owls", page_number=1)
+    file = BytesIO()
+    writer.write(file)
+    titles = [row["title"] for row in read("a.pdf", file.getvalue()).rows]
+    assert titles == ["Birds > Swallows > Nests", "Birds > Owls", "Birds > Owls"]
+
+
+def test_a_word_file_is_read_below_its_headings_with_tables() -> None:
+    assert texts(read("a.docx", FILES["report.docx"])) == [
+        ("The birds > Swallows", "They build nests of mud."),
+        ("The birds > Swallows > Young", "eggs | days\n5 | 18"),
+    ]
+
+
+def test_functions_and_methods_are_chunks_with_what_is_above_them() -> None:
+    found = texts(read("a.py", PYTHON))
+    assert [title for title, _ in found] == ["", "greet", "Nest", "Nest > lay", ""]
+    assert found[1][1].startswith("# Says hello.\n@staticmethod\ndef greet")
+    assert found[3][1] == "    def lay(self):\n        self.eggs += 1"
+    assert texts(read("b.py", "print 'old'\n\nx = 1\n")) == [("", "print 'old'\n\nx = 1")]
+
+
+def test_rows_are_chunks_of_their_own() -> None:
+    table = read("a.csv", FILES["table.csv"])
+    assert texts(table) == [("Swallow", "Builds nests,\nof mud"), ("Owl", 'Hunts at "night"')]
+    assert texts(read("a.tsv", "bird\teggs\nwren\t6\t?\n")) == [("", "bird: wren\neggs: 6\ncolumn 3: ?")]
+    lines = read("a.jsonl", FILES["lines.jsonl"])
+    assert texts(lines) == [("Swallow", "Builds nests"), ("", "name: owl\neggs: 3")]
+    assert [row["metadata"]["row"] for row in lines.rows] == [1, 4]
+    assert dropped(lines) == {"line that is no JSON": 1, "line that is no JSON object": 1}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [("utf-8", "utf-8"), ("utf-8-sig", "utf-8"), ("utf-16", "utf-16-le"), ("utf-32", "utf-32-le"), ("cp1252", None)],
+)
+def test_encodings_are_told(encoding: str, told: str | None) -> None:
+    text = "Die Vögel bauen große Nester. " * 9 + "\n\nDas Käuzchen hört gut und jagt über Wiesen."
+    reading = read("a.txt", text.encode(encoding), max_tokens=12)
+    assert reading.encoding == told if told else reading.encoding is not None
+    assert " ".join(row["text"] for row in reading.rows).replace("\n\n", " ") == " ".join(text.split())
+    for row in reading.rows:
+        assert at_its_place(row, text.encode(encoding)) == row["text"]
+
+
+def test_rows_can_be_written_as_json() -> None:
+    for name, data in FILES.items():
+        reading = read(name, data)
+        assert type(reading).from_json(json.loads(json.dumps(reading.to_json()))) == reading
