@@ -64,8 +64,8 @@ def evaluate(config: EvaluateConfig) -> None:
 
     tasks = open_tasks(config)
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
-    for each in sets:
-        report_drops(each)
+    for folder, each in zip(config.data, sets, strict=True):
+        report_set(folder, each)
     measurements: Iterator[Measurement] = iter(())
     if sets and config.reranker:
         measurements = measure_reranker(config, sets, dims)
@@ -87,8 +87,13 @@ def evaluate(config: EvaluateConfig) -> None:
         write_results(Path(config.output), asdict(config), rows)
 
 
-def report_drops(data: "RetrievalSet") -> None:
-    """Print what was dropped in reading a set, and why."""
+def report_set(folder: str, data: "RetrievalSet") -> None:
+    """Print whose judgements those of a set are, if its folder says so, and what was dropped in reading it."""
+    from nestling.records.judged_by import judged_by
+
+    judges = judged_by(folder)
+    if judges is not None:
+        print(f"{data.name}: {judges}")
     for drop in data.summary.drops:
         print(f"dropped {drop.count:,}: {drop.reason} (first at {drop.example})")
 
@@ -255,11 +260,11 @@ def open_tasks(config: EvaluateConfig) -> "list[AbsTask]":
 
     tasks = [open_task(name, config.split) for name in config.mteb]
     require_names(tasks)
-    for task in tasks:
+    for name, task in zip(config.mteb, tasks, strict=True):
         if config.reranker:
             require_rerankable(task)
         if isinstance(task, BeirTask):
-            report_drops(task.data)
+            report_set(name, task.data)
     load_task(tasks[0])
     return tasks
 

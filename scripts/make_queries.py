@@ -19,8 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.api_keys import read_api_key
-from nestling.config import MakeQueriesConfig, new_outputs, parse_config, require, require_extra, run
+from nestling.config import MakeQueriesConfig, new_outputs, parse_config, require, run
 from nestling.gpu import best_device
 
 if TYPE_CHECKING:
@@ -73,14 +72,9 @@ def check(config: MakeQueriesConfig) -> None:
     require(int(os.environ.get("WORLD_SIZE", "1")) == 1, "queries are made by one process; start it with python")
     if config.dry_run:
         return
-    if config.endpoint.url is not None:
-        require_extra("an endpoint", "synthesis", "openai", "aiolimiter")
-        read_api_key("endpoint.api_key_env", config.endpoint.api_key_env)
-    else:
-        require(
-            Path(config.model).is_dir(),
-            f"--model {config.model}: no such directory; give one, or an --endpoint.url that serves the model",
-        )
+    from nestling.synthesis.chat_models.opening import check_chat_model
+
+    check_chat_model(config.model, config.endpoint)
 
 
 def open_task(config: MakeQueriesConfig) -> "SynthesisTask":
@@ -218,31 +212,14 @@ def check_budget(budget: float, task: "SynthesisTask", journal: "Journal", pendi
 
 def open_model(config: MakeQueriesConfig) -> "ChatModel":
     """The model behind the endpoint, or without one the local model."""
-    if config.endpoint.url is not None:
-        return open_endpoint(config, config.endpoint.url)
-    from nestling.synthesis.chat_models.local import LocalModel
+    from nestling.synthesis.chat_models.opening import open_chat_model
 
-    return LocalModel.from_pretrained(
-        Path(config.model),
+    return open_chat_model(
+        config.model,
+        config.endpoint,
         temperature=config.temperature,
         max_tokens=config.max_tokens,
         batch_size=config.batch_size,
-    )
-
-
-def open_endpoint(config: MakeQueriesConfig, url: str) -> "ChatModel":
-    from nestling.synthesis.chat_models.endpoint import Endpoint
-
-    endpoint = config.endpoint
-    return Endpoint(
-        url,
-        config.model,
-        read_api_key("endpoint.api_key_env", endpoint.api_key_env),
-        concurrency=endpoint.concurrency,
-        requests_per_minute=endpoint.requests_per_minute,
-        timeout=endpoint.timeout,
-        retries=endpoint.retries,
-        body={"temperature": config.temperature, "max_tokens": config.max_tokens, **endpoint.body},
     )
 
 

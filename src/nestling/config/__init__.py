@@ -35,6 +35,7 @@ from nestling.config.sections import read_section
 from nestling.config.serve_check import ServeCheckConfig
 from nestling.config.serve_eval import ServeEvalConfig
 from nestling.config.split import SplitConfig
+from nestling.config.test_set import MakeTestSetConfig
 from nestling.config.training import TrainingConfig
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "MakeQueriesConfig",
+    "MakeTestSetConfig",
     "MergeConfig",
     "MineConfig",
     "OnnxCheckConfig",

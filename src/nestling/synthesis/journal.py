@@ -17,7 +17,7 @@ from typing import BinaryIO
 from nestling.config.nested import flat, plain
 from nestling.disk_errors import named
 from nestling.locks import claim
-from nestling.synthesis.conversation import ChatRequest, Completion, Conversation, NoAnswer
+from nestling.synthesis.conversation import ChatRequest, Completion, NoAnswer
 
 
 class Journal:
@@ -56,7 +56,9 @@ class Journal:
         self._write({"document": document, **asdict(completion)})
         self._count(document, offset, completion)
 
-    def record(self, document: int, conversation: Conversation) -> Generator[ChatRequest, Completion, None]:
+    def record(
+        self, document: int, conversation: Generator[ChatRequest, Completion, object]
+    ) -> Generator[ChatRequest, Completion, None]:
         """A conversation that takes its completions from the journal as far as there are any, and appends further ones.
 
         A `NoAnswer` that is thrown into it ends it and is added to `unanswered`.
