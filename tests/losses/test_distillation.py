@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from nestling.losses.distillation import distillation
+from nestling.losses import distillation as module
+from nestling.losses.distillation import distillation, in_batch_distillation
 from small_batches import cosine
 
 
@@ -51,3 +52,36 @@ def test_distillation_is_zero_for_a_student_that_agrees() -> None:
         queries, documents, group, cosines, torch.ones(2), temperature=0.05, teacher_temperature=0.05, dims=[4]
     )
     assert value.item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("block", [2, 128])
+def test_in_batch_distillation_equals_the_formula_written_as_loops(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients; the teacher has another dimension, and its embeddings are float32."""
+    monkeypatch.setattr(module, "BLOCK_QUERIES", block)
+    random = torch.Generator().manual_seed(0)
+    queries = torch.randn(5, 6, generator=random, dtype=torch.float64).requires_grad_()
+    documents = torch.randn(7, 6, generator=random, dtype=torch.float64).requires_grad_()
+    weight = torch.rand(5, generator=random, dtype=torch.float64)
+    of_queries, of_documents = torch.randn(5, 9, generator=random), torch.randn(7, 9, generator=random)
+    expected = torch.zeros((), dtype=torch.float64)
+    for dim, dim_weight in ((2, 0.5), (6, 1.0)):
+        for i in range(5):
+            wanted = torch.stack([of_queries[i].double() @ each.double() / 2.0 for each in of_documents])
+            logits = torch.stack([cosine(queries[i, :dim], each[:dim]) / 0.1 for each in documents])
+            p, s = wanted.exp() / wanted.exp().sum(), logits.exp() / logits.exp().sum()
+            expected = expected + dim_weight * weight[i] * (p * (p / s).log()).sum()
+    actual = in_batch_distillation(
+        queries,
+        documents,
+        of_queries,
+        of_documents,
+        weight,
+        temperature=0.1,
+        teacher_temperature=2.0,
+        dims=[6, 2],
+        dim_weights=[1.0, 0.5],
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    theirs = torch.autograd.grad(expected, [queries, documents])
+    for own, other in zip(torch.autograd.grad(actual, [queries, documents]), theirs, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-12)

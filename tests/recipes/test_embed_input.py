@@ -126,6 +126,11 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             {"loss.guide": "m", "refresh.steps": 10},
             "refresh.steps: loss.guide encodes the documents of the data before training; set loss.guide to null",
         ),
+        ({"loss.teacher": "m"}, "loss.teacher is what a loss.distillation_weight above 0 learns from, and that is 0"),
+        (
+            {"loss.teacher": "m", "loss.distillation_weight": 1.0},
+            "loss.teacher_temperature is 1, which makes the cosines of loss.teacher nearly equal; expected less",
+        ),
         (
             {"loss.distillation_weight": 1.0},
             "loss.distillation_weight needs teacher scores, and no dataset has",

@@ -53,7 +53,7 @@ def read_sources(
 def require_teacher_scores(config: EmbedConfig, sources: Sequence[Source]) -> None:
     """Raise ValueError if the loss distils and no dataset has teacher scores."""
     require(
-        not config.loss.distillation_weight or any(source.table.has_scores for source in sources),
+        not config.loss.needs_teacher_scores or any(source.table.has_scores for source in sources),
         "loss.distillation_weight needs teacher scores, and no dataset has them in every row; set it to 0 without them",
     )
 

@@ -1,10 +1,26 @@
 """The arguments of the contrastive loss that settings stand for."""
 
+from typing import TypedDict
+
 from torch import Tensor
 
 from nestling.config import LossConfig
 from nestling.losses.guide import Guide
 from nestling.losses.negatives import Hardness, Terms
+
+
+class Nested(TypedDict):
+    """The Matryoshka dimensions and their weights, as arguments of every loss."""
+
+    dims: list[int]
+    dim_weights: list[float]
+
+
+class Temperatures(TypedDict):
+    """The temperatures of distillation."""
+
+    temperature: float
+    teacher_temperature: float
 
 
 def terms_of(loss: LossConfig, in_batch: bool) -> Terms:

@@ -28,9 +28,11 @@ def embed_objective(config: EmbedConfig, source: Source) -> str:
         return "CoSENT, the scores of pairs as order"
     name = "InfoNCE" if source.in_batch_negatives else "InfoNCE with each row's own negatives only"
     if config.loss.guide is not None:
-        name += ", false negatives masked by a guide"
+        name += " with false negatives masked by a guide"
     if not config.loss.distillation_weight:
         return name
+    if config.loss.teacher is not None:
+        return f"{name} and distillation from a teacher's embeddings"
     if source.table.has_scores:
         return f"{name} and distillation from teacher scores"
     return f"{name}, without distillation, for which every row needs teacher scores"
