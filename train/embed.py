@@ -28,6 +28,7 @@ from nestling.export.embedder import export_embedder
 from nestling.losses.chunked import info_nce
 from nestling.losses.cosent import cosent
 from nestling.losses.distillation import distillation, in_batch_distillation
+from nestling.losses.spread_out import spread_out
 from nestling.mining.frozen_vectors import FrozenVectors, open_frozen_vectors, require_frozen_models
 from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
 from nestling.mining.refresh_schedule import Refresher
@@ -214,6 +215,9 @@ def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dic
         guide=guide_of(loss, batch.guide),
         **nested,
     )
+    if loss.spread_out_weight:
+        spread = spread_out(queries, **nested) + spread_out(documents[~batch.structure.is_negative], **nested)
+        part = part + loss.spread_out_weight * spread / len(batch.document_counts)  # every rank computes all of it
     weight = own.new_full((len(own),), loss.distillation_weight / len(queries))
     temperatures: Temperatures = {"temperature": loss.temperature, "teacher_temperature": loss.teacher_temperature}
     if batch.group is not None and batch.teacher is not None:

@@ -37,7 +37,13 @@ def rerank_config(**more: object) -> RerankConfig:
 
 
 DISTILLED = {"loss.distillation_weight": 0.5}
-FROZEN = {**DISTILLED, "loss.teacher": "t", "loss.teacher_temperature": 0.05, "loss.guide": "g"}
+FROZEN = {
+    **DISTILLED,
+    "loss.teacher": "t",
+    "loss.teacher_temperature": 0.05,
+    "loss.guide": "g",
+    "loss.spread_out_weight": 1,
+}
 OWN = "instruction: the model's own in all rows"
 
 
@@ -76,7 +82,8 @@ OWN = "instruction: the model's own in all rows"
             PLAIN,
             FROZEN,
             [
-                "InfoNCE with false negatives masked by a guide and distillation from a teacher's embeddings",
+                "InfoNCE with false negatives masked by a guide and the spread-out regulariser and distillation from a "
+                "teacher's embeddings",
                 "4 rows; 4 positives, 0 hard negatives",
                 OWN,
             ],

@@ -35,6 +35,7 @@ class LossConfig:
         distillation_weight: Weight of the KL term towards a teacher's scores; 0: no such term.
         teacher: Model whose cosines are these scores, over all documents of a batch; null: the scores of the data.
         teacher_temperature: Divides the teacher's scores.
+        spread_out_weight: Weight of the mean squared cosines of queries, and of positives, with each other; 0: none.
         graded_temperature: Temperature of CoSENT, the loss of graded pairs.
     """
 
@@ -53,11 +54,12 @@ class LossConfig:
     distillation_weight: float = 0.0
     teacher: str | None = None
     teacher_temperature: float = 1.0
+    spread_out_weight: float = 0.0
     graded_temperature: float = 0.05
 
     def __post_init__(self) -> None:
         require_positive(self, "temperature", "teacher_temperature", "graded_temperature", section="loss.")
-        require_at_least(0, self, "distillation_weight", "hardness_strength", section="loss.")
+        require_at_least(0, self, "distillation_weight", "hardness_strength", "spread_out_weight", section="loss.")
         require(
             not math.isnan(self.score_margin or 0), "loss.score_margin is nan, expected a number, or null for no mask"
         )

@@ -29,6 +29,8 @@ def embed_objective(config: EmbedConfig, source: Source) -> str:
     name = "InfoNCE" if source.in_batch_negatives else "InfoNCE with each row's own negatives only"
     if config.loss.guide is not None:
         name += " with false negatives masked by a guide"
+    if config.loss.spread_out_weight:
+        name += " and the spread-out regulariser"
     if not config.loss.distillation_weight:
         return name
     if config.loss.teacher is not None:
