@@ -26,7 +26,6 @@ from nestling.distributed.ranks import rank_zero_first, sum_over_ranks
 from nestling.export.card import run_card
 from nestling.export.embedder import export_embedder
 from nestling.losses.chunked import info_nce
-from nestling.losses.cosent import cosent
 from nestling.losses.distillation import distillation, in_batch_distillation
 from nestling.losses.spread_out import spread_out
 from nestling.mining.frozen_vectors import FrozenVectors, open_frozen_vectors, require_frozen_models
@@ -50,7 +49,7 @@ from nestling.training.dev_details import DevEvaluation, evaluate_dims, keep_bm2
 from nestling.training.dev_sets import load_dev_set
 from nestling.training.limits import matryoshka_dims, require_room_for_texts, with_matryoshka_dims
 from nestling.training.loading import load_batches, longest_batch, seed_step
-from nestling.training.loss_settings import Nested, Temperatures, guide_of, hardness_of, terms_of
+from nestling.training.loss_settings import Nested, Temperatures, graded_loss, guide_of, hardness_of, terms_of
 from nestling.training.memory import activation_budget
 from nestling.training.models import export_dtype, load_embedder, prepare_model
 from nestling.training.parts import EmbedParts
@@ -199,7 +198,7 @@ def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dic
     own = embeddings[batch.queries]  # [Q/W, D]
     queries, documents = gather_batch(own, embeddings[batch.documents], batch.document_counts)  # [Q, D], [N, D]
     if batch.scores is not None:
-        whole = cosent(queries, documents, batch.scores, temperature=loss.graded_temperature, **nested)
+        whole = graded_loss(loss)(queries, documents, batch.scores, **nested)
         return whole / len(batch.document_counts)  # every rank computes all of it
     part = info_nce(
         queries,

@@ -153,6 +153,13 @@ def test_settings(settings: dict[str, object], message: str, refuse: Callable[..
     assert refuse(**{"train": "pairs.jsonl", **settings}).startswith(message)
 
 
+def test_scores_that_are_no_cosines(refuse: Callable[..., str], tmp_path: Path) -> None:
+    rows = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "score": i % 6} for i in range(16)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = "pairs.jsonl: scores are 0 to 5, and loss.graded_objective: cosine_similarity learns them as cosines; "
+    assert refuse(train="pairs.jsonl", **{"loss.graded_objective": "cosine_similarity"}).startswith(message)
+
+
 NO_NEGATIVES = "pairs.jsonl: without loss.terms its rows need hard negatives, and it has or draws none"
 OWN_NEGATIVES = "pairs.jsonl: without in_batch_negatives its rows need hard negatives, and it has or draws none"
 ONE_QUERY = "pairs.jsonl: all its rows have the same query, so that no text of a batch is a negative of another row, "

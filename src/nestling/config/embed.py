@@ -12,6 +12,7 @@ from nestling.config.training import TrainingConfig, require_dev_and_attention
 
 DocumentMask = Literal["query", "positive", "none"]
 HardnessMode = Literal["hard_negatives", "in_batch_negatives", "all_negatives"]
+GradedObjective = Literal["cosent", "angle", "cosine_similarity"]
 Term = Literal["query_document", "query_query", "document_document"]
 
 
@@ -36,7 +37,8 @@ class LossConfig:
         teacher: Model whose cosines are these scores, over all documents of a batch; null: the scores of the data.
         teacher_temperature: Divides the teacher's scores.
         spread_out_weight: Weight of the mean squared cosines of queries, and of positives, with each other; 0: none.
-        graded_temperature: Temperature of CoSENT, the loss of graded pairs.
+        graded_objective: Of graded pairs: CoSENT and AnglE learn their order, cosine_similarity the scores themselves.
+        graded_temperature: Temperature of CoSENT and AnglE.
     """
 
     temperature: float = 0.05
@@ -55,6 +57,7 @@ class LossConfig:
     teacher: str | None = None
     teacher_temperature: float = 1.0
     spread_out_weight: float = 0.0
+    graded_objective: GradedObjective = "cosent"
     graded_temperature: float = 0.05
 
     def __post_init__(self) -> None:

@@ -23,9 +23,9 @@ def objective(config: TrainingConfig, source: Source) -> str:
 
 
 def embed_objective(config: EmbedConfig, source: Source) -> str:
-    """CoSENT of graded pairs, InfoNCE of others, distillation where all rows have the scores for it."""
+    """The graded objective of graded pairs, InfoNCE of others, distillation where all rows have the scores for it."""
     if source.table.graded:
-        return "CoSENT, the scores of pairs as order"
+        return graded_objective(config)
     name = "InfoNCE" if source.in_batch_negatives else "InfoNCE with each row's own negatives only"
     if config.loss.guide is not None:
         name += " with false negatives masked by a guide"
@@ -38,6 +38,15 @@ def embed_objective(config: EmbedConfig, source: Source) -> str:
     if source.table.has_scores:
         return f"{name} and distillation from teacher scores"
     return f"{name}, without distillation, for which every row needs teacher scores"
+
+
+def graded_objective(config: EmbedConfig) -> str:
+    """What graded pairs train with."""
+    return {
+        "cosent": "CoSENT, the scores of pairs as order",
+        "angle": "AnglE, the scores of pairs as order",
+        "cosine_similarity": "cosine similarity, the scores of pairs as cosines",
+    }[config.loss.graded_objective]
 
 
 def row_kinds(table: RecordTable) -> str:
@@ -92,9 +101,10 @@ def zero_loss_reasons(config: TrainingConfig, sources: Sequence[Source]) -> list
 def _embed_reasons(config: EmbedConfig, sources: Sequence[Source]) -> Iterator[str]:
     graded = [source.table.name for source in sources if source.table.graded]
     others = [source.table.name for source in sources if not source.table.graded]
-    if graded:
+    if graded and config.loss.graded_objective != "cosine_similarity":
+        name = graded_objective(config).split(",")[0]
         yield (
-            f"{', '.join(graded)}: CoSENT orders the pairs of a batch by their scores, and all pairs of a batch have "
+            f"{', '.join(graded)}: {name} orders the pairs of a batch by their scores, and all pairs of a batch have "
             "one score; raise batch_size, or add rows of other scores"
         )
     if others:
