@@ -26,7 +26,7 @@ from nestling.distributed.ranks import rank_zero_first, sum_over_ranks
 from nestling.export.card import run_card
 from nestling.export.embedder import export_embedder
 from nestling.losses.chunked import info_nce
-from nestling.losses.distillation import distillation, in_batch_distillation
+from nestling.losses.distillation import distillation, in_batch_distillation, margin_distillation
 from nestling.losses.spread_out import spread_out
 from nestling.mining.frozen_vectors import FrozenVectors, open_frozen_vectors, require_frozen_models
 from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
@@ -220,7 +220,12 @@ def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dic
     weight = own.new_full((len(own),), loss.distillation_weight / len(queries))
     temperatures: Temperatures = {"temperature": loss.temperature, "teacher_temperature": loss.teacher_temperature}
     if batch.group is not None and batch.teacher is not None:
-        part = part + distillation(own, documents, batch.group, batch.teacher, weight, **temperatures, **nested)
+        groups = own, documents, batch.group, batch.teacher
+        if loss.distillation_objective == "kl":
+            part = part + distillation(*groups, weight, **temperatures, **nested)
+        else:
+            positive = ~batch.structure.is_negative[batch.group]
+            part = part + margin_distillation(*groups, positive, weight, **temperatures, **nested)
     if batch.teacher_vectors is not None:
         of_queries, of_documents = batch.teacher_vectors
         of_own = of_queries[batch.structure.query.unique()]  # [Q/W, T]: each query has a positive

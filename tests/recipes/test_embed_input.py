@@ -126,6 +126,10 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             {"loss.guide": "m", "refresh.steps": 10},
             "refresh.steps: loss.guide encodes the documents of the data before training; set loss.guide to null",
         ),
+        (
+            {"loss.distillation_objective": "margin_mse"},
+            "loss.distillation_objective: margin_mse needs teacher scores in the data, a loss.distillation_weight",
+        ),
         ({"loss.teacher": "m"}, "loss.teacher is what a loss.distillation_weight above 0 learns from, and that is 0"),
         (
             {"loss.teacher": "m", "loss.distillation_weight": 1.0},

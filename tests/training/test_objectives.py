@@ -79,6 +79,15 @@ OWN = "instruction: the model's own in all rows"
             ],
         ),
         (
+            SCORED,
+            {**DISTILLED, "loss.distillation_objective": "margin_mse"},
+            [
+                "InfoNCE and distillation from the margins of teacher scores",
+                "4 rows, 4 with hard negatives, 4 with teacher scores; 4 positives, 8 hard negatives",
+                OWN,
+            ],
+        ),
+        (
             PLAIN,
             FROZEN,
             [

@@ -33,7 +33,8 @@ class LossConfig:
         guide: Model whose cosines mask false negatives, as in sentence-transformers' GISTEmbedLoss; null: none.
         guide_margin: Mask what it scores above the positive less this.
         guide_margin_strategy: Whether that is a difference of cosines, or a fraction of the positive's.
-        distillation_weight: Weight of the KL term towards a teacher's scores; 0: no such term.
+        distillation_weight: Weight of the term that learns a teacher's scores; 0: no such term.
+        distillation_objective: Their distribution, or the margins between positives and negatives.
         teacher: Model whose cosines are these scores, over all documents of a batch; null: the scores of the data.
         teacher_temperature: Divides the teacher's scores.
         spread_out_weight: Weight of the mean squared cosines of queries, and of positives, with each other; 0: none.
@@ -54,6 +55,7 @@ class LossConfig:
     guide_margin: float = 0.0
     guide_margin_strategy: Literal["absolute", "relative"] = "absolute"
     distillation_weight: float = 0.0
+    distillation_objective: Literal["kl", "margin_mse"] = "kl"
     teacher: str | None = None
     teacher_temperature: float = 1.0
     spread_out_weight: float = 0.0
@@ -86,6 +88,11 @@ class LossConfig:
         require(
             self.teacher is None or self.distillation_weight > 0,
             "loss.teacher is what a loss.distillation_weight above 0 learns from, and that is 0",
+        )
+        require(
+            self.distillation_objective == "kl" or self.needs_teacher_scores,
+            "loss.distillation_objective: margin_mse needs teacher scores in the data, a loss.distillation_weight above "
+            "0, and no loss.teacher",
         )
         require(
             self.teacher is None or self.teacher_temperature < 1,

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nestling.losses.matryoshka import normalize_prefix, weighted_dims
 from nestling.losses.numerics import check_temperature, kl_divergence, loss_dtype, masked_log_softmax
+from nestling.losses.reranker import margin_mse
 
 # Queries whose scores with all documents are in memory at once.
 BLOCK_QUERIES = 128
@@ -58,11 +59,49 @@ def distillation(
     loss = queries.new_zeros((), dtype=dtype)
     with torch.autocast(queries.device.type, enabled=False):
         for dim, dim_weight in prefixes:
-            own = normalize_prefix(documents, dim)[group.clamp_min(0)]  # [Q, G, dim]
-            scores = torch.einsum("qd,qgd->qg", normalize_prefix(queries, dim), own) / temperature
+            scores = own_cosines(queries, documents, group, dim) / temperature
             divergence = kl_divergence(target, masked_log_softmax(scores, absent), absent)  # [Q]
             loss = loss + dim_weight * (weight * divergence).sum()
     return loss
+
+
+def margin_distillation(
+    queries: Tensor,
+    documents: Tensor,
+    group: Tensor,
+    teacher: Tensor,
+    positive: Tensor,
+    weight: Tensor,
+    *,
+    temperature: float,
+    teacher_temperature: float,
+    dims: Sequence[int],
+    dim_weights: Sequence[float] | None = None,
+) -> Tensor:
+    """Margin-MSE of each query's cosines against a teacher's scores (`nestling.losses.reranker.margin_mse`).
+
+    Arguments, value and errors as of `distillation`, and `positive`, [Q, G] bool: which documents are positives. A
+    query without positives or without negatives contributes 0.
+    """
+    loss = queries.new_zeros((), dtype=loss_dtype(queries))
+    with torch.autocast(queries.device.type, enabled=False):
+        for dim, dim_weight in weighted_dims(dims, dim_weights, queries.shape[1]):
+            errors = margin_mse(
+                own_cosines(queries, documents, group, dim),
+                teacher,
+                positive,
+                group >= 0,
+                temperature=temperature,
+                teacher_temperature=teacher_temperature,
+            )
+            loss = loss + dim_weight * (weight * errors).sum()
+    return loss
+
+
+def own_cosines(queries: Tensor, documents: Tensor, group: Tensor, dim: int) -> Tensor:
+    """[Q, G] cosines of the first `dim` coordinates of queries and the documents of their groups."""
+    own = normalize_prefix(documents, dim)[group.clamp_min(0)]  # [Q, G, dim]
+    return torch.einsum("qd,qgd->qg", normalize_prefix(queries, dim), own)
 
 
 def in_batch_distillation(

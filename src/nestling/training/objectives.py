@@ -36,7 +36,8 @@ def embed_objective(config: EmbedConfig, source: Source) -> str:
     if config.loss.teacher is not None:
         return f"{name} and distillation from a teacher's embeddings"
     if source.table.has_scores:
-        return f"{name} and distillation from teacher scores"
+        margins = "the margins of " if config.loss.distillation_objective == "margin_mse" else ""
+        return f"{name} and distillation from {margins}teacher scores"
     return f"{name}, without distillation, for which every row needs teacher scores"
 
 
