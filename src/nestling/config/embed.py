@@ -91,8 +91,8 @@ class LossConfig:
         )
         require(
             self.distillation_objective == "kl" or self.needs_teacher_scores,
-            "loss.distillation_objective: margin_mse needs teacher scores in the data, a loss.distillation_weight above "
-            "0, and no loss.teacher",
+            "loss.distillation_objective: margin_mse needs teacher scores in the data, a loss.distillation_weight "
+            "above 0, and no loss.teacher",
         )
         require(
             self.teacher is None or self.teacher_temperature < 1,
