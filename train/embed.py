@@ -12,7 +12,6 @@ if __name__ == "__main__":
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -27,9 +26,9 @@ from nestling.distributed.ranks import rank_zero_first, sum_over_ranks
 from nestling.export.card import run_card
 from nestling.export.embedder import export_embedder
 from nestling.losses.chunked import info_nce
-from nestling.losses.cosent import cosent
-from nestling.losses.distillation import distillation
-from nestling.mining.guide_vectors import GuideVectors, open_guide_vectors, require_guide, with_guide
+from nestling.losses.distillation import distillation, in_batch_distillation, margin_distillation
+from nestling.losses.spread_out import spread_out
+from nestling.mining.frozen_vectors import FrozenVectors, open_frozen_vectors, require_frozen_models
 from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
 from nestling.mining.refresh_schedule import Refresher
 from nestling.models.embedder import Embedder
@@ -51,7 +50,7 @@ from nestling.training.dev_sets import load_dev_set, with_held_out
 from nestling.training.interpolation import interpolate_run
 from nestling.training.limits import matryoshka_dims, require_room_for_texts, with_matryoshka_dims
 from nestling.training.loading import load_batches, longest_batch, seed_step
-from nestling.training.loss_settings import guide_of, hardness_of, terms_of
+from nestling.training.loss_settings import Nested, Temperatures, graded_loss, guide_of, hardness_of, terms_of
 from nestling.training.memory import activation_budget
 from nestling.training.models import export_dtype, load_embedder, prepare_model, untrained_tensors
 from nestling.training.parts import EmbedParts
@@ -73,7 +72,7 @@ def main(config: EmbedConfig) -> None:
         return
     config = with_matryoshka_dims(config)
     dims = matryoshka_dims(config)
-    require_guide(config)
+    require_frozen_models(config.loss)
     show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.
@@ -96,13 +95,13 @@ def main(config: EmbedConfig) -> None:
         dry_run(build())
         return
 
-    guide_vectors = open_guide_vectors(config, sources, accelerator.device, show=show)
+    frozen = open_frozen_vectors(config, sources, accelerator.device, show=show)
 
     # 3. The run: sections 4 to 6 below.
     with run_folder(config) as folder:
         if show:
             record_data(folder.path, config, sources, dev_sets)
-        train(build(), refresh_datasets, guide_vectors, folder)
+        train(build(), refresh_datasets, frozen, folder)
     accelerator.end_training()
 
 
@@ -124,7 +123,7 @@ def build_parts(
         query_max_length=config.query_max_length,
         document_max_length=config.document_max_length,
         chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
-        teacher=config.loss.distillation_weight > 0,
+        teacher=config.loss.needs_teacher_scores,
         padding_free=embedder.padding_free,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -135,10 +134,7 @@ def build_parts(
 
 
 def train(
-    parts: EmbedParts,
-    refresh_datasets: list[RefreshDataset | None],
-    guide_vectors: list[GuideVectors | None],
-    folder: RunFolder,
+    parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], frozen: FrozenVectors, folder: RunFolder
 ) -> None:
     config, accelerator, backend, collator = parts.config, parts.accelerator, parts.backend, parts.collator
     main_rank, device = accelerator.is_main_process, accelerator.device
@@ -169,7 +165,7 @@ def train(
             say=run.progress.say,
             otherwise=LESS_MEMORY,
         )
-        for batch in open_batches(parts, refresh_datasets, guide_vectors, run):
+        for batch in open_batches(parts, refresh_datasets, frozen, run):
             seed_step(config.seed, state.step, accelerator.process_index)
             parts.embedder.train()
             for attempt in retry.attempts(batch.to(device)):  # one, or more in smaller chunks if memory runs out
@@ -207,7 +203,7 @@ def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dic
     own = embeddings[batch.queries]  # [Q/W, D]
     queries, documents = gather_batch(own, embeddings[batch.documents], batch.document_counts)  # [Q, D], [N, D]
     if batch.scores is not None:
-        whole = cosent(queries, documents, batch.scores, temperature=loss.graded_temperature, **nested)
+        whole = graded_loss(loss)(queries, documents, batch.scores, **nested)
         return whole / len(batch.document_counts)  # every rank computes all of it
     part = info_nce(
         queries,
@@ -223,36 +219,33 @@ def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dic
         guide=guide_of(loss, batch.guide),
         **nested,
     )
+    if loss.spread_out_weight:
+        spread = spread_out(queries, **nested) + spread_out(documents[~batch.structure.is_negative], **nested)
+        part = part + loss.spread_out_weight * spread / len(batch.document_counts)  # every rank computes all of it
+    weight = own.new_full((len(own),), loss.distillation_weight / len(queries))
+    temperatures: Temperatures = {"temperature": loss.temperature, "teacher_temperature": loss.teacher_temperature}
     if batch.group is not None and batch.teacher is not None:
-        part = part + loss.distillation_weight * distillation(
-            own,
-            documents,
-            batch.group,
-            batch.teacher,
-            own.new_full((len(own),), 1 / len(queries)),
-            temperature=loss.temperature,
-            teacher_temperature=loss.teacher_temperature,
-            **nested,
-        )
+        groups = own, documents, batch.group, batch.teacher
+        if loss.distillation_objective == "kl":
+            part = part + distillation(*groups, weight, **temperatures, **nested)
+        else:
+            positive = ~batch.structure.is_negative[batch.group]
+            part = part + margin_distillation(*groups, positive, weight, **temperatures, **nested)
+    if batch.teacher_vectors is not None:
+        of_queries, of_documents = batch.teacher_vectors
+        of_own = of_queries[batch.structure.query.unique()]  # [Q/W, T]: each query has a positive
+        part = part + in_batch_distillation(own, documents, of_own, of_documents, weight, **temperatures, **nested)
     return part
 
 
-class Nested(TypedDict):
-    dims: list[int]
-    dim_weights: list[float]
-
-
 def open_batches(
-    parts: EmbedParts,
-    refresh_datasets: list[RefreshDataset | None],
-    guide_vectors: list[GuideVectors | None],
-    run: Run,
+    parts: EmbedParts, refresh_datasets: list[RefreshDataset | None], frozen: FrozenVectors, run: Run
 ) -> Iterator[EmbedBatch]:
     """The batches of the steps that are left; hard negatives are mined again between them if that is set."""
     config, batch_sampler, collator = parts.config, parts.batch_sampler, parts.collator
     if config.refresh.steps is None:
         batches = load_batches(collator, batch_sampler, run.steps, config.dataloader_num_workers)
-        return map(partial(with_guide, guide_vectors), batches)
+        return map(frozen.attach, batches)
     refresher = Refresher(
         run.folder.path / "refresh",
         config.refresh,

@@ -16,8 +16,8 @@ from nestling.checkpoint import Checkpoints, TrainingState, write_training
 from nestling.config import LossConfig
 from nestling.config.training import OptimName
 from nestling.distributed.gathering import gather_batch
-from nestling.losses.cosent import cosent
 from nestling.losses.distillation import distillation
+from nestling.losses.graded import cosent
 from nestling.losses.reference import info_nce
 from nestling.models.embedder import Embedder
 from nestling.records import load_records

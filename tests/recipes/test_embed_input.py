@@ -127,6 +127,15 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             "refresh.steps: loss.guide encodes the documents of the data before training; set loss.guide to null",
         ),
         (
+            {"loss.distillation_objective": "margin_mse"},
+            "loss.distillation_objective: margin_mse needs teacher scores in the data, a loss.distillation_weight",
+        ),
+        ({"loss.teacher": "m"}, "loss.teacher is what a loss.distillation_weight above 0 learns from, and that is 0"),
+        (
+            {"loss.teacher": "m", "loss.distillation_weight": 1.0},
+            "loss.teacher_temperature is 1, which makes the cosines of loss.teacher nearly equal; expected less",
+        ),
+        (
             {"loss.distillation_weight": 1.0},
             "loss.distillation_weight needs teacher scores, and no dataset has",
         ),
@@ -146,6 +155,13 @@ def test_settings(settings: dict[str, object], message: str, refuse: Callable[..
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
     assert refuse(**{"train": "pairs.jsonl", **settings}).startswith(message)
+
+
+def test_scores_that_are_no_cosines(refuse: Callable[..., str], tmp_path: Path) -> None:
+    rows = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "score": i % 6} for i in range(16)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = "pairs.jsonl: scores are 0 to 5, and loss.graded_objective: cosine_similarity learns them as cosines; "
+    assert refuse(train="pairs.jsonl", **{"loss.graded_objective": "cosine_similarity"}).startswith(message)
 
 
 NO_NEGATIVES = "pairs.jsonl: without loss.terms its rows need hard negatives, and it has or draws none"

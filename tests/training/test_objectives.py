@@ -37,6 +37,13 @@ def rerank_config(**more: object) -> RerankConfig:
 
 
 DISTILLED = {"loss.distillation_weight": 0.5}
+FROZEN = {
+    **DISTILLED,
+    "loss.teacher": "t",
+    "loss.teacher_temperature": 0.05,
+    "loss.guide": "g",
+    "loss.spread_out_weight": 1,
+}
 OWN = "instruction: the model's own in all rows"
 
 
@@ -68,6 +75,25 @@ OWN = "instruction: the model's own in all rows"
             [
                 "InfoNCE, without distillation, for which every row needs teacher scores",
                 "4 rows, 4 with hard negatives, 3 with teacher scores; 4 positives, 8 hard negatives",
+                OWN,
+            ],
+        ),
+        (
+            SCORED,
+            {**DISTILLED, "loss.distillation_objective": "margin_mse"},
+            [
+                "InfoNCE and distillation from the margins of teacher scores",
+                "4 rows, 4 with hard negatives, 4 with teacher scores; 4 positives, 8 hard negatives",
+                OWN,
+            ],
+        ),
+        (
+            PLAIN,
+            FROZEN,
+            [
+                "InfoNCE with false negatives masked by a guide and the spread-out regulariser and distillation from a "
+                "teacher's embeddings",
+                "4 rows; 4 positives, 0 hard negatives",
                 OWN,
             ],
         ),

@@ -39,6 +39,7 @@ class EmbedBatch:
         source: Index of the dataset.
         truncated: Texts of this rank that were truncated.
         guide: [Q, G] and [N, G] float32 embeddings of queries and documents of the whole batch by a guide; or None.
+        teacher_vectors: The same by a teacher; or None.
     """
 
     tokens: TokenBatch
@@ -53,6 +54,7 @@ class EmbedBatch:
     source: int
     truncated: int
     guide: tuple[Tensor, Tensor] | None = None
+    teacher_vectors: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> "EmbedBatch":
         return replace(
@@ -64,7 +66,8 @@ class EmbedBatch:
             group=None if self.group is None else self.group.to(device),
             teacher=None if self.teacher is None else self.teacher.to(device),
             scores=None if self.scores is None else self.scores.to(device),
-            guide=None if self.guide is None else (self.guide[0].to(device), self.guide[1].to(device)),
+            guide=vectors_to(self.guide, device),
+            teacher_vectors=vectors_to(self.teacher_vectors, device),
         )
 
     def in_smaller_chunks(self, halvings: int) -> "EmbedBatch":
@@ -73,6 +76,10 @@ class EmbedBatch:
         for _ in range(halvings):
             tokens = tokens.halved()
         return replace(self, tokens=tokens)
+
+
+def vectors_to(vectors: tuple[Tensor, Tensor] | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    return None if vectors is None else (vectors[0].to(device), vectors[1].to(device))
 
 
 class EmbedCollator(Dataset[EmbedBatch]):

@@ -12,6 +12,7 @@ from nestling.config.training import TrainingConfig, require_dev_and_attention
 
 DocumentMask = Literal["query", "positive", "none"]
 HardnessMode = Literal["hard_negatives", "in_batch_negatives", "all_negatives"]
+GradedObjective = Literal["cosent", "angle", "cosine_similarity"]
 Term = Literal["query_document", "query_query", "document_document"]
 
 
@@ -32,9 +33,13 @@ class LossConfig:
         guide: Model whose cosines mask false negatives, as in sentence-transformers' GISTEmbedLoss; null: none.
         guide_margin: Mask what it scores above the positive less this.
         guide_margin_strategy: Whether that is a difference of cosines, or a fraction of the positive's.
-        distillation_weight: Weight of the KL term towards the teacher scores of the data; 0: no such term.
-        teacher_temperature: Divides the teacher scores.
-        graded_temperature: Temperature of CoSENT, the loss of graded pairs.
+        distillation_weight: Weight of the term that learns a teacher's scores; 0: no such term.
+        distillation_objective: Their distribution, or the margins between positives and negatives.
+        teacher: Model whose cosines are these scores, over all documents of a batch; null: the scores of the data.
+        teacher_temperature: Divides the teacher's scores.
+        spread_out_weight: Weight of the mean squared cosines of queries, and of positives, with each other; 0: none.
+        graded_objective: Of graded pairs: CoSENT and AnglE learn their order, cosine_similarity the scores themselves.
+        graded_temperature: Temperature of CoSENT and AnglE.
     """
 
     temperature: float = 0.05
@@ -50,12 +55,16 @@ class LossConfig:
     guide_margin: float = 0.0
     guide_margin_strategy: Literal["absolute", "relative"] = "absolute"
     distillation_weight: float = 0.0
+    distillation_objective: Literal["kl", "margin_mse"] = "kl"
+    teacher: str | None = None
     teacher_temperature: float = 1.0
+    spread_out_weight: float = 0.0
+    graded_objective: GradedObjective = "cosent"
     graded_temperature: float = 0.05
 
     def __post_init__(self) -> None:
         require_positive(self, "temperature", "teacher_temperature", "graded_temperature", section="loss.")
-        require_at_least(0, self, "distillation_weight", "hardness_strength", section="loss.")
+        require_at_least(0, self, "distillation_weight", "hardness_strength", "spread_out_weight", section="loss.")
         require(
             not math.isnan(self.score_margin or 0), "loss.score_margin is nan, expected a number, or null for no mask"
         )
@@ -66,6 +75,7 @@ class LossConfig:
         require(len(set(self.terms)) == len(self.terms), f"loss.terms: {self.terms}, expected each term once")
         self._check_hardness()
         self._check_guide()
+        self._check_teacher()
 
     def _check_guide(self) -> None:
         require(-2 <= self.guide_margin <= 2, f"loss.guide_margin is {self.guide_margin:g}, expected -2 to 2")
@@ -73,6 +83,27 @@ class LossConfig:
             self.guide is not None or (self.guide_margin == 0 and self.guide_margin_strategy == "absolute"),
             "loss.guide_margin and loss.guide_margin_strategy are of a guide, and loss.guide names none",
         )
+
+    def _check_teacher(self) -> None:
+        require(
+            self.teacher is None or self.distillation_weight > 0,
+            "loss.teacher is what a loss.distillation_weight above 0 learns from, and that is 0",
+        )
+        require(
+            self.distillation_objective == "kl" or self.needs_teacher_scores,
+            "loss.distillation_objective: margin_mse needs teacher scores in the data, a loss.distillation_weight "
+            "above 0, and no loss.teacher",
+        )
+        require(
+            self.teacher is None or self.teacher_temperature < 1,
+            f"loss.teacher_temperature is {self.teacher_temperature:g}, which makes the cosines of loss.teacher nearly "
+            f"equal; expected less than 1, {self.temperature:g} as loss.temperature say",
+        )
+
+    @property
+    def needs_teacher_scores(self) -> bool:
+        """Whether the teacher scores of the data are learnt from."""
+        return self.distillation_weight > 0 and self.teacher is None
 
     def _check_hardness(self) -> None:
         require(

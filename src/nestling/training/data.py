@@ -57,7 +57,7 @@ def read_sources(
 def require_teacher_scores(config: EmbedConfig, sources: Sequence[Source]) -> None:
     """Raise ValueError if the loss distils and no dataset has teacher scores."""
     require(
-        not config.loss.distillation_weight or any(source.table.has_scores for source in sources),
+        not config.loss.needs_teacher_scores or any(source.table.has_scores for source in sources),
         "loss.distillation_weight needs teacher scores, and no dataset has them in every row; set it to 0 without them",
     )
 
@@ -72,6 +72,8 @@ def check_embed_data(config: EmbedConfig, data: TrainData, table: RecordTable) -
     """Refuse a dataset whose loss would be 0, for it has nothing to contrast its positives with, or with a setting of
     graded pairs alone, or whose instructions the prompt of queries leaves out."""
     require(data.symmetric or table.graded, f"{data.path}: symmetric is of graded pairs, and these have no score")
+    if table.graded and config.loss.graded_objective == "cosine_similarity":
+        require_cosines(data, table)
     require_no_instructions(config.query_prompt, data.path, table.summary.instructions.rows)
     if table.graded or config.refresh.steps is not None or min(table.max_negatives, config.num_negatives) > 0:
         return
@@ -85,6 +87,16 @@ def check_embed_data(config: EmbedConfig, data: TrainData, table: RecordTable) -
         shared is None or not config.loss.mask_identity,
         f"{data.path}: all its rows have the same {shared}, so that no text of a batch is a negative of another row, "
         "and it has or draws no hard negatives; give it some",
+    )
+
+
+def require_cosines(data: TrainData, table: RecordTable) -> None:
+    """Raise ValueError for graded pairs whose scores are no cosines."""
+    low, high = table.score_range()
+    require(
+        -1 <= low <= high <= 1,
+        f"{data.path}: scores are {low:g} to {high:g}, and loss.graded_objective: cosine_similarity learns them as "
+        "cosines; expected -1 to 1: rescale them, or take cosent",
     )
 
 

@@ -1,10 +1,29 @@
 """The arguments of the contrastive loss that settings stand for."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypedDict
+
 from torch import Tensor
 
 from nestling.config import LossConfig
+from nestling.losses.graded import angle, cosent, cosine_similarity
 from nestling.losses.guide import Guide
 from nestling.losses.negatives import Hardness, Terms
+
+
+class Nested(TypedDict):
+    """The Matryoshka dimensions and their weights, as arguments of every loss."""
+
+    dims: list[int]
+    dim_weights: list[float]
+
+
+class Temperatures(TypedDict):
+    """The temperatures of distillation."""
+
+    temperature: float
+    teacher_temperature: float
 
 
 def terms_of(loss: LossConfig, in_batch: bool) -> Terms:
@@ -24,6 +43,13 @@ def hardness_of(loss: LossConfig) -> Hardness:
         for each in ("hard_negatives", "in_batch_negatives")
     )
     return Hardness(hard_negatives, in_batch_negatives)
+
+
+def graded_loss(loss: LossConfig) -> Callable[..., Tensor]:
+    """The loss of graded pairs, of both sides, their scores and `Nested`."""
+    if loss.graded_objective == "cosine_similarity":
+        return cosine_similarity
+    return partial({"cosent": cosent, "angle": angle}[loss.graded_objective], temperature=loss.graded_temperature)
 
 
 def guide_of(loss: LossConfig, vectors: tuple[Tensor, Tensor] | None) -> Guide | None:

@@ -23,17 +23,31 @@ def objective(config: TrainingConfig, source: Source) -> str:
 
 
 def embed_objective(config: EmbedConfig, source: Source) -> str:
-    """CoSENT of graded pairs, InfoNCE of others, distillation where all rows have the scores for it."""
+    """The graded objective of graded pairs, InfoNCE of others, distillation where all rows have the scores for it."""
     if source.table.graded:
-        return "CoSENT, the scores of pairs as order"
+        return graded_objective(config)
     name = "InfoNCE" if source.in_batch_negatives else "InfoNCE with each row's own negatives only"
     if config.loss.guide is not None:
-        name += ", false negatives masked by a guide"
+        name += " with false negatives masked by a guide"
+    if config.loss.spread_out_weight:
+        name += " and the spread-out regulariser"
     if not config.loss.distillation_weight:
         return name
+    if config.loss.teacher is not None:
+        return f"{name} and distillation from a teacher's embeddings"
     if source.table.has_scores:
-        return f"{name} and distillation from teacher scores"
+        margins = "the margins of " if config.loss.distillation_objective == "margin_mse" else ""
+        return f"{name} and distillation from {margins}teacher scores"
     return f"{name}, without distillation, for which every row needs teacher scores"
+
+
+def graded_objective(config: EmbedConfig) -> str:
+    """What graded pairs train with."""
+    return {
+        "cosent": "CoSENT, the scores of pairs as order",
+        "angle": "AnglE, the scores of pairs as order",
+        "cosine_similarity": "cosine similarity, the scores of pairs as cosines",
+    }[config.loss.graded_objective]
 
 
 def row_kinds(table: RecordTable) -> str:
@@ -88,9 +102,10 @@ def zero_loss_reasons(config: TrainingConfig, sources: Sequence[Source]) -> list
 def _embed_reasons(config: EmbedConfig, sources: Sequence[Source]) -> Iterator[str]:
     graded = [source.table.name for source in sources if source.table.graded]
     others = [source.table.name for source in sources if not source.table.graded]
-    if graded:
+    if graded and config.loss.graded_objective != "cosine_similarity":
+        name = graded_objective(config).split(",")[0]
         yield (
-            f"{', '.join(graded)}: CoSENT orders the pairs of a batch by their scores, and all pairs of a batch have "
+            f"{', '.join(graded)}: {name} orders the pairs of a batch by their scores, and all pairs of a batch have "
             "one score; raise batch_size, or add rows of other scores"
         )
     if others:

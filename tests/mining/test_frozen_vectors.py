@@ -1,4 +1,4 @@
-"""The guide's embeddings of a batch: of the right texts, with its own prompts, kept in the cache."""
+"""A frozen model's embeddings of a batch: of the right texts, with its own prompts, kept in the cache."""
 
 from pathlib import Path
 
@@ -10,19 +10,20 @@ from mining.small import random_rows, write_rows
 from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.config import EmbedConfig, parse_config
-from nestling.mining.guide_vectors import open_guide_vectors, require_guide, with_guide
+from nestling.mining.frozen_vectors import open_frozen_vectors, require_frozen_models
 from nestling.models.embedder import Embedder
 from nestling.records import load_records
 
 CPU = torch.device("cpu")
 
 
-def config_of(guide: Path | None) -> EmbedConfig:
+def config_of(guide: Path | None, *more: str) -> EmbedConfig:
     flags = [
         "--model=m",
         "--output_dir=o",
         "--train=t",
         "--precision=fp32",
+        *more,
         *([f"--loss.guide={guide}"] if guide else []),
     ]
     return parse_config(EmbedConfig, None, flags)
@@ -42,8 +43,8 @@ def test_a_batch_has_the_embeddings_of_its_texts(
     bert: Path, sources: list[Source], capsys: pytest.CaptureFixture[str]
 ) -> None:
     guide = Embedder.from_pretrained(bert)
-    vectors = open_guide_vectors(config_of(bert), sources, CPU, show=True)
-    assert vectors[1] is None, "graded pairs have no negatives"
+    vectors = open_frozen_vectors(config_of(bert), sources, CPU, show=True)
+    assert vectors.guide[1] is None, "graded pairs have no negatives"
     collator = EmbedCollator(
         sources,
         RowSampler(positives=2, negatives=2, seed=0),
@@ -56,7 +57,7 @@ def test_a_batch_has_the_embeddings_of_its_texts(
         world_size=2,
     )
     indices = BatchIndices(0, [7, 0, 3, 5, 10, 9], [0, 1, 0, 2, 0, 0])
-    batch = with_guide(vectors, collator[indices])
+    batch = vectors.attach(collator[indices])
     assert batch.guide is not None
     table, sampler = sources[0].table, collator.row_sampler
     records = [table[row] for row in indices.rows]
@@ -72,15 +73,20 @@ def test_a_batch_has_the_embeddings_of_its_texts(
     torch.testing.assert_close(batch.guide[1], of_documents, atol=1e-3, rtol=0)
     np.testing.assert_allclose(batch.guide[1].norm(dim=1), 1, atol=1e-6)
     assert "guide, rows: queries: 0 in the cache" in capsys.readouterr().out
-    open_guide_vectors(config_of(bert), sources, CPU, show=True)
-    assert "guide, rows: queries: 10 in the cache\n" in capsys.readouterr().out
+    assert batch.teacher_vectors is None
+    teacher = ("--loss.distillation_weight=1", f"--loss.teacher={bert}", "--loss.teacher_temperature=0.05")
+    as_teacher = open_frozen_vectors(config_of(None, *teacher), sources, CPU, show=True).attach(collator[indices])
+    assert as_teacher.guide is None and as_teacher.teacher_vectors is not None
+    assert all(map(torch.equal, as_teacher.teacher_vectors, batch.guide))
+    assert "teacher, rows: queries: 10 in the cache\n" in capsys.readouterr().out
 
 
 def test_without_a_guide_nothing_is_encoded(sources: list[Source]) -> None:
-    assert open_guide_vectors(config_of(None), sources, CPU, show=True) == [None, None]
+    vectors = open_frozen_vectors(config_of(None), sources, CPU, show=True)
+    assert vectors.guide == vectors.teacher == [None, None]
 
 
 def test_a_guide_that_would_be_sharded_is_refused(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nestling.mining.guide_vectors.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("nestling.mining.frozen_vectors.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match=r"loss\.guide: with ZeRO-3"):
-        require_guide(config_of(bert))
+        require_frozen_models(config_of(bert).loss)

@@ -1,0 +1,119 @@
+"""The embeddings of training texts by frozen models, a guide (`nestling.losses.guide`) or a teacher: made once, kept in
+the cache, found by text.
+
+They are looked up for the whole global batch on every rank, whose ids each rank has, so that nothing is gathered.
+
+Shapes: Q queries and N documents of a global batch, G dimensions of the frozen model.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
+
+from nestling.batches.embed_collation import EmbedBatch
+from nestling.batches.sampling import Source
+from nestling.config import EmbedConfig, LossConfig, require
+from nestling.gpu import computing_dtype
+from nestling.losses.negatives import BatchStructure
+from nestling.mining.pool import open_pool
+from nestling.mining.query_set import QuerySet
+from nestling.mining.retrievers import DenseRetriever
+from nestling.mining.vectors import Vectors
+from nestling.models.embedder import Embedder, read_model_files
+from nestling.models.model_sources import require_embedder
+from nestling.models.token_model import read_config
+from nestling.records.table import RecordTable
+from nestling.retrieval.metrics import Integers
+
+
+class TextVectors:
+    """Embeddings of texts by the ids of the texts.
+
+    Args:
+        vectors: n embeddings.
+        identities: [n] int64, the id of each text.
+    """
+
+    def __init__(self, vectors: Vectors, identities: Integers) -> None:
+        self._vectors, self._order = vectors, np.argsort(identities)
+        self._identities = identities[self._order]
+
+    def take(self, identities: Tensor) -> Tensor:
+        """Normalised embeddings of m texts, [m] int64 to [m, G] float32 on the CPU."""
+        at = np.searchsorted(self._identities, identities.numpy())
+        assert np.array_equal(self._identities[at], identities.numpy())
+        return F.normalize(self._vectors.take(self._order[at]), dim=1)
+
+
+@dataclass(frozen=True)
+class DatasetVectors:
+    """A frozen model's embeddings of all queries and documents of a dataset."""
+
+    queries: TextVectors
+    documents: TextVectors
+
+    @classmethod
+    def encode(cls, name: str, model: Embedder, table: RecordTable, *, show: bool) -> "DatasetVectors":
+        """Encode what is not cached, with the model's own prompts and lengths; all ranks must call it."""
+        query_set, pool = QuerySet.of(table), open_pool(table, None, np.zeros(0, np.int64), progress=show)
+        progress = show and sys.stderr.isatty()
+        dense = DenseRetriever.encode(f"{name}, {table.name}", model, query_set, pool, progress=progress)
+        if show:
+            print(*(f"{dense.name}: {note}" for note in dense.notes), sep="\n", flush=True)
+        return cls(TextVectors(dense.queries, query_set.identities), TextVectors(dense.documents, pool.identities))
+
+    def of_batch(self, structure: BatchStructure) -> tuple[Tensor, Tensor]:
+        """[Q, G] of the queries and [N, G] of the documents of a global batch."""
+        return self.queries.take(structure.query_text), self.documents.take(structure.document_text)
+
+
+@dataclass(frozen=True)
+class FrozenVectors:
+    """Embeddings of each dataset by the guide and by the teacher; None without one, and for graded pairs."""
+
+    guide: Sequence[DatasetVectors | None]
+    teacher: Sequence[DatasetVectors | None]
+
+    def attach(self, batch: EmbedBatch) -> EmbedBatch:
+        """The batch with the embeddings of its texts."""
+        guide, teacher = self.guide[batch.source], self.teacher[batch.source]
+        return replace(
+            batch,
+            guide=None if guide is None else guide.of_batch(batch.structure),
+            teacher_vectors=None if teacher is None else teacher.of_batch(batch.structure),
+        )
+
+
+def require_frozen_models(loss: LossConfig) -> None:
+    """Raise ValueError, before any weights load, for a guide or teacher that is no embedder or would be sharded."""
+    for name, model in (("guide", loss.guide), ("teacher", loss.teacher)):
+        if model is None:
+            continue
+        files = read_model_files(model)
+        require_embedder(model, read_config(model, files.subfolder), pooled=files.pooling is not None)
+        require(
+            not (is_deepspeed_zero3_enabled() or is_fsdp_enabled()),
+            f"loss.{name}: with ZeRO-3, and with FSDP2 where ranks load parts, it would be sharded; train with DDP, "
+            "ZeRO-1 or ZeRO-2, or with fsdp_cpu_ram_efficient_loading: false",
+        )
+
+
+def open_frozen_vectors(
+    config: EmbedConfig, sources: Sequence[Source], device: torch.device, *, show: bool
+) -> FrozenVectors:
+    """Load the guide and the teacher, one after the other, and encode all texts that are not cached."""
+
+    def encode(name: str, model: str | None) -> list[DatasetVectors | None]:
+        if model is None:
+            return [None] * len(sources)
+        loaded = Embedder.from_pretrained(model, precision=computing_dtype(config.precision)).to(device)
+        tables = [source.table for source in sources]
+        return [None if each.graded else DatasetVectors.encode(name, loaded, each, show=show) for each in tables]
+
+    return FrozenVectors(encode("guide", config.loss.guide), encode("teacher", config.loss.teacher))
