@@ -4,6 +4,8 @@
     python scripts/serve_eval.py --url http://localhost:8000 --model runs/mine/final --data my-set --expected after.json
     python scripts/serve_eval.py --url http://localhost:8000 --query_prompt "query: " --data my-set --dims 384,128
     python scripts/serve_eval.py --url http://localhost:8000 --rerank_url http://localhost:8001 --data my-set
+    python scripts/serve_eval.py --command "vllm serve runs/mine/final --port 8000" --url http://localhost:8000 \
+        --model runs/mine/final --data my-set
     python scripts/serve_eval.py --first_stage bm25 --rerank_url http://localhost:8001 --data my-set
 
 Servers of embeddings answer in the form of OpenAI, Jina and vLLM (/v1/embeddings), of TEI (/embed) or of Cohere
@@ -14,9 +16,11 @@ is as --expected says, 3 if it is not, 2 if something could not be measured.
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from nestling.api_keys import read_api_key
@@ -66,14 +70,16 @@ def serve_eval(config: ServeEvalConfig) -> bool:
     from nestling.retrieval.result_files import results_table, write_details, write_results
     from nestling.serving.drift import drift_table, read_expected
 
-    expected = None if config.expected is None else read_expected(Path(config.expected))
+    expected = read_expected(config.expected)
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
-    servers = open_servers(config)
-    measurements = (each for data in sets for each in measure(config, servers, data))
-    if config.output and config.details:
-        rows = write_details(Path(config.output), measurements)
-    else:
-        rows = [row for row, *_ in measurements]
+    with ExitStack() as stack:
+        start_servers(config, stack)
+        servers = open_servers(config)
+        measurements = (each for data in sets for each in measure(config, servers, data))
+        if config.output and config.details:
+            rows = write_details(Path(config.output), measurements)
+        else:
+            rows = [row for row, *_ in measurements]
     for part in ([row for row in rows if row.order is None], [row for row in rows if row.order is not None]):
         print(results_table(part) if part else "", end="\n" if part else "")
     print(f"\n{traffic_table(servers.traffic)}")
@@ -82,11 +88,24 @@ def serve_eval(config: ServeEvalConfig) -> bool:
         write_results(Path(config.output), asdict(config), rows, traffic=figures)
     for file in servers.files:  # of which nothing is needed again
         file.remove()
-    if expected is None:
+    if not expected:
         return False
     text, drifted = drift_table(rows, expected, config.tolerance)
     print(f"\n{text}")
     return drifted
+
+
+def start_servers(config: ServeEvalConfig, stack: ExitStack) -> None:
+    """Start the servers that a command is given of, until the stack closes; their output goes beside --output."""
+    from nestling.serving.started import started_server
+
+    folder = Path(stack.enter_context(TemporaryDirectory())) if config.output is None else Path(config.output).parent
+    given = {"server": (config.command, config.url), "reranker": (config.rerank_command, config.rerank_url)}
+    for name, (command, url) in given.items():
+        if command is not None and url is not None:
+            log = folder / f"{name}.log"
+            server = started_server(command, url, health=config.health, timeout=config.start_timeout, log=log)
+            stack.enter_context(server)
 
 
 def open_servers(config: ServeEvalConfig) -> Servers:
@@ -126,7 +145,7 @@ def read_prompts(config: ServeEvalConfig) -> "Reading":
         from nestling.models.remote_code import trust_code
 
         trust_code(config.model)
-    return reading_of(config.model, *prompts)
+    return reading_of(config.model, *prompts, (config.query_max_length, config.document_max_length))
 
 
 def measure(config: ServeEvalConfig, servers: Servers, data: "RetrievalSet") -> "Iterator[Measurement]":
@@ -138,12 +157,12 @@ def measure(config: ServeEvalConfig, servers: Servers, data: "RetrievalSet") -> 
     if servers.embedder is not None:
         served = embed(config, servers, data)
         encoded, cut = served.encoded, (served.encoded.query_stats.truncated, served.encoded.document_stats.truncated)
-        limit = None if servers.embedder[2].cutter is None else servers.embedder[2].cutter.limit
+        lengths = (*cut, *servers.embedder[2].limits)
         for dim in measured_dims(config, servers):
             for precision in config.embedding_precision:
                 ranks, scores = relevant_ranks_and_scores(encoded, dim, precision)
                 details = partial(embedder_details, encoded, data, ranks, scores, dim, precision)
-                yield result_row(data, ranks, dim, precision, (*cut, limit, limit)), data, details
+                yield result_row(data, ranks, dim, precision, lengths), data, details
     if servers.reranker is not None:
         if served is None:
             assert config.first_stage is not None

@@ -1,12 +1,14 @@
 """A small real server of models, for tests: `python small_server.py NAME=DIRECTORY ...`.
 
-It prints its address and answers until its standard input is closed. A path names the model, then what the server is to
-do wrongly, as in http://127.0.0.1:1234/qwen3/no-eos/v1/embeddings; `healthy` goes through sentence-transformers.
+It prints its address and answers until its standard input is closed; with `--port=PORT` in front, at that port until it
+is told to end. A path names the model, then what the server is to do wrongly, as in
+http://127.0.0.1:1234/qwen3/no-eos/v1/embeddings; `healthy` goes through sentence-transformers.
 """
 
 import base64
 import json
 import math
+import signal
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -251,11 +253,14 @@ def rows(scores: list[float], name: str) -> list[dict[str, float]]:
     return [{"index": i, name: score} for i, score in enumerate(scores)]
 
 
-def serve(models: dict[str, Embeddings | Scores]) -> None:
+def serve(models: dict[str, Embeddings | Scores], port: int = 0) -> None:
     lock, asked = Lock(), count()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path == "/health":
+                self.answer(200, {})
+                return
             _, fault, path = split(self.path)
             listed = path == "/v1/models" and fault != "tei"
             self.answer(*((200, {"data": [{"id": "tiny"}]}) if listed else (404, {"detail": "Not Retrieved"})))
@@ -290,9 +295,11 @@ def serve(models: dict[str, Embeddings | Scores]) -> None:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
+    if port:  # until it is told to end
+        signal.pause()
     sys.stdin.read()
     server.shutdown()
 
@@ -309,4 +316,6 @@ def load(directory: str) -> Embeddings | Scores:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    serve({name: load(directory) for name, _, directory in (argument.partition("=") for argument in sys.argv[1:])})
+    words = sys.argv[1:]
+    port = int(words.pop(0).removeprefix("--port=")) if words[0].startswith("--port=") else 0
+    serve({name: load(directory) for name, _, directory in (word.partition("=") for word in words)}, port)

@@ -78,6 +78,32 @@ def test_the_report_reads_results_details_and_parts_of_runs() -> None:
     assert STEPS / "embed" / "run" not in reads
 
 
+def test_a_server_is_measured_as_the_models_were() -> None:
+    serve = {"command": "vllm serve {embedder} --port 8000", "url": "http://localhost:8000", "concurrency": 2}
+    steps = steps_of(serve=serve, report={})
+    assert list(steps)[-2:] == ["serve", "report"]
+    step, model = steps["serve"], f"{STEPS}/merge/model"
+    assert setting(step, "command") == f"vllm serve {model} --port 8000"
+    assert setting(step, "model") == model
+    assert setting(step, "dims") == [32, 16]
+    assert setting(step, "embedding_precision") == ["float32", "int8"]
+    embedder = f"{STEPS}/evaluate-embedder/embedder.json"
+    assert setting(step, "expected") == [embedder]
+    assert {Path(model), Path(embedder)} <= set(step.reads)
+    results = setting(steps["report"], "results")
+    assert results[-2:] == [f"{STEPS}/serve/served.json", f"{STEPS}/evaluate-both/both.json"]
+
+    both = {**serve, "rerank_url": "http://localhost:8001", "rerank_command": "vllm serve {reranker} --port 8001"}
+    step = steps_of(serve=both)["serve"]
+    assert setting(step, "expected") == [embedder, results[-1]]
+    assert setting(step, "rerank_weight") == f"{STEPS}/choose/choice.json"
+    assert setting(step, "depth") == "7"
+    assert STEPS / "rerank" / "run" / "final" in step.reads
+    alone = steps_of(serve={"rerank_url": "http://localhost:8001"})["serve"]
+    assert setting(alone, "expected") == [f"{STEPS}/evaluate-reranker/reranker.json"]
+    assert setting(alone, "first_stage") == "bm25"
+
+
 def test_without_its_section_a_step_is_not_done() -> None:
     steps = steps_of(**dict.fromkeys(("check", "merge", "remine", "score", "rerank", "reranker_model"), None))
     assert list(steps) == [

@@ -8,13 +8,16 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from ranks import ROOT, environment, python
@@ -185,6 +188,52 @@ def test_what_the_models_are_worth_can_be_the_exit_status(
     assert failed.returncode == 3
     assert failed.stdout.splitlines()[-1] == "fail_if worse: the exit status is 3"
     assert "verdict: worse than the base (−" in failed.stdout
+
+
+def served(tmp_path: Path, fault: str) -> dict[str, Any]:
+    """The section of a pipeline that serves its embedder with the server of the tests."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    server = f"{sys.executable} {ROOT}/tests/small_server.py --port={port} mine={{embedder}}"
+    return {"command": server, "url": f"http://127.0.0.1:{port}/mine/{fault}"}
+
+
+@pytest.mark.slow
+def test_what_a_server_answers_is_compared_and_shown(
+    whole: Path, settings: dict[str, Any], tmp_path: Path, steady: None
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    said = run_pipeline(write(tmp_path, settings, serve=served(tmp_path, "healthy"), report={}))
+    assert {name for name, state in found(said).items() if state == "new"} == {"serve", "report"}
+    assert "served as expected: " in said
+    assert "; served, within 0.00" in said.splitlines()[-1]
+    page = html.unescape((tmp_path / "run" / "report.html").read_text())
+    verdict, _, _ = said.splitlines()[-1].partition("; all steps")
+    assert verdict in page
+    assert "dev/dev: queries" in page and "p99 ms" in page
+    drifting = warm.run(
+        python(*write(tmp_path, settings, serve=served(tmp_path, "no-eos"), report={}), "--only", "serve"), cwd=ROOT
+    )
+    assert drifting.returncode == 2
+    assert "serve: it ended with status 3" in drifting.stderr
+    assert "drift: " in drifting.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_server_outlives_a_pipeline(
+    number: signal.Signals, whole: Path, settings: dict[str, Any], tmp_path: Path, steady: None
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    process = start(write(tmp_path, settings, serve=served(tmp_path, "slow")))
+    wait_for(tmp_path / "run" / "steps" / "serve" / "log.txt", process, "ready after")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("small_server.py" in " ".join(each.cmdline()) for each in children)
+    process.send_signal(number)
+    process.wait(timeout=60)
+    _, left = psutil.wait_procs(children, timeout=60)
+    assert not left
 
 
 def test_one_step_shows_no_older_results_and_its_settings_do_for_all(

@@ -24,6 +24,7 @@ SECTIONS = (
     "rerank",
     "evaluate",
     "export",
+    "serve",
     "report",
 )
 
@@ -59,6 +60,7 @@ class PipelineConfig:
         rerank: Settings of train/rerank.py.
         evaluate: Settings of scripts/evaluate.py: every model alone, both together, and BM25.
         export: Settings of scripts/export.py: dtype, and shape of the reranker; {} copies the models as they are.
+        serve: Settings of scripts/serve_eval.py: a command that serves {embedder}, {reranker} or both, and their url.
         report: Settings of scripts/report.py.
         fail_if: End with status 3 if the models are worse than the base or BM25 on test, or not_better than both.
         only: Do this step alone, with what the steps before it have left.
@@ -88,6 +90,7 @@ class PipelineConfig:
     rerank: Section | None = None
     evaluate: Section | None = None
     export: Section | None = None
+    serve: Section | None = None
     report: Section | None = None
     fail_if: FailIf | None = None
     only: str | None = None
@@ -104,6 +107,10 @@ class PipelineConfig:
         require(
             not (self.has("evaluate") or self.has("report")) or bool(self.test),
             "evaluate and report need a test set, a folder in the BEIR layout",
+        )
+        require(
+            not self.has("serve") or self.has("evaluate"),
+            "serve compares a server with what evaluate measures; give the section evaluate",
         )
         require(self.fail_if is None or self.has("evaluate"), "fail_if is of evaluations; give the section evaluate")
         require(not self.has("report") or self.has("evaluate"), "report shows evaluations; give the section evaluate")

@@ -26,6 +26,7 @@ from nestling.config.arguments import itemised
 from nestling.config.pipeline import EMBEDDER
 from nestling.pipeline.heads import is_causal, scores_pairs
 from nestling.pipeline.script_steps import ScriptSteps
+from nestling.pipeline.serve_step import serve_step
 from nestling.pipeline.step import Step
 
 
@@ -70,7 +71,7 @@ class Plan:
         self.steps += chosen
         evaluations = list(self.evaluate())
         self.results = [step.writes[0] for step in evaluations]
-        self.steps += [*evaluations, *self.export(), *self.report()]
+        self.steps += [*evaluations, *self.export(), *self.serve(), *self.report()]
 
     def prepare_data(self) -> Iterator[Step]:
         """The steps that read documents, synthesise queries, check the records and mine negatives."""
@@ -261,6 +262,13 @@ class Plan:
         if self.choice is None:
             return step
         return replace(step, reads=(*step.reads, self.choice), choice=self.choice, kind=kind)
+
+    def serve(self) -> Iterator[Step]:
+        """Serve the latest models, and compare what they answer with the evaluations."""
+        if self.config.serve is not None:
+            step = serve_step(self, self.config.serve)
+            self.results.insert(-1, step.writes[0])  # the last is the one after training
+            yield step
 
     def report(self) -> Iterator[Step]:
         """A page about the runs and the evaluations."""

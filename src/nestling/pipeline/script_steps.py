@@ -22,6 +22,7 @@ FILLED_IN = {
     "rerank": ("model", "output_dir", "train", "resume", "dry_run"),
     "evaluate": ("data", "split", "model", "first_stage", "reranker", "rerank_weight", "output", "details", "mteb"),
     "export": ("output", "checkpoint", "adapter", "base", "model"),
+    "serve": ("data", "split", "model", "first_stage", "rerank_weight", "expected", "output", "details"),
     "report": ("output", "runs", "results", "config_file", "choice"),
 }
 SCRIPTS = {
@@ -34,6 +35,7 @@ SCRIPTS = {
     "score": "scripts/mine.py",
     "evaluate": "scripts/evaluate.py",
     "export": "scripts/export.py",
+    "serve": "scripts/serve_eval.py",
     "report": "scripts/report.py",
 }
 

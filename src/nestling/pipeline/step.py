@@ -23,6 +23,7 @@ PATHS = {
     "data",
     "embedder",
     "eval",
+    "expected",
     "first_stage",
     "folder",
     "judge",

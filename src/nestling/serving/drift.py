@@ -14,8 +14,12 @@ METRIC = "nDCG@10"
 Key = tuple[str, int | None, str | None, str | None]
 
 
-def read_expected(path: Path) -> dict[Key, float]:
-    """nDCG@10 of each row of a file of scripts/evaluate.py. Raises ValueError if it is none."""
+def read_expected(paths: Sequence[str]) -> dict[Key, float]:
+    """nDCG@10 of each row of files of scripts/evaluate.py. Raises ValueError if one is none."""
+    return {key: value for path in paths for key, value in read_file(Path(path)).items()}
+
+
+def read_file(path: Path) -> dict[Key, float]:
     require(path.is_file(), f"--expected {path}: no such file; expected one of scripts/evaluate.py --output")
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["results"]

@@ -1,6 +1,7 @@
 """How clients send texts to a server of embeddings: with a prompt, and no longer than the model reads."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +13,9 @@ from nestling.models.json_files import read_object
 from nestling.models.model_prompts import choose_prompts
 from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.token_model import is_causal, max_positions, read_config
+from nestling.serving.client import Kind
+
+KINDS: tuple[Kind, Kind] = ("query", "document")
 
 
 class Cutter:
@@ -34,21 +38,34 @@ class Reading:
 
     Args:
         prompts: Texts before queries and documents.
-        cutter: Cuts them; None sends them as long as they are.
+        cutters: Cut queries and documents; empty sends them as long as they are.
         dims: Dimensions at which the model is measured; none if they are not known.
     """
 
     prompts: Prompts
-    cutter: Cutter | None = None
+    cutters: Mapping[Kind, Cutter] = field(default_factory=dict)
     dims: tuple[int, ...] = ()
 
-    def sent(self, prompt: str, text: str) -> tuple[str, bool]:
+    def sent(self, kind: Kind, instruction: str | None, text: str) -> tuple[str, bool]:
         """A text behind its prompt as it is sent, and whether it was cut."""
-        return (prompt + text, False) if self.cutter is None else self.cutter(prompt + text)
+        prompt = self.prompts.query(instruction) if kind == "query" else self.prompts.document
+        return self.cutters[kind](prompt + text) if self.cutters else (prompt + text, False)
+
+    @property
+    def limits(self) -> tuple[int | None, int | None]:
+        """Tokens at which queries and documents are cut; None where they are not."""
+        queries, documents = (self.cutters.get(kind) for kind in KINDS)
+        return (None, None) if queries is None or documents is None else (queries.limit, documents.limit)
 
 
-def reading_of(model: str, instruction: str | None, query_prompt: str | None, document_prompt: str | None) -> Reading:
-    """That of a model's directory, whose weights are not read, with the prompts that replace its own.
+def reading_of(
+    model: str,
+    instruction: str | None,
+    query_prompt: str | None,
+    document_prompt: str | None,
+    lengths: tuple[int | None, int | None],
+) -> Reading:
+    """That of a model's directory, whose weights are not read, with the prompts and lengths that replace its own.
 
     Raises:
         ValueError: It is no embedder, or one whose pooling leaves the prompt out, which no server is told.
@@ -67,8 +84,9 @@ def reading_of(model: str, instruction: str | None, query_prompt: str | None, do
     )
     tokenizer = load_tokenizer(model, files.subfolder)
     limit = min(read_max_length(model) or int(tokenizer.model_max_length), max_positions(config))
+    cutters = {kind: Cutter(tokenizer, length or limit) for kind, length in zip(KINDS, lengths, strict=True)}
     trained = read_object(model, "config.json").get("matryoshka_dimensions") or []
-    return Reading(prompts, Cutter(tokenizer, limit), tuple(sorted({read_width(model), *trained}, reverse=True)))
+    return Reading(prompts, cutters, tuple(sorted({read_width(model), *trained}, reverse=True)))
 
 
 def reading_without_model(instruction: str | None, query_prompt: str | None, document_prompt: str | None) -> Reading:

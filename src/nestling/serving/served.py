@@ -24,7 +24,7 @@ from nestling.retrieval.search import EncodedSet
 from nestling.serving.client import EmbeddingEndpoint, Kind, ScoreEndpoint, Server
 from nestling.serving.dispatch import Request, Traffic, dispatch
 from nestling.serving.embedder_reference import cosine_similarities
-from nestling.serving.reading import Reading
+from nestling.serving.reading import KINDS, Reading
 from nestling.serving.vector_file import VectorFile, text_key
 
 # Rows of an interrupted run are used if the server gives some of them again, to this cosine or relative difference.
@@ -69,10 +69,9 @@ def embed_set(
 ) -> ServedSet:
     """Embed queries, one a request as a search does, and documents in batches; equal texts once."""
     embed = partial(embed_texts, server, endpoint, name=data.name, sending=sending)
-    prompts = reading.prompts
-    send_query, send_document = (partial(reading.sent, each) for each in (prompts.query(instruction), prompts.document))
-    queries, asked, of_queries, query_stats = embed(data.queries, "query", send_query)
-    documents, distinct, of_documents, document_stats = embed(data.documents, "document", send_document)
+    sent = (partial(reading.sent, kind, instruction) for kind in KINDS)
+    queries, asked, of_queries, query_stats = embed(data.queries, "query", next(sent))
+    documents, distinct, of_documents, document_stats = embed(data.documents, "document", next(sent))
     vectors = torch.from_numpy(np.asarray(queries.rows)[asked.encoded_index])
     stats, device = (query_stats, document_stats), best_device()
     encoded = make_encoded_set(data, vectors, torch.from_numpy(documents.rows), distinct, stats, device)
@@ -159,31 +158,53 @@ def finite(values: Floats, url: str) -> Floats:
     return values
 
 
+class CandidateParts:
+    """The candidates of all queries in parts of at most `size`, one a request.
+
+    Args:
+        data: Queries and documents.
+        candidates: Which documents each query has.
+        size: Documents in a part.
+    """
+
+    def __init__(self, data: RetrievalSet, candidates: Candidates, size: int) -> None:
+        self.data, self.positions, self.size = data, candidates.positions, size
+        self._parts = [
+            (query, start) for query, every in enumerate(self.positions) for start in range(0, len(every), size)
+        ]
+
+    def texts(self, part: int) -> tuple[str, list[str]]:
+        """The query and the documents of a part."""
+        query, start = self._parts[part]
+        documents = self.positions[query][start : start + self.size]
+        return self.data.queries[query], [self.data.documents[int(each)] for each in documents]
+
+    def keys(self) -> Integers:
+        """[n] int64: a hash of the texts of each part."""
+        texts = map(self.texts, range(len(self._parts)))
+        return np.fromiter((text_key(query, *documents) for query, documents in texts), dtype=np.int64)
+
+    def joined(self, rows: Sequence[Floats]) -> list[Floats]:
+        """Q arrays of float64 from rows of `size` scores, one for each part."""
+        scores: list[list[Floats]] = [[np.zeros(0)] for _ in self.positions]
+        for (query, start), row in zip(self._parts, rows, strict=True):
+            scores[query].append(row[: len(self.positions[query]) - start].astype(np.float64))
+        return [np.concatenate(each) for each in scores]
+
+
 def score_candidates(
     server: Server, endpoint: ScoreEndpoint, data: RetrievalSet, candidates: Candidates, sending: Sending
 ) -> tuple[list[Floats], Traffic, VectorFile]:
     """The reranker's scores of each query's candidates, Q arrays of float64, of which probabilities become logits."""
-    parts = [
-        (query, start)
-        for query, documents in enumerate(candidates.positions)
-        for start in range(0, len(documents), sending.batch_size)
-    ]
-
-    def texts(row: int) -> tuple[str, list[str]]:
-        query, start = parts[row]
-        return data.queries[query], [
-            data.documents[int(each)] for each in candidates.positions[query][start : start + sending.batch_size]
-        ]
-
-    keys = np.array([text_key(query, *documents) for query, documents in map(texts, range(len(parts)))], dtype=np.int64)
-    file = VectorFile.open(sending.folder / "scores", keys, sending.batch_size)
+    parts = CandidateParts(data, candidates, sending.batch_size)
+    file = VectorFile.open(sending.folder / "scores", parts.keys(), parts.size)
 
     def request(rows: Integers) -> Request:
         (row,) = rows.tolist()
-        query, documents = texts(row)
+        query, documents = parts.texts(row)
 
         def take(answer: Any) -> None:
-            scores = np.zeros(sending.batch_size)
+            scores = np.zeros(parts.size)
             found = server.read_scores(endpoint, answer, len(documents))
             scores[: len(documents)] = finite(found, server.url(endpoint.path))
             file.put(row, scores)
@@ -195,10 +216,7 @@ def score_candidates(
         return bool(np.allclose(kept, now, rtol=SAME_SCORE, atol=SAME_SCORE))
 
     traffic = ask_missing(server, file, request, same, 1, f"{data.name}: candidates", sending)
-    scores: list[list[Floats]] = [[] for _ in candidates.positions]
-    for (query, start), row in zip(parts, file.rows, strict=True):
-        scores[query].append(row[: len(candidates.positions[query]) - start].astype(np.float64))
-    return logits([np.concatenate(each) if each else np.zeros(0) for each in scores]), traffic, file
+    return logits(parts.joined(list(file.rows))), traffic, file
 
 
 def logits(scores: list[Floats]) -> list[Floats]:

@@ -48,14 +48,14 @@ class VectorFile:
         folder.mkdir(parents=True, exist_ok=True)
         stem = folder / f"{digest(xxhash.xxh3_128_hexdigest(keys.tobytes()))}-{width}"
         opened = cls(stem, keys, width)
-        positions = {key: i for i, key in enumerate(keys.tolist())}
-        for path in folder.glob(f"*-{width}.keys"):
-            if path.stem != stem.name:
-                other = cls(path.with_suffix(""), np.frombuffer(path.read_bytes(), dtype=np.int64), width)
-                for i in other.known().tolist():
-                    if (row := positions.get(int(other.keys[i]))) is not None:
-                        opened.put(row, other.rows[i])
-                other.remove()
+        others = [path.with_suffix("") for path in folder.glob(f"*-{width}.keys") if path.stem != stem.name]
+        positions = {key: i for i, key in enumerate(keys.tolist())} if others else {}
+        for each in others:
+            other = cls(each, np.fromfile(each.with_suffix(".keys"), dtype=np.int64), width)
+            for i in other.known().tolist():
+                if (row := positions.get(int(other.keys[i]))) is not None:
+                    opened.put(row, other.rows[i])
+            other.remove()
         return opened
 
     def known(self) -> Integers:
