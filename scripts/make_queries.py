@@ -1,15 +1,17 @@
-"""Have a language model write a query for each document of a corpus that has none.
+"""Have a language model write queries for each document of a corpus that has none.
 
     vllm serve Qwen/Qwen3-8B
     python scripts/make_queries.py --data corpus.jsonl --model Qwen/Qwen3-8B --endpoint.url http://localhost:8000/v1 \\
         --output pairs.jsonl
     python scripts/make_queries.py --data my-beir --model MODEL_DIR --limit 1000 --output pairs.jsonl
     python scripts/make_queries.py --data corpus.jsonl --model m --dry_run true
+    python scripts/make_queries.py --data corpus.jsonl --model MODEL_DIR --num_queries 3 --min_grade 4 \\
+        --sample sample.html --output pairs.jsonl
 
 The model works in two steps: it chooses a persona, a type of query and a difficulty for a document, then writes this
-persona's query. Its answers are kept in a journal beside the output (pairs.journal.jsonl), so a run that was stopped or
-killed resumes with the same command and sends no request twice. docs/synthesis.md explains the settings, and how the
-pairs are filtered.
+persona's query; with --min_grade it judges the query in a third. Its answers are kept in a journal beside the output
+(pairs.journal.jsonl), so a run that was stopped or killed resumes with the same command and sends no request twice.
+docs/synthesis.md explains the settings, and how the pairs are filtered.
 """
 
 import os
@@ -29,12 +31,13 @@ if TYPE_CHECKING:
     from nestling.synthesis.summary import Prices, Summary
     from nestling.synthesis.task import SynthesisTask
 
+SAMPLE = 50  # queries
 PERSONAS = Path(__file__).resolve().parents[1] / "data" / "personas.txt"
 
 
 def main() -> None:
     config = parse_config(MakeQueriesConfig, __doc__)
-    with new_outputs(("--output", None if config.dry_run else config.output)):
+    with new_outputs(("--output", None if config.dry_run else config.output), ("--sample", config.sample)):
         check(config)
         make_queries(config)
 
@@ -55,15 +58,19 @@ def make_queries(config: MakeQueriesConfig) -> None:
     output = Path(config.output)
     prices = Prices(config.endpoint.price_in, config.endpoint.price_out)
     with open_journal(output.with_suffix(".journal.jsonl"), settings_of(config, task)) as journal:
-        ask(config, task, journal, prices)
+        ask(config, task, journal, prices, min(len(task), SAMPLE) if config.sample else len(task))
+        if config.sample is not None:
+            write_sample(Path(config.sample), task, journal, prices)
+            return
 
         # 3. The queries, from the answers in the journal.
-        summary = Summary()
+        summary = Summary(config.num_queries)
         write(config, task, journal, summary)
         print(*summary.lines(), usage_text(journal, prices), sep="\n")
         print(f"{output} holds {summary.made:,} pairs")
         if journal.unanswered:
-            unanswered = f"{len(journal.unanswered):,} documents got no answer"
+            what = "documents" if config.num_queries == 1 else "queries"
+            unanswered = f"{len(journal.unanswered):,} {what} got no answer"
             print(f"{unanswered}; to ask about them again, remove {output} and give the same command")
 
 
@@ -87,11 +94,13 @@ def open_task(config: MakeQueriesConfig) -> "SynthesisTask":
     passages = open_passages(config)
     return SynthesisTask(
         passages=passages,
+        num_queries=config.num_queries,
         options=QueryOptions(config.question_types, config.difficulties, config.lengths, config.languages),
         personas=personas,
         candidates=min(config.num_personas, len(personas)),
         persona_rows=None if config.embedder is None else find_nearest_personas(config, personas, passages),
         attempts=config.attempts,
+        min_grade=config.min_grade,
         seed=config.seed,
     )
 
@@ -126,8 +135,8 @@ def settings_of(config: MakeQueriesConfig, task: "SynthesisTask") -> dict[str, A
     from nestling.synthesis.prompts import prompt_digest
     from nestling.synthesis.task import lines_digest
 
-    names = ("model", "embedder", "question_types", "difficulties", "lengths", "languages", "max_characters")
-    settings = {name: getattr(config, name) for name in (*names, "temperature", "max_tokens", "seed")}
+    names = ("model", "embedder", "num_queries", "question_types", "difficulties", "lengths", "languages")
+    settings = {name: getattr(config, name) for name in (*names, "max_characters", "temperature", "max_tokens", "seed")}
     texts = {
         "corpus": task.passages.corpus_digest,
         "personas": lines_digest(task.personas),
@@ -137,12 +146,12 @@ def settings_of(config: MakeQueriesConfig, task: "SynthesisTask") -> dict[str, A
 
 
 def show(config: MakeQueriesConfig, task: "SynthesisTask") -> None:
-    """Print the prompts of two documents and an estimate of requests, tokens and cost."""
+    """Print the prompts of two queries and an estimate of requests, tokens and cost."""
     from nestling.synthesis.estimate import estimate, prompts_of
 
     for number in range(min(2, len(task))):
         for step, prompt in enumerate(prompts_of(task, number), start=1):
-            print(f"\n--- document {task.passages.ids[number]}, step {step}\n{prompt}")
+            print(f"\n--- document {task.passages.ids[task.document(number)]}, step {step}\n{prompt}")
     expected = estimate(task)
     print(
         f"\n{expected.requests:,} requests with about {expected.tokens:,} tokens of prompts, if all answers are valid"
@@ -152,12 +161,13 @@ def show(config: MakeQueriesConfig, task: "SynthesisTask") -> None:
         print(f"the prompts cost about {cost:,.2f} at the given price, without the answers")
 
 
-def ask(config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal", prices: "Prices") -> None:
-    """Ask the model about every document for which the journal has no result."""
-    pending = [index for index in range(len(task)) if task.result(index, journal) is None]
-    finished = len(task) - len(pending)
+def ask(config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal", prices: "Prices", count: int) -> None:
+    """Ask the model for those of the first `count` queries for which the journal has no result."""
+    pending = [index for index in range(count) if task.result(index, journal) is None]
+    finished = count - len(pending)
     if journal.completions:
-        print(f"{journal.path}: {journal.completions:,} answers; {finished:,} documents are done", flush=True)
+        what = "documents" if config.num_queries == 1 else "queries"
+        print(f"{journal.path}: {journal.completions:,} answers; {finished:,} {what} are done", flush=True)
     if not pending:
         return
     model, started, before = open_model(config), time.perf_counter(), journal.completions
@@ -166,7 +176,7 @@ def ask(config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal", pr
         return config.budget is None or prices.cost(journal.tokens_in, journal.tokens_out) < config.budget
 
     try:
-        run_conversations(model, task.conversations(pending, journal, affordable), journal, prices, finished, len(task))
+        run_conversations(model, task.conversations(pending, journal, affordable), journal, prices, finished, count)
     except KeyboardInterrupt:
         holds = f"{journal.path} holds {journal.completions:,} answers"
         print(f"stopped; {holds}; the same command resumes", file=sys.stderr)
@@ -190,7 +200,7 @@ def run_conversations(
 
     from nestling.synthesis.summary import usage_text
 
-    with tqdm(total=total, initial=finished, unit=" documents", disable=None) as bar:
+    with tqdm(total=total, initial=finished, unit=" queries", disable=None) as bar:
 
         def done() -> None:
             bar.set_postfix_str(usage_text(journal, prices), refresh=False)
@@ -200,13 +210,14 @@ def run_conversations(
 
 
 def check_budget(budget: float, task: "SynthesisTask", journal: "Journal", pending: list[int]) -> None:
-    """Raise ValueError if documents have no result; they are the last ones of `pending`."""
+    """Raise ValueError if queries have no result; they are the last ones of `pending`."""
     unfinished = (index for index in pending if task.result(index, journal) is None)
-    missing = [index for index in unfinished if task.document_id(index) not in journal.unanswered]
+    missing = [index for index in unfinished if task.query_id(index) not in journal.unanswered]
+    left = len({task.document(index) for index in missing})
     require(
         not missing,
-        f"the budget of {budget} is spent, {len(missing):,} of {len(task):,} documents are left; use a higher "
-        f"--budget, or write the queries so far with --limit {min(missing, default=0)}",
+        f"the budget of {budget} is spent, {left:,} of {len(task.passages):,} documents are left; use a higher "
+        f"--budget, or write the queries so far with --limit {task.document(min(missing, default=0))}",
     )
 
 
@@ -223,8 +234,21 @@ def open_model(config: MakeQueriesConfig) -> "ChatModel":
     )
 
 
+def write_sample(path: Path, task: "SynthesisTask", journal: "Journal", prices: "Prices") -> None:
+    """Write the page of the first queries, and what the others take."""
+    from nestling.files import replace_text
+    from nestling.synthesis.sample import render_sample, rest_text, sample_results
+    from nestling.synthesis.summary import usage_text
+
+    results = list(sample_results(task, journal, min(len(task), SAMPLE)))
+    lines = [usage_text(journal, prices), rest_text(task, journal, len(results), prices)]
+    replace_text(path, render_sample(f"Sample of {len(results)} queries", task, results, lines))
+    print(*lines, sep="\n")
+    print(f"{path} shows {len(results)} queries; the same command without --sample goes on, and asks for none twice")
+
+
 def write(config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal", summary: "Summary") -> None:
-    """Write a row for each document that has a query, in the order of the corpus."""
+    """Write a row for each query, in the order of the corpus."""
     from nestling.files import write_jsonl
     from nestling.synthesis.summary import counts_text
 

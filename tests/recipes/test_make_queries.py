@@ -108,6 +108,87 @@ def test_mining_takes_away_queries_that_find_another_document(corpus: Path, tmp_
     assert "1 positives not consistent, which left 1 rows" in done.stdout
 
 
+def of_offered_type(request: Request) -> Answer:
+    """Answers with the first type that is offered, and names it in the query."""
+    if request.step == "configuration":
+        prompt = request.body["messages"][0]["content"]
+        offered = re.findall(r"^- (\w+): ", prompt.split('"question_type":')[1].split('"difficulty":')[0], re.M)
+        return Answer(json.dumps({"character": 1, "question_type": offered[0], "difficulty": "student"}))
+    if request.step == "query":
+        kind = re.findall(r"Kind of query: (\w+)", request.body["messages"][0]["content"])[0]
+        return Answer(json.dumps({"query": f"{kind} about {request.passage.split()[0]}"}))
+    return well(request)
+
+
+def test_several_queries_of_a_document_are_of_different_types(corpus: Path, tmp_path: Path) -> None:
+    output, more = tmp_path / "pairs.jsonl", ("--num_queries", "3", "--limit", "10", "--explain", "true")
+    with serving(of_offered_type) as server:
+        done = make_queries(*command(corpus, server, output, *more))
+        assert done.returncode == 0, done.stderr
+        assert len(server.requests) == 60
+        rows = read(output)
+        assert "30 queries for 10 documents: 30 made, 0 not\n" in done.stdout
+        documents = [row["positives"] for row in rows]
+        assert documents[::3] == documents[1::3] == documents[2::3]
+        assert [TEXTS.index(each[0]) for each in documents[::3]] == sorted(
+            TEXTS.index(each[0]) for each in documents[::3]
+        )
+        for at in range(0, 30, 3):
+            assert len({row["made"]["question_type"] for row in rows[at : at + 3]}) == 3  # type: ignore[index]
+        assert len({row["query"] for row in rows}) == 30
+        output.unlink()
+        server.requests.clear()
+        assert make_queries(*command(corpus, server, output, *more)).returncode == 0
+        assert server.requests == [] and read(output) == rows
+
+
+def test_queries_are_judged_and_the_grades_are_told(corpus: Path, tmp_path: Path) -> None:
+    def behaviour(request: Request) -> Answer:
+        if request.step == "judgement" and TEXTS.index(request.passage) < 6:
+            return Answer('{"answerable": 2, "specific": 3, "natural": 5}')
+        return well(request)
+
+    output = tmp_path / "pairs.jsonl"
+    with serving(behaviour) as server:
+        assert make_queries(*command(corpus, server, output)).returncode == 0
+        assert len(server.requests) == 60 and len(read(output)) == 30
+        output.unlink()
+        done = make_queries(*command(corpus, server, output, "--min_grade", "4", "--explain", "true"))
+        assert done.returncode == 0, done.stderr
+        assert len(server.requests) == 90, "the queries of before are judged, and not written again"
+        assert [row["positives"] for row in read(output)] == [[text] for text in TEXTS[6:]]
+        assert read(output)[0]["made"]["grades"] == {"answerable": 5, "specific": 4, "natural": 5}  # type: ignore[index]
+        for said in (
+            "30 documents: 24 with a query, 6 without; 6 not answerable and not specific enough",
+            "  answerable: 1: 0%, 2: 20%, 3: 0%, 4: 0%, 5: 80% of 30 judged queries",
+        ):
+            assert said in done.stdout
+        output.unlink()
+        assert make_queries(*command(corpus, server, output, "--min_grade", "2")).returncode == 0
+        assert len(server.requests) == 90 and len(read(output)) == 30, "another grade asks nothing"
+
+
+def test_a_sample_is_shown_before_the_rest_is_asked_for(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.make_queries.SAMPLE", 8)
+    output, page = tmp_path / "pairs.jsonl", tmp_path / "sample.html"
+    more = ("--num_queries", "2", "--min_grade", "4", "--endpoint.price_in", "1000")
+    with serving(of_offered_type) as server:
+        done = make_queries(*command(corpus, server, output, *more, "--sample", str(page)))
+        assert done.returncode == 0, done.stderr
+        assert len(server.requests) == 24 and not output.exists()
+        assert (
+            "the other 52 queries take about 15,600 tokens in and 1,560 out, 15.60 at the given prices" in done.stdout
+        )
+        shown = page.read_text(encoding="utf-8")
+        assert shown.count("answerable 5, specific 4, natural 5") == shown.count("<details open>") == 8
+        assert shown.count(" are what this passage tells about, in the ") == 8
+        done = make_queries(*command(corpus, server, output, *more))
+        assert done.returncode == 0, done.stderr
+        assert len(server.requests) == 180 and len(read(output)) == 60
+
+
 FAULTS = {
     0: Answer("late", delay=2),
     1: Answer(status=429, headers={"Retry-After": "0.1"}),
@@ -362,6 +443,8 @@ def test_an_embedder_chooses_the_candidates(corpus: Path, tmp_path: Path, bert: 
         ),
         (["--data", "c", "--output", "o.jsonl", "--lengths", '{"6-2": 1}'], "lengths: 6-2 is no range of words"),
         (["--data", "c", "--output", "o.jsonl", "--languages", '{"German": 0}'], "weight of German is 0"),
+        (["--data", "c", "--output", "o.jsonl", "--min_grade", "6"], "min_grade is 6, expected 1 to 5"),
+        (["--data", "c", "--output", "o.jsonl", "--sample", "s.txt"], "expected a name that ends in .html"),
         (["--data", "c", "--output", "o.jsonl", "--budget", "3"], "budget needs to be above 0, and endpoint.price_in"),
         (["--data", "c", "--dry_run", "true"], "c: file: there is no such file; expected a folder in the BEIR layout"),
         (["--data", "corpus.jsonl", "--dry_run", "true", "--personas", "p"], "p: file: there is no such file"),

@@ -19,7 +19,7 @@ class Request:
     """A request to the server.
 
     Attributes:
-        step: "configuration" or "query".
+        step: "configuration", "query" or "judgement".
         passage: The passage in its prompt.
         body: The whole body.
         key: The Authorization header.
@@ -79,7 +79,9 @@ Behaviour = Callable[[Request], Answer]
 
 
 def well(request: Request) -> Answer:
-    """Valid answers, which depend only on the passage and the seed."""
+    """Valid answers, which depend only on the passage and the seed; each query is judged to be good."""
+    if request.step == "judgement":
+        return Answer('{"answerable": 5, "specific": 4, "natural": 5}')
     if request.step == "configuration":
         return Answer(
             json.dumps(
@@ -114,7 +116,8 @@ class Served(ThreadingHTTPServer):
 
     def begin(self, body: dict[str, Any], key: str) -> Request:
         prompt = body["messages"][0]["content"]
-        step = "configuration" if '"difficulty": how' in prompt else "query"
+        others = "judgement" if "Grade the query from 1" in prompt else "query"
+        step = "configuration" if '"difficulty": how' in prompt else others
         found = PASSAGE.search(prompt)
         assert found is not None
         with self.lock:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from nestling.synthesis.conversation import ChatRequest, Completion, Conversation, ConversationResult, converse, replay
@@ -76,6 +78,33 @@ def test_attempts_are_for_each_step() -> None:
 @pytest.mark.parametrize("completions", [[], [GOOD], [Completion("no"), Completion("no")]])
 def test_an_incomplete_conversation_has_no_result(completions: list[Completion]) -> None:
     assert replay(conversation(), completions) is None
+
+
+def judged(*completions: Completion, min_grade: int = 4) -> ConversationResult | None:
+    return replay(converse(PASSAGE, SPEC, OPTIONS, 2, min_grade), [GOOD, QUERY, *completions])
+
+
+def test_a_query_is_kept_from_a_grade_by_every_criterion() -> None:
+    grades = Completion('{"answerable": 5, "specific": 4, "natural": "5"}')
+    told = {"answerable": 5, "specific": 4, "natural": 5}
+    kept = ConversationResult("Kochzeit auf Gipfeln", CONFIGURATION, None, (), ("Kochzeit auf Gipfeln", told))
+    assert judged(grades) == kept
+    assert judged(grades, min_grade=5) == replace(kept, query=None, failure="not specific enough")
+    assert judged() is None
+    bad = Completion('{"answerable": 6, "specific": 4, "natural": 5}')
+    assert judged(bad, grades) == replace(kept, rejected=("unknown grade",))
+    failure = "not judged: unknown grade"
+    assert judged(bad, bad) == ConversationResult(None, CONFIGURATION, failure, ("unknown grade",) * 2)
+
+
+def test_the_judge_sees_query_passage_and_criteria_and_nothing_else() -> None:
+    running = converse(PASSAGE, SPEC, OPTIONS, 2, 4)
+    asked = [next(running), running.send(GOOD), running.send(QUERY)]
+    (message,) = asked[-1].messages
+    for part in ("Query: Kochzeit auf Gipfeln\n", PASSAGE, "- answerable: ", "- specific: ", "- natural: "):
+        assert part in message["content"]
+    assert "cook" not in message["content"]
+    assert len({each.seed for each in asked}) == 3
 
 
 def test_specs_depend_only_on_the_document_and_the_seed() -> None:

@@ -77,6 +77,7 @@ class MakeQueriesConfig:
         output: JSONL file for the pairs; must not exist; the journal of answers is kept beside it.
         endpoint: The server that runs the model.
         personas: File with one searcher a line; by default data/personas.txt.
+        num_queries: Queries of a document; the question_types are shared out among them.
         num_personas: Personas of a document that the model chooses from.
         embedder: Directory or hub id of an embedder that picks the nearest personas; by default they are drawn.
         trust_remote_code: Run the code that comes with the model.
@@ -88,6 +89,9 @@ class MakeQueriesConfig:
         limit: Number of documents, drawn at random; by default all; may change between runs with one journal.
         min_characters: Skip shorter documents.
         max_characters: Show the model only this many characters of a longer document.
+        min_grade: Keep a query only if the model, asked once more, gives it at least this grade, from 1 to 5, for being
+            answerable by the passage alone, specific, and natural; by default none is judged.
+        sample: HTML file to write a sample of 50 queries to, with passages and grades, before the rest is asked for.
         temperature: Temperature of sampling; 0 takes the likeliest tokens.
         max_tokens: Longest answer in tokens.
         attempts: How often to ask for a document's answer until one can be used.
@@ -103,6 +107,7 @@ class MakeQueriesConfig:
     output: str | None = None
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     personas: str | None = None
+    num_queries: int = 1
     num_personas: int = 5
     embedder: str | None = None
     question_types: dict[str, str] = field(default_factory=QUESTION_TYPES.copy)
@@ -113,6 +118,8 @@ class MakeQueriesConfig:
     limit: int | None = None
     min_characters: int = 50
     max_characters: int = 6000
+    min_grade: int | None = None
+    sample: str | None = None
     temperature: float = 0.7
     max_tokens: int = 300
     attempts: int = 3
@@ -124,8 +131,21 @@ class MakeQueriesConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_personas", "min_characters", "max_characters", "max_tokens", "attempts", "batch_size"):
+        for name in (
+            "num_queries",
+            "num_personas",
+            "min_characters",
+            "max_characters",
+            "max_tokens",
+            "attempts",
+            "batch_size",
+        ):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        require(self.min_grade in (None, 1, 2, 3, 4, 5), f"min_grade is {self.min_grade}, expected 1 to 5")
+        require(
+            self.sample is None or self.sample.endswith(".html"),
+            f"sample is {self.sample}, expected a name that ends in .html",
+        )
         require(self.limit is None or self.limit >= 1, f"limit is {self.limit}, expected at least 1")
         require(self.seed >= 0, f"seed is {self.seed}, expected 0 or more")
         require(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from nestling.records.words import WORDS, folded_text
-from nestling.synthesis.query_spec import QueryConfiguration, QueryOptions, QuerySpec
+from nestling.synthesis.query_spec import CRITERIA, GRADES, QueryConfiguration, QueryOptions, QuerySpec
 
 # A query of at most this many words may occur in the passage verbatim, as keywords and names do.
 MAX_COPIED_WORDS = 8
@@ -53,6 +53,18 @@ def read_query(text: str, passage: str, spec: QuerySpec) -> str:
     if folded_query == folded_passage or (words > MAX_COPIED_WORDS and folded_query in folded_passage):
         raise InvalidAnswer("query copies the passage", "the query copies the passage; use other words")
     return query
+
+
+def read_grades(text: str) -> dict[str, int]:
+    """Parse the answer of the judgement step: a grade by each of `CRITERIA`. Raises InvalidAnswer."""
+    answer = find_json_object(text, next(iter(CRITERIA)))
+    grades = {}
+    for name in CRITERIA:
+        given = str(answer.get(name)).strip()
+        if given not in map(str, GRADES):
+            raise InvalidAnswer("unknown grade", f'"{name}" is {given[:60]}, expected a number from 1 to {GRADES[-1]}')
+        grades[name] = int(given)
+    return grades
 
 
 def find_json_object(text: str, field: str) -> dict[str, Any]:

@@ -11,14 +11,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from nestling.synthesis.answers import InvalidAnswer, read_configuration, read_query, without_lone_surrogates
-from nestling.synthesis.prompts import RETRY, configuration_prompt, query_prompt
+from nestling.synthesis.answers import (
+    InvalidAnswer,
+    read_configuration,
+    read_grades,
+    read_query,
+    without_lone_surrogates,
+)
+from nestling.synthesis.prompts import RETRY, configuration_prompt, judgement_prompt, query_prompt
 from nestling.synthesis.query_spec import QueryConfiguration, QueryOptions, QuerySpec
 
 T = TypeVar("T")
 
 Message = dict[str, str]
 
+# The step that judges; its seeds are far from those of the two before.
+JUDGE = 1 << 20
 # Characters of an invalid answer that are sent back to the model.
 MAX_QUOTED = 1000
 MAX_TOKENS_REACHED = "length"  # finish_reason of OpenAI's API
@@ -59,16 +67,18 @@ class ConversationResult:
     """Result of a conversation.
 
     Args:
-        query: The query; None if there is no valid one.
+        query: The query; None if there is no valid one, or its grades are too low.
         configuration: What the model chose in the configuration step; None without a valid choice.
         failure: Why there is no query.
         rejected: Kinds of the invalid answers.
+        judged: The query that was judged, with its grade by each of `CRITERIA`; None if none was.
     """
 
     query: str | None
     configuration: QueryConfiguration | None
     failure: str | None
     rejected: tuple[str, ...]
+    judged: tuple[str, dict[str, int]] | None = None
 
 
 Conversation = Generator[ChatRequest, Completion, ConversationResult]
@@ -78,14 +88,17 @@ class NoAnswer(Exception):  # noqa: N818 - thrown into a conversation in place o
     """A request for a document got no completion; the text is the reason."""
 
 
-def converse(passage: str, spec: QuerySpec, options: QueryOptions, attempts: int) -> Conversation:
-    """Both steps for one document.
+def converse(
+    passage: str, spec: QuerySpec, options: QueryOptions, attempts: int, min_grade: int | None = None
+) -> Conversation:
+    """The steps for one query.
 
     Args:
         passage: The part of the document that the model sees.
         spec: What was drawn for the document.
         options: The types of query and difficulties to choose from.
         attempts: Maximum number of requests in each step.
+        min_grade: The lowest grade, by whichever criterion, of a query that is kept; None to judge none.
     """
     rejected: list[str] = []
     configuration = None
@@ -98,11 +111,20 @@ def converse(passage: str, spec: QuerySpec, options: QueryOptions, attempts: int
         query = yield from ask_until_valid(prompt, parse_query, step_seeds(spec, 1, attempts), rejected)
     except InvalidAnswer as error:
         return ConversationResult(None, configuration, error.kind, tuple(rejected))
-    return ConversationResult(query, configuration, None, tuple(rejected))
+    if min_grade is None:
+        return ConversationResult(query, configuration, None, tuple(rejected))
+    try:
+        prompt = judgement_prompt(passage, query)
+        grades = yield from ask_until_valid(prompt, read_grades, step_seeds(spec, JUDGE, attempts), rejected)
+    except InvalidAnswer as error:
+        return ConversationResult(None, configuration, f"not judged: {error.kind}", tuple(rejected))
+    low = [name for name, grade in grades.items() if grade < min_grade]
+    failure = f"not {' and not '.join(low)} enough" if low else None
+    return ConversationResult(None if low else query, configuration, failure, tuple(rejected), (query, grades))
 
 
 def step_seeds(spec: QuerySpec, step: int, attempts: int) -> range:
-    """The seeds of the attempts of a step (0 or 1)."""
+    """The seeds of the attempts of a step (0, 1 or `JUDGE`)."""
     return range(spec.seed + step, spec.seed + step + 2 * attempts, 2)
 
 

@@ -1,10 +1,10 @@
-"""The prompts of the two steps, and the message about an invalid answer."""
+"""The prompts of the steps, and the message about an invalid answer."""
 
 from collections.abc import Mapping, Sequence
 
 import xxhash
 
-from nestling.synthesis.query_spec import DOCUMENT_LANGUAGE, QueryConfiguration, QueryOptions, QuerySpec
+from nestling.synthesis.query_spec import CRITERIA, DOCUMENT_LANGUAGE, QueryConfiguration, QueryOptions, QuerySpec
 
 CONFIGURATION = """\
 Below is a passage from the collection of a search engine. Picture someone who would be glad to find it, and decide \
@@ -49,6 +49,21 @@ The person shapes the query but does not describe themselves in it.
 Answer with one JSON object and nothing else, in this form:
 {{"query": "…"}}"""
 
+JUDGEMENT = """\
+Below are a query to a search engine and a passage from its collection. Grade the query from 1 (not at all) to \
+5 (fully) by each of these criteria, strictly and without regard to the others:
+
+{criteria}
+
+Query: {query}
+
+<passage>
+{passage}
+</passage>
+
+Answer with one JSON object and nothing else, in this form:
+{{{form}}}"""
+
 RETRY = """\
 That answer cannot be used: {reason}. Answer again, with one JSON object in the form that was asked for and nothing \
 else."""
@@ -79,6 +94,12 @@ def query_prompt(passage: str, configuration: QueryConfiguration, spec: QuerySpe
     )
 
 
+def judgement_prompt(passage: str, query: str) -> str:
+    """The prompt of the judgement step, which asks for a grade by each of `CRITERIA`."""
+    form = ", ".join(f'"{name}": number' for name in CRITERIA)
+    return JUDGEMENT.format(passage=passage, query=query, criteria=bulleted(CRITERIA), form=form)
+
+
 def numbered(items: Sequence[str]) -> str:
     """Lines of the form `1. item`."""
     return "\n".join(f"{number}. {item}" for number, item in enumerate(items, start=1))
@@ -91,4 +112,4 @@ def bulleted(items: Mapping[str, str]) -> str:
 
 def prompt_digest() -> str:
     """Hash of the prompt templates, by which a journal is known to belong to the same prompts."""
-    return xxhash.xxh3_64_hexdigest((CONFIGURATION + QUERY + RETRY).encode())
+    return xxhash.xxh3_64_hexdigest((CONFIGURATION + QUERY + JUDGEMENT + bulleted(CRITERIA) + RETRY).encode())

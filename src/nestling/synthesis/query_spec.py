@@ -12,6 +12,15 @@ T = TypeVar("T")
 DOCUMENT_LANGUAGE = "document"
 
 
+# What a query is judged by, each with what a high grade means.
+CRITERIA = {
+    "answerable": "the passage alone answers the query, in full",
+    "specific": "the query names what it is about, so that few other passages answer it as well",
+    "natural": "a person who has not seen the passage would send it to a search engine in these words",
+}
+GRADES = range(1, 6)
+
+
 @dataclass(frozen=True)
 class QueryOptions:
     """Options that are the same for all documents.

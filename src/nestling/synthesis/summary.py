@@ -8,7 +8,7 @@ from nestling.records.words import folded_text_id
 from nestling.synthesis.answers import count_words
 from nestling.synthesis.conversation import ConversationResult
 from nestling.synthesis.journal import Journal
-from nestling.synthesis.query_spec import DOCUMENT_LANGUAGE, QuerySpec
+from nestling.synthesis.query_spec import DOCUMENT_LANGUAGE, GRADES, QuerySpec
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,21 @@ class Prices:
 
 @dataclass
 class Summary:
-    """Counts over documents.
+    """Counts over queries.
 
     Attributes:
-        made: Documents with a query.
-        failed: Documents without one, by reason.
+        num_queries: Queries of a document.
+        made: Queries that were made.
+        failed: Those that were not, or not kept, by reason.
         rejected: Invalid answers, by kind.
         counts: Property (question types, difficulties, …) -> number of queries for each of its values.
         words: Words of all queries.
         query_ids: Ids of the folded queries.
         off_length: Queries that are shorter or longer than requested.
+        grades: Criterion -> number of judged queries for each grade, kept or not.
     """
 
+    num_queries: int = 1
     made: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -49,10 +52,13 @@ class Summary:
     words: int = 0
     query_ids: set[int] = field(default_factory=set)
     off_length: int = 0
+    grades: dict[str, Counter[int]] = field(default_factory=dict)
 
     def add(self, result: ConversationResult, spec: QuerySpec) -> None:
-        """Count the result for one document."""
+        """Count the result for one query."""
         self.rejected.update(result.rejected)
+        for name, grade in result.judged[1].items() if result.judged else ():
+            self.grades.setdefault(name, Counter())[grade] += 1
         if result.query is None:
             self.failed[result.failure or ""] += 1
             return
@@ -76,8 +82,13 @@ class Summary:
         """Lines to print."""
         failed = self.failed.total()
         total = self.made + failed
-        yield f"{total:,} documents: {self.made:,} with a query, {failed:,} without{counts_text(self.failed)}"
+        if self.num_queries == 1:
+            yield f"{total:,} documents: {self.made:,} with a query, {failed:,} without{counts_text(self.failed)}"
+        else:
+            documents, made = f"{total // self.num_queries:,} documents", f"{self.made:,} made, {failed:,} not"
+            yield f"{total:,} queries for {documents}: {made}{counts_text(self.failed)}"
         yield f"  {self.rejected.total():,} invalid answers{counts_text(self.rejected)}"
+        yield from self.grade_lines()
         if not self.made:
             return
         personas = self.counts["characters"]
@@ -87,6 +98,12 @@ class Summary:
             f"  {len(personas):,} personas; {self.words / self.made:.1f} words per query; queries of another length "
             f"than requested: {self.off_length:,}; repeated queries: {self.made - len(self.query_ids):,}"
         )
+
+    def grade_lines(self) -> Iterator[str]:
+        """How many queries have each grade, by each criterion."""
+        for name, counts in self.grades.items():
+            shares = ", ".join(f"{grade}: {counts[grade] / counts.total():.0%}" for grade in GRADES)
+            yield f"  {name}: {shares} of {counts.total():,} judged queries"
 
 
 def counts_text(counts: Counter[str]) -> str:
