@@ -1,4 +1,4 @@
-"""From raw text to served models: mine, train, merge, mine again, train a reranker, evaluate, export, report.
+"""From raw text to served models: mine, train, merge, mine again, train a reranker, evaluate, export, serve, report.
 
     python scripts/pipeline.py --config configs/pipeline/quickstart.yaml --embedder_model $(python data/minilm.py)
     python scripts/pipeline.py --config configs/pipeline/quickstart.yaml --dry_run true

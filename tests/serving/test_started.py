@@ -75,6 +75,7 @@ def test_a_server_is_waited_for_and_stopped_with_its_processes(
     assert gone(child)
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_or_is_never_ready_is_told_with_its_last_lines(tmp_path: Path) -> None:
     port = free_port()
     url, log = f"http://127.0.0.1:{port}", tmp_path / "server.log"
