@@ -2,8 +2,9 @@
 
 python scripts/bench/question_pairs.py --data banking77 --output question-pairs
 
-Writes two folders in the BEIR layout with the same texts. In pairs/ each question of the split has one question of the
-train split as its positive, as mined data has it; in judged/ it has all of its intent, which says what is false.
+Writes three folders in the BEIR layout. In pairs/ each question of the split has one question of the train split as
+its positive, as mined data has it; in judged/ it has all of its intent, which says what is false. In retrieval/
+questions of train are trained on, each with another of its intent, and those of dev and test are judged.
 """
 
 import random
@@ -44,8 +45,9 @@ def main() -> None:
         of_intent[intent].append(i)
     source = random.Random(config.seed)
     judged = [of_intent[intent] for _, intent in query_set]
-    write(Path(config.output) / "judged", query_set, answering, judged)
-    write(Path(config.output) / "pairs", query_set, answering, [[source.choice(each)] for each in judged])
+    write_split(Path(config.output) / "judged", query_set, answering, judged)
+    write_split(Path(config.output) / "pairs", query_set, answering, [[source.choice(each)] for each in judged])
+    write_retrieval(Path(config.output) / "retrieval", config, answering, of_intent)
     print(f"{config.output}: {len(query_set):,} questions, {len(answering):,} to find, {len(of_intent)} intents")
 
 
@@ -57,19 +59,39 @@ def questions(data: str, split: str) -> list[tuple[str, str]]:
     return [(record.query, record.positives[0]) for record in (records[i] for i in range(len(records)))]
 
 
-def write(
-    folder: Path, query_set: list[tuple[str, str]], answering: list[tuple[str, str]], relevant: list[list[int]]
+Question = tuple[str, str]
+
+
+def write_retrieval(
+    folder: Path, config: QuestionPairsConfig, answering: list[Question], of_intent: dict[str, list[int]]
 ) -> None:
+    """Write a folder with the splits train, dev and test."""
+    source, splits = random.Random(config.seed), {}
+    for split in ("dev", "test"):
+        asking = questions(config.data, split)
+        splits[split] = (asking, [of_intent[intent] for _, intent in asking])
+    others = [[row for row in of_intent[intent] if row != i] for i, (_, intent) in enumerate(answering)]
+    splits["train"] = (answering, [[source.choice(rows)] for rows in others])
+    write(folder, answering, splits)
+
+
+def write_split(folder: Path, asking: list[Question], answering: list[Question], relevant: list[list[int]]) -> None:
     """Write a folder whose split is named train, since it is mined for."""
+    write(folder, answering, {"train": (asking, relevant)})
+
+
+def write(folder: Path, answering: list[Question], splits: dict[str, tuple[list[Question], list[list[int]]]]) -> None:
+    """Write a folder in the BEIR layout: questions to find, and of each split those that ask and what is relevant."""
     from nestling.files import replace_text, write_jsonl
 
     (folder / "qrels").mkdir(parents=True)
-    write_jsonl(
-        folder / "corpus.jsonl", ({"_id": f"d{i}", "title": "", "text": text} for i, (text, _) in enumerate(answering))
-    )
-    write_jsonl(folder / "queries.jsonl", ({"_id": f"q{i}", "text": text} for i, (text, _) in enumerate(query_set)))
-    lines = [f"q{i}\td{row}\t1\n" for i, rows in enumerate(relevant) for row in rows]
-    replace_text(folder / "qrels" / "train.tsv", "".join(["query-id\tcorpus-id\tscore\n", *lines]))
+    found = ({"_id": f"d{i}", "title": "", "text": text} for i, (text, _) in enumerate(answering))
+    write_jsonl(folder / "corpus.jsonl", found)
+    asked = ((f"{split}{i}", text) for split, (asking, _) in splits.items() for i, (text, _) in enumerate(asking))
+    write_jsonl(folder / "queries.jsonl", ({"_id": name, "text": text} for name, text in asked))
+    for split, (_, relevant) in splits.items():
+        lines = [f"{split}{i}\td{row}\t1\n" for i, rows in enumerate(relevant) for row in rows]
+        replace_text(folder / "qrels" / f"{split}.tsv", "".join(["query-id\tcorpus-id\tscore\n", *lines]))
 
 
 if __name__ == "__main__":
