@@ -139,6 +139,20 @@ def test_encodings_are_told(encoding: str, told: str | None) -> None:
         assert at_its_place(row, text.encode(encoding)) == row["text"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "encoding"),
+    [
+        ("a.html", '<meta charset="Shift_JIS"><p>燕は泥で巣を作る。</p>', "shift_jis"),
+        ("a.py", "# -*- coding: koi8-r -*-\nname = 'ласточка'\n", "koi8_r"),
+        ("a.html", '<meta charset="base64"><p>Die Vögel bauen große Nester über der Tür.</p>', "cp1252"),
+    ],
+)
+def test_declared_encodings_are_believed_where_they_can_be(name: str, text: str, encoding: str) -> None:
+    reading = read(name, text.encode(encoding))
+    assert reading.rows[0]["text"] in text
+    assert reading.encoding == encoding or "base64" in text
+
+
 def test_rows_can_be_written_as_json() -> None:
     for name, data in FILES.items():
         reading = read(name, data)

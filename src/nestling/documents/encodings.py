@@ -1,6 +1,7 @@
 """Bytes as text: the encoding told, and where in the bytes a character stands."""
 
 import codecs
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ BOMS = {
 }
 # What a byte means depends on those before it, so that no place in a file could be read alone.
 WITH_STATE = ["utf_7", "hz", *(f"iso2022_jp{kind}" for kind in ("", "_1", "_2", "_2004", "_3", "_ext")), "iso2022_kr"]
+# <meta charset="…">, <?xml encoding="…"?> and Python's # coding: …
+DECLARATION = re.compile(rb"(?:charset|coding)[ \t]*[:=][ \t]*[\"']?([\w.-]+)", re.IGNORECASE)
+DECLARED_WITHIN = 1024
 SAMPLE = 1 << 16  # bytes that an encoding is told by
 
 
@@ -45,7 +49,7 @@ class Decoded:
 
 
 def decode(data: bytes) -> Decoded:
-    """Decode a file: by its byte order mark, as UTF-8, or as what charset-normalizer takes it for.
+    """Decode a file: by its byte order mark, as UTF-8, as it declares, or as what charset-normalizer takes it for.
 
     Raises:
         RefusedError: It is no text, or in no encoding that could be told.
@@ -58,10 +62,25 @@ def decode(data: bytes) -> Decoded:
     try:
         return Decoded(data.decode("utf-8"), "utf-8", 0)
     except UnicodeDecodeError:
-        best = from_bytes(_sample(data), cp_exclusion=WITH_STATE).best()
+        declared = _declared(data)
+    if declared is not None:
+        return declared
+    best = from_bytes(_sample(data), cp_exclusion=WITH_STATE).best()
     if best is None:
         raise RefusedError("encoding unknown")
     return Decoded(_strict(data, best.encoding), best.encoding, 0)
+
+
+def _declared(data: bytes) -> Decoded | None:
+    """The text in the encoding that a web page or source code says that it has, if it does and is right."""
+    found = DECLARATION.search(data[:DECLARED_WITHIN])
+    if found is None:
+        return None
+    try:
+        encoding = codecs.lookup(found[1].decode()).name.replace("-", "_")
+        return None if encoding in WITH_STATE else Decoded(data.decode(encoding), encoding, 0)
+    except (LookupError, UnicodeDecodeError):
+        return None
 
 
 def _sample(data: bytes) -> bytes:
