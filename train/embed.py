@@ -34,6 +34,7 @@ from nestling.mining.refresh_schedule import Refresher
 from nestling.models.embedder import Embedder
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.report.page import write_missing_report, write_run_report
+from nestling.run_files import read_exported
 from nestling.training.cached import CachedPasses, cached_backward
 from nestling.training.data import (
     build_batch_sampler,
@@ -297,7 +298,7 @@ def dry_run(parts: EmbedParts) -> None:
 
 
 def export(parts: EmbedParts, run: Run, step: int) -> None:
-    config = parts.config
+    config, exported = parts.config, read_exported(run.folder.path)
     report = export_embedder(
         parts.embedder,
         run.folder.final,
@@ -307,6 +308,7 @@ def export(parts: EmbedParts, run: Run, step: int) -> None:
         instructions=query_prompts(config, train_reads(run.batch_sampler.sources)),
         dtype=export_dtype(config),
         card=run_card(run.folder.path, config.card_settings(), step),
+        trained=exported is None or exported.share > 0,  # 0: the base was better on dev
     )
     print("\n".join(["parity gate passed", *(f"  {line}" for line in report.lines())]), flush=True)
 

@@ -277,7 +277,7 @@ def exported(
     base = Embedder.from_pretrained(tiny_qwen3(root / "base", dtype=dtype, layers=28 if deep else 2))
     embedder = with_lora(base, scale=0.02) if deep else with_noise(base)
     export_embedder(embedder, root / "final", max_seq_length=32)
-    return root, expect_embeddings(embedder, MergedWeights(embedder.backbone), dtype, 32)
+    return root, expect_embeddings(embedder, MergedWeights(embedder.backbone), dtype, 32, trained=True)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def chosen(by_share: dict[float, Results]) -> tuple[float, list[float], Interpol
         torch.testing.assert_close(model.weight.item(), 2 + share * 8)
         return by_share[share]
 
-    found = choose_share(model, base, Interpolation({0.0: by_share[0.0], 1.0: by_share[1.0]}), measure, lambda _: None)
+    found = choose_share(model, base, Interpolation({0.0: by_share[0.0], 1.0: by_share[1.0]}), measure)
     assert model.weight.item() == 2 + found.chosen * 8
     return found.chosen, measured, found
 

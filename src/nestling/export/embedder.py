@@ -54,6 +54,7 @@ def export_embedder(
     dtype: torch.dtype | None = None,
     instructions: Mapping[str, str] | None = None,
     card: Card | None = None,
+    trained: bool = True,
     allow_failed_gate: bool = False,
 ) -> EmbedderReport:
     """Write a serving directory, LoRA merged, after it has passed the parity gate.
@@ -70,6 +71,7 @@ def export_embedder(
         dtype: Of the written weights; the base's own by default.
         instructions: More query prompts: a name (of a dataset, say) and its instruction.
         card: What the run knows, for README.md.
+        trained: Whether the weights have to differ from the base's.
         allow_failed_gate: Write a directory that fails the gate too; its card says so.
 
     Raises:
@@ -87,7 +89,7 @@ def export_embedder(
     max_length = min(max_seq_length or embedder.max_seq_length, embedder.max_positions)
     prompts = serving_prompts(embedder, instructions or {})
     say(f"exporting to {output_dir}: the model's own embeddings, to compare with")
-    expectation = expect_embeddings(embedder, weights, dtype, max_length)
+    expectation = expect_embeddings(embedder, weights, dtype, max_length, trained)
     written = expectation.outputs.weights
     card = card or Card()
     facts = describe(embedder, card, dims, prompts, max_length, trained_lengths)

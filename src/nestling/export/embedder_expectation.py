@@ -34,7 +34,7 @@ class EmbedderExpectation:
         probe_length: Tokens to which the probes are cut, at most max_length.
         end_token: Id of every text's last token, None where pooling does not read it.
         outputs: The embeddings, [2 n, D] each, of the n probes as queries, then as documents.
-        base: The model before training.
+        base: The model before training; None when its weights are exported as they were.
         prefix: What weight names may begin with, such as "model."; compared without it.
         pooled_from: The first token of each of the 2 n probes that pooling reads; None where it reads prompts.
         head: The modules behind the pooling, in the folders of the directory.
@@ -48,7 +48,7 @@ class EmbedderExpectation:
     probe_length: int
     end_token: int | None
     outputs: ProbeOutputs
-    base: BaseFiles
+    base: BaseFiles | None
     prefix: str
     pooled_from: list[int] | None
     head: Sequence[ModuleSettings]
@@ -70,10 +70,10 @@ def probe_texts(max_length: int) -> list[str]:
 
 
 def expect_embeddings(
-    embedder: Embedder, weights: MergedWeights, dtype: torch.dtype, max_length: int
+    embedder: Embedder, weights: MergedWeights, dtype: torch.dtype, max_length: int, trained: bool
 ) -> EmbedderExpectation:
     """The probes' embeddings on the way from the trained model to weights written in `dtype`."""
-    length, base = min(max_length, PROBE_LENGTH), base_files(embedder)
+    length, base = min(max_length, PROBE_LENGTH), base_files(embedder) if trained else None
     query, document, count = embedder.prefix("query"), embedder.prefix("document"), len(probe_texts(length))
     base_head = load_head(embedder.source, embedder.head.settings)
     run = partial(encode_probes, embedder, length)

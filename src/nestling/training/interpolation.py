@@ -96,10 +96,15 @@ def interpolate_run(run: Run, base: Callable[[], Mapping[str, Tensor]], step: in
         return {each.retrieval_set.name: each.metrics for each in evaluations[share]}
 
     before, after = on_rank_zero(lambda: [evaluation_at(metrics, each) for each in (0, step)])
-    found = choose_share(run.backend.model, base(), Interpolation({0.0: before, 1.0: after}), measure, run.progress.say)
+    if not before:  # a run of an earlier release, or one without its first lines of metrics
+        return
+    found = choose_share(run.backend.model, base(), Interpolation({0.0: before, 1.0: after}), measure)
+    if found.chosen == 0:
+        measure(0.0)  # for the details of each query, which the page shows of what is in final/
     if found.chosen in evaluations:
         run.keep(step, [each.with_details() for each in evaluations[found.chosen]])
     if run.main_rank:
+        print("\n".join(found.lines()), flush=True)
         write_exported(run.folder.path, found.exported(step))
 
 
@@ -108,7 +113,6 @@ def choose_share(
     base: Mapping[str, Tensor],
     found: Interpolation,
     measure: Callable[[float], Results],
-    say: Callable[[str], None],
 ) -> Interpolation:
     """Measure shares of the trained weights, and leave the best in the model. All ranks must call it.
 
@@ -117,7 +121,6 @@ def choose_share(
         base: Its `trainable_tensors` before training.
         found: What is known of shares 0 and 1; the others are added.
         measure: Evaluates the model as it is, with a share of the trained weights.
-        say: Called with what was chosen.
     """
     trained = {name: tensor.to("cpu", copy=True) for name, tensor in trainable_tensors(model).items()}
     for larger, share in zip((1.0, *SHARES), SHARES, strict=False):
@@ -126,7 +129,6 @@ def choose_share(
         interpolate(model, base, trained, share)
         found.results[share] = measure(share)
     interpolate(model, base, trained, found.chosen)
-    say("\n".join(found.lines()))
     return found
 
 
