@@ -48,7 +48,7 @@ from nestling.training.data import (
 )
 from nestling.training.dev_details import DevEvaluation, evaluate_dims, keep_bm25
 from nestling.training.dev_sets import load_dev_set, with_held_out
-from nestling.training.interpolation import interpolate_run
+from nestling.training.interpolation import as_trained, interpolate_run
 from nestling.training.limits import matryoshka_dims, require_room_for_texts, with_matryoshka_dims
 from nestling.training.loading import load_batches, longest_batch, seed_step
 from nestling.training.loss_settings import Nested, Temperatures, graded_loss, guide_of, hardness_of, terms_of
@@ -189,7 +189,7 @@ def train(
     # 6. The result: the best checkpoint (or the last), or weights between it and the base that are better on dev, as a
     # directory to serve, once it has passed the parity gate.
     base = partial(untrained_tensors, config, parts.embedder)
-    between = partial(interpolate_run, run, base) if config.interpolate else None
+    between = partial(interpolate_run, run, base) if config.interpolate else partial(as_trained, run)
     run.export(partial(export, parts, run), EXPORT, between)
     if main_rank:
         write_run_report(folder.path)
@@ -307,7 +307,7 @@ def export(parts: EmbedParts, run: Run, step: int) -> None:
         dims=config.matryoshka_dims or [],
         instructions=query_prompts(config, train_reads(run.batch_sampler.sources)),
         dtype=export_dtype(config),
-        card=run_card(run.folder.path, config.card_settings(), step),
+        card=run_card(run.folder.path, config.card_settings(), step, exported.results if exported else None),
         trained=exported is None or exported.share > 0,  # 0: the base was better on dev
     )
     print("\n".join(["parity gate passed", *(f"  {line}" for line in report.lines())]), flush=True)

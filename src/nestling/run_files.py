@@ -124,6 +124,11 @@ def write_exported(folder: Path, exported: Exported) -> None:
     replace_text(folder / INTERPOLATION, json.dumps(asdict(exported), indent=1, ensure_ascii=False) + "\n")
 
 
+def forget_exported(folder: Path) -> None:
+    """Remove it, where it is of earlier settings of the run."""
+    (folder / INTERPOLATION).unlink(missing_ok=True)
+
+
 def read_exported(folder: Path) -> Exported | None:
     """Read it; None where the trained weights are exported as they are."""
     path = folder / INTERPOLATION

@@ -24,7 +24,7 @@ def test_a_run_that_makes_dev_worse_gives_the_base(bert: Path, data: Path, tmp_p
     found = interpolated(run)
     assert found["share"] == 0
     assert set(found["measured"]) == {"0", "0.25", "0.5", "0.75", "1"}  # type: ignore[call-overload]
-    assert_said(run, "warning: training did not beat the base on dev at the full dimension")
+    assert_said(run, "warning: training did not beat the base on dev: nDCG@10 at the full dimension")
     final, base = load_file(run / "final" / "model.safetensors"), load_file(bert / "model.safetensors")
     assert all(torch.equal(final[name], base[name]) for name in final)
     page = ParsedPage((run / "report.html").read_text()).text

@@ -85,6 +85,10 @@ def test_a_person_corrects_what_the_page_shows(data: Path, tmp_path: Path) -> No
         assert done.returncode == 0, done.stderr
         page = (tmp_path / "judged" / "judgements.html").read_text(encoding="utf-8")
         assert page.count("<fieldset") == len(rows(tmp_path / "judged" / "judgements.jsonl"))
+        names = [re.findall(r'type="radio" name="([^"]+)"', each) for each in page.split("<fieldset")[1:]]
+        assert all(len(each) == 4 and len(set(each)) == 1 for each in names), "one grade can be chosen of four"
+        assert len({each[0] for each in names}) == len(names)
+        assert "const earlier = [];" in page
         assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
         wrong = [{"query-id": "q0", "corpus-id": "d0", "grade": 0}, {"query-id": "q1", "corpus-id": "d1", "grade": 3}]
         corrections.write_text(json.dumps({"corrections": wrong}))
@@ -92,6 +96,9 @@ def test_a_person_corrects_what_the_page_shows(data: Path, tmp_path: Path) -> No
         done = make_test_set(*command(data, server, tmp_path / "corrected", *more))
     assert done.returncode == 0, done.stderr
     assert "2 by person" in done.stdout
+    corrected = (tmp_path / "corrected" / "judgements.html").read_text(encoding="utf-8")
+    earlier = json.loads(re.findall(r"const earlier = (.*);", corrected)[0])
+    assert {(each["query-id"], each["grade"]) for each in earlier} == {("q0", 0), ("q1", 3)}, "saved with the next ones"
     assert "1 queries have no relevant document and are left out" in done.stdout
     assert "2 graded by a person, who gave the model's grade to 50%" in done.stdout
     assert len(load_retrieval_set(tmp_path / "corrected", "dev").queries) == len(SUBJECTS) - 1

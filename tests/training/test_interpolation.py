@@ -1,6 +1,7 @@
 """Weights between the base's and the trained ones: exact at both ends, and chosen by dev."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from nestling.run_files import Exported, Results, evaluation_of_final, read_expo
 from nestling.training.interpolation import Interpolation, choose_share, interpolate
 from nestling.training.models import load_embedder, untrained_tensors
 from tiny import tiny_bert, tiny_qwen3
+from tiny_modules import dense, with_modules
 
 
 def scores(full: float, small: float) -> Results:
@@ -65,12 +67,17 @@ def test_the_base_is_kept_where_nothing_beats_it() -> None:
     share, measured, found = chosen({0.0: scores(0.8, 0.1), **worse})
     assert (share, measured) == (0.0, [0.75, 0.5, 0.25])
     assert "warning: training did not beat the base on dev" in found.lines()[1]
-    assert "0.8000 before, 0.7000 after" in found.lines()[1]
+    assert "dimension 0.8000 before, 0.7000 after; averaged over dimensions 0.4500 and 0.8000" in found.lines()[1]
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_shares_of_a_model_lie_between_the_weights_that_it_computes_with(tuning: str, tmp_path: Path) -> None:
-    model = tiny_qwen3(tmp_path / "model") if tuning == "lora" else tiny_bert(tmp_path / "model")
+@pytest.mark.parametrize(("tuning", "behind"), [("lora", False), ("lora", True), ("full", True)])
+def test_shares_of_a_model_lie_between_the_weights_that_it_computes_with(
+    tuning: Literal["lora", "full"], behind: bool, tmp_path: Path
+) -> None:
+    """Adapters, all weights, and a Dense module behind the pooling, which is trained in full with both."""
+    model = tiny_bert(tmp_path / "model") if behind else tiny_qwen3(tmp_path / "model")
+    if behind:
+        with_modules(model, [dense(48, 32)])
     config = EmbedConfig(
         model=str(model), output_dir="", train=[TrainData("x")], tuning=tuning, precision="fp32", use_cpu=True
     )

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData, metadata_load
 
 from nestling.export.gate import GateReport
 from nestling.models.weights import model_file
-from nestling.run_files import METRICS, DataLine, evaluation_at, evaluation_of_final, read_data_lines
+from nestling.run_files import METRICS, DataLine, evaluation_at, read_data_lines
 
 # Figures of an evaluation: dataset -> dimension -> metric -> value.
 Results = Mapping[str, Mapping[int, Mapping[str, float]]]
@@ -51,10 +51,15 @@ class Card:
     scores: Sequence[Score] = ()
 
 
-def run_card(folder: Path, config: Mapping[str, object], step: int) -> Card:
-    """The card of a run's model: what its folder says of its data, and of its evaluations before and at `step`."""
+def run_card(folder: Path, config: Mapping[str, object], step: int, after: Results | None = None) -> Card:
+    """The card of a run's model: what its folder says of its data, and of its evaluations before and at `step`.
+
+    `after` is the evaluation of its weights where these are not those of the step.
+    """
     metrics = folder / METRICS
-    scores = before_and_after(evaluation_at(metrics, 0), evaluation_of_final(folder, step)) if metrics.exists() else []
+    scores = (
+        before_and_after(evaluation_at(metrics, 0), after or evaluation_at(metrics, step)) if metrics.exists() else []
+    )
     return Card(data=read_data_lines(folder), config=config, scores=scores)
 
 

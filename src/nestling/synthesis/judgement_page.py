@@ -6,7 +6,7 @@ import numpy as np
 
 from nestling import __version__
 from nestling.pages import page_environment
-from nestling.synthesis.judged_set import JudgedSet, Judgement
+from nestling.synthesis.judged_set import PERSON, JudgedSet, Judgement
 from nestling.synthesis.judging import GRADES
 
 # Characters of a document that are shown.
@@ -49,6 +49,7 @@ def judgement_page(judged: JudgedSet, *, title: str, queries: int, seed: int) ->
             summary="\n".join(judged.lines()),
             grades=GRADES,
             count=len(judged.task.pools),
+            earlier=[judged.row(each) for each in judged.judgements if each.by == PERSON],
             queries=[show(judged, number, by_query[query]) for number, query in enumerate(sorted(drawn.tolist()))],
         )
     )

@@ -148,7 +148,7 @@ def prompt_digest() -> str:
 def read_grade(text: str) -> int:
     """Parse the model's answer. Raises InvalidAnswer."""
     grade = find_json_object(text, "grade")["grade"]
-    number = int(grade) if isinstance(grade, str) and grade.strip() in "0123" and grade.strip() else grade
+    number = int(grade) if isinstance(grade, str) and grade.strip() in {"0", "1", "2", "3"} else grade
     if isinstance(number, bool) or not isinstance(number, int) or number not in GRADES:
         raise InvalidAnswer("unknown grade", f'"grade" is {str(grade)[:60]}, expected a number from 0 to 3')
     return number

@@ -4,7 +4,7 @@
 
 Training on a domain costs some of what a model can do elsewhere, and on data that teaches little some of what it could
 do there; a share below 1 often keeps more of both. Smaller shares are measured as long as they are better on dev. The
-share is 0, the base itself, where none is as good as the base at the full dimension.
+share is 0, the base itself, where none is as good at the full dimension and better on the average over dimensions.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nestling.checkpoint.state import trainable_tensors
 from nestling.distributed.ranks import on_rank_zero
-from nestling.run_files import Exported, Results, evaluation_at, write_exported
+from nestling.run_files import Exported, Results, evaluation_at, forget_exported, write_exported
 from nestling.training.dev_details import DevEvaluation
 from nestling.training.run import Run
 
@@ -63,9 +63,9 @@ class Interpolation:
         said = [f"share of the trained weights in final/: {self.chosen:g} (mean nDCG@10 on dev by share: {measured})"]
         if self.chosen == 0:
             said.append(
-                f"warning: training did not beat the base on dev at the full dimension: nDCG@10 {base:.4f} before, "
-                f"{trained:.4f} after, and less than before between them. final/ holds the base's weights; "
-                "the trained ones are in checkpoints/"
+                f"warning: training did not beat the base on dev: nDCG@10 at the full dimension {base:.4f} before, "
+                f"{trained:.4f} after; averaged over dimensions {self.mean(0.0):.4f} and {self.mean(1.0):.4f}. final/ "
+                "holds the base's weights; the trained ones are in checkpoints/"
             )
         elif trained < base:
             said.append(
@@ -106,6 +106,12 @@ def interpolate_run(run: Run, base: Callable[[], Mapping[str, Tensor]], step: in
     if run.main_rank:
         print("\n".join(found.lines()), flush=True)
         write_exported(run.folder.path, found.exported(step))
+
+
+def as_trained(run: Run, step: int) -> None:
+    """Leave the weights as they are, and forget what was chosen before the run was resumed with other settings."""
+    if run.main_rank:
+        forget_exported(run.folder.path)
 
 
 def choose_share(

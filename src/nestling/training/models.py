@@ -13,6 +13,7 @@ from nestling.checkpoint.state import trainable_tensors
 from nestling.config import EmbedConfig, RerankConfig, require
 from nestling.gpu import computing_dtype
 from nestling.models.embedder import Embedder
+from nestling.models.modules import load_head
 from nestling.models.reranker import Reranker
 from nestling.models.reranker_settings import AnySettings, EncoderSettings, read_settings
 from nestling.models.token_model import TokenModel
@@ -93,13 +94,15 @@ def arguments(config: EmbedConfig | RerankConfig) -> dict[str, Any]:
 def untrained_tensors(config: EmbedConfig, embedder: Embedder) -> dict[str, Tensor]:
     """The `trainable_tensors` of an embedder in training as they were before it, on the CPU.
 
-    Those of adapters that add nothing: one of the two matrices is 0, as peft makes them.
+    Beside those of adapters that add nothing, of whose two matrices peft makes one 0, the modules behind the pooling.
     """
     if config.tuning == "full":
         return trainable_tensors(load_embedder(replace(config, use_cpu=True, gradient_checkpointing_length=None)))
     zero = (".lora_B.", ".lora_embedding_A.")
+    head = load_head(embedder.source, embedder.head.settings).state_dict()
+    before = {f"head.{name}": tensor for name, tensor in head.items()}
     return {
-        name: torch.zeros_like(tensor) if any(each in f".{name}." for each in zero) else tensor
+        name: torch.zeros_like(tensor) if any(each in f".{name}." for each in zero) else before.get(name, tensor)
         for name, tensor in trainable_tensors(embedder).items()
     }
 

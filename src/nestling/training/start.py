@@ -33,6 +33,7 @@ MAY_DIFFER = (
     "export_dtype",
     "save_total_limit",
     "use_cpu",
+    "interpolate",  # of the end alone
     *MEMORY,
 )
 
