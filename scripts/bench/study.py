@@ -248,7 +248,8 @@ def start(script: str, settings: dict[str, object], more: list[str], log: Path) 
     flags = [f"--{name}={value}" for name, value in settings.items() if f"--{name}" not in given]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
-        subprocess.run([sys.executable, script, *flags, *more], cwd=ROOT, check=True, stdout=file, stderr=file)
+        done = subprocess.run([sys.executable, script, *flags, *more], cwd=ROOT, check=False, stdout=file, stderr=file)
+    require(done.returncode == 0, f"{script} ended with status {done.returncode}; {log} has what it said")
 
 
 def measure(config: StudyConfig, data: str, model: str, share: float) -> Scores:
