@@ -83,7 +83,7 @@ def hold_out_some(config: TrainingConfig, data: TrainData, *, show: bool) -> Hel
         return None
     if count > MOST:
         raise HoldOutError(f"there are more than {MOST:,}; give a dev set with --dev, or --dev_share 0.0001")
-    return hold_out_share(config, data, min(0.1, ROWS / count), show=show)
+    return hold_out_rows(rows, config, data, min(0.1, ROWS / count), show=show)
 
 
 def hold_out_share(config: TrainingConfig, data: TrainData, share: float, *, show: bool) -> HeldOut:
@@ -96,6 +96,11 @@ def hold_out_share(config: TrainingConfig, data: TrainData, share: float, *, sho
         not rows.graded,
         f"{data.path}: dev_share holds out queries with their positives, and these are graded pairs; leave it out",
     )
+    return hold_out_rows(rows, config, data, share, show=show)
+
+
+def hold_out_rows(rows: "SourceRows", config: TrainingConfig, data: TrainData, share: float, *, show: bool) -> HeldOut:
+    """Hold out a share of rows that have been read. Raises `HoldOutError` if they are too few groups."""
     name = data.name or default_name(Path(data.path))
     key = [rows.path.name, name, share, config.seed, SEARCHED]
     folder = default_cache() / f"held-out-{digest(key)}" / name.replace(os.sep, "_")
