@@ -12,7 +12,7 @@ from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.lengths import measure_lengths
 from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.batches.sampling import BatchIndices, BatchSampler, RowSampler, Source
-from nestling.losses.negatives import ALL_TERMS, NegativeMasks
+from nestling.losses.negatives import REPORT_TERMS, NegativeMasks
 from nestling.records import RecordTable, load_records, text_id
 
 ROW_SAMPLER = RowSampler(positives=1, negatives=2, seed=0)
@@ -163,7 +163,7 @@ def test_a_query_with_two_instructions_is_two_queries(tmp_path: Path, qwen3: Pat
     structure = collator([Source(records)], qwen3, RowSampler(1, 1, 0))[
         BatchIndices(0, [0, 1, 2, 3], [0] * 4)
     ].structure
-    documents, queries, _ = NegativeMasks(structure, ALL_TERMS, mask_identity=True).allowed(slice(0, 4))
+    documents, queries, _, _ = NegativeMasks(structure, REPORT_TERMS, mask_identity=True).allowed(slice(0, 4))
     # Documents: cat, car; car, cat; big cat, dog; car, bus. Equal queries are rows 0 and 2; 1 and 3 share a positive.
     assert documents.int().tolist() == [
         [0, 1, 1, 0, 0, 1, 1, 1],

@@ -32,6 +32,9 @@ SWITCHES: list[dict[str, Any]] = [
     {"terms": Terms(query_query=False)},
     {"terms": Terms(document_document=False)},
     {"terms": Terms(query_document=False)},
+    {"terms": Terms(document_query=True)},
+    {"terms": Terms(document_document=False, document_query=True), "mask_document_document": "query"},
+    {"terms": Terms(query_query=False, document_query=True), "mask_document_document": "none"},
     {"terms": Terms(other_hard_negatives=False)},
     {"terms": Terms(query_document=False, query_query=False, document_document=False), "mask_hard_negatives": True},
     {"terms": Terms(hard_negatives=False, query_document=False), "score_margin": None},
@@ -103,8 +106,13 @@ def literal(
                 negative = [structure.is_negative[k].item() for k in range(len(d)) if structure.owner[k] == j]
                 shared = any(text in known for text, no in zip(own_texts, negative, strict=True) if not no)
                 same = mask_identity and structure.query_text[i] == structure.query_text[j]
-                if terms.query_query and j != i and not same and not shared and not false("queries", i, "queries", j):
+                if j == i or same or shared:
+                    continue
+                if terms.query_query and not false("queries", i, "queries", j):
                     score = cosine(q[i], q[j])
+                    z = z + m(score) * torch.exp(score / temperature)
+                if terms.document_query and not false("documents", plus, "queries", j):
+                    score = cosine(d[plus], q[j])
                     z = z + m(score) * torch.exp(score / temperature)
             factor = weight * (dim_weights[p] if dim_weights else 1)
             loss = loss + factor * -torch.log(torch.exp(target / temperature) / z)
@@ -134,6 +142,7 @@ def test_a_guide_equals_the_formula_written_as_loops(rule: DocumentMask, margin:
     batch = random_batch(4, size=5, dim=6)
     guide = random_guide(batch, margin, relative)
     arguments: dict[str, Any] = {"temperature": 0.2, "dims": [6, 2], "mask_document_document": rule, "guide": guide}
+    arguments["terms"] = Terms(document_query=True)
     expected = literal(batch, **arguments)
     actual = info_nce(batch.queries, batch.documents, batch.structure, **arguments)
     assert expected != literal(batch, **arguments | {"guide": None})

@@ -13,7 +13,7 @@ from nestling.config.training import TrainingConfig, require_dev_and_attention
 DocumentMask = Literal["query", "positive", "none"]
 HardnessMode = Literal["hard_negatives", "in_batch_negatives", "all_negatives"]
 GradedObjective = Literal["cosent", "angle", "cosine_similarity"]
-Term = Literal["query_document", "query_query", "document_document"]
+Term = Literal["query_document", "query_query", "document_document", "document_query"]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@ for about the price of one, in O((N + Q) D) memory.
 
 Shapes: Q queries and N documents of the global batch, S = N + Q texts (documents first), R rows, which are the
 (query, positive) pairs of this rank, C rows of a block. M columns: the texts compared with a row's query (documents,
-then queries), then the documents compared with its positive. H hard negatives of a query. D dimensions, P Matryoshka
-prefixes; slice p is the coordinates that prefix p has and prefix p - 1 has not.
+then queries), then those compared with its positive (documents, then queries). H hard negatives of a query. D
+dimensions, P Matryoshka prefixes; slice p is the coordinates that prefix p has and prefix p - 1 has not.
 
 For raw texts a, b with inverse norms r^p of their prefixes and weights w_p, a block of rows takes these steps:
 1. Products grow slice by slice, G^p = G^{p-1} + A_p B_p^T, one full product for all prefixes; scores
@@ -29,8 +29,8 @@ from torch.autograd.function import once_differentiable
 from nestling.losses.guide import Guide
 from nestling.losses.matryoshka import NORM_FLOOR, weighted_dims
 from nestling.losses.negatives import (
-    ALL_TERMS,
     NO_HARDNESS,
+    REPORT_TERMS,
     BatchStructure,
     DocumentMask,
     Hardness,
@@ -53,7 +53,7 @@ def info_nce(
     temperature: float,
     dims: Sequence[int],
     dim_weights: Sequence[float] | None = None,
-    terms: Terms = ALL_TERMS,
+    terms: Terms = REPORT_TERMS,
     score_margin: float | None = 0.1,
     mask_document_document: DocumentMask = "positive",
     mask_hard_negatives: bool = False,
@@ -126,6 +126,8 @@ class ChunkedLoss:
         # Texts compared with the query, and with the positive.
         self.with_query = len(self.texts) if objective.terms.query_query else self.n
         self.with_positive = self.n if objective.terms.document_document else 0
+        if objective.terms.document_query:
+            self.with_positive = len(self.texts)
         columns = [self.inverse[:, : self.with_query], self.inverse[:, : self.with_positive]]
         self.column_inverse = torch.cat(columns, dim=1)  # [P, M]
         self.hard_negatives = hard_negatives_of_queries(objective.structure)  # [Q, H]
@@ -162,9 +164,9 @@ class ChunkedLoss:
     def _block(self, rows: slice, products: Tensor, scores: Tensor, coefficients: Tensor) -> RowBlock:
         structure = self.objective.structure
         anchors = [self._anchor(self.n + structure.query[rows], slice(0, self.with_query), self.with_query)]
-        if self.objective.terms.document_document:
-            columns = slice(self.with_query, self.with_query + self.n)
-            anchors.append(self._anchor(structure.positive[rows], columns, self.n))
+        if self.with_positive:
+            columns = slice(self.with_query, self.with_query + self.with_positive)
+            anchors.append(self._anchor(structure.positive[rows], columns, self.with_positive))
         only_mask = self._mask(rows, products)
         weight = structure.weight[rows, None].to(products.dtype)
         positive, own = structure.positive[rows, None], self.hard_negatives[structure.query[rows]]
@@ -179,7 +181,7 @@ class ChunkedLoss:
     def _mask(self, rows: slice, products: Tensor) -> Tensor | None:
         """Initialise the products: 0 where the score is used, MASKED elsewhere; returns `RowBlock.only_mask`."""
         terms = self.objective.terms
-        from_query, queries, from_positive = self.objective.negatives.allowed(rows)
+        from_query, queries, from_positive, queries_of_positive = self.objective.negatives.allowed(rows)
         from_query.scatter_(1, self.objective.structure.positive[rows].unsqueeze(1), True)
         only_mask = None
         if self.objective.only_masks:
@@ -188,8 +190,10 @@ class ChunkedLoss:
         masks = [from_query]
         if terms.query_query:
             masks.append(queries)
-        if terms.document_document:
+        if self.with_positive:
             masks.append(from_positive)
+        if terms.document_query:
+            masks.append(queries_of_positive)
         products.copy_(torch.cat(masks, dim=1)).sub_(1).mul_(-MASKED)
         return only_mask
 
@@ -230,13 +234,13 @@ class ChunkedLoss:
 
     def _mask_scores(self, block: RowBlock, threshold: Tensor, buffer: Tensor) -> None:
         """Mask the scores above the threshold [C, 1] in place; the buffer [C, M] is overwritten."""
-        scores, own_score = block.scores, self.objective.mask_document_document == "positive"
-        masked = slice(0, None if own_score else self.with_query)
+        scores = block.scores
         # 1 or 0 as floats: comparing and adding these is several times faster than a bool mask and masked_fill.
-        above = torch.gt(scores[:, masked], threshold, out=buffer[:, masked]).scatter_(1, block.exempt, 0)
-        scores[:, masked].add_(above, alpha=MASKED)
-        if self.objective.masks_by_query:
-            scores[:, self.with_query :].add_(above[:, : self.n], alpha=MASKED)
+        above = torch.gt(scores, threshold, out=buffer).scatter_(1, block.exempt, 0)
+        documents = slice(self.with_query, self.with_query + min(self.n, self.with_positive))
+        if self.objective.mask_document_document != "positive":
+            above[:, documents] = above[:, : self.n] if self.objective.masks_by_query else 0
+        scores.add_(above, alpha=MASKED)
         if block.only_mask is not None:
             scores[:, : self.n].add_(block.only_mask, alpha=MASKED)
 
@@ -275,8 +279,7 @@ class ChunkedLoss:
     def _subtract_radial(self) -> None:
         """Step 4. A norm below the floor is divided by a constant, so that its gradient has no radial part."""
         self.radial[:, : self.with_query] += self.column_radial[:, : self.with_query]
-        if self.objective.terms.document_document:
-            self.radial[:, : self.n] += self.column_radial[:, self.with_query :]
+        self.radial[:, : self.with_positive] += self.column_radial[:, self.with_query :]
         radial = (self.radial * self.inverse.square()).masked_fill_(self.inverse >= 1 / NORM_FLOOR, 0)
         radial = radial.flip(0).cumsum(dim=0).flip(0)  # sum over p >= b
         for dims, of_slice in zip(self.slices, radial, strict=True):

@@ -27,16 +27,16 @@ class Guide:
     margin: float = 0.0
     relative: bool = False
 
-    def false_negatives(self, query: Tensor, positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def false_negatives(self, query: Tensor, positive: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Bool masks of the pairs that [C] int64 queries and positives make.
 
         Returns:
-            [C, N] documents compared with the query, [C, Q] queries compared with the query, and [C, N] documents
-            compared with the positive.
+            [C, N] documents and [C, Q] queries compared with the query, [C, N] documents and [C, Q] queries compared
+            with the positive.
         """
-        of_query = self.queries[query]
-        from_query = of_query @ self.documents.T
+        of_query, of_positive = self.queries[query], self.documents[positive]
+        from_query, from_positive = of_query @ self.documents.T, of_positive @ self.documents.T
         own = from_query.gather(1, positive[:, None])  # [C, 1]
         threshold = own - self.margin * (own.abs() if self.relative else 1)
-        from_positive = self.documents[positive] @ self.documents.T
-        return from_query > threshold, of_query @ self.queries.T > threshold, from_positive > threshold
+        queries = of_query @ self.queries.T > threshold, of_positive @ self.queries.T > threshold
+        return from_query > threshold, queries[0], from_positive > threshold, queries[1]

@@ -25,6 +25,7 @@ class Terms:
         query_query: Other queries, compared with the query.
         document_document: Documents of other queries, compared with the positive.
         query_document: Documents of other queries, compared with the query.
+        document_query: Other queries, compared with the positive (GTE, https://arxiv.org/abs/2308.03281).
         other_hard_negatives: Whether the documents of other queries include their hard negatives.
     """
 
@@ -32,10 +33,11 @@ class Terms:
     query_query: bool = True
     document_document: bool = True
     query_document: bool = True
+    document_query: bool = False
     other_hard_negatives: bool = True
 
 
-ALL_TERMS = Terms()
+REPORT_TERMS = Terms()
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,12 @@ class NegativeMasks:
         # Distinct text ids of the documents, so that a query may have any number of known positives.
         self.text_ids, self.document = torch.unique(structure.document_text, return_inverse=True)  # [U], [N]
 
-    def allowed(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def allowed(self, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Negatives of the pairs `rows`, bool.
 
         Returns:
-            [C, N] documents compared with the query, [C, Q] queries compared with the query, and [C, N] documents
-            compared with the positive.
+            [C, N] documents and [C, Q] queries compared with the query, [C, N] documents and [C, Q] queries compared
+            with the positive.
         """
         structure, terms = self.structure, self.terms
         own = structure.owner == structure.query[rows, None]
@@ -120,11 +122,18 @@ class NegativeMasks:
             other if terms.query_document else never
         )
         from_positive = other if terms.document_document else never
-        masks = from_query & ~known, self._queries(rows, known), from_positive & ~known
+        queries = self._queries(rows, known)
+        never = torch.zeros_like(queries)
+        masks = (
+            from_query & ~known,
+            queries if terms.query_query else never,
+            from_positive & ~known,
+            queries if terms.document_query else never,
+        )
         if self.guide is None:
             return masks
         false = self.guide.false_negatives(structure.query[rows], structure.positive[rows])
-        return masks[0] & ~false[0], masks[1] & ~false[1], masks[2] & ~false[2]
+        return masks[0] & ~false[0], masks[1] & ~false[1], masks[2] & ~false[2], masks[3] & ~false[3]
 
     def own_hard_negatives(self, rows: slice) -> Tensor:
         """Bool [C, N]: the hard negatives that belong to the query of each pair."""
@@ -145,8 +154,6 @@ class NegativeMasks:
     def _queries(self, rows: slice, known: Tensor) -> Tensor:
         """Bool [C, Q]: the queries that may be negatives of each pair, given its known positives [C, N]."""
         structure, query = self.structure, self.structure.query[rows]
-        if not self.terms.query_query:
-            return torch.zeros(len(query), len(structure.query_text), dtype=torch.bool, device=query.device)
         allowed = torch.arange(len(structure.query_text), device=query.device) != query[:, None]
         if self.mask_identity:
             allowed &= structure.query_text != structure.query_text[query, None]

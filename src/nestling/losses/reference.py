@@ -16,8 +16,8 @@ from torch import Tensor
 from nestling.losses.guide import Guide
 from nestling.losses.matryoshka import normalize_prefix, weighted_dims
 from nestling.losses.negatives import (
-    ALL_TERMS,
     NO_HARDNESS,
+    REPORT_TERMS,
     BatchStructure,
     DocumentMask,
     Hardness,
@@ -35,7 +35,7 @@ def info_nce(
     temperature: float,
     dims: Sequence[int],
     dim_weights: Sequence[float] | None = None,
-    terms: Terms = ALL_TERMS,
+    terms: Terms = REPORT_TERMS,
     score_margin: float | None = 0.1,
     mask_document_document: DocumentMask = "positive",
     mask_hard_negatives: bool = False,
@@ -48,10 +48,11 @@ def info_nce(
     L = sum over pairs (i, +) of weight_i log(Z_i / e^{s(q_i,d_i+)/tau}), with s the cosine, and
 
     Z_i = e^{s(q_i,d_i+)/tau} + sum_k m e^{s(q_i,d_ik-)/tau} + sum_j m e^{s(q_i,q_j)/tau}
-        + sum_j m e^{s(d_i+,d_j)/tau} + sum_j m e^{s(q_i,d_j)/tau}
+        + sum_j m e^{s(d_i+,d_j)/tau} + sum_j m e^{s(q_i,d_j)/tau} [+ sum_j m e^{s(d_i+,q_j)/tau}]
 
-    where the sums are over the query's own hard negatives, over other queries, and twice over the documents of other
-    queries. A pair without any negative contributes neither loss nor gradient.
+    where the sums are over the query's own hard negatives, over other queries, twice over the documents of other
+    queries, and, with terms.document_query, over other queries once more, as in GTE
+    (https://arxiv.org/abs/2308.03281, Eq. 1). A pair without any negative contributes neither loss nor gradient.
 
     Args:
         queries: [Q, D] embeddings, not normalised.
@@ -81,7 +82,7 @@ def info_nce(
     prefixes = weighted_dims(dims, dim_weights, queries.shape[1])
     masks = NegativeMasks(structure, terms, mask_identity, guide)
     with torch.autocast(queries.device.type, enabled=False):
-        allowed = torch.cat(masks.allowed(slice(None)), dim=1)  # [R, N + Q + N]
+        allowed = torch.cat(masks.allowed(slice(None)), dim=1)  # [R, N + Q + N + Q]
     exempt = torch.zeros_like(allowed)
     if not mask_hard_negatives:
         exempt[:, : documents.shape[0]] = masks.own_hard_negatives(slice(None))
@@ -93,12 +94,13 @@ def info_nce(
         for dim, dim_weight in prefixes:
             q, d = normalize_prefix(queries, dim), normalize_prefix(documents, dim)
             query, positive = q[structure.query], d[structure.positive]  # [R, dim] each
-            from_query, queries_of_query, from_positive = query @ d.T, query @ q.T, positive @ d.T
-            scores = torch.cat([from_query, queries_of_query, from_positive], dim=1)  # [R, N + Q + N]
+            from_query, queries_of_query = query @ d.T, query @ q.T
+            from_positive, queries_of_positive = positive @ d.T, positive @ q.T
+            scores = torch.cat([from_query, queries_of_query, from_positive, queries_of_positive], dim=1)
             target = (query * positive).sum(dim=1, keepdim=True)  # [R, 1]
             never = torch.full_like(from_positive, -torch.inf)
             by = {"query": from_query, "positive": from_positive, "none": never}[mask_document_document]
-            masked_by = torch.cat([from_query, queries_of_query, by], dim=1)
+            masked_by = torch.cat([from_query, queries_of_query, by, queries_of_positive], dim=1)
             kept = allowed if score_margin is None else allowed & (exempt | (masked_by <= target + score_margin))
             negatives = (scores / temperature + alpha * scores.detach()).masked_fill(~kept, -torch.inf)
             logits = torch.cat([target / temperature, negatives], dim=1)

@@ -32,6 +32,7 @@ def terms_of(loss: LossConfig, in_batch: bool) -> Terms:
         query_document="query_document" in loss.terms and in_batch,
         query_query="query_query" in loss.terms and in_batch,
         document_document="document_document" in loss.terms and in_batch,
+        document_query="document_query" in loss.terms and in_batch,
         other_hard_negatives=loss.other_hard_negatives,
     )
 
