@@ -78,6 +78,8 @@ def test_what_dev_chose_is_judged_and_what_a_server_gave_is_said(tmp_path: Path)
     reranked = judge([base, embedder, served, both], replace(choice, reranker="r", rerank_weight=0.3), [])
     assert reranked is not None
     assert "worse than the base (−.200" in str(reranked)
+    assert "worse than the embedder alone (−.400" in str(reranked), "the dev set is not the test set"
+    assert reranked.fails("worse")
     assert "(both, fused)" in reranked.facts[0]
     assert reranked.facts[1] == "at 8 dimensions in float32, 32 bytes a vector"
 

@@ -1,4 +1,5 @@
-"""What a result is worth, in one line: better, no difference or worse than the base and than BM25, and at what cost.
+"""What a result is worth, in one line: better, no difference or worse than the base, than BM25 and, of a reranker, than
+the embedder without it, and at what cost.
 
 Better and worse mean that the 95% bootstrap interval of the mean difference of nDCG@10, paired over the queries of all
 test sets together, lies above or below 0.
@@ -52,7 +53,7 @@ class Verdict:
     """A verdict.
 
     Args:
-        against: The result against the base and BM25, those of them that were measured.
+        against: The result against the base, BM25 and the embedder without the reranker, those that were measured.
         facts: What the result is, whether it was served, and what it cost.
     """
 
@@ -80,10 +81,11 @@ def judge(results: Sequence[Result], choice: Choice | None, runs: Sequence[RunRe
     if not measured:
         return None
     final = chosen_result(measured, choice)
-    firsts = [
-        ("the base", next((each for each in measured if not is_bm25(each)), final)),
-        ("BM25", next((each for each in measured if is_bm25(each)), final)),
-    ]
+    base = next((each for each in measured if not is_bm25(each)), final)
+    firsts = [("the base", base), ("BM25", next((each for each in measured if is_bm25(each)), final))]
+    if not is_embedder(final):
+        alone = (each for each in measured if each is not base and same_model(each, final))
+        firsts.append(("the embedder alone", next(alone, final)))
     against = [compare_all(name, other, final) for name, other in firsts if other is not final]
     if not against:
         return None
@@ -147,7 +149,7 @@ def described(final: Result, measured: Sequence[Result]) -> Iterator[str]:
 
 
 def same_model(result: Result, final: Result) -> bool:
-    return is_embedder(result) and result.config["model"] == final.config["model"]
+    return is_embedder(result) and result.config["model"] == final.config.get("model")
 
 
 def served_fact(results: Sequence[Result], measured: Sequence[Result]) -> str:
