@@ -25,7 +25,9 @@ from nestling.config import MakeQueriesConfig, new_outputs, parse_config, requir
 from nestling.gpu import best_device
 
 if TYPE_CHECKING:
+    from nestling.models.embedder import Embedder
     from nestling.synthesis.chat_models import ChatModel, RecordedConversation
+    from nestling.synthesis.duplicates import Duplicates
     from nestling.synthesis.journal import Journal
     from nestling.synthesis.passages import Passages
     from nestling.synthesis.summary import Prices, Summary
@@ -63,10 +65,10 @@ def make_queries(config: MakeQueriesConfig) -> None:
             write_sample(Path(config.sample), task, journal, prices)
             return
 
-        # 3. The queries, from the answers in the journal.
-        summary = Summary(config.num_queries)
-        write(config, task, journal, summary)
-        print(*summary.lines(), usage_text(journal, prices), sep="\n")
+        # 3. The queries, from the answers in the journal, each meaning once.
+        duplicates, summary = look_for_duplicates(config, task, journal), Summary(config.num_queries)
+        write(config, task, journal, duplicates, summary)
+        print(*summary.lines(), *duplicates.examples, usage_text(journal, prices), sep="\n")
         print(f"{output} holds {summary.made:,} pairs")
         if journal.unanswered:
             what = "documents" if config.num_queries == 1 else "queries"
@@ -86,19 +88,22 @@ def check(config: MakeQueriesConfig) -> None:
 
 def open_task(config: MakeQueriesConfig) -> "SynthesisTask":
     """Read the documents and the personas."""
-    from nestling.synthesis.personas import read_personas
+    from nestling.synthesis.personas import nearest_personas, read_personas
     from nestling.synthesis.query_spec import QueryOptions
     from nestling.synthesis.task import SynthesisTask
 
     personas = read_personas(PERSONAS if config.personas is None else Path(config.personas))
-    passages = open_passages(config)
+    passages, persona_rows = open_passages(config), None
+    if config.embedder is not None:
+        embedder, count = open_embedder(config), config.num_personas
+        persona_rows = nearest_personas(embedder, personas, passages, count, progress=sys.stderr.isatty())
     return SynthesisTask(
         passages=passages,
         num_queries=config.num_queries,
         options=QueryOptions(config.question_types, config.difficulties, config.lengths, config.languages),
         personas=personas,
         candidates=min(config.num_personas, len(personas)),
-        persona_rows=None if config.embedder is None else find_nearest_personas(config, personas, passages),
+        persona_rows=persona_rows,
         attempts=config.attempts,
         min_grade=config.min_grade,
         seed=config.seed,
@@ -118,16 +123,14 @@ def open_passages(config: MakeQueriesConfig) -> "Passages":
     )
 
 
-def find_nearest_personas(config: MakeQueriesConfig, personas: list[str], passages: "Passages") -> Any:
+def open_embedder(config: MakeQueriesConfig) -> "Embedder":
     from nestling.models.embedder import Embedder
     from nestling.models.remote_code import trust_code
-    from nestling.synthesis.personas import nearest_personas
 
     assert config.embedder is not None
     if config.trust_remote_code:
         trust_code(config.embedder)
-    embedder = Embedder.from_pretrained(config.embedder).to(best_device())
-    return nearest_personas(embedder, personas, passages, config.num_personas, progress=sys.stderr.isatty())
+    return Embedder.from_pretrained(config.embedder).to(best_device())
 
 
 def settings_of(config: MakeQueriesConfig, task: "SynthesisTask") -> dict[str, Any]:
@@ -247,16 +250,29 @@ def write_sample(path: Path, task: "SynthesisTask", journal: "Journal", prices: 
     print(f"{path} shows {len(results)} queries; the same command without --sample goes on, and asks for none twice")
 
 
-def write(config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal", summary: "Summary") -> None:
-    """Write a row for each query, in the order of the corpus."""
+def look_for_duplicates(config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal") -> "Duplicates":
+    """The queries that equal another, and with an embedder those that mean the same."""
+    from nestling.config.queries import MAX_SIMILARITY
+    from nestling.synthesis.duplicates import Similarity, find_duplicates
+
+    similarity = None
+    if config.embedder is not None:
+        similarity = Similarity(open_embedder(config), config.max_similarity or MAX_SIMILARITY)
+    return find_duplicates(task, task.results(journal), similarity, progress=sys.stderr.isatty())
+
+
+def write(
+    config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal", duplicates: "Duplicates", summary: "Summary"
+) -> None:
+    """Write a row for each query that remains, in the order of the corpus."""
     from nestling.files import write_jsonl
     from nestling.synthesis.summary import counts_text
 
     def rows() -> Iterator[dict[str, Any]]:
-        for index, result in task.results(journal):
+        for index, result in duplicates.applied(task.results(journal)):
             summary.add(result, task.spec(index))
             if result.query is not None:
-                row = task.row(index, result, config.instruction)
+                row = task.row(index, result, duplicates.merged.get(index, ()), config.instruction)
                 yield row | {"made": task.metadata(index, result)} if config.explain else row
         failures = counts_text(summary.failed)
         require(summary.made > 0, f"no query was made{failures}; the answers are in {journal.path}")

@@ -168,6 +168,27 @@ def test_queries_are_judged_and_the_grades_are_told(corpus: Path, tmp_path: Path
         assert len(server.requests) == 90 and len(read(output)) == 30, "another grade asks nothing"
 
 
+def test_queries_that_say_the_same_are_one(corpus: Path, tmp_path: Path, bert: Path) -> None:
+    def behaviour(request: Request) -> Answer:
+        same = {TEXTS[3]: "where is it?", TEXTS[5]: "Where is it"}.get(request.passage)
+        return Answer(json.dumps({"query": same})) if same and request.step == "query" else well(request)
+
+    output, more = tmp_path / "pairs.jsonl", ["--embedder", str(bert), "--max_similarity"]
+    with serving(behaviour) as server:
+        done = make_queries(*command(corpus, server, output, *more, "1"))
+        assert done.returncode == 0, done.stderr
+        rows = read(output)
+        assert [row["positives"] for row in rows if row["query"] == "where is it?"] == [[TEXTS[3], TEXTS[5]]]
+        assert not any(row["query"] == "Where is it" for row in rows)
+        assert "1 in the row of another document's equal query" in done.stdout
+        output.unlink()
+        server.requests.clear()
+        done = make_queries(*command(corpus, server, output, *more, "0.01"))
+        assert done.returncode == 0 and not server.requests, "another similarity asks nothing"
+    assert "30 documents: 1 with a query, 29 without; 29 mean the same as another document's query" in done.stdout
+    assert done.stdout.count(" dropped for ") == 5 and len(read(output)) == 1
+
+
 def test_a_sample_is_shown_before_the_rest_is_asked_for(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,6 +465,8 @@ def test_an_embedder_chooses_the_candidates(corpus: Path, tmp_path: Path, bert: 
         (["--data", "c", "--output", "o.jsonl", "--lengths", '{"6-2": 1}'], "lengths: 6-2 is no range of words"),
         (["--data", "c", "--output", "o.jsonl", "--languages", '{"German": 0}'], "weight of German is 0"),
         (["--data", "c", "--output", "o.jsonl", "--min_grade", "6"], "min_grade is 6, expected 1 to 5"),
+        (["--data", "c", "--output", "o.jsonl", "--max_similarity", "0.9"], "max_similarity needs an --embedder"),
+        (["--data", "c", "--output", "o.jsonl", "--embedder", "e", "--max_similarity", "2"], "max_similarity is 2"),
         (["--data", "c", "--output", "o.jsonl", "--sample", "s.txt"], "expected a name that ends in .html"),
         (["--data", "c", "--output", "o.jsonl", "--budget", "3"], "budget needs to be above 0, and endpoint.price_in"),
         (["--data", "c", "--dry_run", "true"], "c: file: there is no such file; expected a folder in the BEIR layout"),

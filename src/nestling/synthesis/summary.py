@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nestling.records.words import folded_text_id
 from nestling.synthesis.answers import count_words
 from nestling.synthesis.conversation import ConversationResult
 from nestling.synthesis.journal import Journal
@@ -39,7 +38,6 @@ class Summary:
         rejected: Invalid answers, by kind.
         counts: Property (question types, difficulties, …) -> number of queries for each of its values.
         words: Words of all queries.
-        query_ids: Ids of the folded queries.
         off_length: Queries that are shorter or longer than requested.
         grades: Criterion -> number of judged queries for each grade, kept or not.
     """
@@ -50,7 +48,6 @@ class Summary:
     rejected: Counter[str] = field(default_factory=Counter)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     words: int = 0
-    query_ids: set[int] = field(default_factory=set)
     off_length: int = 0
     grades: dict[str, Counter[int]] = field(default_factory=dict)
 
@@ -66,7 +63,6 @@ class Summary:
         words = count_words(result.query)
         self.made += 1
         self.words += words
-        self.query_ids.add(folded_text_id(result.query))
         self.off_length += not spec.least <= words <= spec.most
         metadata = {
             "question types": result.configuration.question_type,
@@ -96,7 +92,7 @@ class Summary:
             yield f"  {name}: {percentages(self.counts[name])}"
         yield (
             f"  {len(personas):,} personas; {self.words / self.made:.1f} words per query; queries of another length "
-            f"than requested: {self.off_length:,}; repeated queries: {self.made - len(self.query_ids):,}"
+            f"than requested: {self.off_length:,}"
         )
 
     def grade_lines(self) -> Iterator[str]:

@@ -100,9 +100,20 @@ class SynthesisTask:
             why = journal.unanswered.get(self.query_id(index), NOT_ASKED)
             yield index, self.result(index, journal) or ConversationResult(None, None, why, ())
 
-    def row(self, index: int, result: ConversationResult, instruction: str | None) -> dict[str, Any]:
-        """The training row in the nestling dialect."""
-        row: dict[str, Any] = {"query": result.query, "positives": [self.passages.texts[self.document(index)]]}
+    def row(
+        self, index: int, result: ConversationResult, equal: Sequence[int], instruction: str | None
+    ) -> dict[str, Any]:
+        """The training row in the nestling dialect.
+
+        Args:
+            index: A query.
+            result: Its result.
+            equal: Equal queries of other documents.
+            instruction: Task to write into the row.
+        """
+        documents = dict.fromkeys(self.document(each) for each in (index, *equal))
+        positives = [self.passages.texts[document] for document in documents]
+        row: dict[str, Any] = {"query": result.query, "positives": positives}
         return row if instruction is None else row | {"instruction": instruction}
 
     def metadata(self, index: int, result: ConversationResult) -> dict[str, Any]:
