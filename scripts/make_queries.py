@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,8 @@ def make_queries(config: MakeQueriesConfig) -> None:
     # 1. The documents and the properties of their queries.
     task = open_task(config)
     print(task.passages, flush=True)
+    if config.multi_hop:
+        print(task.passage_sets, flush=True)
     if config.dry_run:
         show(config, task)
         return
@@ -87,18 +90,23 @@ def check(config: MakeQueriesConfig) -> None:
 
 
 def open_task(config: MakeQueriesConfig) -> "SynthesisTask":
-    """Read the documents and the personas."""
+    """Read the documents and the personas, and draw the documents that get a query of several passages."""
+    from nestling.synthesis.passage_sets import PassageSets, find_passage_sets
     from nestling.synthesis.personas import nearest_personas, read_personas
     from nestling.synthesis.query_spec import QueryOptions
     from nestling.synthesis.task import SynthesisTask
 
     personas = read_personas(PERSONAS if config.personas is None else Path(config.personas))
-    passages, persona_rows = open_passages(config), None
+    passages, progress = open_passages(config), sys.stderr.isatty()
+    embedder, persona_rows, passage_sets = None, None, PassageSets({})
     if config.embedder is not None:
-        embedder, count = open_embedder(config), config.num_personas
-        persona_rows = nearest_personas(embedder, personas, passages, count, progress=sys.stderr.isatty())
+        embedder = open_embedder(config)
+        persona_rows = nearest_personas(embedder, personas, passages, config.num_personas, progress=progress)
+    if config.multi_hop:
+        passage_sets = find_passage_sets(passages, config.multi_hop, config.seed, embedder, progress=progress)
     return SynthesisTask(
         passages=passages,
+        passage_sets=passage_sets,
         num_queries=config.num_queries,
         options=QueryOptions(config.question_types, config.difficulties, config.lengths, config.languages),
         personas=personas,
@@ -149,10 +157,11 @@ def settings_of(config: MakeQueriesConfig, task: "SynthesisTask") -> dict[str, A
 
 
 def show(config: MakeQueriesConfig, task: "SynthesisTask") -> None:
-    """Print the prompts of two queries and an estimate of requests, tokens and cost."""
+    """Print the prompts of two queries, one more of several passages, and an estimate of requests, tokens and cost."""
     from nestling.synthesis.estimate import estimate, prompts_of
 
-    for number in range(min(2, len(task))):
+    several = (number for number in range(len(task)) if len(task.passages_of(number)) > 1)
+    for number in dict.fromkeys([*range(min(2, len(task))), *islice(several, 1)]):
         for step, prompt in enumerate(prompts_of(task, number), start=1):
             print(f"\n--- document {task.passages.ids[task.document(number)]}, step {step}\n{prompt}")
     expected = estimate(task)
@@ -270,10 +279,11 @@ def write(
 
     def rows() -> Iterator[dict[str, Any]]:
         for index, result in duplicates.applied(task.results(journal)):
-            summary.add(result, task.spec(index))
+            summary.add(result, task.spec(index), len(task.passages_of(index)))
             if result.query is not None:
-                row = task.row(index, result, duplicates.merged.get(index, ()), config.instruction)
-                yield row | {"made": task.metadata(index, result)} if config.explain else row
+                positives = task.positives(index, duplicates.merged.get(index, ()))
+                row = task.row(result, positives, config.instruction)
+                yield row | {"made": task.metadata(index, result, positives)} if config.explain else row
         failures = counts_text(summary.failed)
         require(summary.made > 0, f"no query was made{failures}; the answers are in {journal.path}")
 

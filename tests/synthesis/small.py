@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mining.small import write_rows
+from nestling.synthesis.passage_sets import PassageSets
 from nestling.synthesis.passages import Passages
 from nestling.synthesis.query_spec import QueryOptions
 from nestling.synthesis.task import SynthesisTask
@@ -16,6 +17,7 @@ def small_task(folder: Path, texts: dict[str, str], **settings: Any) -> Synthesi
     corpus = write_rows(folder / "corpus.jsonl", [{"_id": each, "text": text} for each, text in texts.items()])
     limit = settings.pop("limit", None)
     passages = Passages.open(corpus, limit=limit, min_characters=1, max_characters=1000, seed=1)
+    sets = settings.pop("passage_sets", PassageSets({}))
     defaults = {
         "num_queries": 1,
         "options": OPTIONS,
@@ -26,4 +28,4 @@ def small_task(folder: Path, texts: dict[str, str], **settings: Any) -> Synthesi
         "min_grade": None,
         "seed": 1,
     }
-    return SynthesisTask(passages, **{**defaults, **settings})
+    return SynthesisTask(passages, sets, **{**defaults, **settings})

@@ -56,7 +56,7 @@ def test_equal_queries_are_one_of_their_document_and_one_row_of_several(tmp_path
     assert [kept[at].query for at in range(6)] == [None, "Why fly", None, None, "why swim", "x"]
     assert kept[0].failure == REPEATED and kept[3].failure == "empty query"
     assert kept[0].judged == results[0][1].judged
-    positives = task.row(1, kept[1], found.merged[1], None)["positives"]
+    positives = task.row(kept[1], task.positives(1, found.merged[1]), None)["positives"]
     assert positives == [task.passages.texts[0], task.passages.texts[1]]
 
 

@@ -96,8 +96,9 @@ def overfit(folder: Path) -> Path:
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     rows = []
     for passage, query in PASSAGES.items():
-        second = query_prompt(passage, QueryConfiguration("a cook", "keywords", "easy"), spec(0), OPTIONS)
-        answers = {configuration_prompt(passage, spec(0), OPTIONS): CONFIGURATION, second: json.dumps({"query": query})}
+        first = configuration_prompt([passage], spec(0), OPTIONS)
+        second = query_prompt([passage], QueryConfiguration("a cook", "keywords", "easy"), spec(0), OPTIONS)
+        answers = {first: CONFIGURATION, second: json.dumps({"query": query})}
         for prompt, answer in answers.items():
             message = [{"role": "user", "content": prompt}]
             prompt_ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
@@ -124,7 +125,7 @@ def results(model: LocalModel) -> list[ConversationResult]:
     found: list[ConversationResult] = []
 
     def conversation(passage: str, seed: int) -> Generator[ChatRequest, Completion, None]:
-        found.append((yield from converse(passage, spec(seed), OPTIONS, 2)))
+        found.append((yield from converse([passage], spec(seed), OPTIONS, 2)))
 
     model.run_conversations((conversation(passage, seed) for seed, passage in enumerate(PASSAGES)), lambda: None)
     return found

@@ -82,10 +82,12 @@ class MakeQueriesConfig:
         num_queries: Queries of a document; the question_types are shared out among them.
         num_personas: Personas of a document that the model chooses from.
         embedder: Directory or hub id of an embedder that picks the nearest personas, which are drawn by default, and
-            finds queries that mean the same.
+            finds queries that mean the same, and passages for multi_hop.
         trust_remote_code: Run the code that comes with the model.
         question_types: Types of question that the model chooses from, each with its meaning.
         difficulties: Difficulties that the model chooses from, each with its meaning.
+        multi_hop: Shares of the documents that get a query of several passages as their last, by how many, 2 or 3: the
+            chunks that follow the document's in its file, or else those nearest to it by the embedder.
         lengths: Ranges of words of a query, such as 2-6, each with a weight; one is drawn for a document.
         languages: Languages of queries, each with a weight; document stands for the document's own language.
         instruction: Task to write into each row.
@@ -116,6 +118,7 @@ class MakeQueriesConfig:
     num_personas: int = 5
     embedder: str | None = None
     question_types: dict[str, str] = field(default_factory=QUESTION_TYPES.copy)
+    multi_hop: dict[str, float] = field(default_factory=dict)
     difficulties: dict[str, str] = field(default_factory=DIFFICULTIES.copy)
     lengths: dict[str, float] = field(default_factory=LENGTHS.copy)
     languages: dict[str, float] = field(default_factory=lambda: {"document": 1.0})
@@ -179,6 +182,11 @@ class MakeQueriesConfig:
     def _check_choices(self) -> None:
         require(bool(self.question_types), "question_types is empty; expected at least one, with what it means")
         require(bool(self.difficulties), "difficulties is empty; expected at least one, with what it means")
+        for number, share in self.multi_hop.items():
+            require(number in ("2", "3"), f"multi_hop: {number} passages; expected 2 or 3, each with a share")
+            require(share > 0, f"multi_hop: the share of {number} is {share}, expected above 0")
+        total = sum(self.multi_hop.values())
+        require(total <= 1, f"multi_hop: the shares add up to {total:g}, expected at most 1, which is every document")
         check_weights("lengths", self.lengths)
         check_weights("languages", self.languages)
         for length in self.lengths:
