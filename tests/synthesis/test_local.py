@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nestling.synthesis import prompts
 from nestling.synthesis.chat_models.local import LocalModel, SeededSampler
 from nestling.synthesis.conversation import ChatRequest, Completion, ConversationResult, converse
 from nestling.synthesis.prompts import configuration_prompt, query_prompt
@@ -137,7 +138,10 @@ def test_a_random_model_makes_no_query(chat: Path) -> None:
     assert {each.failure for each in results(model)} <= {"answer cut off", "empty answer", "no JSON object"}
 
 
-def test_a_trained_model_completes_conversations(chat: Path, tmp_path: Path) -> None:
+def test_a_trained_model_completes_conversations(chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of a few words, which are learnt in a fraction of the time."""
+    monkeypatch.setattr(prompts, "CONFIGURATION", "choose {passages} {characters}")
+    monkeypatch.setattr(prompts, "QUERY", "write {passages} {character}")
     folder = tmp_path / "trained"
     tiny_qwen3(folder, sentence_transformers=False)
     for name in ("chat_template.jinja", "generation_config.json"):
