@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mining.small import make_vectors
+from nestling.config import MakeQueriesConfig, read_section
 from nestling.models.embedder import Embedder
 from nestling.synthesis import passage_sets
 from nestling.synthesis.conversation import Completion, ConversationResult, replay
@@ -20,6 +21,12 @@ CONFIGURATION = Completion('{"character": 1, "question_type": "multi_hop", "diff
 QUERY = Completion('{"query": "which of them came before the other, and why"}')
 
 
+@pytest.mark.parametrize("given", [{2: 0.1}, {"2": 0.1}], ids=["YAML", "JSON"])
+def test_shares_are_by_number(given: dict[object, float]) -> None:
+    settings = {"data": "c", "model": "m", "output": "o.jsonl", "multi_hop": given}
+    assert read_section("queries", MakeQueriesConfig, settings).multi_hop == {2: 0.1}
+
+
 def test_chunks_follow_by_number_within_a_file() -> None:
     ids = ["a#2", "b#0", "a#10", "alone", "a#1", "b#1", "x/a#3", "a#", "#4"]
     assert following_chunks(ids).tolist() == [2, 5, -1, -1, 0, -1, -1, -1, -1]
@@ -27,24 +34,24 @@ def test_chunks_follow_by_number_within_a_file() -> None:
 
 def test_a_larger_share_draws_the_same_documents_and_more() -> None:
     text_ids = np.arange(1000)
-    few, more = draw_counts(text_ids, {"2": 0.2}, 1), draw_counts(text_ids, {"3": 0.1, "2": 0.3}, 1)
+    few, more = draw_counts(text_ids, {2: 0.2}, 1), draw_counts(text_ids, {3: 0.1, 2: 0.3}, 1)
     assert few == {document: more[document] for document in few}
     assert 160 < len(few) < 240 and 260 < sum(count == 2 for count in more.values()) < 340
     assert 70 < sum(count == 3 for count in more.values()) < 130
-    assert draw_counts(text_ids, {"2": 0.2}, 2) != few
-    assert len(draw_counts(text_ids, {"2": 0.5, "3": 0.5}, 1)) == 1000
+    assert draw_counts(text_ids, {2: 0.2}, 2) != few
+    assert len(draw_counts(text_ids, {2: 0.5, 3: 0.5}, 1)) == 1000
 
 
 def test_the_chunks_that_follow_stand_outside_of_a_draw_too(tmp_path: Path) -> None:
     passages = small_task(tmp_path, CHUNKS, limit=5).passages
-    found = find_passage_sets(passages, {"3": 1.0}, 1, None)
+    found = find_passage_sets(passages, {3: 1.0}, 1, None)
     ids = {passages.ids[document]: [passages.usable_ids[i] for i in each] for document, each in found.sets.items()}
     order = list(CHUNKS)
     complete = [each for each in passages.ids if each[-2:] in ("#0", "#1")]
     assert ids == {each: order[order.index(each) : order.index(each) + 3] for each in complete}
     assert found.alone == 5 - len(complete) > 0 and found.near == 0
     assert any(i >= 5 for each in found.sets.values() for i in each)
-    whole = find_passage_sets(small_task(tmp_path, CHUNKS).passages, {"3": 1.0}, 1, None)
+    whole = find_passage_sets(small_task(tmp_path, CHUNKS).passages, {3: 1.0}, 1, None)
     assert found.sets.items() <= whole.sets.items() and len(whole.sets) == 4
 
 
@@ -61,8 +68,8 @@ def test_documents_without_a_next_chunk_go_with_the_nearest(
     monkeypatch.setattr(passage_sets, "embed", embed)
     passages = small_task(tmp_path, {each: f"text {each}" for each in angles}).passages
     with pytest.raises(ValueError, match=r"multi_hop: no two documents of .* or give an --embedder"):
-        find_passage_sets(passages, {"2": 1.0}, 1, None)
-    found = find_passage_sets(passages, {"2": 1.0}, 1, Embedder.from_pretrained(str(bert)))
+        find_passage_sets(passages, {2: 1.0}, 1, None)
+    found = find_passage_sets(passages, {2: 1.0}, 1, Embedder.from_pretrained(str(bert)))
     ids = [tuple(passages.usable_ids[i] for i in each) for each in found.sets.values()]
     assert set(ids) - {("d2", "d3"), ("d3", "d2")} == {("d0", "d2"), ("d1", "d2"), ("d4", "d3")}
     assert len(ids) == 4 and found.near == 4 and found.alone == 1

@@ -118,7 +118,7 @@ class MakeQueriesConfig:
     num_personas: int = 5
     embedder: str | None = None
     question_types: dict[str, str] = field(default_factory=QUESTION_TYPES.copy)
-    multi_hop: dict[str, float] = field(default_factory=dict)
+    multi_hop: dict[int, float] = field(default_factory=dict)
     difficulties: dict[str, str] = field(default_factory=DIFFICULTIES.copy)
     lengths: dict[str, float] = field(default_factory=LENGTHS.copy)
     languages: dict[str, float] = field(default_factory=lambda: {"document": 1.0})
@@ -183,8 +183,8 @@ class MakeQueriesConfig:
         require(bool(self.question_types), "question_types is empty; expected at least one, with what it means")
         require(bool(self.difficulties), "difficulties is empty; expected at least one, with what it means")
         for number, share in self.multi_hop.items():
-            require(number in ("2", "3"), f"multi_hop: {number} passages; expected 2 or 3, each with a share")
-            require(share > 0, f"multi_hop: the share of {number} is {share}, expected above 0")
+            require(number in (2, 3), f"multi_hop: {number} passages; expected 2 or 3, each with a share")
+            require(0 < share <= 1, f"multi_hop: the share of {number} is {share}, expected above 0, at most 1")
         total = sum(self.multi_hop.values())
         require(total <= 1, f"multi_hop: the shares add up to {total:g}, expected at most 1, which is every document")
         check_weights("lengths", self.lengths)

@@ -47,7 +47,7 @@ class PassageSets:
 
 def find_passage_sets(
     passages: Passages,
-    shares: Mapping[str, float],
+    shares: Mapping[int, float],
     seed: int,
     embedder: Embedder | None,
     *,
@@ -103,14 +103,14 @@ def following_chunks(ids: Sequence[str]) -> Integers:
     return following
 
 
-def draw_counts(text_ids: Integers, shares: Mapping[str, float], seed: int) -> dict[int, int]:
+def draw_counts(text_ids: Integers, shares: Mapping[int, float], seed: int) -> dict[int, int]:
     """The documents that are drawn, in their order, each with its number of passages."""
     counts, ordered = {}, sorted(shares.items())
     for document, identity in enumerate(text_ids.tolist()):
         at = xxhash.xxh3_64_intdigest(f"{seed} multi_hop {identity}".encode()) / 2**64
         for number, share in ordered:
             if 0 <= at < share:
-                counts[document] = int(number)
+                counts[document] = number
             at -= share
     return counts
 
