@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ from nestling.config import MakeQueriesConfig, new_outputs, parse_config, requir
 from nestling.gpu import best_device
 
 if TYPE_CHECKING:
+    from nestling.models.embedder import Embedder
     from nestling.synthesis.chat_models import ChatModel, RecordedConversation
+    from nestling.synthesis.duplicates import Duplicates
     from nestling.synthesis.journal import Journal
     from nestling.synthesis.passages import Passages
     from nestling.synthesis.summary import Prices, Summary
@@ -49,6 +52,8 @@ def make_queries(config: MakeQueriesConfig) -> None:
     # 1. The documents and the properties of their queries.
     task = open_task(config)
     print(task.passages, flush=True)
+    if config.multi_hop:
+        print(task.passage_sets, flush=True)
     if config.dry_run:
         show(config, task)
         return
@@ -63,10 +68,10 @@ def make_queries(config: MakeQueriesConfig) -> None:
             write_sample(Path(config.sample), task, journal, prices)
             return
 
-        # 3. The queries, from the answers in the journal.
-        summary = Summary(config.num_queries)
-        write(config, task, journal, summary)
-        print(*summary.lines(), usage_text(journal, prices), sep="\n")
+        # 3. The queries, from the answers in the journal, each meaning once.
+        duplicates, summary = look_for_duplicates(config, task, journal), Summary(config.num_queries)
+        write(config, task, journal, duplicates, summary)
+        print(*summary.lines(), *duplicates.examples, usage_text(journal, prices), sep="\n")
         print(f"{output} holds {summary.made:,} pairs")
         if journal.unanswered:
             what = "documents" if config.num_queries == 1 else "queries"
@@ -85,20 +90,28 @@ def check(config: MakeQueriesConfig) -> None:
 
 
 def open_task(config: MakeQueriesConfig) -> "SynthesisTask":
-    """Read the documents and the personas."""
-    from nestling.synthesis.personas import read_personas
+    """Read the documents and the personas, and draw the documents that get a query of several passages."""
+    from nestling.synthesis.passage_sets import PassageSets, find_passage_sets
+    from nestling.synthesis.personas import nearest_personas, read_personas
     from nestling.synthesis.query_spec import QueryOptions
     from nestling.synthesis.task import SynthesisTask
 
     personas = read_personas(PERSONAS if config.personas is None else Path(config.personas))
-    passages = open_passages(config)
+    passages, progress = open_passages(config), sys.stderr.isatty()
+    embedder, persona_rows, passage_sets = None, None, PassageSets({})
+    if config.embedder is not None:
+        embedder = open_embedder(config)
+        persona_rows = nearest_personas(embedder, personas, passages, config.num_personas, progress=progress)
+    if config.multi_hop:
+        passage_sets = find_passage_sets(passages, config.multi_hop, config.seed, embedder, progress=progress)
     return SynthesisTask(
         passages=passages,
+        passage_sets=passage_sets,
         num_queries=config.num_queries,
         options=QueryOptions(config.question_types, config.difficulties, config.lengths, config.languages),
         personas=personas,
         candidates=min(config.num_personas, len(personas)),
-        persona_rows=None if config.embedder is None else find_nearest_personas(config, personas, passages),
+        persona_rows=persona_rows,
         attempts=config.attempts,
         min_grade=config.min_grade,
         seed=config.seed,
@@ -118,16 +131,14 @@ def open_passages(config: MakeQueriesConfig) -> "Passages":
     )
 
 
-def find_nearest_personas(config: MakeQueriesConfig, personas: list[str], passages: "Passages") -> Any:
+def open_embedder(config: MakeQueriesConfig) -> "Embedder":
     from nestling.models.embedder import Embedder
     from nestling.models.remote_code import trust_code
-    from nestling.synthesis.personas import nearest_personas
 
     assert config.embedder is not None
     if config.trust_remote_code:
         trust_code(config.embedder)
-    embedder = Embedder.from_pretrained(config.embedder).to(best_device())
-    return nearest_personas(embedder, personas, passages, config.num_personas, progress=sys.stderr.isatty())
+    return Embedder.from_pretrained(config.embedder).to(best_device())
 
 
 def settings_of(config: MakeQueriesConfig, task: "SynthesisTask") -> dict[str, Any]:
@@ -146,10 +157,11 @@ def settings_of(config: MakeQueriesConfig, task: "SynthesisTask") -> dict[str, A
 
 
 def show(config: MakeQueriesConfig, task: "SynthesisTask") -> None:
-    """Print the prompts of two queries and an estimate of requests, tokens and cost."""
+    """Print the prompts of two queries, one more of several passages, and an estimate of requests, tokens and cost."""
     from nestling.synthesis.estimate import estimate, prompts_of
 
-    for number in range(min(2, len(task))):
+    several = (number for number in range(len(task)) if len(task.passages_of(number)) > 1)
+    for number in dict.fromkeys([*range(min(2, len(task))), *islice(several, 1)]):
         for step, prompt in enumerate(prompts_of(task, number), start=1):
             print(f"\n--- document {task.passages.ids[task.document(number)]}, step {step}\n{prompt}")
     expected = estimate(task)
@@ -247,17 +259,31 @@ def write_sample(path: Path, task: "SynthesisTask", journal: "Journal", prices: 
     print(f"{path} shows {len(results)} queries; the same command without --sample goes on, and asks for none twice")
 
 
-def write(config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal", summary: "Summary") -> None:
-    """Write a row for each query, in the order of the corpus."""
+def look_for_duplicates(config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal") -> "Duplicates":
+    """The queries that equal another, and with an embedder those that mean the same."""
+    from nestling.config.queries import MAX_SIMILARITY
+    from nestling.synthesis.duplicates import Similarity, find_duplicates
+
+    similarity = None
+    if config.embedder is not None:
+        similarity = Similarity(open_embedder(config), config.max_similarity or MAX_SIMILARITY)
+    return find_duplicates(task, task.results(journal), similarity, progress=sys.stderr.isatty())
+
+
+def write(
+    config: MakeQueriesConfig, task: "SynthesisTask", journal: "Journal", duplicates: "Duplicates", summary: "Summary"
+) -> None:
+    """Write a row for each query that remains, in the order of the corpus."""
     from nestling.files import write_jsonl
     from nestling.synthesis.summary import counts_text
 
     def rows() -> Iterator[dict[str, Any]]:
-        for index, result in task.results(journal):
-            summary.add(result, task.spec(index))
+        for index, result in duplicates.applied(task.results(journal)):
+            summary.add(result, task.spec(index), len(task.passages_of(index)))
             if result.query is not None:
-                row = task.row(index, result, config.instruction)
-                yield row | {"made": task.metadata(index, result)} if config.explain else row
+                positives = task.positives(index, duplicates.merged.get(index, ()))
+                row = task.row(result, positives, config.instruction)
+                yield row | {"made": task.metadata(index, result, positives)} if config.explain else row
         failures = counts_text(summary.failed)
         require(summary.made > 0, f"no query was made{failures}; the answers are in {journal.path}")
 

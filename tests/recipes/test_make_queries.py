@@ -18,7 +18,7 @@ from ranks import environment
 
 import scripts.mine
 import warm
-from mining.small import write_corpus
+from mining.small import write_corpus, write_rows
 from nestling.records import load_records
 from nestling.synthesis.personas import read_personas
 from recipes.runs import run_main
@@ -166,6 +166,73 @@ def test_queries_are_judged_and_the_grades_are_told(corpus: Path, tmp_path: Path
         output.unlink()
         assert make_queries(*command(corpus, server, output, "--min_grade", "2")).returncode == 0
         assert len(server.requests) == 90 and len(read(output)) == 30, "another grade asks nothing"
+
+
+def test_queries_that_say_the_same_are_one(corpus: Path, tmp_path: Path, bert: Path) -> None:
+    def behaviour(request: Request) -> Answer:
+        same = {TEXTS[3]: "where is it?", TEXTS[5]: "Where is it"}.get(request.passage)
+        return Answer(json.dumps({"query": same})) if same and request.step == "query" else well(request)
+
+    output, more = tmp_path / "pairs.jsonl", ["--embedder", str(bert), "--max_similarity"]
+    with serving(behaviour) as server:
+        done = make_queries(*command(corpus, server, output, *more, "1"))
+        assert done.returncode == 0, done.stderr
+        rows = read(output)
+        assert [row["positives"] for row in rows if row["query"] == "where is it?"] == [[TEXTS[3], TEXTS[5]]]
+        assert not any(row["query"] == "Where is it" for row in rows)
+        assert "1 in the row of another document's equal query" in done.stdout
+        output.unlink()
+        server.requests.clear()
+        done = make_queries(*command(corpus, server, output, *more, "0.01"))
+        assert done.returncode == 0 and not server.requests, "another similarity asks nothing"
+    assert "30 documents: 1 with a query, 29 without; 29 mean the same as another document's query" in done.stdout
+    assert done.stdout.count(" dropped for ") == 5 and len(read(output)) == 1
+
+
+def test_queries_of_several_passages(tmp_path: Path) -> None:
+    """Of two files with four chunks each, six have a next chunk; the judge refuses the query of the last two."""
+    ids = [f"{file}.md#{number}" for file in "ab" for number in range(4)]
+    rows = [{"_id": each, "text": text} for each, text in zip(ids, TEXTS, strict=False)]
+    corpus = write_rows(tmp_path / "corpus.jsonl", rows)
+
+    def behaviour(request: Request) -> Answer:
+        prompt = request.body["messages"][0]["content"]
+        if "2 passages from" not in prompt:
+            return well(request)
+        if request.step == "configuration":
+            return Answer(json.dumps({"character": 1, "question_type": "multi_hop", "difficulty": "student"}))
+        if request.step == "query":
+            return Answer(json.dumps({"query": f"what links {' and '.join(re.findall('subject[0-9]+', prompt))}?"}))
+        grades = {"answerable": 5, "specific": 5, "natural": 5, "multi_hop": 1 if TEXTS[7] in prompt else 5}
+        return Answer(json.dumps(grades))
+
+    output, more = tmp_path / "pairs.jsonl", ("--min_grade", "4", "--explain", "true", "--num_queries", "2")
+    with serving(behaviour) as server:
+        assert make_queries(*command(corpus, server, output, *more)).returncode == 0
+        assert len(server.requests) == 48 and len(read(output)) == 8, "both queries of a document are the same"
+        output.unlink()
+        done = make_queries(*command(corpus, server, output, *more, "--multi_hop", '{"2": 1}'))
+        assert done.returncode == 0, done.stderr
+        assert len(server.requests) == 48 + 18, "the other queries' answers are those of before"
+        made = [row for row in read(output) if len(row["positives"]) == 2]  # type: ignore[arg-type]
+        assert [row["positives"] for row in made] == [TEXTS[i : i + 2] for i in (0, 1, 2, 4, 5)]
+        assert made[0]["query"] == "what links subject0 and subject1?"
+        assert made[0]["made"]["positives"] == ["a.md#0", "a.md#1"]  # type: ignore[index]
+        assert made[0]["made"]["question_type"] == "multi_hop"  # type: ignore[index]
+        for said in (
+            "multi-hop: 6 documents, 6 with the chunks that follow, 0 with the nearest documents; 2 more have",
+            "  multi-hop, 2 passages: 5 of 6 queries made",
+            "; 1 not multi_hop enough",
+            "  multi_hop: 1: 17%, 2: 0%, 3: 0%, 4: 0%, 5: 83% of 6 judged queries",
+        ):
+            assert said in done.stdout, said
+        whole, journal = output.read_bytes(), output.with_suffix(".journal.jsonl")
+        answers = journal.read_bytes().splitlines(keepends=True)
+        output.unlink()
+        journal.write_bytes(b"".join(answers[:50]))  # as a kill leaves it
+        server.requests.clear()
+        assert make_queries(*command(corpus, server, output, *more, "--multi_hop", '{"2": 1}')).returncode == 0
+        assert len(server.requests) == len(answers) - 50 and output.read_bytes() == whole
 
 
 def test_a_sample_is_shown_before_the_rest_is_asked_for(
@@ -444,6 +511,11 @@ def test_an_embedder_chooses_the_candidates(corpus: Path, tmp_path: Path, bert: 
         (["--data", "c", "--output", "o.jsonl", "--lengths", '{"6-2": 1}'], "lengths: 6-2 is no range of words"),
         (["--data", "c", "--output", "o.jsonl", "--languages", '{"German": 0}'], "weight of German is 0"),
         (["--data", "c", "--output", "o.jsonl", "--min_grade", "6"], "min_grade is 6, expected 1 to 5"),
+        (["--data", "c", "--output", "o.jsonl", "--max_similarity", "0.9"], "max_similarity needs an --embedder"),
+        (["--data", "c", "--output", "o.jsonl", "--embedder", "e", "--max_similarity", "2"], "max_similarity is 2"),
+        (["--data", "c", "--output", "o.jsonl", "--multi_hop", '{"4": 0.1}'], "4 passages; expected 2 or 3"),
+        (["--data", "c", "--output", "o.jsonl", "--multi_hop", '{"2": 0.9, "3": 0.2}'], "the shares add up to 1.1"),
+        (["--data", "corpus.jsonl", "--dry_run", "true", "--multi_hop", '{"2": 0.1}'], "no two documents of corpus"),
         (["--data", "c", "--output", "o.jsonl", "--sample", "s.txt"], "expected a name that ends in .html"),
         (["--data", "c", "--output", "o.jsonl", "--budget", "3"], "budget needs to be above 0, and endpoint.price_in"),
         (["--data", "c", "--dry_run", "true"], "c: file: there is no such file; expected a folder in the BEIR layout"),

@@ -50,7 +50,7 @@ def test_invalid_configurations(text: str, kind: str, told: str) -> None:
 
 
 def query(text: str) -> str:
-    return read_query(f'{{"query": "{text}"}}', PASSAGE, BRIEF)
+    return read_query(f'{{"query": "{text}"}}', [PASSAGE], BRIEF)
 
 
 def test_a_query_comes_with_single_spaces_and_as_valid_text() -> None:
@@ -62,7 +62,7 @@ def test_words_of_the_passage_may_be_the_query_but_not_its_sentences() -> None:
     with pytest.raises(InvalidAnswer, match="copies the passage"):
         query("AT 3000 METRES - water boils at 90 degrees so that")
     with pytest.raises(InvalidAnswer, match="copies the passage"):
-        read_query('{"query": "Ls -L"}', "ls -l", BRIEF)
+        read_query('{"query": "Ls -L"}', ["other", "ls -l"], BRIEF)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_words_of_the_passage_may_be_the_query_but_not_its_sentences() -> None:
 )
 def test_invalid_queries(text: str, kind: str, told: str) -> None:
     with pytest.raises(InvalidAnswer, match=told) as error:
-        read_query(text, PASSAGE, BRIEF)
+        read_query(text, [PASSAGE], BRIEF)
     assert error.value.kind == kind
 
 

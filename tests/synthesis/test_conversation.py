@@ -14,7 +14,7 @@ CONFIGURATION = QueryConfiguration("a cook", "keywords", "easy")
 
 
 def conversation(attempts: int = 3) -> Conversation:
-    return converse(PASSAGE, SPEC, OPTIONS, attempts)
+    return converse([PASSAGE], SPEC, OPTIONS, attempts)
 
 
 def requests(completions: list[Completion]) -> list[ChatRequest]:
@@ -81,7 +81,7 @@ def test_an_incomplete_conversation_has_no_result(completions: list[Completion])
 
 
 def judged(*completions: Completion, min_grade: int = 4) -> ConversationResult | None:
-    return replay(converse(PASSAGE, SPEC, OPTIONS, 2, min_grade), [GOOD, QUERY, *completions])
+    return replay(converse([PASSAGE], SPEC, OPTIONS, 2, min_grade), [GOOD, QUERY, *completions])
 
 
 def test_a_query_is_kept_from_a_grade_by_every_criterion() -> None:
@@ -98,7 +98,7 @@ def test_a_query_is_kept_from_a_grade_by_every_criterion() -> None:
 
 
 def test_the_judge_sees_query_passage_and_criteria_and_nothing_else() -> None:
-    running = converse(PASSAGE, SPEC, OPTIONS, 2, 4)
+    running = converse([PASSAGE], SPEC, OPTIONS, 2, 4)
     asked = [next(running), running.send(GOOD), running.send(QUERY)]
     (message,) = asked[-1].messages
     for part in ("Query: Kochzeit auf Gipfeln\n", PASSAGE, "- answerable: ", "- specific: ", "- natural: "):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nestling.synthesis import prompts
 from nestling.synthesis.chat_models.local import LocalModel, SeededSampler
 from nestling.synthesis.conversation import ChatRequest, Completion, ConversationResult, converse
 from nestling.synthesis.prompts import configuration_prompt, query_prompt
@@ -96,8 +97,9 @@ def overfit(folder: Path) -> Path:
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     rows = []
     for passage, query in PASSAGES.items():
-        second = query_prompt(passage, QueryConfiguration("a cook", "keywords", "easy"), spec(0), OPTIONS)
-        answers = {configuration_prompt(passage, spec(0), OPTIONS): CONFIGURATION, second: json.dumps({"query": query})}
+        first = configuration_prompt([passage], spec(0), OPTIONS)
+        second = query_prompt([passage], QueryConfiguration("a cook", "keywords", "easy"), spec(0), OPTIONS)
+        answers = {first: CONFIGURATION, second: json.dumps({"query": query})}
         for prompt, answer in answers.items():
             message = [{"role": "user", "content": prompt}]
             prompt_ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
@@ -124,7 +126,7 @@ def results(model: LocalModel) -> list[ConversationResult]:
     found: list[ConversationResult] = []
 
     def conversation(passage: str, seed: int) -> Generator[ChatRequest, Completion, None]:
-        found.append((yield from converse(passage, spec(seed), OPTIONS, 2)))
+        found.append((yield from converse([passage], spec(seed), OPTIONS, 2)))
 
     model.run_conversations((conversation(passage, seed) for seed, passage in enumerate(PASSAGES)), lambda: None)
     return found
@@ -136,7 +138,10 @@ def test_a_random_model_makes_no_query(chat: Path) -> None:
     assert {each.failure for each in results(model)} <= {"answer cut off", "empty answer", "no JSON object"}
 
 
-def test_a_trained_model_completes_conversations(chat: Path, tmp_path: Path) -> None:
+def test_a_trained_model_completes_conversations(chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of a few words, which are learnt in a fraction of the time."""
+    monkeypatch.setattr(prompts, "CONFIGURATION", "choose {passages} {characters}")
+    monkeypatch.setattr(prompts, "QUERY", "write {passages} {character}")
     folder = tmp_path / "trained"
     tiny_qwen3(folder, sentence_transformers=False)
     for name in ("chat_template.jinja", "generation_config.json"):

@@ -11,6 +11,7 @@ from nestling.config.checks import require, require_address
 QUESTION_TYPES = {
     "keywords": "a few search terms without a sentence around them",
     "question": "a question about a fact, a reason or a way to do something",
+    "comparative": "a question of how two or more things differ, or which of them is better for a purpose",
     "yes_no": "a question whose answer is yes or no",
     "claim": "a statement for which the searcher wants evidence",
     "overview": "a request for what there is to know about a subject in general",
@@ -22,6 +23,7 @@ DIFFICULTIES = {
     "expert": "the exact terms and details that people use who work on it",
 }
 LENGTHS = {"2-6": 0.4, "7-14": 0.4, "15-40": 0.2}
+MAX_SIMILARITY = 0.95
 LENGTH = re.compile(r"(\d+)-(\d+)")
 
 
@@ -79,10 +81,13 @@ class MakeQueriesConfig:
         personas: File with one searcher a line; by default data/personas.txt.
         num_queries: Queries of a document; the question_types are shared out among them.
         num_personas: Personas of a document that the model chooses from.
-        embedder: Directory or hub id of an embedder that picks the nearest personas; by default they are drawn.
+        embedder: Directory or hub id of an embedder that picks the nearest personas, which are drawn by default, and
+            finds queries that mean the same, and passages for multi_hop.
         trust_remote_code: Run the code that comes with the model.
         question_types: Types of question that the model chooses from, each with its meaning.
         difficulties: Difficulties that the model chooses from, each with its meaning.
+        multi_hop: Shares of the documents that get a query of several passages as their last, by how many, 2 or 3: the
+            chunks that follow the document's in its file, or else those nearest to it by the embedder.
         lengths: Ranges of words of a query, such as 2-6, each with a weight; one is drawn for a document.
         languages: Languages of queries, each with a weight; document stands for the document's own language.
         instruction: Task to write into each row.
@@ -91,6 +96,8 @@ class MakeQueriesConfig:
         max_characters: Show the model only this many characters of a longer document.
         min_grade: Keep a query only if the model, asked once more, gives it at least this grade, from 1 to 5, for being
             answerable by the passage alone, specific, and natural; by default none is judged.
+        max_similarity: Drop a query whose cosine with a better graded one, by the embedder, is at least this; by
+            default 0.95 with an embedder.
         sample: HTML file to write a sample of 50 queries to, with passages and grades, before the rest is asked for.
         temperature: Temperature of sampling; 0 takes the likeliest tokens.
         max_tokens: Longest answer in tokens.
@@ -111,6 +118,7 @@ class MakeQueriesConfig:
     num_personas: int = 5
     embedder: str | None = None
     question_types: dict[str, str] = field(default_factory=QUESTION_TYPES.copy)
+    multi_hop: dict[int, float] = field(default_factory=dict)
     difficulties: dict[str, str] = field(default_factory=DIFFICULTIES.copy)
     lengths: dict[str, float] = field(default_factory=LENGTHS.copy)
     languages: dict[str, float] = field(default_factory=lambda: {"document": 1.0})
@@ -119,6 +127,7 @@ class MakeQueriesConfig:
     min_characters: int = 50
     max_characters: int = 6000
     min_grade: int | None = None
+    max_similarity: float | None = None
     sample: str | None = None
     temperature: float = 0.7
     max_tokens: int = 300
@@ -142,6 +151,12 @@ class MakeQueriesConfig:
         ):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         require(self.min_grade in (None, 1, 2, 3, 4, 5), f"min_grade is {self.min_grade}, expected 1 to 5")
+        if self.max_similarity is not None:
+            require(
+                0 < self.max_similarity <= 1,
+                f"max_similarity is {self.max_similarity}, expected a cosine above 0, at most 1",
+            )
+            require(self.embedder is not None, "max_similarity needs an --embedder, whose cosines it limits")
         require(
             self.sample is None or self.sample.endswith(".html"),
             f"sample is {self.sample}, expected a name that ends in .html",
@@ -167,6 +182,11 @@ class MakeQueriesConfig:
     def _check_choices(self) -> None:
         require(bool(self.question_types), "question_types is empty; expected at least one, with what it means")
         require(bool(self.difficulties), "difficulties is empty; expected at least one, with what it means")
+        for number, share in self.multi_hop.items():
+            require(number in (2, 3), f"multi_hop: {number} passages; expected 2 or 3, each with a share")
+            require(0 < share <= 1, f"multi_hop: the share of {number} is {share}, expected above 0, at most 1")
+        total = sum(self.multi_hop.values())
+        require(total <= 1, f"multi_hop: the shares add up to {total:g}, expected at most 1, which is every document")
         check_weights("lengths", self.lengths)
         check_weights("languages", self.languages)
         for length in self.lengths:

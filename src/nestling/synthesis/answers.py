@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from nestling.records.words import WORDS, folded_text
-from nestling.synthesis.query_spec import CRITERIA, GRADES, QueryConfiguration, QueryOptions, QuerySpec
+from nestling.synthesis.query_spec import GRADES, QueryConfiguration, QueryOptions, QuerySpec
 
 # A query of at most this many words may occur in the passage verbatim, as keywords and names do.
 MAX_COPIED_WORDS = 8
@@ -38,7 +38,7 @@ def read_configuration(text: str, spec: QuerySpec, options: QueryOptions) -> Que
     )
 
 
-def read_query(text: str, passage: str, spec: QuerySpec) -> str:
+def read_query(text: str, passages: Sequence[str], spec: QuerySpec) -> str:
     """Parse the answer of the query generation step: the query, with single spaces. Raises InvalidAnswer."""
     query = find_json_object(text, "query")["query"]
     if not isinstance(query, str) or not folded_text(query):
@@ -49,17 +49,22 @@ def read_query(text: str, passage: str, spec: QuerySpec) -> str:
         raise InvalidAnswer(
             "query too long", f"the query has {words} words, and {spec.least} to {spec.most} were asked for"
         )
-    folded_query, folded_passage = folded_text(query), folded_text(passage)
-    if folded_query == folded_passage or (words > MAX_COPIED_WORDS and folded_query in folded_passage):
+    if any(copies(query, words, passage) for passage in passages):
         raise InvalidAnswer("query copies the passage", "the query copies the passage; use other words")
     return query
 
 
-def read_grades(text: str) -> dict[str, int]:
-    """Parse the answer of the judgement step: a grade by each of `CRITERIA`. Raises InvalidAnswer."""
-    answer = find_json_object(text, next(iter(CRITERIA)))
+def copies(query: str, words: int, passage: str) -> bool:
+    """Whether a query of a number of words is a passage, or a long part of it."""
+    folded_query, folded_passage = folded_text(query), folded_text(passage)
+    return folded_query == folded_passage or (words > MAX_COPIED_WORDS and folded_query in folded_passage)
+
+
+def read_grades(text: str, criteria: Sequence[str]) -> dict[str, int]:
+    """Parse the answer of the judgement step: a grade by each of the criteria. Raises InvalidAnswer."""
+    answer = find_json_object(text, criteria[0])
     grades = {}
-    for name in CRITERIA:
+    for name in criteria:
         given = str(answer.get(name)).strip()
         if given not in map(str, GRADES):
             raise InvalidAnswer("unknown grade", f'"{name}" is {given[:60]}, expected a number from 1 to {GRADES[-1]}')

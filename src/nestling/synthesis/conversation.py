@@ -1,4 +1,4 @@
-"""The conversation with a language model about one document, independent of how requests are sent.
+"""The conversation with a language model about one document or several, independent of how requests are sent.
 
 A conversation is a generator: it yields a `ChatRequest`, is sent the `Completion`, and returns a `ConversationResult`
 with the query or the reason for its absence. An invalid answer is asked for again, with a description of the problem,
@@ -6,7 +6,7 @@ up to a number of attempts. A conversation is deterministic given the completion
 from recorded ones.
 """
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -19,7 +19,7 @@ from nestling.synthesis.answers import (
     without_lone_surrogates,
 )
 from nestling.synthesis.prompts import RETRY, configuration_prompt, judgement_prompt, query_prompt
-from nestling.synthesis.query_spec import QueryConfiguration, QueryOptions, QuerySpec
+from nestling.synthesis.query_spec import QueryConfiguration, QueryOptions, QuerySpec, criteria_of
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class ConversationResult:
         configuration: What the model chose in the configuration step; None without a valid choice.
         failure: Why there is no query.
         rejected: Kinds of the invalid answers.
-        judged: The query that was judged, with its grade by each of `CRITERIA`; None if none was.
+        judged: The query that was judged, with its grade by each criterion; None if none was.
     """
 
     query: str | None
@@ -89,13 +89,13 @@ class NoAnswer(Exception):  # noqa: N818 - thrown into a conversation in place o
 
 
 def converse(
-    passage: str, spec: QuerySpec, options: QueryOptions, attempts: int, min_grade: int | None = None
+    passages: Sequence[str], spec: QuerySpec, options: QueryOptions, attempts: int, min_grade: int | None = None
 ) -> Conversation:
     """The steps for one query.
 
     Args:
-        passage: The part of the document that the model sees.
-        spec: What was drawn for the document.
+        passages: The part of each document that the model sees; the query needs all of them.
+        spec: What was drawn for the query.
         options: The types of query and difficulties to choose from.
         attempts: Maximum number of requests in each step.
         min_grade: The lowest grade, by whichever criterion, of a query that is kept; None to judge none.
@@ -103,19 +103,20 @@ def converse(
     rejected: list[str] = []
     configuration = None
     try:
-        prompt = configuration_prompt(passage, spec, options)
+        prompt = configuration_prompt(passages, spec, options)
         parse = partial(read_configuration, spec=spec, options=options)
         configuration = yield from ask_until_valid(prompt, parse, step_seeds(spec, 0, attempts), rejected)
-        prompt = query_prompt(passage, configuration, spec, options)
-        parse_query = partial(read_query, passage=passage, spec=spec)
+        prompt = query_prompt(passages, configuration, spec, options)
+        parse_query = partial(read_query, passages=passages, spec=spec)
         query = yield from ask_until_valid(prompt, parse_query, step_seeds(spec, 1, attempts), rejected)
     except InvalidAnswer as error:
         return ConversationResult(None, configuration, error.kind, tuple(rejected))
     if min_grade is None:
         return ConversationResult(query, configuration, None, tuple(rejected))
     try:
-        prompt = judgement_prompt(passage, query)
-        grades = yield from ask_until_valid(prompt, read_grades, step_seeds(spec, JUDGE, attempts), rejected)
+        prompt = judgement_prompt(passages, query)
+        parse_grades = partial(read_grades, criteria=list(criteria_of(len(passages))))
+        grades = yield from ask_until_valid(prompt, parse_grades, step_seeds(spec, JUDGE, attempts), rejected)
     except InvalidAnswer as error:
         return ConversationResult(None, configuration, f"not judged: {error.kind}", tuple(rejected))
     low = [name for name, grade in grades.items() if grade < min_grade]

@@ -26,12 +26,12 @@ class Estimate:
 
 def prompts_of(task: SynthesisTask, index: int) -> list[str]:
     """The prompts of a query; the second one for the first persona, type of query and difficulty."""
-    passage, spec, options = task.visible_text(index), task.spec(index), task.options_of(index)
+    passages, spec, options = task.visible_texts(index), task.spec(index), task.options_of(index)
     configuration = QueryConfiguration(
         spec.personas[0], next(iter(options.question_types)), next(iter(options.difficulties))
     )
-    prompts = [configuration_prompt(passage, spec, options), query_prompt(passage, configuration, spec, options)]
-    return prompts if task.min_grade is None else [*prompts, judgement_prompt(passage, "word " * spec.most)]
+    prompts = [configuration_prompt(passages, spec, options), query_prompt(passages, configuration, spec, options)]
+    return prompts if task.min_grade is None else [*prompts, judgement_prompt(passages, "word " * spec.most)]
 
 
 def estimate(task: SynthesisTask) -> Estimate:

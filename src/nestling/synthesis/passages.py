@@ -22,6 +22,9 @@ class Passages:
         ids: Their ids in the corpus.
         positions: [N] int64, their positions in the corpus.
         text_ids: [N] int64, `text_id` of the texts.
+        usable_texts: The texts of all documents that can be drawn, in the order of the draw: the N first.
+        usable_ids: Their ids.
+        usable_text_ids: int64, `text_id` of them.
         max_characters: Characters of a document that the model sees.
         corpus_digest: Hash of all texts of the corpus in order.
         documents: Number of non-empty documents of the corpus.
@@ -36,6 +39,9 @@ class Passages:
     ids: Sequence[str]
     positions: Integers
     text_ids: Integers
+    usable_texts: Sequence[str]
+    usable_ids: Sequence[str]
+    usable_text_ids: Integers
     max_characters: int
     corpus_digest: str
     documents: int
@@ -68,13 +74,17 @@ class Passages:
         usable = np.flatnonzero(first & (lengths >= min_characters))
         if not len(usable):
             raise ValueError(f"{path}: none of {len(texts):,} documents has {min_characters} characters or more")
-        order = np.random.default_rng(seed).permutation(usable)[:limit]
+        usable = np.random.default_rng(seed).permutation(usable)
+        order = usable[:limit]
         return cls(
             name=str(path),
             texts=collection.texts(order),
             ids=collection.ids(order),
             positions=order,
             text_ids=text_ids[order],
+            usable_texts=collection.texts(usable),
+            usable_ids=collection.ids(usable),
+            usable_text_ids=text_ids[usable],
             max_characters=max_characters,
             corpus_digest=xxhash.xxh3_64_hexdigest(text_ids.data),
             documents=len(texts),
@@ -88,8 +98,8 @@ class Passages:
         return len(self.positions)
 
     def visible_text(self, index: int) -> str:
-        """The beginning of a document, which the model sees."""
-        return self.texts[index][: self.max_characters]
+        """The beginning of a document that can be drawn, which the model sees."""
+        return self.usable_texts[index][: self.max_characters]
 
     def __str__(self) -> str:
         left_out = {

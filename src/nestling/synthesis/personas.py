@@ -4,16 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nestling.mining.cached_encoder import CachedEncoder
-from nestling.mining.fingerprints import embedder_fingerprint
 from nestling.mining.nearest import nearest
 from nestling.models.embedder import Embedder
 from nestling.records.lines import read_lines
 from nestling.records.record import text_id
 from nestling.retrieval.metrics import Integers
+from nestling.synthesis.embedding import embed
 from nestling.synthesis.passages import Passages
-
-MAX_LENGTH = 512  # tokens; the beginning of a document tells its subject
 
 
 def read_personas(path: Path) -> list[str]:
@@ -34,13 +31,8 @@ def nearest_personas(
 
     Both are encoded as documents, through the cache of embeddings.
     """
-    encoder = CachedEncoder(
-        embedder,
-        fingerprint=embedder_fingerprint(embedder),
-        max_length=MAX_LENGTH,
-        prefix=embedder.prefix("document"),
-    )
     label = "documents" if progress else None
-    documents, _ = encoder.encode(passages.texts, passages.text_ids, progress=label)
-    persona_vectors, _ = encoder.encode(personas, np.array([text_id(persona) for persona in personas]))
+    documents = embed(embedder, passages.texts, passages.text_ids, kind="document", progress=label)
+    persona_ids = np.array([text_id(persona) for persona in personas])
+    persona_vectors = embed(embedder, personas, persona_ids, kind="document")
     return nearest(documents, persona_vectors, len(personas), count, embedder.device).documents

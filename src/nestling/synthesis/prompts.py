@@ -4,22 +4,28 @@ from collections.abc import Mapping, Sequence
 
 import xxhash
 
-from nestling.synthesis.query_spec import CRITERIA, DOCUMENT_LANGUAGE, QueryConfiguration, QueryOptions, QuerySpec
+from nestling.synthesis.query_spec import (
+    CRITERIA,
+    DOCUMENT_LANGUAGE,
+    MULTI_HOP_CRITERIA,
+    QueryConfiguration,
+    QueryOptions,
+    QuerySpec,
+    criteria_of,
+)
 
 CONFIGURATION = """\
-Below is a passage from the collection of a search engine. Picture someone who would be glad to find it, and decide \
-how this person would search for it.
+Below {are_passages} from the collection of a search engine. Picture someone who would be glad to find {them}, and \
+decide how this person would search for {them}.
 
-<passage>
-{passage}
-</passage>
+{passages}
 
 Decide three things:
 
-"character": whom of these people the passage serves best, as a number.
+"character": whom of these people {the_passages} can serve best, as a number.
 {characters}
 
-"question_type": which kind of query this person would send that the passage answers well, as a name.
+"question_type": which kind of query this person would send that {the_passages} can answer well, as a name.
 {question_types}
 
 "difficulty": how much knowledge of the subject the query shows, as a name.
@@ -29,8 +35,8 @@ Answer with one JSON object and nothing else, in this form:
 {{"character": number, "question_type": "name", "difficulty": "name"}}"""
 
 QUERY = """\
-Below is a passage from the collection of a search engine. Write the query with which the following person looks for \
-what it says.
+Below {are_passages} from the collection of a search engine. Write the query with which the following person looks \
+for what {the_passages} can tell.
 
 Person: {character}
 Kind of query: {question_type} ({type_meaning})
@@ -38,28 +44,32 @@ Difficulty: {difficulty} ({difficulty_meaning})
 Length: {least} to {most} words
 Language: {language}
 
-<passage>
-{passage}
-</passage>
+{passages}
 
-The passage has to answer the query, and the query has to name its subject, so that other passages of the collection \
-do not answer it as well. The person has not seen the passage: do not mention it, and do not repeat its sentences. \
-The person shapes the query but does not describe themselves in it.
+{rule} The person shapes the query but does not describe themselves in it.
 
 Answer with one JSON object and nothing else, in this form:
 {{"query": "…"}}"""
 
+RULE = """\
+The passage has to answer the query, and the query has to name its subject, so that other passages of the collection \
+do not answer it as well. The person has not seen the passage: do not mention it, and do not repeat its sentences."""
+
+MULTI_HOP_RULE = """\
+The query has to need all of the passages: together they answer it, and none of them does alone, since the answer \
+takes something from each. It is one question, not several in a row, and it has to name its subject, so that other \
+passages of the collection do not answer it as well. The person has not seen the passages: do not mention them, and do \
+not repeat their sentences."""
+
 JUDGEMENT = """\
-Below are a query to a search engine and a passage from its collection. Grade the query from 1 (not at all) to \
-5 (fully) by each of these criteria, strictly and without regard to the others:
+Below are a query to a search engine and {number_of_passages} from its collection. Grade the query from 1 \
+(not at all) to 5 (fully) by each of these criteria, strictly and without regard to the others:
 
 {criteria}
 
 Query: {query}
 
-<passage>
-{passage}
-</passage>
+{passages}
 
 Answer with one JSON object and nothing else, in this form:
 {{{form}}}"""
@@ -69,20 +79,24 @@ That answer cannot be used: {reason}. Answer again, with one JSON object in the 
 else."""
 
 
-def configuration_prompt(passage: str, spec: QuerySpec, options: QueryOptions) -> str:
+def configuration_prompt(passages: Sequence[str], spec: QuerySpec, options: QueryOptions) -> str:
     """The prompt of the configuration step, which asks for persona, type of query and difficulty."""
     return CONFIGURATION.format(
-        passage=passage,
+        **passage_words(passages),
         characters=numbered(spec.personas),
         question_types=bulleted(options.question_types),
         difficulties=bulleted(options.difficulties),
     )
 
 
-def query_prompt(passage: str, configuration: QueryConfiguration, spec: QuerySpec, options: QueryOptions) -> str:
+def query_prompt(
+    passages: Sequence[str], configuration: QueryConfiguration, spec: QuerySpec, options: QueryOptions
+) -> str:
     """The prompt of the query generation step, which asks for a query of a configuration."""
+    of_the_document = "that of the passage" if len(passages) == 1 else "that of the passages"
     return QUERY.format(
-        passage=passage,
+        **passage_words(passages),
+        rule=RULE if len(passages) == 1 else MULTI_HOP_RULE,
         character=configuration.character,
         question_type=configuration.question_type,
         type_meaning=options.question_types[configuration.question_type],
@@ -90,14 +104,27 @@ def query_prompt(passage: str, configuration: QueryConfiguration, spec: QuerySpe
         difficulty_meaning=options.difficulties[configuration.difficulty],
         least=spec.least,
         most=spec.most,
-        language="that of the passage" if spec.language == DOCUMENT_LANGUAGE else spec.language,
+        language=of_the_document if spec.language == DOCUMENT_LANGUAGE else spec.language,
     )
 
 
-def judgement_prompt(passage: str, query: str) -> str:
-    """The prompt of the judgement step, which asks for a grade by each of `CRITERIA`."""
-    form = ", ".join(f'"{name}": number' for name in CRITERIA)
-    return JUDGEMENT.format(passage=passage, query=query, criteria=bulleted(CRITERIA), form=form)
+def judgement_prompt(passages: Sequence[str], query: str) -> str:
+    """The prompt of the judgement step, which asks for a grade by each criterion."""
+    criteria = criteria_of(len(passages))
+    form = ", ".join(f'"{name}": number' for name in criteria)
+    return JUDGEMENT.format(**passage_words(passages), query=query, criteria=bulleted(criteria), form=form)
+
+
+def passage_words(passages: Sequence[str]) -> dict[str, str]:
+    """The passages as the prompts show them, and how the prompts speak of one or of several."""
+    one, number = len(passages) == 1, f"{len(passages)} passages"
+    return {
+        "passages": "\n\n".join(f"<passage>\n{passage}\n</passage>" for passage in passages),
+        "number_of_passages": "a passage" if one else number,
+        "are_passages": "is a passage" if one else f"are {number}",
+        "them": "it" if one else "them all",
+        "the_passages": "the passage" if one else "the passages together",
+    }
 
 
 def numbered(items: Sequence[str]) -> str:
@@ -112,4 +139,6 @@ def bulleted(items: Mapping[str, str]) -> str:
 
 def prompt_digest() -> str:
     """Hash of the prompt templates, by which a journal is known to belong to the same prompts."""
-    return xxhash.xxh3_64_hexdigest((CONFIGURATION + QUERY + JUDGEMENT + bulleted(CRITERIA) + RETRY).encode())
+    criteria = bulleted(CRITERIA) + bulleted(MULTI_HOP_CRITERIA)
+    templates = CONFIGURATION + QUERY + RULE + MULTI_HOP_RULE + JUDGEMENT + criteria + RETRY
+    return xxhash.xxh3_64_hexdigest(templates.encode())

@@ -18,6 +18,14 @@ CRITERIA = {
     "specific": "the query names what it is about, so that few other passages answer it as well",
     "natural": "a person who has not seen the passage would send it to a search engine in these words",
 }
+# The type of a query that needs several passages, and what it is judged by.
+MULTI_HOP = "multi_hop"
+MULTI_HOP_MEANING = "a question whose answer has to be put together from all of the passages"
+MULTI_HOP_CRITERIA = {
+    **CRITERIA,
+    "answerable": "the passages together answer the query, in full",
+    MULTI_HOP: "no single passage answers the query; each of them is needed",
+}
 GRADES = range(1, 6)
 
 
@@ -70,6 +78,16 @@ class QueryConfiguration:
     character: str
     question_type: str
     difficulty: str
+
+
+def criteria_of(passages: int) -> Mapping[str, str]:
+    """What a query of a number of passages is judged by."""
+    return CRITERIA if passages == 1 else MULTI_HOP_CRITERIA
+
+
+def longest(lengths: Mapping[str, float]) -> str:
+    """The range with the highest number of words."""
+    return max(lengths, key=lambda length: int(length.split("-")[1]))
 
 
 def draw_query_spec(

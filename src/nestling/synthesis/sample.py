@@ -19,12 +19,12 @@ class ShownQuery:
     Args:
         query: The query, kept or not; empty if there is none.
         said: Whether it is kept, its grades, and what it was to be.
-        passage: What the model saw.
+        passages: What the model saw.
     """
 
     query: str
     said: str
-    passage: str
+    passages: Sequence[str]
 
 
 def sample_results(task: SynthesisTask, journal: Journal, count: int) -> Iterator[tuple[int, ConversationResult]]:
@@ -47,7 +47,7 @@ def render_sample(
     """
     summary = Summary(task.num_queries)
     for index, result in results:
-        summary.add(result, task.spec(index))
+        summary.add(result, task.spec(index), len(task.passages_of(index)))
     return (
         page_environment(__version__)
         .get_template("synthesis/sample.html")
@@ -78,4 +78,4 @@ def _shown(task: SynthesisTask, index: int, result: ConversationResult) -> Shown
     if result.configuration:
         chosen = result.configuration
         said.append(f"{chosen.question_type}, {chosen.difficulty}, for: {chosen.character}")
-    return ShownQuery(query, " · ".join(said), task.visible_text(index))
+    return ShownQuery(query, " · ".join(said), task.visible_texts(index))

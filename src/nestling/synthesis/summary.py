@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nestling.records.words import folded_text_id
 from nestling.synthesis.answers import count_words
 from nestling.synthesis.conversation import ConversationResult
 from nestling.synthesis.journal import Journal
@@ -39,8 +38,9 @@ class Summary:
         rejected: Invalid answers, by kind.
         counts: Property (question types, difficulties, …) -> number of queries for each of its values.
         words: Words of all queries.
-        query_ids: Ids of the folded queries.
         off_length: Queries that are shorter or longer than requested.
+        passages: Number of passages of a query -> queries.
+        made_of: The same of those that were made.
         grades: Criterion -> number of judged queries for each grade, kept or not.
     """
 
@@ -50,12 +50,14 @@ class Summary:
     rejected: Counter[str] = field(default_factory=Counter)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     words: int = 0
-    query_ids: set[int] = field(default_factory=set)
     off_length: int = 0
+    passages: Counter[int] = field(default_factory=Counter)
+    made_of: Counter[int] = field(default_factory=Counter)
     grades: dict[str, Counter[int]] = field(default_factory=dict)
 
-    def add(self, result: ConversationResult, spec: QuerySpec) -> None:
-        """Count the result for one query."""
+    def add(self, result: ConversationResult, spec: QuerySpec, passages: int) -> None:
+        """Count the result for one query of a number of passages."""
+        self.passages[passages] += 1
         self.rejected.update(result.rejected)
         for name, grade in result.judged[1].items() if result.judged else ():
             self.grades.setdefault(name, Counter())[grade] += 1
@@ -65,8 +67,8 @@ class Summary:
         assert result.configuration is not None
         words = count_words(result.query)
         self.made += 1
+        self.made_of[passages] += 1
         self.words += words
-        self.query_ids.add(folded_text_id(result.query))
         self.off_length += not spec.least <= words <= spec.most
         metadata = {
             "question types": result.configuration.question_type,
@@ -88,6 +90,7 @@ class Summary:
             documents, made = f"{total // self.num_queries:,} documents", f"{self.made:,} made, {failed:,} not"
             yield f"{total:,} queries for {documents}: {made}{counts_text(self.failed)}"
         yield f"  {self.rejected.total():,} invalid answers{counts_text(self.rejected)}"
+        yield from self.multi_hop_lines()
         yield from self.grade_lines()
         if not self.made:
             return
@@ -96,8 +99,14 @@ class Summary:
             yield f"  {name}: {percentages(self.counts[name])}"
         yield (
             f"  {len(personas):,} personas; {self.words / self.made:.1f} words per query; queries of another length "
-            f"than requested: {self.off_length:,}; repeated queries: {self.made - len(self.query_ids):,}"
+            f"than requested: {self.off_length:,}"
         )
+
+    def multi_hop_lines(self) -> Iterator[str]:
+        """How many queries of several passages were made."""
+        for passages, count in sorted(self.passages.items()):
+            if passages > 1:
+                yield f"  multi-hop, {passages} passages: {self.made_of[passages]:,} of {count:,} queries made"
 
     def grade_lines(self) -> Iterator[str]:
         """How many queries have each grade, by each criterion."""

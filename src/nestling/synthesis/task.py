@@ -12,8 +12,16 @@ from nestling.retrieval.metrics import Integers
 from nestling.synthesis.chat_models import RecordedConversation
 from nestling.synthesis.conversation import Conversation, ConversationResult, converse, replay
 from nestling.synthesis.journal import Journal
+from nestling.synthesis.passage_sets import PassageSets
 from nestling.synthesis.passages import Passages
-from nestling.synthesis.query_spec import QueryOptions, QuerySpec, draw_query_spec
+from nestling.synthesis.query_spec import (
+    MULTI_HOP,
+    MULTI_HOP_MEANING,
+    QueryOptions,
+    QuerySpec,
+    draw_query_spec,
+    longest,
+)
 
 NOT_ASKED = "not asked"
 
@@ -24,6 +32,7 @@ class SynthesisTask:
 
     Args:
         passages: The documents.
+        passage_sets: The documents whose last query needs further passages.
         num_queries: K. The types of query are shared out among the queries of a document.
         options: Options that are the same for all documents.
         personas: All personas.
@@ -35,6 +44,7 @@ class SynthesisTask:
     """
 
     passages: Passages
+    passage_sets: PassageSets
     num_queries: int
     options: QueryOptions
     personas: Sequence[str]
@@ -52,16 +62,26 @@ class SynthesisTask:
         return index // self.num_queries
 
     def query_id(self, index: int) -> int:
-        """Of a document's first query `text_id` of the document, of others a hash of that and their number."""
-        document, number = int(self.passages.text_ids[self.document(index)]), index % self.num_queries
-        return xxhash.xxh3_64_intdigest(f"{document} {number}".encode()) >> 1 if number else document
+        """Of a document's first query `text_id` of the document; of others a hash of their number and passages."""
+        document, *others = (int(self.passages.usable_text_ids[each]) for each in self.passages_of(index))
+        number = index % self.num_queries
+        parts = " ".join(map(str, (document, number, *others)))
+        return xxhash.xxh3_64_intdigest(parts.encode()) >> 1 if number or others else document
 
-    def visible_text(self, index: int) -> str:
-        """The passage that a query is for."""
-        return self.passages.visible_text(self.document(index))
+    def passages_of(self, index: int) -> tuple[int, ...]:
+        """The passages that a query needs, the first of which is its document."""
+        document, is_last = self.document(index), (index + 1) % self.num_queries == 0
+        return self.passage_sets.sets.get(document, (document,)) if is_last else (document,)
+
+    def visible_texts(self, index: int) -> list[str]:
+        """What the model sees of the passages that a query needs."""
+        return [self.passages.visible_text(each) for each in self.passages_of(index)]
 
     def options_of(self, index: int) -> QueryOptions:
-        """What the model may choose for a query: its share of the types, at random."""
+        """What the model may choose for a query: its share of the types, at random; of several passages one type."""
+        if len(self.passages_of(index)) > 1:
+            words = {longest(self.options.lengths): 1.0}
+            return replace(self.options, question_types={MULTI_HOP: MULTI_HOP_MEANING}, lengths=words)
         document, number = int(self.passages.text_ids[self.document(index)]), index % self.num_queries
         types = self.options.question_types
         order = random.Random(f"{self.seed} types {document}").sample(list(types), len(types))
@@ -72,12 +92,12 @@ class SynthesisTask:
         """The properties that are drawn for a query."""
         rows = None if self.persona_rows is None else self.persona_rows[self.document(index)]
         personas = self.personas if rows is None else [self.personas[row] for row in rows]
-        return draw_query_spec(self.query_id(index), personas, self.candidates, self.options, self.seed)
+        return draw_query_spec(self.query_id(index), personas, self.candidates, self.options_of(index), self.seed)
 
     def conversation(self, index: int) -> Conversation:
         """A new conversation about a query."""
         options = self.options_of(index)
-        return converse(self.visible_text(index), self.spec(index), options, self.attempts, self.min_grade)
+        return converse(self.visible_texts(index), self.spec(index), options, self.attempts, self.min_grade)
 
     def conversations(
         self, indices: Sequence[int], journal: Journal, may_continue: Callable[[], bool]
@@ -100,19 +120,24 @@ class SynthesisTask:
             why = journal.unanswered.get(self.query_id(index), NOT_ASKED)
             yield index, self.result(index, journal) or ConversationResult(None, None, why, ())
 
-    def row(self, index: int, result: ConversationResult, instruction: str | None) -> dict[str, Any]:
+    def positives(self, index: int, equal: Sequence[int]) -> list[int]:
+        """The passages that answer a query, or equal ones of other documents."""
+        return list(dict.fromkeys(passage for each in (index, *equal) for passage in self.passages_of(each)))
+
+    def row(self, result: ConversationResult, positives: Sequence[int], instruction: str | None) -> dict[str, Any]:
         """The training row in the nestling dialect."""
-        row: dict[str, Any] = {"query": result.query, "positives": [self.passages.texts[self.document(index)]]}
+        row: dict[str, Any] = {"query": result.query, "positives": [self.passages.usable_texts[i] for i in positives]}
         return row if instruction is None else row | {"instruction": instruction}
 
-    def metadata(self, index: int, result: ConversationResult) -> dict[str, Any]:
-        """Id of the document, the properties that its query was to have, and its grades if it was judged."""
+    def metadata(self, index: int, result: ConversationResult, positives: Sequence[int]) -> dict[str, Any]:
+        """Ids of the document and of several positives, the properties that the query was to have, its grades."""
         assert result.configuration is not None
         spec = self.spec(index)
         drawn = {"length": f"{spec.least}-{spec.most}", "language": spec.language}
         grades = {"grades": result.judged[1]} if result.judged else {}
-        document = self.passages.ids[self.document(index)]
-        return {"document": document, **asdict(result.configuration), **drawn, **grades}
+        several = {"positives": [self.passages.usable_ids[i] for i in positives]} if len(positives) > 1 else {}
+        document = {"document": self.passages.ids[self.document(index)], **several}
+        return {**document, **asdict(result.configuration), **drawn, **grades}
 
 
 def lines_digest(texts: Sequence[str]) -> str:
