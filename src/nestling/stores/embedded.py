@@ -42,7 +42,7 @@ def embed_once(
     arrays = [array for name in ARRAYS if (array := cache.open(name)) is not None]
     if len(arrays) == len(ARRAYS):
         print(f"{data.name}: embeddings of an earlier run, in {cache.folder}")
-        return restored(data, *arrays, embedder.device)
+        return restored(data, embedder.device, *arrays)
     encoded = encode_set(
         embedder,
         data,
@@ -59,7 +59,7 @@ def embed_once(
 
 
 def restored(
-    data: RetrievalSet, queries: Vectors, documents: Vectors, index: Integers, device: torch.device
+    data: RetrievalSet, device: torch.device, queries: Vectors, documents: Vectors, index: Integers
 ) -> EncodedSet:
     """The set of [Q, D] queries and [n, D] distinct documents; `index` [N] says which of them each document is."""
     distinct = DistinctTexts(index, np.bincount(index), np.array([0, len(documents)]))
