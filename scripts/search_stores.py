@@ -47,14 +47,12 @@ def main() -> None:
     config = parse_config(SearchStoresConfig, __doc__)
     check_packages(config)
     dims = choose_dims(config)
-    output = Path(config.output)
     with ExitStack() as stack:
         if not config.overwrite:
-            stack.enter_context(new_outputs(("--output", output)))
+            stack.enter_context(new_outputs(("--output", config.output)))
         from nestling.records import load_retrieval_set
 
         data = load_retrieval_set(config.data, config.split)
-        output.mkdir(exist_ok=config.overwrite)
         plans = plan_tables(config, dims, open_stores(config, stack))
         search_stores(config, plans, data)
 
@@ -92,8 +90,7 @@ def open_stores(config: SearchStoresConfig, stack: ExitStack) -> "list[VectorSto
         from nestling.stores.pgvector_store import open_pgvector
         from nestling.stores.postgres import started_postgres
 
-        own = Path(config.output) / "postgres"
-        url = config.postgres_url or stack.enter_context(started_postgres(own))
+        url = config.postgres_url or stack.enter_context(started_postgres(Path(config.output) / "postgres"))
         stores.append(stack.enter_context(open_pgvector(url, **search)))
     if "lancedb" in config.stores:
         from nestling.stores.lancedb_store import open_lancedb
@@ -128,6 +125,7 @@ def search_stores(config: SearchStoresConfig, plans: "list[Plan]", data: "Retrie
     exact = ExactResults(embed(config, data), data)
     rows = [exact.row(dim) for dim in dict.fromkeys([exact.width, *(dim for _, dim, _ in plans)])]
     results = Path(config.output) / "results.json"
+    results.parent.mkdir(exist_ok=True)
     for row in measure_tables(config, plans, exact):
         rows.append(row)
         content = {"nestling": __version__, "config": asdict(config), "results": [asdict(each) for each in rows]}

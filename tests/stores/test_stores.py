@@ -25,7 +25,7 @@ from nestling.records import RetrievalSet
 from nestling.retrieval import EncodedSet, search_top
 from nestling.retrieval.distinct import DistinctTexts
 from nestling.retrieval.evaluation import make_encoded_set
-from nestling.stores import embedded
+from nestling.stores import embedded, postgres
 from nestling.stores.embedded import embed_once
 from nestling.stores.measurement import ExactResults, measure, store_table
 from nestling.stores.postgres import started_postgres
@@ -243,6 +243,14 @@ def test_tables_are_replaced_only_if_told(stored: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_postgres_that_does_not_answer_leaves_nothing(stored: Path) -> None:
+    url = ["--stores", "pgvector", "--postgres_url", "postgresql://me@127.0.0.1:1/none"]
+    done = run_search_stores(*arguments(stored), "--output", stored / "unanswered", *url)
+    assert done.stderr.startswith("error: pgvector: connection")
+    assert not (stored / "unanswered").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR is not set")
 def test_the_code_of_the_page_finds_documents(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stored)
@@ -252,6 +260,22 @@ def test_the_code_of_the_page_finds_documents(stored: Path, monkeypatch: pytest.
         (stored / "block.py").write_text(block.text.replace("128", "16"), encoding="utf-8")
         found = runpy.run_path("block.py")["found"]
         assert len(found) == 10
+
+
+def test_a_postgres_that_starts_slowly_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "PAUSE", 0.0)
+    answers = [subprocess.TimeoutExpired("pg_ctl", 10), AssertionError(), None]
+
+    def attempt() -> None:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    postgres.start(attempt)
+    assert answers == []
+    answers += [subprocess.TimeoutExpired("pg_ctl", 10)] * postgres.ATTEMPTS
+    with pytest.raises(subprocess.TimeoutExpired):
+        postgres.start(attempt)
+    assert answers == []
 
 
 @pytest.mark.slow
@@ -267,7 +291,6 @@ def test_postgres_ends_with_what_started_it(number: signal.Signals, tmp_path: Pa
     with subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path},
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == b"up\n"

