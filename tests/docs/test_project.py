@@ -65,6 +65,7 @@ def test_every_import_outside_the_tests_is_a_direct_dependency() -> None:
         "mteb",
         "onnx",
         "quickstart",
+        "stores",
         "synthesis",
         "tracking",
     )

@@ -31,6 +31,7 @@ from nestling.config.queries import EndpointConfig, MakeQueriesConfig
 from nestling.config.report import ReportConfig
 from nestling.config.rerank import RerankConfig, RerankLossConfig
 from nestling.config.runs import read_run
+from nestling.config.search_stores import SearchStoresConfig
 from nestling.config.sections import read_section
 from nestling.config.serve_check import ServeCheckConfig
 from nestling.config.serve_eval import ServeEvalConfig
@@ -63,6 +64,7 @@ __all__ = [
     "ReportConfig",
     "RerankConfig",
     "RerankLossConfig",
+    "SearchStoresConfig",
     "ServeCheckConfig",
     "ServeEvalConfig",
     "SplitConfig",

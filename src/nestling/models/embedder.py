@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedTokeniz
 
 from nestling.batches.packing import AnyChunk, Chunk, PackedChunk
 from nestling.batches.prompts import Prompts, TextTokenizer
+from nestling.config import require
 from nestling.models.attention import VARLEN, model_class, resolve_attention
 from nestling.models.auto_classes import text_model_class
 from nestling.models.encoding import encode_texts
@@ -23,7 +24,14 @@ from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.modules import Head, ModuleSettings, load_head, output_width, read_head, require_widths
 from nestling.models.pooling import Pooling, modes_of, pool_packed, pool_padded
 from nestling.models.pooling_file import read_pooling
-from nestling.models.token_model import TokenModel, is_causal, load_backbone, read_config, require_one_stack
+from nestling.models.token_model import (
+    TokenModel,
+    is_causal,
+    load_backbone,
+    max_positions,
+    read_config,
+    require_one_stack,
+)
 
 Kind = Literal["query", "document"]
 
@@ -288,6 +296,19 @@ def read_width(model: str | Path, pooling: Pooling | None = None) -> int:
     files = read_model_files(str(model))
     config = read_config(model, files.subfolder)
     return output_width(files.head, pooled_width(config, pooling or files.pooling or "mean"))
+
+
+def read_dims(model: str) -> list[int]:
+    """The full dimension of a model's embeddings, then the Matryoshka dimensions that its config.json names."""
+    keys = read_config(model, read_model_files(model).subfolder).to_dict()
+    return sorted({read_width(model), *(keys.get("matryoshka_dimensions") or [])}, reverse=True)
+
+
+def require_lengths(model: str, **lengths: int | None) -> None:
+    """Raise ValueError for the setting of a maximum length, given by name, that is above what a model reads."""
+    limit = max_positions(read_config(model, read_model_files(model).subfolder))
+    for name, length in lengths.items():
+        require((length or 0) <= limit, f"--{name} {length}: {model} reads at most {limit} tokens; give a lower one")
 
 
 def read_max_length(model: str) -> int | None:

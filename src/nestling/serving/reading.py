@@ -8,8 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from nestling.batches.prompts import Prompts, copy_backend, end_of_last_token
 from nestling.config import require
 from nestling.config.prompts import prompt_before_text
-from nestling.models.embedder import read_max_length, read_model_files, read_width
-from nestling.models.json_files import read_object
+from nestling.models.embedder import read_dims, read_max_length, read_model_files
 from nestling.models.model_prompts import choose_prompts
 from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.token_model import is_causal, max_positions, read_config
@@ -85,8 +84,7 @@ def reading_of(
     tokenizer = load_tokenizer(model, files.subfolder)
     limit = min(read_max_length(model) or int(tokenizer.model_max_length), max_positions(config))
     cutters = {kind: Cutter(tokenizer, length or limit) for kind, length in zip(KINDS, lengths, strict=True)}
-    trained = read_object(model, "config.json").get("matryoshka_dimensions") or []
-    return Reading(prompts, cutters, tuple(sorted({read_width(model), *trained}, reverse=True)))
+    return Reading(prompts, cutters, tuple(read_dims(model)))
 
 
 def reading_without_model(instruction: str | None, query_prompt: str | None, document_prompt: str | None) -> Reading:

@@ -1,0 +1,1 @@
+"""Vector stores: embeddings written into them, searched, and measured beside exact search."""
