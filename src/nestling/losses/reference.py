@@ -52,7 +52,8 @@ def info_nce(
 
     where the sums are over the query's own hard negatives, over other queries, twice over the documents of other
     queries, and, with terms.document_query, over other queries once more, as in GTE
-    (https://arxiv.org/abs/2308.03281), which counts the pair itself there, too. A pair without any negative contributes neither loss nor gradient.
+    (https://arxiv.org/abs/2308.03281), which counts the pair itself there, too. A pair without any negative contributes
+    neither loss nor gradient.
 
     Args:
         queries: [Q, D] embeddings, not normalised.
