@@ -28,6 +28,7 @@ from nestling.export.embedder import export_embedder
 from nestling.losses.chunked import info_nce
 from nestling.losses.distillation import distillation, in_batch_distillation, margin_distillation
 from nestling.losses.spread_out import spread_out
+from nestling.mining.frozen_models import record_models
 from nestling.mining.frozen_vectors import FrozenVectors, open_frozen_vectors, require_frozen_models
 from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
 from nestling.mining.refresh_schedule import Refresher
@@ -102,6 +103,7 @@ def main(config: EmbedConfig) -> None:
     with run_folder(config) as folder:
         if show:
             record_data(folder.path, config, sources, dev_sets)
+            record_models(folder.path, frozen.models)
         train(build(), refresh_datasets, frozen, folder)
     accelerator.end_training()
 

@@ -7,8 +7,9 @@ Shapes: Q queries and N documents of a global batch, G dimensions of the frozen 
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from nestling.batches.sampling import Source
 from nestling.config import EmbedConfig, LossConfig, require
 from nestling.gpu import computing_dtype
 from nestling.losses.negatives import BatchStructure
+from nestling.mining.frozen_models import Digests, digests_of, require_same_model
 from nestling.mining.pool import open_pool
 from nestling.mining.query_set import QuerySet
 from nestling.mining.retrievers import DenseRetriever
@@ -75,10 +77,17 @@ class DatasetVectors:
 
 @dataclass(frozen=True)
 class FrozenVectors:
-    """Embeddings of each dataset by the guide and by the teacher; None without one, and for graded pairs."""
+    """Embeddings of each dataset by the guide and by the teacher; None without one, and for graded pairs.
+
+    Attributes:
+        guide: Those by the guide.
+        teacher: Those by the teacher.
+        models: What each of them is, by its name.
+    """
 
     guide: Sequence[DatasetVectors | None]
     teacher: Sequence[DatasetVectors | None]
+    models: Mapping[str, Digests] = field(default_factory=dict)
 
     def attach(self, batch: EmbedBatch) -> EmbedBatch:
         """The batch with the embeddings of its texts."""
@@ -107,13 +116,20 @@ def require_frozen_models(loss: LossConfig) -> None:
 def open_frozen_vectors(
     config: EmbedConfig, sources: Sequence[Source], device: torch.device, *, show: bool
 ) -> FrozenVectors:
-    """Load the guide and the teacher, one after the other, and encode all texts that are not cached."""
+    """Load the guide and the teacher, one after the other, and encode all texts that are not cached.
+
+    Raises:
+        ValueError: One is not what the run in the output folder, which is resumed, began with.
+    """
+    models: dict[str, Digests] = {}
 
     def encode(name: str, model: str | None) -> list[DatasetVectors | None]:
         if model is None:
             return [None] * len(sources)
         loaded = Embedder.from_pretrained(model, precision=computing_dtype(config.precision)).to(device)
+        models[name] = digests_of(loaded)
+        require_same_model(Path(config.output_dir), name, model, models[name])
         tables = [source.table for source in sources]
         return [None if each.graded else DatasetVectors.encode(name, loaded, each, show=show) for each in tables]
 
-    return FrozenVectors(encode("guide", config.loss.guide), encode("teacher", config.loss.teacher))
+    return FrozenVectors(encode("guide", config.loss.guide), encode("teacher", config.loss.teacher), models)
