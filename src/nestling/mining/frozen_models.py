@@ -42,7 +42,7 @@ def require_same_model(run: Path, name: str, path: str, now: Digests) -> None:
     changed = [part for part in {**(recorded or {}), **now} if recorded and recorded.get(part) != now.get(part)]
     if changed:
         raise ValueError(
-            f"loss.{name}: {path} is not what {run} began with: {', '.join(changed)} changed since; put back the model "
+            f"loss.{name}: {path} is not what {run} began with: {', '.join(changed)} changed since; put it back "
             "as it was, or start a new run"
         )
 

@@ -88,7 +88,8 @@ def read_identities(path: Path) -> Integers:
     identities = []
     for line, row in read_jsonl(path):
         text = row.get("text")
-        require(isinstance(text, str), f'{path}:{line}: expected {{"text": ...}}, a text')
+        if not isinstance(text, str):
+            raise ValueError(f'{path}:{line}: expected {{"text": ...}}, a text')
         identities.append(text_id(text))
     return np.array(identities, np.int64)
 
