@@ -31,6 +31,7 @@ from nestling.losses.spread_out import spread_out
 from nestling.mining.frozen_vectors import FrozenVectors, open_frozen_vectors, require_frozen_models
 from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
 from nestling.mining.refresh_schedule import Refresher
+from nestling.mining.stored_vectors import require_stored_vectors
 from nestling.models.embedder import Embedder
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.report.page import write_missing_report, write_run_report
@@ -82,6 +83,7 @@ def main(config: EmbedConfig) -> None:
         measured = with_held_out(config, sources)  # its dev has the rows that --dev_share holds out too
         dev_sets = [load_dev_set(dev, sources, show=show) for dev in measured.dev]
     require_teacher_scores(config, sources)
+    require_stored_vectors(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
     with rank_zero_first():
@@ -102,6 +104,7 @@ def main(config: EmbedConfig) -> None:
     with run_folder(config) as folder:
         if show:
             record_data(folder.path, config, sources, dev_sets)
+            frozen.record(folder.path)
         train(build(), refresh_datasets, frozen, folder)
     accelerator.end_training()
 

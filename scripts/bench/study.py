@@ -5,7 +5,8 @@ python scripts/bench/study.py --model MODEL --sets nl2bash,data/stdlib-search --
 Settings are flags of train/embed.py under a name, in a YAML file (scripts/bench/study.yaml). `base` is the model
 before training, `sentence-transformers` its MatryoshkaLoss(MultipleNegativesRankingLoss) on the same rows, for as many
 steps. NAME@0.7 is the run NAME, moved back: 0.7 of its weights and 0.3 of the base's. A study that was cut off goes on
-when the same command is given again. Settings are chosen on split dev; test is for those that were chosen.
+when the same command is given again. Settings are chosen on split dev; test is for those that were chosen. "p, Holm" is
+p corrected for the number of settings in the table, base left out.
 """
 
 import json
@@ -14,16 +15,18 @@ import resource
 import shlex
 import subprocess
 import sys
-import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peer import PEER, train_peer
+from study_tables import BASE, mean, print_tables
+
 from nestling.config import parse_config, require, require_dims, run
-from nestling.console import table
 from nestling.files import replace_text, write_jsonl
 
 if TYPE_CHECKING:
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
     from nestling.records import RetrievalSet
 
 ROOT = Path(__file__).parents[2]
-BASE, PEER = "base", "sentence-transformers"
 # Values of a result: {set: {dimension: nDCG@10 of each query}}.
 Scores = dict[str, dict[str, list[float]]]
 
@@ -113,7 +115,7 @@ def measure_setting(config: StudyConfig, data: str, seed: int, name: str, flags:
         return
     model, seconds, before = config.model, 0.0, children_seconds()
     if name != BASE:
-        train = train_peer if name == PEER else train_ours
+        train = train_theirs if name == PEER else train_ours
         folder = set_folder(config, data) / f"{name}.{seed}"
         model, seconds = train(config, data, seed, folder, flags)
     processor = children_seconds() - before
@@ -160,51 +162,21 @@ def train_ours(config: StudyConfig, data: str, seed: int, folder: Path, flags: s
     return str(folder / "final"), float(sum(line["seconds"] for line in lines if "seconds" in line))
 
 
-def train_peer(config: StudyConfig, data: str, seed: int, folder: Path, flags: str) -> tuple[str, float]:
+def train_theirs(config: StudyConfig, data: str, seed: int, folder: Path, flags: str) -> tuple[str, float]:
     rows = train_rows(config, data, seed)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # it finds none of our settings of torch
-        return str(folder), pool.submit(peer_training, config, rows, seed, folder).result()
-
-
-def peer_training(config: StudyConfig, rows: Path, seed: int, folder: Path) -> float:
-    """Seconds of `trainer.train()`."""
-    from datasets import Dataset
-    from sentence_transformers import (
-        SentenceTransformer,
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-    )
-    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
-
-    model = SentenceTransformer(config.model, device="cpu")
-    model.max_seq_length = config.max_length
-    read = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
-    arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(folder / "trainer"),
-        num_train_epochs=1,
-        per_device_train_batch_size=config.batch_size,
-        dataloader_drop_last=True,
+    training = partial(
+        train_peer,
+        config.model,
+        rows,
+        folder,
+        dims=config.dims,
+        batch_size=config.batch_size,
         learning_rate=config.learning_rate,
-        warmup_steps=0.1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
+        max_length=config.max_length,
         seed=seed,
-        disable_tqdm=True,
     )
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_dict(
-            {"anchor": [row["query"] for row in read], "positive": [row["positives"][0] for row in read]}
-        ),
-        loss=MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), matryoshka_dims=config.dims),
-    )
-    started = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - started
-    model.save_pretrained(str(folder))
-    return seconds
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # it finds none of our settings of torch
+        return str(folder), pool.submit(training).result()
 
 
 def train_rows(config: StudyConfig, data: str, seed: int) -> Path:
@@ -314,7 +286,7 @@ def report(config: StudyConfig, names: list[str]) -> None:
     for data in config.sets:
         results = read_results(config, data, names)
         if results:
-            print_set(config, results)
+            print_tables(results, config.dims, config.baseline)
 
 
 def read_results(config: StudyConfig, data: str, names: list[str]) -> dict[str, list[Any]]:
@@ -327,42 +299,6 @@ def read_results(config: StudyConfig, data: str, names: list[str]) -> dict[str, 
             if there:
                 found[label(name, share)] = there
     return found
-
-
-def print_set(config: StudyConfig, results: dict[str, list[Any]]) -> None:
-    sets = next(iter(results.values()))[0]["scores"]
-    for measured in sets:
-        rows: list[list[object]] = []
-        for name, runs in results.items():
-            means = [mean([mean(run["scores"][measured][str(dim)]) for run in runs]) for dim in config.dims]
-            against = p_value(config, results, name, measured)
-            rows.append([name, len(runs), *means, mean(means), against, mean([run["seconds"] for run in runs])])
-        heads = ["setting", "seeds", *map(str, config.dims), "mean", f"p, {config.baseline}", "seconds"]
-        print(f"\nnDCG@10 on {measured}")
-        print(table(heads, rows, digits=4, markdown=True), flush=True)
-
-
-def p_value(config: StudyConfig, results: dict[str, list[Any]], name: str, measured: str) -> float | None:
-    """Of the randomisation test over queries of the mean over dimensions and seeds, against the baseline."""
-    import numpy as np
-
-    from nestling.retrieval.significance import randomisation_p
-
-    if name == config.baseline or config.baseline not in results:
-        return None
-    seeds = min(len(results[name]), len(results[config.baseline]))
-
-    def per_query(runs: list[Any]) -> Any:
-        return np.mean(
-            [[run["scores"][measured][str(dim)] for dim in config.dims] for run in runs[:seeds]], axis=(0, 1)
-        )
-
-    difference = per_query(results[name]) - per_query(results[config.baseline])
-    return float(randomisation_p(difference[:, None])[0])
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def label(name: str, share: float) -> str:

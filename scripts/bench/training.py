@@ -13,13 +13,14 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
+
+from peer import PEER, train_peer
 
 from nestling.config import parse_config, require, require_dims, run
 from nestling.console import table
@@ -73,8 +74,8 @@ def main() -> None:
     seconds = {"nestling": train_ours(config)}
     results["nestling"] = alone(evaluate, config, str(output / "nestling" / "final"))
     if config.peer:
-        seconds["sentence-transformers"] = alone(train_peer, config)
-        results["sentence-transformers"] = alone(evaluate, config, str(output / "sentence-transformers"))
+        seconds[PEER] = alone(train_theirs, config)
+        results[PEER] = alone(evaluate, config, str(output / PEER))
     report(config, rows, results, seconds)
 
 
@@ -127,41 +128,17 @@ def train_ours(config: TrainingBenchConfig) -> float:
     return float(sum(line["seconds"] for line in lines if "seconds" in line))
 
 
-def train_peer(config: TrainingBenchConfig) -> float:
+def train_theirs(config: TrainingBenchConfig) -> float:
     """Seconds of `trainer.train()`."""
-    from datasets import Dataset
-    from sentence_transformers import (
-        SentenceTransformer,
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
+    return train_peer(
+        config.model,
+        pairs_file(config),
+        Path(config.output) / PEER,
+        dims=config.dims,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        max_length=config.max_length,
     )
-    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
-
-    folder = Path(config.output) / "sentence-transformers"
-    model = SentenceTransformer(config.model, device="cpu")
-    model.max_seq_length = config.max_length
-    rows = [json.loads(line) for line in pairs_file(config).read_text(encoding="utf-8").splitlines()]
-    pairs = {"anchor": [row["query"] for row in rows], "positive": [row["positives"][0] for row in rows]}
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=SentenceTransformerTrainingArguments(
-            output_dir=str(folder / "trainer"),
-            num_train_epochs=1,
-            per_device_train_batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            warmup_steps=0.1,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-        ),
-        train_dataset=Dataset.from_dict(pairs),
-        loss=MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), matryoshka_dims=config.dims),
-    )
-    started = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - started
-    model.save_pretrained(str(folder))
-    return seconds
 
 
 def evaluate(config: TrainingBenchConfig, model: str) -> Scores:

@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
-from nestling.disk_errors import ADVICE, write_error
+from nestling.disk_errors import ADVICE, named, write_error
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,18 @@ def claim(path: Path) -> Iterator[Path]:
             yield partial
         finally:
             remove(partial)
+
+
+@contextmanager
+def claimed_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is claimed until the end of the block, open to read and to append; ValueError as of `claim`."""
+    with claim(path):
+        file = path.open("a+b")
+        try:
+            yield file
+        finally:
+            with named(path):  # closing writes what could not be written before
+                file.close()
 
 
 @contextmanager

@@ -1,15 +1,18 @@
 """A frozen model's embeddings of a batch: of the right texts, with its own prompts, kept in the cache."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mining.small import random_rows, write_rows
 from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.config import EmbedConfig, parse_config
+from nestling.mining.frozen_models import FILE, record_models
 from nestling.mining.frozen_vectors import open_frozen_vectors, require_frozen_models
 from nestling.models.embedder import Embedder
 from nestling.records import load_records
@@ -90,3 +93,30 @@ def test_a_guide_that_would_be_sharded_is_refused(bert: Path, monkeypatch: pytes
     monkeypatch.setattr("nestling.mining.frozen_vectors.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match=r"loss\.guide: with ZeRO-3"):
         require_frozen_models(config_of(bert).loss)
+
+
+def test_a_resumed_run_refuses_a_guide_and_a_teacher_that_have_changed(
+    bert: Path, sources: list[Source], tmp_path: Path
+) -> None:
+    model, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(bert, model)
+    teacher = ("--loss.distillation_weight=1", f"--loss.teacher={model}", "--loss.teacher_temperature=0.05")
+    config, distilled = (config_of(*each, f"--output_dir={run}") for each in ((model,), (None, *teacher)))
+    begun = open_frozen_vectors(config, sources, CPU, show=False)
+    run.mkdir()
+    record_models(run, begun.models)
+    open_frozen_vectors(config, sources, CPU, show=False)  # nothing has changed
+    weights = load_file(model / "model.safetensors")
+    name = next(each for each in weights if each.endswith("word_embeddings.weight"))
+    weights[name][5, 0] += 1
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"loss\.guide: .*model is not what .*run began with: weights changed since; "):
+        open_frozen_vectors(config, sources, CPU, show=False)
+    record_models(run, {"teacher": {**begun.models["guide"], "prompts": "others"}})
+    with pytest.raises(ValueError, match=r"loss\.teacher: .* began with: weights, prompts changed since"):
+        open_frozen_vectors(distilled, sources, CPU, show=False)
+
+
+def test_a_run_without_a_guide_records_none(tmp_path: Path) -> None:
+    record_models(tmp_path, {})
+    assert not (tmp_path / FILE).exists()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nestling.retrieval.metrics import Floats
-from nestling.retrieval.significance import BLOCK, blocks, bootstrap_interval, randomisation_p
+from nestling.retrieval.significance import BLOCK, blocks, bootstrap_interval, holm, randomisation_p
 
 
 def exact_p(differences: Floats) -> float:
@@ -62,3 +62,12 @@ def test_many_queries_are_drawn_in_blocks() -> None:
     assert list(blocks(10, BLOCK)) == [1] * 10
     assert sum(blocks(10_000, 3_000)) == 10_000
     assert len(list(blocks(10_000, 3_000))) > 1
+
+
+def test_holm_corrects_for_the_number_of_tests() -> None:
+    # 4 x .01; 3 x .02 = .06, and not 2 x .025 = .05, which would be below that of a smaller p; at most 1.
+    assert holm([0.025, 0.9, 0.01, 0.02]) == pytest.approx([0.06, 0.9, 0.04, 0.06])
+    assert holm([0.4, 0.6]) == pytest.approx([0.8, 0.8])
+    assert holm([0.7, 0.8]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []

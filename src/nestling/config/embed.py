@@ -30,12 +30,12 @@ class LossConfig:
         mask_identity: Mask known positives and equal queries by their text.
         hardness_mode: Negatives to which hardness_strength * cosine is added, as in sentence-transformers; null: none.
         hardness_strength: 5 in EmbeddingGemma, of hard_negatives; 9 in LLaVE, of in_batch_negatives.
-        guide: Model whose cosines mask false negatives, as in sentence-transformers' GISTEmbedLoss; null: none.
+        guide: Model, or folder of vectors, whose cosines mask false negatives, as in GISTEmbedLoss; null: none.
         guide_margin: Mask what it scores above the positive less this.
         guide_margin_strategy: Whether that is a difference of cosines, or a fraction of the positive's.
         distillation_weight: Weight of the term that learns a teacher's scores; 0: no such term.
         distillation_objective: Their distribution, or the margins between positives and negatives.
-        teacher: Model whose cosines are these scores, over all documents of a batch; null: the scores of the data.
+        teacher: Model or folder of vectors: its cosines are these scores, of a batch; null: the scores of the data.
         teacher_temperature: Divides the teacher's scores.
         spread_out_weight: Weight of the mean squared cosines of queries, and of positives, with each other; 0: none.
         graded_objective: Of graded pairs: CoSENT and AnglE learn their order, cosine_similarity the scores themselves.

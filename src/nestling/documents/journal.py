@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from nestling.disk_errors import named
 from nestling.documents.documents import Reading
 from nestling.files import replacing
-from nestling.locks import claim
+from nestling.locks import claimed_file
 
 BEGIN, END = b'{"file": ', b'{"end": '
 PIECE = 1 << 20  # bytes that are copied at a time
@@ -122,15 +122,10 @@ class Journal:
 @contextmanager
 def open_journal(path: Path, settings: Mapping[str, object]) -> Iterator[Journal]:
     """Open or create a journal; ValueError if it is in use, or no journal."""
-    with claim(path):
-        file = path.open("a+b")
-        try:
-            journal = Journal(path, file)
-            journal.load(settings)
-            yield journal
-        finally:
-            with named(path):  # closing writes what could not be written before
-                file.close()
+    with claimed_file(path) as file:
+        journal = Journal(path, file)
+        journal.load(settings)
+        yield journal
 
 
 def compact(path: Path, journal: Journal, paths: Iterable[str]) -> None:

@@ -6,7 +6,6 @@ Shapes: Q queries, C of them, N documents of the batch, G documents of a query, 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -151,8 +150,7 @@ def in_batch_distillation(
         for dim, dim_weight in prefixes:
             cosines = normalize_prefix(own, dim) @ normalize_prefix(documents, dim).T  # [C, N]
             student = (cosines / temperature).log_softmax(dim=1)
-            divergence = F.kl_div(student, target, log_target=True, reduction="none").sum(dim=1)
-            loss = loss + dim_weight * (weight * divergence).sum()
+            loss = loss + dim_weight * (weight * kl_divergence(target, student)).sum()
         return loss
 
     loss = queries.new_zeros((), dtype=dtype)

@@ -24,6 +24,7 @@ def masked_log_softmax(logits: Tensor, absent: Tensor) -> Tensor:
     return logits.masked_fill(absent, lowest).log_softmax(dim=1)
 
 
-def kl_divergence(target: Tensor, predicted: Tensor, absent: Tensor) -> Tensor:
-    """KL(target || predicted) of each row of masked log softmaxes, [Q, G] to [Q]; 0 for a row without entries."""
-    return (target.exp() * (target - predicted)).masked_fill(absent, 0).sum(dim=1)
+def kl_divergence(target: Tensor, predicted: Tensor, absent: Tensor | None = None) -> Tensor:
+    """KL(target || predicted) of each row of log softmaxes, [Q, G] to [Q], over the entries that are not `absent`."""
+    entries = target.exp() * (target - predicted)
+    return (entries if absent is None else entries.masked_fill(absent, 0)).sum(dim=1)

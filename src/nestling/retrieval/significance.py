@@ -9,7 +9,7 @@ queries of the same kind (Sakai 2006, "Evaluating Evaluation Metrics based on th
 Shape legend: Q queries, M metrics, b samples drawn at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,6 +41,18 @@ def randomisation_p(differences: Floats, *, samples: int = SAMPLES, seed: int = 
         extreme += (np.abs(signs @ differences) >= threshold).sum(axis=0)
     p: Floats = extreme / (samples + 1)
     return p
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values of several tests, corrected for their number (Holm 1979), in the order given.
+
+    Where those at most 0.05 are called differences, the probability of one or more wrong ones is at most 0.05.
+    """
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, test in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[test]))
+        corrected[test] = highest
+    return corrected
 
 
 def bootstrap_interval(

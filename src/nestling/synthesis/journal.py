@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from nestling.config.nested import flat, plain
 from nestling.disk_errors import named
-from nestling.locks import claim
+from nestling.locks import claimed_file
 from nestling.synthesis.conversation import ChatRequest, Completion, NoAnswer
 
 
@@ -138,15 +138,10 @@ def open_journal(path: Path, settings: Mapping[str, object]) -> Iterator[Journal
     Raises:
         ValueError: It is in use, is not a journal, or was written with other settings (each is named).
     """
-    with claim(path):
-        file = path.open("a+b")
-        try:
-            journal = Journal(path, file)
-            journal.load(settings)
-            yield journal
-        finally:
-            with named(path):  # closing writes what could not be written before
-                file.close()
+    with claimed_file(path) as file:
+        journal = Journal(path, file)
+        journal.load(settings)
+        yield journal
 
 
 def require_same(path: Path, journal_settings: object, now: object) -> None:
