@@ -90,16 +90,19 @@ def test_killed_at_three_moments_it_ends_with_the_same_files(
     whole: tuple[Path, str], command: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
+    fewer = ("check", "remine", "reranker_model", "rerank", "serve", "report")
+    command = [*command, "--output_dir", str(run), *(word for name in fewer for word in (f"--{name}", "null"))]
     moments = {
-        "documents": ("corpus/documents.journal.jsonl", r"\n.*\n"),
-        "queries": ("pairs.journal.jsonl", r"(?s)(\n.*){40}"),
+        "documents": ("corpus/documents.journal.jsonl", r"\A(?:[^\n]*\n){2}"),
+        "queries": ("pairs.journal.jsonl", r"\A(?:[^\n]*\n){40}"),
         "embed": ("run/metrics.jsonl", r'"step": 3,'),
     }
     for step, (file, pattern) in moments.items():
-        process = start([*command, "--output_dir", str(run)])
+        process = start(command)
         wait_for(run / "steps" / step / file, process, pattern)
         kill_group(process)
         assert json.loads(read(run / "steps" / step / "step.json"))["done"] is False
-    said = found(run_pipeline([*command, "--output_dir", str(run)]))
-    assert said["embed"] == "unfinished: resumes"
-    assert files(run) == files(whole[0])
+    assert found(run_pipeline(command))["embed"] == "unfinished: resumes"
+    ended = files(run)
+    assert {"steps/split/held-out/train.jsonl", "steps/mine/mined.jsonl", "embedder.json"} <= ended.keys()
+    assert ended.items() <= files(whole[0]).items()
