@@ -111,6 +111,8 @@ def check(config: PipelineConfig) -> None:
     """Raise ValueError for missing files and extras, before anything starts."""
     if config.check is not None:
         require_extra("check", "hygiene", "rensa", "py3langid", "regex")
+    if config.split is not None:
+        require_extra("split", "hygiene", "rensa", "regex")
     if config.documents is not None:
         require_extra("documents", "documents", "pypdf", "docx", "markdown_it", "charset_normalizer", "rensa", "regex")
     if config.queries is not None and config.queries.get("endpoint"):

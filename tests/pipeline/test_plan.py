@@ -252,6 +252,12 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
         ({"test": []}, "evaluate and report need a test set"),
         ({"evaluate": None, "report": {}}, "report shows evaluations; give the section evaluate"),
         ({"test": ["a/beir", "b/beir"]}, "test: two datasets are called 'beir'"),
+        ({"split": {}}, "give either dev or split, which makes one; dev_share: 0"),
+        ({"split": {"dev_share": 0}}, "give either test or split, which makes one; test_share: 0"),
+        ({"split": {}, "dev": None, "test": [], "test_split": "eval"}, "test_split is eval, and split writes test"),
+        ({"split": {}, "dev": None, "test": [], "dev_split": "train"}, "dev_split is train, and split writes dev"),
+        ({"split": {"test_share": 0}, "dev": None, "test": []}, "evaluate and report need a test set"),
+        ({"split": {"dev_shar": 0}}, "split: unknown key 'dev_shar'; did you mean 'dev_share'?"),
         ({"merge": {"last": 3}}, "merge: last is 3, and embed keeps 2 checkpoints; set its save_total_limit to 3"),
         ({"merge": {"alphas": [0, 1]}}, "merge: alphas is filled in by the pipeline; remove it"),
         ({"embed": {"dry_run": True}}, "embed: dry_run is filled in by the pipeline; remove it"),
@@ -296,3 +302,18 @@ def test_documents_become_the_corpus_of_queries_and_mining() -> None:
     assert (setting(steps["documents"], "model"), setting(steps["documents"], "overlap")) == ("base-embedder", "16")
     assert steps["documents"].updates and {Path("papers"), Path("base-embedder")} <= set(steps["documents"].reads)
     assert setting(steps_of(documents={"folder": "papers"})["mine"], "corpus") == corpus
+
+
+def test_sets_are_held_out_before_the_records_are_checked() -> None:
+    steps = steps_of(split={"dev_share": 0.2}, dev=None, test=[])
+    held_out = f"{STEPS}/split/held-out"
+    assert list(steps)[:2] == ["split", "check"]
+    assert setting(steps["split"], "data") == "pairs.jsonl"
+    assert setting(steps["check"], "data") == f"{held_out}/train.jsonl"
+    assert setting(steps["check"], "eval") == setting(steps["evaluate-base"], "data") == [held_out]
+    assert setting(steps["embed"], "dev") == setting(steps["merge"], "dev") == [{"path": held_out, "split": "dev"}]
+    assert setting(steps["choose"], "data") == held_out
+    assert Path(f"{held_out}/train.jsonl") in steps["check"].reads and steps["split"].writes == (Path(held_out),)
+    only_dev = steps_of(split={"test_share": "0"}, dev=None)
+    assert setting(only_dev["evaluate-base"], "data") == ["beir"]
+    assert setting(only_dev["choose"], "data") == held_out

@@ -6,6 +6,8 @@ from typing import Any
 
 from nestling.config.checks import require, require_unique
 from nestling.config.report import FailIf
+from nestling.config.sections import read_section
+from nestling.config.split import SplitConfig
 
 # jsonargparse reads a text that stands where Any is expected as YAML once more: [SEP] would become a list.
 Value = str | int | float | bool | list[Any] | dict[str, Any] | None
@@ -15,6 +17,7 @@ EMBEDDER = "embedder"
 SECTIONS = (
     "documents",
     "queries",
+    "split",
     "check",
     "mine",
     "embed",
@@ -41,9 +44,9 @@ class PipelineConfig:
         train: Training records: any file, folder or dataset id that the recipes read; leave it out to make queries.
         train_split: The split of a BEIR folder or of a dataset id.
         corpus: BEIR folder or corpus.jsonl to make queries for and mine in; by default that of documents or train.
-        dev: BEIR folder for evaluation during training, and for a merge's search.
+        dev: BEIR folder for evaluation during training, and for a merge's search; by default that of split.
         dev_split: Which qrels file of dev to use.
-        test: BEIR folders that the models are measured on at the end.
+        test: BEIR folders that the models are measured on at the end; by default that of split.
         test_split: Which qrels file of test to use.
         embedder_model: Directory or hub id of the embedder to adapt.
         reranker_model: Directory or hub id of the reranker to adapt, or of a causal language model or an encoder; the
@@ -51,6 +54,7 @@ class PipelineConfig:
         launcher: Arguments of `accelerate launch` for training and mining; by default plain python starts them.
         documents: Settings of scripts/read_documents.py: a corpus of a folder of documents.
         queries: Settings of scripts/make_queries.py: queries for the corpus.
+        split: Settings of scripts/split.py: dev and test held out of the records, in place of dev and test here.
         check: Settings of scripts/check_data.py; with drop in it, training reads the cleaned copy.
         mine: Settings of scripts/mine.py: hard negatives by the embedder before training.
         embed: Settings of train/embed.py.
@@ -81,6 +85,7 @@ class PipelineConfig:
     launcher: list[str] = field(default_factory=list)
     documents: Section | None = None
     queries: Section | None = None
+    split: Section | None = None
     check: Section | None = None
     mine: Section | None = None
     embed: Section | None = None
@@ -105,8 +110,8 @@ class PipelineConfig:
         require(len(set(self.test)) == len(self.test), "test: a folder is given twice")
         require_unique("test", [Path(folder).name for folder in self.test])
         require(
-            not (self.has("evaluate") or self.has("report")) or bool(self.test),
-            "evaluate and report need a test set, a folder in the BEIR layout",
+            not (self.has("evaluate") or self.has("report")) or bool(self.test) or self.splits_off("test"),
+            "evaluate and report need a test set, a folder in the BEIR layout, or the section split, which makes one",
         )
         require(
             not self.has("serve") or self.has("evaluate"),
@@ -119,7 +124,24 @@ class PipelineConfig:
         """Whether a section is there."""
         return getattr(self, section) is not None
 
+    def splits_off(self, name: str) -> bool:
+        """Whether the section split makes a set, dev or test."""
+        if self.split is None:
+            return False
+        config = read_section("split", SplitConfig, {**self.split, "data": "", "output": ""})
+        return {"dev": config.dev_share, "test": config.test_share}[name] > 0
+
     def _check_data(self) -> None:
+        for name in ("dev", "test"):
+            given = bool(getattr(self, name))
+            require(
+                not (given and self.splits_off(name)), f"give either {name} or split, which makes one; {name}_share: 0"
+            )
+            split = getattr(self, f"{name}_split")
+            require(
+                split == name or not self.splits_off(name),
+                f"{name}_split is {split}, and split writes {name}; remove it",
+            )
         require(
             (self.train is None) == self.has("queries"),
             "give either train, the records to train on, or the section queries, which makes them",

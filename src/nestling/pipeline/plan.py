@@ -19,13 +19,14 @@ from nestling.config import (
     ReadDocumentsConfig,
     ReportConfig,
     RerankConfig,
+    SplitConfig,
     details_path,
     require,
 )
-from nestling.config.arguments import itemised
 from nestling.config.pipeline import EMBEDDER
 from nestling.pipeline.heads import is_causal, scores_pairs
 from nestling.pipeline.script_steps import ScriptSteps
+from nestling.pipeline.section_settings import data_settings, first_dim, substitute_models, texts_of
 from nestling.pipeline.serve_step import serve_step
 from nestling.pipeline.step import Step
 
@@ -74,7 +75,7 @@ class Plan:
         self.steps += [*evaluations, *self.export(), *self.serve(), *self.report()]
 
     def prepare_data(self) -> Iterator[Step]:
-        """The steps that read documents, synthesise queries, check the records and mine negatives."""
+        """The steps that read documents, synthesise queries, hold sets out, check the records and mine negatives."""
         if self.config.documents is not None:
             corpus = Path(str(self.corpus))
             given = {"output": corpus.parent, **({"model": self.latest.embedder} if self.latest.embedder else {})}
@@ -84,6 +85,10 @@ class Plan:
             given = {"data": self.corpus, "output": pairs}
             yield self.step("queries", MakeQueriesConfig, given, writes=[pairs], resumes=True)
             self.latest.records = self.latest.data = (str(pairs), "train")
+        if self.config.split is not None:
+            given = {**data_settings(self.latest.records), "output": self.held_out}
+            yield self.step("split", SplitConfig, given, writes=[self.held_out])
+            self.latest.records = self.latest.data = (str(self.held_out / "train.jsonl"), "train")
         if self.config.check is not None:
             yield self.check(self.config.check)
         if self.config.mine is not None:
@@ -93,7 +98,7 @@ class Plan:
         """Check the records; with `drop` in the section, later steps use the cleaned copy."""
         report, cleaned = self.step_folder("check") / "check.html", self.step_folder("check") / "cleaned.jsonl"
         # All their splits but train: dev chooses checkpoints, and a leak there is as bad.
-        sets = list(dict.fromkeys([*self.config.test, *filter(None, [self.config.dev])]))
+        sets = list(dict.fromkeys([*self.test_sets, *filter(None, [self.dev_set])]))
         given = {**data_settings(self.latest.records), **({"eval": sets} if sets else {}), "report": report}
         if "drop" not in section:
             return self.step("check", CheckConfig, given, writes=[report])
@@ -134,7 +139,7 @@ class Plan:
         """Merge the checkpoints of the embedder's run."""
         run = self.step_folder("embed") / "run"
         model, results = self.step_folder("merge") / "model", self.step_folder("merge") / "results.json"
-        dev = {"dev": self.dev()} if self.config.dev and "search" in section else {}
+        dev = {"dev": self.dev()} if self.dev_set and "search" in section else {}
         given = {"run": run, **dev, "output": model, "results": results}
         # Not the whole run, which has times that the merge does not depend on.
         parts = {run: [run / "checkpoints", run / "config.yaml"]}
@@ -157,7 +162,7 @@ class Plan:
     def train(self, name: str, cls: type, script: str, model: str | None) -> Step:
         """Train a model on the latest data."""
         run = self.step_folder(name) / "run"
-        dev = {"dev": self.dev()} if self.config.dev else {}
+        dev = {"dev": self.dev()} if self.dev_set else {}
         train = [dict(zip(("path", "split"), self.latest.data, strict=True))]
         # `resume` also starts a new run, so the command is the same after a kill.
         given = {"model": model, "train": train, **dev, "output_dir": run, "resume": True}
@@ -169,13 +174,13 @@ class Plan:
         It measures as the section `evaluate` does.
         """
         models = list(dict.fromkeys(filter(None, [self.config.embedder_model, self.latest.embedder])))
-        if self.config.dev is None or (len(models) < 2 and self.latest.reranker is None):
+        if self.dev_set is None or (len(models) < 2 and self.latest.reranker is None):
             return
         known = {each.name for each in fields(ChooseConfig)}
         section = {key: value for key, value in (self.config.evaluate or {}).items() if key in known}
         section = {**section, **first_dim(section)} if models else {**section, "dims": []}
         output = self.step_folder("choose") / "choice.json"
-        of_dev = {"data": self.config.dev, "split": self.config.dev_split}
+        of_dev = {"data": self.dev_set, "split": self.config.dev_split}
         given = {**of_dev, "models": models, "reranker": self.latest.reranker, "output": output}
         script = "scripts/choose.py"
         yield self.step("evaluate", ChooseConfig, given, name="choose", section=section, script=script, writes=[output])
@@ -232,7 +237,7 @@ class Plan:
         """Evaluate one combination of models, which are given with what belongs to them."""
         folder = self.step_folder(f"evaluate-{name}")
         output = folder / f"{name}.json"
-        given = {"data": self.config.test, "split": self.config.test_split, **models, "output": output, "details": True}
+        given = {"data": self.test_sets, "split": self.config.test_split, **models, "output": output, "details": True}
         writes = [output, details_path(output)]
         return self.step("evaluate", EvaluateConfig, given, name=folder.name, section=section, writes=writes)
 
@@ -306,41 +311,25 @@ class Plan:
         has_corpus = self.config.train is not None and (Path(self.config.train) / "corpus.jsonl").is_file()
         return self.config.corpus or (self.config.train if has_corpus else None)
 
+    @property
+    def held_out(self) -> Path:
+        """The folder with what the section split makes of the records."""
+        return self.step_folder("split") / "held-out"
+
+    @property
+    def dev_set(self) -> str | None:
+        """The BEIR folder with the dev set; None without one."""
+        return str(self.held_out) if self.config.splits_off("dev") else self.config.dev
+
+    @property
+    def test_sets(self) -> list[str]:
+        """The BEIR folders with the test sets."""
+        return [str(self.held_out)] if self.config.splits_off("test") else self.config.test
+
     def dev(self) -> list[dict[str, object]]:
         """The dev set, as settings."""
-        return [{"path": self.config.dev, "split": self.config.dev_split}]
+        return [{"path": self.dev_set, "split": self.config.dev_split}]
 
     def step_folder(self, name: str) -> Path:
         """The folder of a step."""
         return self.folder / "steps" / name
-
-
-def first_dim(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The first of the dimensions of a section, as a setting: a first stage has one; nothing without dimensions."""
-    dims = itemised(EvaluateConfig, {"dims": section.get("dims", [])})["dims"]
-    return {"dims": [int(each) if str(each).isdigit() else each for each in dims[:1]]} if dims else {}
-
-
-def texts_of(section: Mapping[str, Any]) -> dict[str, object]:
-    """The settings of a section that say what an embedder reads before a text, which a reranker does not have."""
-    return {key: section[key] for key in ("query_prompt", "document_prompt") if key in section}
-
-
-def data_settings(data: tuple[str, str]) -> dict[str, object]:
-    """Path and split of data, as settings."""
-    return {"data": data[0], "split": data[1]}
-
-
-def substitute_models(value: object, latest: Mapping[str, str | None]) -> object:
-    """A setting in which the values `embedder` and `reranker` are replaced by the latest models.
-
-    Raises:
-        ValueError: There is no such model before the step.
-    """
-    if isinstance(value, list):
-        return [substitute_models(each, latest) for each in value]
-    if not isinstance(value, str) or value not in latest:
-        return value
-    model = latest[value]
-    require(model is not None, f"{value} is the latest {value}, and none is there yet; name a directory or hub id")
-    return model

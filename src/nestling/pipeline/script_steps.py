@@ -13,6 +13,7 @@ from nestling.pipeline.step import Step, files_in, flags, flat_settings, paths_i
 FILLED_IN = {
     "documents": ("output",),
     "queries": ("data", "output", "dry_run"),
+    "split": ("data", "output", "split"),
     "check": ("data", "split", "eval", "eval_split", "output", "report"),
     "mine": ("data", "split", "corpus", "output", "audit", "sweep"),
     "embed": ("model", "output_dir", "train", "resume", "dry_run"),
@@ -28,6 +29,7 @@ FILLED_IN = {
 SCRIPTS = {
     "documents": "scripts/read_documents.py",
     "queries": "scripts/make_queries.py",
+    "split": "scripts/split.py",
     "check": "scripts/check_data.py",
     "mine": "scripts/mine.py",
     "merge": "scripts/merge.py",

@@ -31,7 +31,7 @@ def serve_step(plan: "Plan", section: Mapping[str, Any]) -> Step:
     require(not rerank_url or reranker is not None, "serve: rerank_url is of a reranker, and there is none")
     output = plan.step_folder("serve") / "served.json"
     given = {
-        "data": plan.config.test,
+        "data": plan.test_sets,
         "split": plan.config.test_split,
         **({"model": embedder} if url else {"first_stage": "bm25"}),
         **(plan.weight(embedder if url else None, reranker) if rerank_url else {}),
