@@ -45,7 +45,7 @@ class LossConfig:
     temperature: float = 0.05
     terms: list[Term] = field(default_factory=lambda: ["query_document", "query_query", "document_document"])
     other_hard_negatives: bool = True
-    score_margin: float | None = 0.1
+    score_margin: float | None = None
     mask_document_document: DocumentMask = "positive"
     mask_hard_negatives: bool = False
     mask_identity: bool = True
@@ -71,6 +71,12 @@ class LossConfig:
         require(
             (self.score_margin or 0) >= -2,
             f"loss.score_margin is {self.score_margin}, which masks every negative; expected at least -2",
+        )
+        require(
+            self.score_margin is not None
+            or (self.mask_document_document == "positive" and not self.mask_hard_negatives),
+            "loss.mask_document_document and loss.mask_hard_negatives say what loss.score_margin masks, which is null; "
+            "set it too, 0.1 as in Qwen3's report",
         )
         require(len(set(self.terms)) == len(self.terms), f"loss.terms: {self.terms}, expected each term once")
         self._check_hardness()
