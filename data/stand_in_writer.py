@@ -101,14 +101,13 @@ def completion(request: dict[str, Any]) -> dict[str, Any]:
 
 def answer(prompt: str, draw: random.Random) -> dict[str, Any]:
     """The object that a prompt asks for in its last line, by the fields that it names there."""
-    passage, fields = PASSAGE.search(prompt), FIELD.findall(prompt.rstrip().rpartition("\n")[2])
-    require(bool(passage and fields), "the prompt has no <passage>, or its last line no JSON object")
-    assert passage is not None
+    passages, fields = "\n".join(PASSAGE.findall(prompt)), FIELD.findall(prompt.rstrip().rpartition("\n")[2])
+    require(bool(passages and fields), "the prompt has no <passage>, or its last line no JSON object")
     if "query" in fields:
-        return {"query": query(prompt, passage[1], draw)}
+        return {"query": query(prompt, passages, draw)}
     if "character" in fields:
         return configuration(prompt, draw)
-    share = shared(prompt, passage[1])
+    share = shared(prompt, passages)
     return {"grade": round(3 * share)} if "grade" in fields else dict.fromkeys(fields, 1 + round(4 * share))
 
 

@@ -1,9 +1,9 @@
 """Write a model's embeddings of a retrieval set into vector stores, and measure what they find beside exact search.
 
     python scripts/search_stores.py --model runs/mine/final --data my-set --output runs/search
-    python scripts/search_stores.py --model runs/mine/final --data my-set --output runs/search --stores lancedb \
+    python scripts/search_stores.py --model runs/mine/final --data my-set --output runs/search-lance --stores lancedb \
         --dims 384,128 --embedding_precision float16,binary
-    python scripts/search_stores.py --model runs/mine/final --data my-set --output runs/search --stores pgvector \
+    python scripts/search_stores.py --model runs/mine/final --data my-set --output runs/search-pg --stores pgvector \
         --postgres_url postgresql://me@localhost/search
 
 There is one table for each store, dimension and precision. Each gets a row: recall of the ten documents that exact
@@ -14,6 +14,7 @@ OUTPUT/postgres, LanceDB's in OUTPUT/lancedb. Embeddings are cached ($NESTLING_C
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from nestling.stores.store import VectorStore
 
     Plan = tuple[VectorStore, int, StoredPrecision]
+
+# Characters of a data folder's name in the names of tables: dimension, precision and "_index" have to fit behind it.
+LONGEST_NAME = 40
 
 
 def main() -> None:
@@ -125,7 +129,7 @@ def search_stores(config: SearchStoresConfig, plans: "list[Plan]", data: "Retrie
     exact = ExactResults(embed(config, data), data)
     rows = [exact.row(dim) for dim in dict.fromkeys([exact.width, *(dim for _, dim, _ in plans)])]
     results = Path(config.output) / "results.json"
-    results.parent.mkdir(exist_ok=True)
+    results.parent.mkdir(parents=True, exist_ok=True)
     for row in measure_tables(config, plans, exact):
         rows.append(row)
         content = {"nestling": __version__, "config": asdict(config), "results": [asdict(each) for each in rows]}
@@ -134,8 +138,11 @@ def search_stores(config: SearchStoresConfig, plans: "list[Plan]", data: "Retrie
 
 
 def table_name(config: SearchStoresConfig, dim: int, precision: "StoredPrecision") -> str:
-    """The name of a table: the folder of the data, the dimension and the precision."""
-    return f"{re.sub('[^a-z0-9]+', '_', Path(config.data).resolve().name.lower())}_{dim}_{precision}"
+    """The name of a table: the folder of the data, the dimension and the precision; Postgres reads 63 bytes of it."""
+    folder = re.sub("[^a-z0-9]+", "_", Path(config.data).resolve().name.lower())
+    if len(folder) > LONGEST_NAME:
+        folder = f"{folder[: LONGEST_NAME - 9]}_{zlib.crc32(folder.encode()):08x}"
+    return f"{folder}_{dim}_{precision}"
 
 
 def embed(config: SearchStoresConfig, data: "RetrievalSet") -> "EncodedSet":

@@ -100,7 +100,8 @@ def collate(folder: Path, case: Case, embedder: Embedder, rank: int, world: int)
 
 
 def loss_config(case: Case) -> LossConfig:
-    return LossConfig(temperature=0.2, distillation_weight=0.7 if case.kind == "distilled" else 0.0)
+    weight = 0.7 if case.kind == "distilled" else 0.0
+    return LossConfig(temperature=0.2, score_margin=0.1, distillation_weight=weight)
 
 
 def prepared(folder: Path, case: Case, world: int, *, optim: OptimName | None = None) -> Backend:
@@ -166,7 +167,15 @@ def plain_loss(embeddings: Tensor, batch: Any, loss: LossConfig) -> Tensor:
         return cosent(
             queries, documents, batch.scores, temperature=loss.graded_temperature, dims=dims, dim_weights=weights
         )
-    total = info_nce(queries, documents, batch.structure, temperature=loss.temperature, dims=dims, dim_weights=weights)
+    total = info_nce(
+        queries,
+        documents,
+        batch.structure,
+        temperature=loss.temperature,
+        dims=dims,
+        dim_weights=weights,
+        score_margin=loss.score_margin,
+    )
     if batch.group is not None:
         share = torch.full((len(queries),), 1 / len(queries))
         total = total + loss.distillation_weight * distillation(

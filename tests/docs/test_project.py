@@ -15,7 +15,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OWN_MODULES = {"nestling", "data", "scripts", "tests", "train", "measure", "random_release", "rerank_encoder"}
+OWN_MODULES = {"nestling", "data", "scripts", "tests", "train"} | {
+    path.stem for path in (ROOT / "scripts" / "bench").glob("*.py")
+}
 # Paths that exist on one machine only.
 MACHINE_PATH = re.compile(rb"(?<![\w.~}/-])/(?:work|home|root|Users|mnt)/\w")
 

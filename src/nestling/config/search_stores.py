@@ -18,7 +18,7 @@ class SearchStoresConfig:
         data: Folder with corpus.jsonl, queries.jsonl and qrels/.
         model: Directory or hub id of the embedding model.
         output: Folder for the stores and results.json; must not exist.
-        overwrite: Go on in an output folder that exists, and replace tables that have the names of new ones.
+        overwrite: Go on in a folder that exists; replace its results.json, and tables with the names of new ones.
         stores: pgvector, lancedb, or both with a comma between.
         postgres_url: A Postgres with pgvector, such as postgresql://user@host/database; by default one is started.
         split: Which qrels file to use.

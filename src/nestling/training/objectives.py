@@ -109,10 +109,12 @@ def _embed_reasons(config: EmbedConfig, sources: Sequence[Source]) -> Iterator[s
             "one score; raise batch_size, or add rows of other scores"
         )
     if others:
+        masked = config.loss.score_margin is not None
         yield (
             f"{', '.join(others)}: no query has a negative left in its batch, because rows share their query or their "
-            "positive, or loss.score_margin masks what scores above it; look at scripts/check_data.py, mine hard "
-            "negatives (scripts/mine.py), or set loss.score_margin to null"
+            f"positive{', or loss.score_margin masks what scores above it' if masked else ''}; look at "
+            "scripts/check_data.py, or mine hard negatives (scripts/mine.py)"
+            f"{', or set loss.score_margin to null' if masked else ''}"
         )
         yield (
             f"{', '.join(others)}: every positive is so far above all its negatives that the loss at temperature "
