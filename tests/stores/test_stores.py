@@ -226,14 +226,21 @@ def test_stores_find_what_exact_search_finds(stored: Path) -> None:
     assert not (stored / "runs" / "search" / "postgres" / "postmaster.pid").exists()
 
 
+def of_lance(row: dict[str, object]) -> bool:
+    return (row["store"], row["dim"], row["embedding_precision"]) == ("lancedb", 16, "float32")
+
+
 @pytest.mark.slow
 def test_tables_are_replaced_only_if_told(stored: Path) -> None:
     short = [*arguments(stored), "--dims", "16", "--embedding_precision", "float32"]
     assert "runs/search exists" in run_search_stores(*short).stderr
+    written = stored / "runs" / "search" / "results.json"
+    before = [row["row_bytes"] for row in json.loads(written.read_text())["results"] if of_lance(row)]
     done = run_search_stores(*short, "--overwrite", "true")
     assert done.returncode == 0, done.stderr
-    results = json.loads((stored / "runs" / "search" / "results.json").read_text())["results"]
+    results = json.loads(written.read_text())["results"]
     assert [row["store"] for row in results] == ["exact", "exact", "pgvector", "lancedb"]
+    assert [row["row_bytes"] for row in results if of_lance(row)] == before, "nothing is left of the old table"
     with started_postgres(stored / "runs" / "search" / "postgres") as address:
         url = address.replace("postgres:@", "postgres@")
         done = run_search_stores(*short, "--output", stored / "other", "--stores", "pgvector", "--postgres_url", url)

@@ -54,7 +54,8 @@ class LanceStore:
     def create(self, name: str, dim: int, precision: StoredPrecision) -> "LanceTable":
         kept = pa.float32() if precision == "float32" else pa.float16()
         schema = pa.schema({"id": pa.string(), "vector": pa.list_(kept, dim)})
-        table = self._database.create_table(name, schema=schema, mode="overwrite")
+        self._database.drop_table(name, ignore_missing=True)  # overwriting it would keep the files of its old version
+        table = self._database.create_table(name, schema=schema)
         refine = self._oversampling if precision in ("int8", "binary") else None
         return LanceTable(table, self._path(name), schema, precision, self._ef_search, refine)
 
