@@ -154,6 +154,8 @@ class NegativeMasks:
     def _queries(self, rows: slice, known: Tensor) -> Tensor:
         """Bool [C, Q]: the queries that may be negatives of each pair, given its known positives [C, N]."""
         structure, query = self.structure, self.structure.query[rows]
+        if not (self.terms.query_query or self.terms.document_query):
+            return torch.zeros(len(query), len(structure.query_text), dtype=torch.bool, device=query.device)
         allowed = torch.arange(len(structure.query_text), device=query.device) != query[:, None]
         if self.mask_identity:
             allowed &= structure.query_text != structure.query_text[query, None]
