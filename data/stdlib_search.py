@@ -23,7 +23,7 @@ import tempfile
 import tokenize
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,7 +237,7 @@ def collection_files(pairs: list[Pair]) -> dict[str, str]:
     """Contents of the BEIR folder's files by their paths within it."""
     files = {
         "corpus.jsonl": json_lines({"_id": f"code:{p.identifier}", "title": "", "text": p.document} for p in pairs),
-        "queries.jsonl": json_lines({"_id": f"docstring:{p.identifier}", "text": p.query} for p in pairs),
+        "queries.jsonl": json_lines(query_row(pair) for pair in pairs),
     }
     for split in SPLITS:
         rows = [f"docstring:{p.identifier}\tcode:{p.identifier}\t1" for p in pairs if split_of(p.module) == split]
@@ -245,7 +245,12 @@ def collection_files(pairs: list[Pair]) -> dict[str, str]:
     return files
 
 
-def json_lines(rows: Iterable[dict[str, str]]) -> str:
+def query_row(pair: Pair) -> dict[str, object]:
+    """A row of queries.jsonl; queries of one module are alike, and tests of significance go by modules."""
+    return {"_id": f"docstring:{pair.identifier}", "text": pair.query, "metadata": {"group": pair.module}}
+
+
+def json_lines(rows: Iterable[Mapping[str, object]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -7,7 +7,8 @@
 
 The embedder with the highest nDCG@10 is chosen; the first, the one before training, where no other is better. Its first
 documents of each query, or without models those of BM25, are ordered by (1 - w) z(embedder) + w z(reranker), z being
-scores standardised over them, with w = 0, 0.1, ... 1. The best weight is chosen; 0 is no reranker.
+scores standardised over them, with w = 0, 0.1, ... 1. Of the weights whose gain is sure (p at most 0.05, corrected for
+their number, over the groups that queries.jsonl names in metadata.group) the best is chosen; without one, no reranker.
 """
 
 import sys
@@ -40,7 +41,7 @@ def main() -> None:
 
 def make_choice(config: ChooseConfig) -> "Choice":
     from nestling.models.reranker import Reranker
-    from nestling.records import load_retrieval_set
+    from nestling.records import load_retrieval_set, read_query_groups
     from nestling.retrieval import open_candidates, rerank
     from nestling.retrieval.choice import choose
 
@@ -54,7 +55,13 @@ def make_choice(config: ChooseConfig) -> "Choice":
     reranker = Reranker.from_pretrained(config.reranker, **settings(config)).to(best_device())
     scores = rerank(reranker, data, candidates, instruction=config.instruction, progress=sys.stderr.isatty())
     return choose(
-        measured, data=data, depth=config.depth, reranker=config.reranker, scores=scores, candidates=candidates
+        measured,
+        data=data,
+        depth=config.depth,
+        groups=read_query_groups(config.data, data.query_ids),
+        reranker=config.reranker,
+        scores=scores,
+        candidates=candidates,
     )
 
 

@@ -172,7 +172,8 @@ def test_files_are_a_beir_folder_whose_splits_share_no_module(library: Path) -> 
     documents = [json.loads(line) for line in files["corpus.jsonl"].splitlines()]
     assert documents[4] == {"_id": "code:pkg.copy:area", "title": "", "text": "def area(self):\n    return 3"}
     queries = [json.loads(line) for line in files["queries.jsonl"].splitlines()]
-    assert queries[4] == {"_id": "docstring:pkg.copy:area", "text": "The same code under another docstring."}
+    row = {"_id": "docstring:pkg.copy:area", "text": "The same code under another docstring."}
+    assert queries[4] == {**row, "metadata": {"group": "pkg.copy"}}
 
     judged = {}
     for split in ("train", "dev", "test"):

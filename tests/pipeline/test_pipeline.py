@@ -187,7 +187,7 @@ def test_steps_that_are_left_out_have_to_be_done(folder: Path) -> None:
 
 def test_a_model_that_dev_does_not_choose_is_not_handed_over(folder: Path) -> None:
     data, out, choice = folder.parent / "data.txt", folder / "reranker", folder.parent / "choice.json"
-    found = Choice("dev", 3, {}, None, 20, [0.5, 0.6], "reranker", 0.1, 0.5)
+    found = Choice("dev", 3, {}, None, 20, None, [0.5, 0.6], [1.0, 0.01], "reranker", 0.1)
     copy = Step(
         "copy", "copy", ("cp", "-r"), (str(data), str(out)), {}, (data, choice), (out,), choice=choice, kind="reranker"
     )
@@ -203,7 +203,7 @@ def test_a_model_that_dev_does_not_choose_is_not_handed_over(folder: Path) -> No
     choice.write_text(found.to_json())
     assert state() == "new" and out.read_text() == "data"
     choice.write_text(replace(found, reranker=None, rerank_weight=0.0).to_json())
-    assert state() == f"left out: the reranker makes the dev set no better, by {choice}"
+    assert state() == f"left out: the dev set does not speak for the reranker: {choice}"
     assert not out.exists() and (folder / "replaced" / "copy.1" / "reranker").read_text() == "data"
     assert state().startswith("left out")
     choice.write_text(found.to_json())

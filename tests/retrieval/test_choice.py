@@ -13,8 +13,10 @@ from nestling.retrieval.metrics import Floats
 from sets import write_beir
 
 TEXTS = ["alpha", "beta", "gamma"]
-# Of each of three queries the relevant document is d0.
-FIRST = [[0.3, 0.2, 0.1], [0.2, 0.3, 0.1], [0.2, 0.25, 0.1]]
+QUERIES = 12
+# Of each query the relevant document is d0, which the first stage finds first for every third query.
+FIRST = [[0.3, 0.2, 0.1], [0.2, 0.3, 0.1], [0.2, 0.25, 0.1]] * (QUERIES // 3)
+HELPS = [[1.0, -1.0, 0.0]] * QUERIES
 EMBEDDERS = {"base": 0.5, "trained": 0.6}
 
 
@@ -24,16 +26,17 @@ def as_scores(values: Sequence[Sequence[float]]) -> list[Floats]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> RetrievalSet:
-    qrels = {f"q{i}": {"d0": 1} for i in range(3)}
-    return write_beir(tmp_path / "small", TEXTS, ["one", "two", "three"], qrels)
+    qrels = {f"q{i}": {"d0": 1} for i in range(QUERIES)}
+    return write_beir(tmp_path / "small", TEXTS, [f"query {i}" for i in range(QUERIES)], qrels)
 
 
-def chosen(data: RetrievalSet, scores: Sequence[Sequence[float]], **more: float) -> Choice:
-    candidates = Candidates([np.arange(3)] * 3, as_scores(FIRST))
+def chosen(data: RetrievalSet, scores: Sequence[Sequence[float]], groups: Sequence[str] | None = None) -> Choice:
+    candidates = Candidates([np.arange(3)] * QUERIES, as_scores(FIRST))
     return choose(
-        {**EMBEDDERS, **more},
+        EMBEDDERS,
         data=data,
         depth=3,
+        groups=groups,
         reranker="reranker",
         scores=as_scores(scores),
         candidates=candidates,
@@ -55,24 +58,44 @@ def test_a_weight_of_0_or_1_is_the_order_of_one_alone() -> None:
 
 
 def test_a_reranker_that_helps_gets_the_smallest_of_the_best_weights(data: RetrievalSet) -> None:
-    choice = chosen(data, [[1.0, -1.0, 0.0]] * 3)
+    choice = chosen(data, HELPS)
     assert choice.embedder == "trained" and choice.trained("embedder")
     assert choice.reranker == "reranker" and choice.trained("reranker")
-    assert choice.weights is not None
+    assert choice.weights is not None and choice.p_values is not None
     first, second = 1.0, 1 / np.log2(3)
     assert choice.weights[0] == pytest.approx((first + 2 * second) / 3)
     assert max(choice.weights) == 1.0
     assert choice.rerank_weight == choice.weights.index(1.0) / 10 > 0
-    assert choice.p_value is not None and 0.3 < choice.p_value <= 1.0, "two queries of three prove nothing"
-    assert "reranker with weight" in list(choice.lines())[1]
+    assert choice.p_values[0] == 1.0
+    assert choice.p_values[10] == pytest.approx(2**-8, abs=2e-3), "all eight queries that change are better"
+    assert "chosen reranker: reranker with weight" in list(choice.lines())[1]
 
 
 def test_a_reranker_that_harms_or_changes_nothing_is_not_used(data: RetrievalSet) -> None:
-    for scores in ([[-1.0, 1.0, 0.0]] * 3, [[0.0, 0.0, 0.0]] * 3):
+    for scores in ([[-1.0, 1.0, 0.0]] * QUERIES, [[0.0, 0.0, 0.0]] * QUERIES):
         choice = chosen(data, scores)
-        assert (choice.reranker, choice.rerank_weight, choice.p_value) == (None, 0.0, None)
+        assert (choice.reranker, choice.rerank_weight) == (None, 0.0)
         assert not choice.trained("reranker")
         assert "chosen reranker: none, for it does not help at any weight" in list(choice.lines())[1]
+
+
+def test_a_gain_that_few_queries_carry_is_not_sure(data: RetrievalSet) -> None:
+    choice = chosen(data, [*HELPS[:3], *[[1.0, 1.0, 1.0]] * (QUERIES - 3)])
+    assert choice.weights is not None and max(choice.weights) > choice.weights[0]
+    assert (choice.reranker, choice.rerank_weight) == (None, 0.0)
+    line = list(choice.lines())[1]
+    assert "chosen reranker: none, for its gain is not sure at any weight" in line
+    assert f"{max(choice.weights):.4f} with weight 0." in line and "p = 0." in line
+
+
+def test_a_gain_that_few_groups_carry_is_not_sure(data: RetrievalSet) -> None:
+    alone = chosen(data, HELPS, [f"own {i:02}" for i in range(QUERIES)])
+    assert (alone.reranker, alone.groups) == ("reranker", QUERIES)
+    assert alone.p_values == chosen(data, HELPS).p_values
+    grouped = chosen(data, HELPS, [f"manual {i % 4}" for i in range(QUERIES)])
+    assert (grouped.reranker, grouped.groups) == (None, 4)
+    assert grouped.weights == alone.weights
+    assert "12 dev queries in 4 groups" in list(grouped.lines())[1]
 
 
 def test_a_trained_embedder_that_is_no_better_is_not_chosen(data: RetrievalSet) -> None:
@@ -83,13 +106,13 @@ def test_a_trained_embedder_that_is_no_better_is_not_chosen(data: RetrievalSet) 
 
 
 def test_the_file_of_a_choice_says_how_to_fuse(data: RetrievalSet, tmp_path: Path) -> None:
-    path, choice = tmp_path / "choice.json", chosen(data, [[1.0, -1.0, 0.0]] * 3)
+    path, choice = tmp_path / "choice.json", chosen(data, HELPS)
     path.write_text(choice.to_json())
     assert Choice.read(path) == choice
-    first, second = as_scores(FIRST), as_scores([[1.0, -1.0, 0.0]] * 3)
+    first, second = as_scores(FIRST), as_scores(HELPS)
     for weight in (str(path), choice.rerank_weight):
         fused = fusion_of(weight)(first, second)
-        assert [each.argmax() for each in fused] == [0, 0, 0]
+        assert [each.argmax() for each in fused] == [0] * QUERIES
     assert [each.tolist() for each in fusion_of(None)(first, second)] == [
         each.tolist() for each in reciprocal_rank_fusion(first, second)
     ]

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from nestling.retrieval.metrics import Floats
-from nestling.retrieval.significance import BLOCK, blocks, bootstrap_interval, holm, randomisation_p
+from nestling.retrieval.significance import (
+    BLOCK,
+    blocks,
+    bootstrap_interval,
+    gain_p,
+    holm,
+    randomisation_p,
+    sums_of_groups,
+)
 
 
 def exact_p(differences: Floats) -> float:
@@ -71,3 +79,43 @@ def test_holm_corrects_for_the_number_of_tests() -> None:
     assert holm([0.7, 0.8]) == [1.0, 1.0]
     assert holm([0.03]) == [0.03]
     assert holm([]) == []
+
+
+def exact_gain_p(gains: Floats) -> list[float]:
+    """Corrected p values over all assignments of signs."""
+    norms = np.sqrt((gains**2).sum(axis=0))
+    largest = [max(np.array(signs) @ gains / norms) for signs in product((1, -1), repeat=len(gains))]
+    return [float(np.mean(np.array(largest) >= t - 1e-12)) for t in gains.sum(axis=0) / norms]
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.15, 0.4])
+def test_p_of_gains_is_that_of_all_assignments(shift: float) -> None:
+    gains = np.random.default_rng(6).normal(shift, 0.3, size=(12, 4)).round(2)
+    gains[:, 3] = gains[:, 2] / 2  # settings may be nearly the same
+    p = gain_p(gains, samples=200_000)
+    assert p == pytest.approx(exact_gain_p(gains), abs=0.004)
+    assert p[2] == p[3], "t does not depend on the scale"
+
+
+def test_p_of_a_gain_counts_the_choice_and_the_direction() -> None:
+    generator = np.random.default_rng(7)
+    one = generator.normal(0.05, 0.2, size=(60, 1))
+    others = np.concatenate([one, generator.normal(0, 0.2, size=(60, 9))], axis=1)
+    assert gain_p(others)[0] > 2 * gain_p(one)[0]
+    assert gain_p(one)[0] == pytest.approx(randomisation_p(one)[0] / 2, abs=0.004), "one-sided"
+    assert gain_p(-np.abs(one))[0] == 1.0
+    assert gain_p(np.zeros((5, 2))).tolist() == [1.0, 1.0]
+
+
+def test_without_a_gain_one_choice_in_twenty_is_called_sure() -> None:
+    generator, sure = np.random.default_rng(8), 0
+    for seed in range(400):
+        gains = generator.normal(0, 1, size=(40, 1)) * np.linspace(0, 2, 11) + generator.normal(0, 0.3, size=(40, 11))
+        sure += gain_p(gains, samples=500, seed=seed).min() <= 0.05
+    assert 8 <= sure <= 34, "400 sets: 20 expected, standard deviation 4.4"
+
+
+def test_the_queries_of_a_group_are_one_unit() -> None:
+    values = np.arange(8.0).reshape(4, 2)
+    assert sums_of_groups(values, None) is values
+    assert sums_of_groups(values, ["b", "a", "b", "c"]).tolist() == [[2.0, 3.0], [4.0, 6.0], [6.0, 7.0]]

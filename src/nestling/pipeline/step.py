@@ -77,7 +77,7 @@ class Step:
         """Why it is not to be run; None if it is."""
         if self.choice is None or Choice.read(self.choice).trained(self.kind):
             return None
-        return f"the {self.kind} makes the dev set no better, by {self.choice}"
+        return f"the dev set does not speak for the {self.kind}: {self.choice}"
 
     @property
     def command(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ from nestling.records.retrieval_set import RetrievalSet
 from nestling.retrieval.candidates import Candidates, ranks_in_candidates
 from nestling.retrieval.fusion import reciprocal_rank_fusion, weighted_fusion
 from nestling.retrieval.metrics import Floats, metrics_per_query
-from nestling.retrieval.significance import randomisation_p
+from nestling.retrieval.significance import gain_p, sums_of_groups
 from nestling.run_files import reading
 
 METRIC = "nDCG@10"
 # Weights of the reranker that are tried.
 WEIGHTS = [step / 10 for step in range(11)]
+# The highest p value of a gain at which a reranker is used: it costs time at every query, and a gain that other queries
+# would not show is none.
+MAX_P = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class Choice:
         embedders: nDCG@10 of each embedding model alone, by directory or hub id, the one before training first.
         embedder: The best of them, the first of equal ones; None where BM25 finds the documents.
         depth: Documents of a query that the reranker reads.
+        groups: Number of groups of queries that are alike, which the p values go by; None where each is on its own.
         weights: nDCG@10 of the chosen embedder's documents with each weight of the reranker, of `WEIGHTS`; None without
             a reranker.
-        reranker: Directory or hub id of the reranker if it helps, else None.
-        rerank_weight: The best weight, the smallest of equal ones, for `weighted_fusion`; 0 without a reranker.
-        p_value: Of the randomisation test between this weight and 0; None at 0.
+        p_values: Of the gain with each weight, corrected for the choice among them (`gain_p`).
+        reranker: Directory or hub id of the reranker if it surely helps, else None.
+        rerank_weight: The best of the weights whose p value is at most `MAX_P`, the smallest of equal ones, for
+            `weighted_fusion`; 0 without a reranker.
     """
 
     data: str
@@ -43,10 +48,11 @@ class Choice:
     embedders: dict[str, float]
     embedder: str | None
     depth: int
+    groups: int | None = None
     weights: list[float] | None = None
+    p_values: list[float] | None = None
     reranker: str | None = None
     rerank_weight: float = 0.0
-    p_value: float | None = None
 
     def trained(self, kind: str) -> bool:
         """Whether the embedder, if `kind` says so, is another than before training; else whether a reranker is used."""
@@ -54,21 +60,29 @@ class Choice:
 
     def lines(self) -> Iterator[str]:
         """The choice in sentences."""
-        where = f"{METRIC} on {self.queries:,} dev queries of {self.data}"
+        groups = f" in {self.groups:,} groups" if self.groups is not None else ""
+        where = f"{METRIC} on {self.queries:,} dev queries{groups} of {self.data}"
         if self.embedder is not None:
             measured = ", ".join(f"{model} {value:.4f}" for model, value in self.embedders.items())
             yield f"chosen embedder: {self.embedder} ({where}: {measured})"
-        if self.weights is None:
-            return
-        alone, best = self.weights[0], max(self.weights)
-        if self.reranker is None:
-            tried = f"{alone:.4f} without, at most {max(self.weights[1:]):.4f} with it"
-            yield f"chosen reranker: none, for it does not help at any weight ({where}: {tried})"
-        else:
-            yield (
-                f"chosen reranker: {self.reranker} with weight {self.rerank_weight:g} on the first {self.depth} "
-                f"documents ({where}: {alone:.4f} without, {best:.4f} with it, p = {self.p_value:.3g})"
-            )
+        if self.weights is not None and self.p_values is not None:
+            yield f"chosen reranker: {self.of_reranker(self.weights, self.p_values)} ({where}: {self.tried()})"
+
+    def of_reranker(self, weights: Sequence[float], p_values: Sequence[float]) -> str:
+        """The reranker that was chosen, or why there is none."""
+        if self.reranker is not None:
+            return f"{self.reranker} with weight {self.rerank_weight:g} on the first {self.depth} documents"
+        helps = max(weights) > weights[0]
+        return f"none, for {'its gain is not sure' if helps else 'it does not help'} at any weight"
+
+    def tried(self) -> str:
+        """What was measured without the reranker, and with it at the chosen weight, else the best one."""
+        assert self.weights is not None
+        assert self.p_values is not None
+        alone, *others = self.weights
+        at = WEIGHTS.index(self.rerank_weight) if self.reranker is not None else 1 + int(np.argmax(others))
+        best = f"{self.weights[at]:.4f} with {'it' if self.reranker is not None else f'weight {WEIGHTS[at]:g}'}"
+        return f"{alone:.4f} without, {best}, p = {self.p_values[at]:.3g}"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -99,8 +113,8 @@ def fusion_of(weight: str | float | None) -> Fusion:
     return partial(weighted_fusion, weight=number)
 
 
-def choose_weight(scores: Sequence[Floats], candidates: Candidates, data: RetrievalSet) -> tuple[list[float], Floats]:
-    """The mean nDCG@10 with each of `WEIGHTS`, and per query with the best weight less that without the reranker, [Q].
+def measure_weights(scores: Sequence[Floats], candidates: Candidates, data: RetrievalSet) -> Floats:
+    """nDCG@10 of each query with each of `WEIGHTS`: [Q, W] float64.
 
     Args:
         scores: Q arrays of float64 of the reranker, aligned with `candidates.positions`.
@@ -108,13 +122,9 @@ def choose_weight(scores: Sequence[Floats], candidates: Candidates, data: Retrie
         data: Says which documents are relevant.
     """
     assert candidates.scores is not None
-    per_query = []
-    for weight in WEIGHTS:
-        ranks = ranks_in_candidates(weighted_fusion(candidates.scores, scores, weight), candidates, data)
-        per_query.append(metrics_per_query(ranks)[METRIC])
-    means = [float(each.mean()) for each in per_query]
-    difference: Floats = per_query[int(np.argmax(means))] - per_query[0]
-    return means, difference
+    fused = (weighted_fusion(candidates.scores, scores, weight) for weight in WEIGHTS)
+    ranks = (ranks_in_candidates(each, candidates, data) for each in fused)
+    return np.stack([metrics_per_query(each)[METRIC] for each in ranks], axis=1)
 
 
 def choose(
@@ -122,34 +132,36 @@ def choose(
     *,
     data: RetrievalSet,
     depth: int,
+    groups: Sequence[str] | None = None,
     reranker: str | None = None,
     scores: Sequence[Floats] | None = None,
     candidates: Candidates | None = None,
 ) -> Choice:
-    """Choose by nDCG@10, in favour of less: the model before training, and no reranker, where others are not better.
+    """Choose by nDCG@10, in favour of less.
+
+    The model before training is chosen where others are not better, and no reranker where no weight's gain is sure.
 
     Args:
         embedders: nDCG@10 of each embedding model, by directory or hub id, the one before training first; may be empty.
         data: The dev set.
         depth: Documents of a query that the reranker read.
+        groups: Of each query the group of queries that are like it (`read_query_groups`).
         reranker: Directory or hub id of the reranker.
         scores: The reranker's, aligned with `candidates`.
         candidates: The first documents of the best embedder.
     """
     embedder = best_of(embedders) if embedders else None
-    found = Choice(data.name, len(data.queries), embedders, embedder, depth)
+    count = len(set(groups)) if groups is not None else None
+    found = Choice(data.name, len(data.queries), embedders, embedder, depth, count)
     if reranker is None:
         return found
     assert scores is not None
     assert candidates is not None
-    means, difference = choose_weight(scores, candidates, data)
-    best = int(np.argmax(means))
-    helps = {
-        "reranker": reranker,
-        "rerank_weight": WEIGHTS[best],
-        "p_value": float(randomisation_p(difference[:, None])[0]),
-    }
-    return Choice(**{**asdict(found), "weights": means, **(helps if best else {})})
+    per_query = measure_weights(scores, candidates, data)
+    means, p_values = per_query.mean(axis=0), gain_p(sums_of_groups(per_query - per_query[:, :1], groups))
+    found = replace(found, weights=means.tolist(), p_values=p_values.tolist())
+    best = int(np.argmax(np.where(p_values <= MAX_P, means, means[0])))
+    return replace(found, reranker=reranker, rerank_weight=WEIGHTS[best]) if means[best] > means[0] else found
 
 
 def best_of(embedders: dict[str, float]) -> str:

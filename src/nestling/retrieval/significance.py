@@ -6,7 +6,10 @@ exchanged at random on each query (Smucker, Allan and Carterette 2007, "A Compar
 for Information Retrieval Evaluation"). The bootstrap gives a confidence interval of the mean difference over other
 queries of the same kind (Sakai 2006, "Evaluating Evaluation Metrics based on the Bootstrap").
 
-Shape legend: Q queries, M metrics, b samples drawn at once.
+Where queries come in groups that are alike, such as those of one manual, the groups are exchanged: a difference that
+few of them carry is no proof for another group, however many queries they have.
+
+Shape legend: Q queries, G groups, M metrics, W settings, b samples drawn at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,12 +38,48 @@ def randomisation_p(differences: Floats, *, samples: int = SAMPLES, seed: int = 
     observed = np.abs(differences.sum(axis=0))
     # Sums of the same values in another order may differ in their last bits.
     threshold = observed - 1e-12 * np.abs(differences).sum(axis=0)
-    generator, extreme = np.random.default_rng(seed), np.ones(differences.shape[1])
-    for size in blocks(samples, len(differences)):
-        signs = 1.0 - 2.0 * generator.integers(2, size=(size, len(differences)), dtype=np.int8)  # [b, Q]
+    extreme = np.ones(differences.shape[1])
+    for signs in random_signs(samples, len(differences), seed):
         extreme += (np.abs(signs @ differences) >= threshold).sum(axis=0)
     p: Floats = extreme / (samples + 1)
     return p
+
+
+def gain_p(gains: Floats, *, samples: int = SAMPLES, seed: int = 0) -> Floats:
+    """One-sided p values of the gains of W settings, corrected for the choice among them: [W] float64.
+
+    The single-step max-T procedure (Westfall and Young 1993, "Resampling-Based Multiple Testing") with the
+    randomisation test: the probability that the largest t of all settings is at least that of this one if the signs of
+    the units were drawn at random, those of all settings together. t is the sum of the gains divided by the root of the
+    sum of their squares. Settings that change nothing have p = 1.
+
+    Args:
+        gains: [Q, W] float64, of each unit (a query, or a group of queries) the metric with each setting less that of
+            the baseline; Q at least 1.
+        samples: How many assignments of signs to draw.
+        seed: Seed of the random generator.
+    """
+    assert len(gains) > 0
+    norms = np.sqrt((gains**2).sum(axis=0))
+    scaled = np.divide(gains, norms, out=np.zeros_like(gains), where=norms > 0)
+    observed = scaled.sum(axis=0)
+    threshold = np.where(norms > 0, observed - 1e-12 * np.abs(scaled).sum(axis=0), -np.inf)
+    extreme = np.ones(gains.shape[1])
+    for signs in random_signs(samples, len(gains), seed):
+        largest = np.sort((signs @ scaled).max(axis=1))
+        extreme += len(largest) - np.searchsorted(largest, threshold)
+    p: Floats = extreme / (samples + 1)
+    return p
+
+
+def sums_of_groups(values: Floats, groups: Sequence[str] | None) -> Floats:
+    """The sums of [Q, M] values over the queries of each group, [G, M]; the values themselves without groups."""
+    if groups is None:
+        return values
+    _, group_of = np.unique(np.array(groups), return_inverse=True)
+    sums = np.zeros((int(group_of.max()) + 1, values.shape[1]))
+    np.add.at(sums, group_of, values)
+    return sums
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -76,6 +115,13 @@ def bootstrap_interval(
         means.append(weights @ differences / count)
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
+
+
+def random_signs(samples: int, count: int, seed: int) -> Iterator[Floats]:
+    """Blocks [b, count] of signs, 1.0 or -1.0, drawn at random: `samples` rows in all."""
+    generator = np.random.default_rng(seed)
+    for size in blocks(samples, count):
+        yield generator.choice(np.array([-1.0, 1.0]), size=(size, count))
 
 
 def blocks(samples: int, count: int) -> Iterator[int]:

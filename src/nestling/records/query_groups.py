@@ -1,0 +1,21 @@
+"""Groups of queries that are alike, such as those of one manual or one module, as a BEIR folder's queries name them."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from nestling.records.json_files import read_jsonl
+
+
+def read_query_groups(folder: str | Path, query_ids: Collection[str]) -> list[str] | None:
+    """The group of each query, in their order: `metadata.group` in queries.jsonl; None where no query has one.
+
+    A query without one is alone: its group is its own id. Raises ValueError, `file:line: reason`, for broken lines.
+    """
+    path, wanted, found = Path(folder) / "queries.jsonl", set(query_ids), dict[str, str]()
+    if not path.is_file():  # a retrieval set in one JSON file, which has no place for them
+        return None
+    for _, row in read_jsonl(path):
+        metadata = row.get("metadata")
+        if isinstance(metadata, dict) and metadata.get("group") is not None and row.get("_id") in wanted:
+            found[row["_id"]] = str(metadata["group"])
+    return [found.get(query, query) for query in query_ids] if found else None
