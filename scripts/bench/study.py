@@ -2,11 +2,12 @@
 
 python scripts/bench/study.py --model MODEL --sets nl2bash,data/stdlib-search --also cranfield --output runs/study
 
-Settings are flags of train/embed.py under a name, in a YAML file (scripts/bench/study.yaml), in which {model} stands for
+Settings are flags of train/embed.py under a name, in a YAML file (scripts/bench/study.yaml), where {model} stands for
 the model. `base` is the model before training, `sentence-transformers` its
-MatryoshkaLoss(MultipleNegativesRankingLoss) on the same rows, for as many steps. NAME@0.7 is the run NAME, moved back: 0.7 of its weights and 0.3 of the base's. A study that was cut off goes on
-when the same command is given again. Settings are chosen on split dev; test is for those that were chosen. "p, Holm" is
-p corrected for the number of settings in the table, base left out.
+MatryoshkaLoss(MultipleNegativesRankingLoss) on the same rows, for as many steps. NAME@0.7 is the run NAME, moved back:
+0.7 of its weights and 0.3 of the base's. A study that was cut off goes on when the same command is given again.
+Settings are chosen on split dev; test is for those that were chosen. "p, Holm" is p corrected for the number of
+settings in the table, base left out.
 """
 
 import json
