@@ -6,6 +6,7 @@ those of the launchers. What starts a program that is not part of this package i
 
 import ast
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -100,6 +101,7 @@ def config_class(script: str) -> type:
     return found
 
 
+@functools.cache
 def knows(cls: type, flag: str) -> bool:
     """Whether it is a setting, or one of a section that another script reads."""
     keys, groups = set(known_keys(cls)), set(sections(cls))
@@ -107,8 +109,10 @@ def knows(cls: type, flag: str) -> bool:
     return flag in {*keys, *EVERYWHERE} or (section in keys and section not in groups)
 
 
-def sections(cls: type) -> Iterator[str]:
-    return (each.name for each in fields(cls) if is_dataclass(get_type_hints(cls)[each.name]))
+@functools.cache
+def sections(cls: type) -> list[str]:
+    hints = get_type_hints(cls)
+    return [each.name for each in fields(cls) if is_dataclass(hints[each.name])]
 
 
 @contextlib.contextmanager
