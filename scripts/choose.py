@@ -41,7 +41,7 @@ def main() -> None:
 
 def make_choice(config: ChooseConfig) -> "Choice":
     from nestling.models.reranker import Reranker
-    from nestling.records import load_retrieval_set, read_query_groups
+    from nestling.records import load_retrieval_set
     from nestling.retrieval import open_candidates, rerank
     from nestling.retrieval.choice import choose
 
@@ -55,13 +55,7 @@ def make_choice(config: ChooseConfig) -> "Choice":
     reranker = Reranker.from_pretrained(config.reranker, **settings(config)).to(best_device())
     scores = rerank(reranker, data, candidates, instruction=config.instruction, progress=sys.stderr.isatty())
     return choose(
-        measured,
-        data=data,
-        depth=config.depth,
-        groups=read_query_groups(config.data, data.query_ids),
-        reranker=config.reranker,
-        scores=scores,
-        candidates=candidates,
+        measured, data=data, depth=config.depth, reranker=config.reranker, scores=scores, candidates=candidates
     )
 
 

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from nestling.records import read_query_groups
+from nestling.records import load_retrieval_set
+from nestling.records.query_groups import read_query_groups
 
 
 def write(folder: Path, *rows: dict[str, object]) -> Path:
@@ -28,7 +27,15 @@ def test_groups_are_in_the_order_of_the_queries_and_others_are_alone(tmp_path: P
 
 def test_sets_without_groups_have_none(tmp_path: Path) -> None:
     assert read_query_groups(write(tmp_path, {"_id": "q1", "text": "one", "metadata": None}), ["q1"]) is None
-    assert read_query_groups(tmp_path / "set.json", ["q1"]) is None
-    (tmp_path / "queries.jsonl").write_text("{\n")
-    with pytest.raises(ValueError, match=r"queries\.jsonl:1: "):
-        read_query_groups(tmp_path, ["q1"])
+
+
+def test_a_set_has_the_groups_of_its_judged_queries(tmp_path: Path) -> None:
+    rows = [{"_id": f"q{i}", "text": f"query {i}", "metadata": {"group": f"manual {i % 2}"}} for i in range(4)]
+    write(tmp_path, *rows)
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "text": "a document"}\n')
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq3\td\t1\nq0\td\t1\n")
+    data = load_retrieval_set(tmp_path, "test")
+    assert (list(data.query_ids), data.groups) == (["q0", "q3"], ["manual 0", "manual 1"])
+    write(tmp_path, *({**row, "metadata": {}} for row in rows))
+    assert load_retrieval_set(tmp_path, "test").groups is None

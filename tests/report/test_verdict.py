@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from nestling.report.comparison import System, compare
 from nestling.report.page import render
-from nestling.report.results import Result, read_result
+from nestling.report.results import METRIC, Result, read_result
 from nestling.report.runs import read_run_records
 from nestling.report.verdict import Verdict, judge
 from nestling.retrieval.choice import Choice
@@ -20,8 +21,12 @@ TRAFFIC = {
 }
 
 
-def result(folder: Path, name: str, values: list[float], config: dict[str, Any], **key: Any) -> Result:
+def result(
+    folder: Path, name: str, values: list[float], config: dict[str, Any], groups: int | None = None, **key: Any
+) -> Result:
     lines = [detail_line(f"q{i}", value, **key) for i, value in enumerate(values)]
+    if groups is not None:
+        lines = [{**line, "group": f"manual {i % groups}"} for i, line in enumerate(lines)]
     return replace(read_result(write_result(folder / f"{name}.json", lines)), config=config)
 
 
@@ -49,6 +54,21 @@ def test_the_interval_decides(values: list[float], said: str, broken: list[str],
     assert said in str(verdict)
     assert [rule for rule in ("worse", "not_better") if verdict.fails(rule)] == broken
     assert not verdict.fails(None)
+
+
+def test_a_gain_that_few_groups_carry_is_no_difference(tmp_path: Path) -> None:
+    values = [0.8, 0.52, 0.49] * 10
+    for groups, word in ((None, "better than"), (30, "better than"), (3, "no difference from")):
+        base, after = (
+            result(tmp_path, name, each, {"model": name}, groups)
+            for name, each in (("base", [0.5] * 30), ("after", values))
+        )
+        verdict = judge([base, after], None, [])
+        assert verdict is not None and str(verdict).startswith(f"verdict: {word} the base (+.103 [")
+        systems = [System(each, each.main_key("set/test")) for each in (base, after)]
+        difference = next(each for each in compare(*systems) if each.metric == METRIC)
+        assert difference.p is not None and difference.low is not None
+        assert (difference.p < 0.05, difference.low > 0) == (groups != 3, groups != 3)
 
 
 def test_better_than_one_and_worse_than_the_other_is_worse(tmp_path: Path) -> None:

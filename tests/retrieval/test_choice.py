@@ -1,6 +1,7 @@
 """Two rankings as one, and what a dev set chooses of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +35,8 @@ def chosen(data: RetrievalSet, scores: Sequence[Sequence[float]], groups: Sequen
     candidates = Candidates([np.arange(3)] * QUERIES, as_scores(FIRST))
     return choose(
         EMBEDDERS,
-        data=data,
+        data=replace(data, groups=groups),
         depth=3,
-        groups=groups,
         reranker="reranker",
         scores=as_scores(scores),
         candidates=candidates,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,15 @@ def test_lists_and_candidates(data: RetrievalSet) -> None:
     }
     ranks = ranks_in_candidates(values, candidates, data)
     check_lists(candidate_details(values, candidates, data, ranks), reranked, data)
+
+
+def test_lines_name_the_groups_of_queries(data: RetrievalSet) -> None:
+    run: dict[str, dict[str, float]] = {query: {} for query in data.query_ids}
+    ranks = ranks_in_run(run, qrels_of(data))
+    groups = [f"manual {i % 3}" for i in range(len(data.query_ids))]
+    lines = list(detail_lines(run_details(run, data, ranks), replace(data, groups=groups)))
+    assert [line["group"] for line in lines] == groups
+    assert all("group" not in line for line in detail_lines(run_details(run, data, ranks), data))
 
 
 def test_long_texts_are_cut_and_lines_are_json(tmp_path: Path) -> None:

@@ -119,3 +119,19 @@ def test_the_queries_of_a_group_are_one_unit() -> None:
     values = np.arange(8.0).reshape(4, 2)
     assert sums_of_groups(values, None) is values
     assert sums_of_groups(values, ["b", "a", "b", "c"]).tolist() == [[2.0, 3.0], [4.0, 6.0], [6.0, 7.0]]
+
+
+def test_groups_are_drawn_whole() -> None:
+    differences = np.random.default_rng(9).normal(0.1, 0.3, size=(6, 1))
+    alone = [f"query {i}" for i in range(6)]
+    assert bootstrap_interval(differences, alone) == bootstrap_interval(differences)
+    often, groups = np.repeat(differences, 50, axis=0), [name for name in alone for _ in range(50)]
+    np.testing.assert_allclose(bootstrap_interval(often, groups), bootstrap_interval(differences), atol=1e-12)
+    low, high = bootstrap_interval(often)
+    assert high[0] - low[0] < 0.3 * np.subtract(*bootstrap_interval(differences)[::-1])[0]
+
+
+def test_the_mean_over_groups_of_unequal_size_is_that_over_queries() -> None:
+    differences, groups = np.array([[1.0], [0.0], [0.0], [0.0]]), ["a", "b", "b", "b"]
+    low, high = bootstrap_interval(differences, groups)
+    assert (low[0], high[0]) == (0.0, 1.0), "the means of a a, a b and b b are 1, 1/4 and 0"

@@ -2,7 +2,6 @@
 
 from nestling.records.beir import load_retrieval_set
 from nestling.records.load import default_name, load_records
-from nestling.records.query_groups import read_query_groups
 from nestling.records.record import Record, text_id, without_none
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.summary import LoadSummary
@@ -16,7 +15,6 @@ __all__ = [
     "default_name",
     "load_records",
     "load_retrieval_set",
-    "read_query_groups",
     "text_id",
     "without_none",
 ]

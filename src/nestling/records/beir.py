@@ -16,6 +16,7 @@ from nestling.records.collection import Collection, open_collection
 from nestling.records.json_files import read_json
 from nestling.records.json_sets import is_set, read_set
 from nestling.records.qrels import EMPTY_DOCUMENT, Judgements, read_qrels
+from nestling.records.query_groups import read_query_groups
 from nestling.records.record import Record
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.sources import file_suffix
@@ -71,6 +72,7 @@ def load_retrieval_set(folder: str | Path, split: str, *, cache_dir: Path | None
         gains=[positive.grade[span] for span in spans],
         own_documents=own_documents,
         summary=_summarise(f"{path}[{split}]", len(corpus), judgements, drops),
+        groups=read_query_groups(path, queries.ids(judged)),
     )
 
 

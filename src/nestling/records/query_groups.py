@@ -4,16 +4,18 @@ from collections.abc import Collection
 from pathlib import Path
 
 from nestling.records.json_files import read_jsonl
+from nestling.records.lines import read_lines
 
 
 def read_query_groups(folder: str | Path, query_ids: Collection[str]) -> list[str] | None:
     """The group of each query, in their order: `metadata.group` in queries.jsonl; None where no query has one.
 
-    A query without one is alone: its group is its own id. Raises ValueError, `file:line: reason`, for broken lines.
+    A query without one is alone: its group is its own id.
     """
-    path, wanted, found = Path(folder) / "queries.jsonl", set(query_ids), dict[str, str]()
-    if not path.is_file():  # a retrieval set in one JSON file, which has no place for them
+    path = Path(folder) / "queries.jsonl"
+    if not any('"group"' in line for _, line in read_lines(path)):  # most files, of up to millions of queries
         return None
+    wanted, found = set(query_ids), dict[str, str]()
     for _, row in read_jsonl(path):
         metadata = row.get("metadata")
         if isinstance(metadata, dict) and metadata.get("group") is not None and row.get("_id") in wanted:

@@ -24,6 +24,7 @@ class RetrievalSet:
         own_documents: [Q] int64: position of the document that has the id of the query and so, as in BEIR, is no result
             of it; -1 for none, and where the judgements hold it relevant.
         summary: Counts of what was read and dropped.
+        groups: Of each of the Q queries the group of queries that are like it; None where no query has one.
     """
 
     name: str
@@ -36,3 +37,4 @@ class RetrievalSet:
     gains: list[np.ndarray]
     own_documents: np.ndarray
     summary: LoadSummary
+    groups: Sequence[str] | None = None

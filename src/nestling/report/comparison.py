@@ -8,7 +8,7 @@ import numpy as np
 from nestling.config import require
 from nestling.report.results import PerQuery, Result, ResultKey, describe
 from nestling.retrieval.metrics import Floats
-from nestling.retrieval.significance import bootstrap_interval, randomisation_p
+from nestling.retrieval.significance import bootstrap_interval, randomisation_p, sums_of_groups
 
 # Differences of a metric up to this are rounding errors of sums.
 ROUNDING = 1e-12
@@ -88,8 +88,8 @@ def compare(before: System, after: System) -> list[Difference]:
     require_same_queries(before, after, queries_before, queries_after)
     columns = [queries_after.metrics[name] - queries_before.metrics[name] for name in names]
     differences = np.stack(columns, axis=1)  # [Q, M]
-    low, high = bootstrap_interval(differences)
-    p = randomisation_p(differences)
+    low, high = bootstrap_interval(differences, queries_after.groups)
+    p = randomisation_p(sums_of_groups(differences, queries_after.groups))
     tested = zip(names, low.tolist(), high.tolist(), p.tolist(), columns, strict=True)
     return [
         Difference(name, before.metrics[name], after.metrics[name], lower, upper, p_value, *count_changes(column))

@@ -48,11 +48,13 @@ class PerQuery:
         ids: Q query ids.
         metrics: [Q] float64 for each metric.
         offsets: [Q] int64, byte offset of each query's line in the details file.
+        groups: Of each query the group of queries that are like it; None where the set names none.
     """
 
     ids: Sequence[str]
     metrics: Mapping[str, Floats]
     offsets: np.ndarray
+    groups: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,23 +141,30 @@ def read_details(path: Path) -> dict[ResultKey, PerQuery]:
     Raises:
         ValueError: `file:line: reason` for a line that scripts/evaluate.py did not write.
     """
-    columns: dict[ResultKey, tuple[list[str], list[dict[str, float]], list[int]]] = {}
+    columns: dict[ResultKey, tuple[list[str], list[dict[str, float]], list[int], list[str | None]]] = {}
     offset = 0
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 fields = json.loads(line)
-                ids, metrics, offsets = columns.setdefault(ResultKey.of(fields), ([], [], []))
+                ids, metrics, offsets, groups = columns.setdefault(ResultKey.of(fields), ([], [], [], []))
                 ids.append(fields["query_id"])
+                groups.append(fields.get("group"))
                 metrics.append(fields["metrics"])
             except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
                 raise ValueError(f"{path}:{number}: not a line that scripts/evaluate.py --details wrote") from None
             offsets.append(offset)
             offset += len(line)
-    return {
-        key: PerQuery(ids, {name: np.array([each[name] for each in metrics]) for name in metrics[0]}, np.array(offsets))
-        for key, (ids, metrics, offsets) in columns.items()
-    }
+    return {key: per_query(*each) for key, each in columns.items()}
+
+
+def per_query(
+    ids: list[str], metrics: list[dict[str, float]], offsets: list[int], groups: list[str | None]
+) -> PerQuery:
+    """The lines of a row of the table as columns."""
+    named = [group for group in groups if group is not None]
+    columns = {name: np.array([each[name] for each in metrics]) for name in metrics[0]}
+    return PerQuery(ids, columns, np.array(offsets), named if len(named) == len(groups) else None)
 
 
 def same_mean(mean: float | None, values: Floats) -> bool:

@@ -2,7 +2,7 @@
 the embedder without it, and at what cost.
 
 Better and worse mean that the 95% bootstrap interval of the mean difference of nDCG@10, paired over the queries of all
-test sets together, lies above or below 0.
+test sets together, or their groups, lies above or below 0.
 """
 
 from collections.abc import Iterator, Sequence
@@ -118,7 +118,7 @@ def system_of(result: Result, data: str) -> System:
 
 def compare_all(name: str, other: Result, final: Result) -> Against:
     """A result against another over the queries of all sets that both have."""
-    differences = []
+    differences, groups, grouped = [], list[str](), False
     for data in [each for each in final.datasets if each in other.datasets]:
         before, after = system_of(other, data), system_of(final, data)
         queries_before, queries_after = before.per_query, after.per_query
@@ -126,10 +126,12 @@ def compare_all(name: str, other: Result, final: Result) -> Against:
             return Against(name, UNTESTED)
         require_same_queries(before, after, queries_before, queries_after)
         differences.append(queries_after.metrics[METRIC] - queries_before.metrics[METRIC])
+        groups += [f"{data}/{group}" for group in queries_after.groups or queries_after.ids]
+        grouped |= queries_after.groups is not None
     if not differences:
         return Against(name, UNTESTED)
     every = np.concatenate(differences)[:, None]
-    low, high = (float(each[0]) for each in bootstrap_interval(every))
+    low, high = (float(each[0]) for each in bootstrap_interval(every, groups if grouped else None))
     return Against(name, BETTER if low > 0 else WORSE if high < 0 else SAME, float(every.mean()), low, high)
 
 

@@ -132,7 +132,6 @@ def choose(
     *,
     data: RetrievalSet,
     depth: int,
-    groups: Sequence[str] | None = None,
     reranker: str | None = None,
     scores: Sequence[Floats] | None = None,
     candidates: Candidates | None = None,
@@ -145,20 +144,19 @@ def choose(
         embedders: nDCG@10 of each embedding model, by directory or hub id, the one before training first; may be empty.
         data: The dev set.
         depth: Documents of a query that the reranker read.
-        groups: Of each query the group of queries that are like it (`read_query_groups`).
         reranker: Directory or hub id of the reranker.
         scores: The reranker's, aligned with `candidates`.
         candidates: The first documents of the best embedder.
     """
     embedder = best_of(embedders) if embedders else None
-    count = len(set(groups)) if groups is not None else None
+    count = len(set(data.groups)) if data.groups is not None else None
     found = Choice(data.name, len(data.queries), embedders, embedder, depth, count)
     if reranker is None:
         return found
     assert scores is not None
     assert candidates is not None
     per_query = measure_weights(scores, candidates, data)
-    means, p_values = per_query.mean(axis=0), gain_p(sums_of_groups(per_query - per_query[:, :1], groups))
+    means, p_values = per_query.mean(axis=0), gain_p(sums_of_groups(per_query - per_query[:, :1], data.groups))
     found = replace(found, weights=means.tolist(), p_values=p_values.tolist())
     best = int(np.argmax(np.where(p_values <= MAX_P, means, means[0])))
     return replace(found, reranker=reranker, rerank_weight=WEIGHTS[best]) if means[best] > means[0] else found

@@ -107,10 +107,12 @@ def detail_lines(details: RetrievalDetails, retrieval_set: RetrievalSet) -> Iter
     position_of = positions(ids, (document for documents in details.top.values() for document in documents))
     gains_of = gains_by_position(retrieval_set)
     mean_ranks = expected_ranks(ranks)
+    groups = retrieval_set.groups
     for i, query in enumerate(retrieval_set.query_ids):
         entries = range(ranks.offsets[i], ranks.offsets[i + 1])
         yield {
             "query_id": query,
+            **({"group": groups[i]} if groups is not None else {}),
             "query": truncate_text(retrieval_set.queries[i]),
             "metrics": {name: float(values[i]) for name, values in metrics.items()},
             "judged": [

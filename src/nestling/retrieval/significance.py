@@ -95,24 +95,31 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def bootstrap_interval(
-    differences: Floats, *, level: float = 0.95, samples: int = SAMPLES, seed: int = 0
+    differences: Floats,
+    groups: Sequence[str] | None = None,
+    *,
+    level: float = 0.95,
+    samples: int = SAMPLES,
+    seed: int = 0,
 ) -> tuple[Floats, Floats]:
     """Lower and upper end of the percentile bootstrap interval of the mean difference, both [M] float64.
 
     Args:
         differences: [Q, M] float64, metrics of one system minus those of the other, Q at least 1.
+        groups: Of each query its group; groups are then drawn whole, as many as there are. None draws queries.
         level: Confidence level, the fraction of resampled means inside the interval.
-        samples: How often to draw Q queries with replacement.
+        samples: How often to draw Q queries, or G groups, with replacement.
         seed: Seed of the random generator.
     """
     assert len(differences) > 0
     assert 0 < level < 1
-    count, generator = len(differences), np.random.default_rng(seed)
+    sums, sizes = sums_of_groups(differences, groups), sums_of_groups(np.ones((len(differences), 1)), groups)
+    count, generator = len(sums), np.random.default_rng(seed)
     means = []
     for size in blocks(samples, count):
         drawn = generator.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)  # [b, Q]
-        means.append(weights @ differences / count)
+        weights = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)  # [b, G]
+        means.append(weights @ sums / (weights @ sizes))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
 
