@@ -192,8 +192,8 @@ def train(
     # 6. The result: the best checkpoint (or the last), or weights between it and the base that are better on dev, as a
     # directory to serve, once it has passed the parity gate.
     base = partial(untrained_tensors, config, parts.embedder)
-    between = partial(interpolate_run, run, base) if config.interpolate else partial(as_trained, run)
-    run.export(partial(export, parts, run), EXPORT, between)
+    between = partial(interpolate_run, run, base, config.fixed_share)
+    run.export(partial(export, parts, run), EXPORT, between if config.interpolate else partial(as_trained, run))
     if main_rank:
         write_run_report(folder.path)
 

@@ -34,6 +34,23 @@ def test_a_run_that_makes_dev_worse_gives_the_base(bert: Path, data: Path, tmp_p
     assert [row["metrics"] for row in results] == [row["metrics"] for row in before]
 
 
+def test_a_given_share_is_that_of_the_result_without_a_dev_set(bert: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = {"max_steps": 3, "tuning": "full", "learning_rate": 3e-3, "precision": "fp32"}
+    run_and_record(arguments(bert, data, run, dev_share=0, interpolate=0.7, **more), run)
+    assert interpolated(run) == {"step": 3, "share": 0.7, "measured": {}, "results": {}}
+    assert_said(run, "share of the trained weights in final/: 0.7, as set; no dev set has measured it")
+    final, base = load_file(run / "final" / "model.safetensors"), load_file(bert / "model.safetensors")
+    moved = 0
+    for name, tensor in weights(run, 3).items():
+        if tensor.is_floating_point():
+            own = name.removeprefix("backbone.")
+            torch.testing.assert_close(final[own], torch.lerp(base[own], tensor, 0.7), rtol=0, atol=0)
+            moved += not torch.equal(final[own], tensor)
+    assert moved > 10
+    assert "share of the trained weights in final/ 0.7" in ParsedPage((run / "report.html").read_text()).text
+
+
 @pytest.mark.slow
 def test_two_ranks_choose_as_one_and_false_exports_the_trained(bert: Path, data: Path, tmp_path: Path) -> None:
     more = {"max_steps": 6, "tuning": "full", "learning_rate": 3e-3, "precision": "fp32", "dev": data / "dev"}

@@ -1,7 +1,7 @@
 """Weights between the base's and the trained ones: exact at both ends, and chosen by dev."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def scores(full: float, small: float) -> Results:
     return {"dev": {64: {"nDCG@10": full}, 32: {"nDCG@10": small}}}
 
 
-def chosen(by_share: dict[float, Results]) -> tuple[float, list[float], Interpolation]:
+def chosen(by_share: dict[float, Results], fixed: float | None = None) -> tuple[float, list[float], Interpolation]:
     """The share that is chosen, those that were measured on the way, and what was found; the model is one weight."""
     model, measured = nn.Linear(1, 1, bias=False), []
     with torch.no_grad():
@@ -33,7 +33,7 @@ def chosen(by_share: dict[float, Results]) -> tuple[float, list[float], Interpol
         torch.testing.assert_close(model.weight.item(), 2 + share * 8)
         return by_share[share]
 
-    found = choose_share(model, base, Interpolation({0.0: by_share[0.0], 1.0: by_share[1.0]}), measure)
+    found = choose_share(model, base, Interpolation({0.0: by_share[0.0], 1.0: by_share[1.0]}, fixed), measure)
     assert model.weight.item() == 2 + found.chosen * 8
     return found.chosen, measured, found
 
@@ -68,6 +68,33 @@ def test_the_base_is_kept_where_nothing_beats_it() -> None:
     assert (share, measured) == (0.0, [0.75, 0.5, 0.25])
     assert "warning: training did not beat the base on dev" in found.lines()[1]
     assert "dimension 0.8000 before, 0.7000 after; averaged over dimensions 0.4500 and 0.8000" in found.lines()[1]
+
+
+def test_a_given_share_is_measured_alone_and_taken_unless_the_base_is_better() -> None:
+    better = {0.0: scores(0.5, 0.3), 1.0: scores(0.7, 0.6), 0.625: scores(0.65, 0.5)}
+    share, measured, found = chosen(better, 0.625)
+    assert (share, measured) == (0.625, [0.625]), "the trained weights are better on dev, and are not asked for"
+    (line,) = found.lines()
+    assert line.startswith("share of the trained weights in final/: 0.625 (mean nDCG@10 on dev by share: 0: 0.4000, ")
+    share, measured, found = chosen({**better, 0.625: scores(0.49, 0.9)}, 0.625)
+    assert (share, measured) == (0.0, [0.625])
+    assert "training did not beat the base on dev" in found.lines()[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"interpolate": 1.0}, "interpolate is 1.0; expected true, false, or a share"),
+        ({"interpolate": 0.0}, "interpolate is 0.0; expected true, false, or a share"),
+        (
+            {"interpolate": 0.7, "tuning": "qlora"},
+            "a share of 0.7 needs whole weights, and those of qlora are quantised",
+        ),
+    ],
+)
+def test_shares_that_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EmbedConfig(model="m", output_dir="", train=[TrainData("x")], **settings)
 
 
 @pytest.mark.parametrize(("tuning", "behind"), [("lora", False), ("lora", True), ("full", True)])

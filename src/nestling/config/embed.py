@@ -163,7 +163,7 @@ class EmbedConfig(TrainingConfig):
         matryoshka_weights: Weight of each of matryoshka_dims in the loss; by default 1.
         loss: The objective.
         refresh: Hard negatives mined again during training.
-        interpolate: With a dev set, move the weights in final/ back towards the base's where that is better on dev.
+        interpolate: Move the weights in final/ back towards the base's: where that is better on dev, or to a share.
     """
 
     dev: list[DevData] = field(default_factory=list)
@@ -177,7 +177,7 @@ class EmbedConfig(TrainingConfig):
     matryoshka_weights: list[float] = field(default_factory=list)
     loss: LossConfig = LossConfig()
     refresh: RefreshConfig = RefreshConfig()
-    interpolate: bool = True
+    interpolate: bool | float = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -196,6 +196,7 @@ class EmbedConfig(TrainingConfig):
             "loss.hardness_mode: hard_negatives weights a row's own hard negatives, and num_negatives is 0",
         )
         self._check_dims()
+        self._check_share()
         if self.refresh.steps is not None:
             self._check_refresh()
 
@@ -209,6 +210,22 @@ class EmbedConfig(TrainingConfig):
             not weights or len(weights) == len(dims),
             f"matryoshka_weights has {len(weights)} values and matryoshka_dims {len(dims)}; expected as many",
         )
+
+    def _check_share(self) -> None:
+        share = self.fixed_share
+        require(
+            share is None or 0 < share < 1,
+            f"interpolate is {share}; expected true, false, or a share of the trained weights between 0 and 1",
+        )
+        require(
+            share is None or self.tuning != "qlora",
+            f"interpolate: a share of {share} needs whole weights, and those of qlora are quantised; set true or false",
+        )
+
+    @property
+    def fixed_share(self) -> float | None:
+        """The share of the trained weights that goes into final/; None where dev chooses it, or all of them do."""
+        return None if isinstance(self.interpolate, bool) else float(self.interpolate)
 
     def _check_refresh(self) -> None:
         require(

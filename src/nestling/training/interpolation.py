@@ -5,6 +5,7 @@
 Training on a domain costs some of what a model can do elsewhere, and on data that teaches little some of what it could
 do there; a share below 1 often keeps more of both. Smaller shares are measured as long as they are better on dev. The
 share is 0, the base itself, where none is as good at the full dimension and better on the average over dimensions.
+A share may also be given; then dev, if there is one, chooses between it and the base.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,9 +31,11 @@ class Interpolation:
 
     Args:
         results: {share: evaluation}; 0 is the base, 1 the trained weights.
+        fixed: The only share that is considered beside the base; None for all.
     """
 
     results: dict[float, Results] = field(default_factory=dict)
+    fixed: float | None = None
 
     def mean(self, share: float) -> float:
         """nDCG@10, averaged over dimensions and dev sets."""
@@ -45,7 +48,15 @@ class Interpolation:
     @property
     def chosen(self) -> float:
         """The share with the best mean among those that are as good as the base; the largest of equal ones."""
-        return max(filter(self.is_as_good, self.results), key=lambda share: (self.mean(share), share))
+        considered = [share for share in self.results if self.fixed in (None, share) or share == 0]
+        return max(filter(self.is_as_good, considered), key=lambda share: (self.mean(share), share))
+
+    def next_share(self) -> float | None:
+        """The next share to measure: the given one, or a smaller one as long as less is better; None for no more."""
+        if self.fixed is not None:
+            return None if self.fixed in self.results else self.fixed
+        smallest = min(share for share in self.results if share > 0)
+        return max((each for each in SHARES if each < smallest), default=None) if self.goes_on(smallest) else None
 
     def goes_on(self, share: float) -> bool:
         """Whether a smaller share than this one, the smallest of those measured, is worth measuring."""
@@ -80,12 +91,13 @@ def full(results: Results) -> float:
     return fmean(by_dim[max(by_dim)][METRIC] for by_dim in results.values())
 
 
-def interpolate_run(run: Run, base: Callable[[], Mapping[str, Tensor]], step: int) -> None:
+def interpolate_run(run: Run, base: Callable[[], Mapping[str, Tensor]], fixed: float | None, step: int) -> None:
     """Leave in the model what dev chooses between the base's weights and those of a step; all ranks must call it.
 
     Args:
         run: The run, whose model holds the weights of the step.
         base: Gives its `trainable_tensors` before training.
+        fixed: The share that is taken unless dev prefers the base; None where dev chooses the share, if there is one.
         step: The step.
     """
     metrics, evaluations = run.folder.metrics, dict[float, list[DevEvaluation]]()
@@ -96,9 +108,11 @@ def interpolate_run(run: Run, base: Callable[[], Mapping[str, Tensor]], step: in
         return {each.retrieval_set.name: each.metrics for each in evaluations[share]}
 
     before, after = on_rank_zero(lambda: [evaluation_at(metrics, each) for each in (0, step)])
-    if not before:  # a run of an earlier release, or one without its first lines of metrics
+    if not before:  # no dev set, a run of an earlier release, or one without its first lines of metrics
+        if fixed is not None:
+            move_back(run, base(), fixed, step)
         return
-    found = choose_share(run.backend.model, base(), Interpolation({0.0: before, 1.0: after}), measure)
+    found = choose_share(run.backend.model, base(), Interpolation({0.0: before, 1.0: after}, fixed), measure)
     if found.chosen == 0:
         measure(0.0)  # for the details of each query, which the page shows of what is in final/
     if found.chosen in evaluations:
@@ -106,6 +120,14 @@ def interpolate_run(run: Run, base: Callable[[], Mapping[str, Tensor]], step: in
     if run.main_rank:
         print("\n".join(found.lines()), flush=True)
         write_exported(run.folder.path, found.exported(step))
+
+
+def move_back(run: Run, base: Mapping[str, Tensor], share: float, step: int) -> None:
+    """Leave a share of the trained weights in the model, of which no dev set says what it is worth."""
+    interpolate(run.backend.model, base, trained_tensors(run.backend.model), share)
+    if run.main_rank:
+        print(f"share of the trained weights in final/: {share:g}, as set; no dev set has measured it", flush=True)
+        write_exported(run.folder.path, Exported(step, share, {}, {}))
 
 
 def as_trained(run: Run, step: int) -> None:
@@ -128,14 +150,17 @@ def choose_share(
         found: What is known of shares 0 and 1; the others are added.
         measure: Evaluates the model as it is, with a share of the trained weights.
     """
-    trained = {name: tensor.to("cpu", copy=True) for name, tensor in trainable_tensors(model).items()}
-    for larger, share in zip((1.0, *SHARES), SHARES, strict=False):
-        if not found.goes_on(larger):
-            break
+    trained = trained_tensors(model)
+    while (share := found.next_share()) is not None:
         interpolate(model, base, trained, share)
         found.results[share] = measure(share)
     interpolate(model, base, trained, found.chosen)
     return found
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the `trainable_tensors` of a model, on the CPU."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in trainable_tensors(model).items()}
 
 
 @torch.no_grad()

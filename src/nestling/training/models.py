@@ -108,7 +108,11 @@ def untrained_tensors(config: EmbedConfig, embedder: Embedder) -> dict[str, Tens
 
 
 def prepare_model(config: EmbedConfig | RerankConfig, accelerator: Accelerator, model: TokenModel) -> Backend:
-    """The model on its device, with the optimizer that the settings name, in the backend of the launch."""
+    """The model on its device, with the optimizer that the settings name, in the backend of the launch.
+
+    Raises:
+        ValueError: The settings need weights that are whole on each rank, and the launch shards them.
+    """
     optimizer = adamw(
         model,
         learning_rate=config.learning_rate,
@@ -117,7 +121,7 @@ def prepare_model(config: EmbedConfig | RerankConfig, accelerator: Accelerator, 
         optim=config.optim,
         seed=config.seed,
     )
-    return prepare(
+    backend = prepare(
         accelerator,
         model,
         optimizer,
@@ -125,6 +129,12 @@ def prepare_model(config: EmbedConfig | RerankConfig, accelerator: Accelerator, 
         max_norm=config.max_grad_norm,
         optim=config.optim,
     )
+    require(
+        not (backend.sharded and isinstance(config, EmbedConfig) and config.fixed_share is not None),
+        "interpolate: a share needs weights that are whole on each rank, and ZeRO-3 and FSDP2 shard them; train with "
+        "DDP, ZeRO-1 or ZeRO-2, or set true or false",
+    )
+    return backend
 
 
 def export_dtype(config: EmbedConfig | RerankConfig) -> torch.dtype | None:

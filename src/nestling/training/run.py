@@ -206,8 +206,8 @@ class Run:
 
         Args:
             write: Exports the model in memory, given its step; called on rank 0.
-            between: Given the step, leaves in the model what dev chooses between the base's and the trained weights;
-                called on all ranks if there are dev sets.
+            between: Given the step, leaves in the model what goes into final/, between the base's and the trained
+                weights; called on all ranks.
             script: scripts/export.py, which exports a checkpoint in a process of its own where the weights in memory
                 are quantised or sharded.
         """
@@ -220,7 +220,7 @@ class Run:
             if step != self.state.step:
                 with working(f"loading {checkpoint}", shown=self.main_rank):
                     restore_tensors(checkpoint, self.backend.model)
-            if between is not None and best is not None:
+            if between is not None:
                 between(step)
             on_rank_zero(lambda: self._export_here(write, step, f"{script.parent.name}/{script.name}"))
         if self.main_rank:
