@@ -26,7 +26,7 @@ from nestling.distributed.ranks import rank_zero_first, sum_over_ranks
 from nestling.export.card import run_card
 from nestling.export.embedder import export_embedder
 from nestling.losses.chunked import info_nce
-from nestling.losses.distillation import distillation, in_batch_distillation, margin_distillation
+from nestling.losses.regression import Projections
 from nestling.losses.spread_out import spread_out
 from nestling.mining.frozen_vectors import FrozenVectors, open_frozen_vectors, require_frozen_models
 from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
@@ -52,7 +52,7 @@ from nestling.training.dev_sets import load_dev_set, with_held_out
 from nestling.training.interpolation import as_trained, interpolate_run
 from nestling.training.limits import matryoshka_dims, require_room_for_texts, with_matryoshka_dims
 from nestling.training.loading import load_batches, longest_batch, seed_step
-from nestling.training.loss_settings import Nested, Temperatures, graded_loss, guide_of, hardness_of, terms_of
+from nestling.training.loss_settings import Nested, graded_loss, guide_of, hardness_of, terms_of
 from nestling.training.memory import activation_budget
 from nestling.training.models import export_dtype, load_embedder, prepare_model, untrained_tensors
 from nestling.training.parts import EmbedParts
@@ -62,6 +62,8 @@ from nestling.training.run import Run, open_run
 from nestling.training.schedule import learning_rate_schedule, total_steps
 from nestling.training.start import run_folder, start
 from nestling.training.summary import embed_summary
+from nestling.training.teacher_projection import fit_projections, require_whole_model
+from nestling.training.teacher_terms import teacher_terms
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
 LESS_MEMORY = ", or with a lower activation_memory"
@@ -75,6 +77,7 @@ def main(config: EmbedConfig) -> None:
     config = with_matryoshka_dims(config)
     dims = matryoshka_dims(config)
     require_frozen_models(config.loss)
+    require_whole_model(config.loss)
     show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.
@@ -146,6 +149,8 @@ def train(
     if main_rank:
         keep_bm25(folder.path, parts.dev_sets)
 
+    projections = fit_projections(parts, frozen.attach)  # while the model is as it was loaded
+
     # 4. The run: at its newest complete checkpoint if it is resumed.
     with open_run(
         config,
@@ -175,7 +180,7 @@ def train(
             for attempt in retry.attempts(batch.to(device)):  # one, or more in smaller chunks if memory runs out
                 with attempt, CachedPasses(attempt.backend, parts.budget) as passes:
                     embeddings = passes.forward(attempt.batch.tokens)  # [n, D], this rank's distinct texts
-                    loss = rank_loss(embeddings, attempt.batch, config.loss, parts.dims)
+                    loss = rank_loss(embeddings, attempt.batch, config.loss, parts.dims, projections)
                     passes.backward(loss)
                     del embeddings, loss  # the update and the next forward need their memory
             mean_loss, tokens, truncated, stopping, ran_out = sum_over_ranks(
@@ -198,14 +203,16 @@ def train(
         write_run_report(folder.path)
 
 
-def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dict[int, float]) -> Tensor:
+def rank_loss(
+    embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dict[int, float], projections: Projections
+) -> Tensor:
     """This rank's part of the loss of the global batch, a float32 scalar; the parts of all ranks sum to the loss.
 
     `embeddings` are the raw ones of this rank's distinct texts, [n, D].
     """
     nested: Nested = {"dims": list(dims), "dim_weights": list(dims.values())}
-    own = embeddings[batch.queries]  # [Q/W, D]
-    queries, documents = gather_batch(own, embeddings[batch.documents], batch.document_counts)  # [Q, D], [N, D]
+    own, own_documents = embeddings[batch.queries], embeddings[batch.documents]
+    queries, documents = gather_batch(own, own_documents, batch.document_counts)  # [Q, D], [N, D]
     if batch.scores is not None:
         whole = graded_loss(loss)(queries, documents, batch.scores, **nested)
         return whole / len(batch.document_counts)  # every rank computes all of it
@@ -226,20 +233,7 @@ def rank_loss(embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dic
     if loss.spread_out_weight:
         spread = spread_out(queries, **nested) + spread_out(documents[~batch.structure.is_negative], **nested)
         part = part + loss.spread_out_weight * spread / len(batch.document_counts)  # every rank computes all of it
-    weight = own.new_full((len(own),), loss.distillation_weight / len(queries))
-    temperatures: Temperatures = {"temperature": loss.temperature, "teacher_temperature": loss.teacher_temperature}
-    if batch.group is not None and batch.teacher is not None:
-        groups = own, documents, batch.group, batch.teacher
-        if loss.distillation_objective == "kl":
-            part = part + distillation(*groups, weight, **temperatures, **nested)
-        else:
-            positive = ~batch.structure.is_negative[batch.group]
-            part = part + margin_distillation(*groups, positive, weight, **temperatures, **nested)
-    if batch.teacher_vectors is not None:
-        of_queries, of_documents = batch.teacher_vectors
-        of_own = of_queries[batch.structure.query.unique()]  # [Q/W, T]: each query has a positive
-        part = part + in_batch_distillation(own, documents, of_own, of_documents, weight, **temperatures, **nested)
-    return part
+    return part + teacher_terms(own, own_documents, documents, batch, loss, nested, projections)
 
 
 def open_batches(
@@ -291,7 +285,7 @@ def dry_run(parts: EmbedParts) -> None:
 
     def step(size: int) -> tuple[int, int]:
         tokens = pack(ids, size, collator.tokenizer.pad_id, padding_free=collator.padding_free)
-        loss = partial(rank_loss, batch=batch, loss=config.loss, dims=parts.dims)
+        loss = partial(rank_loss, batch=batch, loss=config.loss, dims=parts.dims, projections={})
         cached_backward(backend, tokens.to(device), loss, parts.budget)
         backend.zero_grad()
         return tokens.tokens, sum(chunk.positions for chunk in tokens.chunks)

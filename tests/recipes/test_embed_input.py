@@ -130,7 +130,10 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             {"loss.distillation_objective": "margin_mse"},
             "loss.distillation_objective: margin_mse needs teacher scores in the data, a loss.distillation_weight",
         ),
-        ({"loss.teacher": "m"}, "loss.teacher is what a loss.distillation_weight above 0 learns from, and that is 0"),
+        (
+            {"loss.teacher": "m"},
+            "loss.teacher is what a loss.distillation_weight or loss.regression_weight above 0 learns from",
+        ),
         (
             {"loss.teacher": "m", "loss.distillation_weight": 1.0},
             "loss.teacher_temperature is 1, which makes the cosines of loss.teacher nearly equal; expected less",

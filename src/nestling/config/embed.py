@@ -35,6 +35,7 @@ class LossConfig:
         guide_margin_strategy: Whether that is a difference of cosines, or a fraction of the positive's.
         distillation_weight: Weight of the term that learns a teacher's scores; 0: no such term.
         distillation_objective: Their distribution, or the margins between positives and negatives.
+        regression_weight: Weight of the term that learns the embeddings of teacher through a projection; 0: none.
         teacher: Model or folder of vectors: its cosines are these scores, of a batch; null: the scores of the data.
         teacher_temperature: Divides the teacher's scores.
         spread_out_weight: Weight of the mean squared cosines of queries, and of positives, with each other; 0: none.
@@ -56,6 +57,7 @@ class LossConfig:
     guide_margin_strategy: Literal["absolute", "relative"] = "absolute"
     distillation_weight: float = 0.0
     distillation_objective: Literal["kl", "margin_mse"] = "kl"
+    regression_weight: float = 0.0
     teacher: str | None = None
     teacher_temperature: float = 1.0
     spread_out_weight: float = 0.0
@@ -64,7 +66,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "temperature", "teacher_temperature", "graded_temperature", section="loss.")
-        require_at_least(0, self, "distillation_weight", "hardness_strength", "spread_out_weight", section="loss.")
+        weights = "distillation_weight", "regression_weight", "hardness_strength", "spread_out_weight"
+        require_at_least(0, self, *weights, section="loss.")
         require(
             not math.isnan(self.score_margin or 0), "loss.score_margin is nan, expected a number, or null for no mask"
         )
@@ -92,8 +95,12 @@ class LossConfig:
 
     def _check_teacher(self) -> None:
         require(
-            self.teacher is None or self.distillation_weight > 0,
-            "loss.teacher is what a loss.distillation_weight above 0 learns from, and that is 0",
+            self.teacher is None or self.distillation_weight > 0 or self.regression_weight > 0,
+            "loss.teacher is what a loss.distillation_weight or loss.regression_weight above 0 learns from; both are 0",
+        )
+        require(
+            self.teacher is not None or self.regression_weight == 0,
+            "loss.regression_weight learns the embeddings of loss.teacher, which names none",
         )
         require(
             self.distillation_objective == "kl" or self.needs_teacher_scores,
@@ -101,7 +108,7 @@ class LossConfig:
             "above 0, and no loss.teacher",
         )
         require(
-            self.teacher is None or self.teacher_temperature < 1,
+            self.teacher is None or self.distillation_weight == 0 or self.teacher_temperature < 1,
             f"loss.teacher_temperature is {self.teacher_temperature:g}, which makes the cosines of loss.teacher nearly "
             f"equal; expected less than 1, {self.temperature:g} as loss.temperature say",
         )
@@ -238,8 +245,9 @@ class EmbedConfig(TrainingConfig):
             "refresh.steps: loss.guide encodes the documents of the data before training; set loss.guide to null",
         )
         require(
-            self.loss.distillation_weight == 0,
-            "refresh.steps: mined negatives have no teacher scores; set loss.distillation_weight to 0",
+            self.loss.distillation_weight == 0 and self.loss.regression_weight == 0,
+            "refresh.steps: mined negatives have no teacher scores; set loss.distillation_weight to 0, and "
+            "loss.regression_weight",
         )
 
     @property

@@ -1,0 +1,40 @@
+"""train/embed.py with a teacher whose embeddings are learnt through a projection."""
+
+from pathlib import Path
+
+import pytest
+from ranks import run_recipe
+from safetensors.torch import load_file
+
+from recipes.runs import arguments, assert_said, kill_after_step, losses, run_and_record
+
+TEACHER = {"loss.regression_weight": 0.5}
+
+
+def test_a_resumed_run_learns_the_same_embeddings_bit_for_bit(
+    qwen3: Path, bert: Path, data: Path, tmp_path: Path
+) -> None:
+    """The projection is fitted to the model before training, also where a run goes on from a checkpoint."""
+    more = {**TEACHER, "loss.teacher": bert, "max_steps": 6, "save_steps": 2, "tuning": "full", "precision": "fp32"}
+    whole, killed, plain = (tmp_path / name for name in ("whole", "killed", "plain"))
+    run_and_record(arguments(qwen3, data, whole, **more), whole)
+    assert_said(whole, "the teacher's projection is fitted to ")
+    kill_after_step(arguments(qwen3, data, killed, **more), killed, 3, 1)
+    run_recipe(*arguments(qwen3, data, killed, **more), "--resume=true")
+    assert losses(killed) == losses(whole)
+    one, two = (load_file(run / "final" / "model.safetensors") for run in (whole, killed))
+    assert one.keys() == two.keys() and all((one[name] == two[name]).all() for name in one)
+    run_recipe(*arguments(qwen3, data, plain, **{**more, "loss.regression_weight": 0, "loss.teacher": "null"}))
+    term = losses(whole)[1][0] - losses(plain)[1][0]
+    assert 0.01 < term < 0.5 * 2 * 3 * 2, (
+        "weight times 2 - 2 cos, less than 2, of queries and documents in 3 dimensions"
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one(qwen3: Path, bert: Path, data: Path, tmp_path: Path) -> None:
+    more = {**TEACHER, "loss.teacher": bert, "max_steps": 4, "lora.dropout": 0.0}
+    for ranks in (1, 2):
+        run_recipe(*arguments(qwen3, data, tmp_path / f"{ranks}", **more), ranks=ranks)
+    for step, expected in losses(tmp_path / "1").items():
+        assert losses(tmp_path / "2")[step] == pytest.approx(expected, rel=2e-4), step
