@@ -1,5 +1,7 @@
 """Regression on a teacher's embeddings against the formula, written out as loops, and its projection against lstsq."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -76,3 +78,23 @@ def test_a_teacher_that_is_a_linear_image_is_met() -> None:
     assert regression(embeddings, teacher, projections, weight, dims=[3]) < regression(
         embeddings, teacher.roll(1, dims=0), projections, weight, dims=[3]
     )
+
+
+def test_regression_is_four_times_embed_distill_loss() -> None:
+    """Theirs is the mean over queries and documents of 1 - cos; of embeddings that its model has normalised."""
+    from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
+
+    stub: Any = torch.nn.Identity()
+    peer = EmbedDistillLoss(stub, distance_metric="cosine")
+    (queries, of_queries), (documents, of_documents) = random_texts(5, seed=1), random_texts(5, seed=2)
+    projection = torch.randn(6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    peer.projection = torch.nn.Linear(6, 4, bias=False, dtype=torch.float64)
+    peer.projection.weight.data = projection.T
+    columns = [torch.nn.functional.normalize(each, dim=1) for each in (queries, documents)]
+    theirs = peer.compute_loss_from_embeddings(columns, [of_queries.double(), of_documents.double()])
+    weight = torch.full((5,), 1 / 5, dtype=torch.float64)
+    ours = sum(
+        regression(each, of_teacher, {6: projection}, weight, dims=[6])
+        for each, of_teacher in ((queries, of_queries), (documents, of_documents))
+    )
+    torch.testing.assert_close(ours, 4 * theirs)
