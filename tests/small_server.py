@@ -177,8 +177,18 @@ class Scores:
             return 200, {"data": rows(self.score(body["text_1"], body["text_2"], fault), "score")}
         if path != "/v1/rerank" or fault == "no-endpoint":
             return 404, {"detail": "Not Retrieved"}
-        scores = self.score(body["query"], body["documents"], fault)
+        documents = body["documents"]
+        if fault == "refuses-long-pairs":
+            documents = [self.cut(each, body.get("max_tokens_per_doc")) for each in documents]
+            pairs = self.tokenizer([body["query"]] * len(documents), documents)["input_ids"]
+            if max(map(len, pairs)) > self.tokenizer.model_max_length:
+                return 400, {"error": {"message": "This model's maximum context length is exceeded"}}
+        scores = self.score(body["query"], documents, fault)
         return 200, {"results": sorted(rows(scores, "relevance_score"), key=lambda row: -row["relevance_score"])}
+
+    def cut(self, text: str, tokens: int | None) -> str:
+        places = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return text if tokens is None or tokens >= len(places) else text[: places[tokens - 1][1]]
 
     def score(self, query: str, documents: list[str], fault: str) -> list[float]:
         logits = self.logits(query, documents, fault)
@@ -186,7 +196,7 @@ class Scores:
             return [math.nan] * len(documents)
         if fault == "logits":
             return logits.tolist()
-        if "Identity" in str(self.healthy.activation_fn) and fault in (*PAIRS, "healthy"):
+        if "Identity" in str(self.healthy.activation_fn) and fault in (*PAIRS, "healthy", "refuses-long-pairs"):
             return logits.tolist()
         if fault == "two-sigmoids":
             logits = logits.sigmoid()

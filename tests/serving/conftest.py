@@ -34,7 +34,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     export_reranker(reranker, folder / "causal", trained=False)
     export_reranker(reranker, folder / "classifier", trained=False, shape="classifier")
     rerankers = {"causal": folder / "causal", "classifier": folder / "classifier"}
-    for name, own in (("encoder", EncoderSettings()), ("instructed", EncoderSettings("Find it:", activation="none"))):
+    kinds = {"encoder": EncoderSettings(), "instructed": EncoderSettings("Find it:", activation="none")}
+    kinds["short"] = EncoderSettings(query_max_length=40, document_max_length=8)
+    for name, own in kinds.items():
         base = tiny_cross_encoder(folder / f"{name}-base", seed=7)
         export_reranker(Reranker.from_pretrained(base, settings=own), folder / name, trained=False)
         rerankers[name] = folder / name

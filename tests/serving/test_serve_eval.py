@@ -97,6 +97,24 @@ def test_a_served_reranker_orders_what_a_served_embedder_finds(
     assert json.loads(output.read_text())["traffic"][2]["requests"] == 12 * 3
 
 
+def test_documents_that_are_too_long_for_a_reranker_are_cut_by_a_field_of_the_request(
+    url: str, models: dict[str, Path], beir: Path, tmp_path: Path
+) -> None:
+    """vLLM refuses pairs beyond an encoder's limit; with max_tokens_per_doc it reads what training read."""
+    wanted = tmp_path / "wanted.json"
+    more = ("--data", beir, "--first_stage", "bm25", "--depth", "20")
+    done = measure(*more, "--reranker", models["short"], "--output", wanted)
+    assert done.returncode == 0, done.stderr
+    assert " documents, 0 truncated" not in done.stdout + done.stderr
+    asked = (*more, "--rerank_url", f"{url}/short/refuses-long-pairs", "--expected", wanted)
+    refused = ask(*asked)
+    assert refused.returncode == 2
+    assert """--rerank_body '{"max_tokens_per_doc": N}'""" in refused.stderr
+    cut = ask(*asked, "--rerank_body", '{"max_tokens_per_doc": 8}')
+    assert cut.returncode == 0, cut.stdout + cut.stderr
+    assert "served as expected: 3 of 3 within 0.001" in cut.stdout
+
+
 def test_drift_has_a_status_of_its_own(
     url: str, models: dict[str, Path], beir: Path, expected: Callable[..., Path]
 ) -> None:

@@ -92,19 +92,21 @@ def minhash_texts(texts: Sequence[str], criterion: NearDuplicateCriterion, label
         label: Label of the progress bar; None for no bar.
     """
     count, hashes_per_band = choose_bands(criterion.threshold)
-    ids: list[np.ndarray] = [np.zeros(0, np.int64)]
-    bands: list[np.ndarray] = [np.zeros((0, count), np.uint32)]
-    hash_bytes: list[np.ndarray] = [np.zeros((0, PERMUTATIONS), np.uint8)]
+    # Filled in place: put together at the end they would be in memory twice.
+    ids = np.zeros(len(texts), np.int64)
+    bands = np.zeros((len(texts), count), np.uint32)
+    hash_bytes = np.zeros((len(texts), PERMUTATIONS), np.uint8)
     starts = range(0, len(texts), TEXTS_PER_BLOCK)
     for start in tqdm(starts, desc=label, unit_scale=TEXTS_PER_BLOCK, unit=" texts", delay=1, disable=label is None):
-        normalised = [normalise(text) for text in texts[start : start + TEXTS_PER_BLOCK]]
-        ids.append(np.array([text_id(text) for text in normalised], dtype=np.int64))
+        block = slice(start, start + TEXTS_PER_BLOCK)
+        normalised = [normalise(text) for text in texts[block]]
+        ids[block] = [text_id(text) for text in normalised]
         tokens = [list(shingles(text, criterion.shingle)) for text in normalised]
         matrix = RMinHash.digest_matrix_from_token_sets(tokens, PERMUTATIONS, SEED)
         hashes = np.array(matrix.to_rows(), dtype=np.uint32)
-        bands.append(_fold(hashes, count, hashes_per_band))
-        hash_bytes.append(hashes.astype(np.uint8))
-    return MinHashes(np.concatenate(ids), np.concatenate(bands), np.concatenate(hash_bytes))
+        bands[block] = _fold(hashes, count, hashes_per_band)
+        hash_bytes[block] = hashes.astype(np.uint8)
+    return MinHashes(ids, bands, hash_bytes)
 
 
 def choose_bands(threshold: float) -> tuple[int, int]:

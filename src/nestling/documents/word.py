@@ -6,6 +6,7 @@ import zipfile
 
 from docx import Document
 from docx.table import Table
+from docx.text.paragraph import Paragraph
 
 from nestling.documents.blocks import Block, Extraction, below, path_of
 from nestling.documents.refusals import RefusedError
@@ -27,13 +28,14 @@ def read_word(data: bytes, limit: int) -> Extraction:
     """
     require_size(data, limit)
     document = Document(io.BytesIO(data))
+    styles = StyleNames()
     title, headings = document.core_properties.title or "", list[tuple[int, str]]()
     extraction = Extraction(unit="paragraphs")
     for number, each in enumerate(document.iter_inner_content()):
         if isinstance(each, Table):
             text = "\n".join(_row(row.cells) for row in each.rows)
         else:
-            text, style = each.text.strip(), (each.style.name if each.style else "") or ""
+            text, style = each.text.strip(), styles(each)
             heading = HEADING.fullmatch(style)
             if text and (heading or style == "Title"):
                 headings = below(headings, int(heading[1]) if heading else 0, text)
@@ -41,6 +43,19 @@ def read_word(data: bytes, limit: int) -> Extraction:
         if text.strip():
             extraction.blocks.append(Block(text, number, number + 1, path_of(headings, title)))
     return extraction
+
+
+class StyleNames:
+    """The name of a paragraph's style, "" without one; each is looked up once, since python-docx goes through all."""
+
+    def __init__(self) -> None:
+        self._names: dict[str | None, str] = {}
+
+    def __call__(self, paragraph: Paragraph) -> str:
+        identity = paragraph._p.style
+        if identity not in self._names:
+            self._names[identity] = (paragraph.style.name if paragraph.style else "") or ""
+        return self._names[identity]
 
 
 def require_size(data: bytes, limit: int) -> None:

@@ -21,7 +21,7 @@ from nestling.retrieval.distinct import DistinctTexts, find_distinct
 from nestling.retrieval.evaluation import make_encoded_set
 from nestling.retrieval.metrics import Floats, Integers
 from nestling.retrieval.search import EncodedSet
-from nestling.serving.client import EmbeddingEndpoint, Kind, ScoreEndpoint, Server
+from nestling.serving.client import EmbeddingEndpoint, Kind, RefusedError, ScoreEndpoint, Server
 from nestling.serving.dispatch import Request, Traffic, dispatch
 from nestling.serving.embedder_reference import cosine_similarities
 from nestling.serving.reading import KINDS, Reading
@@ -29,6 +29,12 @@ from nestling.serving.vector_file import VectorFile, text_key
 
 # Rows of an interrupted run are used if the server gives some of them again, to this cosine or relative difference.
 CHECKED, SAME_COSINE, SAME_SCORE = 4, 0.999, 0.01
+# Statuses by which servers refuse texts that are too long, among other requests.
+TOO_LONG = (400, 413, 422)
+CUT_DOCUMENTS = (
+    """If a document is too long for it: --rerank_body '{"max_tokens_per_doc": N}' has vLLM read N tokens of each """
+    """(document_max_length in the directory's reranker.json), '{"truncate": true}' has TEI cut pairs"""
+)
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,12 @@ def score_candidates(
     def same(kept: Floats, now: Floats) -> bool:
         return bool(np.allclose(kept, now, rtol=SAME_SCORE, atol=SAME_SCORE))
 
-    traffic = ask_missing(server, file, request, same, 1, f"{data.name}: candidates", sending)
+    try:
+        traffic = ask_missing(server, file, request, same, 1, f"{data.name}: candidates", sending)
+    except RefusedError as refused:
+        if refused.status not in TOO_LONG:
+            raise
+        raise ValueError(f"{refused}. {CUT_DOCUMENTS}") from None
     return logits(parts.joined(list(file.rows))), traffic, file
 
 
