@@ -62,7 +62,7 @@ from nestling.training.run import Run, open_run
 from nestling.training.schedule import learning_rate_schedule, total_steps
 from nestling.training.start import run_folder, start
 from nestling.training.summary import embed_summary
-from nestling.training.teacher_projection import fit_projections, require_whole_model
+from nestling.training.teacher_projection import fit_projections, require_texts
 from nestling.training.teacher_terms import teacher_terms
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
@@ -77,7 +77,6 @@ def main(config: EmbedConfig) -> None:
     config = with_matryoshka_dims(config)
     dims = matryoshka_dims(config)
     require_frozen_models(config.loss)
-    require_whole_model(config.loss)
     show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.
@@ -86,6 +85,7 @@ def main(config: EmbedConfig) -> None:
         measured = with_held_out(config, sources)  # its dev has the rows that --dev_share holds out too
         dev_sets = [load_dev_set(dev, sources, show=show) for dev in measured.dev]
     require_teacher_scores(config, sources)
+    require_texts(config.loss, sources)
     require_stored_vectors(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)

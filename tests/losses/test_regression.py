@@ -20,11 +20,10 @@ def random_texts(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return embeddings, teacher
 
 
-def fitted(embeddings: Tensor, teacher: Tensor, parts: int = 1) -> dict[int, Tensor]:
+def fitted(embeddings: Tensor, teacher: Tensor, parts: int = 1, weight: float = 1.0) -> dict[int, Tensor]:
     squares = LeastSquares(DIMS)
     for own, of_teacher in zip(embeddings.chunk(parts), teacher.chunk(parts), strict=True):
-        squares.add(own, of_teacher)
-    assert squares.texts == len(embeddings)
+        squares.add(own, of_teacher, weight)
     return squares.solve(squares.sums())
 
 
@@ -65,6 +64,10 @@ def test_texts_may_come_in_parts_and_be_fewer_than_dimensions() -> None:
     embeddings, teacher = random_texts(40)
     for whole, parts in zip(fitted(embeddings, teacher).values(), fitted(embeddings, teacher, 5).values(), strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-6, atol=1e-7)
+    for one, half in zip(
+        fitted(embeddings, teacher).values(), fitted(embeddings, teacher, weight=0.5).values(), strict=True
+    ):
+        torch.testing.assert_close(one, half)
     assert all(each.isfinite().all() for each in fitted(*random_texts(2)).values())
 
 

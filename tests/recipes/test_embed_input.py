@@ -131,6 +131,14 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             "loss.distillation_objective: margin_mse needs teacher scores in the data, a loss.distillation_weight",
         ),
         (
+            {"loss.regression_weight": 1},
+            "loss.regression_weight learns the embeddings of loss.teacher, which names none",
+        ),
+        (
+            {"loss.teacher": "m", "loss.regression_weight": 1, "refresh.steps": 10},
+            "refresh.steps: mined negatives have no teacher; set loss.distillation_weight and loss.regression_weight",
+        ),
+        (
             {"loss.teacher": "m"},
             "loss.teacher is what a loss.distillation_weight or loss.regression_weight above 0 learns from",
         ),

@@ -1,6 +1,7 @@
 """train/embed.py with a dev set: what is in final/ is never worse there than the base."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_a_given_share_is_that_of_the_result_without_a_dev_set(bert: Path, data:
     more = {"max_steps": 3, "tuning": "full", "learning_rate": 3e-3, "precision": "fp32"}
     run_and_record(arguments(bert, data, run, dev_share=0, interpolate=0.7, **more), run)
     assert interpolated(run) == {"step": 3, "share": 0.7, "measured": {}, "results": {}}
-    assert_said(run, "share of the trained weights in final/: 0.7, as set; no dev set has measured it")
+    assert_said(run, "share of the trained weights in final/: 0.7, as set; dev has not measured the base")
     final, base = load_file(run / "final" / "model.safetensors"), load_file(bert / "model.safetensors")
     moved = 0
     for name, tensor in weights(run, 3).items():
@@ -49,6 +50,11 @@ def test_a_given_share_is_that_of_the_result_without_a_dev_set(bert: Path, data:
             moved += not torch.equal(final[own], tensor)
     assert moved > 10
     assert "share of the trained weights in final/ 0.7" in ParsedPage((run / "report.html").read_text()).text
+    shutil.rmtree(run / "final")  # as after a failed export, and resumed with another setting
+    run_recipe(*arguments(bert, data, run, dev_share=0, interpolate="true", **more), "--resume=true")
+    assert not (run / "interpolation.json").exists()
+    trained = weights(run, 3)["backbone.embeddings.word_embeddings.weight"]
+    assert torch.equal(load_file(run / "final" / "model.safetensors")["embeddings.word_embeddings.weight"], trained)
 
 
 @pytest.mark.slow

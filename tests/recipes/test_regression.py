@@ -1,5 +1,6 @@
 """train/embed.py with a teacher whose embeddings are learnt through a projection."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,21 @@ def test_a_resumed_run_learns_the_same_embeddings_bit_for_bit(
     assert 0.01 < term < 0.5 * 2 * 3 * 2, (
         "weight times 2 - 2 cos, less than 2, of queries and documents in 3 dimensions"
     )
+
+
+def test_graded_pairs_train_beside_it_and_alone_are_refused(
+    qwen3: Path, bert: Path, data: Path, tmp_path: Path
+) -> None:
+    graded = tmp_path / "graded.jsonl"
+    rows = [{"sentence1": f"text {i}", "sentence2": f"other {i % 5}", "score": i % 3 / 2} for i in range(40)]
+    graded.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = {**TEACHER, "loss.teacher": bert, "max_steps": 4, "dev_share": 0}
+    done = run_recipe(*arguments(qwen3, data, tmp_path / "alone", **{**more, "train": graded}), check=False)
+    assert done.returncode != 0
+    assert "loss.regression_weight: all datasets are graded pairs, which learn from no teacher" in done.stderr
+    both = {**more, "train": f"{data}/first.jsonl,{graded}", "loss.distillation_weight": 0.5}
+    run_recipe(*arguments(qwen3, data, tmp_path / "both", **both, **{"loss.teacher_temperature": 0.1}))
+    assert all(0 < loss < 100 for loss, *_ in losses(tmp_path / "both").values())
 
 
 @pytest.mark.slow

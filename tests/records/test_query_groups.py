@@ -21,7 +21,20 @@ def test_groups_are_in_the_order_of_the_queries_and_others_are_alone(tmp_path: P
         {"_id": "q4", "text": "four", "metadata": {"group": "manual"}},
         {"_id": "q5", "text": "five"},
     )
-    assert read_query_groups(tmp_path, ["q4", "q2", "q1", "q3", "q5"]) == ["manual", "q2", "manual", "7", "q5"]
+    assert read_query_groups(tmp_path, ["q4", "q2", "q1", "q3", "q5"]) == [
+        "manual",
+        "query q2",
+        "manual",
+        "7",
+        "query q5",
+    ]
+    write(tmp_path, {"_id": 7, "text": "a number", "metadata": {"group": 8}}, {"_id": 8, "text": "alone"})
+    assert read_query_groups(tmp_path, ["7", "8"]) == ["8", "query 8"]
+
+
+def test_a_set_whose_judged_queries_have_no_group_has_none(tmp_path: Path) -> None:
+    write(tmp_path, {"_id": "q1", "text": "one", "metadata": {"group": "manual"}}, {"_id": "q2", "text": "two"})
+    assert read_query_groups(tmp_path, ["q2"]) is None
     assert read_query_groups(tmp_path, ["q2", "q5"]) is None, "no judged query has a group"
 
 

@@ -71,6 +71,20 @@ def test_a_gain_that_few_groups_carry_is_no_difference(tmp_path: Path) -> None:
         assert (difference.p < 0.05, difference.low > 0) == (groups != 3, groups != 3)
 
 
+@pytest.mark.parametrize(("groups", "word"), [(1, "no difference from"), (5, "no difference from"), (6, "better than")])
+def test_a_few_groups_that_agree_prove_nothing(groups: int, word: str, tmp_path: Path) -> None:
+    base, after = (
+        result(tmp_path, name, each, {"model": name}, groups)
+        for name, each in (("base", [0.5] * 30), ("after", [0.6 + i / 100 for i in range(30)]))
+    )
+    verdict = judge(
+        [replace(base, per_query={key: replace(each, groups=None) for key, each in base.per_query.items()}), after],
+        None,
+        [],
+    )
+    assert verdict is not None and str(verdict).startswith(f"verdict: {word} the base (+")
+
+
 def test_better_than_one_and_worse_than_the_other_is_worse(tmp_path: Path) -> None:
     verdict = verdict_on(tmp_path, [0.6] * 30, bm25=0.9)
     line = "verdict: better than the base (+.100 [+.100, +.100]); worse than BM25 (−.300 [−.300, −.300]); "

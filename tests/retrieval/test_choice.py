@@ -95,7 +95,8 @@ def test_a_gain_that_few_groups_carry_is_not_sure(data: RetrievalSet) -> None:
     grouped = chosen(data, HELPS, [f"manual {i % 4}" for i in range(QUERIES)])
     assert (grouped.reranker, grouped.groups) == (None, 4)
     assert grouped.weights == alone.weights
-    assert "12 dev queries in 4 groups" in list(grouped.lines())[1]
+    line = list(grouped.lines())[1]
+    assert "12 dev queries in 4 groups" in line and "none, for no gain is sure on so few groups of queries, 4 (" in line
 
 
 def test_a_trained_embedder_that_is_no_better_is_not_chosen(data: RetrievalSet) -> None:

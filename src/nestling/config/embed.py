@@ -170,7 +170,7 @@ class EmbedConfig(TrainingConfig):
         matryoshka_weights: Weight of each of matryoshka_dims in the loss; by default 1.
         loss: The objective.
         refresh: Hard negatives mined again during training.
-        interpolate: Move the weights in final/ back towards the base's: where that is better on dev, or to a share.
+        interpolate: Move the weights in final/ back towards the base's: as is best on dev, or to a share, as is safe.
     """
 
     dev: list[DevData] = field(default_factory=list)
@@ -246,8 +246,8 @@ class EmbedConfig(TrainingConfig):
         )
         require(
             self.loss.distillation_weight == 0 and self.loss.regression_weight == 0,
-            "refresh.steps: mined negatives have no teacher scores; set loss.distillation_weight to 0, and "
-            "loss.regression_weight",
+            "refresh.steps: mined negatives have no teacher; set loss.distillation_weight and "
+            "loss.regression_weight to 0",
         )
 
     @property

@@ -9,8 +9,9 @@ import yaml
 # Most values of a file, aliases counted as often as they repeat what they name, and deepest nesting. A few lines of
 # aliases of aliases stand for billions of values otherwise, which whatever walks through them would make.
 MAX_VALUES, MAX_DEPTH = 100_000, 50
-# libyaml's, where PyYAML was built with it, is ten times as fast.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# libyaml's parser, where PyYAML was built with it, is ten times as fast; what it takes for valid differs in details, so
+# that it only counts.
+COUNTING = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(path: Path) -> Any:
@@ -22,18 +23,18 @@ def read_yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         require_bounded(text)
-        content = yaml.load(text, Loader=LOADER)
+        content = yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     require_no_classes(str(path), content)
     return content
 
 
-def require_bounded(text: str) -> None:
+def require_bounded(text: str, loader: Any = COUNTING) -> None:
     """Raise ValueError for a text with more values than `MAX_VALUES`, or nested more deeply than `MAX_DEPTH`."""
     sizes: dict[str, int] = {}  # by anchor
     unfinished: list[tuple[str | None, int]] = [(None, 0)]  # anchor and size so far of collections, outermost first
-    for event in yaml.parse(text, Loader=LOADER):
+    for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.CollectionStartEvent):
             unfinished.append((event.anchor, 1))
             if len(unfinished) > MAX_DEPTH:
@@ -84,13 +85,13 @@ def mapping_in(name: str, text: str) -> object:
     if ":" not in text and "?" not in text:
         return text
     try:
-        require_bounded(text)
+        require_bounded(text, yaml.SafeLoader)  # as jsonargparse reads it: no mapping may pass for a text here
     except yaml.YAMLError:
         return text
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     try:
-        return yaml.load(text, Loader=LOADER)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):  # ValueError for a date that is none
         return text
 

@@ -62,22 +62,18 @@ class LeastSquares:
 
     Args:
         dims: Matryoshka dimensions.
-
-    Attributes:
-        texts: Number of texts.
     """
 
     def __init__(self, dims: Sequence[int]) -> None:
-        self.dims, self.texts = list(dims), 0
+        self.dims = list(dims)
         self._sums: dict[int, Tensor] = {}
 
-    def add(self, embeddings: Tensor, teacher: Tensor) -> None:
-        """Add texts: [n, D] embeddings, not normalised, and [n, T] by the teacher."""
-        self.texts += len(embeddings)
-        target = teacher.double().cpu()
+    def add(self, embeddings: Tensor, teacher: Tensor, weight: float) -> None:
+        """Add texts: [n, D] embeddings, not normalised, and [n, T] by the teacher, each with a weight in the error."""
+        embeddings, target = embeddings.double(), teacher.double()
         for dim in self.dims:
-            x = normalize_prefix(embeddings.double().cpu(), dim)
-            products = x.T @ torch.cat([x, target], dim=1)  # [d, d + T]
+            x = normalize_prefix(embeddings, dim)
+            products = weight * x.T @ torch.cat([x, target], dim=1)  # [d, d + T]
             self._sums[dim] = self._sums[dim] + products if dim in self._sums else products
 
     def sums(self) -> list[Tensor]:

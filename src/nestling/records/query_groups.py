@@ -10,7 +10,7 @@ from nestling.records.lines import read_lines
 def read_query_groups(folder: str | Path, query_ids: Collection[str]) -> list[str] | None:
     """The group of each query, in their order: `metadata.group` in queries.jsonl; None where no query has one.
 
-    A query without one is alone: its group is its own id.
+    A query without one is alone: its group is named by its id.
     """
     path = Path(folder) / "queries.jsonl"
     if not any('"group"' in line for _, line in read_lines(path)):  # most files, of up to millions of queries
@@ -18,6 +18,7 @@ def read_query_groups(folder: str | Path, query_ids: Collection[str]) -> list[st
     wanted, found = set(query_ids), dict[str, str]()
     for _, row in read_jsonl(path):
         metadata = row.get("metadata")
-        if isinstance(metadata, dict) and metadata.get("group") is not None and row.get("_id") in wanted:
-            found[row["_id"]] = str(metadata["group"])
-    return [found.get(query, query) for query in query_ids] if found else None
+        identifier = str(row.get("_id"))  # as it is read elsewhere, where numbers are ids too
+        if isinstance(metadata, dict) and metadata.get("group") is not None and identifier in wanted:
+            found[identifier] = str(metadata["group"])
+    return [found.get(query, f"query {query}") for query in query_ids] if found else None

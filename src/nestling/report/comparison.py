@@ -1,6 +1,6 @@
 """Comparison of results with a baseline: differences of metrics and their significance."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,13 +88,19 @@ def compare(before: System, after: System) -> list[Difference]:
     require_same_queries(before, after, queries_before, queries_after)
     columns = [queries_after.metrics[name] - queries_before.metrics[name] for name in names]
     differences = np.stack(columns, axis=1)  # [Q, M]
-    low, high = bootstrap_interval(differences, queries_after.groups)
-    p = randomisation_p(sums_of_groups(differences, queries_after.groups))
+    groups = groups_of(queries_before, queries_after)
+    low, high = bootstrap_interval(differences, groups)
+    p = randomisation_p(sums_of_groups(differences, groups))
     tested = zip(names, low.tolist(), high.tolist(), p.tolist(), columns, strict=True)
     return [
         Difference(name, before.metrics[name], after.metrics[name], lower, upper, p_value, *count_changes(column))
         for name, lower, upper, p_value, column in tested
     ]
+
+
+def groups_of(before: PerQuery, after: PerQuery) -> Sequence[str] | None:
+    """The groups of the queries, which results of an earlier release lack."""
+    return after.groups or before.groups
 
 
 def require_same_queries(before: System, after: System, queries_before: PerQuery, queries_after: PerQuery) -> None:

@@ -2,7 +2,8 @@
 the embedder without it, and at what cost.
 
 Better and worse mean that the 95% bootstrap interval of the mean difference of nDCG@10, paired over the queries of all
-test sets together, or their groups, lies above or below 0.
+test sets together, lies above or below 0. Where a set names groups of queries, these are drawn, and the p value of the
+randomisation test over groups must be at most 0.05, too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from nestling.report.comparison import System, format_change, format_score, require_same_queries
+from nestling.report.comparison import System, format_change, format_score, groups_of, require_same_queries
 from nestling.report.results import METRIC, Result
 from nestling.report.runs import RunRecord
 from nestling.report.sets import vector_bytes
-from nestling.retrieval.choice import Choice
-from nestling.retrieval.significance import bootstrap_interval
+from nestling.retrieval.choice import MAX_P, Choice
+from nestling.retrieval.significance import bootstrap_interval, randomisation_p, sums_of_groups
 
 BETTER, SAME, WORSE, UNTESTED = "better than", "no difference from", "worse than", "not tested against"
 
@@ -126,13 +127,17 @@ def compare_all(name: str, other: Result, final: Result) -> Against:
             return Against(name, UNTESTED)
         require_same_queries(before, after, queries_before, queries_after)
         differences.append(queries_after.metrics[METRIC] - queries_before.metrics[METRIC])
-        groups += [f"{data}/{group}" for group in queries_after.groups or queries_after.ids]
-        grouped |= queries_after.groups is not None
+        named = groups_of(queries_before, queries_after)
+        groups += [f"{data}/{group}" for group in named or queries_after.ids]
+        grouped |= named is not None
     if not differences:
         return Against(name, UNTESTED)
     every = np.concatenate(differences)[:, None]
     low, high = (float(each[0]) for each in bootstrap_interval(every, groups if grouped else None))
-    return Against(name, BETTER if low > 0 else WORSE if high < 0 else SAME, float(every.mean()), low, high)
+    # Few groups are drawn too much alike for the interval to be wide enough; the test is exact for any number.
+    sure = not grouped or float(randomisation_p(sums_of_groups(every, groups))[0]) <= MAX_P
+    word = BETTER if low > 0 and sure else WORSE if high < 0 and sure else SAME
+    return Against(name, word, float(every.mean()), low, high)
 
 
 def described(final: Result, measured: Sequence[Result]) -> Iterator[str]:

@@ -60,20 +60,23 @@ class Choice:
 
     def lines(self) -> Iterator[str]:
         """The choice in sentences."""
-        groups = f" in {self.groups:,} groups" if self.groups is not None else ""
+        groups = f" in {self.groups:,} {'group' if self.groups == 1 else 'groups'}" if self.groups is not None else ""
         where = f"{METRIC} on {self.queries:,} dev queries{groups} of {self.data}"
         if self.embedder is not None:
             measured = ", ".join(f"{model} {value:.4f}" for model, value in self.embedders.items())
             yield f"chosen embedder: {self.embedder} ({where}: {measured})"
-        if self.weights is not None and self.p_values is not None:
-            yield f"chosen reranker: {self.of_reranker(self.weights, self.p_values)} ({where}: {self.tried()})"
+        if self.weights is not None:
+            yield f"chosen reranker: {self.of_reranker(self.weights)} ({where}: {self.tried()})"
 
-    def of_reranker(self, weights: Sequence[float], p_values: Sequence[float]) -> str:
+    def of_reranker(self, weights: Sequence[float]) -> str:
         """The reranker that was chosen, or why there is none."""
         if self.reranker is not None:
             return f"{self.reranker} with weight {self.rerank_weight:g} on the first {self.depth} documents"
-        helps = max(weights) > weights[0]
-        return f"none, for {'its gain is not sure' if helps else 'it does not help'} at any weight"
+        if max(weights) <= weights[0]:
+            return "none, for it does not help at any weight"
+        if self.groups is not None and 0.5**self.groups > MAX_P:
+            return f"none, for no gain is sure on so few groups of queries, {self.groups}"
+        return "none, for its gain is not sure at any weight"
 
     def tried(self) -> str:
         """What was measured without the reranker, and with it at the chosen weight, else the best one."""

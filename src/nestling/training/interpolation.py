@@ -69,13 +69,15 @@ class Interpolation:
 
     def lines(self) -> list[str]:
         """What was chosen, and what it is worth."""
-        base, trained, best = (full(self.results[share]) for share in (0.0, 1.0, self.chosen))
+        last = 1.0 if self.fixed is None else self.fixed
+        base, trained, best = (full(self.results[share]) for share in (0.0, last, self.chosen))
         measured = ", ".join(f"{share:g}: {self.mean(share):.4f}" for share in sorted(self.results))
         said = [f"share of the trained weights in final/: {self.chosen:g} (mean nDCG@10 on dev by share: {measured})"]
         if self.chosen == 0:
+            what = "training" if self.fixed is None else f"a share of {last:g}"
             said.append(
-                f"warning: training did not beat the base on dev: nDCG@10 at the full dimension {base:.4f} before, "
-                f"{trained:.4f} after; averaged over dimensions {self.mean(0.0):.4f} and {self.mean(1.0):.4f}. final/ "
+                f"warning: {what} did not beat the base on dev: nDCG@10 at the full dimension {base:.4f} before, "
+                f"{trained:.4f} after; averaged over dimensions {self.mean(0.0):.4f} and {self.mean(last):.4f}. final/ "
                 "holds the base's weights; the trained ones are in checkpoints/"
             )
         elif trained < base:
@@ -109,7 +111,9 @@ def interpolate_run(run: Run, base: Callable[[], Mapping[str, Tensor]], fixed: f
 
     before, after = on_rank_zero(lambda: [evaluation_at(metrics, each) for each in (0, step)])
     if not before:  # no dev set, a run of an earlier release, or one without its first lines of metrics
-        if fixed is not None:
+        if fixed is None:
+            as_trained(run, step)
+        else:
             move_back(run, base(), fixed, step)
         return
     found = choose_share(run.backend.model, base(), Interpolation({0.0: before, 1.0: after}, fixed), measure)
@@ -123,10 +127,10 @@ def interpolate_run(run: Run, base: Callable[[], Mapping[str, Tensor]], fixed: f
 
 
 def move_back(run: Run, base: Mapping[str, Tensor], share: float, step: int) -> None:
-    """Leave a share of the trained weights in the model, of which no dev set says what it is worth."""
+    """Leave a share of the trained weights in the model, with no evaluation of the base to hold it against."""
     interpolate(run.backend.model, base, trained_tensors(run.backend.model), share)
     if run.main_rank:
-        print(f"share of the trained weights in final/: {share:g}, as set; no dev set has measured it", flush=True)
+        print(f"share of the trained weights in final/: {share:g}, as set; dev has not measured the base", flush=True)
         write_exported(run.folder.path, Exported(step, share, {}, {}))
 
 

@@ -129,11 +129,10 @@ def prepare_model(config: EmbedConfig | RerankConfig, accelerator: Accelerator, 
         max_norm=config.max_grad_norm,
         optim=config.optim,
     )
-    require(
-        not (backend.sharded and isinstance(config, EmbedConfig) and config.fixed_share is not None),
-        "interpolate: a share needs weights that are whole on each rank, and ZeRO-3 and FSDP2 shard them; train with "
-        "DDP, ZeRO-1 or ZeRO-2, or set true or false",
-    )
+    if backend.sharded and isinstance(config, EmbedConfig):
+        whole = "needs whole weights on each rank, and ZeRO-3 and FSDP2 shard them; train with DDP, ZeRO-1 or ZeRO-2"
+        require(config.fixed_share is None, f"interpolate: a share {whole}, or set true or false")
+        require(config.loss.regression_weight == 0, f"loss.regression_weight: its projection {whole}")
     return backend
 
 

@@ -31,6 +31,8 @@ def embed_objective(config: EmbedConfig, source: Source) -> str:
         name += " with false negatives masked by a guide"
     if config.loss.spread_out_weight:
         name += " and the spread-out regulariser"
+    if config.loss.regression_weight:
+        name += " and regression on a teacher's embeddings"
     if not config.loss.distillation_weight:
         return name
     if config.loss.teacher is not None:

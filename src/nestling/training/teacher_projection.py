@@ -1,32 +1,32 @@
 """The projection through which an embedder learns a teacher's embeddings, fitted to the model before training.
 
-Shapes: Q queries and N documents of the global batch, n distinct texts of this rank.
+Shapes: n distinct texts of this rank, D dimensions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
 from nestling.batches.embed_collation import EmbedBatch
+from nestling.batches.sampling import Source
 from nestling.config import LossConfig, require
+from nestling.console import working
 from nestling.losses.regression import LeastSquares, Projections
-from nestling.training.loading import load_batches
 from nestling.training.parts import EmbedParts
 from nestling.training.teacher_terms import own_vectors
 
-# Texts that it is fitted to, at least if an epoch has as many: ten for each of a thousand dimensions.
-TEXTS = 10_000
+# Texts that it is fitted to, at the least: so many, and so many for each dimension, if an epoch has them.
+TEXTS, TEXTS_PER_DIMENSION = 10_000, 10
 
 
-def require_whole_model(loss: LossConfig) -> None:
-    """Raise ValueError, before any weights load, where the model would be sharded when the projection is fitted."""
+def require_texts(loss: LossConfig, sources: Sequence[Source]) -> None:
+    """Raise ValueError, before any weights load, if no dataset has embeddings to learn."""
     require(
-        loss.regression_weight == 0 or not (is_deepspeed_zero3_enabled() or is_fsdp_enabled()),
-        "loss.regression_weight: its projection is fitted before training, to embeddings of a model that ZeRO-3 and "
-        "FSDP2 shard; train with DDP, ZeRO-1 or ZeRO-2",
+        loss.regression_weight == 0 or not all(source.table.graded for source in sources),
+        "loss.regression_weight: all datasets are graded pairs, which learn from no teacher; set it to 0",
     )
 
 
@@ -41,22 +41,31 @@ def fit_projections(parts: EmbedParts, attach: Callable[[EmbedBatch], EmbedBatch
     """
     if parts.config.loss.regression_weight == 0:
         return {}
-    squares, steps = LeastSquares(list(parts.dims)), range(parts.batch_sampler.steps_per_epoch)
-    texts = 0
-    for batch in load_batches(parts.collator, parts.batch_sampler, steps, 0):
-        vectors = attach(batch).teacher_vectors
-        if vectors is not None:
-            embeddings, (of_queries, of_documents) = encode_batch(parts, batch), own_vectors(batch, vectors)
-            squares.add(embeddings[batch.queries.to(embeddings.device)], of_queries)
-            squares.add(embeddings[batch.documents.to(embeddings.device)], of_documents)
-            texts += sum(map(len, vectors))
-        if texts >= TEXTS:
-            break
-    require(texts > 0, "loss.regression_weight: no dataset has embeddings by loss.teacher; graded pairs have none")
-    projections = squares.solve([sum_of_ranks(each, parts.accelerator.device) for each in squares.sums()])
-    if parts.accelerator.is_main_process:
+    squares, texts = LeastSquares(list(parts.dims)), 0
+    wanted, main_rank = max(TEXTS, TEXTS_PER_DIMENSION * max(parts.dims)), parts.accelerator.is_main_process
+    with working("fitting the teacher's projection", shown=main_rank):
+        for indices in islice(parts.batch_sampler.batches(), parts.batch_sampler.steps_per_epoch):
+            if parts.batch_sampler.sources[indices.source].table.graded:
+                continue
+            texts += add_batch(squares, parts, attach(parts.collator[indices]))
+            if texts >= wanted:
+                break
+        projections = squares.solve([sum_of_ranks(each, parts.accelerator.device) for each in squares.sums()])
+    if main_rank:
         print(f"the teacher's projection is fitted to {texts:,} texts of the first batches", flush=True)
     return {dim: each.to(parts.accelerator.device) for dim, each in projections.items()}
+
+
+def add_batch(squares: LeastSquares, parts: EmbedParts, batch: EmbedBatch) -> int:
+    """Add this rank's texts, queries and documents with as much weight as in the loss; the texts of all ranks."""
+    assert batch.teacher_vectors is not None
+    embeddings = encode_batch(parts, batch).cpu()
+    sizes = [len(each) for each in batch.teacher_vectors]
+    for of_teacher, own, size in zip(
+        own_vectors(batch, batch.teacher_vectors), (batch.queries, batch.documents), sizes, strict=True
+    ):
+        squares.add(embeddings[own], of_teacher, 1 / size)
+    return sum(sizes)
 
 
 @torch.no_grad()
