@@ -59,6 +59,8 @@ def test_every_step_uses_the_latest_outputs() -> None:
     assert setting(steps["remine"], "retrievers") == [merged]
     assert setting(steps["score"], "data") == f"{STEPS}/remine/mined.jsonl"
     assert setting(steps["rerank"], "train") == [{"path": f"{STEPS}/score/scored.jsonl", "split": "train"}]
+    assert setting(steps["rerank"], "dev") == [{"path": "beir", "split": "dev", "depth": 7}]
+    assert setting(steps_of(evaluate={})["rerank"], "dev") == [{"path": "beir", "split": "dev"}]
     assert setting(steps["evaluate-embedder"], "model") == merged
     assert steps["export-embedder"].command == ["cp", "-r", merged, "runs/p/embedder"]
     choice = STEPS / "choose" / "choice.json"

@@ -156,13 +156,15 @@ class Plan:
         if self.config.rerank is not None:
             model = self.config.reranker_model
             base = self.latest.embedder if model == EMBEDDER else model
-            yield self.train("rerank", RerankConfig, "train/rerank.py", base)
+            # On dev as many documents are read as on test: 100 a query take a CPU longer than training does.
+            depth = {key: value for key, value in (self.config.evaluate or {}).items() if key == "depth"}
+            yield self.train("rerank", RerankConfig, "train/rerank.py", base, **depth)
             self.latest.reranker = str(self.step_folder("rerank") / "run" / "final")
 
-    def train(self, name: str, cls: type, script: str, model: str | None) -> Step:
-        """Train a model on the latest data."""
+    def train(self, name: str, cls: type, script: str, model: str | None, **of_dev: object) -> Step:
+        """Train a model on the latest data; `of_dev` are more settings of its dev set."""
         run = self.step_folder(name) / "run"
-        dev = {"dev": self.dev()} if self.dev_set else {}
+        dev = {"dev": self.dev(**of_dev)} if self.dev_set else {}
         train = [dict(zip(("path", "split"), self.latest.data, strict=True))]
         # `resume` also starts a new run, so the command is the same after a kill.
         given = {"model": model, "train": train, **dev, "output_dir": run, "resume": True}
@@ -326,9 +328,9 @@ class Plan:
         """The BEIR folders with the test sets."""
         return [str(self.held_out)] if self.config.splits_off("test") else self.config.test
 
-    def dev(self) -> list[dict[str, object]]:
+    def dev(self, **more: object) -> list[dict[str, object]]:
         """The dev set, as settings."""
-        return [{"path": self.dev_set, "split": self.config.dev_split}]
+        return [{"path": self.dev_set, "split": self.config.dev_split, **more}]
 
     def step_folder(self, name: str) -> Path:
         """The folder of a step."""
