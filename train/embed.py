@@ -64,6 +64,7 @@ from nestling.training.start import run_folder, start
 from nestling.training.summary import embed_summary
 from nestling.training.teacher_projection import fit_projections, require_texts
 from nestling.training.teacher_terms import teacher_terms
+from nestling.training.whole_weights import require_whole_weights
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
 LESS_MEMORY = ", or with a lower activation_memory"
@@ -77,6 +78,7 @@ def main(config: EmbedConfig) -> None:
     config = with_matryoshka_dims(config)
     dims = matryoshka_dims(config)
     require_frozen_models(config.loss)
+    require_whole_weights(config, accelerator)
     show = accelerator.is_main_process
 
     # 1. Data, read and checked before any weights load.

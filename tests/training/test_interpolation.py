@@ -1,19 +1,16 @@
 """Weights between the base's and the trained ones: exact at both ends, and chosen by dev."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from nestling.checkpoint.state import trainable_tensors
-from nestling.config import EmbedConfig, LossConfig, TrainData
+from nestling.config import EmbedConfig, TrainData
 from nestling.models.adapter_merging import lora_delta
 from nestling.run_files import Exported, Results, evaluation_of_final, read_exported, write_exported
-from nestling.training import models
 from nestling.training.interpolation import Interpolation, choose_share, interpolate
 from nestling.training.models import load_embedder, untrained_tensors
 from tiny import tiny_bert, tiny_qwen3
@@ -99,29 +96,6 @@ def test_a_given_share_is_measured_alone_and_taken_unless_the_base_is_better() -
 def test_shares_that_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EmbedConfig(model="m", output_dir="", train=[TrainData("x")], **settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"interpolate": 0.7},
-            "interpolate: a share needs whole weights on each rank, and ZeRO-3 and FSDP2 shard them",
-        ),
-        (
-            {"loss": LossConfig(teacher="m", regression_weight=1.0)},
-            "loss.regression_weight: its projection needs whole weights on each rank",
-        ),
-    ],
-)
-def test_sharded_weights_are_refused_where_whole_ones_are_needed(
-    settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As FSDP2 with the settings of configs/accelerate, under which transformers knows nothing of it."""
-    monkeypatch.setattr(models, "prepare", lambda *_, **__: SimpleNamespace(sharded=True))
-    config = EmbedConfig(model="m", output_dir="", train=[TrainData("x")], precision="fp32", **settings)
-    with pytest.raises(ValueError, match=message):
-        models.prepare_model(config, Accelerator(cpu=True), nn.Linear(1, 1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("tuning", "behind"), [("lora", False), ("lora", True), ("full", True)])

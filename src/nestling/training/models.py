@@ -108,11 +108,7 @@ def untrained_tensors(config: EmbedConfig, embedder: Embedder) -> dict[str, Tens
 
 
 def prepare_model(config: EmbedConfig | RerankConfig, accelerator: Accelerator, model: TokenModel) -> Backend:
-    """The model on its device, with the optimizer that the settings name, in the backend of the launch.
-
-    Raises:
-        ValueError: The settings need weights that are whole on each rank, and the launch shards them.
-    """
+    """The model on its device, with the optimizer that the settings name, in the backend of the launch."""
     optimizer = adamw(
         model,
         learning_rate=config.learning_rate,
@@ -121,7 +117,7 @@ def prepare_model(config: EmbedConfig | RerankConfig, accelerator: Accelerator, 
         optim=config.optim,
         seed=config.seed,
     )
-    backend = prepare(
+    return prepare(
         accelerator,
         model,
         optimizer,
@@ -129,11 +125,6 @@ def prepare_model(config: EmbedConfig | RerankConfig, accelerator: Accelerator, 
         max_norm=config.max_grad_norm,
         optim=config.optim,
     )
-    if backend.sharded and isinstance(config, EmbedConfig):
-        whole = "needs whole weights on each rank, and ZeRO-3 and FSDP2 shard them; train with DDP, ZeRO-1 or ZeRO-2"
-        require(config.fixed_share is None, f"interpolate: a share {whole}, or set true or false")
-        require(config.loss.regression_weight == 0, f"loss.regression_weight: its projection {whole}")
-    return backend
 
 
 def export_dtype(config: EmbedConfig | RerankConfig) -> torch.dtype | None:
