@@ -121,6 +121,10 @@ def test_what_dev_chose_is_judged_and_what_a_server_gave_is_said(tmp_path: Path)
     assert page.summary[0] == str(verdict)
     text = ParsedPage(page.html).text
     assert "set/test: queries 30 30 1,200 1 11.5 20.0 31.2 15.0" in text
+    page = render(title="t", runs=[], results=[base, embedder, both], choice=choice)
+    assert page.summary[0].startswith("set/test: nDCG@10 .500 → .700, +.200"), "of what dev chose, not of the last"
+    page = render(title="t", runs=[], results=[base, embedder, both], choice=replace(choice, reranker="r"))
+    assert page.summary[0].startswith("set/test: nDCG@10 .500 → .300, −.200")
 
 
 def test_without_details_or_without_anything_to_compare_with(tmp_path: Path) -> None:

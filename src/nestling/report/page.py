@@ -18,6 +18,7 @@ from nestling.report.dev_sets import BEFORE, dev_results
 from nestling.report.results import METRIC, Result
 from nestling.report.runs import CURVES, RunRecord, read_run_record
 from nestling.report.sets import SetView, choose_baseline, view_set
+from nestling.report.verdict import chosen_result, system_of
 from nestling.retrieval.choice import Choice
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def render(
     Args:
         title: Heading of the page.
         runs: Runs whose curves, data and settings are shown.
-        results: Results to compare with the baseline; the last one is the result after training.
+        results: Results to compare with the baseline; the last one is the result after training, if there is no choice.
         baseline: Name of the result that is the baseline; by default the first of a model.
         choice: What the dev set says should be served.
         verdict: What the result is worth, the first line of the page.
@@ -66,7 +67,7 @@ def render(
     if not results and len(runs) == 1:
         results = dev_results(runs[0])
         baseline = BEFORE if results else None
-    sets = view_sets(results, baseline)
+    sets = view_sets(results, baseline, choice)
     summary = [line for each in sets for line in each.summary] or run_summary(runs)
     if not (summary or results):
         summary = [UNMEASURED]
@@ -97,13 +98,16 @@ def template_environment() -> Environment:
     return environment
 
 
-def view_sets(results: Sequence[Result], baseline: str | None) -> list[SetView]:
+def view_sets(results: Sequence[Result], baseline: str | None, choice: Choice | None) -> list[SetView]:
     """What is shown of each retrieval set, in the order in which the results name them."""
     if not results:
         return []
-    chosen = choose_baseline(results, baseline)
+    first, measured = choose_baseline(results, baseline), [each for each in results if not each.traffic]
+    # A reranker that dev has left out is measured too, and not what the page is about.
+    final = chosen_result(measured, choice) if choice is not None and measured else None
     return [
-        view_set(data, results, chosen) for data in dict.fromkeys(data for each in results for data in each.datasets)
+        view_set(data, results, first, system_of(final, data) if final and data in final.datasets else None)
+        for data in dict.fromkeys(data for each in results for data in each.datasets)
     ]
 
 

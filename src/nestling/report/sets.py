@@ -88,15 +88,21 @@ def choose_baseline(results: Sequence[Result], name: str | None) -> Result:
     return next((each for each in results if each.config.get("model") is not None), results[0])
 
 
-def view_set(data: str, results: Sequence[Result], baseline: Result) -> SetView:
+def view_set(data: str, results: Sequence[Result], baseline: Result, served: System | None = None) -> SetView:
     """Compare every result on a set with the baseline.
+
+    Args:
+        data: Name of the set.
+        results: The results.
+        baseline: One of them.
+        served: What the summary and the examples are about; by default the last result.
 
     Raises:
         ValueError: The results were measured on different queries.
     """
     measured = [each for each in results if each.main_keys(data)]
     systems = [System(each, key) for each in measured for key in each.main_keys(data)]
-    after = System(measured[-1], measured[-1].main_key(data))
+    after = served or System(measured[-1], measured[-1].main_key(data))
     reference = next((each for each in systems if each.result.name == baseline.name), None)
     before = None if reference is None or reference.is_same(after) else reference
     table = [table_row(reference, each) for each in systems]
