@@ -122,7 +122,7 @@ RANK_LOSS = recipe("embed").rank_loss
 
 
 def recipe_loss(embeddings: Tensor, batch: Any, loss: LossConfig) -> Tensor:
-    share: Tensor = RANK_LOSS(embeddings, batch, loss, DIMS)
+    share: Tensor = RANK_LOSS(embeddings, batch, loss, DIMS, {})
     return share
 
 
