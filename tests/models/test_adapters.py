@@ -16,8 +16,8 @@ from nestling.models.embedder import Embedder
 from nestling.training.memory import sample_chunk
 
 
-def with_adapters(qwen3: Path, precision: torch.dtype, alpha: int = 8) -> Embedder:
-    torch.manual_seed(0)
+def with_adapters(qwen3: Path, precision: torch.dtype, alpha: int = 8, seed: int = 0) -> Embedder:
+    torch.manual_seed(seed)
     model = Embedder.from_pretrained(qwen3, dtype=precision, precision=precision, attn_implementation="sdpa")
     model.backbone = attach_lora(model.backbone, r=4, alpha=alpha, dropout=0.0)
     for name, parameter in model.named_parameters():
@@ -56,18 +56,25 @@ def test_adapters_compute_bit_for_bit_what_those_of_peft_do(qwen3: Path) -> None
     assert all(map(torch.equal, found, wanted))
 
 
-def test_in_bfloat16_adapters_are_no_farther_from_float32_than_those_of_peft(qwen3: Path) -> None:
-    model = with_adapters(qwen3, torch.bfloat16)
+def bfloat16_errors(qwen3: Path, seed: int) -> list[list[float]]:
+    """Relative errors of the output and of all gradients together, for each our adapters' and those of peft."""
+    model = with_adapters(qwen3, torch.bfloat16, seed=seed)
     ours, theirs = step(model), step(as_peft(model))
     exact_model = model.double()
     exact_model.precision = torch.float64
     exact = step(exact_model)
-    for start, stop in [(0, 1), (1, len(exact))]:  # the output, and all gradients
-        true, *both = (
-            torch.cat([each.double().flatten() for each in found[start:stop]]) for found in (exact, ours, theirs)
-        )
-        errors = [float((each - true).norm() / true.norm()) for each in both]
-        assert 1e-4 < errors[0] <= 1.1 * errors[1] < 0.1
+    errors = []
+    for part in (slice(0, 1), slice(1, None)):
+        true, *both = (torch.cat([each.double().flatten() for each in found[part]]) for found in (exact, ours, theirs))
+        errors.append([float((each - true).norm() / true.norm()) for each in both])
+    return errors
+
+
+def test_in_bfloat16_adapters_are_no_farther_from_float32_than_those_of_peft(qwen3: Path) -> None:
+    """Over many draws of weights: of one draw either may come out a fifth farther, and it depends on the processor."""
+    errors = torch.tensor([bfloat16_errors(qwen3, seed) for seed in range(16)]).square().mean(0).sqrt()
+    for ours, theirs in errors.tolist():
+        assert 1e-4 < ours <= 1.1 * theirs < 0.1
 
 
 def test_a_scale_that_is_no_power_of_two_differs_by_rounding(qwen3: Path) -> None:
