@@ -49,7 +49,7 @@ def main() -> None:
     show(rows, groups, sizes)
     require_rows(config, sizes)
     with new_directory(output) as folder:
-        write_held_out(rows, split, folder)
+        write_held_out(rows, groups, split, folder)
     print(f"{output}: train.jsonl to train on, and the folder itself for --dev and for scripts/evaluate.py --data")
 
 

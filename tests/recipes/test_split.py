@@ -87,6 +87,23 @@ def test_the_folder_trains_and_measures(tmp_path: Path) -> None:
     assert set(train[0].negatives) == {"never asked for"}
 
 
+def test_held_out_queries_name_their_group(tmp_path: Path) -> None:
+    data = write(tmp_path / "pairs.jsonl", [*others(60), *TOGETHER])
+    seeds = iter(range(20))
+    while True:  # until the group of TOGETHER is held out
+        folder = f"set-{next(seeds)}"
+        arguments = ["--data", data, "--output", folder, "--test_share", 0.3, "--seed", folder[4:]]
+        assert split(*arguments).returncode == 0
+        queries = [json.loads(line) for line in Path(folder, "queries.jsonl").read_text("utf-8").splitlines()]
+        groups = {each["text"]: each["metadata"]["group"] for each in queries if "metadata" in each}
+        if groups:
+            break
+    first = next(each["_id"] for each in queries if each["text"] == "list files")
+    assert groups == {query: first for query, _ in TOGETHER}  # the others are alone, and say nothing
+    sets = [load_retrieval_set(folder, name) for name in ("dev", "test") if Path(folder, f"qrels/{name}.tsv").exists()]
+    assert first in {group for each in sets for group in each.groups or ()}
+
+
 def test_what_cannot_be_split(tmp_path: Path) -> None:
     few = write(tmp_path / "few.jsonl", TOGETHER)
     done = split("--data", few, "--output", "my-set")

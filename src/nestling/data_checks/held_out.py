@@ -37,7 +37,7 @@ def split_sizes(rows: SourceRows, groups: np.ndarray, split: np.ndarray) -> list
     return sizes
 
 
-def write_held_out(rows: SourceRows, split: np.ndarray, folder: Path) -> None:
+def write_held_out(rows: SourceRows, groups: np.ndarray, split: np.ndarray, folder: Path) -> None:
     """Write all rows into a folder.
 
     - train.jsonl: the rows of train as they are (docs/data.md).
@@ -48,18 +48,22 @@ def write_held_out(rows: SourceRows, split: np.ndarray, folder: Path) -> None:
 
     Args:
         rows: The rows.
+        groups: [n], the group of each row.
         split: [n], the split of each row.
         folder: An empty folder.
     """
     write_copy(CleanedCopy(rows, split == TRAIN, np.ones(len(rows.row_of), dtype=bool)), folder / "train.jsonl")
-    write_judged(rows, split, np.ones(len(rows.documents), dtype=bool), folder)
+    write_judged(rows, groups, split, np.ones(len(rows.documents), dtype=bool), folder)
 
 
-def write_judged(rows: SourceRows, split: np.ndarray, searched: np.ndarray, folder: Path) -> None:
+def write_judged(rows: SourceRows, groups: np.ndarray, split: np.ndarray, searched: np.ndarray, folder: Path) -> None:
     """Write the rows of dev and test in the BEIR layout.
+
+    Queries of one group prove less than as many of different ones, so that they say which it is (`metadata.group`).
 
     Args:
         rows: All rows.
+        groups: [n], the group of each row.
         split: [n], the split of each row.
         searched: [U] bool, which of the distinct documents make up the corpus; all positives of dev and test have to.
         folder: An existing folder.
@@ -70,10 +74,13 @@ def write_judged(rows: SourceRows, split: np.ndarray, searched: np.ndarray, fold
     documents = zip(chosen.tolist(), rows.documents.texts[chosen], strict=True)
     corpus = ({"_id": document_ids[i], "title": "", "text": text} for i, text in documents)
     write_jsonl(folder / "corpus.jsonl", corpus)
+    group_of = query_groups(rows, groups, split != TRAIN)
+    names = {query: {"metadata": {"group": query_ids[first]}} for query, first in group_of.items()}
     judged = (split[rows.row_of] != TRAIN) & rows.is_positive
     held_out = set(rows.queries.which[rows.row_of[judged]].tolist())
     queries = enumerate(zip(query_ids, rows.queries.texts, strict=True))
-    write_jsonl(folder / "queries.jsonl", ({"_id": name, "text": text} for i, (name, text) in queries if i in held_out))
+    asked = ({"_id": name, "text": text, **names.get(i, {})} for i, (name, text) in queries if i in held_out)
+    write_jsonl(folder / "queries.jsonl", asked)
     (folder / "qrels").mkdir()
     for name in (DEV, TEST):
         lines = [
@@ -81,6 +88,22 @@ def write_judged(rows: SourceRows, split: np.ndarray, searched: np.ndarray, fold
         ]
         if lines:
             replace_text(folder / "qrels" / f"{name}.tsv", QRELS + "".join(lines))
+
+
+def query_groups(rows: SourceRows, groups: np.ndarray, own: np.ndarray) -> dict[int, int]:
+    """Of each query that shares its group the query of the group's first row, as indices among the distinct ones.
+
+    Args:
+        rows: All rows.
+        groups: [n], the group of each row, as its first row; a query is in one.
+        own: [n] bool, the rows whose queries count.
+    """
+    queries, at = np.unique(rows.queries.which[own], return_index=True)
+    group = groups[own][at]
+    _, group_at, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    shared = sizes[group_at] > 1
+    first = rows.queries.which[group[shared]]
+    return dict(zip(queries[shared].tolist(), first.tolist(), strict=True))
 
 
 def searched_documents(rows: SourceRows, own: np.ndarray, least: int) -> np.ndarray:

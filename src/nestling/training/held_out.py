@@ -102,7 +102,7 @@ def hold_out_share(config: TrainingConfig, data: TrainData, share: float, *, sho
 def hold_out_rows(rows: "SourceRows", config: TrainingConfig, data: TrainData, share: float, *, show: bool) -> HeldOut:
     """Hold out a share of rows that have been read. Raises `HoldOutError` if they are too few groups."""
     name = data.name or default_name(Path(data.path))
-    key = [rows.path.name, name, share, config.seed, SEARCHED]
+    key = [rows.path.name, name, share, config.seed, SEARCHED, "groups"]  # which queries name
     folder = default_cache() / f"held-out-{digest(key)}" / name.replace(os.sep, "_")
     if not folder.is_dir():
         write_held_out_rows(rows, share, config.seed, data.path, folder, progress=show)
@@ -135,7 +135,7 @@ def write_held_out_rows(
         )
     with writable(folder.parent), scratch_file(folder.parent) as scratch:
         scratch.mkdir()
-        write_judged(rows, split, searched_documents(rows, split == DEV, SEARCHED), scratch)
+        write_judged(rows, groups, split, searched_documents(rows, split == DEV, SEARCHED), scratch)
         np.save(scratch / KEPT, split == TRAIN)
         sync(scratch / KEPT)
         with suppress(OSError):  # another process has been faster, with the same content
