@@ -7,7 +7,7 @@ import pytest
 from ranks import run_recipe
 from safetensors.torch import load_file
 
-from recipes.runs import arguments, assert_said, kill_after_step, losses, run_and_record
+from recipes.runs import arguments, assert_said, kill_after_step, launched, losses, run_and_record
 
 TEACHER = {"loss.regression_weight": 0.5}
 
@@ -48,9 +48,26 @@ def test_graded_pairs_train_beside_it_and_alone_are_refused(
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one(qwen3: Path, bert: Path, data: Path, tmp_path: Path) -> None:
-    more = {**TEACHER, "loss.teacher": bert, "max_steps": 4, "lora.dropout": 0.0}
-    for ranks in (1, 2):
-        run_recipe(*arguments(qwen3, data, tmp_path / f"{ranks}", **more), ranks=ranks)
+@pytest.mark.usefixtures("builds")
+@pytest.mark.parametrize("name", ["ddp", "zero1", "zero2"])
+def test_two_processes_learn_as_one(name: str, qwen3: Path, bert: Path, data: Path, tmp_path: Path) -> None:
+    """With a share of the change in final/, too, which each backend takes of its own kind of weights."""
+    if name != "ddp":
+        pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
+    more = {**TEACHER, "loss.teacher": bert, "max_steps": 4, "lora.dropout": 0.0, "dev_share": 0, "interpolate": 0.6}
+    one, two = (arguments(qwen3, data, tmp_path / each, **more) for each in ("1", "2"))
+    run_recipe(*one)
+    run_recipe(*two, ranks=2) if name == "ddp" else run_recipe(*launched(name, two))
     for step, expected in losses(tmp_path / "1").items():
         assert losses(tmp_path / "2")[step] == pytest.approx(expected, rel=2e-4), step
+    alone, together, base = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "1" / "final", tmp_path / "2" / "final", qwen3)
+    )
+    moved = [name for name in alone if (alone[name] - base[name]).norm() > 1e-3]
+    assert len(moved) > 10
+    for each in moved:
+        change = alone[each] - base[each]
+        assert (together[each] - alone[each]).norm() < 0.02 * change.norm(), each
+    for run in ("1", "2"):
+        assert json.loads((tmp_path / run / "interpolation.json").read_text())["share"] == 0.6
