@@ -1,4 +1,4 @@
-"""What the comparisons of whole steps share: processes that take turns, the memory of a step, a model to step.
+"""What the comparisons of whole steps share: processes that take turns, the memory of a step, tables of the results.
 
 A side is one way to take a step. It has a process of its own, so that no library finds another's modules or settings.
 """
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
-    from transformers import PreTrainedModel
 
 K = TypeVar("K")
 
@@ -99,6 +98,17 @@ def comparison(results: Mapping[str, Result], reference: str, *, heading: str = 
     return table(headings, lines, markdown=True)
 
 
+def met(found: list[list[object]], headings: list[str]) -> str:
+    """Which of the project's targets were met, as Markdown.
+
+    Args:
+        found: A line for each: its name, what was found, perhaps more of that, and at last the most that is allowed.
+        headings: Of all but that last column.
+    """
+    lines = [[*line, "yes" if float(str(line[1])) <= float(str(line[-1])) else "no"] for line in found]
+    return table([*headings, "at most", "met"], lines, markdown=True)
+
+
 class Turns(Generic[K]):
     """A process for each side, which computes the next item of an iterator when it is its turn.
 
@@ -131,6 +141,12 @@ class Turns(Generic[K]):
         for side, pipe in self.pipes.items():
             pipe.send("next")
             yield side, self._answer(side)
+
+    def add(self, repeats: int) -> None:
+        """Timed steps of all sides, added to their `Result`, which is their first item."""
+        for _ in range(repeats):
+            for side, took in self.take():
+                self.first[side].add(took)
 
     def _answer(self, side: K) -> Any:
         try:
@@ -275,37 +291,3 @@ def machine(device: "torch.device") -> str:
 
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     return f"torch {torch.__version__}, {device.type}, {hardware}"
-
-
-def random_qwen3(
-    kind: Callable[[Any], "PreTrainedModel"],
-    *,
-    hidden: int,
-    layers: int,
-    head: int,
-    vocabulary: int,
-    longest: int,
-    tied: bool = False,
-) -> "PreTrainedModel":
-    """A Qwen3 of a class of transformers, a key-value head for two query heads, weights from a fixed seed."""
-    import torch
-    from transformers import Qwen3Config
-
-    torch.manual_seed(0)
-    model = kind(
-        Qwen3Config(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=3 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // head,
-            num_key_value_heads=max(1, hidden // (2 * head)),
-            head_dim=head,
-            max_position_embeddings=longest,
-            tie_word_embeddings=tied,
-        )
-    )
-    for parameter in model.parameters():
-        if parameter.ndim == 2:  # larger than by default, under which random models give all texts one embedding
-            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-    return model

@@ -21,15 +21,27 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import exp, log
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from measure import Result, Turns, comparison, machine, measured_steps, pick_device, random_qwen3
+from measure import Result, Turns, comparison, machine, measured_steps, met, pick_device
+from rerank_case import (
+    DOCUMENTS,
+    INSTRUCTION,
+    LONGEST,
+    PREFIX,
+    SPECIAL,
+    SUFFIX,
+    Case,
+    Group,
+    RerankBenchConfig,
+    settings,
+    write_groups,
+    write_model,
+)
 
 from nestling.config import parse_config, require, run
-from nestling.console import table
 
 if TYPE_CHECKING:
     import torch
@@ -38,70 +50,11 @@ if TYPE_CHECKING:
 
     from nestling.batches.prefix_sharing import SharedPrefixChunk
     from nestling.models.reranker import Reranker
-    from nestling.models.reranker_settings import RerankerSettings
 
 T = TypeVar("T")
-DOCUMENTS = 8  # of a group: a positive and its negatives
-PREFIX, INSTRUCTION, SUFFIX = 30, 10, 6  # words of the prompt
-QUERY, DOCUMENT = 45, 145  # mean lengths
-QUERY_SPREAD = 0.3  # of the logarithm
-SHORTEST, LONGEST, POSITIONS = 8, 512, 2048
-SPECIAL = ["<|endoftext|>", "no", "yes", "<Instruct>:", "<Query>:", "<Document>:"]
 TOLERANCE = 1e-5  # relative, of the loss and of the gradient
 
 PEER, SHARED, SEPARATE, ENCODER = "sentence-transformers", "shared prefixes", "separate rows", "encoder alone"
-
-
-@dataclass(frozen=True)
-class RerankBenchConfig:
-    """Settings of scripts/bench/rerank.py.
-
-    Args:
-        kind: Of the reranker: causal, or encoder, which has other defaults.
-        groups: Queries of the batch, each with a positive and seven negatives.
-        micro_batch: Groups of a micro-batch; the peer's has as many pairs. Divides `groups`.
-        spread: Of the logarithm of documents' lengths.
-        hidden: Hidden size; heads have 64 dimensions, and a key-value head serves two query heads.
-        layers: Layers of the model.
-        vocabulary: Tokens of the vocabulary.
-        repeats: Timed steps of each side.
-        device: cpu, cuda, or auto.
-    """
-
-    kind: Literal["causal", "encoder"] = "causal"
-    groups: int = 8
-    micro_batch: int = 1
-    spread: float = 0.75
-    hidden: int = 256
-    layers: int = 4
-    vocabulary: int = 151_669
-    repeats: int = 5
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    def __post_init__(self) -> None:
-        least = min(self.groups, self.micro_batch, self.layers, self.repeats)
-        require(least > 0, "groups, micro_batch, layers and repeats have to be above 0")
-        require(self.groups % self.micro_batch == 0, f"micro_batch: {self.micro_batch} does not divide {self.groups}")
-        require(self.spread >= 0, f"spread is {self.spread}; expected a number from 0")
-        require(self.hidden > 0 and self.hidden % 64 == 0, f"hidden is {self.hidden}; expected a multiple of 64")
-        require(self.vocabulary >= 1000, f"vocabulary is {self.vocabulary}; expected at least 1000 tokens")
-
-
-@dataclass(frozen=True)
-class Group:
-    """A query and its documents, the first of which is relevant."""
-
-    query: str
-    documents: list[str]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a process is to do: one side's step, with the model that lies in `folder`."""
-
-    side: str
-    folder: Path
-    config: RerankBenchConfig
 
 
 @dataclass(frozen=True)
@@ -135,76 +88,6 @@ def main() -> None:
     print(f"\n{comparison(results, PEER, alone=ENCODER)}\n\n{targets(results, ratio)}")
 
 
-def write_model(config: RerankBenchConfig, folder: Path) -> int:
-    """A Qwen3 with a tokenizer of whole words, whose chat template is our prompt; the number of its parameters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
-
-    model = random_qwen3(
-        Qwen3ForCausalLM,
-        hidden=config.hidden,
-        layers=config.layers,
-        head=64,
-        vocabulary=config.vocabulary,
-        longest=POSITIONS,
-        tied=True,
-    )
-    model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words(config))}, unk_token=SPECIAL[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=SPECIAL[0],
-        pad_token=SPECIAL[0],
-        unk_token=SPECIAL[0],
-        chat_template=chat_template(settings(config)),
-    )
-    fast.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def words(config: RerankBenchConfig) -> list[str]:
-    return [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), config.vocabulary))]
-
-
-def settings(config: RerankBenchConfig) -> "RerankerSettings":
-    """A prompt of random words."""
-    from nestling.models.reranker_settings import RerankerSettings
-
-    source, known = random.Random(1), words(config)[len(SPECIAL) :]
-    prefix, instruction, suffix = (" ".join(source.choices(known, k=k)) for k in (PREFIX, INSTRUCTION, SUFFIX))
-    return RerankerSettings(
-        f"{prefix}\n",
-        f"\n{suffix}",
-        instruction,
-        query_max_length=LONGEST,
-        document_max_length=LONGEST,
-    )
-
-
-def chat_template(chosen: "RerankerSettings") -> str:
-    """The same prompt for the peer, whose pairs are messages with the roles query and document."""
-    query, document = (
-        f"{{{{ messages | selectattr('role', 'eq', '{role}') | map(attribute='content') | first }}}}"
-        for role in ("query", "document")
-    )
-    return chosen.prefix + chosen.prompt.body(query, document) + chosen.suffix
-
-
-def write_groups(config: RerankBenchConfig) -> list[Group]:
-    """Random words, so that every text is different."""
-    source, known = random.Random(0), words(config)[len(SPECIAL) :]
-
-    def text(mean: int, spread: float) -> str:
-        length = round(exp(source.gauss(log(mean) - spread**2 / 2, spread)))
-        return " ".join(source.choices(known, k=min(max(length, SHORTEST), LONGEST)))
-
-    return [
-        Group(text(QUERY, QUERY_SPREAD), [text(DOCUMENT, config.spread) for _ in range(DOCUMENTS)])
-        for _ in range(config.groups)
-    ]
-
-
 def token_ratio(config: RerankBenchConfig, folder: Path) -> float:
     """Tokens of all prompts over the positions that are left with prefixes shared: G (P + l) / (P + G l)."""
     reranker = load_reranker(Case(SHARED, folder, config))
@@ -230,9 +113,7 @@ def compare(folder: Path, config: RerankBenchConfig) -> dict[str, Result]:
         for side in (SHARED, SEPARATE):
             off = max(results[side].difference(results[PEER]))
             require(off < TOLERANCE, f"{side}: loss or gradient is off by {off:g} of the peer's")
-        for _ in range(config.repeats):
-            for side, took in turns.take():
-                results[side].add(took)
+        turns.add(config.repeats)
     return results
 
 
@@ -367,14 +248,13 @@ def targets(results: dict[str, Result], ratio: float) -> str:
         return shared.median / results[side].median, shared.cpu_median / results[side].cpu_median
 
     memory = shared.mebibytes / results[PEER].mebibytes
-    found = [
-        ("time over the peer's", *over(PEER), 0.4),
-        ("memory over the peer's", memory, "", 0.25),
-        ("time over the encoder's alone", *over(ENCODER), 1.15),
-        ("time over that of separate rows", *over(SEPARATE), 1 / (0.9 * ratio)),
+    found: list[list[object]] = [
+        ["time over the peer's", *over(PEER), 0.4],
+        ["memory over the peer's", memory, "", 0.25],
+        ["time over the encoder's alone", *over(ENCODER), 1.15],
+        ["time over that of separate rows", *over(SEPARATE), 1 / (0.9 * ratio)],
     ]
-    lines = [[name, value, cpu, limit, "yes" if value <= limit else "no"] for name, value, cpu, limit in found]
-    return table(["target", "found", "by CPU time", "at most", "met"], lines, markdown=True)
+    return met(found, ["target", "found", "by CPU time"])
 
 
 SIDES: dict[str, Callable[[Case, "torch.device"], Side]] = {

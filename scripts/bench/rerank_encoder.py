@@ -14,13 +14,14 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import exp, log
+from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from measure import Result, Turns, comparison, machine, measured_steps, pick_device
+from measure import Result, Turns, comparison, machine, measured_steps, met, pick_device
+from random_models import random_length, spread_out, write_word_tokenizer
 
 from nestling.config import require
 from nestling.console import table
@@ -104,8 +105,8 @@ def measure(config: EncoderBenchConfig) -> None:
 def write_model(config: EncoderBenchConfig, folder: Path) -> int:
     """A BERT with a tokenizer of whole words; the number of its parameters."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+    from tokenizers import processors
+    from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
     shape = BertConfig(
@@ -120,19 +121,17 @@ def write_model(config: EncoderBenchConfig, folder: Path) -> int:
     )
     shape.num_labels = 1
     model = BertForSequenceClassification(shape)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:  # larger than by default, under which random models give all texts one score
-            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    spread_out(model)
     model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words(config))}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    write_word_tokenizer(
+        folder,
+        words(config),
+        unknown="[UNK]",
+        post_processor=processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
+        ),
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",
@@ -140,7 +139,6 @@ def write_model(config: EncoderBenchConfig, folder: Path) -> int:
         model_max_length=POSITIONS,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
-    fast.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -153,8 +151,9 @@ def write_pairs(config: EncoderBenchConfig, groups: int) -> list[list[Pair]]:
     source, known = random.Random(0), words(config)[len(SPECIAL) :]
 
     def text(mean: int, spread: float) -> str:
-        length = round(exp(source.gauss(log(mean) - spread**2 / 2, spread)))
-        return " ".join(source.choices(known, k=min(max(length, SHORTEST), LONGEST)))
+        median = mean * exp(-(spread**2) / 2)
+        length = random_length(source, median=median, spread=spread, shortest=SHORTEST, longest=LONGEST)
+        return " ".join(source.choices(known, k=length))
 
     queries = [text(QUERY, QUERY_SPREAD) for _ in range(groups)]
     return [[Pair(query, text(DOCUMENT, config.spread), i == 0) for i in range(DOCUMENTS)] for query in queries]
@@ -179,9 +178,7 @@ def compare_steps(folder: Path, config: EncoderBenchConfig) -> dict[str, Result]
         results: dict[str, Result] = turns.first
         off = max(results[OURS].difference(results[PEER]))
         require(off < TOLERANCE, f"loss or gradient is off by {off:g} of the peer's")
-        for _ in range(config.repeats):
-            for side, took in turns.take():
-                results[side].add(took)
+        turns.add(config.repeats)
     return results
 
 
@@ -328,13 +325,12 @@ def targets(results: dict[str, Result], seconds: dict[str, list[tuple[float, flo
     """Which of the project's targets were met."""
     own, other = results[OURS], results[PEER]
     scored = [mine / theirs for mine, theirs in zip(*(medians(seconds[side]) for side in (OURS, PEER)), strict=True)]
-    found = [
-        ("time of a step", own.median / other.median, own.cpu_median / other.cpu_median, 0.45),
-        ("memory of a step", own.mebibytes / other.mebibytes, "", 0.4),
-        ("time of scoring", *scored, 0.5),
+    found: list[list[object]] = [
+        ["time of a step", own.median / other.median, own.cpu_median / other.cpu_median, 0.45],
+        ["memory of a step", own.mebibytes / other.mebibytes, "", 0.4],
+        ["time of scoring", *scored, 0.5],
     ]
-    lines = [[name, value, cpu, limit, "yes" if value <= limit else "no"] for name, value, cpu, limit in found]
-    return table(["over the peer's", "found", "by CPU time", "at most", "met"], lines, markdown=True)
+    return met(found, ["over the peer's", "found", "by CPU time"])
 
 
 SIDES: dict[str, Callable[[Case, "torch.device"], tuple[Any, Load]]] = {PEER: peer, OURS: ours}

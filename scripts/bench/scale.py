@@ -18,7 +18,8 @@ from functools import partial
 from math import exp, log
 from typing import TYPE_CHECKING, Literal
 
-from measure import Peak, Turns, machine, pick_device, random_qwen3, synchronize
+from measure import Peak, Turns, machine, pick_device, synchronize
+from random_models import random_qwen3
 
 from nestling.config import parse_config, require, require_dims, run
 from nestling.console import table

@@ -15,18 +15,17 @@ weights, gradients and optimizer state: resident memory on a CPU (Linux only), a
 recomputes activations inside the model. The learning rate is 0, so that every step computes the same.
 """
 
-import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from math import exp, log
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from measure import Result, Turns, machine, measured_steps, pick_device, random_qwen3
+from measure import Result, Turns, machine, measured_steps, met, pick_device
+from step_case import LONGEST, Case, StepBenchConfig, count_tokens, write_columns, write_model
 
-from nestling.config import parse_config, require, require_dims, run
+from nestling.config import parse_config, run
 from nestling.console import table
 
 if TYPE_CHECKING:
@@ -37,62 +36,10 @@ if TYPE_CHECKING:
     from nestling.losses.negatives import BatchStructure
 
 TEMPERATURE = 0.05  # the peer's default scale of 20
-SHORTEST, MEDIAN, LONGEST, SPREAD = 8, 70, 512, 0.75  # of texts, in tokens; SPREAD of their logarithm
-END = "<|endoftext|>"
 WARM_UP = 8  # rows of a first step, after which gradients and optimizer state exist and kernels are loaded
 
 RIGHT, LEFT = "sentence-transformers, padded right", "sentence-transformers, padded left"
 TWICE, SOME, KEPT, SINGLE = "every chunk twice", "some graphs kept", "all graphs kept", "one graph"
-
-
-@dataclass(frozen=True)
-class StepBenchConfig:
-    """Settings of scripts/bench/step.py.
-
-    Args:
-        rows: Queries of the batch, each with a positive and a hard negative.
-        single_rows: The same for the comparison with one graph.
-        hidden: Hidden size; heads have 32 dimensions, and a key-value head serves two query heads.
-        layers: Layers of the model.
-        vocabulary: Tokens of the vocabulary.
-        dims: Matryoshka dimensions; the greatest is the embedding's.
-        mini_batch: Texts that the peer encodes at a time; its default.
-        chunk_tokens: Positions of our chunks; by default what training takes on the device.
-        activation_memory: GB of graphs that our second side keeps.
-        repeats: Timed steps of each side.
-        device: cpu, cuda, or auto.
-    """
-
-    rows: int = 1024
-    single_rows: int = 256
-    hidden: int = 128
-    layers: int = 2
-    vocabulary: int = 8192
-    dims: list[int] = field(default_factory=lambda: [128, 64, 32])
-    mini_batch: int = 32
-    chunk_tokens: int | None = None
-    activation_memory: float = 2.0
-    repeats: int = 3
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    def __post_init__(self) -> None:
-        least = min(self.rows, self.single_rows, self.layers, self.mini_batch, self.repeats)
-        require(least > 0, "rows, single_rows, layers, mini_batch and repeats have to be above 0")
-        require(self.chunk_tokens is None or self.chunk_tokens > 0, "chunk_tokens has to be above 0")
-        require(self.hidden > 0 and self.hidden % 64 == 0, f"hidden is {self.hidden}; expected a multiple of 64")
-        require(self.vocabulary >= 1000, f"vocabulary is {self.vocabulary}; expected at least 1000 tokens")
-        require_dims(self.dims, self.hidden)
-        require(max(self.dims) == self.hidden, f"dims: the greatest has to be the embedding's {self.hidden}")
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a process is to do: one side's step on `rows` rows, with the model that lies in `folder`."""
-
-    side: str
-    rows: int
-    folder: Path
-    config: StepBenchConfig
 
 
 @dataclass
@@ -132,60 +79,11 @@ def describe(config: StepBenchConfig, parameters: int) -> str:
     )
 
 
-def write_model(config: StepBenchConfig, folder: Path) -> int:
-    """A Qwen3 with a tokenizer of whole words; the number of its parameters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, Qwen3Model
-
-    model = random_qwen3(
-        Qwen3Model,
-        hidden=config.hidden,
-        layers=config.layers,
-        head=32,
-        vocabulary=config.vocabulary,
-        longest=LONGEST,
-    )
-    model.save_pretrained(folder)
-    words = {END: 0, **{word: i for i, word in enumerate(vocabulary(config), start=1)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=END))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 0)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=END, unk_token=END, model_max_length=LONGEST
-    )
-    fast.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def vocabulary(config: StepBenchConfig) -> list[str]:
-    return [f"w{i}" for i in range(1, config.vocabulary)]
-
-
-def write_columns(rows: int, config: StepBenchConfig) -> list[list[str]]:
-    """Queries, positives and hard negatives: random words, so that every text is different."""
-    source, words = random.Random(0), vocabulary(config)
-
-    def text() -> str:
-        length = round(exp(source.gauss(log(MEDIAN), SPREAD)))
-        return " ".join(source.choices(words, k=min(max(length, SHORTEST), LONGEST) - 1))
-
-    columns = [[text() for _ in range(rows)] for _ in range(3)]
-    assert len({text for column in columns for text in column}) == 3 * rows
-    return columns
-
-
-def count_tokens(text: str) -> int:
-    """A word is a token; the end token comes after them."""
-    return len(text.split()) + 1
-
-
 def compare(sides: list[str], rows: int, folder: Path, config: StepBenchConfig) -> dict[str, Result]:
     """Results of several sides, whose timed steps take turns."""
     with Turns({side: partial(steps, Case(side, rows, folder, config)) for side in sides}) as turns:
+        turns.add(config.repeats)
         results: dict[str, Result] = turns.first
-        for _ in range(config.repeats):
-            for side, took in turns.take():
-                results[side].add(took)
     return results
 
 
@@ -360,16 +258,15 @@ def targets(peers: dict[str, Result], single: dict[str, Result]) -> str:
     """Which of the project's targets were met."""
     twice, right, left = peers[TWICE], peers[RIGHT], peers[LEFT]
     differences = [twice.difference(right), twice.difference(left), single[TWICE].difference(single[SINGLE])]
-    found = [
-        ("time over right padding", twice.median / right.median, 0.30),
-        ("memory over right padding", twice.mebibytes / right.mebibytes, 0.25),
-        ("time over left padding", twice.median / left.median, 0.20),
-        ("time over one graph, all graphs kept", single[KEPT].median / single[SINGLE].median, 1.15),
-        ("positions over tokens", twice.padding, 1.05),
-        ("difference of loss or gradient, 1e-6", 1e6 * max(max(each) for each in differences), 10),
+    found: list[list[object]] = [
+        ["time over right padding", twice.median / right.median, 0.30],
+        ["memory over right padding", twice.mebibytes / right.mebibytes, 0.25],
+        ["time over left padding", twice.median / left.median, 0.20],
+        ["time over one graph, all graphs kept", single[KEPT].median / single[SINGLE].median, 1.15],
+        ["positions over tokens", twice.padding, 1.05],
+        ["difference of loss or gradient, 1e-6", 1e6 * max(max(each) for each in differences), 10],
     ]
-    lines = [[name, value, limit, "yes" if value <= limit else "no"] for name, value, limit in found]
-    return table(["target", "found", "at most", "met"], lines, markdown=True)
+    return met(found, ["target", "found"])
 
 
 SIDES: dict[str, Callable[[Case, "torch.device"], Side]] = {
