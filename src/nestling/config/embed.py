@@ -82,6 +82,11 @@ class LossConfig:
             "set it too, 0.1 as in Qwen3's report",
         )
         require(len(set(self.terms)) == len(self.terms), f"loss.terms: {self.terms}, expected each term once")
+        require(
+            self.graded_objective != "cosine_similarity" or self.graded_temperature == 0.05,
+            f"loss.graded_temperature is {self.graded_temperature:g}, and loss.graded_objective: cosine_similarity has "
+            "no temperature; leave it out, or set cosent or angle",
+        )
         self._check_hardness()
         self._check_guide()
         self._check_teacher()
