@@ -50,8 +50,17 @@ def test_a_given_share_is_that_of_the_result_without_a_dev_set(bert: Path, data:
             moved += not torch.equal(final[own], tensor)
     assert moved > 10
     assert "share of the trained weights in final/ 0.7" in ParsedPage((run / "report.html").read_text()).text
+    other = arguments(bert, data, run, dev_share=0, interpolate="true", **more)
+    said = run_recipe(*other, "--resume=true").stdout
+    assert (
+        "; interpolate True (0.7 in config.yaml) changes nothing in it: move it away, and this command writes" in said
+    )
+    assert (
+        "changes nothing"
+        not in run_recipe(*arguments(bert, data, run, dev_share=0, interpolate=0.7, **more), "--resume=true").stdout
+    )
     shutil.rmtree(run / "final")  # as after a failed export, and resumed with another setting
-    run_recipe(*arguments(bert, data, run, dev_share=0, interpolate="true", **more), "--resume=true")
+    run_recipe(*other, "--resume=true")
     assert not (run / "interpolation.json").exists()
     trained = weights(run, 3)["backbone.embeddings.word_embeddings.weight"]
     assert torch.equal(load_file(run / "final" / "model.safetensors")["embeddings.word_embeddings.weight"], trained)
