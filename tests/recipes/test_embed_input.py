@@ -151,6 +151,10 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             "loss.distillation_weight needs teacher scores, and no dataset has",
         ),
         (
+            {"refresh.depth": 30, "refresh.among": 5},
+            "refresh.depth, refresh.among: of negatives that are mined again, and refresh.steps is null; set it too",
+        ),
+        (
             {"loss.graded_objective": "angle"},
             "loss.graded_objective and loss.graded_temperature are of graded pairs, and no dataset has any",
         ),

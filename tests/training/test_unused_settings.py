@@ -49,6 +49,7 @@ def flags(**more: object) -> list[str]:
             {**HARDNESS, "loss.spread_out_weight": 1},
             "loss.spread_out_weight, loss.hardness_mode: all datasets are graded pairs, which learn their scores alone",
         ),
+        ([GRADED], {"refresh.steps": 0}, "refresh.steps: all datasets are graded pairs"),
         ([PLAIN], {"loss.graded_temperature": 0.1}, "loss.graded_objective and loss.graded_temperature are of graded"),
         ([PLAIN], OWN, "loss.hardness_mode: hard_negatives weights a row's own hard negatives, and no dataset has"),
         ([MINED, GRADED], {"loss.distillation_weight": 1}, "loss.distillation_weight needs teacher scores"),

@@ -11,7 +11,7 @@ def require_used(config: EmbedConfig, sources: Sequence[Source]) -> None:
     """Raise ValueError for a setting of an embedder's loss that no dataset of the run learns by."""
     loss, contrastive = config.loss, [source for source in sources if not source.table.graded]
     if not contrastive:
-        refuse_settings_without_negatives(loss)
+        refuse_settings_without_negatives(config)
         return
     require(
         len(contrastive) < len(sources)
@@ -32,19 +32,21 @@ def require_used(config: EmbedConfig, sources: Sequence[Source]) -> None:
     )
 
 
-def refuse_settings_without_negatives(loss: LossConfig) -> None:
+def refuse_settings_without_negatives(config: EmbedConfig) -> None:
     """Raise ValueError for a setting that was switched on, and that graded pairs have no use for.
 
     Not for score_margin and terms, which configurations for all kinds of data set.
     """
+    loss = config.loss
     settings = {
-        "guide": loss.guide is not None,
-        "distillation_weight": loss.distillation_weight > 0,
-        "regression_weight": loss.regression_weight > 0,
-        "spread_out_weight": loss.spread_out_weight > 0,
-        "hardness_mode": loss.hardness_mode is not None,
+        "loss.guide": loss.guide is not None,
+        "loss.distillation_weight": loss.distillation_weight > 0,
+        "loss.regression_weight": loss.regression_weight > 0,
+        "loss.spread_out_weight": loss.spread_out_weight > 0,
+        "loss.hardness_mode": loss.hardness_mode is not None,
+        "refresh.steps": config.refresh.steps is not None,
     }
-    unused = ", ".join(f"loss.{name}" for name, is_set in settings.items() if is_set)
+    unused = ", ".join(name for name, is_set in settings.items() if is_set)
     require(
         not unused,
         f"{unused}: all datasets are graded pairs, which learn their scores alone; leave this out, or add rows of "
