@@ -94,6 +94,10 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"mixing_temperature": 0.001},
+            "mixing_temperature is 0.001, expected a finite number from 0.1: 1 takes",
+        ),
         ({"batch_size": 1}, "batch_size is 1; in-batch negatives need at least 2 queries"),
         ({"matryoshka_dims": "96,24"}, "matryoshka_dims: 96 is more than the model's embedding has, 48"),
         ({"matryoshka_dims": "24,24"}, "matryoshka_dims: 24 is given 2 times; name each dimension once"),
