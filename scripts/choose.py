@@ -8,7 +8,8 @@
 The embedder with the highest nDCG@10 is chosen; the first, the one before training, where no other is better. Its first
 documents of each query, or without models those of BM25, are ordered by (1 - w) z(embedder) + w z(reranker), z being
 scores standardised over them, with w = 0, 0.1, ... 1. Of the weights whose gain is sure (p at most 0.05, corrected for
-their number, over the groups that queries.jsonl names in metadata.group) the best is chosen; without one, no reranker.
+their number and for the checkpoints that a run measured on this set before it wrote RUN/final, over the groups that
+queries.jsonl names in metadata.group) the best is chosen; without one, no reranker.
 """
 
 import sys
@@ -44,6 +45,7 @@ def make_choice(config: ChooseConfig) -> "Choice":
     from nestling.records import load_retrieval_set
     from nestling.retrieval import open_candidates, rerank
     from nestling.retrieval.choice import choose
+    from nestling.run_files import checkpoints_measured
 
     data = load_retrieval_set(config.data, config.split)
     if config.models:
@@ -55,7 +57,13 @@ def make_choice(config: ChooseConfig) -> "Choice":
     reranker = Reranker.from_pretrained(config.reranker, **settings(config)).to(best_device())
     scores = rerank(reranker, data, candidates, instruction=config.instruction, progress=sys.stderr.isatty())
     return choose(
-        measured, data=data, depth=config.depth, reranker=config.reranker, scores=scores, candidates=candidates
+        measured,
+        data=data,
+        depth=config.depth,
+        reranker=config.reranker,
+        scores=scores,
+        candidates=candidates,
+        checkpoints=max(1, checkpoints_measured(Path(config.reranker), data.name)),
     )
 
 

@@ -9,7 +9,7 @@ from nestling.checkpoint import open_run_folder
 from nestling.export.card import base_license
 from nestling.pipeline.digests import read_cached_digests
 from nestling.pipeline.step_record import StepRecord
-from nestling.run_files import evaluation_at, read_data, read_data_lines, read_metrics
+from nestling.run_files import checkpoints_measured, evaluation_at, read_data, read_data_lines, read_metrics
 
 LINE = '{"step": 1, "eval": {"dev": {"64": {"nDCG@10": 0.5}}}}\n'
 
@@ -75,3 +75,13 @@ def test_launches_that_are_none(content: str, tmp_path: Path) -> None:
 def test_a_card_that_is_not_readable_names_no_licence(card: bytes, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(card)
     assert base_license(str(tmp_path)) is None
+
+
+def test_checkpoints_that_a_run_measured(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    assert checkpoints_measured(final, "dev") == 0, "no run"
+    lines = [LINE.replace("1", str(step), 1) for step in (0, 5, 10)] + [LINE.replace("dev", "other")]
+    (tmp_path / "metrics.jsonl").write_text("".join([*lines, '{"step": 11, "loss": 1.0}\n']))
+    assert checkpoints_measured(final, "dev") == 2, "step 0 is before training"
+    assert checkpoints_measured(final, "elsewhere") == 0
+    assert checkpoints_measured(tmp_path / "checkpoints", "dev") == 0, "final/ alone is what dev has chosen"

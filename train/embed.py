@@ -43,7 +43,6 @@ from nestling.training.data import (
     query_prompts,
     read_sources,
     record_data,
-    require_teacher_scores,
     shared_instruction,
     train_reads,
 )
@@ -62,8 +61,9 @@ from nestling.training.run import Run, open_run
 from nestling.training.schedule import learning_rate_schedule, total_steps
 from nestling.training.start import run_folder, start
 from nestling.training.summary import embed_summary
-from nestling.training.teacher_projection import fit_projections, require_texts
+from nestling.training.teacher_projection import fit_projections
 from nestling.training.teacher_terms import teacher_terms
+from nestling.training.unused_settings import require_used
 from nestling.training.whole_weights import require_whole_weights
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
@@ -86,8 +86,7 @@ def main(config: EmbedConfig) -> None:
         sources = read_sources(config, partial(check_embed_data, config), show=show)
         measured = with_held_out(config, sources)  # its dev has the rows that --dev_share holds out too
         dev_sets = [load_dev_set(dev, sources, show=show) for dev in measured.dev]
-    require_teacher_scores(config, sources)
-    require_texts(config.loss, sources)
+    require_used(config, sources)
     require_stored_vectors(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)

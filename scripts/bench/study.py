@@ -5,9 +5,11 @@ python scripts/bench/study.py --model MODEL --sets nl2bash,data/stdlib-search --
 Settings are flags of train/embed.py under a name, in a YAML file (scripts/bench/study.yaml), where {model} stands for
 the model. `base` is the model before training, `sentence-transformers` its
 MatryoshkaLoss(MultipleNegativesRankingLoss) on the same rows, for as many steps. NAME@0.7 is the run NAME, moved back:
-0.7 of its weights and 0.3 of the base's. A study that was cut off goes on when the same command is given again.
-Settings are chosen on split dev; test is for those that were chosen. "p, Holm" is p corrected for the number of
-settings in the table, base left out.
+0.7 of its weights and 0.3 of the base's. A study that was cut off goes on when the same command is given again; the
+results of one output have one model, rows, rate and lengths. Settings are chosen on split dev; test is for those that
+were chosen. "p" goes by the groups that queries.jsonl names in metadata.group, else by queries; "p, Holm" is p
+corrected for the number of settings in the table, base left out. "seconds" are those of the loop, without mining and
+what a guide or a teacher takes before it.
 """
 
 import json
@@ -25,9 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peer import PEER, train_peer
+from study_conditions import require_same
 from study_tables import BASE, mean, print_tables
 
-from nestling.config import parse_config, require, require_dims, run
+from nestling.config import parse_config, require, require_dims, require_unique, run
 from nestling.files import replace_text, write_jsonl
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 # Values of a result: {set: {dimension: nDCG@10 of each query}}.
 Scores = dict[str, dict[str, list[float]]]
+# Values of the config that all results of an output have in common.
+CONDITIONS = ("model", "pairs", "batch_size", "learning_rate", "max_length", "documents", "dims")
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,15 @@ class StudyConfig:
     def __post_init__(self) -> None:
         require_dims(self.dims)
         require(all(0 < share < 1 for share in self.moved_back), "moved_back: expected shares between 0 and 1")
+        require_unique("sets, also", [Path(data).name for data in (*self.sets, *self.also)])
 
 
 def main() -> None:
     config = parse_config(StudyConfig, __doc__)
     flags = read_settings(config)
+    for data in config.sets:
+        conditions = {"data": str(Path(data).resolve()), **{name: getattr(config, name) for name in CONDITIONS}}
+        require_same(set_folder(config, data), conditions, flags)
     for seed in config.seeds:
         for data in config.sets:
             for name in flags:
@@ -102,14 +111,16 @@ def read_settings(config: StudyConfig) -> dict[str, str]:
     known = {BASE: "", PEER: "", **of_file}
     unknown = set(config.settings) - set(known)
     require(not unknown, f"settings: {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
+    require(
+        config.baseline.partition("@")[0] in known, f"baseline: {config.baseline}; expected one of {', '.join(known)}"
+    )
     return {name: (known[name] or "").replace("{model}", config.model) for name in config.settings or known}
 
 
 def measure_setting(config: StudyConfig, data: str, seed: int, name: str, flags: str) -> None:
     """Train and measure, unless the results are there; the run's folder stays until they are."""
-    missing = [
-        share for share in (1.0, *config.moved_back) if not result_file(config, data, seed, name, share).exists()
-    ]
+    shares = (1.0, *config.moved_back)
+    missing = [share for share in shares if not is_measured(config, data, result_file(config, data, seed, name, share))]
     if name == BASE:
         missing = [share for share in missing if share == 1]
     if not missing:
@@ -121,14 +132,21 @@ def measure_setting(config: StudyConfig, data: str, seed: int, name: str, flags:
         model, seconds = train(config, data, seed, folder, flags)
     processor = children_seconds() - before
     for share in missing:
-        scores = measure(config, data, model, share)
-        result = {"setting": name, "share": share, "seconds": seconds, "processor": processor, "scores": scores}
+        scores, groups = measure(config, data, model, share)
+        times = {"seconds": seconds, "processor": processor}
+        result = {"setting": name, "share": share, **times, "scores": scores, "groups": groups}
         replace_text(result_file(config, data, seed, name, share), json.dumps(result) + "\n")
         means = {f"{each}/{dim}": f"{mean(of):.4f}" for each, dims in scores.items() for dim, of in dims.items()}
         print(
             f"{Path(data).name} {seed} {label(name, share)}: {seconds:.0f} s, {processor:.0f} s of processor {means}",
             flush=True,
         )
+
+
+def is_measured(config: StudyConfig, data: str, path: Path) -> bool:
+    """Whether a result is there, with all sets that are wanted now."""
+    wanted = {Path(each).name for each in (data, *config.also)}
+    return path.exists() and wanted <= set(json.loads(path.read_text(encoding="utf-8")).get("groups", {}))
 
 
 def children_seconds() -> float:
@@ -225,11 +243,13 @@ def start(script: str, settings: dict[str, object], more: list[str], log: Path) 
     require(done.returncode == 0, f"{script} ended with status {done.returncode}; {log} has what it said")
 
 
-def measure(config: StudyConfig, data: str, model: str, share: float) -> Scores:
-    """nDCG@10 of each query at each dimension, on the set's split and on test of the others."""
+def measure(config: StudyConfig, data: str, model: str, share: float) -> tuple[Scores, dict[str, list[str] | None]]:
+    """nDCG@10 of each query at each dimension, on the set's split and on test of the others; the queries' groups."""
     embedder = load(config, model, share)
     folders = [(data, config.split), *((each, "test") for each in config.also)]
-    return {Path(folder).name: ndcg(config, embedder, thinned(config, folder, split)) for folder, split in folders}
+    sets = {Path(folder).name: thinned(config, folder, split) for folder, split in folders}
+    groups = {name: None if each.groups is None else list(each.groups) for name, each in sets.items()}
+    return {name: ndcg(config, embedder, each) for name, each in sets.items()}, groups
 
 
 def load(config: StudyConfig, model: str, share: float) -> "Embedder":
@@ -287,7 +307,7 @@ def report(config: StudyConfig, names: list[str]) -> None:
     for data in config.sets:
         results = read_results(config, data, names)
         if results:
-            print_tables(results, config.dims, config.baseline)
+            print_tables(results, [Path(each).name for each in (data, *config.also)], config.dims, config.baseline)
 
 
 def read_results(config: StudyConfig, data: str, names: list[str]) -> dict[str, list[Any]]:
@@ -296,7 +316,7 @@ def read_results(config: StudyConfig, data: str, names: list[str]) -> dict[str, 
     for name in names:
         for share in (1.0, *config.moved_back):
             files = [result_file(config, data, seed, name, share) for seed in config.seeds]
-            there = [json.loads(path.read_text(encoding="utf-8")) for path in files if path.exists()]
+            there = [json.loads(path.read_text(encoding="utf-8")) for path in files if is_measured(config, data, path)]
             if there:
                 found[label(name, share)] = there
     return found

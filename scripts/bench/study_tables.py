@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 
 from nestling.console import table
-from nestling.retrieval.significance import holm, randomisation_p
+from nestling.retrieval.significance import holm, randomisation_p, sums_of_groups
 
 BASE = "base"
 # By the label of a setting the results of its seeds, as scripts/bench/study.py writes them.
 Results = dict[str, list[Any]]
 
 
-def print_tables(results: Results, dims: Sequence[int], baseline: str) -> None:
-    """For each data set that was measured one line for each setting."""
-    for measured in next(iter(results.values()))[0]["scores"]:
+def print_tables(results: Results, sets: Sequence[str], dims: Sequence[int], baseline: str) -> None:
+    """For each of the sets one line for each setting."""
+    for measured in sets:
         found = {name: p_value(results, name, baseline, measured, dims) for name in results}
         tried = {name: p for name, p in found.items() if p is not None and name != BASE}
         corrected = dict(zip(tried, holm(list(tried.values())), strict=True))
@@ -30,7 +30,10 @@ def print_tables(results: Results, dims: Sequence[int], baseline: str) -> None:
 
 
 def p_value(results: Results, name: str, baseline: str, measured: str, dims: Sequence[int]) -> float | None:
-    """Of the randomisation test over queries of the mean over dimensions and seeds, against the baseline."""
+    """Of the randomisation test of the mean over dimensions and seeds, against the baseline.
+
+    Over queries; over groups of queries where the set names them, since those of one group are alike.
+    """
     if name == baseline or baseline not in results:
         return None
     seeds = min(len(results[name]), len(results[baseline]))
@@ -39,7 +42,8 @@ def p_value(results: Results, name: str, baseline: str, measured: str, dims: Seq
         return np.mean([[run["scores"][measured][str(dim)] for dim in dims] for run in runs[:seeds]], axis=(0, 1))
 
     difference = per_query(results[name]) - per_query(results[baseline])
-    return float(randomisation_p(difference[:, None])[0])
+    groups = results[name][0]["groups"][measured]
+    return float(randomisation_p(sums_of_groups(difference[:, None], groups))[0])
 
 
 def mean(values: list[float]) -> float:

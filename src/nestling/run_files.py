@@ -102,6 +102,14 @@ def evaluation_at(path: Path, step: int | None) -> Results:
     return {}
 
 
+def checkpoints_measured(model: Path, dev_set: str) -> int:
+    """On how many checkpoints a run measured a dev set, which chose RUN/final among them; 0 for any other model."""
+    metrics = model.parent / METRICS
+    if model.name != "final" or not metrics.is_file():
+        return 0
+    return sum(values["step"] > 0 and dev_set in values.get("eval", {}) for values in read_metrics(metrics))
+
+
 @dataclass(frozen=True)
 class Exported:
     """Which weights of a run are in final/, where a dev set has chosen between the base's and the trained ones.

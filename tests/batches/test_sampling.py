@@ -92,6 +92,8 @@ def test_rows_that_always_conflict_are_still_trained(tmp_path: Path) -> None:
 def test_a_dataset_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pairs has 3 rows, fewer than the batch_size of 4"):
         BatchSampler([Source(pairs(tmp_path, 3))], 4, ROW_SAMPLER, seed=0)
+    with pytest.raises(ValueError, match=r"pairs has 3 rows beside those held out as a dev set \(dev_share\), "):
+        BatchSampler([Source(pairs(tmp_path, 3), held_out=tmp_path)], 4, ROW_SAMPLER, seed=0)
 
 
 def test_sampling_uses_all_negatives_before_it_repeats_one(tmp_path: Path) -> None:

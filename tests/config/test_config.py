@@ -145,7 +145,7 @@ def test_contradictions_are_one_line(argv: list[str], message: str, capsys: pyte
     [
         ("num_train_epochs: .inf", "num_train_epochs is inf, expected a finite number above 0"),
         ("learning_rate: .inf", "learning_rate is inf, expected a finite number above 0"),
-        ("mixing_temperature: .nan", "mixing_temperature is nan, expected a finite number above 0"),
+        ("mixing_temperature: .nan", "mixing_temperature is nan, expected a finite number from 0.1"),
         ("loss: {temperature: .inf}", "loss.temperature is inf, expected a finite number above 0"),
         ("loss: {distillation_weight: .inf}", "loss.distillation_weight is inf, expected at least 0"),
         ("loss: {score_margin: .nan}", "loss.score_margin is nan, expected a number, or null for no mask"),

@@ -1,6 +1,7 @@
 """scripts/choose.py on a small dev set, and its file in scripts/evaluate.py."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,22 @@ def test_what_is_chosen_can_be_measured(
     assert by_order["first stage"] == pytest.approx(max(choice["embedders"].values()))
     assert by_order["reranked"] == pytest.approx(weights[10])
     assert by_order["fused"] == pytest.approx(max(weights))
+
+
+def test_checkpoints_that_the_run_measured_on_this_set_are_counted(
+    data: Path, qwen3_reranker: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for name, steps in (("one", [0, 4]), ("three", [0, 2, 4, 6])):
+        run, output = tmp_path / name, tmp_path / f"{name}.json"
+        shutil.copytree(qwen3_reranker, run / "final")
+        lines = [{"step": step, "eval": {"dev/dev": {"10": {"nDCG@10": 0.5}}}} for step in steps]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        flags = ["--data", data / "dev", "--reranker", run / "final", "--depth", "8", "--output", output]
+        done = choose(*flags)
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads(output.read_text())
+    assert (found["one"]["checkpoints"], found["three"]["checkpoints"]) == (1, 3)
 
 
 def test_bm25_may_find_the_documents(data: Path, qwen3_reranker: Path, tmp_path: Path) -> None:

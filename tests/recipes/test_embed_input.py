@@ -94,6 +94,10 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"mixing_temperature": 0.001},
+            "mixing_temperature is 0.001, expected a finite number from 0.1: 1 takes",
+        ),
         ({"batch_size": 1}, "batch_size is 1; in-batch negatives need at least 2 queries"),
         ({"matryoshka_dims": "96,24"}, "matryoshka_dims: 96 is more than the model's embedding has, 48"),
         ({"matryoshka_dims": "24,24"}, "matryoshka_dims: 24 is given 2 times; name each dimension once"),
@@ -150,6 +154,18 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             {"loss.distillation_weight": 1.0},
             "loss.distillation_weight needs teacher scores, and no dataset has",
         ),
+        (
+            {"refresh.depth": 30, "refresh.among": 5},
+            "refresh.depth, refresh.among: of negatives that are mined again, and refresh.steps is null; set it too",
+        ),
+        (
+            {"loss.graded_objective": "angle"},
+            "loss.graded_objective and loss.graded_temperature are of graded pairs, and no dataset has any",
+        ),
+        (
+            {"loss.graded_objective": "cosine_similarity", "loss.graded_temperature": 0.1},
+            "loss.graded_temperature is 0.1, and loss.graded_objective: cosine_similarity has no temperature",
+        ),
         ({"train": "pairs.jsonl,pairs.jsonl"}, "train: two datasets are called 'pairs'; give each a name of its own"),
         ({"model": "no/such-model"}, "model no/such-model: not a directory with a config.json, and no id that the hub"),
         ({"train": "nowhere.jsonl"}, "nowhere.jsonl: file: there is no such file or folder"),
@@ -173,6 +189,13 @@ def test_scores_that_are_no_cosines(refuse: Callable[..., str], tmp_path: Path) 
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     message = "pairs.jsonl: scores are 0 to 5, and loss.graded_objective: cosine_similarity learns them as cosines; "
     assert refuse(train="pairs.jsonl", **{"loss.graded_objective": "cosine_similarity"}).startswith(message)
+
+
+def test_settings_that_graded_pairs_would_leave_unused(refuse: Callable[..., str]) -> None:
+    rows = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "score": i % 6} for i in range(16)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = "loss.spread_out_weight: all datasets are graded pairs, which learn their scores alone; leave this out"
+    assert refuse(train="pairs.jsonl", **{"loss.spread_out_weight": 0.5}).startswith(message)
 
 
 NO_NEGATIVES = "pairs.jsonl: without loss.terms its rows need hard negatives, and it has or draws none"

@@ -26,6 +26,7 @@ def test_a_run_that_makes_dev_worse_gives_the_base(bert: Path, data: Path, tmp_p
     assert found["share"] == 0
     assert set(found["measured"]) == {"0", "0.25", "0.5", "0.75", "1"}  # type: ignore[call-overload]
     assert_said(run, "warning: training did not beat the base on dev: nDCG@10 at the full dimension")
+    assert_said(run, f"{run / 'final'} holds the base's weights")
     final, base = load_file(run / "final" / "model.safetensors"), load_file(bert / "model.safetensors")
     assert all(torch.equal(final[name], base[name]) for name in final)
     page = ParsedPage((run / "report.html").read_text()).text
@@ -41,6 +42,7 @@ def test_a_given_share_is_that_of_the_result_without_a_dev_set(bert: Path, data:
     run_and_record(arguments(bert, data, run, dev_share=0, interpolate=0.7, **more), run)
     assert interpolated(run) == {"step": 3, "share": 0.7, "measured": {}, "results": {}}
     assert_said(run, "share of the trained weights in final/: 0.7, as set; dev has not measured the base")
+    assert_said(run, f"{run / 'final'} holds 0.7 of what training changed up to step 3")
     final, base = load_file(run / "final" / "model.safetensors"), load_file(bert / "model.safetensors")
     moved = 0
     for name, tensor in weights(run, 3).items():
@@ -50,8 +52,17 @@ def test_a_given_share_is_that_of_the_result_without_a_dev_set(bert: Path, data:
             moved += not torch.equal(final[own], tensor)
     assert moved > 10
     assert "share of the trained weights in final/ 0.7" in ParsedPage((run / "report.html").read_text()).text
+    other = arguments(bert, data, run, dev_share=0, interpolate="true", **more)
+    said = run_recipe(*other, "--resume=true").stdout
+    assert (
+        "; interpolate True (0.7 in config.yaml) changes nothing in it: move it away, and this command writes" in said
+    )
+    assert (
+        "changes nothing"
+        not in run_recipe(*arguments(bert, data, run, dev_share=0, interpolate=0.7, **more), "--resume=true").stdout
+    )
     shutil.rmtree(run / "final")  # as after a failed export, and resumed with another setting
-    run_recipe(*arguments(bert, data, run, dev_share=0, interpolate="true", **more), "--resume=true")
+    run_recipe(*other, "--resume=true")
     assert not (run / "interpolation.json").exists()
     trained = weights(run, 3)["backbone.embeddings.word_embeddings.weight"]
     assert torch.equal(load_file(run / "final" / "model.safetensors")["embeddings.word_embeddings.weight"], trained)

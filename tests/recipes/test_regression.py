@@ -41,7 +41,7 @@ def test_graded_pairs_train_beside_it_and_alone_are_refused(
     more = {**TEACHER, "loss.teacher": bert, "max_steps": 4, "dev_share": 0}
     done = run_recipe(*arguments(qwen3, data, tmp_path / "alone", **{**more, "train": graded}), check=False)
     assert done.returncode != 0
-    assert "loss.regression_weight: all datasets are graded pairs, which learn from no teacher" in done.stderr
+    assert "loss.regression_weight: all datasets are graded pairs, which learn their scores alone" in done.stderr
     both = {**more, "train": f"{data}/first.jsonl,{graded}", "loss.distillation_weight": 0.5}
     run_recipe(*arguments(qwen3, data, tmp_path / "both", **both, **{"loss.teacher_temperature": 0.1}))
     assert all(0 < loss < 100 for loss, *_ in losses(tmp_path / "both").values())

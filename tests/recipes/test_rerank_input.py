@@ -75,6 +75,7 @@ SOME_SCORES: list[dict[str, object]] = [*rows(**SCORES)[:-1], rows()[-1]]
             "rows.jsonl: no row has a positive, and listwise compares",
         ),
         (rows(positives=[]), {"loss.objective": "lambda"}, "rows.jsonl: no row has a positive, and lambda compares"),
+        (rows(positives=[]), {}, "rows: no row has a positive, so that a reranker would learn that no document is"),
         (rows()[:3], {}, "rows has 3 rows, fewer than the batch_size of 4"),
     ],
 )

@@ -71,6 +71,21 @@ def test_a_reranker_that_helps_gets_the_smallest_of_the_best_weights(data: Retri
     assert "chosen reranker: reranker with weight" in list(choice.lines())[1]
 
 
+def test_checkpoints_that_dev_chose_among_count_as_trials(data: RetrievalSet) -> None:
+    candidates = Candidates([np.arange(3)] * QUERIES, as_scores(FIRST))
+
+    def of_checkpoints(checkpoints: int) -> Choice:
+        given = {"reranker": "reranker", "scores": as_scores(HELPS), "candidates": candidates}
+        return choose(EMBEDDERS, data=data, depth=3, **given, checkpoints=checkpoints)
+
+    one, many = of_checkpoints(1), of_checkpoints(40)
+    assert one.p_values is not None and many.p_values is not None
+    assert many.p_values == pytest.approx([min(1.0, 40 * p) for p in one.p_values])
+    assert (one.reranker, many.reranker) == ("reranker", None)
+    assert "its gain is not sure" in list(many.lines())[1]
+    assert list(many.lines())[1].endswith(", of 40 checkpoints measured on it)")
+
+
 def test_a_reranker_that_harms_or_changes_nothing_is_not_used(data: RetrievalSet) -> None:
     for scores in ([[-1.0, 1.0, 0.0]] * QUERIES, [[0.0, 0.0, 0.0]] * QUERIES):
         choice = chosen(data, scores)

@@ -115,9 +115,10 @@ class BatchSampler:
     ) -> None:
         for source in sources:
             if len(source.table) < batch_size:
+                beside = "" if source.held_out is None else " beside those held out as a dev set (dev_share)"
                 raise ValueError(
-                    f"{source.table.name} has {len(source.table)} rows, fewer than the batch_size of {batch_size}; "
-                    "lower batch_size or join it with a similar dataset"
+                    f"{source.table.name} has {len(source.table)} rows{beside}, fewer than the batch_size of "
+                    f"{batch_size}; lower batch_size or join it with a similar dataset"
                 )
         self.sources = sources
         self.batch_size = batch_size

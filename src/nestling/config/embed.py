@@ -1,7 +1,7 @@
 """Settings of train/embed.py."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from nestling.config.attention import Attention
@@ -82,6 +82,11 @@ class LossConfig:
             "set it too, 0.1 as in Qwen3's report",
         )
         require(len(set(self.terms)) == len(self.terms), f"loss.terms: {self.terms}, expected each term once")
+        require(
+            self.graded_objective != "cosine_similarity" or self.graded_temperature == 0.05,
+            f"loss.graded_temperature is {self.graded_temperature:g}, and loss.graded_objective: cosine_similarity has "
+            "no temperature; leave it out, or set cosent or angle",
+        )
         self._check_hardness()
         self._check_guide()
         self._check_teacher()
@@ -152,6 +157,12 @@ class RefreshConfig:
         require_at_least(0, self, "steps", section="refresh.")
         require_at_least(1, self, "depth", "among", section="refresh.")
         require_share(self, "max_score_ratio", section="refresh.")
+        changed = [f"refresh.{each.name}" for each in fields(self) if getattr(self, each.name) != each.default]
+        require(
+            self.steps is not None or not changed,
+            f"{', '.join(changed)}: of negatives that are mined again, and refresh.steps is null; set it too, 0 for "
+            "after each epoch",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

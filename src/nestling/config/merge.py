@@ -90,7 +90,7 @@ class MergeConfig:
         require(self.search is None or self.method not in WITH_BASE, f"search takes a mean, and {self.method} is none")
         require(bool(self.dev) or not self.alphas, "alphas needs --dev, to try them on")
         require(not self.alphas or self.method is None, "alphas moves along the changes to the base; it has no method")
-        require(all(0 <= each <= 1.5 for each in self.alphas), f"alphas: {self.alphas}, expected shares from 0 to 1")
+        require(all(0 <= each <= 1.5 for each in self.alphas), f"alphas: {self.alphas}, expected 0 (the base) to 1.5")
         require(self.plot is None or bool(self.alphas), "plot is of --alphas")
         for name in ("dev", "test", "other"):
             require_unique(name, [each.name or each.path for each in getattr(self, name)])

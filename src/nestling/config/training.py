@@ -1,5 +1,6 @@
 """Settings that both training recipes have, called as in transformers' TrainingArguments where it has them."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -121,7 +122,12 @@ class TrainingConfig:
             0 <= (self.dev_share or 0.0) < 1,
             f"dev_share is {self.dev_share}, expected a share of the training data, 0 <= dev_share < 1",
         )
-        require_positive(self, "learning_rate", "num_train_epochs", "mixing_temperature")
+        require_positive(self, "learning_rate", "num_train_epochs")
+        require(
+            0.1 <= self.mixing_temperature < math.inf,  # below, sizes to the power of 1 / temperature overflow
+            f"mixing_temperature is {self.mixing_temperature:g}, expected a finite number from 0.1: 1 takes datasets "
+            "by their size, more makes their shares more equal",
+        )
         require(
             self.tuning != "qlora" or self.precision == "bf16",
             "tuning: qlora computes in bfloat16; set precision: bf16",

@@ -37,7 +37,8 @@ class Choice:
         groups: Number of groups of queries that are alike, which the p values go by; None where each is on its own.
         weights: nDCG@10 of the chosen embedder's documents with each weight of the reranker, of `WEIGHTS`; None without
             a reranker.
-        p_values: Of the gain with each weight, corrected for the choice among them (`gain_p`).
+        p_values: Of the gain with each weight, corrected for the choice among them (`gain_p`) and among `checkpoints`.
+        checkpoints: Of the reranker's run, those that this dev set chose among; 1 where it chose none.
         reranker: Directory or hub id of the reranker if it surely helps, else None.
         rerank_weight: The best of the weights whose p value is at most `MAX_P`, the smallest of equal ones, for
             `weighted_fusion`; 0 without a reranker.
@@ -51,6 +52,7 @@ class Choice:
     groups: int | None = None
     weights: list[float] | None = None
     p_values: list[float] | None = None
+    checkpoints: int = 1
     reranker: str | None = None
     rerank_weight: float = 0.0
 
@@ -85,7 +87,8 @@ class Choice:
         alone, *others = self.weights
         at = WEIGHTS.index(self.rerank_weight) if self.reranker is not None else 1 + int(np.argmax(others))
         best = f"{self.weights[at]:.4f} with {'it' if self.reranker is not None else f'weight {WEIGHTS[at]:g}'}"
-        return f"{alone:.4f} without, {best}, p = {self.p_values[at]:.3g}"
+        chosen = f", of {self.checkpoints} checkpoints measured on it" if self.checkpoints > 1 else ""
+        return f"{alone:.4f} without, {best}, p = {self.p_values[at]:.3g}{chosen}"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -138,6 +141,7 @@ def choose(
     reranker: str | None = None,
     scores: Sequence[Floats] | None = None,
     candidates: Candidates | None = None,
+    checkpoints: int = 1,
 ) -> Choice:
     """Choose by nDCG@10, in favour of less.
 
@@ -150,6 +154,8 @@ def choose(
         reranker: Directory or hub id of the reranker.
         scores: The reranker's, aligned with `candidates`.
         candidates: The first documents of the best embedder.
+        checkpoints: Among how many of the reranker's this dev set has chosen before; p values are that many times as
+            large, for the best of several gains looks larger than it is.
     """
     embedder = best_of(embedders) if embedders else None
     count = len(set(data.groups)) if data.groups is not None else None
@@ -160,7 +166,8 @@ def choose(
     assert candidates is not None
     per_query = measure_weights(scores, candidates, data)
     means, p_values = per_query.mean(axis=0), gain_p(sums_of_groups(per_query - per_query[:, :1], data.groups))
-    found = replace(found, weights=means.tolist(), p_values=p_values.tolist())
+    p_values = np.minimum(1.0, checkpoints * p_values)
+    found = replace(found, weights=means.tolist(), p_values=p_values.tolist(), checkpoints=checkpoints)
     best = int(np.argmax(np.where(p_values <= MAX_P, means, means[0])))
     return replace(found, reranker=reranker, rerank_weight=WEIGHTS[best]) if means[best] > means[0] else found
 

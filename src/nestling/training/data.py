@@ -54,14 +54,6 @@ def read_sources(
     return sources
 
 
-def require_teacher_scores(config: EmbedConfig, sources: Sequence[Source]) -> None:
-    """Raise ValueError if the loss distils and no dataset has teacher scores."""
-    require(
-        not config.loss.needs_teacher_scores or any(source.table.has_scores for source in sources),
-        "loss.distillation_weight needs teacher scores, and no dataset has them in every row; set it to 0 without them",
-    )
-
-
 def build_batch_sampler(config: TrainingConfig, sources: Sequence[Source]) -> BatchSampler:
     """Which rows make up which global batch."""
     row_sampler = RowSampler(config.num_positives, config.num_negatives, config.seed)

@@ -7,7 +7,7 @@ from nestling.export.card import before_and_after
 from nestling.run_files import Results
 
 UNMEASURED = (
-    "nothing was measured: the run has no dev set, and final/ is of its last step; --dev FOLDER measures while it "
+    "nothing was measured: the run has no dev set, so final/ is made of its last step; --dev FOLDER measures while it "
     "trains, scripts/evaluate.py measures its model"
 )
 

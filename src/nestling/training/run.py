@@ -28,7 +28,7 @@ from nestling.distributed.ranks import on_rank_zero, rank_and_world
 from nestling.export.gate import ExportError
 from nestling.gpu import synchronize
 from nestling.processes import ending_with_this
-from nestling.run_files import Results, evaluation_at, evaluation_of_final
+from nestling.run_files import Results, evaluation_at, evaluation_of_final, read_exported
 from nestling.training.dev_details import DevEvaluation, keep_evaluation
 from nestling.training.dev_results import evaluation_table, results_text
 from nestling.training.objectives import zero_loss_reasons
@@ -245,7 +245,16 @@ class Run:
     def _print_results(self, step: int) -> None:
         before, after = evaluation_at(self.folder.metrics, 0), evaluation_of_final(self.folder.path, step)
         print(results_text(before, after, self.axis, self.first_stage))
-        print(f"{self.folder.final} holds the model of step {step}")
+        print(f"{self.folder.final} holds {self._held(step)}")
+
+    def _held(self, step: int) -> str:
+        """What is in final/, where it is of a step, or between that and the base."""
+        exported = read_exported(self.folder.path)
+        if exported is None or exported.step != step or exported.share == 1:
+            return f"the model of step {step}"
+        return (
+            f"{exported.share:g} of what training changed up to step {step}" if exported.share else "the base's weights"
+        )
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +14,11 @@ from accelerate.utils import DistributedType
 from nestling.backends.optimizer import require_optimizer
 from nestling.checkpoint.run_folder import RunFolder, check_run_folder, open_run_folder
 from nestling.config import EmbedConfig, RerankConfig, TrainingConfig, require
+from nestling.config.yaml_files import read_yaml
 from nestling.distributed.launch import start_ranks
 from nestling.distributed.ranks import on_rank_zero
 from nestling.models.remote_code import trust_code
+from nestling.run_files import CONFIG
 from nestling.training.exportable import require_exportable
 from nestling.training.recorded_code import record_code, require_same_code
 
@@ -37,6 +39,9 @@ MAY_DIFFER = (
     *MEMORY,
 )
 
+# Of these, the ones that final/ is written with.
+OF_FINAL = ("interpolate", "export_dtype")
+
 
 def start(config: EmbedConfig | RerankConfig) -> Accelerator | None:
     """The process group of a recipe, once its run folder can be used; None if that run is complete already.
@@ -55,7 +60,7 @@ def start(config: EmbedConfig | RerankConfig) -> Accelerator | None:
     unnamed = ("matryoshka_dims",) if isinstance(config, EmbedConfig) and config.matryoshka_dims is None else ()
     check_run_folder(output, asdict(config), resume=config.resume, may_differ=(*MAY_DIFFER, *unnamed))
     if (output / "final").exists():
-        print(f"{output} is complete: {output / 'final'} holds its model")
+        print(complete_text(output, asdict(config)))
         return None
     if config.trust_remote_code:
         trust_code(config.model)
@@ -72,6 +77,18 @@ def start(config: EmbedConfig | RerankConfig) -> Accelerator | None:
     )
     torch.manual_seed(config.seed)
     return accelerator
+
+
+def complete_text(output: Path, config: Mapping[str, object]) -> str:
+    """A line for a run whose final/ is there, with the settings that would have it written otherwise than it began."""
+    began, final = read_yaml(output / CONFIG), output / "final"
+    changed = [
+        f"{name} {config[name]} ({began.get(name)} in {CONFIG})"
+        for name in OF_FINAL
+        if name in config and config[name] != began.get(name)
+    ]
+    advice = f"; {', '.join(changed)} changes nothing in it: move it away, and this command writes it again"
+    return f"{output} is complete: {final} holds its model" + (advice if changed else "")
 
 
 @contextmanager

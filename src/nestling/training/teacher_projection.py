@@ -3,7 +3,7 @@
 Shapes: n distinct texts of this rank, D dimensions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
 
 import torch
@@ -11,8 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nestling.batches.embed_collation import EmbedBatch
-from nestling.batches.sampling import Source
-from nestling.config import LossConfig, require
 from nestling.console import working
 from nestling.losses.regression import LeastSquares, Projections
 from nestling.training.parts import EmbedParts
@@ -20,14 +18,6 @@ from nestling.training.teacher_terms import own_vectors
 
 # Texts that it is fitted to, at the least: so many, and so many for each dimension, if an epoch has them.
 TEXTS, TEXTS_PER_DIMENSION = 10_000, 10
-
-
-def require_texts(loss: LossConfig, sources: Sequence[Source]) -> None:
-    """Raise ValueError, before any weights load, if no dataset has embeddings to learn."""
-    require(
-        loss.regression_weight == 0 or not all(source.table.graded for source in sources),
-        "loss.regression_weight: all datasets are graded pairs, which learn from no teacher; set it to 0",
-    )
 
 
 def fit_projections(parts: EmbedParts, attach: Callable[[EmbedBatch], EmbedBatch]) -> Projections:
