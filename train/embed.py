@@ -77,7 +77,7 @@ def main(config: EmbedConfig) -> None:
         return
     config = with_matryoshka_dims(config)
     dims = matryoshka_dims(config)
-    require_frozen_models(config.loss)
+    require_frozen_models(config)
     require_whole_weights(config, accelerator)
     show = accelerator.is_main_process
 

@@ -84,6 +84,17 @@ def test_a_batch_has_the_embeddings_of_its_texts(
     assert "teacher, rows: queries: 10 in the cache\n" in capsys.readouterr().out
 
 
+def test_base_is_the_model_that_is_trained(
+    bert: Path, sources: list[Source], capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = open_frozen_vectors(config_of(bert), sources, CPU, show=False)
+    base = open_frozen_vectors(config_of(None, f"--model={bert}", "--loss.guide=base"), sources, CPU, show=True)
+    assert base.models == named.models and "guide" in base.models
+    assert "guide, rows: queries: 10 in the cache" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="model m: "):
+        require_frozen_models(config_of(None, "--loss.guide=base"))
+
+
 def test_without_a_guide_nothing_is_encoded(sources: list[Source]) -> None:
     vectors = open_frozen_vectors(config_of(None), sources, CPU, show=True)
     assert vectors.guide == vectors.teacher == [None, None]
@@ -92,7 +103,7 @@ def test_without_a_guide_nothing_is_encoded(sources: list[Source]) -> None:
 def test_a_guide_that_would_be_sharded_is_refused(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nestling.mining.frozen_vectors.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match=r"loss\.guide: with ZeRO-3"):
-        require_frozen_models(config_of(bert).loss)
+        require_frozen_models(config_of(bert))
 
 
 def test_a_resumed_run_refuses_a_guide_and_a_teacher_that_have_changed(

@@ -45,7 +45,7 @@ def opened(folder: Path) -> tuple[EmbedConfig, list[Source]]:
 def test_each_text_has_its_vector_whatever_its_instruction(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, sources = opened(folder)
     monkeypatch.setattr("nestling.mining.frozen_vectors.is_deepspeed_zero3_enabled", lambda: True)
-    require_frozen_models(config.loss)  # nothing would be sharded
+    require_frozen_models(config)  # nothing would be sharded
     require_stored_vectors(config, sources)
     (vectors,) = open_frozen_vectors(config, sources, CPU, show=False).guide
     assert vectors is not None

@@ -14,6 +14,7 @@ DocumentMask = Literal["query", "positive", "none"]
 HardnessMode = Literal["hard_negatives", "in_batch_negatives", "all_negatives"]
 GradedObjective = Literal["cosent", "angle", "cosine_similarity"]
 Term = Literal["query_document", "query_query", "document_document", "document_query"]
+BASE = "base"  # in place of a guide's directory: the model that is trained, as it is before
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LossConfig:
         mask_identity: Mask known positives and equal queries by their text.
         hardness_mode: Negatives to which hardness_strength * cosine is added, as in sentence-transformers; null: none.
         hardness_strength: 5 in EmbeddingGemma, of hard_negatives; 9 in LLaVE, of in_batch_negatives.
-        guide: Model, or folder of vectors, whose cosines mask false negatives, as in GISTEmbedLoss; null: none.
+        guide: Model, or folder of vectors, whose cosines mask false negatives; base: the model as it was; null: none.
         guide_margin: Mask what it scores above the positive less this.
         guide_margin_strategy: Whether that is a difference of cosines, or a fraction of the positive's.
         distillation_weight: Weight of the term that learns a teacher's scores; 0: no such term.
@@ -260,6 +261,11 @@ class EmbedConfig(TrainingConfig):
             "refresh.steps: mined negatives have no teacher; set loss.distillation_weight and "
             "loss.regression_weight to 0",
         )
+
+    @property
+    def guide(self) -> str | None:
+        """The guide: a model, which is `model` itself where `loss.guide` is base, a folder of vectors, or None."""
+        return self.model if self.loss.guide == BASE else self.loss.guide
 
     @property
     def measures_by_default(self) -> bool:

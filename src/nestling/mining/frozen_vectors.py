@@ -19,7 +19,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enable
 
 from nestling.batches.embed_collation import EmbedBatch
 from nestling.batches.sampling import Source
-from nestling.config import EmbedConfig, LossConfig, require
+from nestling.config import EmbedConfig, require
 from nestling.gpu import computing_dtype
 from nestling.losses.negatives import BatchStructure
 from nestling.mining.frozen_models import Digests, digests_of, record_models, require_same_model
@@ -116,9 +116,9 @@ class FrozenVectors:
         record_models(run, self.models)
 
 
-def require_frozen_models(loss: LossConfig) -> None:
+def require_frozen_models(config: EmbedConfig) -> None:
     """Raise ValueError, before any weights load, for a guide or teacher that is no embedder or would be sharded."""
-    for name, model in (("guide", loss.guide), ("teacher", loss.teacher)):
+    for name, model in (("guide", config.guide), ("teacher", config.loss.teacher)):
         if model is None or is_stored(model):
             continue
         files = read_model_files(model)
@@ -153,4 +153,4 @@ def open_frozen_vectors(
         require_same_model(Path(config.output_dir), name, model, models[name])
         return [None if each.graded else DatasetVectors.encode(name, loaded, each, show=show) for each in tables]
 
-    return FrozenVectors(encode("guide", config.loss.guide), encode("teacher", config.loss.teacher), models)
+    return FrozenVectors(encode("guide", config.guide), encode("teacher", config.loss.teacher), models)

@@ -62,7 +62,7 @@ class StoredVectors:
 def require_stored_vectors(config: EmbedConfig, sources: Sequence[Source]) -> None:
     """Raise ValueError, before any weights load, for a text that has no vector in a folder of them, and for a folder
     that has changed since the run that is resumed began."""
-    for name, model in (("guide", config.loss.guide), ("teacher", config.loss.teacher)):
+    for name, model in (("guide", config.guide), ("teacher", config.loss.teacher)):
         if model is None or not is_stored(model):
             continue
         stored = StoredVectors(Path(model))
