@@ -71,7 +71,8 @@ def test_a_page_that_begins_with_a_rule_has_no_settings(end: str) -> None:
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_settings_end_at_their_first_end(end: str) -> None:
-    reading = read("a.md", end.join(["---", "title: Birds", "---", "Owls hunt.", "", "---", "", "They sleep."]).encode())
+    lines = ["---", "title: Birds", "---", "Owls hunt.", "", "---", "", "They sleep."]
+    reading = read("a.md", end.join(lines).encode())
     assert "".join(row["text"] for row in reading.rows).startswith("Owls hunt.")
     assert dropped(reading) == {"settings before a page": 1}
 
