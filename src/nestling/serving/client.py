@@ -13,6 +13,8 @@ from nestling.api_keys import quoted, usable_key
 from nestling.http_client import GuardedClient, RefusedRedirectError
 from nestling.retrieval.metrics import Floats
 
+# Statuses that say "later", and nothing of what the server can do: llama.cpp's 503 while it loads, limits, gateways.
+LATER = (408, 425, 429, 502, 503, 504)
 # Last parts of the paths of endpoints.
 ENDPOINTS = ("/embeddings", "/embed", "/rerank", "/score")
 # What addresses end with that name a version of an API and no endpoint.
@@ -42,6 +44,13 @@ class RefusedError(ValueError):
         self.retry_after = float(wanted) if wanted.isdecimal() else None
         self.reason = f"{response.status_code}, {quoted(reason(response), key) or 'nothing'}"
         super().__init__(f"{url} answers {self.reason}")
+
+
+def not_later(refused: RefusedError) -> str:
+    """Its message; raises it again for a status of `LATER`."""
+    if refused.status in LATER:
+        raise refused
+    return str(refused)
 
 
 class UnansweredError(ValueError):
@@ -120,14 +129,17 @@ class Server:
         return self.read_embeddings(path, self.post(path, body), len(texts))
 
     def find_embedding_endpoint(self) -> EmbeddingEndpoint:
-        """The first endpoint that embeds texts, the form of its requests and the width of its embeddings."""
+        """The first endpoint that embeds texts, the form of its requests and the width of its embeddings.
+
+        Raises RefusedError for a status of `LATER`, after which it can be asked again.
+        """
         errors = []
         for path in [self.endpoint] if self.endpoint else list(EMBEDDING_FORMS):
             form = EMBEDDING_FORMS.get(path, "input")
             try:
                 answer = self.post(path, self.embedding_body(form, ["a"], "document"))
             except RefusedError as refused:
-                errors.append(str(refused))
+                errors.append(not_later(refused))
             else:
                 return EmbeddingEndpoint(path, form, self.read_embeddings(path, answer, 1).shape[1])
         raise ValueError("no endpoint of the server embeds: " + "; ".join(errors))
@@ -157,14 +169,14 @@ class Server:
         return vectors
 
     def find_score_endpoint(self) -> ScoreEndpoint:
-        """The first endpoint that scores documents, and the form of its requests."""
+        """The first endpoint that scores documents, and the form of its requests; RefusedError as for embeddings."""
         paths = [self.endpoint] if self.endpoint else ["/v1/rerank", "/rerank", "/v1/score", "/score"]
         errors = []
         for score_endpoint in (ScoreEndpoint(path, form) for path in paths for form in FORMS[path[path.rindex("/") :]]):
             try:
                 self.score(score_endpoint, "a", ["b"])
             except RefusedError as refused:
-                errors.append(str(refused))
+                errors.append(not_later(refused))
             else:
                 return score_endpoint
         raise ValueError("no endpoint of the server reranks: " + "; ".join(errors))
@@ -223,7 +235,10 @@ class Server:
         """Names of the models that /v1/models lists; empty if there are none, or no such list."""
         try:
             return [str(each["id"]) for each in self._ask("GET", "/v1/models")["data"]]
-        except (RefusedError, TypeError, LookupError):
+        except RefusedError as refused:
+            not_later(refused)
+            return []
+        except (TypeError, LookupError):
             return []
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
