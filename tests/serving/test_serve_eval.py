@@ -166,6 +166,24 @@ def test_a_server_that_says_later_is_asked_later() -> None:
         http.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("short-together", "/v1/embeddings: embeddings of 16 numbers, where the first had 64"),
+        (
+            "refuses-batches",
+            "413, batch size 8 > maximum allowed batch size 1. If a request has too many texts for it: ",
+        ),
+    ],
+)
+def test_answers_that_batches_alone_get_are_told(
+    fault: str, said: str, url: str, models: dict[str, Path], beir: Path
+) -> None:
+    done = ask("--url", f"{url}/qwen3/{fault}", "--model", models["qwen3"], "--data", beir, "--retries", 0)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
 def test_drift_has_a_status_of_its_own(
     url: str, models: dict[str, Path], beir: Path, expected: Callable[..., Path]
 ) -> None:
