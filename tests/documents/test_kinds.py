@@ -159,6 +159,21 @@ def test_rows_are_chunks_of_their_own() -> None:
     assert dropped(lines) == {"line that is no JSON": 1, "line that is no JSON object": 1}
 
 
+def test_a_long_text_in_a_table_is_read_and_so_is_what_follows() -> None:
+    """The csv module stops at a cell of 128 KiB, as if its quotation never ended."""
+    article = "Swallows build nests of mud. " * 6000
+    table = f'title,text\nSwallow,"{article}"\nOwl,Hunts at night\n'
+    reading = read("a.csv", table)
+    assert dropped(reading) == {}
+    assert {row["title"] for row in reading.rows} == {"Swallow", "Owl"}
+    assert sum(row["text"].count("nests") for row in reading.rows) == 6000
+    last = read("a.csv", f'title,text\nOwl,Hunts at night\nSwallow,"{article}"')
+    assert {row["title"] for row in last.rows} == {"Swallow", "Owl"}
+    never = read("a.csv", f'title,text\nOwl,Hunts at night\nSwallow,"{article}\n' + "Wren,Sings\n" * 3)
+    assert texts(never) == [("Owl", "Hunts at night")]
+    assert dropped(never) == {"rest of a table that cannot be parsed": 1}
+
+
 @pytest.mark.parametrize(
     ("encoding", "told"),
     [("utf-8", "utf-8"), ("utf-8-sig", "utf-8"), ("utf-16", "utf-16-le"), ("utf-32", "utf-32-le"), ("cp1252", None)],
