@@ -1,7 +1,7 @@
 """The record of a step in step.json of its folder: its inputs and whether it has finished."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,6 +47,13 @@ class Inputs:
         if self.nestling != current.nestling:
             found.append(f"nestling is {current.nestling}, was {self.nestling}")
         return found
+
+    def same_but(self, current: "Inputs", free: Sequence[str]) -> bool:
+        """Whether only settings differ from the current inputs, and of these only some, or what is in them."""
+        differing = changed(self.settings, current.settings)
+        others = [name for name in differing if not any(name == each or name.startswith(f"{each}.") for each in free)]
+        rest, rest_now = ((each.nestling, each.program, each.files) for each in (self, current))
+        return not others and rest == rest_now
 
 
 @dataclass(frozen=True)
