@@ -100,3 +100,12 @@ def test_nearest_personas_equal_those_of_a_loop(corpus: Path, bert: Path) -> Non
         assert (best.diff() <= 1e-6).all() and best[-1] >= scores.sort(descending=True).values[4] - 1e-6
         assert len(set(row.tolist())) == 5
     assert len({json.dumps(row.tolist()) for row in rows}) > 1
+
+
+def test_documents_are_read_as_far_as_the_embedder_reads(bert: Path, tmp_path: Path) -> None:
+    """Some read fewer tokens than the 512 that tell a subject; longer ones ended in an error of torch."""
+    embedder = Embedder.from_pretrained(str(bert))
+    assert embedder.max_seq_length < 512
+    path = write_rows(tmp_path / "corpus.jsonl", [{"_id": "a", "text": "swallows build nests " * 400}])
+    rows = nearest_personas(embedder, ["a cook", "a nurse"], passages(path), 2)
+    assert sorted(rows[0].tolist()) == [0, 1]
