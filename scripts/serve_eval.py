@@ -119,7 +119,7 @@ def open_servers(config: ServeEvalConfig) -> Servers:
         key = read_api_key("--api_key_env", config.api_key_env)
         opened = partial(Server, config.url, model=config.api_model, key=key, timeout=config.timeout)
         server = patiently(opened, config.retries)
-        endpoint = patiently(server.find_embedding_endpoint, config.retries)
+        endpoint = patiently(partial(server.find_embedding_endpoint, config.body), config.retries)
         require_dims(config.dims, limit=endpoint.width)
         if endpoint.form == "texts" and config.query_prompt is None:  # the server makes prompts, by what a text is
             reading = replace(reading, prompts=type(reading.prompts)(form=""))
@@ -131,7 +131,7 @@ def open_servers(config: ServeEvalConfig) -> Servers:
         key = read_api_key("--rerank_api_key_env", config.rerank_api_key_env)
         opened = partial(Server, config.rerank_url, model=config.rerank_api_model, key=key, timeout=config.timeout)
         server = patiently(opened, config.retries)
-        servers.reranker = server, patiently(server.find_score_endpoint, config.retries)
+        servers.reranker = server, patiently(partial(server.find_score_endpoint, config.rerank_body), config.retries)
         print(f"scores: {server.url(servers.reranker[1].path)}, {server.chosen_model}")
     return servers
 

@@ -166,6 +166,18 @@ def test_a_server_that_says_later_is_asked_later() -> None:
         http.shutdown()
 
 
+def test_fields_of_requests_may_set_the_dimensions(
+    url: str, models: dict[str, Path], beir: Path, expected: Callable[..., Path]
+) -> None:
+    """As docs/serving.md has it; the width was asked for without them."""
+    wanted = expected("qwen3", "--dims", "32")
+    asked = ("--url", f"{url}/qwen3/healthy", "--model", models["qwen3"], "--data", beir, "--expected", wanted)
+    done = ask(*asked, "--body", '{"dimensions": 32, "encoding_format": "base64"}')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "/v1/embeddings, model tiny, 32 numbers" in done.stdout
+    assert "served as expected: 1 of 1 within 0.001" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

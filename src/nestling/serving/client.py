@@ -2,8 +2,9 @@
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import httpx
@@ -13,6 +14,7 @@ from nestling.api_keys import quoted, usable_key
 from nestling.http_client import GuardedClient, RefusedRedirectError
 from nestling.retrieval.metrics import Floats
 
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 # Statuses that say "later", and nothing of what the server can do: llama.cpp's 503 while it loads, limits, gateways.
 LATER = (408, 425, 429, 502, 503, 504)
 # Last parts of the paths of endpoints.
@@ -128,16 +130,20 @@ class Server:
         path = self.endpoint or "/v1/embeddings"
         return self.read_embeddings(path, self.post(path, body), len(texts))
 
-    def find_embedding_endpoint(self) -> EmbeddingEndpoint:
+    def find_embedding_endpoint(self, fields: Mapping[str, Any] = NO_FIELDS) -> EmbeddingEndpoint:
         """The first endpoint that embeds texts, the form of its requests and the width of its embeddings.
 
-        Raises RefusedError for a status of `LATER`, after which it can be asked again.
+        Args:
+            fields: More fields of each request, of which the width may be one.
+
+        Raises:
+            RefusedError: A status of `LATER`, after which it can be asked again.
         """
         errors = []
         for path in [self.endpoint] if self.endpoint else list(EMBEDDING_FORMS):
             form = EMBEDDING_FORMS.get(path, "input")
             try:
-                answer = self.post(path, self.embedding_body(form, ["a"], "document"))
+                answer = self.post(path, {**self.embedding_body(form, ["a"], "document"), **fields})
             except RefusedError as refused:
                 errors.append(not_later(refused))
             else:
@@ -168,13 +174,14 @@ class Server:
             raise ValueError(f"{self.url(path)}: {len(vectors)} embeddings for {count} texts")
         return vectors
 
-    def find_score_endpoint(self) -> ScoreEndpoint:
-        """The first endpoint that scores documents, and the form of its requests; RefusedError as for embeddings."""
+    def find_score_endpoint(self, fields: Mapping[str, Any] = NO_FIELDS) -> ScoreEndpoint:
+        """The first endpoint that scores documents, and the form of its requests; as `find_embedding_endpoint`."""
         paths = [self.endpoint] if self.endpoint else ["/v1/rerank", "/rerank", "/v1/score", "/score"]
         errors = []
         for score_endpoint in (ScoreEndpoint(path, form) for path in paths for form in FORMS[path[path.rindex("/") :]]):
             try:
-                self.score(score_endpoint, "a", ["b"])
+                answer = self.post(score_endpoint.path, {**self.score_body(score_endpoint, "a", ["b"]), **fields})
+                self.read_scores(score_endpoint, answer, 1)
             except RefusedError as refused:
                 errors.append(not_later(refused))
             else:
