@@ -307,9 +307,9 @@ def test_every_setting_of_queries_is_one_that_answers_depend_on_or_none() -> Non
     """A journal is used again where only the others differ."""
     names = flat_settings(MakeQueriesConfig(data="d", model="m", dry_run=True))
     tops = {name if name.startswith("endpoint.") else name.partition(".")[0] for name in names}
-    task = SimpleNamespace(passages=SimpleNamespace(corpus_digest=""), personas=[], candidates=1)
+    task = SimpleNamespace(personas=[], candidates=1)
     journaled = set(settings_of(MakeQueriesConfig(data="d", model="m", dry_run=True), task))
-    asked = (journaled - {"corpus", "prompts", "candidates", "endpoint"}) | {"num_personas", "endpoint.body"}
+    asked = (journaled - {"prompts", "candidates", "endpoint"}) | {"num_personas", "endpoint.body"}
     assert not asked & set(FREE)
     assert asked | set(FREE) == tops | {"multi_hop", "endpoint.body"}
 

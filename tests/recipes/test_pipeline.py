@@ -438,9 +438,12 @@ def test_answers_that_were_paid_for_are_used_while_what_was_asked_is_the_same(tm
         more = ("--only", "queries", "--queries.budget", "100")
         run_pipeline(command, *more, "--queries.limit", "4", "--queries.explain", "true")
         assert len(server.requests) == 18
+        write_corpus(corpus, [*texts, "subject9 and theme9 are what this passage tells about, and no other one"])
+        run_pipeline(command, *more)
+        assert len(server.requests) == 18 + 2, "of the new document"
         said = run_pipeline(command, *more, "--queries.limit", "4", "--queries.seed", "7")
         assert "used again" not in said
-        assert len(server.requests) == 18 + 8
+        assert len(server.requests) == 20 + 8
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class Step:
         choice: File of the `Choice` that has to name the trained model of the step; None for a step that is always run.
         kind: What that model is, "embedder" or "reranker".
         journal: File of answers that were paid for; the step takes it over when it is repeated for changes of `free`.
-        free: Settings that the answers do not depend on.
+        free: Settings that the answers do not depend on, and neither on the files that they name.
     """
 
     name: str

@@ -49,11 +49,13 @@ class Inputs:
         return found
 
     def same_but(self, current: "Inputs", free: Sequence[str]) -> bool:
-        """Whether only settings differ from the current inputs, and of these only some, or what is in them."""
+        """Whether only settings differ from the current inputs, of these only some, and files that these name."""
         differing = changed(self.settings, current.settings)
         others = [name for name in differing if not any(name == each or name.startswith(f"{each}.") for each in free)]
-        rest, rest_now = ((each.nestling, each.program, each.files) for each in (self, current))
-        return not others and rest == rest_now
+        named = [each.settings.get(name) for each in (self, current) for name in free]
+        files = [name for name in changed(self.files, current.files) if name not in named]
+        same_program = (self.nestling, self.program) == (current.nestling, current.program)
+        return same_program and not others and not files
 
 
 @dataclass(frozen=True)
