@@ -150,6 +150,13 @@ class Busy(BaseHTTPRequestHandler):
         pass
 
 
+def test_addresses_of_endpoints_of_the_other_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"/v1/embeddings is no endpoint that reranks; expected one that ends"):
+        Server("http://127.0.0.1:9/v1/embeddings", model="m").find_score_endpoint()
+    with pytest.raises(ValueError, match=r"/v1/score is no endpoint that embeds; expected one that ends"):
+        Server("http://127.0.0.1:9/v1/score", model="m").find_embedding_endpoint()
+
+
 def test_a_server_that_says_later_is_asked_later() -> None:
     """Its 429 was taken for a server that embeds nothing, and that of its list for one without models."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as http:

@@ -140,6 +140,7 @@ class Server:
             RefusedError: A status of `LATER`, after which it can be asked again.
         """
         errors = []
+        self._require_endpoint("embeds", ("/embeddings", "/embed"))
         for path in [self.endpoint] if self.endpoint else list(EMBEDDING_FORMS):
             form = EMBEDDING_FORMS.get(path, "input")
             try:
@@ -176,6 +177,7 @@ class Server:
 
     def find_score_endpoint(self, fields: Mapping[str, Any] = NO_FIELDS) -> ScoreEndpoint:
         """The first endpoint that scores documents, and the form of its requests; as `find_embedding_endpoint`."""
+        self._require_endpoint("reranks", tuple(FORMS))
         paths = [self.endpoint] if self.endpoint else ["/v1/rerank", "/rerank", "/v1/score", "/score"]
         errors = []
         for score_endpoint in (ScoreEndpoint(path, form) for path in paths for form in FORMS[path[path.rindex("/") :]]):
@@ -237,6 +239,12 @@ class Server:
 
     def url(self, path: str) -> str:
         return f"{self.root}{path}"
+
+    def _require_endpoint(self, does: str, ends: tuple[str, ...]) -> None:
+        """Raise ValueError if the address is that of an endpoint of another kind."""
+        if self.endpoint is not None and not self.endpoint.endswith(ends):
+            expected = f"one that ends with {' or '.join(ends)}, or the server's own address"
+            raise ValueError(f"{self.url(self.endpoint)} is no endpoint that {does}; expected {expected}")
 
     def _listed_models(self) -> list[str]:
         """Names of the models that /v1/models lists; empty if there are none, or no such list."""
