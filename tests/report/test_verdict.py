@@ -140,6 +140,10 @@ def test_what_training_did_not_better_is_no_better(tmp_path: Path) -> None:
     assert str(verdict).startswith("verdict: no difference from the base, which dev chose; better than BM25 (+.100 ")
     assert verdict.fails("not_better")
     assert not verdict.fails("worse")
+    served = replace(result(tmp_path, "served", [0.451] * 30, {"model": "e"}), traffic=[TRAFFIC])
+    verdict = judge([bm25, base, served, embedder], Choice("dev", 30, {"m": 0.5, "e": 0.4}, "m", 20), [])
+    assert verdict is not None
+    assert "another model was served, within 0.0010 of what was measured here" in verdict.facts
     only = judge([base], Choice("dev", 30, {"m": 0.5}, "m", 20), [])
     assert only is not None and str(only).startswith("verdict: no difference from the base, which dev chose; nDCG@10")
 
@@ -164,10 +168,15 @@ def test_a_server_is_compared_with_what_was_measured_of_the_same_models(tmp_path
     both = result(tmp_path, "both", [0.9] * 30, {"model": "e", "reranker": "r"}, **RERANKED)
     of_reranker = replace(result(tmp_path, "served", [0.201] * 30, BM25, **RERANKED), traffic=[TRAFFIC])
     of_base = replace(result(tmp_path, "served-base", [0.502] * 30, {"model": "m"}), traffic=[TRAFFIC])
-    for served, within in (([of_reranker], "0.0010"), ([of_base], "0.0020"), ([of_base, of_reranker], "0.0020")):
+    said = {
+        "served, within 0.0010": [of_reranker],
+        "another model was served, within 0.0020": [of_base],
+        "served, within 0.0020": [of_base, of_reranker],
+    }
+    for fact, served in said.items():
         verdict = judge([base, embedder, reranker, *served, both], None, [])
         assert verdict is not None
-        assert f"served, within {within} of what was measured here" in verdict.facts
+        assert f"{fact} of what was measured here" in verdict.facts
     elsewhere = replace(of_base, config={"model": "./e"})  # the same directory in other words, or only a server's
     verdict = judge([base, embedder, elsewhere], None, [])
     assert verdict is not None and "served, within 0.1980 of what was measured here" in verdict.facts

@@ -96,7 +96,7 @@ def judge(results: Sequence[Result], choice: Choice | None, runs: Sequence[RunRe
     against += [compare_all(name, other, final) for name, other in others if other is not None and other is not final]
     if not against:
         return None
-    return Verdict(against, [*described(final, measured), served_fact(results, measured), *costs(runs)])
+    return Verdict(against, [*described(final, measured), served_fact(results, measured, final), *costs(runs)])
 
 
 def keeps(choice: Choice, final: Result) -> bool:
@@ -175,16 +175,21 @@ def same_model(result: Result, final: Result) -> bool:
     return is_embedder(result) and result.config["model"] == final.config.get("model")
 
 
-def served_fact(results: Sequence[Result], measured: Sequence[Result]) -> str:
+def served_fact(results: Sequence[Result], measured: Sequence[Result], final: Result) -> str:
     """Whether a server was measured, and how far it is from what was measured here."""
     served = [(each, key) for each in results if each.traffic for key in each.metrics]
     if not served:
         return "not served"
     pairs = [(each, measured_alike(each, key, measured), key) for each, key in served]
-    differences = [abs(one.metrics[key][METRIC] - other.metrics[key][METRIC]) for one, other, key in pairs if other]
-    if not differences:
-        return "served"
-    return f"served, within {max(differences):.4f} of what was measured here"
+    known = [(one, other, key) for one, other, key in pairs if other is not None]
+    # A model is another one only where it was measured here too: a directory may have several names.
+    others = [
+        one.config.get("model") is not None and alike(one, other, "model") and not alike(one, final, "model")
+        for one, other, _ in known
+    ]
+    what = "another model was served" if others and all(others) else "served"
+    differences = [abs(one.metrics[key][METRIC] - other.metrics[key][METRIC]) for one, other, key in known]
+    return f"{what}, within {max(differences):.4f} of what was measured here" if differences else what
 
 
 def measured_alike(served: Result, key: ResultKey, measured: Sequence[Result]) -> Result | None:
