@@ -67,6 +67,21 @@ def test_links_that_lead_in_several_circles_come_to_an_end(folder: Path, tmp_pat
     assert digests.digest_of(folder) != first
 
 
+def test_what_links_lead_to_counts_only_where_they_are_followed(folder: Path, tmp_path: Path) -> None:
+    digests = Digests(tmp_path / "digests.json")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "c.txt").write_text("three")
+    (folder / "away").symlink_to(elsewhere)
+    (folder / "d.txt").symlink_to(elsewhere / "c.txt")
+    followed, by_name = digests.digest_of(folder), digests.digest_of(folder, links=False)
+    (elsewhere / "c.txt").write_text("four")
+    assert digests.digest_of(folder) != followed
+    assert digests.digest_of(folder, links=False) == by_name
+    (folder / "a.txt").write_text("One")
+    assert digests.digest_of(folder, links=False) != by_name
+
+
 def test_names_of_any_bytes_and_files_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
     digests = Digests(tmp_path / "digests.json")
     before = digests.digest_of(folder)

@@ -40,6 +40,8 @@ PATHS = {
     "runs",
     "scorer",
 }
+# The one of these whose links are not followed, as scripts/read_documents.py does not: one may lead to a whole disk.
+WALKED = "folder"
 
 
 @dataclass(frozen=True)

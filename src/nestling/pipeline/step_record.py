@@ -1,6 +1,7 @@
 """The record of a step in step.json of its folder: its inputs and whether it has finished."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from nestling import __version__
 from nestling.files import replace_text
 from nestling.pipeline.digests import Digests
-from nestling.pipeline.step import Step
+from nestling.pipeline.step import WALKED, Step
 from nestling.processes import Process
 from nestling.run_files import reading
 
@@ -92,7 +93,8 @@ class StepRecord:
 
 def inputs_of(step: Step, folder: Path, digests: Digests) -> Inputs:
     """The current inputs of a step; paths in the folder of the pipeline are relative to it, so that it can be moved."""
-    read = {relative_to_run(str(path), folder): digests.digest_of(path) for path in step.reads}
+    walked = Path(str(step.settings.get(WALKED, os.devnull)))
+    read = {relative_to_run(str(path), folder): digests.digest_of(path, links=path != walked) for path in step.reads}
     settings = {
         key: relative_to_run(value, folder) if isinstance(value, str) else value for key, value in step.settings.items()
     }
