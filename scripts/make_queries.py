@@ -142,17 +142,13 @@ def open_embedder(config: MakeQueriesConfig) -> "Embedder":
 
 
 def settings_of(config: MakeQueriesConfig, task: "SynthesisTask") -> dict[str, Any]:
-    """Everything that the requests and answers depend on, except the selection of documents."""
+    """Everything that the requests and answers depend on, except documents, by whose texts the journal keeps them."""
     from nestling.synthesis.prompts import prompt_digest
     from nestling.synthesis.task import lines_digest
 
     names = ("model", "embedder", "num_queries", "question_types", "difficulties", "lengths", "languages")
     settings = {name: getattr(config, name) for name in (*names, "max_characters", "temperature", "max_tokens", "seed")}
-    texts = {
-        "corpus": task.passages.corpus_digest,
-        "personas": lines_digest(task.personas),
-        "prompts": prompt_digest(),
-    }
+    texts = {"personas": lines_digest(task.personas), "prompts": prompt_digest()}
     return {**settings, "candidates": task.candidates, "endpoint": {"body": config.endpoint.body}, **texts}
 
 

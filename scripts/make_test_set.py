@@ -13,6 +13,8 @@ same command. docs/evaluation.md explains the grades.
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +49,13 @@ def check(config: MakeTestSetConfig) -> None:
 
 def make_test_set(config: MakeTestSetConfig) -> None:
     from nestling.synthesis.journal import open_journal
-    from nestling.synthesis.judged_set import JudgedSet, read_corrections
+    from nestling.synthesis.judged_set import JudgedSet, read_corrections, require_some
     from nestling.synthesis.judging import judge_all
 
     # 1. The documents to judge.
     corrections = {} if config.corrections is None else read_corrections(Path(config.corrections))
     task = open_task(config)
+    require_some(corrections, task, f"--corrections {config.corrections}")
     if config.dry_run:
         show(task)
         return
@@ -68,6 +71,15 @@ def make_test_set(config: MakeTestSetConfig) -> None:
         judged = JudgedSet.read(task, journal, config.model, corrections, config.relevant_from)
     print(*judged.lines(), sep="\n")
     write(config, judged, output)
+    if journal.unanswered:
+        print(f"{unanswered_text(journal.unanswered)}; to ask again, remove {output} and give the same command")
+
+
+def unanswered_text(unanswered: "Mapping[int, str]") -> str:
+    """How many requests got no answer, and why."""
+    from nestling.synthesis.summary import counts_text
+
+    return f"{len(unanswered):,} judgements got no answer{counts_text(Counter(unanswered.values()))}"
 
 
 def write(config: MakeTestSetConfig, judged: Any, output: Path) -> None:

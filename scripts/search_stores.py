@@ -104,14 +104,20 @@ def open_stores(config: SearchStoresConfig, stack: ExitStack) -> "list[VectorSto
 
 
 def plan_tables(config: SearchStoresConfig, dims: list[int], stores: "list[VectorStore]") -> "list[Plan]":
-    """The tables to make. Raises ValueError for one that is there."""
-    plans = [
+    """The tables to make, without those that a store cannot index. Raises ValueError if none is left or one exists."""
+    every: list[Plan] = [
         (store, dim, precision)
         for store in stores
         for dim in dims
         for precision in config.embedding_precision
         if precision in store.precisions
     ]
+    refused = [store.refuses(dim, precision) for store, dim, precision in every]
+    plans = [plan for plan, taken in zip(every, refused, strict=True) if taken is None]
+    for (store, dim, precision), taken in zip(every, refused, strict=True):
+        if taken is not None:
+            print(f"{store.name}: no table of {dim:,} dimensions in {precision}, its index takes {taken}")
+    require(bool(plans), "no table is left; give other --dims, or another --embedding_precision")
     for store, dim, precision in plans:
         name = table_name(config, dim, precision)
         require(

@@ -111,13 +111,15 @@ def start_servers(config: ServeEvalConfig, stack: ExitStack) -> None:
 def open_servers(config: ServeEvalConfig) -> Servers:
     """Find the endpoints, and say what they are asked."""
     from nestling.serving.client import Server
+    from nestling.serving.dispatch import patiently
 
     servers = Servers(None, None)
     if config.url is not None:
         reading = read_prompts(config)
         key = read_api_key("--api_key_env", config.api_key_env)
-        server = Server(config.url, model=config.api_model, key=key, timeout=config.timeout)
-        endpoint = server.find_embedding_endpoint()
+        opened = partial(Server, config.url, model=config.api_model, key=key, timeout=config.timeout)
+        server = patiently(opened, config.retries)
+        endpoint = patiently(partial(server.find_embedding_endpoint, config.body), config.retries)
         require_dims(config.dims, limit=endpoint.width)
         if endpoint.form == "texts" and config.query_prompt is None:  # the server makes prompts, by what a text is
             reading = replace(reading, prompts=type(reading.prompts)(form=""))
@@ -127,8 +129,9 @@ def open_servers(config: ServeEvalConfig) -> Servers:
         servers.embedder = server, endpoint, reading
     if config.rerank_url is not None:
         key = read_api_key("--rerank_api_key_env", config.rerank_api_key_env)
-        server = Server(config.rerank_url, model=config.rerank_api_model, key=key, timeout=config.timeout)
-        servers.reranker = server, server.find_score_endpoint()
+        opened = partial(Server, config.rerank_url, model=config.rerank_api_model, key=key, timeout=config.timeout)
+        server = patiently(opened, config.retries)
+        servers.reranker = server, patiently(partial(server.find_score_endpoint, config.rerank_body), config.retries)
         print(f"scores: {server.url(servers.reranker[1].path)}, {server.chosen_model}")
     return servers
 

@@ -1,5 +1,6 @@
 """A folder as a corpus: what is read again, what a kill changes, near duplicates, and what is told."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -129,6 +130,29 @@ def test_every_file_is_in_the_corpus_or_told(folder: Path, tmp_path: Path) -> No
     shown = "\n".join(summary.lines(counts))
     assert "encodings of texts: utf-8 8, " in shown and "kind of file that is not read" in shown
     assert "near duplicates: 2 chunks in 1 groups" in shown
+
+
+@pytest.mark.parametrize("failing", ["_digest", "members"])
+def test_a_file_whose_reading_fails_ends_nothing_but_itself(
+    failing: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a damaged disk, or of a file server that is gone: such an error names no file."""
+    output, true = tmp_path / "output", getattr(reading, failing)
+
+    def broken(*arguments: Any) -> Any:
+        if any(str(getattr(each, "name", each)).endswith("birds.md") for each in arguments):
+            raise OSError(errno.EIO, "Input/output error")
+        return true(*arguments)
+
+    monkeypatch.setattr(reading, failing, broken)
+    assert run(folder, output)[0] == 12
+    told = [json.loads(line) for line in (output / "dropped.jsonl").read_text(encoding="utf-8").splitlines()]
+    (found,) = [each for each in told if each["path"] == "birds.md"]
+    assert (found["reason"], found["detail"]) == ("cannot be read", "Input/output error")
+    assert not any(row["metadata"]["path"] == "birds.md" for row in rows(output))
+    monkeypatch.setattr(reading, failing, true)
+    assert run(folder, output)[0] == 1
+    assert any(row["metadata"]["path"] == "birds.md" for row in rows(output))
 
 
 def test_a_folder_without_text_is_an_error_that_says_where_to_look(tmp_path: Path) -> None:

@@ -59,6 +59,24 @@ def test_markdown_stands_below_its_headings() -> None:
     assert dropped(reading) == {"settings before a page": 1}
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_page_that_begins_with_a_rule_has_no_settings(end: str) -> None:
+    """Of Windows' line ends it was tried in how many ways they could be an end of settings."""
+    lines = ["---", "", *(f"Swallow {number} builds a nest of mud." for number in range(30))]
+    reading = read("a.md", end.join(lines).encode())
+    assert reading.rows[0]["text"].startswith("---\n\nSwallow 0 builds")
+    assert reading.rows[-1]["text"].endswith("Swallow 29 builds a nest of mud.")
+    assert dropped(reading) == {}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_settings_end_at_their_first_end(end: str) -> None:
+    lines = ["---", "title: Birds", "---", "Owls hunt.", "", "---", "", "They sleep."]
+    reading = read("a.md", end.join(lines).encode())
+    assert "".join(row["text"] for row in reading.rows).startswith("Owls hunt.")
+    assert dropped(reading) == {"settings before a page": 1}
+
+
 def test_a_web_page_is_its_text_without_what_is_around_it() -> None:
     reading = read("a.html", PAGE)
     assert texts(reading) == [
@@ -73,6 +91,21 @@ def test_of_a_page_with_a_main_part_only_that_is_read_and_menus_are_not() -> Non
     reading = read("a.html", f"<p>Ad</p><main>{menu}<p>Text with <a>a link</a>.</p></main><p>Contact</p>")
     assert (texts(reading), dropped(reading)) == ([("", "Text with a link.")], {"boilerplate": 6})
     assert len(read("a.html", menu).rows) == 1  # rather than nothing
+
+
+def test_a_place_to_link_to_is_no_link() -> None:
+    """Old pages name their places with <a name=…> and never close it; what follows was a menu."""
+    parts = "".join(f"<a name=part{n}><h2>Part {n}</h2><p>Swallows build nests.</p><p>Owls hunt.</p>" for n in range(3))
+    reading = read("a.html", f"<p>Of birds.</p>{parts}")
+    assert [text for _, text in texts(reading)] == ["Of birds.", *["Swallows build nests.\n\nOwls hunt."] * 3]
+    assert dropped(reading) == {}
+    menu = "<li><a href=/one>Page one<li><a href=/two>Page two<li><a href=/three>Page three"  # each ends the one before
+    reading = read("a.html", f"<ul>{menu}<li><a name=text></ul><p>Owls hunt.</p>")
+    assert (texts(reading), dropped(reading)) == ([("", "Owls hunt.")], {"boilerplate": 3})
+
+
+def test_a_break_in_code_ends_a_line() -> None:
+    assert texts(read("a.html", "<pre>one<br>  two</pre><p>three<br>four</p>")) == [("", "one\n  two\n\nthree four")]
 
 
 def test_pages_of_a_pdf_lose_running_heads_and_empty_ones_are_counted() -> None:
@@ -124,6 +157,21 @@ def test_rows_are_chunks_of_their_own() -> None:
     assert texts(lines) == [("Swallow", "Builds nests"), ("", "name: owl\neggs: 3")]
     assert [row["metadata"]["row"] for row in lines.rows] == [1, 4]
     assert dropped(lines) == {"line that is no JSON": 1, "line that is no JSON object": 1}
+
+
+def test_a_long_text_in_a_table_is_read_and_so_is_what_follows() -> None:
+    """The csv module stops at a cell of 128 KiB, as if its quotation never ended."""
+    article = "Swallows build nests of mud. " * 6000
+    table = f'title,text\nSwallow,"{article}"\nOwl,Hunts at night\n'
+    reading = read("a.csv", table)
+    assert dropped(reading) == {}
+    assert {row["title"] for row in reading.rows} == {"Swallow", "Owl"}
+    assert sum(row["text"].count("nests") for row in reading.rows) == 6000
+    last = read("a.csv", f'title,text\nOwl,Hunts at night\nSwallow,"{article}"')
+    assert {row["title"] for row in last.rows} == {"Swallow", "Owl"}
+    never = read("a.csv", f'title,text\nOwl,Hunts at night\nSwallow,"{article}\n' + "Wren,Sings\n" * 3)
+    assert texts(never) == [("Owl", "Hunts at night")]
+    assert dropped(never) == {"rest of a table that cannot be parsed": 1}
 
 
 @pytest.mark.parametrize(

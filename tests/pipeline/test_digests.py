@@ -57,6 +57,60 @@ def test_of_broken_and_cyclic_links_only_the_name_counts(folder: Path, tmp_path:
     assert digests.digest_of(folder) not in (None, first)
 
 
+def test_links_that_lead_in_several_circles_come_to_an_end(folder: Path, tmp_path: Path) -> None:
+    digests = Digests(tmp_path / "digests.json")
+    for name in ("current", "latest", "inner/above"):
+        (folder / name).symlink_to(folder)
+    first = digests.digest_of(folder)
+    assert digests.digest_of(folder) == first
+    (folder / "latest").unlink()
+    assert digests.digest_of(folder) != first
+
+
+def test_what_links_lead_to_counts_only_where_they_are_followed(folder: Path, tmp_path: Path) -> None:
+    digests = Digests(tmp_path / "digests.json")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "c.txt").write_text("three")
+    (folder / "away").symlink_to(elsewhere)
+    (folder / "d.txt").symlink_to(elsewhere / "c.txt")
+    followed, by_name = digests.digest_of(folder), digests.digest_of(folder, links=False)
+    (elsewhere / "c.txt").write_text("four")
+    assert digests.digest_of(folder) != followed
+    assert digests.digest_of(folder, links=False) == by_name
+    (folder / "a.txt").write_text("One")
+    assert digests.digest_of(folder, links=False) != by_name
+
+
+def test_names_of_any_bytes_and_files_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    digests = Digests(tmp_path / "digests.json")
+    before = digests.digest_of(folder)
+    latin = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt"))
+    latin.write_text("one")
+    found = {before, digests.digest_of(folder)}
+    latin.write_text("two")
+    found.add(digests.digest_of(folder))
+    digests.save()
+    found.add(Digests(tmp_path / "digests.json").digest_of(folder))
+    assert len(found) == 3
+
+
+def test_a_file_that_is_gone_before_it_is_read_counts_by_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = Digests(tmp_path / "digests.json")
+    before = digests.digest_of(folder)
+    read = Digests.digest_of_file
+
+    def vanishing(self: Digests, path: Path) -> str:
+        if path.name == "a.txt":
+            path.unlink()
+        return read(self, path)
+
+    monkeypatch.setattr(Digests, "digest_of_file", vanishing)
+    assert digests.digest_of(folder) not in (None, before)
+
+
 def test_an_unchanged_file_is_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = Digests(tmp_path / "digests.json")
     first = digests.digest_of(folder)

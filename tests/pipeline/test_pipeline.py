@@ -74,6 +74,22 @@ def test_a_setting_repeats_its_step_and_no_other_whose_inputs_stay(folder: Path)
     assert (folder / "replaced" / "b.2" / "out").exists()
 
 
+def test_of_a_folder_of_documents_links_are_not_followed(folder: Path) -> None:
+    """As they are not read: one may lead to a whole disk."""
+    documents, elsewhere, out = folder.parent / "documents", folder.parent / "elsewhere", folder / "steps" / "a" / "out"
+    for each in (documents, elsewhere):
+        each.mkdir()
+        (each / "a.txt").write_text("one")
+    (documents / "away").symlink_to(elsewhere)
+    settings = {"folder": f"{documents}/", "model": str(elsewhere)}
+    step = Step("a", "a", ("sh", "-c"), (f"echo > {out}",), settings, (documents,), (out,))
+    assert states(Pipeline.open(folder, [step])) == {"a": "new"}
+    (elsewhere / "a.txt").write_text("two")
+    assert states(Pipeline.open(folder, [step])) == {"a": "done"}
+    (documents / "a.txt").write_text("two")
+    assert states(Pipeline.open(folder, [step])) == {"a": f"changed: {documents} is different"}
+
+
 def test_changed_data_repeat_dependent_steps(folder: Path) -> None:
     states(chain(folder))
     (folder.parent / "data.txt").write_text("longer data")

@@ -6,14 +6,17 @@ import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from nestling.config import PipelineConfig, parse_config
+from nestling.config import MakeQueriesConfig, PipelineConfig, parse_config
+from nestling.config.queries import FREE
 from nestling.pipeline.pipeline import select_steps
 from nestling.pipeline.plan import Plan
-from nestling.pipeline.step import Step
+from nestling.pipeline.step import Step, flat_settings
+from scripts.make_queries import settings_of
 
 WHOLE: dict[str, Any] = {
     "output_dir": "runs/p",
@@ -263,6 +266,10 @@ def test_a_command_can_be_pasted_into_a_shell() -> None:
         ({"merge": {"last": 3}}, "merge: last is 3, and embed keeps 2 checkpoints; set its save_total_limit to 3"),
         ({"merge": {"alphas": [0, 1]}}, "merge: alphas is filled in by the pipeline; remove it"),
         ({"embed": {"dry_run": True}}, "embed: dry_run is filled in by the pipeline; remove it"),
+        (
+            {"train": None, "corpus": "c.jsonl", "queries": {"model": "m", "sample": "sample.html"}},
+            "queries: sample is filled in by the pipeline; remove it",
+        ),
         ({"evaluate": {"rerank_weight": 0.5}}, "evaluate: rerank_weight is filled in by the pipeline; remove it"),
         ({"report": {"choice": "a.json"}}, "report: choice is filled in by the pipeline; remove it"),
         ({"reranker_model": "embedder", "mine": {"judge": "reranker"}}, "reranker is the latest reranker, and none is"),
@@ -294,6 +301,17 @@ def test_every_yaml_loads_and_every_setting_is_explained() -> None:
         assert Plan(config, Path()).steps[-1].section == "report"
     for each in fields(PipelineConfig):
         assert f"    {each.name}: " in (PipelineConfig.__doc__ or ""), each.name
+
+
+def test_every_setting_of_queries_is_one_that_answers_depend_on_or_none() -> None:
+    """A journal is used again where only the others differ."""
+    names = flat_settings(MakeQueriesConfig(data="d", model="m", dry_run=True))
+    tops = {name if name.startswith("endpoint.") else name.partition(".")[0] for name in names}
+    task = SimpleNamespace(personas=[], candidates=1)
+    journaled = set(settings_of(MakeQueriesConfig(data="d", model="m", dry_run=True), task))
+    asked = (journaled - {"prompts", "candidates", "endpoint"}) | {"num_personas", "endpoint.body"}
+    assert not asked & set(FREE)
+    assert asked | set(FREE) == tops | {"multi_hop", "endpoint.body"}
 
 
 def test_documents_become_the_corpus_of_queries_and_mining() -> None:

@@ -400,7 +400,7 @@ def test_a_budget_ends_with_what_a_limit_gives(corpus: Path, tmp_path: Path) -> 
     assert f", {asked * 0.02:.2f} at the given prices" in done.stdout
 
 
-def test_other_settings_and_another_corpus_are_refused(corpus: Path, tmp_path: Path) -> None:
+def test_other_settings_are_refused(corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "pairs.jsonl"
     with serving() as server:
         assert make_queries(*command(corpus, server, output)).returncode == 0
@@ -409,10 +409,24 @@ def test_other_settings_and_another_corpus_are_refused(corpus: Path, tmp_path: P
         done = make_queries(*command(corpus, server, output, "--temperature", "0.1", "--languages", '{"German": 1}'))
         assert done.returncode == 2
         assert "  temperature: 0.7 then, 0.1 now" in done.stderr and "languages.German: (absent) then" in done.stderr
-        write_corpus(corpus, TEXTS[::-1])
-        done = make_queries(*command(corpus, server, output))
-        assert done.returncode == 2 and "\n  corpus: " in done.stderr and done.stderr.count(" then, ") == 1
     assert server.requests == []
+
+
+def test_of_a_corpus_that_has_changed_only_new_documents_are_asked_about(corpus: Path, tmp_path: Path) -> None:
+    """The result is that of a run that has asked about all of them."""
+    output, whole = tmp_path / "pairs.jsonl", tmp_path / "whole.jsonl"
+    more = ("--num_queries", "2", "--min_grade", "4", "--multi_hop", '{"2": 0.5}', "--explain", "true")
+    rows = [{"_id": f"guide.md#{i}", "title": "", "text": text} for i, text in enumerate(TEXTS)]
+    with serving(of_offered_type) as server:
+        assert make_queries(*command(write_rows(corpus, rows), server, output, *more)).returncode == 0
+        output.unlink()
+        write_rows(corpus, [*rows[7:], {"_id": "other.md#1", "title": "", "text": f"{TEXTS[0]}, and of more"}])
+        before = len(server.requests)
+        done = make_queries(*command(corpus, server, output, *more))
+        assert done.returncode == 0, done.stderr
+        assert 0 < len(server.requests) - before <= 3 * 3, "of the new one, and of one that has lost its neighbour"
+        assert make_queries(*command(corpus, server, whole, *more)).returncode == 0
+    assert output.read_bytes() == whole.read_bytes()
 
 
 def test_a_key_comes_from_the_environment_and_stays_there(

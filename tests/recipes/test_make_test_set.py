@@ -122,6 +122,58 @@ def test_answers_of_no_use_are_asked_for_again_and_then_counted(data: Path, tmp_
     assert none.returncode == 2
 
 
+def test_a_server_without_answers_is_told_apart_from_grades(data: Path, tmp_path: Path) -> None:
+    """What a limit of the server has cost would count as not relevant for ever."""
+    judge, busy = Judge(), True
+
+    def limited(request: Request) -> Answer:
+        return Answer("slow down", status=429) if busy and request.passage.endswith("ports") else judge(request)
+
+    more = ["--second_share", 0, "--endpoint.retries", 0, "--endpoint.concurrency", 100]
+    with serving(limited) as server:
+        done = make_test_set(*command(data, server, tmp_path / "judged", *more))
+        assert done.returncode == 0, done.stderr
+        found = re.search(r"(\d+) judgements got no answer; \1 status 429; to ask again, remove ", done.stdout)
+        assert found is not None, done.stdout
+        busy, asked = False, len(server.requests)
+        journal = ["--journal", tmp_path / "judged.journal.jsonl"]
+        done = make_test_set(*command(data, server, tmp_path / "again", *more, *journal))
+        assert len(server.requests) - asked == int(found[1])
+    assert "got no" not in done.stdout
+
+
+def test_corrections_of_other_documents_are_told_or_refused(data: Path, tmp_path: Path) -> None:
+    corrections = tmp_path / "corrections.json"
+    other = {"query-id": "q0", "corpus-id": "gone", "grade": 3}
+    corrections.write_text(json.dumps({"corrections": [other]}))
+    with serving(Judge()) as server:
+        done = make_test_set(*command(data, server, tmp_path / "none", "--corrections", corrections))
+        assert done.returncode == 2
+        assert "none of its 1 grades is of a document that is judged here (the first: query q0, document gone)" in (
+            done.stderr
+        )
+        assert not server.requests, "nothing is paid for before"
+        corrections.write_text(json.dumps({"corrections": [other, {**other, "corpus-id": "d0"}]}))
+        done = make_test_set(*command(data, server, tmp_path / "judged", "--corrections", corrections))
+    assert "1 grades of a person are of documents that are not judged here, and are left out" in done.stdout
+    assert "1 by person" in done.stdout
+
+
+def test_queries_keep_their_groups(data: Path, tmp_path: Path) -> None:
+    """Else a verdict takes queries of one manual for as many that are alone."""
+    queries = rows(data / "queries.jsonl")
+    for number in (0, 1, 2):
+        queries[number]["metadata"] = {"group": f"manual {number // 2}"}
+    (data / "queries.jsonl").write_text("".join(json.dumps(each) + "\n" for each in queries))
+    with serving(Judge()) as server:
+        done = make_test_set(*command(data, server, tmp_path / "judged"))
+    assert done.returncode == 0, done.stderr
+    before, after = load_retrieval_set(data, "dev"), load_retrieval_set(tmp_path / "judged", "dev")
+    assert before.groups == after.groups
+    assert rows(tmp_path / "judged" / "queries.jsonl")[0]["metadata"] == {"group": "manual 0"}
+    assert "metadata" not in rows(tmp_path / "judged" / "queries.jsonl")[3]
+
+
 def test_a_dry_run_asks_nothing(data: Path) -> None:
     done = make_test_set("--data", data, "--split", "dev", "--model", "m", "--dry_run", "true")
     assert done.returncode == 0, done.stderr

@@ -413,9 +413,37 @@ def test_queries_are_made_where_there_are_none(tmp_path: Path, steady: None) -> 
         asked = len(server.requests)
         (tmp_path / "run" / "steps" / "queries" / "pairs.jsonl").unlink()
         assert found(run_pipeline(command, "--only", "queries"))["queries"].endswith("pairs.jsonl is gone")
+        assert len(server.requests) == asked, "its answers are there"
     rows = [json.loads(line) for line in (tmp_path / "run/steps/mine/mined.jsonl").read_text().splitlines()]
     assert [row["positives"] for row in rows] == [[text] for text in texts]
     assert asked == 18 and all(len(row["negatives"]) == 2 for row in rows)
+
+
+def test_answers_that_were_paid_for_are_used_while_what_was_asked_is_the_same(tmp_path: Path, steady: None) -> None:
+    """A higher budget, which the script advises, another address or a grade had everything asked for again."""
+    texts = [f"subject{i} and theme{i} are what this passage tells about, in the {i}th place of all" for i in range(9)]
+    corpus = write_corpus(tmp_path / "corpus.jsonl", texts)
+    with serving() as server:
+        prices = {"url": server.url, "concurrency": 1, "price_in": 1000.0, "price_out": 1000.0}
+        queries = {"model": "m", "endpoint": prices, "budget": 0.3}
+        command = write(tmp_path, {"corpus": str(corpus), "queries": queries, "mine": {"retrievers": ["bm25"]}})
+        failed = warm.run(python(*command, "--only", "queries"), cwd=ROOT)
+        assert failed.returncode == 2 and "the budget of 0.3 is spent" in failed.stderr
+        asked = len(server.requests)
+        assert 0 < asked < 18
+        said = run_pipeline(command, "--only", "queries", "--queries.budget", "100")
+        assert found(said)["queries"] == "changed: budget is 100.0, was 0.3"
+        assert "steps/queries/pairs.journal.jsonl are used again" in said
+        assert len(server.requests) == 18
+        more = ("--only", "queries", "--queries.budget", "100")
+        run_pipeline(command, *more, "--queries.limit", "4", "--queries.explain", "true")
+        assert len(server.requests) == 18
+        write_corpus(corpus, [*texts, "subject9 and theme9 are what this passage tells about, and no other one"])
+        run_pipeline(command, *more)
+        assert len(server.requests) == 18 + 2, "of the new document"
+        said = run_pipeline(command, *more, "--queries.limit", "4", "--queries.seed", "7")
+        assert "used again" not in said
+        assert len(server.requests) == 20 + 8
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """scripts/split.py as it is run: what stays together, what rows that come later change, and what is written."""
 
 import json
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from nestling.data_checks.groups import assign, group_rows
+from nestling.data_checks.held_out import write_judged
 from nestling.data_checks.near_duplicates import NearDuplicateCriterion
 from nestling.data_checks.rows import open_rows
 from nestling.records import load_records, load_retrieval_set
@@ -119,3 +121,18 @@ def test_what_cannot_be_split(tmp_path: Path) -> None:
     )
     assert "graded pairs; expected queries with their positives" in split("--data", graded, "--output", "new").stderr
     assert "expected together above 0" in split("--data", few, "--output", "new", "--dev_share", 0.95).stderr
+
+
+def test_memory_does_not_hold_the_texts(tmp_path: Path) -> None:
+    pairs = [(query, [f"{text} {'x' * 2000}"]) for query, (text,) in others(8000)]
+    rows = open_rows(write(tmp_path / "pairs.jsonl", pairs), progress=False)
+    groups = np.arange(len(rows))
+    (tmp_path / "set").mkdir()
+    tracemalloc.start()
+    split_of = assign(rows, groups, dev_share=0.1, test_share=0.1, seed=1)
+    write_judged(rows, groups, split_of, np.ones(len(rows.documents), dtype=bool), tmp_path / "set")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    size = (tmp_path / "set" / "corpus.jsonl").stat().st_size
+    assert size > 16e6
+    assert peak < size / 2

@@ -127,6 +127,61 @@ def test_what_dev_chose_is_judged_and_what_a_server_gave_is_said(tmp_path: Path)
     assert page.summary[0].startswith("set/test: nDCG@10 .500 → .300, −.200")
 
 
+RERANKED = {"dim": None, "embedding_precision": None, "order": "reranked"}
+
+
+def test_what_training_did_not_better_is_no_better(tmp_path: Path) -> None:
+    """A build that asks for better must not pass because BM25 is worse than the base that dev kept."""
+    bm25 = result(tmp_path, "bm25", [0.4] * 30, BM25, dim=None, embedding_precision=None)
+    base = result(tmp_path, "base", [0.5] * 30, {"model": "m"})
+    embedder = result(tmp_path, "embedder", [0.45] * 30, {"model": "e"})
+    verdict = judge([bm25, base, embedder], Choice("dev", 30, {"m": 0.5, "e": 0.4}, "m", 20), [])
+    assert verdict is not None
+    assert str(verdict).startswith("verdict: no difference from the base, which dev chose; better than BM25 (+.100 ")
+    assert verdict.fails("not_better")
+    assert not verdict.fails("worse")
+    served = replace(result(tmp_path, "served", [0.451] * 30, {"model": "e"}), traffic=[TRAFFIC])
+    verdict = judge([bm25, base, served, embedder], Choice("dev", 30, {"m": 0.5, "e": 0.4}, "m", 20), [])
+    assert verdict is not None
+    assert "another model was served, within 0.0010 of what was measured here" in verdict.facts
+    only = judge([base], Choice("dev", 30, {"m": 0.5}, "m", 20), [])
+    assert only is not None and str(only).startswith("verdict: no difference from the base, which dev chose; nDCG@10")
+
+
+def test_a_reranker_that_dev_rejected_is_no_base(tmp_path: Path) -> None:
+    bm25 = result(tmp_path, "bm25", [0.4] * 30, BM25, dim=None, embedding_precision=None)
+    reranker = result(tmp_path, "reranker", [0.2] * 30, {**BM25, "reranker": "r"}, **RERANKED)
+    choice = Choice("dev", 30, {}, None, 20, weights=[0.4] * 11, p_values=[1.0] * 11)
+    verdict = judge([bm25, reranker], choice, [])
+    assert verdict is not None
+    assert str(verdict).startswith("verdict: no difference from BM25, which dev chose; nDCG@10 on 30 queries")
+    assert verdict.fails("not_better")
+    chosen = judge([bm25, reranker], replace(choice, reranker="r", rerank_weight=0.5), [])
+    assert chosen is not None
+    assert str(chosen).startswith("verdict: worse than BM25 (−.200 [−.200, −.200]); nDCG@10"), "it has no base"
+
+
+def test_a_server_is_compared_with_what_was_measured_of_the_same_models(tmp_path: Path) -> None:
+    base = result(tmp_path, "base", [0.5] * 30, {"model": "m"})
+    embedder = result(tmp_path, "embedder", [0.7] * 30, {"model": "e"})
+    reranker = result(tmp_path, "reranker", [0.2] * 30, {**BM25, "reranker": "r"}, **RERANKED)
+    both = result(tmp_path, "both", [0.9] * 30, {"model": "e", "reranker": "r"}, **RERANKED)
+    of_reranker = replace(result(tmp_path, "served", [0.201] * 30, BM25, **RERANKED), traffic=[TRAFFIC])
+    of_base = replace(result(tmp_path, "served-base", [0.502] * 30, {"model": "m"}), traffic=[TRAFFIC])
+    said = {
+        "served, within 0.0010": [of_reranker],
+        "another model was served, within 0.0020": [of_base],
+        "served, within 0.0020": [of_base, of_reranker],
+    }
+    for fact, served in said.items():
+        verdict = judge([base, embedder, reranker, *served, both], None, [])
+        assert verdict is not None
+        assert f"{fact} of what was measured here" in verdict.facts
+    elsewhere = replace(of_base, config={"model": "./e"})  # the same directory in other words, or only a server's
+    verdict = judge([base, embedder, elsewhere], None, [])
+    assert verdict is not None and "served, within 0.1980 of what was measured here" in verdict.facts
+
+
 def test_without_details_or_without_anything_to_compare_with(tmp_path: Path) -> None:
     base = replace(result(tmp_path, "base", [0.5] * 3, {"model": "m"}), per_query={})
     after = result(tmp_path, "after", [0.6] * 3, {"model": "n"})

@@ -1,15 +1,20 @@
 """What a server answers, measured: the figures are those of scripts/evaluate.py, at any endpoint."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from nestling.serving import served
+from nestling.serving.client import RefusedError, Server
+from nestling.serving.dispatch import patiently
 from nestling.serving.vector_file import VectorFile
 from recipes.runs import run_main
 from scripts import evaluate, serve_eval
@@ -117,6 +122,85 @@ def test_documents_that_are_too_long_for_a_reranker_are_cut_by_a_field_of_the_re
     cut = ask(*asked, "--rerank_body", '{"max_tokens_per_doc": 8}')
     assert cut.returncode == 0, cut.stdout + cut.stderr
     assert "served as expected: 3 of 3 within 0.001" in cut.stdout
+
+
+class Busy(BaseHTTPRequestHandler):
+    """A server of embeddings and scores that answers each path with 429 and 503 before it answers."""
+
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def answer(self, content: dict[str, Any]) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.asked[self.path] += 1
+        status = {1: 429, 2: 503}.get(self.asked[self.path], 200)
+        body = json.dumps(content if status == 200 else {"error": "come back"}).encode()
+        self.send_response(status)
+        self.send_header("Retry-After", "0")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.answer({"data": [{"id": "small"}]})
+
+    def do_POST(self) -> None:
+        self.answer({"data": [{"index": 0, "embedding": [1, 2]}], "results": [{"index": 0, "relevance_score": 0.5}]})
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_addresses_of_endpoints_of_the_other_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"/v1/embeddings is no endpoint that reranks; expected one that ends"):
+        Server("http://127.0.0.1:9/v1/embeddings", model="m").find_score_endpoint()
+    with pytest.raises(ValueError, match=r"/v1/score is no endpoint that embeds; expected one that ends"):
+        Server("http://127.0.0.1:9/v1/score", model="m").find_embedding_endpoint()
+
+
+def test_a_server_that_says_later_is_asked_later() -> None:
+    """Its 429 was taken for a server that embeds nothing, and that of its list for one without models."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as http:
+        Thread(target=http.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_port}"
+        with pytest.raises(RefusedError, match="/v1/models answers 429, come back"):
+            patiently(partial(Server, url), 0)
+        server = patiently(partial(Server, url), 2)
+        assert server.model == "small"
+        found = patiently(server.find_embedding_endpoint, 2)
+        assert (found.path, found.width) == ("/v1/embeddings", 2)
+        assert patiently(server.find_score_endpoint, 2).path == "/v1/rerank"
+        assert Busy.asked == {"/v1/models": 3, "/v1/embeddings": 3, "/v1/rerank": 3}
+        http.shutdown()
+
+
+def test_fields_of_requests_may_set_the_dimensions(
+    url: str, models: dict[str, Path], beir: Path, expected: Callable[..., Path]
+) -> None:
+    """As docs/serving.md has it; the width was asked for without them."""
+    wanted = expected("qwen3", "--dims", "32")
+    asked = ("--url", f"{url}/qwen3/healthy", "--model", models["qwen3"], "--data", beir, "--expected", wanted)
+    done = ask(*asked, "--body", '{"dimensions": 32, "encoding_format": "base64"}')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "/v1/embeddings, model tiny, 32 numbers" in done.stdout
+    assert "served as expected: 1 of 1 within 0.001" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("short-together", "/v1/embeddings: embeddings of 16 numbers, where the first had 64"),
+        (
+            "refuses-batches",
+            "413, batch size 8 > maximum allowed batch size 1. If a request has too many texts for it: ",
+        ),
+    ],
+)
+def test_answers_that_batches_alone_get_are_told(
+    fault: str, said: str, url: str, models: dict[str, Path], beir: Path
+) -> None:
+    done = ask("--url", f"{url}/qwen3/{fault}", "--model", models["qwen3"], "--data", beir, "--retries", 0)
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 def test_drift_has_a_status_of_its_own(

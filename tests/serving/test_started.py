@@ -75,6 +75,25 @@ def test_a_server_is_waited_for_and_stopped_with_its_processes(
     assert gone(child)
 
 
+def measured(port: int, log: Path, ends: bool) -> None:
+    """A measurement that fails, in the middle of which the server may be killed."""
+    with started_server(command(port), f"http://127.0.0.1:{port}", health="/health", timeout=60, log=log):
+        if ends:
+            (server,) = psutil.Process(child_of(log)).parents()[:1]
+            keeper = server.ppid()
+            server.kill()
+            assert gone(keeper)
+        raise ValueError("no answer")
+
+
+def test_a_server_that_ends_while_it_is_measured_is_told_with_its_last_lines(tmp_path: Path) -> None:
+    """Its log goes with the temporary folder where no --output is given."""
+    with pytest.raises(ValueError, match=r"(?s)no answer; .* ended with status 247 meanwhile; the last .*child \d+"):
+        measured(free_port(), tmp_path / "ended.log", ends=True)
+    with pytest.raises(ValueError, match=r"\Ano answer\Z"):
+        measured(free_port(), tmp_path / "server.log", ends=False)
+
+
 @pytest.mark.slow
 def test_a_server_that_fails_or_is_never_ready_is_told_with_its_last_lines(tmp_path: Path) -> None:
     port = free_port()

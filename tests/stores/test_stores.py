@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -176,6 +177,34 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(
     assert f"--output {tmp_path / 'out'} exists" in run_search_stores(*given).stderr
 
 
+class Limited:
+    """A store in which there is nothing, with limits like pgvector's."""
+
+    name, precisions = "pgvector", ("float32", "float16", "binary")
+
+    def refuses(self, dim: int, precision: str) -> str | None:
+        most = {"float32": 2000, "float16": 4000}.get(precision, dim)
+        return f"up to {most:,}" if dim > most else None
+
+    def exists(self, name: str) -> bool:
+        return False
+
+
+def test_tables_that_a_store_cannot_index_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of Qwen3-Embedding-8B; pgvector said so when all rows were written."""
+    given = config(embedding_precision=["float32", "float16", "int8", "binary"])
+    plans = search_stores.plan_tables(given, [4096, 2560, 1024], [Limited()])
+    assert [plan[1:] for plan in plans] == [
+        *((4096, "binary"), (2560, "float16"), (2560, "binary")),
+        *((1024, "float32"), (1024, "float16"), (1024, "binary")),
+    ]
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "pgvector: no table of 4,096 dimensions in float32, its index takes up to 2,000"
+    assert len(told) == 3
+    with pytest.raises(ValueError, match=r"no table is left; give other --dims"):
+        search_stores.plan_tables(config(embedding_precision=["float32"]), [2560], [Limited()])
+
+
 # The stores themselves.
 
 
@@ -247,6 +276,30 @@ def test_tables_are_replaced_only_if_told(stored: Path) -> None:
     assert done.stderr == (
         "error: pgvector has a table stdlib_search_16_float32; rename it, or replace it with --overwrite true\n"
     )
+
+
+@pytest.mark.slow
+def test_what_a_store_refuses_it_cannot_index(stored: Path) -> None:
+    """Its limits are those of its versions: a table at the limit has an index, and the next one gets none."""
+    from nestling.stores.lancedb_store import open_lancedb
+    from nestling.stores.pgvector_store import MOST_DIMS, open_pgvector
+
+    settings = {"ef_search": 100, "oversampling": 4}
+    with (
+        started_postgres(stored / "runs" / "search" / "postgres") as url,
+        open_pgvector(url, **settings) as postgres_store,
+        open_lancedb(stored / "limits", **settings) as lance,
+    ):
+        limits = [(postgres_store, most, most + 1, precision) for precision, most in MOST_DIMS.items()]
+        for store, most, more, precision in [*limits, (lance, 16, 20, "binary")]:
+            assert store.refuses(most, precision) is None
+            assert store.refuses(more, precision) is not None
+            for dim in (most, more):
+                vectors = np.full((2, dim), dim**-0.5, dtype=np.float32)
+                with nullcontext() if dim == most else pytest.raises(Exception, match="dimension"):
+                    table = store.create(f"limit_{dim}", dim, precision)
+                    table.write([(["a", "b"], vectors)])
+                    table.build_index()
 
 
 @pytest.mark.slow

@@ -25,6 +25,14 @@ DIFFICULTIES = {
 LENGTHS = {"2-6": 0.4, "7-14": 0.4, "15-40": 0.2}
 MAX_SIMILARITY = 0.95
 LENGTH = re.compile(r"(\d+)-(\d+)")
+# Settings that no answer in a journal depends on, so that they may change while answers are kept. These are kept by the
+# texts of documents, which may come and go.
+FREE = (
+    *("data", "output", "sample", "explain", "dry_run", "instruction", "trust_remote_code", "batch_size", "budget"),
+    *("limit", "min_characters", "multi_hop", "max_similarity", "min_grade", "attempts", "endpoint.url"),
+    *("endpoint.api_key_env", "endpoint.concurrency", "endpoint.requests_per_minute", "endpoint.timeout"),
+    *("endpoint.retries", "endpoint.price_in", "endpoint.price_out"),
+)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def write_judged(rows: SourceRows, groups: np.ndarray, split: np.ndarray, search
     document_ids = [f"d{each:016x}" for each in rows.document_ids[rows.documents.first].tolist()]
     query_ids = [f"q{each:016x}" for each in rows.query_text_ids[rows.queries.first].tolist()]
     chosen = np.flatnonzero(searched)
-    documents = zip(chosen.tolist(), rows.documents.texts[chosen], strict=True)
+    documents = zip(chosen.tolist(), rows.documents.texts.at(chosen), strict=True)
     corpus = ({"_id": document_ids[i], "title": "", "text": text} for i, text in documents)
     write_jsonl(folder / "corpus.jsonl", corpus)
     group_of = query_groups(rows, groups, split != TRAIN)

@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import xxhash
 
+from nestling.disk_errors import named
 from nestling.documents.archives import is_archive, members
 from nestling.documents.chunks import Chunker
 from nestling.documents.documents import Reading, read_document
@@ -50,7 +51,7 @@ def read_files(listing: Listing, journal: Journal, chunker: Chunker, limit: int,
     """Read the files that the journal does not have with their present content; returns how many there were.
 
     Args:
-        listing: The files; those that cannot be opened are moved to what is dropped.
+        listing: The files; those that cannot be read are moved to what is dropped.
         journal: Has what they give, after.
         chunker: How documents are cut.
         limit: Bytes of a document.
@@ -60,23 +61,25 @@ def read_files(listing: Listing, journal: Journal, chunker: Chunker, limit: int,
     for shown, path in list(listing.files.items()):
         try:
             with path.open("rb") as file:
-                digest = _digest(file)
+                with named(path):
+                    digest = _digest(file)
                 if not journal.has(shown, digest):
-                    journal.add(shown, digest, _readings(shown, file, chunker, limit))
+                    journal.add(shown, digest, _readings(shown, path, file, chunker, limit))
                     read += 1
         except OSError as error:
             if error.filename != str(path):  # of the journal
                 raise
-            listing.dropped.append(Dropped(shown, "cannot be opened", error.strerror or ""))
+            listing.dropped.append(Dropped(shown, "cannot be read", error.strerror or ""))
             del listing.files[shown]
         done()
     return read
 
 
-def _readings(shown: str, file: BinaryIO, chunker: Chunker, limit: int) -> Iterator[Reading]:
+def _readings(shown: str, path: Path, file: BinaryIO, chunker: Chunker, limit: int) -> Iterator[Reading]:
     file.seek(0)
-    for member in members(shown, file, limit):
-        yield read_document(member, chunker, limit)
+    with named(path):
+        for member in members(shown, file, limit):
+            yield read_document(member, chunker, limit)
 
 
 def _digest(file: BinaryIO) -> str:

@@ -7,7 +7,9 @@ from markdown_it import MarkdownIt
 
 from nestling.documents.blocks import Extraction, below, line_starts, path_of, verbatim
 
-FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(?:.*\r?\n)*?---[ \t]*(?:\r?\n|\Z)")
+# A line is matched in one way only: with a carriage return that "." takes too, a page of n lines without an end of its
+# settings would be tried in 2 ** n ways.
+FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(?:[^\n]*\n)*?---[ \t]*(?:\r?\n|\Z)")
 MARKS = re.compile(r"[`*]|(?<=\s)#+\s*\Z")
 
 

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nestling.documents.blocks import Block, Extraction, fed_lines
+from nestling.records.csv_files import long_cells
 from nestling.records.fields import encodes
 
 TEXTS = ("text", "content", "contents", "body", "passage", "document")
 TITLES = ("title", "heading")
 DELIMITERS = ",;\t|"
+UNPARSED = "rest of a table that cannot be parsed"
+LONG_ROW = 1 << 17  # characters; the csv module's own limit of a cell
 
 
 def read_table(text: str) -> Extraction:
@@ -19,16 +22,27 @@ def read_table(text: str) -> Extraction:
     header: list[str] = []
     reader = csv.reader(_followed(text, place), delimiter=_delimiter(text))
     try:
-        for number, cells in enumerate(reader):
-            start, place[0] = place[0], place[1]
-            if number == 0:
-                header = [cell.strip() or f"column {at}" for at, cell in enumerate(cells, start=1)]
-            elif any(cells):
-                extra = [f"column {at}" for at in range(len(header) + 1, len(cells) + 1)]
-                _add(extraction, dict(zip([*header, *extra], cells, strict=False)), start, place[1], number)
-    except csv.Error:  # a quotation that never ends, above all; csv stops at its limit of a cell
-        extraction.dropped["rest of a table that cannot be parsed"] += 1
+        with long_cells():
+            for number, cells in enumerate(reader):
+                start, place[0] = place[0], place[1]
+                if number == 0:
+                    header = [cell.strip() or f"column {at}" for at, cell in enumerate(cells, start=1)]
+                elif _never_ends(text, start, place[1]):
+                    extraction.dropped[UNPARSED] += 1
+                elif any(cells):
+                    extra = [f"column {at}" for at in range(len(header) + 1, len(cells) + 1)]
+                    _add(extraction, dict(zip([*header, *extra], cells, strict=False)), start, place[1], number)
+    except csv.Error:
+        extraction.dropped[UNPARSED] += 1
     return extraction
+
+
+def _never_ends(text: str, start: int, end: int) -> bool:
+    """Whether a row goes on to the end of the text in a quotation, whose marks are then odd in number.
+
+    One that is no longer than csv's usual limit is taken as it is, as csv does: a mark too many in a last row.
+    """
+    return end == len(text) and end - start > LONG_ROW and text.count('"', start, end) % 2 == 1
 
 
 def read_json_lines(text: str) -> Extraction:

@@ -64,15 +64,14 @@ class _Blocks(HTMLParser):
         self.parts: list[tuple[str, int, int]] = []  # of the block: text, start, end
         self.linked = 0
         self.heading: str | None = None
-        self.in_title = self.in_pre = False
+        self.in_title = self.in_pre = self.in_link = False
         # Element -> how deep in elements of its name; none is in it at 0.
         self.unseen = self.boilerplate = self.main = ("", 0)
-        self.links = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in VOID and tag not in NEW_BLOCK:
             if tag == "br":
-                self._add(" ", len(self.get_starttag_text() or ""))
+                self._add("\n" if self.in_pre else " ", len(self.get_starttag_text() or ""))
             return
         if tag in NEW_BLOCK:
             self._end_block()
@@ -83,7 +82,8 @@ class _Blocks(HTMLParser):
             self.boilerplate, tag, not self.main[1] and (tag in BOILERPLATE or role in BOILERPLATE_ROLES)
         )
         self.main = _entered(self.main, tag, tag == "main" or role == "main")
-        self.links += tag == "a"
+        if tag == "a":  # ends the one before; without href it is a place to link to, which old pages never close
+            self.in_link = "href" in values
         self.in_title |= tag == "title"
         self.in_pre |= tag == "pre"
         self.heading = tag if tag in HEADINGS else self.heading
@@ -96,7 +96,7 @@ class _Blocks(HTMLParser):
         self.unseen, self.boilerplate, self.main = (
             _left(each, tag) for each in (self.unseen, self.boilerplate, self.main)
         )
-        self.links -= tag == "a" and self.links > 0
+        self.in_link &= tag != "a"
         self.in_title &= tag != "title"
         self.in_pre &= tag != "pre"
         self.heading = None if tag == self.heading else self.heading
@@ -119,7 +119,7 @@ class _Blocks(HTMLParser):
             line, column = self.getpos()
             at = self.starts[line - 1] + column
             self.parts.append((text, at, at + length))
-            self.linked += len(text.strip()) if self.links else 0
+            self.linked += len(text.strip()) if self.in_link else 0
 
     def _end_block(self) -> None:
         parts, linked, self.parts, self.linked = self.parts, self.linked, [], 0

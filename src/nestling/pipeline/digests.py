@@ -24,12 +24,24 @@ class Digests:
     def __init__(self, file: Path) -> None:
         self.file, self.cached = file, read_cached_digests(file)
 
-    def digest_of(self, path: Path) -> str | None:
-        """Digest of a file, or of names and contents of a folder without hidden files; None if it does not exist."""
+    def digest_of(self, path: Path, *, links: bool = True) -> str | None:
+        """Digest of a file, or of names and contents of a folder without hidden files; None if it does not exist.
+
+        Of what a folder has and cannot be read, or is no file, the name counts; without `links` of links, too.
+        """
         if path.is_dir():
-            lines = [f"{each.relative_to(path).as_posix()} {self.digest_of(each)}" for each in files_in(path)]
-            return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+            files = files_in(path, links=links)
+            read = ((each, None if each.is_symlink() and not links else self.digest_if_read(each)) for each in files)
+            lines = [f"{each.relative_to(path).as_posix()} {digest}" for each, digest in read]
+            return xxhash.xxh3_128_hexdigest(os.fsencode("\n".join(lines)))  # names may be of any bytes
         return self.digest_of_file(path) if path.is_file() else None
+
+    def digest_if_read(self, path: Path) -> str | None:
+        """Digest of a file; None for one that is gone meanwhile or may not be read, and for what is none."""
+        try:
+            return self.digest_of_file(path) if path.is_file() else None
+        except OSError:
+            return None
 
     def digest_of_file(self, path: Path) -> str:
         """Digest of the content of a file."""
@@ -45,11 +57,23 @@ class Digests:
         replace_text(self.file, json.dumps(self.cached, indent=0) + "\n")
 
 
-def files_in(folder: Path) -> Iterator[Path]:
-    """All files of a folder, sorted by name; links are followed, which models in the cache of the hub consist of."""
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root) / name for name in sorted(names) if not name.startswith("."))
+def files_in(folder: Path, *, links: bool) -> Iterator[Path]:
+    """All files of a folder, sorted by name, and links to folders that are not entered.
+
+    Links are followed if `links` says so, which models in the cache of the hub consist of, but to no folder twice: in
+    circles that would have no end.
+    """
+    entered = {os.path.realpath(folder)}
+    for root, folders, names in os.walk(folder, followlinks=links):
+        files = [name for name in names if not name.startswith(".")]
+        below = sorted(name for name in folders if not name.startswith("."))
+        folders.clear()
+        for name in below:
+            path = Path(root) / name
+            real = os.path.realpath(path)
+            (files if real in entered or (path.is_symlink() and not links) else folders).append(name)
+            entered.add(real)
+        yield from (Path(root) / name for name in sorted(files))
 
 
 def read_cached_digests(file: Path) -> CachedDigests:

@@ -122,16 +122,17 @@ class Pipeline:
             if status.state == "left out":
                 self.withdraw(step)
             elif status.state != "done":
-                self.prepare_folder(step, status)
+                self.prepare_folder(step, status, inputs)
                 show(f"$ {step}")
                 seconds = self.run_step(step, inputs)
             done.append((step, status, seconds))
         return done
 
-    def prepare_folder(self, step: Step, status: StepStatus) -> None:
+    def prepare_folder(self, step: Step, status: StepStatus, inputs: Inputs) -> None:
         """Prepare the folder of a step: partial outputs are removed; trainings and finished outputs are moved aside.
 
-        The folder of a step that brings its outputs up to date stays as it is.
+        The folder of a step that brings its outputs up to date stays as it is, and answers that were paid for stay
+        where they are those to the current inputs.
         """
         folder, record = self.folder_of(step), self.record_of(step)
         outside = [path for path in step.writes if folder not in path.parents and path.exists()]
@@ -149,7 +150,9 @@ class Pipeline:
                 if path.is_file():  # it is complete, and the script would refuse to overwrite it
                     path.unlink()
         elif record.done or step.resumes:
-            self.move_aside(step, outside)
+            aside = self.move_aside(step, outside)
+            if step.journal is not None and record.inputs.same_but(inputs, step.free):
+                self.take_over(aside / step.journal.name, step.journal)
         else:
             for path in outside:  # before the record, which tells that they are of this step
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -172,8 +175,14 @@ class Pipeline:
         if self.record_of(step) is not None:
             self.move_aside(step, [path for path in step.writes if path.exists()])
 
-    def move_aside(self, step: Step, outside: Sequence[Path]) -> None:
-        """Move the folder of a step, and its outputs elsewhere, to replaced/."""
+    def take_over(self, earlier: Path, journal: Path) -> None:
+        """Copy the journal of an earlier run of a step, if it has left one."""
+        if earlier.is_file():
+            shutil.copy2(earlier, journal)
+            show(f"  the answers in {journal} are used again")
+
+    def move_aside(self, step: Step, outside: Sequence[Path]) -> Path:
+        """Move the folder of a step, and its outputs elsewhere, to replaced/; returns the new place."""
         folder, aside = self.folder_of(step), free_name(self.folder / "replaced" / step.name)
         aside.parent.mkdir(exist_ok=True)
         for path in outside:
@@ -181,6 +190,7 @@ class Pipeline:
         folder.rename(aside)
         folder.mkdir()
         show(f"  its earlier outputs are in {aside}")
+        return aside
 
     def run_step(self, step: Step, inputs: Inputs) -> float:
         """Run a step and record it; returns its duration in seconds."""

@@ -24,6 +24,7 @@ from nestling.config import (
     require,
 )
 from nestling.config.pipeline import EMBEDDER
+from nestling.config.queries import FREE
 from nestling.pipeline.heads import is_causal, scores_pairs
 from nestling.pipeline.script_steps import ScriptSteps
 from nestling.pipeline.section_settings import data_settings, first_dim, substitute_models, texts_of
@@ -83,7 +84,8 @@ class Plan:
         if self.config.queries is not None:
             pairs = self.step_folder("queries") / "pairs.jsonl"
             given = {"data": self.corpus, "output": pairs}
-            yield self.step("queries", MakeQueriesConfig, given, writes=[pairs], resumes=True)
+            step = self.step("queries", MakeQueriesConfig, given, writes=[pairs], resumes=True)
+            yield replace(step, journal=pairs.with_suffix(".journal.jsonl"), free=FREE)
             self.latest.records = self.latest.data = (str(pairs), "train")
         if self.config.split is not None:
             given = {**data_settings(self.latest.records), "output": self.held_out}

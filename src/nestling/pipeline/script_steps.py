@@ -12,7 +12,7 @@ from nestling.pipeline.step import Step, files_in, flags, flat_settings, paths_i
 # Settings that a section must not have: the pipeline sets them, or the step would write nothing for later ones.
 FILLED_IN = {
     "documents": ("output",),
-    "queries": ("data", "output", "dry_run"),
+    "queries": ("data", "output", "sample", "dry_run"),
     "split": ("data", "output", "split"),
     "check": ("data", "split", "eval", "eval_split", "output", "report"),
     "mine": ("data", "split", "corpus", "output", "audit", "sweep"),

@@ -40,6 +40,8 @@ PATHS = {
     "runs",
     "scorer",
 }
+# The one of these whose links are not followed, as scripts/read_documents.py does not: one may lead to a whole disk.
+WALKED = "folder"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Step:
         updates: Whether it brings its earlier outputs up to date, also after a kill; they are not moved aside.
         choice: File of the `Choice` that has to name the trained model of the step; None for a step that is always run.
         kind: What that model is, "embedder" or "reranker".
+        journal: File of answers that were paid for; the step takes it over when it is repeated for changes of `free`.
+        free: Settings that the answers do not depend on, and neither on the files that they name.
     """
 
     name: str
@@ -71,6 +75,8 @@ class Step:
     updates: bool = False
     choice: Path | None = None
     kind: str = ""
+    journal: Path | None = None
+    free: tuple[str, ...] = ()
 
     @property
     def left_out(self) -> str | None:

@@ -1,14 +1,15 @@
 """The record of a step in step.json of its folder: its inputs and whether it has finished."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nestling import __version__
 from nestling.files import replace_text
 from nestling.pipeline.digests import Digests
-from nestling.pipeline.step import Step
+from nestling.pipeline.step import WALKED, Step
 from nestling.processes import Process
 from nestling.run_files import reading
 
@@ -48,6 +49,15 @@ class Inputs:
             found.append(f"nestling is {current.nestling}, was {self.nestling}")
         return found
 
+    def same_but(self, current: "Inputs", free: Sequence[str]) -> bool:
+        """Whether only settings differ from the current inputs, of these only some, and files that these name."""
+        differing = changed(self.settings, current.settings)
+        others = [name for name in differing if not any(name == each or name.startswith(f"{each}.") for each in free)]
+        named = [each.settings.get(name) for each in (self, current) for name in free]
+        files = [name for name in changed(self.files, current.files) if name not in named]
+        same_program = (self.nestling, self.program) == (current.nestling, current.program)
+        return same_program and not others and not files
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -83,7 +93,8 @@ class StepRecord:
 
 def inputs_of(step: Step, folder: Path, digests: Digests) -> Inputs:
     """The current inputs of a step; paths in the folder of the pipeline are relative to it, so that it can be moved."""
-    read = {relative_to_run(str(path), folder): digests.digest_of(path) for path in step.reads}
+    walked = Path(str(step.settings.get(WALKED, os.devnull)))
+    read = {relative_to_run(str(path), folder): digests.digest_of(path, links=path != walked) for path in step.reads}
     settings = {
         key: relative_to_run(value, folder) if isinstance(value, str) else value for key, value in step.settings.items()
     }

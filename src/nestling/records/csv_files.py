@@ -45,7 +45,7 @@ def read_csv(path: Path, delimiter: str, progress: bool = False) -> NumberedRows
     Quotation marks of tab-separated files are part of the text unless each closes its cell (`_is_quoted`).
     """
     delimiter = delimiter_of(path, delimiter)
-    with _long_cells(), closing(read_lines(path, progress)) as lines:
+    with long_cells(), closing(read_lines(path, progress)) as lines:
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," or _is_quoted(path) else csv.QUOTE_NONE
         cells = csv.reader((text for _, text in lines), delimiter=delimiter, strict=True, quoting=quoting)
         header, begin = _next_cells(path, cells, 1), 1
@@ -101,7 +101,7 @@ def _swallows(cell: str) -> bool:
 
 
 @contextmanager
-def _long_cells() -> Iterator[None]:
+def long_cells() -> Iterator[None]:
     """The csv module refuses cells above 128 KiB unless its one global limit is raised."""
     before = csv.field_size_limit(MAX_CELL)
     try:

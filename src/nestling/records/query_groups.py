@@ -21,4 +21,9 @@ def read_query_groups(folder: str | Path, query_ids: Collection[str]) -> list[st
         identifier = str(row.get("_id"))  # as it is read elsewhere, where numbers are ids too
         if isinstance(metadata, dict) and metadata.get("group") is not None and identifier in wanted:
             found[identifier] = str(metadata["group"])
-    return [found.get(query, f"query {query}") for query in query_ids] if found else None
+    return [found.get(query, alone(query)) for query in query_ids] if found else None
+
+
+def alone(query: str) -> str:
+    """The name of the group of a query that has none."""
+    return f"query {query}"

@@ -48,6 +48,11 @@ class Texts(Sequence[str]):
         for start in range(0, len(self), TEXTS_PER_BLOCK):
             yield from self[start : start + TEXTS_PER_BLOCK]
 
+    def at(self, positions: np.ndarray) -> Iterator[str]:
+        """The texts at [n] positions, read in blocks."""
+        for start in range(0, len(positions), TEXTS_PER_BLOCK):
+            yield from self[positions[start : start + TEXTS_PER_BLOCK]]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Texts, (self._path, self._column, self._rows)
 

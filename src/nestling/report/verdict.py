@@ -1,6 +1,8 @@
 """What a result is worth, in one line: better, no difference or worse than the base, than BM25 and, of a reranker, than
 the embedder without it, and at what cost.
 
+Where dev chose nothing that was trained, the result is the base (or BM25) itself, and no better than that.
+
 Better and worse mean that the 95% bootstrap interval of the mean difference of nDCG@10, paired over the queries of all
 test sets together, lies above or below 0. Where a set names groups of queries, these are drawn, and the p value of the
 randomisation test over groups must be at most 0.05, too.
@@ -13,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nestling.report.comparison import System, format_change, format_score, groups_of, require_same_queries
-from nestling.report.results import METRIC, Result
+from nestling.report.results import METRIC, Result, ResultKey
 from nestling.report.runs import RunRecord
 from nestling.report.sets import vector_bytes
 from nestling.retrieval.choice import MAX_P, Choice
@@ -82,15 +84,30 @@ def judge(results: Sequence[Result], choice: Choice | None, runs: Sequence[RunRe
     if not measured:
         return None
     final = chosen_result(measured, choice)
-    base = next((each for each in measured if not is_bm25(each)), final)
-    firsts = [("the base", base), ("BM25", next((each for each in measured if is_bm25(each)), final))]
+    kept = choice is not None and keeps(choice, final)
+    base = next((each for each in measured if not is_bm25(each)), None)
+    if kept and is_bm25(final):  # what dev rejected is no base
+        base = None
+    others = [("the base", base), ("BM25", next(filter(is_bm25, measured), None))]
     if not is_embedder(final):
         alone = (each for each in measured if each is not base and same_model(each, final))
-        firsts.append(("the embedder alone", next(alone, final)))
-    against = [compare_all(name, other, final) for name, other in firsts if other is not final]
+        others.append(("the embedder alone", next(alone, None)))
+    against = [Against(f"{name}, which dev chose", SAME) for name, other in others if kept and other is final]
+    against += [compare_all(name, other, final) for name, other in others if other is not None and other is not final]
     if not against:
         return None
-    return Verdict(against, [*described(final, measured), served_fact(results, measured), *costs(runs)])
+    return Verdict(against, [*described(final, measured), served_fact(results, measured, final), *costs(runs)])
+
+
+def keeps(choice: Choice, final: Result) -> bool:
+    """Whether dev chose nothing that was trained, and a result is that of what it chose."""
+    trained = choice.trained("embedder") or choice.trained("reranker")
+    return not trained and models_of(final) == (choice.embedder, choice.reranker)
+
+
+def models_of(result: Result) -> tuple[str | None, str | None]:
+    """Its embedder and its reranker."""
+    return result.config.get("model"), result.config.get("reranker")
 
 
 def is_embedder(result: Result) -> bool:
@@ -105,8 +122,7 @@ def chosen_result(measured: Sequence[Result], choice: Choice | None) -> Result:
     """The result of the models that dev has chosen; the last one without a choice, and where they were not measured."""
     if choice is None:
         return measured[-1]
-    models = (choice.embedder, choice.reranker)
-    found = (each for each in measured if (each.config.get("model"), each.config.get("reranker")) == models)
+    found = (each for each in measured if models_of(each) == (choice.embedder, choice.reranker))
     return next(found, measured[-1])
 
 
@@ -159,16 +175,31 @@ def same_model(result: Result, final: Result) -> bool:
     return is_embedder(result) and result.config["model"] == final.config.get("model")
 
 
-def served_fact(results: Sequence[Result], measured: Sequence[Result]) -> str:
+def served_fact(results: Sequence[Result], measured: Sequence[Result], final: Result) -> str:
     """Whether a server was measured, and how far it is from what was measured here."""
-    known = {key: metrics[METRIC] for each in measured for key, metrics in each.metrics.items()}
-    served = [(key, metrics[METRIC]) for each in results if each.traffic for key, metrics in each.metrics.items()]
+    served = [(each, key) for each in results if each.traffic for key in each.metrics]
     if not served:
         return "not served"
-    differences = [abs(value - known[key]) for key, value in served if key in known]
-    if not differences:
-        return "served"
-    return f"served, within {max(differences):.4f} of what was measured here"
+    pairs = [(each, measured_alike(each, key, measured), key) for each, key in served]
+    known = [(one, other, key) for one, other, key in pairs if other is not None]
+    # A model is another one only where it was measured here too: a directory may have several names.
+    others = [
+        one.config.get("model") is not None and alike(one, other, "model") and not alike(one, final, "model")
+        for one, other, _ in known
+    ]
+    what = "another model was served" if others and all(others) else "served"
+    differences = [abs(one.metrics[key][METRIC] - other.metrics[key][METRIC]) for one, other, key in known]
+    return f"{what}, within {max(differences):.4f} of what was measured here" if differences else what
+
+
+def measured_alike(served: Result, key: ResultKey, measured: Sequence[Result]) -> Result | None:
+    """The last result that has a row of a served one, of the same first stage and, if there is one, the same model."""
+    found = [each for each in measured if key in each.metrics and alike(each, served, "first_stage")]
+    return next((each for each in reversed(found) if alike(each, served, "model")), found[-1] if found else None)
+
+
+def alike(one: Result, other: Result, setting: str) -> bool:
+    return bool(one.config.get(setting) == other.config.get(setting))
 
 
 def costs(runs: Sequence[RunRecord]) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import httpx
@@ -13,6 +14,9 @@ from nestling.api_keys import quoted, usable_key
 from nestling.http_client import GuardedClient, RefusedRedirectError
 from nestling.retrieval.metrics import Floats
 
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
+# Statuses that say "later", and nothing of what the server can do: llama.cpp's 503 while it loads, limits, gateways.
+LATER = (408, 425, 429, 502, 503, 504)
 # Last parts of the paths of endpoints.
 ENDPOINTS = ("/embeddings", "/embed", "/rerank", "/score")
 # What addresses end with that name a version of an API and no endpoint.
@@ -42,6 +46,13 @@ class RefusedError(ValueError):
         self.retry_after = float(wanted) if wanted.isdecimal() else None
         self.reason = f"{response.status_code}, {quoted(reason(response), key) or 'nothing'}"
         super().__init__(f"{url} answers {self.reason}")
+
+
+def not_later(refused: RefusedError) -> str:
+    """Its message; raises it again for a status of `LATER`."""
+    if refused.status in LATER:
+        raise refused
+    return str(refused)
 
 
 class UnansweredError(ValueError):
@@ -119,15 +130,23 @@ class Server:
         path = self.endpoint or "/v1/embeddings"
         return self.read_embeddings(path, self.post(path, body), len(texts))
 
-    def find_embedding_endpoint(self) -> EmbeddingEndpoint:
-        """The first endpoint that embeds texts, the form of its requests and the width of its embeddings."""
+    def find_embedding_endpoint(self, fields: Mapping[str, Any] = NO_FIELDS) -> EmbeddingEndpoint:
+        """The first endpoint that embeds texts, the form of its requests and the width of its embeddings.
+
+        Args:
+            fields: More fields of each request, of which the width may be one.
+
+        Raises:
+            RefusedError: A status of `LATER`, after which it can be asked again.
+        """
         errors = []
+        self._require_endpoint("embeds", ("/embeddings", "/embed"))
         for path in [self.endpoint] if self.endpoint else list(EMBEDDING_FORMS):
             form = EMBEDDING_FORMS.get(path, "input")
             try:
-                answer = self.post(path, self.embedding_body(form, ["a"], "document"))
+                answer = self.post(path, {**self.embedding_body(form, ["a"], "document"), **fields})
             except RefusedError as refused:
-                errors.append(str(refused))
+                errors.append(not_later(refused))
             else:
                 return EmbeddingEndpoint(path, form, self.read_embeddings(path, answer, 1).shape[1])
         raise ValueError("no endpoint of the server embeds: " + "; ".join(errors))
@@ -156,15 +175,17 @@ class Server:
             raise ValueError(f"{self.url(path)}: {len(vectors)} embeddings for {count} texts")
         return vectors
 
-    def find_score_endpoint(self) -> ScoreEndpoint:
-        """The first endpoint that scores documents, and the form of its requests."""
+    def find_score_endpoint(self, fields: Mapping[str, Any] = NO_FIELDS) -> ScoreEndpoint:
+        """The first endpoint that scores documents, and the form of its requests; as `find_embedding_endpoint`."""
+        self._require_endpoint("reranks", tuple(FORMS))
         paths = [self.endpoint] if self.endpoint else ["/v1/rerank", "/rerank", "/v1/score", "/score"]
         errors = []
         for score_endpoint in (ScoreEndpoint(path, form) for path in paths for form in FORMS[path[path.rindex("/") :]]):
             try:
-                self.score(score_endpoint, "a", ["b"])
+                answer = self.post(score_endpoint.path, {**self.score_body(score_endpoint, "a", ["b"]), **fields})
+                self.read_scores(score_endpoint, answer, 1)
             except RefusedError as refused:
-                errors.append(str(refused))
+                errors.append(not_later(refused))
             else:
                 return score_endpoint
         raise ValueError("no endpoint of the server reranks: " + "; ".join(errors))
@@ -219,11 +240,20 @@ class Server:
     def url(self, path: str) -> str:
         return f"{self.root}{path}"
 
+    def _require_endpoint(self, does: str, ends: tuple[str, ...]) -> None:
+        """Raise ValueError if the address is that of an endpoint of another kind."""
+        if self.endpoint is not None and not self.endpoint.endswith(ends):
+            expected = f"one that ends with {' or '.join(ends)}, or the server's own address"
+            raise ValueError(f"{self.url(self.endpoint)} is no endpoint that {does}; expected {expected}")
+
     def _listed_models(self) -> list[str]:
         """Names of the models that /v1/models lists; empty if there are none, or no such list."""
         try:
             return [str(each["id"]) for each in self._ask("GET", "/v1/models")["data"]]
-        except (RefusedError, TypeError, LookupError):
+        except RefusedError as refused:
+            not_later(refused)
+            return []
+        except (TypeError, LookupError):
             return []
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from nestling.http_client import GuardedClient
 from nestling.serving.client import RefusedError, Server, UnansweredError
 
+T = TypeVar("T")
 RETRIED = {408, 409, 425, 429, *range(500, 600)}
 FIRST_WAIT, LONGEST_WAIT, LONGEST_WANTED = 0.5, 8.0, 120.0  # seconds
 
@@ -127,6 +128,22 @@ async def answered(server: Server, http: GuardedClient, request: Request, traffi
             traffic.latencies.append(time.perf_counter() - started)
             traffic.tokens += tokens_of(answer)
             return answer
+    raise AssertionError("not reached")
+
+
+def patiently(ask: Callable[[], T], retries: int) -> T:
+    """What a function returns that sends requests, called again, as often as `retries`, where the server says "later".
+
+    It is not where nothing answers: before the first answer the address is wrong more often than a connection is lost.
+    """
+    for attempt in range(retries + 1):
+        try:
+            return ask()
+        except RefusedError as error:
+            pause = pause_after(error, attempt)
+            if pause is None or attempt == retries:
+                raise
+            time.sleep(pause)
     raise AssertionError("not reached")
 
 

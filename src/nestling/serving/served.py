@@ -4,6 +4,7 @@ Shape legend: Q queries, N documents of the collection, n distinct texts, D widt
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,23 @@ CUT_DOCUMENTS = (
     """If a document is too long for it: --rerank_body '{"max_tokens_per_doc": N}' has vLLM read N tokens of each """
     """(document_max_length in the directory's reranker.json), '{"truncate": true}' has TEI cut pairs"""
 )
+
+CUT_TEXTS = (
+    "If a text is too long for it: --model DIR cuts texts where the model's directory says, --query_max_length and "
+    "--document_max_length elsewhere"
+)
+CUT_BATCHES = f"If a request has too many texts for it: --batch_size 1. {CUT_TEXTS}"
+
+
+@contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """A context that says what to do if a server refuses a request as one that is too long for it."""
+    try:
+        yield
+    except RefusedError as refused:
+        if refused.status not in TOO_LONG:
+            raise
+        raise ValueError(f"{refused}. {advice}") from None
 
 
 @dataclass(frozen=True)
@@ -107,10 +125,13 @@ def embed_texts(
         body = server.embedding_body(endpoint.form, asked, kind) | sending.body
 
         def take(answer: Any) -> None:
-            for row, vector in zip(
-                rows.tolist(), server.read_embeddings(endpoint.path, answer, len(rows)), strict=True
-            ):
-                file.put(row, finite(vector, server.url(endpoint.path)))
+            url, vectors = server.url(endpoint.path), server.read_embeddings(endpoint.path, answer, len(rows))
+            if vectors.shape[1] != endpoint.width:
+                raise ValueError(
+                    f"{url}: embeddings of {vectors.shape[1]} numbers, where the first had {endpoint.width}"
+                )
+            for row, vector in zip(rows.tolist(), vectors, strict=True):
+                file.put(row, finite(vector, url))
 
         return Request(endpoint.path, body, len(rows), len(rows), take)
 
@@ -119,7 +140,9 @@ def embed_texts(
 
     batch = 1 if kind == "query" else sending.batch_size
     what = f"{name}: {'queries' if kind == 'query' else 'documents'}"
-    return file, distinct, ask_missing(server, file, request, same, batch, what, sending), stats
+    with advising(CUT_BATCHES if batch > 1 else CUT_TEXTS):
+        traffic = ask_missing(server, file, request, same, batch, what, sending)
+    return file, distinct, traffic, stats
 
 
 def keys_of(texts: Sequence[str], sent: Callable[[str], tuple[str, bool]], stats: EncodingStats) -> Iterator[int]:
@@ -221,12 +244,8 @@ def score_candidates(
     def same(kept: Floats, now: Floats) -> bool:
         return bool(np.allclose(kept, now, rtol=SAME_SCORE, atol=SAME_SCORE))
 
-    try:
+    with advising(CUT_DOCUMENTS):
         traffic = ask_missing(server, file, request, same, 1, f"{data.name}: candidates", sending)
-    except RefusedError as refused:
-        if refused.status not in TOO_LONG:
-            raise
-        raise ValueError(f"{refused}. {CUT_DOCUMENTS}") from None
     return logits(parts.joined(list(file.rows))), traffic, file
 
 

@@ -30,7 +30,8 @@ def started_server(command: str, url: str, *, health: str, timeout: float, log: 
         log: Where its output goes.
 
     Raises:
-        ValueError: Something else answers there already, or it ended, or was not healthy in time.
+        ValueError: Something else answers there already, or it ended, or was not healthy in time; also for an error of
+            the block after which it is found to have ended.
     """
     address = str(httpx.URL(url).join(health))
     require(
@@ -47,10 +48,22 @@ def started_server(command: str, url: str, *, health: str, timeout: float, log: 
             with working(f"waiting for {address}"):
                 seconds = wait_for(address, keeper, command, timeout, log)
             say(f"{address}: ready after {tqdm.format_interval(seconds)}")
-            yield
+            with telling_its_end(keeper, command, log):
+                yield
         finally:
             keeper.stdin.close()
             keeper.wait()
+
+
+@contextmanager
+def telling_its_end(keeper: "subprocess.Popen[bytes]", command: str, log: Path) -> Iterator[None]:
+    """A context in which an error that the end of a server may have caused says so, with its last lines."""
+    try:
+        yield
+    except ValueError as error:
+        if keeper.poll() is None:
+            raise
+        raise ValueError(f"{error}; {command!r} ended with status {keeper.returncode} meanwhile{tail(log)}") from None
 
 
 def wait_for(address: str, keeper: "subprocess.Popen[bytes]", command: str, timeout: float, log: Path) -> float:

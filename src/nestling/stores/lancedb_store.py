@@ -20,6 +20,7 @@ from lancedb.index import HnswFlat, HnswSq, IvfRq
 from nestling.config.search_stores import Store, StoredPrecision
 from nestling.stores.store import Batch, Hits, Vectors
 
+BITS = 8  # whose multiples RaBitQ's dimensions have to be
 INDICES = {"float32": HnswFlat, "float16": HnswFlat, "int8": HnswSq, "binary": IvfRq}
 
 
@@ -47,6 +48,9 @@ class LanceStore:
     def __init__(self, folder: Path, ef_search: int, oversampling: int) -> None:
         self._folder, self._ef_search, self._oversampling = folder, ef_search, oversampling
         self._database = lancedb.connect(folder)
+
+    def refuses(self, dim: int, precision: StoredPrecision) -> str | None:
+        return f"multiples of {BITS}" if precision == "binary" and dim % BITS else None
 
     def exists(self, name: str) -> bool:
         return self._path(name).exists()

@@ -20,6 +20,8 @@ from nestling.stores.store import Batch, Hits, Vectors
 
 FIRST_WITH_BITS = (0, 7)  # the version that has halfvec and an index of bits
 TYPES = {"float32": "vector", "float16": "halfvec", "binary": "halfvec"}
+# Dimensions that HNSW takes of vector and halfvec, and a column of halfvec, whose signs it has in the last.
+MOST_DIMS = {"float32": 2000, "float16": 4000, "binary": 16_000}
 INDICES = {
     "float32": "CREATE INDEX {index} ON {table} USING hnsw (embedding vector_ip_ops)",
     "float16": "CREATE INDEX {index} ON {table} USING hnsw (embedding halfvec_ip_ops)",
@@ -74,6 +76,10 @@ class PgvectorStore:
 
     def __init__(self, connection: Any, oversampling: int) -> None:
         self._connection, self._oversampling = connection, oversampling
+
+    def refuses(self, dim: int, precision: StoredPrecision) -> str | None:
+        most = MOST_DIMS[precision]
+        return f"up to {most:,}" if dim > most else None
 
     def exists(self, name: str) -> bool:
         (found,) = self._connection.execute("SELECT to_regclass(quote_ident(%s))", [name]).fetchone()

@@ -46,6 +46,9 @@ class VectorStore(Protocol):
     @property
     def precisions(self) -> Sequence[StoredPrecision]: ...
 
+    def refuses(self, dim: int, precision: StoredPrecision) -> str | None:
+        """What its index takes instead of so many dimensions in one of the precisions; None if it takes them."""
+
     def exists(self, name: str) -> bool:
         """Whether there is a table of this name."""
 

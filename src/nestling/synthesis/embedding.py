@@ -8,7 +8,7 @@ from nestling.mining.vectors import Vectors
 from nestling.models.embedder import Embedder, Kind
 from nestling.retrieval.metrics import Integers
 
-MAX_LENGTH = 512  # tokens; the beginning of a document tells its subject
+MAX_LENGTH = 512  # tokens, or as many as the model reads; the beginning of a document tells its subject
 
 
 def embed(
@@ -26,7 +26,7 @@ def embed(
     encoder = CachedEncoder(
         embedder,
         fingerprint=embedder_fingerprint(embedder),
-        max_length=MAX_LENGTH,
+        max_length=min(MAX_LENGTH, embedder.max_seq_length),
         prefix=embedder.prefix(kind),
     )
     return encoder.encode(texts, text_ids, progress=progress)[0]

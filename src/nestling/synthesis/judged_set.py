@@ -16,6 +16,7 @@ import numpy as np
 
 from nestling.files import replace_text, write_jsonl
 from nestling.records.judged_by import JUDGEMENTS
+from nestling.records.query_groups import alone
 from nestling.run_files import reading
 from nestling.synthesis.journal import Journal
 from nestling.synthesis.judging import GRADES, NOT_JUDGED, JudgingTask, agreement
@@ -57,12 +58,14 @@ class JudgedSet:
         task: What was judged.
         judgements: Of each pair that got a grade.
         failed: Pairs without one, which count as not relevant.
+        unused: A person's grades of other pairs.
         relevant_from: Lowest grade that counts as relevant.
     """
 
     task: JudgingTask
     judgements: list[Judgement]
     failed: int
+    unused: int
     relevant_from: int
 
     @classmethod
@@ -71,17 +74,17 @@ class JudgedSet:
     ) -> "JudgedSet":
         """Put together the journal's grades and a person's, which replace them."""
         data, judgements, failed = task.data, list[Judgement](), 0
-        query_ids = list(data.query_ids)
+        ids = list(task.ids())
         for pair, (query, document) in enumerate(task.pairs.tolist()):
             said = [as_grade(task.grade(pair, turn, journal)) for turn in (0, 1)]
-            corrected = corrections.get((query_ids[query], data.document_ids[document]))
+            corrected = corrections.get(ids[pair])
             grade = said[0] if corrected is None else corrected
             if grade is None:
                 failed += 1
                 continue
             by, known = model if corrected is None else PERSON, document in data.relevant[query]
             judgements.append(Judgement(query, document, grade, by, bool(known), *said))
-        return cls(task, judgements, failed, relevant_from)
+        return cls(task, judgements, failed, len(corrections.keys() - ids), relevant_from)
 
     def is_relevant(self, judgement: Judgement) -> bool:
         return judgement.grade >= self.relevant_from
@@ -94,6 +97,8 @@ class JudgedSet:
         yield f"{len(self.judgements):,} documents of {len(self.task.pools):,} queries judged, {by}; grades {shown}"
         if self.failed:
             yield f"  {self.failed:,} got no grade and count as not relevant"
+        if self.unused:
+            yield f"  {self.unused:,} grades of a person are of documents that are not judged here, and are left out"
         answered = {each.query for each in self.judgements if self.is_relevant(each)}
         if len(answered) < len(self.task.pools):
             yield f"  {len(self.task.pools) - len(answered):,} queries have no relevant document and are left out"
@@ -126,12 +131,18 @@ class JudgedSet:
         ids = zip(data.document_ids, data.documents, strict=True)
         write_jsonl(folder / "corpus.jsonl", ({"_id": name, "title": "", "text": text} for name, text in ids))
         kept = {each.query for each in relevant}
-        queries = ({"_id": data.query_ids[query], "text": data.queries[query]} for query in sorted(kept))
-        write_jsonl(folder / "queries.jsonl", queries)
+        write_jsonl(folder / "queries.jsonl", map(self.query, sorted(kept)))
         rows = (self.qrel(each) for each in self.judgements if each.query in kept)
         (folder / "qrels").mkdir()
         replace_text(folder / "qrels" / f"{split}.tsv", QRELS + "".join(rows))
         write_jsonl(folder / JUDGEMENTS, map(self.row, self.judgements))
+
+    def query(self, query: int) -> dict[str, Any]:
+        """A line of queries.jsonl, with the group of queries that the data names."""
+        data, identifier = self.task.data, self.task.data.query_ids[query]
+        group = None if data.groups is None else data.groups[query]
+        known = {} if group in (None, alone(identifier)) else {"metadata": {"group": group}}
+        return {"_id": identifier, "text": data.queries[query], **known}
 
     def qrel(self, judgement: Judgement) -> str:
         """A line of qrels/SPLIT.tsv, whose scores count from the lowest grade that is relevant."""
@@ -152,6 +163,16 @@ class JudgedSet:
 
 def as_grade(said: Any) -> int | None:
     return None if said is NOT_JUDGED else said
+
+
+def require_some(corrections: Corrections, task: JudgingTask, path: str) -> None:
+    """Raise ValueError unless one of the corrections, if there are any, is of what is judged."""
+    if corrections and corrections.keys().isdisjoint(task.ids()):
+        query, document = next(iter(corrections))
+        raise ValueError(
+            f"{path}: none of its {len(corrections):,} grades is of a document that is judged here (the first: query "
+            f"{query}, document {document}); expected those of a page of {task.data.name}"
+        )
 
 
 def read_corrections(path: Path) -> Corrections:

@@ -76,6 +76,11 @@ class JudgingTask:
         queries = np.repeat(np.arange(len(self.pools)), [len(pool) for pool in self.pools])
         return np.stack([queries, np.concatenate(self.pools)], axis=1)
 
+    def ids(self) -> Iterator[tuple[str, str]]:
+        """(query id, document id) of each pair."""
+        query_ids = list(self.data.query_ids)
+        yield from ((query_ids[query], self.data.document_ids[document]) for query, document in self.pairs.tolist())
+
     @cached_property
     def twice(self) -> np.ndarray:
         """[P] bool: which pairs are judged twice."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from nestling.mining.pool import open_corpus
 from nestling.records.record import text_id
@@ -26,7 +25,6 @@ class Passages:
         usable_ids: Their ids.
         usable_text_ids: int64, `text_id` of them.
         max_characters: Characters of a document that the model sees.
-        corpus_digest: Hash of all texts of the corpus in order.
         documents: Number of non-empty documents of the corpus.
         repeated: Number of documents with the text of an earlier one.
         empty: Number of empty documents.
@@ -43,7 +41,6 @@ class Passages:
     usable_ids: Sequence[str]
     usable_text_ids: Integers
     max_characters: int
-    corpus_digest: str
     documents: int
     repeated: int
     empty: int
@@ -86,7 +83,6 @@ class Passages:
             usable_ids=collection.ids(usable),
             usable_text_ids=text_ids[usable],
             max_characters=max_characters,
-            corpus_digest=xxhash.xxh3_64_hexdigest(text_ids.data),
             documents=len(texts),
             repeated=int((~first).sum()),
             empty=len(collection.empty_lines),

@@ -63,8 +63,10 @@ def render_sample(
 
 def rest_text(task: SynthesisTask, journal: Journal, count: int, prices: Prices) -> str:
     """Tokens and cost of what is not asked yet, at the rate of the first `count` queries."""
-    times = (len(task) - count) / count
-    tokens_in, tokens_out = round(times * journal.tokens_in), round(times * journal.tokens_out)
+    times = (len(task) - count) / count  # the journal may have answers about other documents
+    answers = [each for index in range(count) for each in journal.completions_of(task.query_id(index))]
+    tokens_in = round(times * sum(each.tokens_in or 0 for each in answers))
+    tokens_out = round(times * sum(each.tokens_out or 0 for each in answers))
     cost = prices.cost(tokens_in, tokens_out)
     text = f"the other {len(task) - count:,} queries take about {tokens_in:,} tokens in and {tokens_out:,} out"
     return text + (f", {cost:,.2f} at the given prices" if cost else "")
