@@ -305,12 +305,14 @@ def test_killed_at_any_moment_the_whole_pipeline_ends_with_the_same_files(
     }
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    run_pipeline(write(tmp_path / "whole", settings, **more))
+    command, began = write(tmp_path / "whole", settings, **more), time.monotonic()
+    run_pipeline(command)
+    longest = max(4.0, (time.monotonic() - began) / 4)
     command, kills = write(tmp_path / "killed", settings, **more), 0
     while kills < 20:
         process = start(command)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=random.uniform(2, 25))
+            process.wait(timeout=random.uniform(2, longest))
             break
         kill_group(process)
         kills += 1
