@@ -93,6 +93,7 @@ class StudyConfig:
 def main() -> None:
     config = parse_config(StudyConfig, __doc__)
     flags = read_settings(config)
+    require_splits({each: ["train", config.split] for each in config.sets} | {each: ["test"] for each in config.also})
     for data in config.sets:
         conditions = {"data": str(Path(data).resolve()), **{name: getattr(config, name) for name in CONDITIONS}}
         require_same(set_folder(config, data), conditions, flags)
@@ -101,6 +102,15 @@ def main() -> None:
             for name in flags:
                 measure_setting(config, data, seed, name, flags[name])
             report(config, list(flags))
+
+
+def require_splits(wanted: dict[str, list[str]]) -> None:
+    """Raise ValueError if a folder lacks a split, before anything is trained."""
+    from nestling.records.beir import splits_of
+
+    for data, splits in wanted.items():
+        missing, found = sorted(set(splits) - set(splits_of(data))), ", ".join(splits_of(data)) or "none"
+        require(not missing, f"{data}: expected a BEIR folder with qrels of {', '.join(missing)}; found {found}")
 
 
 def read_settings(config: StudyConfig) -> dict[str, str]:

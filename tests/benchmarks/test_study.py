@@ -90,10 +90,13 @@ def test_a_study_goes_on_under_its_own_conditions_alone(study: Study, tmp_path: 
     ("flags", "message"),
     [
         (["--also", "other/own"], "sets, also: two datasets are called 'own'"),
+        (["--split", "eval"], "own: expected a BEIR folder with qrels of eval; found dev, test, train"),
+        (["--also", "far"], "far: expected a BEIR folder with qrels of test; found none"),
         (["--baseline", "defualts"], "baseline: defualts; expected one of base, sentence-transformers, defaults, "),
     ],
 )
-def test_refused(study: Study, flags: list[str], message: str) -> None:
+def test_refused(study: Study, tmp_path: Path, flags: list[str], message: str) -> None:
+    beir(tmp_path / "own")
     done = study(*flags)
     assert done.returncode == 2
     assert f"error: {message}" in done.stderr
