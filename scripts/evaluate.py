@@ -12,7 +12,7 @@ are averaged over every order, gain is linear, a document is its title and text.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -198,8 +198,11 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
 
     assert config.reranker is not None
     fuse = fusion_of(config.rerank_weight)
+    lists: Iterable[tuple[RetrievalSet, Candidates]] = candidate_lists(config, sets, dims[0] if dims else None)
+    if config.model is None:
+        lists = list(lists)  # what is wrong with a file is said before the weights are read
     reranker = load(Reranker, config.reranker, config)
-    for data, candidates in candidate_lists(config, sets, dims[0] if dims else None):
+    for data, candidates in lists:
         stats = ScoringStats()
         shown = sys.stderr.isatty()
         scores = rerank(reranker, data, candidates, instruction=config.instruction, progress=shown, stats=stats)

@@ -1,6 +1,7 @@
 """scripts/mine.py as it is run."""
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -19,6 +20,7 @@ from nestling.records.words import folded_text_id
 from recipes.runs import run_main
 from scripts.mine import main
 from sets import WORDS, write_beir
+from tiny import tiny_bert
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "mine.py"
 SHORT = ["--query_max_length", "24", "--document_max_length", "24"]
@@ -259,6 +261,14 @@ def test_a_consistency_filter(bert: Path, tmp_path: Path) -> None:
             assert not set(by_query[record.query]["negatives"]) & set(record.positives)  # doubted ones are no negatives
     assert doubted
 
+    found = []
+    for depth in (3, 500):
+        output = tmp_path / f"{depth}.jsonl"
+        given = ["--consistent", "5", "--depth", depth, "--output", output, *SHORT]
+        assert mine("--data", data, "--retrievers", bert, *given).returncode == 0
+        found.append([(row["query"], row["positives"]) for row in read(output)])
+    assert found == [[(row["query"], row["positives"]) for row in kept]] * 2
+
 
 def table_rows(table: Any) -> list[Any]:
     return [table[i] for i in range(len(table))]
@@ -371,6 +381,20 @@ def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeyp
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--index", "Flat"], "index needs an embedder"),
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--index_search", "a=1"], "index_search is for an index"),
         (["--retrievers", "bm25", "--output", "{tmp}/a", "--max_score_rato", "1"], "did you mean 'max_score_ratio'"),
+        (
+            ["--retrievers", "bm25", "--judge", "{tmp}", "--scorer", "judge", "--sweep", "true"],
+            "a sweep compares thresholds of a retriever's scores",
+        ),
+        (["--retrievers", "bm25", "--sweep", "true", "--audit", "{tmp}/a.html"], "a sweep writes no audit"),
+        (
+            ["--judge", "{tmp}", "--output", "{tmp}/a", "--audit", "{tmp}/a.html"],
+            "a judge only scores the rows; leave out audit",
+        ),
+        (
+            ["--judge", "{tmp}", "--output", "{tmp}/a", "--relabel", "true", "--depth", "7"],
+            "a judge only scores the rows; leave out depth, relabel",
+        ),
+        (["--retrievers", "given,bm25", "--scorer", "given", "--output", "{tmp}/a"], "given has no scores"),
     ],
 )
 def test_settings_that_cannot_work(pairs: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -378,6 +402,52 @@ def test_settings_that_cannot_work(pairs: Path, tmp_path: Path, arguments: list[
     assert done.returncode == 2
     assert done.stdout == ""
     assert message.format(tmp=tmp_path) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--judge", "{model}"], "is an embedder"),
+        (["--document_max_length", "129"], "--document_max_length 129: {model} reads at most 128 tokens"),
+        (["--retrievers", "{model},{reranker}"], "is a reranker"),
+        (["--retrievers", "{model},{run}"], "a run file needs query ids; give --data as a folder in the BEIR layout"),
+        (["--data", "{beir}", "--split", "test", "--retrievers", "{model},{run}"], "run.trec:2: score: 'x' is not"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_weights_are_read(
+    arguments: list[str], message: str, pairs: Path, bert: Path, qwen3_reranker: Path, tmp_path: Path
+) -> None:
+    write_beir(tmp_path / "beir", WORDS, ["alpha?"], {"q0": {"d0": 1}})
+    (tmp_path / "run.trec").write_text("q0 Q0 d1 1 2 tag\nq0 Q0 d2 2 x tag\n")
+    model = tmp_path / "model"
+    shutil.copytree(bert, model, ignore=shutil.ignore_patterns("*.safetensors"))  # there are no weights to read
+    names = {"model": model, "reranker": qwen3_reranker, "run": tmp_path / "run.trec", "beir": tmp_path / "beir"}
+    given = [each.format(**names) for each in arguments]
+    done = mine("--data", pairs, "--retrievers", model, "--output", tmp_path / "out.jsonl", *given)
+    assert done.returncode == 2
+    assert message.format(**names) in done.stderr
+
+
+def test_a_depth_beyond_the_pool_is_all_of_it(pairs: Path, bert: Path, tmp_path: Path) -> None:
+    written = []
+    for depth in (500, 10**12):
+        output = tmp_path / f"{depth}.jsonl"
+        done = mine("--data", pairs, "--retrievers", f"bm25,{bert}", "--depth", depth, "--output", output, *SHORT)
+        assert done.returncode == 0, done.stderr
+        written.append(output.read_text())
+    assert written[0] == written[1]
+
+
+def test_models_of_one_name_are_told_apart(pairs: Path, bert: Path, tmp_path: Path) -> None:
+    models = [tmp_path / name / "x" / "final" for name in "ab"]
+    tiny_bert(models[0], seed=1), tiny_bert(models[1], seed=2)
+    output, options = tmp_path / "mined.jsonl", ["--explain", "true", "--max_score_ratio", "null", *SHORT]
+    given = ["--retrievers", f"{models[0]},{models[1]}", "--scorer", models[1]]
+    done = mine("--data", pairs, *given, "--output", output, *options)
+    assert done.returncode == 0, done.stderr
+    assert "with scores of b/x/final" in done.stdout
+    names = {name for row in read(output) for each in row["mined"]["negatives"] for name in each["ranks"]}
+    assert names == {"a/x/final", "b/x/final"}
 
 
 @pytest.mark.parametrize(

@@ -99,19 +99,24 @@ def open_judge(model: str, *, precision: torch.dtype, device: torch.device, attn
 
     Raises ValueError for an embedder, or an encoder without a classifier.
     """
+    require_judge(model)
     config = read_config(model)
-    encoder = not is_decoder(config)
-    if classifies(config.architectures) and not encoder:
+    if classifies(config.architectures) and is_decoder(config):
         return CrossEncoderJudge(model, device)
+    reranker = Reranker.from_pretrained(model, precision=precision, attn_implementation=attn_implementation)
+    return RerankerJudge(reranker.to(device))
+
+
+def require_judge(model: str) -> None:
+    """Raise ValueError, before any weights are read, for an embedder, or an encoder without a classifier."""
+    config = read_config(model)
     if not classifies(config.architectures):
         require_no_embedder(model)
     require(
-        not encoder or classifies(config.architectures),
+        is_decoder(config) or classifies(config.architectures),
         f"--judge {model}: {', '.join(config.architectures or [config.model_type])} gives pairs no scores; expected a "
         "reranker or a CrossEncoder",
     )
-    reranker = Reranker.from_pretrained(model, precision=precision, attn_implementation=attn_implementation)
-    return RerankerJudge(reranker.to(device))
 
 
 def judge_lists(judge: Judge, query_set: QuerySet, pool: Pool, lists: Lists, *, progress: str | None = None) -> Scores:

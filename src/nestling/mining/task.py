@@ -32,6 +32,9 @@ from nestling.records.load import load_records
 from nestling.records.table import RecordTable
 from nestling.retrieval.first_stage import read_run
 
+# Last parts of paths that do not say which model it is, and names that other scores have.
+GENERIC = ("final", "model", "0_Transformer", "bm25", "given", "judge", "ensemble")
+
 
 @dataclass(frozen=True)
 class MiningTask:
@@ -96,9 +99,11 @@ def open_retrievers(config: MineConfig, task: MiningTask) -> dict[str, Retriever
     specs = list(config.retrievers)
     if config.scorer not in (None, "judge", *specs):
         specs.append(str(config.scorer))
-    return {
-        name: open_retriever(config, task, spec, name) for spec, name in zip(specs, short_names(specs), strict=True)
-    }
+    names = dict(zip(specs, short_names(specs), strict=True))
+    # Files first: what is wrong with one is said before an embedder has read the corpus.
+    order = sorted(specs, key=lambda spec: not Path(spec).is_file())
+    opened = {spec: open_retriever(config, task, spec, names[spec]) for spec in order}
+    return {names[spec]: opened[spec] for spec in specs}
 
 
 def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -> Retriever:
@@ -147,12 +152,17 @@ def read_judgements(config: MineConfig, task: MiningTask) -> RelevanceJudgements
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, with its folder where that part is generic or another path has it too."""
-    short = [last_parts(path, 1) for path in paths]
-    return [
-        last_parts(path, 2) if name in ("final", "model", "0_Transformer") or short.count(name) > 1 else name
-        for path, name in zip(paths, short, strict=True)
-    ]
+    """The last part of each path, with as many of its folders as tell it from the others; the paths are different.
+
+    A generic part, or one that is the name of other scores, has a folder at least.
+    """
+    most = 1 + max(path.count("/") for path in paths)
+    names = [last_parts(path, 2 if last_parts(path, 1) in GENERIC else 1) for path in paths]
+    for count in range(2, most + 1):
+        names = [
+            last_parts(path, count) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)
+        ]
+    return [path if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
 
 
 def last_parts(path: str, count: int) -> str:
