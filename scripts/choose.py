@@ -62,7 +62,7 @@ def make_choice(config: ChooseConfig) -> "Choice":
     if config.models:
         measured, candidates = measure_embedders(config, data)
     else:
-        measured, candidates = {}, open_candidates("bm25", data, config.depth)
+        measured, candidates = {}, open_candidates("bm25", data, config.depth, progress=True)
     if config.reranker is None:
         return choose(measured, data=data, depth=config.depth)
     reranker = Reranker.from_pretrained(config.reranker, **settings(config)).to(best_device())

@@ -226,7 +226,7 @@ def candidate_lists(
     for each in sets:
         if embedder is None:
             assert config.first_stage is not None
-            yield each, open_candidates(config.first_stage, each, config.depth)
+            yield each, open_candidates(config.first_stage, each, config.depth, progress=True)
         else:
             run = search_top(encode(embedder, each, config), each, config.depth, dim=dim)
             yield each, Candidates.from_run(run, each, config.depth)
@@ -242,7 +242,7 @@ def measure_first_stage(run: dict[str, dict[str, float]] | None, sets: "list[Ret
         print(f"{each.name}:\n  {len(each.queries):,} queries\n  {len(each.documents):,} documents")
         if run is not None:
             print(*(f"  {remark}\n" for remark in check_run(run, each)), sep="", end="")
-        measured, own_documents = drop_own_documents(run or bm25_run(each), each)
+        measured, own_documents = drop_own_documents(run or bm25_run(each, progress=True), each)
         if own_documents:
             print(f"  {own_documents:,} listed documents have the id of their query and are left out")
         ranks = ranks_in_run(measured, qrels_of(each))

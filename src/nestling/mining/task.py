@@ -109,7 +109,7 @@ def open_retrievers(config: MineConfig, task: MiningTask) -> dict[str, Retriever
 def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -> Retriever:
     """The retriever for an item of the setting `retrievers`: bm25, given, a run file or an embedder."""
     if spec == "bm25":
-        return Bm25Retriever(task.query_set, task.pool, task.device)
+        return Bm25Retriever(task.query_set, task.pool, task.device, progress=task.main)
     if spec == "given":
         return RecordNegatives(task.query_set, task.pool, task.table)
     if Path(spec).is_file():

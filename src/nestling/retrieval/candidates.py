@@ -102,16 +102,17 @@ class Candidates:
         return text
 
 
-def open_candidates(first_stage: str, retrieval_set: RetrievalSet, depth: int) -> Candidates:
+def open_candidates(first_stage: str, retrieval_set: RetrievalSet, depth: int, *, progress: bool = False) -> Candidates:
     """Open the candidates that the setting `first_stage` names: "bm25", a .jsonl file, or a TREC run file.
 
-    `depth` cuts BM25 and runs; the lists of a .jsonl file are kept whole (`read_candidates`).
+    `depth` cuts BM25 and runs; the lists of a .jsonl file are kept whole (`read_candidates`). With `progress` a
+    terminal shows bars of BM25.
 
     Raises:
         ValueError: There is no such file, or its content is refused.
     """
     if first_stage == "bm25":
-        return Candidates.from_run(bm25_run(retrieval_set, depth=depth), retrieval_set, depth)
+        return Candidates.from_run(bm25_run(retrieval_set, depth=depth, progress=progress), retrieval_set, depth)
     path = Path(first_stage)
     if not path.is_file():
         raise ValueError(
