@@ -1,9 +1,7 @@
 """Judges: rerankers whose logits say which candidates are relevant; logits are split over ranks and cached."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +11,8 @@ from torch import Tensor
 
 from nestling.config.checks import require
 from nestling.distributed.ranks import on_every_rank, on_rank_zero, rank_and_world
-from nestling.mining.array_cache import ArrayCache, cache_folder
 from nestling.mining.fingerprints import add_weights, reranker_fingerprint
+from nestling.mining.judged_pairs import JudgedPairs, pair_ids
 from nestling.mining.lists import Lists
 from nestling.mining.pool import Pool
 from nestling.mining.query_set import QuerySet
@@ -28,7 +26,7 @@ from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoringStats
 from nestling.models.token_model import is_decoder, read_config
 from nestling.models.weights import model_file
-from nestling.records.record import Record, text_id
+from nestling.records.record import Record
 from nestling.records.table import RecordTable
 from nestling.retrieval.reranking import SelectedTexts
 
@@ -136,43 +134,34 @@ def judge_lists(judge: Judge, query_set: QuerySet, pool: Pool, lists: Lists, *, 
         ValueError: The judge gave logits that are not finite, or the ranks do not share the cache folder.
         CacheError: The cache cannot be written.
     """
-    cache = ArrayCache(cache_folder(f"judged-{Path(judge.source).name}", judge.fingerprint))
-    with_documents = np.flatnonzero(lists.counts > 0)
-    starts = range(0, len(with_documents), QUERIES_PER_BLOCK)
-    blocks = [with_documents[start : start + QUERIES_PER_BLOCK].tolist() for start in starts]
-    keys = [block_key(query_set, pool, lists, block) for block in blocks]
-    missing = on_rank_zero(lambda: [i for i, key in enumerate(keys) if cache.open(key) is None])
+    judged, pairs = JudgedPairs(judge.source, judge.fingerprint), pair_ids(query_set, pool, lists)
+    missing = on_rank_zero(lambda: np.flatnonzero(np.isnan(judged.find(pairs))))
+    new = Lists.grouped(lists.owners[missing], missing, len(lists))
+    with_new = np.flatnonzero(new.counts > 0)
+    blocks = [with_new[start : start + QUERIES_PER_BLOCK] for start in range(0, len(with_new), QUERIES_PER_BLOCK)]
     rank, world = rank_and_world()
 
     def score() -> None:
-        own = missing[rank::world]
-        with progress_bar(sum(len(blocks[i]) for i in own), progress, "query") as bar:
-            for i in own:
+        own = blocks[rank::world]
+        with progress_bar(sum(map(len, own)), progress, "query") as bar:
+            for block in own:
                 groups = [
                     Group(
-                        query_set.texts[query], SelectedTexts(pool.texts, lists[query]), query_set.instructions[query]
+                        query_set.texts[query],
+                        SelectedTexts(pool.texts, lists.values[new[query]]),
+                        query_set.instructions[query],
                     )
-                    for query in blocks[i]
+                    for query in block.tolist()
                 ]
-                cache.write(keys[i], require_finite(torch.cat(judge.logits(groups)), judge.source).numpy())
+                logits = require_finite(torch.cat(judge.logits(groups)), judge.source)
+                judged.write(pairs[np.concatenate([new[query] for query in block.tolist()])], logits.numpy())
                 bar.update(len(groups))
 
     on_every_rank(score)
-    logits = [cache.open(key) for key in keys]
-    if any(each is None for each in logits):
-        raise ValueError(f"{cache.folder} lacks scores that were just written; the ranks must share this folder")
-    return np.concatenate([np.zeros(0, np.float32), *(each for each in logits if each is not None)])
-
-
-def block_key(query_set: QuerySet, pool: Pool, lists: Lists, block: Sequence[int]) -> str:
-    """A digest of some queries, their instructions and the documents listed for them."""
-    digest = xxhash.xxh3_128()
-    for query in block:
-        instruction = query_set.instructions[query]
-        instruction_id = None if instruction is None else text_id(instruction)
-        digest.update(json.dumps([int(query_set.identities[query]), instruction_id, len(lists[query])]).encode())
-        digest.update(pool.identities[lists[query]].tobytes())
-    return digest.hexdigest()
+    found = judged.find(pairs)
+    if np.isnan(found).any():
+        raise ValueError(f"{judged.folder} lacks scores that were just written; the ranks must share this folder")
+    return found
 
 
 def require_finite(logits: Tensor, source: str) -> Tensor:
