@@ -28,6 +28,7 @@ from nestling.config import (
     require_extra,
     require_model,
     require_new,
+    require_unique,
     run,
 )
 from nestling.gpu import best_device, computing_dtype, resolve_precision
@@ -64,6 +65,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
     tasks = open_tasks(config)
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
+    require_unique("data", [each.name for each in sets])
     for folder, each in zip(config.data, sets, strict=True):
         report_set(folder, each)
     measurements: Iterator[Measurement] = iter(())

@@ -44,6 +44,8 @@ def main() -> None:
 
 def check(config: MineConfig) -> None:
     """Raise ValueError for what cannot work, before data and models are read."""
+    output = config.output
+    require(output is None or output.endswith(".jsonl"), f"--output {output}: expected a name in .jsonl")
     embedders = models_of([*config.retrievers, config.scorer])
     models = [*embedders, *models_of([config.judge])]
     for model in models:

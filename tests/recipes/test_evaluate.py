@@ -241,6 +241,12 @@ def test_what_a_reranker_cannot_do(beir: Path, options: list[str], message: str)
     assert message in done.stderr
 
 
+def test_two_sets_of_one_name_are_refused(beir: Path, bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(beir, tmp_path / beir.name)
+    done = evaluate("--model", bert, "--data", f"{beir},{tmp_path / beir.name}", "--output", tmp_path / "out.json")
+    assert_refused(done, "data: two datasets are called 'small/test'; give each a name of its own")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -239,6 +239,12 @@ def test_given_negatives_are_judged_again(pairs: Path, bert: Path, tmp_path: Pat
     assert done.returncode == mine("--data", pairs, "--retrievers", "given", "--output", tmp_path / "x").returncode - 2
 
 
+def test_given_negatives_are_ordered_by_a_retriever_that_has_scores(pairs: Path, tmp_path: Path) -> None:
+    done = mine("--data", pairs, "--retrievers", "given,bm25", "--output", tmp_path / "mined.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "with scores of bm25" in done.stdout
+
+
 def test_a_consistency_filter(bert: Path, tmp_path: Path) -> None:
     rows = random_rows(30)
     data, output = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "mined.jsonl"
@@ -348,14 +354,14 @@ def test_an_index_that_looks_at_everything_changes_nothing(pairs: Path, bert: Pa
 )
 def test_an_index_that_cannot_be_built(pairs: Path, bert: Path, tmp_path: Path, index: str, message: str) -> None:
     pytest.importorskip("faiss", reason="the faiss extra is not installed")
-    done = mine("--data", pairs, "--retrievers", bert, "--output", tmp_path / "a", "--index", *index.split())
+    done = mine("--data", pairs, "--retrievers", bert, "--output", tmp_path / "a.jsonl", "--index", *index.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
 
 
 def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nestling.config.checks.find_spec", lambda name: None)
-    done = mine("--data", pairs, "--retrievers", bert, "--output", tmp_path / "a", "--index", "Flat")
+    done = mine("--data", pairs, "--retrievers", bert, "--output", tmp_path / "a.jsonl", "--index", "Flat")
     assert (done.returncode, done.stdout) == (2, "")
     assert "index needs faiss, not installed; pip install -c constraints.txt -e '.[faiss]'" in done.stderr
 
@@ -367,34 +373,55 @@ def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeyp
         (["--retrievers", "bm25"], "give either an --output or --sweep"),
         (["--retrievers", "bm25,bm25", "--sweep", "true"], "retrievers: one is given twice"),
         (
-            ["--retrievers", "bm25", "--output", "{tmp}/a", "--max_score_ratio", "1.5"],
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--max_score_ratio", "1.5"],
             "max_score_ratio is 1.5, expected a share",
         ),
         (
-            ["--retrievers", "bm25", "--output", "{tmp}/a", "--rank_to", "200"],
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--rank_to", "200"],
             "rank_to is 200, expected from rank_from",
         ),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--relabel", "true"], "relabel needs a --judge"),
-        (["--retrievers", "bm25,{tmp}/nowhere", "--output", "{tmp}/a"], "nowhere: no such file or directory"),
-        (["--retrievers", "bm25", "--output", "{tmp}/no/a"], "the folder {tmp}/no does not exist"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--ceiling", "0.9"], "ceiling needs an embedder"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--index", "Flat"], "index needs an embedder"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--index_search", "a=1"], "index_search is for an index"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--max_score_rato", "1"], "did you mean 'max_score_ratio'"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--relabel", "true"], "relabel needs a --judge"),
+        (["--retrievers", "bm25,{tmp}/nowhere", "--output", "{tmp}/a.jsonl"], "nowhere: no such file or directory"),
+        (["--retrievers", "bm25", "--output", "{tmp}/no/a.jsonl"], "the folder {tmp}/no does not exist"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--ceiling", "0.9"], "ceiling needs an embedder"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--index", "Flat"], "index needs an embedder"),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--index_search", "a=1"],
+            "index_search is for an index",
+        ),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--max_score_rato", "1"],
+            "did you mean 'max_score_ratio'",
+        ),
         (
             ["--retrievers", "bm25", "--judge", "{tmp}", "--scorer", "judge", "--sweep", "true"],
             "a sweep compares thresholds of a retriever's scores",
         ),
         (["--retrievers", "bm25", "--sweep", "true", "--audit", "{tmp}/a.html"], "a sweep writes no audit"),
         (
-            ["--judge", "{tmp}", "--output", "{tmp}/a", "--audit", "{tmp}/a.html"],
+            ["--judge", "{tmp}", "--output", "{tmp}/a.jsonl", "--audit", "{tmp}/a.html"],
             "a judge only scores the rows; leave out audit",
         ),
         (
-            ["--judge", "{tmp}", "--output", "{tmp}/a", "--relabel", "true", "--depth", "7"],
+            ["--judge", "{tmp}", "--output", "{tmp}/a.jsonl", "--relabel", "true", "--depth", "7"],
             "a judge only scores the rows; leave out depth, relabel",
         ),
-        (["--retrievers", "given,bm25", "--scorer", "given", "--output", "{tmp}/a"], "given has no scores"),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--audit", "{tmp}/./a.jsonl"],
+            "--output is the same file",
+        ),
+        (["--retrievers", "bm25", "--output", "{tmp}/a.csv"], "--output {tmp}/a.csv: expected a name in .jsonl"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--seed", str(2**63)], "seed is 9223372036854775808"),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--judge_depth", "7", "--relevant", "0.4"],
+            "judge_depth, relevant need a --judge",
+        ),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--scores", "probability"],
+            "scores: probability needs a --judge",
+        ),
+        (["--retrievers", "given", "--output", "{tmp}/a.jsonl"], "given has no scores"),
+        (["--retrievers", "given,bm25", "--scorer", "given", "--output", "{tmp}/a.jsonl"], "given has no scores"),
     ],
 )
 def test_settings_that_cannot_work(pairs: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

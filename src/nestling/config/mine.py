@@ -106,6 +106,7 @@ class MineConfig:
         require_at_least(1, self, "depth", "query_max_length", "document_max_length", "num_negatives", "rank_from")
         require_at_least(1, self, "judge_depth", "among", "rank_to", "consistent")
         require_at_least(0, self, "seed", "absolute_margin")
+        require(self.seed < 2**63, f"seed is {self.seed}, expected one below 2^63")
         require_share(self, "max_score_ratio")
         require_attention(self.attn_implementation, self.precision)
         require(0 <= self.relevant <= 1, f"relevant is {self.relevant:g}, expected a probability")
@@ -149,7 +150,11 @@ class MineConfig:
             f"among is {self.among}, fewer than the {self.num_negatives} negatives to draw",
         )
         require(self.judge is not None or self.scorer != "judge", "scorer: judge needs a --judge")
-        require(self.scorer != "given", "given has no scores; name a --scorer, an embedder, bm25 or judge")
+        only_given = self.retrievers == ["given"] and self.scorer is None
+        require(
+            self.scorer != "given" and not only_given,
+            "given has no scores; name a --scorer, an embedder, bm25 or judge, to filter them by",
+        )
         require(
             self.scores != "ensemble" or (len(self.retrievers) > 1 and "given" not in self.retrievers),
             "scores: ensemble needs two or more retrievers that score every document, embedders and bm25",
@@ -158,5 +163,8 @@ class MineConfig:
             self.scorer != "judge" or (self.consistent is None and self.least_score is None),
             "consistent and least_score go by a retriever's scores; name another scorer than judge",
         )
+        require(self.judge is not None or self.scores != "probability", "scores: probability needs a --judge")
+        of_judge = [name for name in self._changed() if name in ("judge_depth", "relevant")]
+        require(self.judge is not None or not of_judge, f"{', '.join(of_judge)} need a --judge")
         require(self.judge is not None or not self.relabel, "relabel needs a --judge, which says what is relevant")
         require(not self.explain or self.format == "nestling", f"explain: {self.format} has no field for it")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nestling.config import MineConfig, require
+from nestling.config import MineConfig
 from nestling.gpu import computing_dtype
 from nestling.mining.candidates import Candidates, union_candidates
 from nestling.mining.consistency import within_top
@@ -37,8 +37,7 @@ def choose_scorer(config: MineConfig, retrievers: dict[str, Retriever]) -> str:
         index = config.retrievers.index(config.scorer) if config.scorer in config.retrievers else -1
         chosen = names[index]
     else:
-        chosen = next(iter([*dense_retrievers(retrievers), *names]))
-    require(chosen != "given", "given has no scores; name a --scorer, an embedder, bm25 or judge, to filter them by")
+        chosen = next(name for name in [*dense_retrievers(retrievers), *names] if name != "given")
     return chosen
 
 
