@@ -261,7 +261,9 @@ def judge_records(config: MineConfig) -> None:
     as_probabilities = config.scores == "probability"
     judged = judged_records(reranker, table, stats, probabilities=as_probabilities, progress=sys.stderr.isatty())
     write_jsonl(Path(config.output), (each for record in judged for each in in_dialect(record, config.format)))
-    print(f"{stats}\n{config.output} holds {len(table):,} rows with {config.scores} scores of {config.judge}")
+    cached = table.summary.positives + table.summary.negatives - stats.documents
+    print(stats, *[f"{cached:,} pairs were in the cache"] * bool(cached), sep="\n")
+    print(f"{config.output} holds {len(table):,} rows with {config.scores} scores of {config.judge}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ranks import run_recipe
 
+import nestling.mining.judge
 from mining.small import random_rows, write_corpus, write_rows
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
@@ -61,6 +62,35 @@ def test_a_judge_alone_writes_its_scores(rows: Path, qwen3_reranker: Path, tmp_p
         scores = reranker.score([(given["query"], each) for each in documents], instruction=given.get("instruction"))
         assert row["positive_scores"] + row["negative_scores"] == pytest.approx(scores.tolist(), abs=1e-6)
     assert load_records(output, allow_no_positives=True, progress=False).has_scores
+
+
+def test_a_judge_alone_goes_on_where_it_was_killed(
+    pairs: Path, qwen3_reranker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--judge", qwen3_reranker, "--data", pairs, "--output"]
+    assert mine(*command, tmp_path / "whole.jsonl").returncode == 0
+    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(nestling.mining.judge, "RECORDS_PER_BLOCK", 16)
+    logits, calls = Reranker.logits, []
+
+    def killed_at_the_second(self: Reranker, groups: Any, **more: Any) -> Any:
+        calls.append(len(groups))
+        if len(calls) == 2:
+            raise ValueError("killed")
+        return logits(self, groups, **more)
+
+    monkeypatch.setattr(Reranker, "logits", killed_at_the_second)
+    assert "killed" in mine(*command, tmp_path / "out.jsonl").stderr
+    assert calls == [16, 16]
+    done = mine(*command, tmp_path / "out.jsonl")
+    assert calls == [16, 16, 16, 8]
+    assert "24 queries, 0 truncated" in done.stdout
+    assert " pairs were in the cache" in done.stdout
+    whole, out = read(tmp_path / "whole.jsonl"), read(tmp_path / "out.jsonl")
+    for one, other in zip(whole, out, strict=True):
+        for name in ("positive_scores", "negative_scores"):
+            assert one.pop(name) == pytest.approx(other.pop(name), abs=1e-5)
+    assert whole == out
 
 
 def test_nothing_is_overwritten(rows: Path, tmp_path: Path) -> None:

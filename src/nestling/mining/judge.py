@@ -12,10 +12,10 @@ from torch import Tensor
 from nestling.config.checks import require
 from nestling.distributed.ranks import on_every_rank, on_rank_zero, rank_and_world
 from nestling.mining.fingerprints import add_weights, reranker_fingerprint
-from nestling.mining.judged_pairs import JudgedPairs, pair_ids
+from nestling.mining.judged_pairs import JudgedPairs, PairIds, pair_ids
 from nestling.mining.lists import Lists
-from nestling.mining.pool import Pool
-from nestling.mining.query_set import QuerySet
+from nestling.mining.pool import Pool, flat_values
+from nestling.mining.query_set import QuerySet, read_instructions
 from nestling.mining.retrieved import Scores
 from nestling.models.checked_loading import loading
 from nestling.models.encoding import progress_bar
@@ -134,7 +134,9 @@ def judge_lists(judge: Judge, query_set: QuerySet, pool: Pool, lists: Lists, *, 
         ValueError: The judge gave logits that are not finite, or the ranks do not share the cache folder.
         CacheError: The cache cannot be written.
     """
-    judged, pairs = JudgedPairs(judge.source, judge.fingerprint), pair_ids(query_set, pool, lists)
+    judged = JudgedPairs(judge.source, judge.fingerprint)
+    documents = Lists(lists.offsets, pool.identities[lists.values])
+    pairs = pair_ids(query_set.identities, query_set.instructions, documents)
     missing = on_rank_zero(lambda: np.flatnonzero(np.isnan(judged.find(pairs))))
     new = Lists.grouped(lists.owners[missing], missing, len(lists))
     with_new = np.flatnonzero(new.counts > 0)
@@ -180,7 +182,7 @@ def probabilities(logits: Scores) -> Scores:
 def judged_records(
     reranker: Reranker, table: RecordTable, stats: ScoringStats, *, probabilities: bool, progress: bool
 ) -> Iterator[Record]:
-    """The records of a table with a reranker's scores of all their documents.
+    """The records of a table with a reranker's scores of all their documents; those in the cache are not computed.
 
     Args:
         reranker: The model.
@@ -191,14 +193,61 @@ def judged_records(
 
     Raises:
         ValueError: A score is not finite.
+        CacheError: The cache cannot be written.
     """
+    instructions, instruction_of = read_instructions(table)
+    documents = documents_of(table)
+    pairs = pair_ids(table.query_ids, [instructions[i] for i in instruction_of.tolist()], documents)
+    judged = JudgedPairs(reranker.source, reranker_fingerprint(reranker))
+    logits = judged.find(pairs)
     with progress_bar(len(table), "rows" if progress else None, "row") as bar:
         for start in range(0, len(table), RECORDS_PER_BLOCK):
             records = [table[i] for i in range(start, min(start + RECORDS_PER_BLOCK, len(table)))]
-            groups = [Group(each.query, each.positives + each.negatives, each.instruction) for each in records]
-            for record, logits in zip(records, reranker.logits(groups, stats=stats), strict=True):
-                require_finite(logits, reranker.source)
-                values = (logits.sigmoid() if probabilities else logits).tolist()
-                first = len(record.positives)
+            bounds = documents.offsets[start : start + len(records) + 1]
+            block = slice(bounds[0], bounds[-1])
+            add_missing(logits[block], pairs[block], records, reranker, judged, stats)
+            for record, own in zip(records, np.split(logits[block], bounds[1:-1] - bounds[0]), strict=True):
+                scores = torch.from_numpy(own)
+                values, first = (scores.sigmoid() if probabilities else scores).tolist(), len(record.positives)
                 yield replace(record, positive_scores=tuple(values[:first]), negative_scores=tuple(values[first:]))
             bar.update(len(records))
+
+
+def add_missing(
+    logits: Scores,
+    pairs: PairIds,
+    records: Sequence[Record],
+    reranker: Reranker,
+    judged: JudgedPairs,
+    stats: ScoringStats,
+) -> None:
+    """Compute the logits that are NaN, in place and into the cache.
+
+    Args:
+        logits: [n] float32, of the documents of all records, positives before negatives.
+        pairs: [n] uint64, their ids.
+        records: The records.
+        reranker: The model.
+        judged: The cache.
+        stats: Counts that scoring adds to.
+    """
+    missing = np.isnan(logits)
+    sizes = [len(each.positives) + len(each.negatives) for each in records]
+    groups = []
+    for record, own in zip(records, np.split(missing, np.cumsum(sizes)[:-1]), strict=True):
+        documents = record.positives + record.negatives
+        if own.any():
+            new = [documents[i] for i in np.flatnonzero(own).tolist()]
+            groups.append(Group(record.query, new, record.instruction))
+    if groups:
+        logits[missing] = require_finite(torch.cat(reranker.logits(groups, stats=stats)), reranker.source).numpy()
+        judged.write(pairs[missing], logits[missing])
+
+
+def documents_of(table: RecordTable) -> Lists:
+    """For each record the `text_id` of its positives and negatives."""
+    rows = range(len(table))
+    counts = [[len(ids(row)) for row in rows] for ids in (table.positive_ids, table.negative_ids)]
+    owners = np.concatenate([np.repeat(np.arange(len(table)), each) for each in counts])
+    identities = np.concatenate([flat_values(table, name) for name in ("positive_ids", "negative_ids")])
+    return Lists.grouped(owners, identities, len(table))

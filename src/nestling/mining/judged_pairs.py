@@ -3,7 +3,7 @@
 Shapes: n pairs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from nestling.mining.array_cache import ArrayCache, cache_folder
 from nestling.mining.lists import Lists
-from nestling.mining.pool import Pool
-from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Scores
 from nestling.mining.selection import splitmix64
 from nestling.records.record import text_id
+from nestling.retrieval.metrics import Integers
 
 PAIR = np.dtype([("pair", np.uint64), ("logit", np.float32)])
 PairIds = NDArray[np.uint64]
@@ -59,8 +58,14 @@ class JudgedPairs:
         return (each for each in opened if each is not None)
 
 
-def pair_ids(query_set: QuerySet, pool: Pool, lists: Lists) -> PairIds:
-    """[n] uint64: hashes of query, instruction and document of listed documents, as positions in the pool."""
-    instructions = [0 if each is None else text_id(each) for each in query_set.instructions]
-    queries = splitmix64(query_set.identities.astype(np.uint64)) ^ np.array(instructions, np.uint64)
-    return splitmix64(splitmix64(queries)[lists.owners] ^ pool.identities[lists.values].astype(np.uint64))
+def pair_ids(queries: Integers, instructions: Sequence[str | None], documents: Lists) -> PairIds:
+    """[n] uint64: hashes of query, instruction and document.
+
+    Args:
+        queries: [Q] int64, `query_id` of each query.
+        instructions: The instruction of each query.
+        documents: For each query the `text_id` of its documents, n in all.
+    """
+    of_instructions = np.array([0 if each is None else text_id(each) for each in instructions], np.uint64)
+    of_queries = splitmix64(splitmix64(queries.astype(np.uint64)) ^ of_instructions)
+    return splitmix64(of_queries[documents.owners] ^ documents.values.astype(np.uint64))
