@@ -467,6 +467,7 @@ def test_settings_that_cannot_work(pairs: Path, tmp_path: Path, arguments: list[
         (["--judge", "{model}"], "is an embedder"),
         (["--document_max_length", "129"], "--document_max_length 129: {model} reads at most 128 tokens"),
         (["--retrievers", "{model},{reranker}"], "is a reranker"),
+        (["--index", "IVF4096,Flat"], "index: IVF4096,Flat has 4,096 lists, and there are "),
         (["--retrievers", "{model},{run}"], "a run file needs query ids; give --data as a folder in the BEIR layout"),
         (["--data", "{beir}", "--split", "test", "--retrievers", "{model},{run}"], "run.trec:2: score: 'x' is not"),
     ],

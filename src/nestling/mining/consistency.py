@@ -19,7 +19,7 @@ def within_top(retrieved: Retrieved, positives: Lists, scores: Scores, top: int)
     other_scores = np.full(retrieved.scores.shape, -np.inf, np.float32)
     other = ~positives.holds(query, retrieved.documents[query, rank])
     other_scores[query[other], rank[other]] = retrieved.scores[query[other], rank[other]]
-    depth = other_scores.shape[1]
+    depth = retrieved.documents.shape[1]
     if top > depth:
         return ~np.isnan(scores)
     # Fewer than `top` score above a positive if the `top`-th of them does not.

@@ -14,6 +14,7 @@ from nestling.distributed.launch import start_ranks
 from nestling.distributed.ranks import rank_zero_first
 from nestling.gpu import computing_dtype
 from nestling.mining.lists import Lists
+from nestling.mining.nearest import nearest
 from nestling.mining.own_documents import own_documents, own_documents_line
 from nestling.mining.pool import Pool, flat_values, open_pool
 from nestling.mining.query_set import QuerySet
@@ -21,12 +22,13 @@ from nestling.mining.relevance_judgements import RelevanceJudgements
 from nestling.mining.retrievers import (
     Bm25Retriever,
     DenseRetriever,
+    NearestSearch,
     RecordNegatives,
     Retriever,
     RunFileRetriever,
     query_ids,
 )
-from nestling.models.embedder import Embedder
+from nestling.models.embedder import Embedder, read_width
 from nestling.records.beir import is_beir
 from nestling.records.load import load_records
 from nestling.records.table import RecordTable
@@ -118,6 +120,12 @@ def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -
         run_file = RunFileRetriever(name, read_run(spec), query_ids(folder, task.query_set), task.pool)
         task.say(f"{name}: lists nothing for {run_file.missing:,} of {len(task.query_set):,} queries")
         return run_file
+    find_nearest: NearestSearch = nearest
+    if config.index is not None:
+        from nestling.mining.faiss_index import FaissIndex  # here, since it needs FAISS
+
+        find_nearest = index = FaissIndex(config.index, config.index_search)
+        index.require_documents(read_width(spec), task.pool.size)
     embedder = Embedder.from_pretrained(
         spec,
         precision=computing_dtype(config.precision),
@@ -135,11 +143,7 @@ def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -
         progress=task.main and sys.stderr.isatty(),
     )
     task.say(*(f"{name}: {note}" for note in dense.notes))
-    if config.index is None:
-        return dense
-    from nestling.mining.faiss_index import FaissIndex  # here, since it needs FAISS
-
-    return replace(dense, find_nearest=FaissIndex(config.index, config.index_search))
+    return replace(dense, find_nearest=find_nearest)
 
 
 def read_judgements(config: MineConfig, task: MiningTask) -> RelevanceJudgements | None:
