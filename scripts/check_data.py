@@ -60,6 +60,8 @@ def check_data(config: CheckConfig) -> None:
     report_sections = list(sections(findings, statistics_by_kind, config.drop, criterion, copied=copied))
     report_sections += [copy_section(copy, dropped)] if copied else []
     print(f"{rows.summary}\n\n{as_text(report_sections)}")
+    if config.report is not None:
+        write_report(Path(config.report), config, rows, findings, statistics_by_kind, dropped, report_sections)
     if config.output is not None:
         kept = int(copy.keep_row.sum())
         require(
@@ -67,8 +69,6 @@ def check_data(config: CheckConfig) -> None:
         )
         write_copy(copy, Path(config.output))
         print(f"\n{config.output} holds {kept:,} rows; {config.data} is unchanged")
-    if config.report is not None:
-        write_report(Path(config.report), config, rows, findings, statistics_by_kind, dropped, report_sections)
 
 
 def eval_splits(folder: str, config: CheckConfig) -> list[str]:

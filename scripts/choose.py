@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling.config import ChooseConfig, new_outputs, parse_config, require_dims, require_model, run
+from nestling.files import replace_text
 from nestling.gpu import best_device, computing_dtype, resolve_precision
 
 if TYPE_CHECKING:
@@ -27,17 +28,27 @@ if TYPE_CHECKING:
 
 def main() -> None:
     config = parse_config(ChooseConfig, __doc__)
-    for key, model in [*(("--models", each) for each in config.models), ("--reranker", config.reranker)]:
-        if model is not None:
-            require_model(model, f"{key} {model}: no such directory")
+    for key, name in [*(("--models", each) for each in config.models), ("--reranker", config.reranker)]:
+        if name is not None:
+            require_model(name, f"{key} {name}: no such directory")
     with new_outputs(("--output", Path(config.output))):
         if config.trust_remote_code:
             from nestling.models.remote_code import trust_code
 
             trust_code(*config.models, config.reranker)
+        for model in config.models:
+            check_model(config, model)
         choice = make_choice(config)
-        Path(config.output).write_text(choice.to_json(), encoding="utf-8")
+        replace_text(Path(config.output), choice.to_json())
         print("\n".join(choice.lines()))
+
+
+def check_model(config: ChooseConfig, model: str) -> None:
+    """Raise ValueError, before weights are read, for a dimension or a length that is above what an embedder has."""
+    from nestling.models.embedder import read_width, require_lengths
+
+    require_lengths(model, query_max_length=config.query_max_length, document_max_length=config.document_max_length)
+    require_dims(config.dims, limit=read_width(model))
 
 
 def make_choice(config: ChooseConfig) -> "Choice":
@@ -51,7 +62,7 @@ def make_choice(config: ChooseConfig) -> "Choice":
     if config.models:
         measured, candidates = measure_embedders(config, data)
     else:
-        measured, candidates = {}, open_candidates("bm25", data, config.depth)
+        measured, candidates = {}, open_candidates("bm25", data, config.depth, progress=True)
     if config.reranker is None:
         return choose(measured, data=data, depth=config.depth)
     reranker = Reranker.from_pretrained(config.reranker, **settings(config)).to(best_device())
@@ -85,7 +96,6 @@ def measure_embedder(config: ChooseConfig, model: str, data: "RetrievalSet") -> 
 
     prompts: dict[str, Any] = {"query_prompt": config.query_prompt, "document_prompt": config.document_prompt}
     embedder = Embedder.from_pretrained(model, **prompts, **settings(config)).to(best_device())
-    require_dims(config.dims, limit=embedder.dim)
     dim = config.dims[0] if config.dims else embedder.dim
     encoded = encode_set(
         embedder,

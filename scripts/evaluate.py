@@ -12,7 +12,7 @@ are averaged over every order, gain is linear, a document is its title and text.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from nestling.config import (
     require_extra,
     require_model,
     require_new,
+    require_unique,
     run,
 )
 from nestling.gpu import best_device, computing_dtype, resolve_precision
@@ -64,6 +65,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
     tasks = open_tasks(config)
     sets = [load_retrieval_set(folder, config.split) for folder in config.data]
+    require_unique("data", [each.name for each in sets])
     for folder, each in zip(config.data, sets, strict=True):
         report_set(folder, each)
     measurements: Iterator[Measurement] = iter(())
@@ -198,8 +200,11 @@ def measure_reranker(config: EvaluateConfig, sets: "list[RetrievalSet]", dims: l
 
     assert config.reranker is not None
     fuse = fusion_of(config.rerank_weight)
+    lists: Iterable[tuple[RetrievalSet, Candidates]] = candidate_lists(config, sets, dims[0] if dims else None)
+    if config.model is None:
+        lists = list(lists)  # what is wrong with a file is said before the weights are read
     reranker = load(Reranker, config.reranker, config)
-    for data, candidates in candidate_lists(config, sets, dims[0] if dims else None):
+    for data, candidates in lists:
         stats = ScoringStats()
         shown = sys.stderr.isatty()
         scores = rerank(reranker, data, candidates, instruction=config.instruction, progress=shown, stats=stats)
@@ -223,7 +228,7 @@ def candidate_lists(
     for each in sets:
         if embedder is None:
             assert config.first_stage is not None
-            yield each, open_candidates(config.first_stage, each, config.depth)
+            yield each, open_candidates(config.first_stage, each, config.depth, progress=True)
         else:
             run = search_top(encode(embedder, each, config), each, config.depth, dim=dim)
             yield each, Candidates.from_run(run, each, config.depth)
@@ -239,7 +244,7 @@ def measure_first_stage(run: dict[str, dict[str, float]] | None, sets: "list[Ret
         print(f"{each.name}:\n  {len(each.queries):,} queries\n  {len(each.documents):,} documents")
         if run is not None:
             print(*(f"  {remark}\n" for remark in check_run(run, each)), sep="", end="")
-        measured, own_documents = drop_own_documents(run or bm25_run(each), each)
+        measured, own_documents = drop_own_documents(run or bm25_run(each, progress=True), each)
         if own_documents:
             print(f"  {own_documents:,} listed documents have the id of their query and are left out")
         ranks = ranks_in_run(measured, qrels_of(each))

@@ -118,7 +118,7 @@ def candidates(config: MakeTestSetConfig, retriever: str, data: "RetrievalSet") 
     from nestling.retrieval import Candidates, encode_set, open_candidates, search_top
 
     if retriever == "bm25" or Path(retriever).is_file():
-        return open_candidates(retriever, data, config.depth)
+        return open_candidates(retriever, data, config.depth, progress=True)
     if config.trust_remote_code:
         trust_code(retriever)
     embedder = Embedder.from_pretrained(retriever).to(best_device())

@@ -44,6 +44,8 @@ def main() -> None:
 
 def check(config: MineConfig) -> None:
     """Raise ValueError for what cannot work, before data and models are read."""
+    output = config.output
+    require(output is None or output.endswith(".jsonl"), f"--output {output}: expected a name in .jsonl")
     embedders = models_of([*config.retrievers, config.scorer])
     models = [*embedders, *models_of([config.judge])]
     for model in models:
@@ -52,6 +54,12 @@ def check(config: MineConfig) -> None:
         from nestling.models.remote_code import trust_code
 
         trust_code(*models)
+    for model in embedders:
+        check_embedder(config, model)
+    if config.judge is not None:
+        from nestling.mining.judge import require_judge
+
+        require_judge(config.judge)
     require(config.ceiling is None or bool(embedders), "ceiling needs an embedder, whose cosines it bounds")
     run_files = [each for each in config.retrievers if Path(each).is_file()]
     require(config.scores != "ensemble" or not run_files, "scores: ensemble: a run file does not score every document")
@@ -122,6 +130,17 @@ def models_of(settings: "list[str | None]") -> list[str]:
 
 def check_model(model: str) -> None:
     require_model(model, f"{model}: no such file or directory; expected bm25, a model or a run file")
+
+
+def check_embedder(config: MineConfig, model: str) -> None:
+    """Raise ValueError, before weights are read, for a model of another kind, or a length above what it reads."""
+    from nestling.models.embedder import read_model_files, require_lengths
+    from nestling.models.model_sources import require_embedder
+    from nestling.models.token_model import read_config
+
+    files = read_model_files(model)
+    require_embedder(model, read_config(model, files.subfolder), pooled=files.pooling is not None)
+    require_lengths(model, query_max_length=config.query_max_length, document_max_length=config.document_max_length)
 
 
 def check_index(factory: str, search: str | None, models: list[str]) -> None:
@@ -242,7 +261,9 @@ def judge_records(config: MineConfig) -> None:
     as_probabilities = config.scores == "probability"
     judged = judged_records(reranker, table, stats, probabilities=as_probabilities, progress=sys.stderr.isatty())
     write_jsonl(Path(config.output), (each for record in judged for each in in_dialect(record, config.format)))
-    print(f"{stats}\n{config.output} holds {len(table):,} rows with {config.scores} scores of {config.judge}")
+    cached = table.summary.positives + table.summary.negatives - stats.documents
+    print(stats, *[f"{cached:,} pairs were in the cache"] * bool(cached), sep="\n")
+    print(f"{config.output} holds {len(table):,} rows with {config.scores} scores of {config.judge}")
 
 
 if __name__ == "__main__":

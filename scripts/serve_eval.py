@@ -169,7 +169,9 @@ def measure(config: ServeEvalConfig, servers: Servers, data: "RetrievalSet") -> 
     if servers.reranker is not None:
         if served is None:
             assert config.first_stage is not None
-            yield from measure_reranker(config, servers, data, open_candidates(config.first_stage, data, config.depth))
+            yield from measure_reranker(
+                config, servers, data, open_candidates(config.first_stage, data, config.depth, progress=True)
+            )
         else:
             yield from measure_reranker(config, servers, data, nearest(config, servers, data, served))
 

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import time
 from itertools import combinations, product
 from pathlib import Path
 
@@ -244,6 +245,22 @@ def test_near_duplicates_within_a_row(tmp_path: Path) -> None:
 
 def named(findings: list[Finding], name: str) -> Finding:
     return next(each for each in findings if each.name == name)
+
+
+def test_a_long_row_among_many_costs_no_more_than_its_own_pairs(tmp_path: Path) -> None:
+    """Of 15,000 short rows and one of 1,000 documents; each document is like the next."""
+    lengths = [1] * 15_000 + [1000]
+    texts = (f"text {i}" for i in range(sum(lengths)))
+    lines = [json.dumps({"query": str(i), "positives": [next(texts) for _ in range(n)]}) for i, n in enumerate(lengths)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    rows = open_rows(tmp_path / "rows.jsonl", cache_dir=tmp_path / "cache", progress=False)
+    following = np.arange(sum(lengths) - 1)
+    pairs = NearDuplicatePairs(following, following + 1, np.ones(len(following)))
+    start = time.process_time()
+    earlier, after = labels.near_duplicates_in_row(rows, pairs, np.ones(sum(lengths), dtype=bool))
+    assert time.process_time() - start < 1
+    assert earlier.tolist() == list(range(15_000, 16_000, 2))
+    assert after.tolist() == list(range(15_001, 16_000, 2))
 
 
 def test_rows_that_lose_their_positives_are_counted(tmp_path: Path) -> None:

@@ -115,6 +115,27 @@ def test_each_list_holds_what_its_sentence_promises(tmp_path: Path) -> None:
     assert len(ordinary.queries) == 10
 
 
+def test_of_many_positives_and_negatives_the_most_suspicious_are_shown(tmp_path: Path) -> None:
+    texts = {kind: [f"{kind}{i}" for i in range(60)] for kind in "pn"}
+    rows = [{"query": "q", "positives": texts["p"], "negatives": texts["n"]}]
+    _, query_set, pool = opened(write_rows(tmp_path / "rows.jsonl", rows))
+    scores = np.array([[i * 7 % 60 / 60 for i in range(60)]], np.float32)
+    found = np.array([[list(pool.texts).index(text) for text in texts["n"]]])
+    candidates = union_candidates({"m": Retrieved(found, scores)})
+    positives = positives_in_pool(query_set, pool)
+    own = np.array([1 + int(pool.texts[each][1:]) * 11 % 60 for each in positives.values.tolist()], np.float32)
+    negatives, none = Lists.of([np.arange(60)]), Lists.of([np.zeros(0, np.int64)])
+    known = Positives(positives, {"m": own}, np.ones(60, dtype=bool))
+    result = MiningResult(query_set, pool, known, candidates, CandidateFilter(60), "m", negatives, none)
+    *_, ordinary = sections(result, "m", lowest_positives(result, "m"))
+    (shown,) = ordinary.queries
+    assert {each.text for each in shown.positives} == {f"p{i}" for i in range(60) if i * 11 % 60 < 25}
+    assert {each.text for each in shown.negatives} == {f"n{i}" for i in range(60) if i * 7 % 60 >= 35}
+    page = audit_page(result, scorer="m", title="t", settings={}, lines=[])
+    assert page.count("35 more positives, which score higher, and 35 more negatives, which score lower") == 2
+    assert page.count("35 more positives, which score higher, and 0 more negatives, which score lower") == 2
+
+
 def test_positives_at_or_below_zero_have_no_share(tmp_path: Path) -> None:
     """As with logits, whose ratios mean nothing."""
     result = many(tmp_path)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,38 @@ def test_a_killed_judge_continues_and_scores_no_pair_twice(task: tuple[QuerySet,
     third = Counting()
     assert judge(third, task).tolist() == expected
     assert third.read == 0
+
+
+def test_other_lists_cost_their_new_pairs(task: tuple[QuerySet, Pool, Lists]) -> None:
+    """As with other thresholds, which change what is left of most queries."""
+    query_set, pool, lists = task
+    judge(Counting(), task)
+    more = [np.append(lists[query][1:], query) for query in range(len(lists))]
+    other = Lists.of([np.unique(each) for each in more])
+    new = (~lists.holds(other.owners, other.values)).sum()
+    again = Counting()
+    expected = [len(pool.texts[document]) for document in other.values.tolist()]
+    assert judge(again, (query_set, pool, other)).tolist() == expected
+    assert 0 < new == again.read < len(expected)
+
+
+def test_an_instruction_is_part_of_the_pair(task: tuple[QuerySet, Pool, Lists]) -> None:
+    query_set, pool, lists = task
+    judge(Counting(), task)
+    again, instructions = Counting(), [f"{each} now" for each in query_set.instructions]
+    judge(again, (replace(query_set, instructions=instructions), pool, lists))
+    assert again.read == len(lists.values)
+
+
+def test_damaged_logits_are_computed_again(task: tuple[QuerySet, Pool, Lists], tmp_path: Path) -> None:
+    _, _, lists = task
+    expected = judge(Counting(), task)
+    files = list((tmp_path / "cache").rglob("*.npy"))
+    assert len(files) > 1
+    files[0].write_bytes(files[0].read_bytes()[:-20])
+    again = Counting()
+    assert judge(again, task).tolist() == expected.tolist()
+    assert 0 < again.read < len(lists.values)
 
 
 def test_logits_are_those_of_the_cross_encoder(task: tuple[QuerySet, Pool, Lists], bert: Path, tmp_path: Path) -> None:

@@ -144,6 +144,21 @@ def test_datasets_without_negatives_are_mined_at_step_0_and_all_of_them_later(
     assert made.tables[0] is not own
 
 
+def test_names_in_other_scripts_have_files_of_their_own(bert: Path, tmp_path: Path) -> None:
+    paths = [
+        write_rows(tmp_path / f"{name}.jsonl", [{**row, "negatives": []} for row in random_rows(24, seed=seed)])
+        for seed, name in enumerate(("\u6cd5\u5f8b", "\u533b\u7597", "plain"))
+    ]
+    made, said = refresher(Embedder.from_pretrained(bert), tmp_path / "refresh", paths, RefreshConfig(steps=3))
+    next(made.batches(range(5), workers=0))
+    assert len(said) == 3
+    for table, dataset in zip(made.tables, made.datasets, strict=True):
+        assert dataset is not None
+        assert [each.query for each in records(table)] == [each.query for each in records(dataset.table)]
+    names = sorted(path.name for path in (tmp_path / "refresh" / "step-0").iterdir())
+    assert names == ["_~0.arrow", "_~1.arrow", "plain.arrow"]
+
+
 def test_a_resumed_run_has_the_same_batches(bert: Path, rows: Path, pairs: Path, tmp_path: Path) -> None:
     """The model changes between refreshes; what the first part mined is taken from the folder."""
     rules = RefreshConfig(steps=3)

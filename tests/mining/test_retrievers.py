@@ -1,6 +1,8 @@
 """Retrievers: an embedder, BM25, run files, the records' own negatives."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +87,22 @@ def test_bm25_equals_that_of_evaluation(tmp_path: Path) -> None:
     pairs = [(3, 5), (0, 6), (3, 7), (11, 0)]
     scores = bm25.score(np.array([query for query, _ in pairs]), np.array([document for _, document in pairs]))
     assert scores.tolist() == [expected[f"q{query}"].get(f"d{document}", 0.0) for query, document in pairs]
+
+
+def test_bm25_shows_on_a_terminal_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = random_set(tmp_path / "set", 20, 6)
+    _, query_set, pool = opened(beir_rows(tmp_path / "set"), tmp_path / "set")
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", shown)
+    Bm25Retriever(query_set, pool, CPU).search(3)
+    assert shown.getvalue() == ""
+    Bm25Retriever(query_set, pool, CPU, progress=True).search(3)
+    assert "bm25: documents" in shown.getvalue()
+    assert "bm25: queries" in shown.getvalue()
+    bm25_run(data, progress=True)
+    assert "set/test: BM25 of documents" in shown.getvalue()
+    assert "set/test: BM25 of queries" in shown.getvalue()
 
 
 def test_bm25_of_words_that_no_document_has(tmp_path: Path) -> None:

@@ -166,3 +166,19 @@ def test_consistency_counts_higher_documents_that_are_not_positives() -> None:
     # Above 5, 6 and 7 stands only 4, since the others are relevant too; 9 is not in the pool, but scores above it.
     assert within_top(retrieved, positives, scores, 1).tolist() == [False, False, False, True, True, False]
     assert within_top(retrieved, positives, scores, 2).tolist() == [True, True, True, True, True, False]
+    assert within_top(retrieved, positives, scores, 5).tolist() == [True, True, True, True, True, False]
+
+
+def test_consistency_equals_counting() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        retrieved = random_retrieved(rng, queries=6, depth=5, documents=9)
+        positives = Lists.of([np.unique(rng.integers(0, 9, rng.integers(1, 4))) for _ in range(6)])
+        scores = rng.choice([-0.5, 0, 0.25, 0.5, np.nan], len(positives.values)).astype(np.float32)
+        for top in range(1, 8):
+            expected = []
+            for query, score in zip(positives.owners.tolist(), scores.tolist(), strict=True):
+                found = zip(retrieved.documents[query].tolist(), retrieved.scores[query].tolist(), strict=True)
+                others = [each for at, each in found if at >= 0 and at not in positives[query]]
+                expected.append(score == score and sum(each > score for each in others) < top)
+            assert within_top(retrieved, positives, scores, top).tolist() == expected

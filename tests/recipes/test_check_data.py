@@ -194,6 +194,17 @@ def test_what_cannot_work_is_said_in_a_line(data: Path, tmp_path: Path) -> None:
     assert len(data.read_text().splitlines()) == len(ROWS)
 
 
+def test_the_report_says_what_left_nothing_of_a_copy(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"query": "the same", "positives": ["the same"]}\n')
+    output, report = tmp_path / "cleaned.jsonl", tmp_path / "report.json"
+    done = check("--data", tmp_path / "rows.jsonl", "--output", output, "--report", report)
+    assert done.returncode == 2
+    assert "all rows were dropped" in done.stderr
+    assert not output.exists()
+    dropped = {each["rule"]: each["rows"] for each in json.loads(report.read_text())["copy"]}
+    assert dropped["no_positive_left"] == 1
+
+
 def test_a_full_disk_leaves_no_half_copy(tmp_path: Path, small_disk: Path) -> None:
     data = tmp_path / "many.jsonl"
     rows = ({"query": f"query {i}", "positives": [f"text {i} " * 200]} for i in range(2500))

@@ -84,3 +84,22 @@ def test_what_is_refused(options: list[str], message: str, tmp_path: Path) -> No
     done = choose("--data", "x", "--output", tmp_path / "choice.json", *options)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dims", "60"], "dims: 60 is more than the model's embedding has, 48"),
+        (["--query_max_length", "129"], "--query_max_length 129: {other} reads at most 128 tokens"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_weights_are_read(
+    options: list[str], message: str, data: Path, qwen3: Path, bert: Path, tmp_path: Path
+) -> None:
+    models = [tmp_path / "first", tmp_path / "other"]
+    for source, model in zip((qwen3, bert), models, strict=True):
+        shutil.copytree(source, model, ignore=shutil.ignore_patterns("*.safetensors"))  # there are no weights to read
+    given = ["--models", f"{models[0]},{models[1]}", "--output", tmp_path / "choice.json"]
+    done = choose("--data", data / "dev", *given, *options)
+    assert done.returncode == 2
+    assert message.format(other=models[1]) in done.stderr

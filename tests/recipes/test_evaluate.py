@@ -241,6 +241,29 @@ def test_what_a_reranker_cannot_do(beir: Path, options: list[str], message: str)
     assert message in done.stderr
 
 
+def test_two_sets_of_one_name_are_refused(beir: Path, bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(beir, tmp_path / beir.name)
+    done = evaluate("--model", bert, "--data", f"{beir},{tmp_path / beir.name}", "--output", tmp_path / "out.json")
+    assert_refused(done, "data: two datasets are called 'small/test'; give each a name of its own")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.trec", "q0 Q0 d1 1 2 tag\nq0 Q0 d2 2 x tag\n", "run.trec:2: score: 'x' is not a finite number"),
+        ("run.trec", "q0 Q0 x1 1 2 tag\n", "lists no document of small/test for any of its queries"),
+        ("lists.jsonl", '{"query-id": "q0", "corpus-ids": ["x"]}\n', "lists.jsonl:1: corpus-ids[0]: x is not in"),
+    ],
+)
+def test_candidates_that_cannot_be_used_are_refused_before_the_weights_are_read(
+    name: str, content: str, message: str, beir: Path, qwen3_reranker: Path, tmp_path: Path
+) -> None:
+    reranker = tmp_path / "reranker"
+    shutil.copytree(qwen3_reranker, reranker, ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / name).write_text(content)
+    assert_refused(evaluate("--first_stage", tmp_path / name, "--data", beir, "--reranker", reranker), message)
+
+
 def test_documents_are_read_as_far_as_the_directory_says(bert: Path, tmp_path: Path) -> None:
     """Documents differ behind a header only: cut at 32 tokens they are alike, at the directory's 120 they are not."""
     header = "we list all of the files by their size in here " * 3

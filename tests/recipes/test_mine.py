@@ -1,6 +1,7 @@
 """scripts/mine.py as it is run."""
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from ranks import run_recipe
 
+import nestling.mining.judge
 from mining.small import random_rows, write_corpus, write_rows
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
@@ -19,6 +21,7 @@ from nestling.records.words import folded_text_id
 from recipes.runs import run_main
 from scripts.mine import main
 from sets import WORDS, write_beir
+from tiny import tiny_bert
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "mine.py"
 SHORT = ["--query_max_length", "24", "--document_max_length", "24"]
@@ -59,6 +62,35 @@ def test_a_judge_alone_writes_its_scores(rows: Path, qwen3_reranker: Path, tmp_p
         scores = reranker.score([(given["query"], each) for each in documents], instruction=given.get("instruction"))
         assert row["positive_scores"] + row["negative_scores"] == pytest.approx(scores.tolist(), abs=1e-6)
     assert load_records(output, allow_no_positives=True, progress=False).has_scores
+
+
+def test_a_judge_alone_goes_on_where_it_was_killed(
+    pairs: Path, qwen3_reranker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--judge", qwen3_reranker, "--data", pairs, "--output"]
+    assert mine(*command, tmp_path / "whole.jsonl").returncode == 0
+    monkeypatch.setenv("NESTLING_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(nestling.mining.judge, "RECORDS_PER_BLOCK", 16)
+    logits, calls = Reranker.logits, []
+
+    def killed_at_the_second(self: Reranker, groups: Any, **more: Any) -> Any:
+        calls.append(len(groups))
+        if len(calls) == 2:
+            raise ValueError("killed")
+        return logits(self, groups, **more)
+
+    monkeypatch.setattr(Reranker, "logits", killed_at_the_second)
+    assert "killed" in mine(*command, tmp_path / "out.jsonl").stderr
+    assert calls == [16, 16]
+    done = mine(*command, tmp_path / "out.jsonl")
+    assert calls == [16, 16, 16, 8]
+    assert "24 queries, 0 truncated" in done.stdout
+    assert " pairs were in the cache" in done.stdout
+    whole, out = read(tmp_path / "whole.jsonl"), read(tmp_path / "out.jsonl")
+    for one, other in zip(whole, out, strict=True):
+        for name in ("positive_scores", "negative_scores"):
+            assert one.pop(name) == pytest.approx(other.pop(name), abs=1e-5)
+    assert whole == out
 
 
 def test_nothing_is_overwritten(rows: Path, tmp_path: Path) -> None:
@@ -237,6 +269,12 @@ def test_given_negatives_are_judged_again(pairs: Path, bert: Path, tmp_path: Pat
     assert done.returncode == mine("--data", pairs, "--retrievers", "given", "--output", tmp_path / "x").returncode - 2
 
 
+def test_given_negatives_are_ordered_by_a_retriever_that_has_scores(pairs: Path, tmp_path: Path) -> None:
+    done = mine("--data", pairs, "--retrievers", "given,bm25", "--output", tmp_path / "mined.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "with scores of bm25" in done.stdout
+
+
 def test_a_consistency_filter(bert: Path, tmp_path: Path) -> None:
     rows = random_rows(30)
     data, output = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "mined.jsonl"
@@ -258,6 +296,14 @@ def test_a_consistency_filter(bert: Path, tmp_path: Path) -> None:
         if record.query in by_query:
             assert not set(by_query[record.query]["negatives"]) & set(record.positives)  # doubted ones are no negatives
     assert doubted
+
+    found = []
+    for depth in (3, 500):
+        output = tmp_path / f"{depth}.jsonl"
+        given = ["--consistent", "5", "--depth", depth, "--output", output, *SHORT]
+        assert mine("--data", data, "--retrievers", bert, *given).returncode == 0
+        found.append([(row["query"], row["positives"]) for row in read(output)])
+    assert found == [[(row["query"], row["positives"]) for row in kept]] * 2
 
 
 def table_rows(table: Any) -> list[Any]:
@@ -338,14 +384,14 @@ def test_an_index_that_looks_at_everything_changes_nothing(pairs: Path, bert: Pa
 )
 def test_an_index_that_cannot_be_built(pairs: Path, bert: Path, tmp_path: Path, index: str, message: str) -> None:
     pytest.importorskip("faiss", reason="the faiss extra is not installed")
-    done = mine("--data", pairs, "--retrievers", bert, "--output", tmp_path / "a", "--index", *index.split())
+    done = mine("--data", pairs, "--retrievers", bert, "--output", tmp_path / "a.jsonl", "--index", *index.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
 
 
 def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nestling.config.checks.find_spec", lambda name: None)
-    done = mine("--data", pairs, "--retrievers", bert, "--output", tmp_path / "a", "--index", "Flat")
+    done = mine("--data", pairs, "--retrievers", bert, "--output", tmp_path / "a.jsonl", "--index", "Flat")
     assert (done.returncode, done.stdout) == (2, "")
     assert "index needs faiss, not installed; pip install -c constraints.txt -e '.[faiss]'" in done.stderr
 
@@ -357,20 +403,55 @@ def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeyp
         (["--retrievers", "bm25"], "give either an --output or --sweep"),
         (["--retrievers", "bm25,bm25", "--sweep", "true"], "retrievers: one is given twice"),
         (
-            ["--retrievers", "bm25", "--output", "{tmp}/a", "--max_score_ratio", "1.5"],
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--max_score_ratio", "1.5"],
             "max_score_ratio is 1.5, expected a share",
         ),
         (
-            ["--retrievers", "bm25", "--output", "{tmp}/a", "--rank_to", "200"],
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--rank_to", "200"],
             "rank_to is 200, expected from rank_from",
         ),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--relabel", "true"], "relabel needs a --judge"),
-        (["--retrievers", "bm25,{tmp}/nowhere", "--output", "{tmp}/a"], "nowhere: no such file or directory"),
-        (["--retrievers", "bm25", "--output", "{tmp}/no/a"], "the folder {tmp}/no does not exist"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--ceiling", "0.9"], "ceiling needs an embedder"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--index", "Flat"], "index needs an embedder"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--index_search", "a=1"], "index_search is for an index"),
-        (["--retrievers", "bm25", "--output", "{tmp}/a", "--max_score_rato", "1"], "did you mean 'max_score_ratio'"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--relabel", "true"], "relabel needs a --judge"),
+        (["--retrievers", "bm25,{tmp}/nowhere", "--output", "{tmp}/a.jsonl"], "nowhere: no such file or directory"),
+        (["--retrievers", "bm25", "--output", "{tmp}/no/a.jsonl"], "the folder {tmp}/no does not exist"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--ceiling", "0.9"], "ceiling needs an embedder"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--index", "Flat"], "index needs an embedder"),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--index_search", "a=1"],
+            "index_search is for an index",
+        ),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--max_score_rato", "1"],
+            "did you mean 'max_score_ratio'",
+        ),
+        (
+            ["--retrievers", "bm25", "--judge", "{tmp}", "--scorer", "judge", "--sweep", "true"],
+            "a sweep compares thresholds of a retriever's scores",
+        ),
+        (["--retrievers", "bm25", "--sweep", "true", "--audit", "{tmp}/a.html"], "a sweep writes no audit"),
+        (
+            ["--judge", "{tmp}", "--output", "{tmp}/a.jsonl", "--audit", "{tmp}/a.html"],
+            "a judge only scores the rows; leave out audit",
+        ),
+        (
+            ["--judge", "{tmp}", "--output", "{tmp}/a.jsonl", "--relabel", "true", "--depth", "7"],
+            "a judge only scores the rows; leave out depth, relabel",
+        ),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--audit", "{tmp}/./a.jsonl"],
+            "--output is the same file",
+        ),
+        (["--retrievers", "bm25", "--output", "{tmp}/a.csv"], "--output {tmp}/a.csv: expected a name in .jsonl"),
+        (["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--seed", str(2**63)], "seed is 9223372036854775808"),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--judge_depth", "7", "--relevant", "0.4"],
+            "judge_depth, relevant need a --judge",
+        ),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--scores", "probability"],
+            "scores: probability needs a --judge",
+        ),
+        (["--retrievers", "given", "--output", "{tmp}/a.jsonl"], "given has no scores"),
+        (["--retrievers", "given,bm25", "--scorer", "given", "--output", "{tmp}/a.jsonl"], "given has no scores"),
     ],
 )
 def test_settings_that_cannot_work(pairs: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -378,6 +459,53 @@ def test_settings_that_cannot_work(pairs: Path, tmp_path: Path, arguments: list[
     assert done.returncode == 2
     assert done.stdout == ""
     assert message.format(tmp=tmp_path) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--judge", "{model}"], "is an embedder"),
+        (["--document_max_length", "129"], "--document_max_length 129: {model} reads at most 128 tokens"),
+        (["--retrievers", "{model},{reranker}"], "is a reranker"),
+        (["--index", "IVF4096,Flat"], "index: IVF4096,Flat has 4,096 lists, and there are "),
+        (["--retrievers", "{model},{run}"], "a run file needs query ids; give --data as a folder in the BEIR layout"),
+        (["--data", "{beir}", "--split", "test", "--retrievers", "{model},{run}"], "run.trec:2: score: 'x' is not"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_weights_are_read(
+    arguments: list[str], message: str, pairs: Path, bert: Path, qwen3_reranker: Path, tmp_path: Path
+) -> None:
+    write_beir(tmp_path / "beir", WORDS, ["alpha?"], {"q0": {"d0": 1}})
+    (tmp_path / "run.trec").write_text("q0 Q0 d1 1 2 tag\nq0 Q0 d2 2 x tag\n")
+    model = tmp_path / "model"
+    shutil.copytree(bert, model, ignore=shutil.ignore_patterns("*.safetensors"))  # there are no weights to read
+    names = {"model": model, "reranker": qwen3_reranker, "run": tmp_path / "run.trec", "beir": tmp_path / "beir"}
+    given = [each.format(**names) for each in arguments]
+    done = mine("--data", pairs, "--retrievers", model, "--output", tmp_path / "out.jsonl", *given)
+    assert done.returncode == 2
+    assert message.format(**names) in done.stderr
+
+
+def test_a_depth_beyond_the_pool_is_all_of_it(pairs: Path, bert: Path, tmp_path: Path) -> None:
+    written = []
+    for depth in (500, 10**12):
+        output = tmp_path / f"{depth}.jsonl"
+        done = mine("--data", pairs, "--retrievers", f"bm25,{bert}", "--depth", depth, "--output", output, *SHORT)
+        assert done.returncode == 0, done.stderr
+        written.append(output.read_text())
+    assert written[0] == written[1]
+
+
+def test_models_of_one_name_are_told_apart(pairs: Path, bert: Path, tmp_path: Path) -> None:
+    models = [tmp_path / name / "x" / "final" for name in "ab"]
+    tiny_bert(models[0], seed=1), tiny_bert(models[1], seed=2)
+    output, options = tmp_path / "mined.jsonl", ["--explain", "true", "--max_score_ratio", "null", *SHORT]
+    given = ["--retrievers", f"{models[0]},{models[1]}", "--scorer", models[1]]
+    done = mine("--data", pairs, *given, "--output", output, *options)
+    assert done.returncode == 0, done.stderr
+    assert "with scores of b/x/final" in done.stdout
+    names = {name for row in read(output) for each in row["mined"]["negatives"] for name in each["ranks"]}
+    assert names == {"a/x/final", "b/x/final"}
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,17 @@ def test_a_run_is_cut_at_the_depth_and_ties_go_by_the_collection(small: Retrieva
 def test_runs_that_cannot_be_used_are_refused(small: RetrievalSet) -> None:
     with pytest.raises(ValueError, match=r"none of the 3 queries of small/test; .* like q0, got for instance other"):
         Candidates.from_run({"other": {"d0": 1.0}}, small, depth=3)
+    with pytest.raises(ValueError, match=r"no document of small/test for .* like d0, got for instance x7"):
+        Candidates.from_run({"q0": {"x7": 1.0}}, small, depth=3)
     with pytest.raises(ValueError, match="depth is 0"):
         Candidates.from_run({"q0": {"d0": 1.0}}, small, depth=0)
+
+
+def test_queries_that_find_nothing_have_no_candidates(small: RetrievalSet) -> None:
+    candidates = Candidates.from_run({"q0": {}}, small, depth=3)
+    assert position_lists(candidates) == [[], [], []]
+    assert str(candidates) == "0 candidates of 0 queries; 3 queries have none and count 0"
+    assert set(evaluate_candidates(candidates.first_stage_scores, candidates, small).values()) == {0.0}
 
 
 def write_lines(path: Path, *lines: dict[str, Any] | str) -> Path:

@@ -1,11 +1,17 @@
 """Settings of scripts/mine.py."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 from nestling.config.attention import Attention, require_attention
 from nestling.config.checks import require, require_at_least, require_share
 from nestling.config.prompts import require_prompts
+
+# What a judge without retrievers takes: it scores the rows and mines nothing.
+OF_JUDGE = (
+    *("data", "output", "split", "columns", "instruction", "judge", "scores", "format"),
+    *("precision", "attn_implementation", "trust_remote_code"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,7 @@ class MineConfig:
         require_at_least(1, self, "depth", "query_max_length", "document_max_length", "num_negatives", "rank_from")
         require_at_least(1, self, "judge_depth", "among", "rank_to", "consistent")
         require_at_least(0, self, "seed", "absolute_margin")
+        require(self.seed < 2**63, f"seed is {self.seed}, expected one below 2^63")
         require_share(self, "max_score_ratio")
         require_attention(self.attn_implementation, self.precision)
         require(0 <= self.relevant <= 1, f"relevant is {self.relevant:g}, expected a probability")
@@ -115,6 +122,21 @@ class MineConfig:
         require(self.index is not None or self.index_search is None, "index_search is for an index, and none is given")
         require(self.sweep != (self.output is not None), "give either an --output or --sweep, which writes none")
         require(bool(self.retrievers) or not self.sweep, "a sweep needs --retrievers")
+        require(not self.sweep or self.audit is None, "a sweep writes no audit; give an --output, or no --audit")
+        require(
+            not self.sweep or self.scorer != "judge",
+            "a sweep compares thresholds of a retriever's scores, and of the judge's; name another scorer than judge",
+        )
+        unused = [] if self.retrievers else [name for name in self._changed() if name not in OF_JUDGE]
+        require(not unused, f"without --retrievers a judge only scores the rows; leave out {', '.join(unused)}")
+
+    def _changed(self) -> list[str]:
+        """The settings that have another value than by default."""
+        defaults = {
+            each.name: each.default if each.default_factory is MISSING else each.default_factory()
+            for each in fields(self)
+        }
+        return [name for name, default in defaults.items() if getattr(self, name) != default]
 
     def _check_choice(self) -> None:
         require(
@@ -128,6 +150,11 @@ class MineConfig:
             f"among is {self.among}, fewer than the {self.num_negatives} negatives to draw",
         )
         require(self.judge is not None or self.scorer != "judge", "scorer: judge needs a --judge")
+        only_given = self.retrievers == ["given"] and self.scorer is None
+        require(
+            self.scorer != "given" and not only_given,
+            "given has no scores; name a --scorer, an embedder, bm25 or judge, to filter them by",
+        )
         require(
             self.scores != "ensemble" or (len(self.retrievers) > 1 and "given" not in self.retrievers),
             "scores: ensemble needs two or more retrievers that score every document, embedders and bm25",
@@ -136,5 +163,8 @@ class MineConfig:
             self.scorer != "judge" or (self.consistent is None and self.least_score is None),
             "consistent and least_score go by a retriever's scores; name another scorer than judge",
         )
+        require(self.judge is not None or self.scores != "probability", "scores: probability needs a --judge")
+        of_judge = [name for name in self._changed() if name in ("judge_depth", "relevant")]
+        require(self.judge is not None or not of_judge, f"{', '.join(of_judge)} need a --judge")
         require(self.judge is not None or not self.relabel, "relabel needs a --judge, which says what is relevant")
         require(not self.explain or self.format == "nestling", f"explain: {self.format} has no field for it")

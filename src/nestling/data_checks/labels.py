@@ -77,14 +77,18 @@ def near_duplicates_in_row(
     near_duplicates[pairs.first], near_duplicates[pairs.second] = True, True
     candidates = np.flatnonzero(near_duplicates[which] & kept)
     duplicates: list[tuple[int, int]] = []
+    row, at = rows.row_of[candidates], np.arange(len(candidates))
     for distance in range(1, len(candidates)):
-        earlier, after = candidates[:-distance], candidates[distance:]
-        same_row = rows.row_of[earlier] == rows.row_of[after]
-        if not same_row.any():
+        # Only candidates whose row goes on so far: of many rows and a long one, the work is that of the long one.
+        at = at[: np.searchsorted(at, len(candidates) - distance)]
+        at = at[row[at] == row[at + distance]]
+        if not len(at):
             break
-        earlier, after = earlier[same_row], after[same_row]
+        earlier, after = candidates[at], candidates[at + distance]
         low, high = np.minimum(which[earlier], which[after]), np.maximum(which[earlier], which[after])
-        found = np.isin(low << PAIR_SHIFT | high, codes)
+        pair = low << PAIR_SHIFT | high
+        # Not np.isin, which sorts all codes again for each distance.
+        found = codes[np.minimum(np.searchsorted(codes, pair), len(codes) - 1)] == pair
         duplicates += zip(after[found].tolist(), earlier[found].tolist(), strict=True)
     return _without_chains(sorted(duplicates))
 

@@ -19,7 +19,7 @@ from nestling.pages import page_environment
 from nestling.report.histograms import histograms
 from nestling.retrieval.metrics import Integers
 
-# Negatives or positives in a list of suspicious ones, and queries at random.
+# Negatives or positives in a list of suspicious ones, and of a query that is shown; queries at random.
 SUSPICIOUS = 25
 ORDINARY_QUERIES = 10
 # Characters of a text that are shown.
@@ -41,11 +41,19 @@ class ShownDocument:
 
 @dataclass(frozen=True)
 class ShownQuery:
-    """A query as it is shown, with its positives and negatives."""
+    """A query as it is shown, with its positives and negatives.
+
+    Args:
+        query: Its text.
+        positives: Its positives, at most `SUSPICIOUS` that score lowest.
+        negatives: Its negatives, at most `SUSPICIOUS` that score highest.
+        more: How many positives and negatives are left out.
+    """
 
     query: str
     positives: Sequence[ShownDocument]
     negatives: Sequence[ShownDocument]
+    more: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -182,7 +190,9 @@ def show_query(result: MiningResult, scorer: str, query: int, negatives: Integer
     own = np.arange(positives.lists.offsets[query], positives.lists.offsets[query + 1])
     own = own[positives.trusted[own]]
     scores = candidates.scores[scorer]
-    negatives = negatives[np.argsort(-np.nan_to_num(scores[negatives], nan=-np.inf), kind="stable")]
+    more = max(len(own) - SUSPICIOUS, 0), max(len(negatives) - SUSPICIOUS, 0)
+    own = own[np.sort(np.argsort(positives.scores[scorer][own], kind="stable")[:SUSPICIOUS])]
+    negatives = negatives[np.argsort(-np.nan_to_num(scores[negatives], nan=-np.inf), kind="stable")][:SUSPICIOUS]
     lowest = float(positives.lowest(scorer)[query])
     positive_texts = zip(texts_of(result, positives.lists.values[own]), own.tolist(), strict=True)
     negative_texts = zip(texts_of(result, candidates.documents[negatives]), negatives.tolist(), strict=True)
@@ -193,6 +203,7 @@ def show_query(result: MiningResult, scorer: str, query: int, negatives: Integer
             ShownDocument(text, " · ".join([*beside(float(scores[i]), lowest), describe(candidates.scores, i)]))
             for text, i in negative_texts
         ],
+        more=more,
     )
 
 

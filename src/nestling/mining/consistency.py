@@ -19,6 +19,10 @@ def within_top(retrieved: Retrieved, positives: Lists, scores: Scores, top: int)
     other_scores = np.full(retrieved.scores.shape, -np.inf, np.float32)
     other = ~positives.holds(query, retrieved.documents[query, rank])
     other_scores[query[other], rank[other]] = retrieved.scores[query[other], rank[other]]
-    above = np.sum(other_scores[positives.owners] > scores[:, None], axis=1)
-    trusted: Mask = ~np.isnan(scores) & (above < top)
+    depth = retrieved.documents.shape[1]
+    if top > depth:
+        return ~np.isnan(scores)
+    # Fewer than `top` score above a positive if the `top`-th of them does not.
+    last = np.partition(other_scores, depth - top, axis=1)[:, depth - top]
+    trusted: Mask = scores >= last[positives.owners]  # False for NaN
     return trusted

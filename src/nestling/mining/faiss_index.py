@@ -61,6 +61,15 @@ class FaissIndex:
             self.set_search_parameters(index)
         return index
 
+    def require_documents(self, dim: int, size: int) -> None:
+        """Raise ValueError for an index with more inverted lists than documents to train them on."""
+        lists = faiss.try_extract_index_ivf(self.empty(dim))
+        if lists is not None and lists.nlist > size:
+            raise ValueError(
+                f"index: {self.factory} has {lists.nlist:,} lists, and there are {size:,} documents; give fewer lists, "
+                "or no index"
+            )
+
     def set_search_parameters(self, index: faiss.Index) -> None:
         lists = faiss.try_extract_index_ivf(index)
         if lists is not None:

@@ -1,9 +1,7 @@
 """Judges: rerankers whose logits say which candidates are relevant; logits are split over ranks and cached."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,11 +11,11 @@ from torch import Tensor
 
 from nestling.config.checks import require
 from nestling.distributed.ranks import on_every_rank, on_rank_zero, rank_and_world
-from nestling.mining.array_cache import ArrayCache, cache_folder
 from nestling.mining.fingerprints import add_weights, reranker_fingerprint
+from nestling.mining.judged_pairs import JudgedPairs, PairIds, pair_ids
 from nestling.mining.lists import Lists
-from nestling.mining.pool import Pool
-from nestling.mining.query_set import QuerySet
+from nestling.mining.pool import Pool, flat_values
+from nestling.mining.query_set import QuerySet, read_instructions
 from nestling.mining.retrieved import Scores
 from nestling.models.checked_loading import loading
 from nestling.models.encoding import progress_bar
@@ -28,7 +26,7 @@ from nestling.models.reranker import Reranker
 from nestling.models.scoring import Group, ScoringStats
 from nestling.models.token_model import is_decoder, read_config
 from nestling.models.weights import model_file
-from nestling.records.record import Record, text_id
+from nestling.records.record import Record
 from nestling.records.table import RecordTable
 from nestling.retrieval.reranking import SelectedTexts
 
@@ -99,19 +97,24 @@ def open_judge(model: str, *, precision: torch.dtype, device: torch.device, attn
 
     Raises ValueError for an embedder, or an encoder without a classifier.
     """
+    require_judge(model)
     config = read_config(model)
-    encoder = not is_decoder(config)
-    if classifies(config.architectures) and not encoder:
+    if classifies(config.architectures) and is_decoder(config):
         return CrossEncoderJudge(model, device)
+    reranker = Reranker.from_pretrained(model, precision=precision, attn_implementation=attn_implementation)
+    return RerankerJudge(reranker.to(device))
+
+
+def require_judge(model: str) -> None:
+    """Raise ValueError, before any weights are read, for an embedder, or an encoder without a classifier."""
+    config = read_config(model)
     if not classifies(config.architectures):
         require_no_embedder(model)
     require(
-        not encoder or classifies(config.architectures),
+        is_decoder(config) or classifies(config.architectures),
         f"--judge {model}: {', '.join(config.architectures or [config.model_type])} gives pairs no scores; expected a "
         "reranker or a CrossEncoder",
     )
-    reranker = Reranker.from_pretrained(model, precision=precision, attn_implementation=attn_implementation)
-    return RerankerJudge(reranker.to(device))
 
 
 def judge_lists(judge: Judge, query_set: QuerySet, pool: Pool, lists: Lists, *, progress: str | None = None) -> Scores:
@@ -131,43 +134,36 @@ def judge_lists(judge: Judge, query_set: QuerySet, pool: Pool, lists: Lists, *, 
         ValueError: The judge gave logits that are not finite, or the ranks do not share the cache folder.
         CacheError: The cache cannot be written.
     """
-    cache = ArrayCache(cache_folder(f"judged-{Path(judge.source).name}", judge.fingerprint))
-    with_documents = np.flatnonzero(lists.counts > 0)
-    starts = range(0, len(with_documents), QUERIES_PER_BLOCK)
-    blocks = [with_documents[start : start + QUERIES_PER_BLOCK].tolist() for start in starts]
-    keys = [block_key(query_set, pool, lists, block) for block in blocks]
-    missing = on_rank_zero(lambda: [i for i, key in enumerate(keys) if cache.open(key) is None])
+    judged = JudgedPairs(judge.source, judge.fingerprint)
+    documents = Lists(lists.offsets, pool.identities[lists.values])
+    pairs = pair_ids(query_set.identities, query_set.instructions, documents)
+    missing = on_rank_zero(lambda: np.flatnonzero(np.isnan(judged.find(pairs))))
+    new = Lists.grouped(lists.owners[missing], missing, len(lists))
+    with_new = np.flatnonzero(new.counts > 0)
+    blocks = [with_new[start : start + QUERIES_PER_BLOCK] for start in range(0, len(with_new), QUERIES_PER_BLOCK)]
     rank, world = rank_and_world()
 
     def score() -> None:
-        own = missing[rank::world]
-        with progress_bar(sum(len(blocks[i]) for i in own), progress, "query") as bar:
-            for i in own:
+        own = blocks[rank::world]
+        with progress_bar(sum(map(len, own)), progress, "query") as bar:
+            for block in own:
                 groups = [
                     Group(
-                        query_set.texts[query], SelectedTexts(pool.texts, lists[query]), query_set.instructions[query]
+                        query_set.texts[query],
+                        SelectedTexts(pool.texts, lists.values[new[query]]),
+                        query_set.instructions[query],
                     )
-                    for query in blocks[i]
+                    for query in block.tolist()
                 ]
-                cache.write(keys[i], require_finite(torch.cat(judge.logits(groups)), judge.source).numpy())
+                logits = require_finite(torch.cat(judge.logits(groups)), judge.source)
+                judged.write(pairs[np.concatenate([new[query] for query in block.tolist()])], logits.numpy())
                 bar.update(len(groups))
 
     on_every_rank(score)
-    logits = [cache.open(key) for key in keys]
-    if any(each is None for each in logits):
-        raise ValueError(f"{cache.folder} lacks scores that were just written; the ranks must share this folder")
-    return np.concatenate([np.zeros(0, np.float32), *(each for each in logits if each is not None)])
-
-
-def block_key(query_set: QuerySet, pool: Pool, lists: Lists, block: Sequence[int]) -> str:
-    """A digest of some queries, their instructions and the documents listed for them."""
-    digest = xxhash.xxh3_128()
-    for query in block:
-        instruction = query_set.instructions[query]
-        instruction_id = None if instruction is None else text_id(instruction)
-        digest.update(json.dumps([int(query_set.identities[query]), instruction_id, len(lists[query])]).encode())
-        digest.update(pool.identities[lists[query]].tobytes())
-    return digest.hexdigest()
+    found = judged.find(pairs)
+    if np.isnan(found).any():
+        raise ValueError(f"{judged.folder} lacks scores that were just written; the ranks must share this folder")
+    return found
 
 
 def require_finite(logits: Tensor, source: str) -> Tensor:
@@ -186,7 +182,7 @@ def probabilities(logits: Scores) -> Scores:
 def judged_records(
     reranker: Reranker, table: RecordTable, stats: ScoringStats, *, probabilities: bool, progress: bool
 ) -> Iterator[Record]:
-    """The records of a table with a reranker's scores of all their documents.
+    """The records of a table with a reranker's scores of all their documents; those in the cache are not computed.
 
     Args:
         reranker: The model.
@@ -197,14 +193,61 @@ def judged_records(
 
     Raises:
         ValueError: A score is not finite.
+        CacheError: The cache cannot be written.
     """
+    instructions, instruction_of = read_instructions(table)
+    documents = documents_of(table)
+    pairs = pair_ids(table.query_ids, [instructions[i] for i in instruction_of.tolist()], documents)
+    judged = JudgedPairs(reranker.source, reranker_fingerprint(reranker))
+    logits = judged.find(pairs)
     with progress_bar(len(table), "rows" if progress else None, "row") as bar:
         for start in range(0, len(table), RECORDS_PER_BLOCK):
             records = [table[i] for i in range(start, min(start + RECORDS_PER_BLOCK, len(table)))]
-            groups = [Group(each.query, each.positives + each.negatives, each.instruction) for each in records]
-            for record, logits in zip(records, reranker.logits(groups, stats=stats), strict=True):
-                require_finite(logits, reranker.source)
-                values = (logits.sigmoid() if probabilities else logits).tolist()
-                first = len(record.positives)
+            bounds = documents.offsets[start : start + len(records) + 1]
+            block = slice(bounds[0], bounds[-1])
+            add_missing(logits[block], pairs[block], records, reranker, judged, stats)
+            for record, own in zip(records, np.split(logits[block], bounds[1:-1] - bounds[0]), strict=True):
+                scores = torch.from_numpy(own)
+                values, first = (scores.sigmoid() if probabilities else scores).tolist(), len(record.positives)
                 yield replace(record, positive_scores=tuple(values[:first]), negative_scores=tuple(values[first:]))
             bar.update(len(records))
+
+
+def add_missing(
+    logits: Scores,
+    pairs: PairIds,
+    records: Sequence[Record],
+    reranker: Reranker,
+    judged: JudgedPairs,
+    stats: ScoringStats,
+) -> None:
+    """Compute the logits that are NaN, in place and into the cache.
+
+    Args:
+        logits: [n] float32, of the documents of all records, positives before negatives.
+        pairs: [n] uint64, their ids.
+        records: The records.
+        reranker: The model.
+        judged: The cache.
+        stats: Counts that scoring adds to.
+    """
+    missing = np.isnan(logits)
+    sizes = [len(each.positives) + len(each.negatives) for each in records]
+    groups = []
+    for record, own in zip(records, np.split(missing, np.cumsum(sizes)[:-1]), strict=True):
+        documents = record.positives + record.negatives
+        if own.any():
+            new = [documents[i] for i in np.flatnonzero(own).tolist()]
+            groups.append(Group(record.query, new, record.instruction))
+    if groups:
+        logits[missing] = require_finite(torch.cat(reranker.logits(groups, stats=stats)), reranker.source).numpy()
+        judged.write(pairs[missing], logits[missing])
+
+
+def documents_of(table: RecordTable) -> Lists:
+    """For each record the `text_id` of its positives and negatives."""
+    rows = range(len(table))
+    counts = [[len(ids(row)) for row in rows] for ids in (table.positive_ids, table.negative_ids)]
+    owners = np.concatenate([np.repeat(np.arange(len(table)), each) for each in counts])
+    identities = np.concatenate([flat_values(table, name) for name in ("positive_ids", "negative_ids")])
+    return Lists.grouped(owners, identities, len(table))

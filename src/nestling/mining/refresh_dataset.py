@@ -88,7 +88,7 @@ def mine_again(
 ) -> MiningResult:
     """At most `negatives` hard negatives of each query, from what the model retrieves; all ranks must call it."""
     query_set, pool, scorer = dataset.query_set, dataset.pool, retriever.name
-    retrieved = search_others(retriever, rules.depth, dataset.own)
+    retrieved = search_others(retriever, min(rules.depth, pool.size), dataset.own)
     candidates, lists = union_candidates({scorer: retrieved}), positives_in_pool(query_set, pool)
     scores = retriever.score(lists.owners, lists.values)
     positives = Positives(lists, {scorer: scores}, np.ones(len(scores), dtype=bool))

@@ -67,6 +67,7 @@ class Refresher:
         self.datasets, self.embedder, self.progress, self.say, self.log = datasets, embedder, progress, say, log
         self.every = rules.steps or batch_sampler.steps_per_epoch
         self.tables = [source.table for source in batch_sampler.sources]
+        self.file_names = file_names([table.name for table in self.tables])
         self.max_over_ranks = partial(largest_over_ranks, device=embedder.device) if equal_forwards else single_process
 
     def batches(self, steps: range, workers: int) -> Iterator[EmbedBatch]:
@@ -96,13 +97,13 @@ class Refresher:
             if each is not None and (step > 0 or not each.table.max_negatives)
         ]
 
-    def _path(self, step: int, table: RecordTable) -> Path:
-        return self.folder / f"step-{step}" / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', table.name)}.arrow"
+    def _path(self, step: int, index: int) -> Path:
+        return self.folder / f"step-{step}" / f"{self.file_names[index]}.arrow"
 
     def _mine(self, step: int) -> None:
         """Mine the datasets that are due at a step and whose file does not exist yet."""
-        for _, dataset in self._due(step):
-            path = self._path(step, dataset.table)
+        for i, dataset in self._due(step):
+            path = self._path(step, i)
             if on_rank_zero(path.exists):
                 continue
             retriever = DenseRetriever.encode(
@@ -128,7 +129,7 @@ class Refresher:
     def _switch_tables(self, step: int) -> None:
         """Train on the records that were mined at a step. Raises ValueError if their file is missing."""
         for i, dataset in self._due(step):
-            path = self._path(step, dataset.table)
+            path = self._path(step, i)
             if not path.exists():
                 raise ValueError(
                     f"{path} is missing, and the run cannot go on as it began without it; put it back, or start a new "
@@ -139,6 +140,12 @@ class Refresher:
         self.collator.sources = [
             replace(source, table=table) for source, table in zip(self.batch_sampler.sources, self.tables, strict=True)
         ]
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """A file name for each dataset; those that are the same in Latin letters and digits also get their index."""
+    safe = [re.sub(r"[^A-Za-z0-9.-]+", "_", name) for name in names]
+    return [f"{name}~{i}" if safe.count(name) > 1 else name for i, name in enumerate(safe)]
 
 
 def spans(steps: range, every: int) -> Iterator[range]:

@@ -1,12 +1,13 @@
 """How many mined negatives are false, by relevance judgements (qrels) that mining did not use."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nestling.mining.candidates import Candidates
-from nestling.mining.lists import Lists, Mask
+from nestling.mining.lists import Lists, Mask, expand
 from nestling.mining.pool import Pool, flat_values
 from nestling.mining.query_set import QuerySet
 from nestling.records.load import load_records
@@ -70,42 +71,44 @@ class RelevanceJudgements:
         # A BEIR folder has no instructions: its judgements hold for a text, whatever the instruction of the query is.
         wanted = np.fromiter(map(text_id, query_set.texts), np.int64, len(query_set))
         order = np.argsort(table.query_ids, kind="stable")
-        at = np.minimum(np.searchsorted(table.query_ids, wanted, sorter=order), len(table) - 1)
-        rows = np.where(table.query_ids[order[at]] == wanted, order[at], -1)
-        if not (rows >= 0).any():
+        begin, end = (np.searchsorted(table.query_ids, wanted, side, order) for side in ("left", "right"))
+        if not (end > begin).any():
             raise ValueError(
                 f"--judgements {folder}: split {split!r} judges none of the {len(query_set):,} queries, for instance "
                 f"{query_set.texts[0][:60]!r}"
             )
+        # Several, where queries with different ids have the same text.
+        rows = [order[first:last] for first, last in zip(begin.tolist(), end.tolist(), strict=True)]
         return cls(
-            lists_of(table, "positive_ids", rows, pool),
-            lists_of(table, "negative_ids", rows, pool),
-            rows >= 0,
+            lists_of(table, "positive_ids", rows, pool), lists_of(table, "negative_ids", rows, pool), end > begin
         )
 
     def count(self, candidates: Candidates, negatives: Integers) -> FalseNegativeCounts:
         """Count negatives that are judged and relevant. `negatives` are indices of candidates."""
         queries, documents = candidates.queries[negatives], candidates.documents[negatives]
-        false = int(self.relevant.holds(queries, documents).sum())
+        relevant = self.relevant.holds(queries, documents)
+        false = int(relevant.sum())
         return FalseNegativeCounts(
             total=len(negatives),
             of_judged_queries=int(self.queries[queries].sum()),
-            judged=false + int(self.irrelevant.holds(queries, documents).sum()),
+            judged=int((relevant | self.irrelevant.holds(queries, documents)).sum()),
             false=false,
         )
 
 
-def lists_of(table: RecordTable, name: str, rows: Integers, pool: Pool) -> Lists:
+def lists_of(table: RecordTable, name: str, rows: Sequence[Integers], pool: Pool) -> Lists:
     """For each query the documents of a column, as positions in the pool; documents that it lacks are left out.
 
     Args:
-        table: One record for each judged query.
+        table: The records of judged queries.
         name: The column, positive_ids or negative_ids.
-        rows: [Q] int64, the record of each query; -1 for none.
+        rows: For each query its records.
         pool: The documents.
     """
     lengths = table.positive_ids if name == "positive_ids" else table.negative_ids
     offsets = np.cumsum([0, *(len(lengths(row)) for row in range(len(table)))])
     documents = pool.find(flat_values(table, name))
-    spans = [documents[offsets[row] : offsets[row + 1]] if row >= 0 else documents[:0] for row in rows.tolist()]
-    return Lists.of([span[span >= 0] for span in spans])
+    which, record = expand(np.arange(len(rows)), Lists.of(rows))
+    of_record, listed = expand(record, Lists(offsets, documents))
+    known = listed >= 0
+    return Lists.grouped(which[of_record[known]], listed[known], len(rows))

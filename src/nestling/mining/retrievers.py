@@ -3,7 +3,7 @@
 Shapes: Q queries, P pairs of a query and a document. Queries are given as indices, documents as positions in the pool.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from nestling.mining.query_set import QuerySet
 from nestling.mining.retrieved import Retrieved, Scores
 from nestling.mining.vectors import Vectors
 from nestling.models.embedder import Embedder
-from nestling.models.encoding import single_process
+from nestling.models.encoding import progress_bar, single_process
 from nestling.records.collection import open_collection
 from nestling.records.record import text_id
 from nestling.records.table import RecordTable
@@ -134,19 +134,20 @@ class Bm25Retriever:
         query_set: The queries.
         pool: The documents.
         device: Where ranks communicate.
+        progress: Show progress bars on a terminal.
     """
 
-    def __init__(self, query_set: QuerySet, pool: Pool, device: torch.device) -> None:
+    def __init__(self, query_set: QuerySet, pool: Pool, device: torch.device, *, progress: bool = False) -> None:
         self.name = "bm25"
-        self._device = device
+        self._device, self._label = device, "bm25: queries" if progress else None
         self._queries, self._size = query_set.texts, pool.size
-        self._index = bm25_index(pool.texts)
+        self._index = bm25_index(pool.texts, progress="bm25: documents" if progress else None)
 
     def search(self, depth: int) -> Retrieved:
         # Each rank fills in its own queries, and ranks are summed; so positions are stored plus 1, and 0 is none.
         summed = torch.zeros(len(self._queries), depth, dtype=torch.int64)
         scores = torch.zeros(len(self._queries), depth)
-        for query in indices_of_rank(len(self._queries)):
+        for query in self._shown(indices_of_rank(len(self._queries))):
             own = self._scores(query)[: self._size]
             listed = top_with_ties(own, depth)
             best = listed[np.lexsort((listed, -own[listed]))[:depth]]
@@ -161,10 +162,17 @@ class Bm25Retriever:
         order = np.argsort(queries, kind="stable")
         distinct, starts = np.unique(queries[order], return_index=True)
         pairs = np.split(order, starts[1:]) if len(order) else []
-        for i in indices_of_rank(len(distinct)):
+        for i in self._shown(indices_of_rank(len(distinct))):
             summed[pairs[i]] = torch.from_numpy(self._scores(int(distinct[i]))[documents[pairs[i]]])
         scores: Scores = reduce_sum(summed, self._device).numpy()
         return scores
+
+    def _shown(self, queries: range) -> Iterator[int]:
+        """The same queries, with a progress bar."""
+        with progress_bar(len(queries), self._label, "query") as bar:
+            for query in queries:
+                yield query
+                bar.update()
 
     def _scores(self, query: int) -> Scores:
         return bm25_scores(self._index, self._queries[query])

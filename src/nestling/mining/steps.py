@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nestling.config import MineConfig, require
+from nestling.config import MineConfig
 from nestling.gpu import computing_dtype
 from nestling.mining.candidates import Candidates, union_candidates
 from nestling.mining.consistency import within_top
@@ -37,8 +37,7 @@ def choose_scorer(config: MineConfig, retrievers: dict[str, Retriever]) -> str:
         index = config.retrievers.index(config.scorer) if config.scorer in config.retrievers else -1
         chosen = names[index]
     else:
-        chosen = next(iter([*dense_retrievers(retrievers), *names]))
-    require(chosen != "given", "given has no scores; name a --scorer, an embedder, bm25 or judge, to filter them by")
+        chosen = next(name for name in [*dense_retrievers(retrievers), *names] if name != "given")
     return chosen
 
 
@@ -51,11 +50,12 @@ def find_candidates(
 ) -> tuple[Candidates, Positives]:
     """The union of what the retrievers find, and the known positives, both with the scorer's scores."""
     searching = list(retrievers)[: len(config.retrievers)]
-    depth = config.depth + int(task.own.counts.max(initial=0))
+    first = min(config.depth, task.pool.size)
+    depth = first + int(task.own.counts.max(initial=0))
     with_own = {name: retrievers[name].search(depth) for name in searching}
     if config.index is not None:
         print_recall(task, dense_retrievers({name: retrievers[name] for name in searching}), with_own)
-    retrieved = {name: each.without(task.own, config.depth) for name, each in with_own.items()}
+    retrieved = {name: each.without(task.own, first) for name, each in with_own.items()}
     candidates, lists = union_candidates(retrieved), positives_in_pool(task.query_set, task.pool)
     trusted = np.ones(len(lists.values), dtype=bool)
     members = searching if config.scores == "ensemble" else []
@@ -70,8 +70,10 @@ def find_candidates(
         return candidates, positives
     scores = of_positives[scorer]
     if config.consistent is not None:
-        top = retrieved.get(scorer)
-        top = search_others(retrievers[scorer], config.depth, task.own) if top is None else top
+        # So many that `consistent` of them are not positives.
+        needed = min(config.consistent + int(lists.counts.max(initial=0)), task.pool.size)
+        top = retrieved[scorer] if scorer in retrieved and needed <= first else None
+        top = search_others(retrievers[scorer], needed, task.own) if top is None else top
         trusted &= within_top(top, lists, scores, config.consistent)
     if config.least_score is not None:
         trusted &= scores >= config.least_score

@@ -14,6 +14,7 @@ from nestling.distributed.launch import start_ranks
 from nestling.distributed.ranks import rank_zero_first
 from nestling.gpu import computing_dtype
 from nestling.mining.lists import Lists
+from nestling.mining.nearest import nearest
 from nestling.mining.own_documents import own_documents, own_documents_line
 from nestling.mining.pool import Pool, flat_values, open_pool
 from nestling.mining.query_set import QuerySet
@@ -21,16 +22,20 @@ from nestling.mining.relevance_judgements import RelevanceJudgements
 from nestling.mining.retrievers import (
     Bm25Retriever,
     DenseRetriever,
+    NearestSearch,
     RecordNegatives,
     Retriever,
     RunFileRetriever,
     query_ids,
 )
-from nestling.models.embedder import Embedder
+from nestling.models.embedder import Embedder, read_width
 from nestling.records.beir import is_beir
 from nestling.records.load import load_records
 from nestling.records.table import RecordTable
 from nestling.retrieval.first_stage import read_run
+
+# Last parts of paths that do not say which model it is, and names that other scores have.
+GENERIC = ("final", "model", "0_Transformer", "bm25", "given", "judge", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -96,15 +101,17 @@ def open_retrievers(config: MineConfig, task: MiningTask) -> dict[str, Retriever
     specs = list(config.retrievers)
     if config.scorer not in (None, "judge", *specs):
         specs.append(str(config.scorer))
-    return {
-        name: open_retriever(config, task, spec, name) for spec, name in zip(specs, short_names(specs), strict=True)
-    }
+    names = dict(zip(specs, short_names(specs), strict=True))
+    # Files first: what is wrong with one is said before an embedder has read the corpus.
+    order = sorted(specs, key=lambda spec: not Path(spec).is_file())
+    opened = {spec: open_retriever(config, task, spec, names[spec]) for spec in order}
+    return {names[spec]: opened[spec] for spec in specs}
 
 
 def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -> Retriever:
     """The retriever for an item of the setting `retrievers`: bm25, given, a run file or an embedder."""
     if spec == "bm25":
-        return Bm25Retriever(task.query_set, task.pool, task.device)
+        return Bm25Retriever(task.query_set, task.pool, task.device, progress=task.main)
     if spec == "given":
         return RecordNegatives(task.query_set, task.pool, task.table)
     if Path(spec).is_file():
@@ -113,6 +120,12 @@ def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -
         run_file = RunFileRetriever(name, read_run(spec), query_ids(folder, task.query_set), task.pool)
         task.say(f"{name}: lists nothing for {run_file.missing:,} of {len(task.query_set):,} queries")
         return run_file
+    find_nearest: NearestSearch = nearest
+    if config.index is not None:
+        from nestling.mining.faiss_index import FaissIndex  # here, since it needs FAISS
+
+        find_nearest = index = FaissIndex(config.index, config.index_search)
+        index.require_documents(read_width(spec), task.pool.size)
     embedder = Embedder.from_pretrained(
         spec,
         precision=computing_dtype(config.precision),
@@ -130,11 +143,7 @@ def open_retriever(config: MineConfig, task: MiningTask, spec: str, name: str) -
         progress=task.main and sys.stderr.isatty(),
     )
     task.say(*(f"{name}: {note}" for note in dense.notes))
-    if config.index is None:
-        return dense
-    from nestling.mining.faiss_index import FaissIndex  # here, since it needs FAISS
-
-    return replace(dense, find_nearest=FaissIndex(config.index, config.index_search))
+    return replace(dense, find_nearest=find_nearest)
 
 
 def read_judgements(config: MineConfig, task: MiningTask) -> RelevanceJudgements | None:
@@ -147,12 +156,17 @@ def read_judgements(config: MineConfig, task: MiningTask) -> RelevanceJudgements
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, with its folder where that part is generic or another path has it too."""
-    short = [last_parts(path, 1) for path in paths]
-    return [
-        last_parts(path, 2) if name in ("final", "model", "0_Transformer") or short.count(name) > 1 else name
-        for path, name in zip(paths, short, strict=True)
-    ]
+    """The last part of each path, with as many of its folders as tell it from the others; the paths are different.
+
+    A generic part, or one that is the name of other scores, has a folder at least.
+    """
+    most = 1 + max(path.count("/") for path in paths)
+    names = [last_parts(path, 2 if last_parts(path, 1) in GENERIC else 1) for path in paths]
+    for count in range(2, most + 1):
+        names = [
+            last_parts(path, count) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)
+        ]
+    return [path if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
 
 
 def last_parts(path: str, count: int) -> str:

@@ -47,7 +47,7 @@ class Candidates:
         Documents that are not in the collection, or have the id of the query, do not count towards `depth`.
 
         Raises:
-            ValueError: `depth` is below 1, or the run lists none of the set's queries.
+            ValueError: `depth` is below 1, or the run lists none of the set's queries, or none of its documents.
         """
         if depth < 1:
             raise ValueError(f"depth is {depth}, expected at least 1 candidate a query")
@@ -62,12 +62,19 @@ class Candidates:
         run, own_documents = drop_own_documents(run, retrieval_set)
         document_ids = (document for query in listed_queries for document in run[query])
         position_of = positions(retrieval_set.document_ids, document_ids)
+        unknown = [each for query in listed_queries for each in run[query] if each not in position_of]
+        if unknown and not position_of:
+            raise ValueError(
+                f"the run lists no document of {retrieval_set.name} for any of its queries; expected the document ids "
+                f"of its corpus.jsonl, like {cut(retrieval_set.document_ids[0], 40)}, got for instance "
+                f"{cut(unknown[0], 40)}"
+            )
         lists = [best_documents(run.get(query, {}), position_of, depth) for query in queries]
         return cls(
             positions=[documents for documents, _ in lists],
             scores=[scores for _, scores in lists],
             skipped_lists=len(run) - len(listed_queries),
-            unknown_documents=sum(document not in position_of for query in listed_queries for document in run[query]),
+            unknown_documents=len(unknown),
             own_documents=own_documents,
         )
 
@@ -81,7 +88,9 @@ class Candidates:
 
     def __str__(self) -> str:
         sizes = [len(documents) for documents in self.positions if len(documents)]
-        text = f"{sum(sizes):,} candidates of {len(sizes):,} queries, {min(sizes):,} to {max(sizes):,} each"
+        text = f"{sum(sizes):,} candidates of {len(sizes):,} queries"
+        if sizes:
+            text += f", {min(sizes):,} to {max(sizes):,} each"
         if len(sizes) < len(self.positions):
             text += f"; {len(self.positions) - len(sizes):,} queries have none and count 0"
         if self.skipped_lists:
@@ -93,16 +102,17 @@ class Candidates:
         return text
 
 
-def open_candidates(first_stage: str, retrieval_set: RetrievalSet, depth: int) -> Candidates:
+def open_candidates(first_stage: str, retrieval_set: RetrievalSet, depth: int, *, progress: bool = False) -> Candidates:
     """Open the candidates that the setting `first_stage` names: "bm25", a .jsonl file, or a TREC run file.
 
-    `depth` cuts BM25 and runs; the lists of a .jsonl file are kept whole (`read_candidates`).
+    `depth` cuts BM25 and runs; the lists of a .jsonl file are kept whole (`read_candidates`). With `progress` a
+    terminal shows bars of BM25.
 
     Raises:
         ValueError: There is no such file, or its content is refused.
     """
     if first_stage == "bm25":
-        return Candidates.from_run(bm25_run(retrieval_set, depth=depth), retrieval_set, depth)
+        return Candidates.from_run(bm25_run(retrieval_set, depth=depth, progress=progress), retrieval_set, depth)
     path = Path(first_stage)
     if not path.is_file():
         raise ValueError(

@@ -12,6 +12,7 @@ import snowballstemmer
 from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
+from nestling.models.encoding import progress_bar
 from nestling.records.lines import read_lines
 from nestling.records.record import cut
 from nestling.records.retrieval_set import RetrievalSet
@@ -25,29 +26,38 @@ RUN_COLUMNS = len(RUN_LINE.split())
 STOP_WORDS = frozenset(STOPWORDS_EN)  # Lucene's for English
 
 
-def bm25_run(retrieval_set: RetrievalSet, *, depth: int = 100, k1: float = 0.9, b: float = 0.4) -> Run:
+def bm25_run(
+    retrieval_set: RetrievalSet, *, depth: int = 100, k1: float = 0.9, b: float = 0.4, progress: bool = False
+) -> Run:
     """Search the whole collection with BM25 (bm25s, Lucene's variant).
 
     The run lists the first `depth` documents of each query and every document that ties with the last of them, so that
     metrics at cut-offs up to `depth` are exact. Documents that share no term with the query are not listed, nor is the
-    document with its id.
+    document with its id. With `progress` a terminal shows bars.
     """
-    index = bm25_index(retrieval_set.documents, k1=k1, b=b)
+    name = retrieval_set.name
+    index = bm25_index(retrieval_set.documents, k1=k1, b=b, progress=f"{name}: BM25 of documents" if progress else None)
     document_ids = np.array(list(retrieval_set.document_ids), dtype=object)
     run: Run = {}
     queries = zip(retrieval_set.query_ids, retrieval_set.queries, retrieval_set.own_documents, strict=True)
-    for query_id, query, own in queries:
-        scores = bm25_scores(index, query)
-        if own >= 0:
-            scores[own] = 0
-        listed = top_with_ties(scores, depth)
-        run[query_id] = dict(zip(document_ids[listed].tolist(), scores[listed].tolist(), strict=True))
+    with progress_bar(len(retrieval_set.queries), f"{name}: BM25 of queries" if progress else None, "query") as bar:
+        for query_id, query, own in queries:
+            scores = bm25_scores(index, query)
+            if own >= 0:
+                scores[own] = 0
+            listed = top_with_ties(scores, depth)
+            run[query_id] = dict(zip(document_ids[listed].tolist(), scores[listed].tolist(), strict=True))
+            bar.update()
     return run
 
 
-def bm25_index(documents: Sequence[str], *, k1: float = 0.9, b: float = 0.4) -> bm25s.BM25:
-    """Index N documents for BM25 (Lucene's variant)."""
-    terms = [tokenize(text) for text in documents]
+def bm25_index(documents: Sequence[str], *, k1: float = 0.9, b: float = 0.4, progress: str | None = None) -> bm25s.BM25:
+    """Index N documents for BM25 (Lucene's variant). `progress` is the label of a bar; None for no bar."""
+    terms = []
+    with progress_bar(len(documents), progress) as bar:
+        for text in documents:
+            terms.append(tokenize(text))
+            bar.update()
     index = bm25s.BM25(k1=k1, b=b)
     # bm25s cannot index a collection without any term: index one that no query can have.
     index.index(terms if any(terms) else [[""], *terms[1:]], show_progress=False)
