@@ -23,9 +23,10 @@ from nestling.config import (
     require_dims,
     run,
 )
-from nestling.console import working
+from nestling.console import say, working
 
 if TYPE_CHECKING:
+    from nestling.batches.prompts import Prompts
     from nestling.export.card import Card
     from nestling.export.gate import GateReport
     from nestling.models.embedder import Embedder
@@ -169,22 +170,39 @@ def from_adapter(adapter: Path, config: ExportConfig) -> Trained:
     )
 
     from nestling.export.card import Card
+    from nestling.models.adapter_files import load_modules_beside, read_adapter_files
     from nestling.models.adapters import load_lora
     from nestling.models.embedder import Embedder
     from nestling.models.modules import load_head, modules_beside
 
     assert config.base is not None
+    beside = read_adapter_files(str(adapter), config.base)
+    query_prompt, document_prompt = prompt_settings(config, None if beside is None else beside.prompts)
     embedder = Embedder.from_pretrained(
         config.base,
         instruction=config.instruction,
-        query_prompt=config.query_prompt,
-        document_prompt=config.document_prompt,
+        query_prompt=query_prompt,
+        document_prompt=document_prompt,
+        files=None if beside is None else beside.model,
     )
     require_dims(config.matryoshka_dims, embedder.dim, "matryoshka_dims")
     embedder.backbone = load_lora(embedder.backbone, str(adapter))
+    if beside is not None:
+        say(f"{adapter}: pooling, prompts and max_seq_length are those of its own sentence-transformers files")
+        load_modules_beside(str(adapter), beside, embedder)
+        return Trained(embedder, Card(), beside.max_seq_length, None, config.matryoshka_dims, {})
     modules = modules_beside(str(adapter), embedder.head.settings)
     embedder.head = embedder.head if modules is None else load_head(str(adapter), modules)
     return Trained(embedder, Card(), None, None, config.matryoshka_dims, {})
+
+
+def prompt_settings(config: ExportConfig, own: "Prompts | None") -> tuple[str | None, str | None]:
+    """Of queries and documents: those of the flags, else those in the adapter's files, else None for the base's."""
+    query, document = config.query_prompt, config.document_prompt
+    if own is not None:
+        query = own.default_query if query is None and config.instruction is None else query
+        document = own.document if document is None else document
+    return query, document
 
 
 if __name__ == "__main__":

@@ -46,11 +46,13 @@ class Session:
         target: The model that merged weights are loaded into.
         inputs: The models to merge.
         sets: Evaluation sets by kind: dev, test and other.
+        base: The model to measure beside merges; None if it is not known, or has no head to score pairs with.
     """
 
     target: "MergeTarget"
     inputs: "Inputs"
     sets: "dict[str, list[EvaluationSet]]"
+    base: str | None
 
     def load_model(self, model: str) -> None:
         """Load the weights of a directory or hub id into the target."""
@@ -85,7 +87,10 @@ def merge(config: MergeConfig) -> None:
     """Do what the settings ask for, once they are checked."""
     models = checkpoints_of(config) if config.run is not None else config.models
     base = config.base or (read_run(Path(config.run)).model if config.run is not None else None)
-    require(len(models) > 1 or bool(config.alphas), f"one model, {models[0]}, is no merge; give two, or --alphas")
+    require(
+        len(models) > 1 or needs_base(config),
+        f"one model, {models[0]}, is no merge; give two, or --alphas, or --method task_arithmetic with a --scale",
+    )
     require(base is not None or not config.alphas, "alphas needs the --base that the models were trained from")
     recipe = config.recipe(len(models))
     if not config.alphas:
@@ -117,6 +122,7 @@ def checkpoints_of(config: MergeConfig) -> list[str]:
     folder = Path(config.run or "") / "checkpoints"
     require(folder.is_dir(), f"{config.run}: no folder {folder}; expected a run of train/embed.py or train/rerank.py")
     present = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if path.name[5:].isdigit())
+    require(bool(present), f"{folder} has no checkpoints; expected step-N folders of a run that has saved")
     missing = sorted(set(config.steps) - set(present))
     require(not missing, f"{folder} has no step {', '.join(map(str, missing))}; it has {', '.join(map(str, present))}")
     chosen = config.steps or present[-(config.last or len(present)) :]
@@ -132,7 +138,7 @@ def open_session(config: MergeConfig, models: list[str], base: str | None) -> Se
 
     from nestling.merging.compatibility import require_compatible
     from nestling.merging.inputs import Inputs
-    from nestling.merging.models import open_model
+    from nestling.merging.models import gets_head, is_checkpoint, open_model, run_settings
     from nestling.merging.target import load_named_set, open_target, underlying_model
     from nestling.models.remote_code import trust_code
 
@@ -151,7 +157,10 @@ def open_session(config: MergeConfig, models: list[str], base: str | None) -> Se
     print(*(each.summary for sets in retrieval_sets.values() for each in sets), sep="\n", flush=True)
     target = open_target(models[0], config.base, computing_dtype(config.precision))
     sets = {kind: list(map(target.prepare, settings[kind], retrieval_sets[kind])) for kind in settings}
-    return Session(target, inputs, sets)
+    headless = base is not None and any(is_checkpoint(each) and gets_head(run_settings(each), base) for each in models)
+    if headless and any(sets.values()):
+        print(f"{base} has no head to score pairs with, and is not measured", flush=True)
+    return Session(target, inputs, sets, None if headless else base)
 
 
 def search_weights(config: MergeConfig, session: Session, base: str | None) -> None:
@@ -173,9 +182,9 @@ def search_weights(config: MergeConfig, session: Session, base: str | None) -> N
         return score(", ".join(f"{weight:g}" for weight in weights))
 
     base_score = None
-    if base is not None:
-        session.load_model(base)
-        base_score = score(f"the base, {base}")
+    if session.base is not None:
+        session.load_model(session.base)
+        base_score = score(f"the base, {session.base}")
     search = Search(count, try_weights, config.search or 0)
     best = search.run(FIRST_STEP)
     print(f"weights of {', '.join(labels)}:\n{trial_table(search)}")
@@ -218,6 +227,9 @@ def try_alphas(config: MergeConfig, session: Session) -> None:
         print(", ".join(f"{name} {points[-1][name]:.4f}" for name in ("alpha", *kinds)), flush=True)
     print("\n".join(report.lines()))
     print(table(["alpha", *kinds], [[point[name] for name in ("alpha", *kinds)] for point in points], digits=4))
+    shares = ",".join(map(str, normalised.models))
+    layers = ", and in --layers shares of their sums" if normalised.patterns else ""
+    print(f"to write that of an alpha: --method task_arithmetic --weights {shares} --scale ALPHA --output DIR{layers}")
     write_results(config, {"models": session.inputs.labels, "alphas": points})
     if config.plot is not None:
         plot_alphas(Path(config.plot), points, kinds)
@@ -236,8 +248,8 @@ def write_merge(config: MergeConfig, session: Session, recipe: Recipe, base: str
 
     assert config.output is not None
     before: dict[str, Any] = {}
-    if base is not None and any(session.sets.values()):
-        session.load_model(base)
+    if session.base is not None and any(session.sets.values()):
+        session.load_model(session.base)
         before = session.evaluate_all()
     merged = session.load_merge(recipe)
     after = session.evaluate_all()

@@ -312,7 +312,7 @@ def test_gate_finds_a_wrong_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     base = tiny_qwen3(tmp_path / "base", dtype=torch.bfloat16, layers=layers)
     embedder = with_lora(Embedder.from_pretrained(base), scale=0.02)
     monkeypatch.setattr("nestling.models.merged_weights.lora_delta", lambda layer: scale * lora_delta(layer))
-    with pytest.raises(ExportError, match="merged weights: cosine"):
+    with pytest.raises(ExportError, match=r"/final failed the parity gate:\n- merged weights: cosine"):
         export_embedder(embedder, tmp_path / "final", max_seq_length=32)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 

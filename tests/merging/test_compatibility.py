@@ -104,6 +104,18 @@ def test_a_base_need_not_be_used_like_the_models(qwen3: Path, qwen3_base: Path) 
         require_compatible([str(qwen3), str(qwen3_base)])
 
 
+def test_affixes_of_a_vocabulary_that_are_null_or_empty_are_the_same(tmp_path: Path, qwen3: Path) -> None:
+    """transformers' Qwen2Tokenizer, whose file an export of a bare decoder has, writes "" in the place of null."""
+    one, other = copies(tmp_path, qwen3)
+    for folder, affix in ((one, None), (other, "")):
+        affixes = dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix"), affix)
+        edited(folder, "tokenizer.json", lambda old, new=affixes: {**old, "model": {**old["model"], **new}})
+    require_compatible([str(one)], str(other))
+    edited(other, "tokenizer.json", lambda old: {**old, "model": {**old["model"], "end_of_word_suffix": "</w>"}})
+    with pytest.raises(ValueError, match=r"tokenizer.json: vocabulary of"):
+        require_compatible([str(one)], str(other))
+
+
 def test_prompts_that_one_model_has_alone_do_not_matter(tmp_path: Path, qwen3: Path) -> None:
     one, other = copies(tmp_path, qwen3)
 

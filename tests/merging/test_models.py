@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
+from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import AutoModel
 
@@ -131,6 +132,19 @@ def test_adapters_beyond_plain_lora_are_refused(
     adapter_on(bert, tmp_path, **{"r": 4, "target_modules": ["query"]} | settings)
     with pytest.raises(ValueError, match=message):
         open_model(str(tmp_path))
+
+
+def test_an_adapter_that_is_used_in_another_way_than_its_base_is_refused(tmp_path: Path, bert: Path) -> None:
+    """sentence-transformers writes its own files beside an adapter, which the merge would not have."""
+    folder = tmp_path / "adapter"
+    model = SentenceTransformer(str(bert), device="cpu")
+    model.add_adapter(LoraConfig(r=4, target_modules=["query", "value"]))
+    model.save(str(folder))
+    assert open_model(str(folder), str(bert)).label == str(folder)
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(pooling.read_text().replace('"mean"', '"cls"'))
+    with pytest.raises(ValueError, match=r"its pooling, normalisation or prompts .*scripts/export.py --adapter"):
+        open_model(str(folder), str(bert))
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path, qwen3: Path, bert: Path) -> None:

@@ -159,6 +159,35 @@ def test_integers_that_one_model_lacks_are_left_out() -> None:
         assert all(list(model.specs) == ["weight"] for model in inputs.models)
 
 
+def test_heads_of_a_base_that_no_model_has_are_left_out() -> None:
+    """Embedders made of BERT or of Qwen3's larger base models are without the output layer of their base."""
+    embedder = MemoryTensors("embedder", {"embed.weight": torch.randn(3), "layers.0.bias": torch.randn(2)})
+    heads = {"cls.predictions.bias": torch.randn(3), "lm_head.weight": torch.randn(3)}
+    base = MemoryTensors("base", {**{f"bert.{name}": t for name, t in embedder.tensors.items()}, **heads})
+    assert list(Inputs.of([embedder, embedder], base).specs) == ["bert.embed.weight", "bert.layers.0.bias"]
+    language_model = MemoryTensors("language model", {**base.tensors})
+    assert list(Inputs.of([language_model], base).specs) == list(base.tensors)
+    with pytest.raises(ValueError, match=r"^base has 2 tensors that embedder lacks: cls.predictions.bias, lm_head"):
+        Inputs.of([embedder, language_model], base)
+    with pytest.raises(ValueError, match=r"^language model has 2 tensors that embedder lacks: cls.pred"):
+        Inputs.of([language_model, embedder])
+    deeper = MemoryTensors("deeper", {**base.tensors, "bert.layers.1.bias": torch.randn(2)})
+    with pytest.raises(ValueError, match=r"^deeper has 1 tensors that embedder lacks: bert.layers.1.bias$"):
+        Inputs.of([embedder], deeper)
+
+
+def test_a_pooler_that_one_model_lacks_is_left_out() -> None:
+    """Some files of encoders have none, and an export has the one that transformers made at random."""
+    plain = MemoryTensors("plain", {"weight": torch.randn(3)})
+    pooled = MemoryTensors("pooled", {**plain.tensors, "pooler.dense.weight": torch.randn(3)})
+    for inputs in (Inputs.of([plain], pooled), Inputs.of([pooled], plain), Inputs.of([pooled, plain])):
+        assert list(inputs.specs) == ["weight"]
+    assert list(Inputs.of([pooled, pooled]).specs) == ["weight", "pooler.dense.weight"]
+    classifier = MemoryTensors("classifier", {"bert.weight": torch.randn(3), "bert.pooler.dense.weight": torch.ones(3)})
+    with pytest.raises(ValueError, match=r"^classifier has 1 tensors that plain lacks: bert.pooler.dense.weight$"):
+        Inputs.of([classifier, plain])
+
+
 def test_header_with_metadata_and_any_order(tmp_path: Path) -> None:
     header = {
         "late": {"dtype": "F32", "shape": [2], "data_offsets": [2, 10]},

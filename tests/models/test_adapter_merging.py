@@ -84,6 +84,18 @@ def test_dropout_of_experts_adapters_is_refused(folders: Path, qwen3_base: Path)
         attach_lora(backbone("qwen3_moe", folders, qwen3_base), r=3, alpha=5, dropout=0.1)
 
 
+def test_modules_that_were_trained_in_full_are_refused(qwen3_base: Path) -> None:
+    """Before anything is written: their names are not those of the base, and the adapter's are switched off alone."""
+    model: PreTrainedModel = AutoModel.from_pretrained(qwen3_base)
+    config = LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    with without_deprecations():
+        adapted = get_peft_model(model, config)
+    with pytest.raises(
+        ValueError, match=r"^embed_tokens was trained in full beside the adapter \(modules_to_save\).*unload"
+    ):
+        MergedWeights(adapted)
+
+
 def test_an_adapter_of_another_kind_is_refused(folders: Path, qwen3_base: Path) -> None:
     model = backbone("lfm2", folders, qwen3_base)
     with pytest.raises(ValueError, match=r"conv has an adapter of type Conv1d on Conv1d, which cannot be merged exact"):

@@ -5,11 +5,15 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from sentence_transformers import CrossEncoder
-from transformers import PreTrainedModel
+from peft import LoraConfig as PeftConfig
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.modules.pooling import Pooling
+from transformers import AutoTokenizer, BertModel, PreTrainedModel
 
 from nestling.checkpoint import TrainingState, trainable_tensors, write_training
 from nestling.checkpoint.atomic import write_folder
@@ -139,6 +143,39 @@ def test_checkpoint_of_a_reranker_and_its_other_shape(
     export(monkeypatch, "--model", str(tmp_path / "served"), *classifier)
     model = CrossEncoder(str(tmp_path / "classifier"), device="cpu")
     torch.testing.assert_close(model.predict(pairs, convert_to_tensor=True), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "lasttoken"])
+def test_an_adapter_of_sentence_transformers_keeps_its_pooling_and_prompts(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch, pooling: str
+) -> None:
+    """Its folder has the files of a model beside those of peft; the base is a bare transformer."""
+    base = tmp_path / "base"
+    BertModel.from_pretrained(bert).save_pretrained(base)
+    AutoTokenizer.from_pretrained(bert).save_pretrained(base)
+    transformer = Transformer(str(base), max_seq_length=48)
+    model = SentenceTransformer(
+        modules=[transformer, Pooling(48, pooling_mode=pooling)],
+        prompts={"query": "query: ", "document": "passage: "},
+        device="cpu",
+    )
+    model.add_adapter(PeftConfig(r=4, target_modules=["query", "value"]))
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    model.save(str(tmp_path / "adapter"))
+    flags = ("--adapter", str(tmp_path / "adapter"), "--base", str(base))
+    export(monkeypatch, *flags, "--output", str(tmp_path / "served"))
+    served = SentenceTransformer(str(tmp_path / "served"), device="cpu")
+    assert served.max_seq_length == 48
+    for name in ("query", "document"):
+        found, expected = (each.encode(["list files " * 30, "a"], prompt_name=name) for each in (served, model))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    export(monkeypatch, *flags, "--query_prompt", "", "--output", str(tmp_path / "without"))
+    assert SentenceTransformer(str(tmp_path / "without"), device="cpu").prompts == {
+        "query": "",
+        "document": "passage: ",
+    }
 
 
 def test_an_embedder_has_no_shape(tmp_path: Path, qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from ranks import run_recipe
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from nestling.checkpoint import TrainingState, trainable_tensors, write_training
+from nestling.checkpoint.atomic import write_folder
+from nestling.config import RerankConfig, TrainData
 from nestling.export.reranker import export_reranker
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
+from nestling.training.models import load_reranker
 from recipes.runs import arguments, run_main
 from scripts.merge import main
 
@@ -115,6 +121,92 @@ def test_alphas_go_from_the_base_to_the_merge(run: Path, qwen3: Path, data: Path
     }
     assert points[0]["dev"] == pytest.approx(evaluations[0]["dev/dev"]["64"]["nDCG@10"], abs=1e-6)
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def moved(model: Path, folder: Path, seed: int) -> Path:
+    """A model whose weights differ from those of another."""
+    shutil.copytree(model, folder)
+    generator = torch.Generator().manual_seed(seed)
+    weights = load_file(folder / "model.safetensors")
+    near = {name: each + 0.02 * torch.randn(each.shape, generator=generator) for name, each in weights.items()}
+    save_file(near, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_an_alpha_is_written_as_it_was_measured(qwen3: Path, data: Path, tmp_path: Path) -> None:
+    """By the flags that the command prints: of one model, and of the mean of two."""
+    models = [moved(qwen3, tmp_path / f"model-{seed}", seed) for seed in range(2)]
+    base = load_file(qwen3 / "model.safetensors")
+    for count in (1, 2):
+        output, chosen = tmp_path / f"merged-{count}", ("--models", ",".join(map(str, models[:count])), "--base", qwen3)
+        tried = merge(*chosen, "--dev", data / "dev", "--alphas", 0.5)
+        flags = re.search(r"to write that of an alpha: (.*) --scale ALPHA --output DIR\n", tried.stdout)
+        assert flags is not None, tried.stderr
+        done = merge(*chosen, *flags[1].split(), "--scale", 0.5, "--output", output)
+        assert done.returncode == 0, done.stderr
+        trained = [load_file(each / "model.safetensors") for each in models[:count]]
+        for name, tensor in load_file(output / "model.safetensors").items():
+            mean = torch.stack([each[name].double() for each in trained]).mean(dim=0)
+            torch.testing.assert_close(tensor.double(), (base[name].double() + mean) / 2, atol=1e-6, rtol=0)
+
+
+def test_a_merge_may_be_one_of_its_models(qwen3: Path, tmp_path: Path) -> None:
+    """As where a search finds the first model to be the best."""
+    other, output = moved(qwen3, tmp_path / "other", 1), tmp_path / "merged"
+    done = merge("--models", f"{qwen3},{other}", "--weights", "1,0", "--output", output)
+    assert done.returncode == 0, done.stderr
+    first, written = (load_file(each / "model.safetensors") for each in (qwen3, output))
+    assert written.keys() == first.keys()
+    assert all(torch.equal(written[name], first[name]) for name in first)
+
+
+def test_embedders_of_a_base_with_a_head_and_without_a_pooler(bert: Path, data: Path, tmp_path: Path) -> None:
+    """The base's files are those of a masked language model, which needs no pooler."""
+    base = shutil.copytree(bert, tmp_path / "base")
+    weights = {
+        f"bert.{name}": each for name, each in load_file(bert / "model.safetensors").items() if "pool" not in name
+    }
+    weights["cls.predictions.bias"] = torch.zeros(4)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    models = ",".join(str(moved(bert, tmp_path / f"model-{seed}", seed)) for seed in range(2))
+    chosen = ("--models", models, "--base", base, "--dev", data / "dev")
+    done = merge(*chosen, "--method", "ties", "--density", 0.5, "--output", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    assert "pooler.dense.weight" in load_file(tmp_path / "merged" / "model.safetensors")
+    tried = merge(*chosen, "--alphas", "0,1")
+    assert tried.returncode == 0, tried.stderr
+
+
+def test_a_reranker_whose_base_has_no_head_is_measured_without_it(bert: Path, data: Path, tmp_path: Path) -> None:
+    base, run = shutil.copytree(bert, tmp_path / "base"), tmp_path / "run"
+    (base / "modules.json").unlink()
+    config = RerankConfig(
+        model=str(base),
+        output_dir=str(run),
+        train=[TrainData("a.jsonl")],
+        query_max_length=16,
+        document_max_length=32,
+        tuning="full",
+        precision="fp32",
+    )
+    reranker = load_reranker(config)
+    for step in (2, 4):
+        for parameter in reranker.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        tensors, state = trainable_tensors(reranker), TrainingState(step=step)
+        write_folder(run / "checkpoints" / f"step-{step}", partial(write_training, tensors=tensors, state=state))
+    (run / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    done = merge("--run", run, "--method", "linear", "--dev", data / "dev", "--output", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    assert "base has no head to score pairs with, and is not measured" in done.stdout
+    assert Reranker.from_pretrained(tmp_path / "merged").settings.query_max_length == 16
+
+
+def test_a_run_without_checkpoints_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    done = merge("--run", tmp_path / "run", "--output", tmp_path / "merged")
+    assert done.returncode == 2
+    assert "checkpoints has no checkpoints; expected step-N folders" in done.stderr
 
 
 def test_rerankers_are_merged_and_measured_on_candidates(qwen3_base: Path, data: Path, tmp_path: Path) -> None:

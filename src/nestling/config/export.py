@@ -14,7 +14,7 @@ class ExportConfig:
     Args:
         output: Folder to write; must not exist.
         checkpoint: A run's folder checkpoints/step-N; all else is in the run's config.yaml.
-        adapter: A folder that peft wrote for an embedder.
+        adapter: A folder that peft or sentence-transformers wrote for an embedder.
         base: Directory or hub id of the model under the adapter; for a checkpoint, where that model is now.
         trust_remote_code: Run the code that comes with the model.
         model: Directory or hub id of a reranker, to write it in another shape or type.
@@ -22,8 +22,9 @@ class ExportConfig:
         dtype: Type of the written weights; by default the base's own.
         allow_failed_gate: Write a directory that fails its parity gate too; its model card says so.
         matryoshka_dims: Dimensions that the adapter was trained at.
-        instruction: Task of the queries that the adapter was trained with; by default the base's query prompt.
-        query_prompt: Text before queries that the adapter was trained with, "" for none; by default the base's.
+        instruction: Task of the queries that the adapter was trained with; by default its files' query prompt, or the
+            base's.
+        query_prompt: Text before queries that the adapter was trained with, "" for none; by default likewise.
         document_prompt: Text before documents that the adapter was trained with, likewise.
         max_seq_length: Tokens at which an embedder's directory cuts texts; by default the run's, or the base's own.
     """

@@ -105,7 +105,7 @@ def export_embedder(
         if (folder / "adapter").is_dir():
             write_head(embedder.head, folder / "adapter")
         report = check_embedder(folder, expectation)
-        require_passed(report, folder, allow_failed=allow_failed_gate)
+        require_passed(report, output_dir, allow_failed=allow_failed_gate)
         (folder / "README.md").write_text(render_embedder_card(facts, card, report), encoding="utf-8")
     return report
 

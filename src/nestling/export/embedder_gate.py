@@ -97,7 +97,7 @@ class EmbedderReport:
                 else [f"{self.method} rounding to {self.dtype}: {show(self.rounding)}{other}"]
             ),
             *([] if self.bfloat16 is None else [f"computing in bfloat16: {show(self.bfloat16)}{base}"]),
-            str(self.changes),
+            *([str(self.changes)] if self.changes.tensors else []),
             *(f"warning: {line}" for line in self.warnings),
         ]
 

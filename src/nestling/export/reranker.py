@@ -114,7 +114,7 @@ def export_reranker(
         if shape == "causal":
             write_adapter(reranker.backbone, folder)
         report = check_reranker(folder, expectation)
-        require_passed(report, folder, allow_failed=allow_failed_gate)
+        require_passed(report, output_dir, allow_failed=allow_failed_gate)
         (folder / "README.md").write_text(render(reranker, facts, card, report), encoding="utf-8")
     return report
 

@@ -47,6 +47,9 @@ VOCABULARY = {
 # The key that decides which special tokens are added around a text.
 SPECIAL_TOKENS = {"post_processor": "tokens around a text"}
 
+# Keys of a BPE vocabulary in which null and "" mean the same.
+AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
+
 # Keys of reranker.json that may differ.
 LENGTHS = frozenset({"query_max_length", "document_max_length"})
 
@@ -144,4 +147,7 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
     """
     with loading(path.parent, "tokenizer"):
         content: dict[str, Any] = json.loads(Tokenizer.from_file(str(path)).to_str())
+    model: dict[str, Any] = content["model"]
+    # transformers writes "" where BPE's own files have null, and an export may have been written by it.
+    model.update({name: model[name] or None for name in AFFIXES if name in model})
     return content

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from nestling.merging.names import with_names_of, without_missing_integers
+from nestling.merging.names import with_names_of, without_unused
 from nestling.merging.sources import Source, equal_tensors
 from nestling.merging.workers import BLOCK_SIZE, Workers
 from nestling.models.safetensors_writer import Spec
@@ -45,7 +45,7 @@ class Inputs:
         """
         if not models:
             raise ValueError("there are no models to merge")
-        reference = without_missing_integers(base or models[0], models)
+        reference = without_unused(base or models[0], models, base=base is not None)
         inputs = cls(tuple(with_names_of(model, reference) for model in models), reference if base else None)
         for name in inputs.integer_tensors:
             for model in inputs.models:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from nestling.config.merge_methods import Recipe
 from nestling.console import working
 from nestling.merging.inputs import Inputs
-from nestling.merging.names import align
+from nestling.merging.names import align, is_unread_pooler
 from nestling.merging.report import MergeReport, describe
 from nestling.merging.slices import SliceMerge, plan
 from nestling.merging.workers import SLICE_SIZE, Workers, worker_threads
@@ -117,11 +117,11 @@ def matching_state(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """The tensors of a model, flat, under the inputs' names.
 
     Raises:
-        ValueError: The inputs lack one of them, or have it in another shape.
+        ValueError: The inputs lack one of them, but for a pooler that nothing reads, or have it in another shape.
     """
     state = untied_state(model)
     names = align(state.keys(), inputs.specs.keys())
-    missing = [name for name in state if name not in names]
+    missing = [name for name in state if name not in names and not is_unread_pooler(name)]
     if missing:
         raise ValueError(f"the model has {len(missing)} tensors that {inputs.reference.label} lacks: {missing[:3]}")
     for name, in_inputs in names.items():

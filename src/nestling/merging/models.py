@@ -5,9 +5,11 @@ A model is a directory or hub id, a peft adapter on its base, or a checkpoint of
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nestling.batches.prompts import Prompts
 from nestling.checkpoint.atomic import MANIFEST, file_damage
 from nestling.checkpoint.state import MODEL, STATE
 from nestling.config.yaml_files import read_yaml
@@ -15,8 +17,10 @@ from nestling.merging.heads import JoinedTensors, with_head
 from nestling.merging.lora import base_of_adapter, is_adapter_folder, is_lora_factor, open_adapter, with_lora
 from nestling.merging.names import align, names_in_base, require_matching_specs
 from nestling.merging.sources import RenamedTensors, ReplacedTensors, Source, open_weights, stored_tensors
+from nestling.models.adapter_files import AdapterFiles, read_adapter_files
 from nestling.models.embedder import ModelFiles, read_model_files
 from nestling.models.json_files import has_module
+from nestling.models.model_prompts import read_prompts
 from nestling.models.model_sources import classifies
 from nestling.models.modules import modules_beside
 from nestling.models.token_model import is_decoder, read_config
@@ -42,10 +46,27 @@ def open_model(model: str, base: str | None = None) -> Source:
         adapted = base or base_of_adapter(model)
         files = model_files(adapted)
         adapter, beside = open_adapter(model, adapted, files.subfolder), modules_beside(model, files.head)
+        own = read_adapter_files(model, adapted)
+        if own is not None:
+            require_same_use(model, own, adapted, files)
+            return with_head(adapter, model, own.head)
         return with_head(adapter, *((adapted, files.head) if beside is None else (model, beside)))
     if base is not None:
         raise ValueError(f"{model} is whole, neither an adapter nor a checkpoint, and takes no base under it")
     return open_whole(model)
+
+
+def require_same_use(adapter: str, own: AdapterFiles, base: str, files: ModelFiles) -> None:
+    """Raise ValueError if the files beside an adapter say that it is used in another way than its base is.
+
+    A merge is used as its base is: these files of sentence-transformers would count for nothing.
+    """
+    ours = replace(own.model, head=()), own.prompts or Prompts()
+    if ours != (replace(files, head=()), read_prompts(base) or Prompts()):
+        raise ValueError(
+            f"{adapter}: its pooling, normalisation or prompts are not those of {base}, which the merge would have; "
+            f"scripts/export.py --adapter {adapter} --base {base} --output DIR makes a model of it, to merge instead"
+        )
 
 
 def open_whole(model: str) -> Source:
@@ -82,7 +103,7 @@ def open_checkpoint(checkpoint: Path, base: str | None = None) -> Source:
     Raises:
         ValueError: The checkpoint is damaged, is not in a run's folder, or does not fit the base.
     """
-    settings = run_settings(checkpoint)
+    settings = run_settings(str(checkpoint))
     require_undamaged(checkpoint)
     source = base or settings["model"]
     base_weights, label = open_whole(source), str(checkpoint)
@@ -135,9 +156,9 @@ def with_replaced(label: str, base: Source, replacements: Source) -> ReplacedTen
     return ReplacedTensors(label, base, replacements, replaced)
 
 
-def run_settings(checkpoint: Path) -> dict[str, Any]:
+def run_settings(checkpoint: str) -> dict[str, Any]:
     """The content of config.yaml of the run that a checkpoint belongs to."""
-    path = checkpoint.resolve().parents[1] / CONFIG
+    path = Path(checkpoint).resolve().parents[1] / CONFIG
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {CONFIG}; expected RUN/checkpoints/step-N")
     settings = read_yaml(path)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 
 from nestling.merging.sources import RenamedTensors, Source
+from nestling.models.checked_loading import LAYER
 from nestling.models.safetensors_writer import Spec
 
 
@@ -29,22 +30,43 @@ def prefix_mappings(names: Collection[str], reference: Collection[str]) -> Itera
         yield {name: prefix + name if prefix + name in reference else name for name in names}
 
 
-def without_missing_integers(reference: Source, sources: Collection[Source]) -> Source:
-    """`reference` without tensors of integers that one of the sources lacks.
+def without_unused(reference: Source, sources: Collection[Source], *, base: bool) -> Source:
+    """`reference` without what one of the sources need not have.
 
-    These are buffers such as `position_ids`, which older releases of transformers saved and newer ones compute.
+    These are buffers of integers such as `position_ids`, which older releases of transformers saved and newer ones
+    compute, poolers, and of a base its heads, such as an output layer, which embedders made of it are without.
+
+    Args:
+        reference: The base or, without one, the first model.
+        sources: The models to merge.
+        base: Whether `reference` is the base.
     """
     matches = [set(align(source.specs.keys(), reference.specs.keys()).values()) for source in sources]
-    kept = [
-        name
-        for name, spec in reference.specs.items()
-        if spec.dtype.is_floating_point or all(name in names for names in matches)
-    ]
-    return RenamedTensors(reference, {name: name for name in kept})
+
+    def is_used(name: str) -> bool:
+        if may_lack(name, reference.specs[name]):
+            return all(name in names for names in matches)
+        may_be_head = base and LAYER.search(name) is None
+        return not may_be_head or any(name in names for names in matches)
+
+    return RenamedTensors(reference, {name: name for name in reference.specs if is_used(name)})
+
+
+def may_lack(name: str, spec: Spec) -> bool:
+    """Whether models may lack a tensor: one of integers, or of the pooler of an encoder without a head.
+
+    Of a base whose files lack that pooler transformers makes one at random, and nothing reads it.
+    """
+    return not spec.dtype.is_floating_point or is_unread_pooler(name)
+
+
+def is_unread_pooler(name: str) -> bool:
+    """Whether a tensor is of the pooler of an encoder; in a classifier, which reads it, its name has a prefix."""
+    return name.startswith("pooler.")
 
 
 def with_names_of(source: Source, reference: Source) -> Source:
-    """`source` under the names of `reference`, without tensors of integers that `reference` lacks.
+    """`source` under the names of `reference`, without tensors that `may_lack` and `reference` lacks.
 
     Raises:
         ValueError: One has a tensor of floating point that the other lacks, or a shape differs.
@@ -52,7 +74,7 @@ def with_names_of(source: Source, reference: Source) -> Source:
     own = {match: name for name, match in align(source.specs.keys(), reference.specs.keys()).items()}
     require_no_extra(reference, [name for name in reference.specs if name not in own], source)
     matched = set(own.values())
-    extra = [name for name, spec in source.specs.items() if spec.dtype.is_floating_point and name not in matched]
+    extra = [name for name, spec in source.specs.items() if name not in matched and not may_lack(name, spec)]
     require_no_extra(source, extra, reference)
     for name, spec in reference.specs.items():
         require_matching_specs(name, reference.label, spec, source.label, source.specs[own[name]])

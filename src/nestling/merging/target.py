@@ -37,7 +37,6 @@ from nestling.training.models import reranker_settings
 # Metrics by name, such as nDCG@10, for each dimension of an embedder or the depth of a reranker's candidates.
 Metrics = Mapping[int, Mapping[str, float]]
 Dtype = Literal["float32", "bfloat16", "float16"]
-# Most tokens of a text where a model directory does not say.
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,8 @@ class EmbedderTarget:
         trained_lengths: Tokens at which training cut queries and documents; None if not known.
         dims: Matryoshka dimensions that were trained, evaluated beside the full one.
         instructions: Instructions of further query prompts to export, by name.
+        trained: Whether the weights must differ from those of the directory that it was loaded from. A merge may be one
+            of its models, which a search found to be the best.
     """
 
     embedder: Embedder
@@ -93,6 +94,7 @@ class EmbedderTarget:
     trained_lengths: tuple[int, int] | None
     dims: Sequence[int]
     instructions: Mapping[str, str]
+    trained: bool
     axis: str = "dim"
 
     @property
@@ -127,6 +129,7 @@ class EmbedderTarget:
             dtype=getattr(torch, dtype) if dtype else None,
             instructions=self.instructions,
             card=card,
+            trained=self.trained,
             allow_failed_gate=allow_failed_gate,
         )
 
@@ -228,6 +231,7 @@ def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeT
         (config.query_max_length, config.document_max_length),
         config.matryoshka_dims or [],
         query_prompts(config, reads),
+        trained=True,
     )
 
 
@@ -240,4 +244,4 @@ def target_of_directory(model: str, precision: torch.dtype) -> MergeTarget:
         f"{model}: neither an embedder (modules.json with Pooling) nor a reranker (reranker.json, or LogitScore)",
     )
     dims = value_of(f"{model}/config.json", read_object(model, "config.json"), "matryoshka_dimensions", list) or []
-    return EmbedderTarget(Embedder.from_pretrained(model, precision=precision), None, None, dims, {})
+    return EmbedderTarget(Embedder.from_pretrained(model, precision=precision), None, None, dims, {}, trained=False)

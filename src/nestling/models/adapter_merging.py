@@ -12,6 +12,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.tuners.lora.variants import DoraEmbeddingVariant, DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -36,6 +37,11 @@ def lora_layers(backbone: nn.Module) -> dict[str, LoraLayer]:
     """The adapters by the names of the weights that they adapt; ValueError for one that cannot be merged exactly."""
     model, layers = without_adapters(backbone), {}
     for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            raise ValueError(
+                f"{name} was trained in full beside the adapter (modules_to_save), which is not merged here; "
+                "merge_and_unload of peft makes a model of both, and save_pretrained writes it"
+            )
         if isinstance(module, BaseTunerLayer):
             layer = require_mergeable(bare_name(name), module)
             layers[f"{bare_name(name)}.{adapted_parameter(layer)}"] = layer

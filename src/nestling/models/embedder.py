@@ -112,6 +112,7 @@ class Embedder(TokenModel):
         document_prompt: str | None = None,
         cpu: bool = False,
         quantisation: BitsAndBytesConfig | None = None,
+        files: ModelFiles | None = None,
     ) -> Self:
         """Load a directory or hub id; the settings in its sentence-transformers files, if it has any, are used.
 
@@ -129,12 +130,13 @@ class Embedder(TokenModel):
             document_prompt: Literal prompt of documents.
             cpu: Whether the model will stay on the CPU even if there is a GPU.
             quantisation: How transformers quantises the weights; not at all by default.
+            files: Settings in place of those in its sentence-transformers files.
 
         Raises:
             ValueError: The model has a module, pooling or tokenizer that Nestling cannot reproduce exactly, has no such
                 attention, or mixes a text with its padding.
         """
-        files = read_model_files(str(model))
+        files = files or read_model_files(str(model))
         config = read_config(model, files.subfolder)
         require_one_stack(config, model)
         require_embedder(model, config, pooled=files.pooling is not None)
@@ -258,6 +260,11 @@ def read_model_files(model: str) -> ModelFiles:
         ValueError: It is no model, a file is damaged, or it has modules that are not supported.
     """
     require_model_source(model)
+    return read_module_files(model)
+
+
+def read_module_files(model: str) -> ModelFiles:
+    """As `read_model_files`, also of an adapter's folder."""
     modules = read_modules(model)
     if modules is None:
         return ModelFiles()
