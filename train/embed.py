@@ -63,7 +63,7 @@ from nestling.training.start import run_folder, start
 from nestling.training.summary import embed_summary
 from nestling.training.teacher_projection import fit_projections
 from nestling.training.teacher_terms import teacher_terms
-from nestling.training.unused_settings import require_used
+from nestling.training.unused_settings import require_dev, require_used
 from nestling.training.whole_weights import require_whole_weights
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
@@ -87,6 +87,7 @@ def main(config: EmbedConfig) -> None:
         measured = with_held_out(config, sources)  # its dev has the rows that --dev_share holds out too
         dev_sets = [load_dev_set(dev, sources, show=show) for dev in measured.dev]
     require_used(config, sources)
+    require_dev(config, dev_sets)
     require_stored_vectors(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)

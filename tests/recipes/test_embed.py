@@ -284,8 +284,9 @@ def test_an_instruction_that_all_rows_have_is_said_everywhere(bert: Path, tmp_pa
 
 def test_a_step_that_is_not_finite_is_skipped_and_a_row_of_them_stops(bert: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = arguments(bert, data, run, learning_rate=1e30, warmup_ratio=0, max_grad_norm=0, max_steps=30)
-    result = run_recipe(*command, "--tuning=full", check=False)
+    settings = {"learning_rate": 1e30, "warmup_ratio": 0, "max_grad_norm": 0, "max_steps": 30, "tuning": "full"}
+    command = arguments(bert, data, run, **settings)
+    result = run_recipe(*command, check=False)
     assert result.returncode != 0
     assert "5 steps in a row had a loss or gradient that is not finite" in result.stderr
     assert metrics(run)[-1]["skipped_steps"] == 4
