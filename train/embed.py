@@ -28,6 +28,7 @@ from nestling.export.embedder import export_embedder
 from nestling.losses.chunked import info_nce
 from nestling.losses.regression import Projections
 from nestling.losses.spread_out import spread_out
+from nestling.mining.frozen_sizes import frozen_lines, stand_in_projections, with_stand_ins
 from nestling.mining.frozen_vectors import FrozenVectors, open_frozen_vectors, require_frozen_models
 from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
 from nestling.mining.refresh_schedule import Refresher
@@ -281,13 +282,14 @@ def dry_run(parts: EmbedParts) -> None:
     """--dry_run: the longest of the first batches in chunks of several sizes; nothing is written."""
     config, backend, collator, device = parts.config, parts.backend, parts.collator, parts.accelerator.device
     if parts.accelerator.is_main_process:
-        print(embed_summary(parts, parts.batch_sampler.steps_per_epoch, 0), flush=True)
+        print(embed_summary(parts, parts.batch_sampler.steps_per_epoch, 0), *frozen_lines(config), sep="\n", flush=True)
     longest = collator[longest_batch(parts.batch_sampler, lambda indices: collator[indices].tokens.tokens, device)]
+    longest, projections = with_stand_ins(longest, config), stand_in_projections(config, parts.dims, device)
     batch, ids = longest.to(device), longest.tokens.ids()
 
     def step(size: int) -> tuple[int, int]:
         tokens = pack(ids, size, collator.tokenizer.pad_id, padding_free=collator.padding_free)
-        loss = partial(rank_loss, batch=batch, loss=config.loss, dims=parts.dims, projections={})
+        loss = partial(rank_loss, batch=batch, loss=config.loss, dims=parts.dims, projections=projections)
         cached_backward(backend, tokens.to(device), loss, parts.budget)
         backend.zero_grad()
         return tokens.tokens, sum(chunk.positions for chunk in tokens.chunks)
