@@ -28,6 +28,7 @@ from nestling.export.embedder import export_embedder
 from nestling.losses.chunked import info_nce
 from nestling.losses.regression import Projections
 from nestling.losses.spread_out import spread_out
+from nestling.mining.frozen_sizes import frozen_lines, stand_in_projections, with_stand_ins
 from nestling.mining.frozen_vectors import FrozenVectors, open_frozen_vectors, require_frozen_models
 from nestling.mining.refresh_dataset import RefreshDataset, open_refresh_datasets
 from nestling.mining.refresh_schedule import Refresher
@@ -63,7 +64,7 @@ from nestling.training.start import run_folder, start
 from nestling.training.summary import embed_summary
 from nestling.training.teacher_projection import fit_projections
 from nestling.training.teacher_terms import teacher_terms
-from nestling.training.unused_settings import require_used
+from nestling.training.unused_settings import require_dev, require_used
 from nestling.training.whole_weights import require_whole_weights
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
@@ -87,6 +88,7 @@ def main(config: EmbedConfig) -> None:
         measured = with_held_out(config, sources)  # its dev has the rows that --dev_share holds out too
         dev_sets = [load_dev_set(dev, sources, show=show) for dev in measured.dev]
     require_used(config, sources)
+    require_dev(config, dev_sets)
     require_stored_vectors(config, sources)
     require_unique("dev", [dev_set.name for dev_set in dev_sets])
     batch_sampler = build_batch_sampler(config, sources)
@@ -280,13 +282,14 @@ def dry_run(parts: EmbedParts) -> None:
     """--dry_run: the longest of the first batches in chunks of several sizes; nothing is written."""
     config, backend, collator, device = parts.config, parts.backend, parts.collator, parts.accelerator.device
     if parts.accelerator.is_main_process:
-        print(embed_summary(parts, parts.batch_sampler.steps_per_epoch, 0), flush=True)
+        print(embed_summary(parts, parts.batch_sampler.steps_per_epoch, 0), *frozen_lines(config), sep="\n", flush=True)
     longest = collator[longest_batch(parts.batch_sampler, lambda indices: collator[indices].tokens.tokens, device)]
+    longest, projections = with_stand_ins(longest, config), stand_in_projections(config, parts.dims, device)
     batch, ids = longest.to(device), longest.tokens.ids()
 
     def step(size: int) -> tuple[int, int]:
         tokens = pack(ids, size, collator.tokenizer.pad_id, padding_free=collator.padding_free)
-        loss = partial(rank_loss, batch=batch, loss=config.loss, dims=parts.dims, projections={})
+        loss = partial(rank_loss, batch=batch, loss=config.loss, dims=parts.dims, projections=projections)
         cached_backward(backend, tokens.to(device), loss, parts.budget)
         backend.zero_grad()
         return tokens.tokens, sum(chunk.positions for chunk in tokens.chunks)

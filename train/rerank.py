@@ -45,7 +45,7 @@ from nestling.training.run import Run, open_run
 from nestling.training.schedule import learning_rate_schedule, total_steps
 from nestling.training.start import run_folder, start
 from nestling.training.summary import rerank_summary
-from nestling.training.unused_settings import require_relevant
+from nestling.training.unused_settings import require_dev, require_relevant
 
 EXPORT = Path(__file__).parents[1] / "scripts" / "export.py"
 
@@ -65,6 +65,7 @@ def main(config: RerankConfig) -> None:
         dev_sets = [load_rerank_dev_set(dev, sources, show=show) for dev in measured.dev]
     require_unique("dev", [each.retrieval_set.name for each in dev_sets])
     require_relevant(config, sources)
+    require_dev(config, dev_sets)
     batch_sampler = build_batch_sampler(config, sources)
 
     # 2. The model, checked before the run folder is made; it goes to its device once the folder is locked.

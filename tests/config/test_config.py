@@ -130,6 +130,10 @@ def test_an_unknown_flag_and_an_abbreviation_are_refused(capsys: pytest.CaptureF
             ["--optim", "adamw_bnb_8bit"],
             "optim: adamw_bnb_8bit saves memory where all weights are trained; with tuning: lora use adamw_torch_fused",
         ),
+        (
+            ["--tuning", "full", "--lora.r", "4", "--lora.target_modules", "query"],
+            "lora.r, lora.target_modules: of adapters, and tuning: full trains all weights without; leave this out, or",
+        ),
         (["--adam_beta2", "1"], "adam_beta2 is 1.0, expected 0 <= adam_beta2 < 1"),
     ],
 )

@@ -27,6 +27,10 @@ REQUIRED = ["--model=m", "--output_dir=o", "--train=a.jsonl"]
         (["--refresh.max_score_ratio", "x"], "refresh.max_score_ratio is 'x', expected a number or null"),
         (["--report_to", "wandbb"], "report_to is 'wandbb', expected wandb or tensorboard; did you mean wandb?"),
         (["--train", '[{"path": "a", "weight": "x"}]'], "train: weight is 'x', expected a number"),
+        (
+            ["--train", "[{path:a.jsonl}]"],
+            "'path:a.jsonl' has no blank behind the colon, so that YAML takes it for",
+        ),
         (["b.jsonl"], "'b.jsonl' belongs to no flag; a value stands behind its flag, and several with commas between"),
         (["--config", "absent.yaml"], "absent.yaml: no such file"),
         (["--config", "/"], "--config /: not a file"),

@@ -264,6 +264,13 @@ def test_an_optimizer_of_a_launch_replaces_that_of_the_recipe(recipe: StageCosts
     assert whole.optimizer > short.optimizer > half.optimizer
 
 
+def test_a_recipe_of_adapters_is_launched_with_all_weights(recipe: StageCosts) -> None:
+    file, launch = Path(recipe.path), LaunchCosts(backend="one", num_processes=1, tuning="full")
+    whole = estimate_stage(recipe, launch, 1e9)
+    file.write_text(file.read_text().replace("tuning: full", "tuning: lora\nlora: {r: 4, dropout: 0.1}"))
+    assert estimate_stage(recipe, launch, 1e9).memory == whole.memory
+
+
 @pytest.mark.parametrize(
     ("launch", "message"),
     [

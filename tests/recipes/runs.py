@@ -78,6 +78,8 @@ def arguments(model: Path, data: Path, output: Path, /, **more: object) -> list[
         "use_cpu": "true",
         **more,
     }
+    if settings.get("tuning") == "full":
+        del settings["lora.r"], settings["lora.dropout"]
     return ["train/embed.py", *(f"--{name}={value}" for name, value in settings.items())]
 
 

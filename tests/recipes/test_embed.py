@@ -121,6 +121,17 @@ def test_a_dry_run_tries_chunks_of_several_sizes_and_writes_nothing(bert: Path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_has_a_guide_and_a_teacher(bert: Path, data: Path, tmp_path: Path) -> None:
+    """Their weights are told, and the step that is tried has their masks and terms; neither is loaded."""
+    guided = {"loss.guide": "base", "loss.teacher": bert, "loss.regression_weight": 1}
+    taught = {"loss.distillation_weight": 1, "loss.teacher_temperature": 0.1}
+    result = run_recipe(*arguments(bert, data, tmp_path / "run", dry_run="true", **guided, **taught))
+    for name in ("guide", "teacher"):
+        said = rf"^loss.{name} {bert}: 0.00 GB of weights on each process while it embeds all texts, before step 1$"
+        assert re.search(said, result.stdout, re.M)
+    assert "fastest here" in result.stdout
+
+
 def test_ranks_of_a_dry_run_agree_on_the_batch(bert: Path, tmp_path: Path) -> None:
     """Their shares are longest in batches of their own, whose documents would not fit together."""
     generator, file = random.Random(0), tmp_path / "ragged.jsonl"
@@ -284,8 +295,9 @@ def test_an_instruction_that_all_rows_have_is_said_everywhere(bert: Path, tmp_pa
 
 def test_a_step_that_is_not_finite_is_skipped_and_a_row_of_them_stops(bert: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = arguments(bert, data, run, learning_rate=1e30, warmup_ratio=0, max_grad_norm=0, max_steps=30)
-    result = run_recipe(*command, "--tuning=full", check=False)
+    settings = {"learning_rate": 1e30, "warmup_ratio": 0, "max_grad_norm": 0, "max_steps": 30, "tuning": "full"}
+    command = arguments(bert, data, run, **settings)
+    result = run_recipe(*command, check=False)
     assert result.returncode != 0
     assert "5 steps in a row had a loss or gradient that is not finite" in result.stderr
     assert metrics(run)[-1]["skipped_steps"] == 4

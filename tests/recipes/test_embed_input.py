@@ -98,6 +98,11 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             {"mixing_temperature": 0.001},
             "mixing_temperature is 0.001, expected a finite number from 0.1: 1 takes",
         ),
+        ({"mixing_temperature": 2}, "mixing_temperature is 2, of the shares of several datasets, and train has one"),
+        ({"seed": 2**63}, "seed is 9223372036854775808, expected less than 2 to the power of 63"),
+        ({"lora.target_modules": "query,kye"}, "lora.target_modules ['query', 'kye']: no layer to adapt is called kye"),
+        ({"eval_steps": 1}, "eval_steps is 1, and there is no dev set; give one with --dev FOLDER, hold one out with"),
+        ({"max_seq_length": 4096}, "max_seq_length: 4096 tokens are more than the model's 128"),
         ({"batch_size": 1}, "batch_size is 1; in-batch negatives need at least 2 queries"),
         ({"matryoshka_dims": "96,24"}, "matryoshka_dims: 96 is more than the model's embedding has, 48"),
         ({"matryoshka_dims": "24,24"}, "matryoshka_dims: 24 is given 2 times; name each dimension once"),
@@ -151,6 +156,10 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             "loss.teacher_temperature is 1, which makes the cosines of loss.teacher nearly equal; expected less",
         ),
         (
+            {"loss.teacher": "m", "loss.regression_weight": 1.0, "loss.teacher_temperature": 0.1},
+            "loss.teacher_temperature is 0.1, and divides the scores that a loss.distillation_weight above 0 learns",
+        ),
+        (
             {"loss.distillation_weight": 1.0},
             "loss.distillation_weight needs teacher scores, and no dataset has",
         ),
@@ -171,6 +180,10 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
         ({"train": "nowhere.jsonl"}, "nowhere.jsonl: file: there is no such file or folder"),
         ({"train": "pairs.jsonl,"}, "a dataset has an empty name"),
         ({"train": '[{"path": "pairs.jsonl", "symmetric": false}]'}, "pairs.jsonl: symmetric is of graded pairs"),
+        (
+            {"train": '[{"path": "pairs.jsonl", "split": "test"}]'},
+            "pairs.jsonl: split is test, and this has no splits, so that all of it would be read; leave split out, or",
+        ),
         ({"dev": "nowhere"}, "nowhere: folder: there is no such folder; expected one in the BEIR layout"),
         ({"output_dir": "full"}, "full exists and is not empty; resume the run in it, or choose another folder"),
         ({"output_dir": "pairs.jsonl"}, "pairs.jsonl is a file; give a folder for the run"),
@@ -182,6 +195,18 @@ def test_settings(settings: dict[str, object], message: str, refuse: Callable[..
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
     assert refuse(**{"train": "pairs.jsonl", **settings}).startswith(message)
+
+
+def test_wandb_without_a_key(refuse: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a traceback, once the model was loaded and the guide's embeddings were made."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where keys are
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    write_pairs(tmp_path / "pairs.jsonl", 16, "some")
+    message = "report_to: wandb: No API key configured. Use `wandb login` to log in. WANDB_MODE=offline keeps metrics"
+    assert refuse(train="pairs.jsonl", report_to="wandb").startswith(message)
 
 
 def test_scores_that_are_no_cosines(refuse: Callable[..., str], tmp_path: Path) -> None:

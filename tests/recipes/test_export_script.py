@@ -70,7 +70,7 @@ def test_checkpoint_and_its_adapter(
         query_max_length=32,
         document_max_length=48,
         tuning=tuning,
-        lora=LoraConfig(r=4, alpha=8),
+        lora=LoraConfig(r=4, alpha=8) if tuning == "lora" else LoraConfig(),
         precision="fp32",
         matryoshka_dims=[32, 16],
     )
@@ -111,7 +111,7 @@ def test_checkpoint_of_a_reranker_and_its_other_shape(
         query_max_length=32,
         document_max_length=48,
         tuning=tuning,
-        lora=LoraConfig(r=4, alpha=8),
+        lora=LoraConfig(r=4, alpha=8) if tuning == "lora" else LoraConfig(),
         precision="fp32",
         suffix="<|im_end|>\n",
     )

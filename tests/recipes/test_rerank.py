@@ -53,6 +53,8 @@ def arguments(model: Path, data: Path, output: Path, /, **more: object) -> list[
         "use_cpu": "true",
         **more,
     }
+    if settings.get("tuning") == "full":
+        del settings["lora.r"]
     return ["train/rerank.py", *(f"--{name}={value}" for name, value in settings.items())]
 
 

@@ -1,8 +1,10 @@
 """Conditions on settings, with errors for users."""
 
 import math
+from dataclasses import MISSING, Field, fields
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 
 def require(condition: bool, message: str) -> None:
@@ -33,6 +35,16 @@ def require_share(settings: object, *names: str, section: str = "") -> None:
     for name in names:
         value = getattr(settings, name)
         require(value is None or 0 < value <= 1, f"{section}{name} is {value}, expected a share: above 0 and at most 1")
+
+
+def changed(settings: Any, section: str) -> list[str]:
+    """Names of the settings of a dataclass that do not have their defaults, with what stands before them."""
+    defaults = {each.name: default_of(each) for each in fields(settings)}
+    return [section + name for name, default in defaults.items() if getattr(settings, name) != default]
+
+
+def default_of(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def require_new(flag: str, path: str | Path | None) -> None:

@@ -70,3 +70,8 @@ class CandidateData(DevData):
 
     def __post_init__(self) -> None:
         require(self.depth >= 1, f"dev: depth is {self.depth}, expected at least 1")
+        require(
+            self.depth == CandidateData.depth or not self.candidates.endswith(".jsonl"),
+            f"dev: depth is {self.depth}, and the lists of {self.candidates} are scored whole; leave depth out, or "
+            "shorten the lists",
+        )

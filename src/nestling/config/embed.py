@@ -1,11 +1,18 @@
 """Settings of train/embed.py."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from nestling.config.attention import Attention
-from nestling.config.checks import require, require_at_least, require_dims, require_positive, require_share
+from nestling.config.checks import (
+    changed,
+    require,
+    require_at_least,
+    require_dims,
+    require_positive,
+    require_share,
+)
 from nestling.config.datasets import DevData
 from nestling.config.prompts import require_prompts
 from nestling.config.training import TrainingConfig, require_dev_and_attention
@@ -114,6 +121,11 @@ class LossConfig:
             "above 0, and no loss.teacher",
         )
         require(
+            self.distillation_weight > 0 or self.teacher_temperature == 1,
+            f"loss.teacher_temperature is {self.teacher_temperature:g}, and divides the scores that a "
+            "loss.distillation_weight above 0 learns; set that too, or leave it out",
+        )
+        require(
             self.teacher is None or self.distillation_weight == 0 or self.teacher_temperature < 1,
             f"loss.teacher_temperature is {self.teacher_temperature:g}, which makes the cosines of loss.teacher nearly "
             f"equal; expected less than 1, {self.temperature:g} as loss.temperature say",
@@ -158,10 +170,10 @@ class RefreshConfig:
         require_at_least(0, self, "steps", section="refresh.")
         require_at_least(1, self, "depth", "among", section="refresh.")
         require_share(self, "max_score_ratio", section="refresh.")
-        changed = [f"refresh.{each.name}" for each in fields(self) if getattr(self, each.name) != each.default]
+        unused = changed(self, "refresh.")
         require(
-            self.steps is not None or not changed,
-            f"{', '.join(changed)}: of negatives that are mined again, and refresh.steps is null; set it too, 0 for "
+            self.steps is not None or not unused,
+            f"{', '.join(unused)}: of negatives that are mined again, and refresh.steps is null; set it too, 0 for "
             "after each epoch",
         )
 

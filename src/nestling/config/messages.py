@@ -64,6 +64,12 @@ def wrong_value(found: re.Match[str], cls: type) -> str:
     return f"{names} is {value!r}, expected {alternatives([*choices, *dict.fromkeys(types)])}{hint}"
 
 
+def joined_key(found: re.Match[str], cls: type) -> str:
+    """Of a key and its value without a blank between, which YAML takes for one long key."""
+    key, value = found[1], found[2]
+    return f"'{key}:{value}' has no blank behind the colon, so that YAML takes it for a key; write {{{key}: {value}}}"
+
+
 def no_value(found: re.Match[str], cls: type) -> str:
     """Of a flag at the end, or before another flag."""
     hint = type_of(found[1], cls)
@@ -86,6 +92,7 @@ def stray_word(found: re.Match[str], cls: type) -> str:
 # The forms of jsonargparse's messages: an unknown flag, an unknown key of a file or inside another, and so on.
 FORMS: dict[str, Callable[[re.Match[str], type], str]] = {
     r"Parser key \"([\w.]+)\":.*?Importing ('[^']*') is not allowed": text_as_item,
+    r"[Oo]ption '(\w+):([^']+)' is not accepted": joined_key,
     r"[Uu]nrecognized arguments: --([\w.-]+)|[Kk]ey '([\w.-]+)' is not expected"
     r"|[Oo]ption '([\w.-]+)' is not accepted|does not accept option '([\w.-]+)'": unknown_key,
     r"^Parser key \"([\w.]+)\":(?: Problem with given class_path '[^']*': Parser key \"([\w.]+)\":)?"

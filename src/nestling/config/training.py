@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from nestling.config.attention import Attention, require_attention
-from nestling.config.checks import require, require_at_least, require_positive
+from nestling.config.checks import changed, require, require_at_least, require_positive
 from nestling.config.datasets import TrainData
 from nestling.config.lora import LoraConfig
 
@@ -118,6 +118,7 @@ class TrainingConfig:
         require_at_least(0, self, "num_negatives", "eval_steps", "save_steps", "early_stopping_patience", "seed")
         require_at_least(0, self, "weight_decay", "max_grad_norm", "dataloader_num_workers")
         require_at_least(0, self, "gradient_checkpointing_length")
+        require(self.seed < 2**63, f"seed is {self.seed}, expected less than 2 to the power of 63")
         require(
             0 <= (self.dev_share or 0.0) < 1,
             f"dev_share is {self.dev_share}, expected a share of the training data, 0 <= dev_share < 1",
@@ -129,8 +130,19 @@ class TrainingConfig:
             "by their size, more makes their shares more equal",
         )
         require(
+            self.mixing_temperature == 1 or len(self.train) > 1,
+            f"mixing_temperature is {self.mixing_temperature:g}, of the shares of several datasets, and train has one; "
+            "leave it out",
+        )
+        require(
             self.tuning != "qlora" or self.precision == "bf16",
             "tuning: qlora computes in bfloat16; set precision: bf16",
+        )
+        unused = changed(self.lora, "lora.")
+        require(
+            self.tuning != "full" or not unused,
+            f"{', '.join(unused)}: of adapters, and tuning: full trains all weights without; leave this out, or set "
+            "tuning: lora",
         )
         require(
             self.tuning == "full" or self.optim == "adamw_torch_fused",

@@ -9,7 +9,7 @@ import torch
 
 from nestling.backends.optimizer import require_whole
 from nestling.backends.sizes import StateFractions, trained_bytes
-from nestling.config import EmbedConfig, MineConfig, RerankConfig, TrainingConfig, require
+from nestling.config import EmbedConfig, LoraConfig, MineConfig, RerankConfig, TrainingConfig, require
 from nestling.config.costs import LaunchCosts, ScriptName, StageCosts
 from nestling.costs.fake_models import FakeModel
 from nestling.costs.launches import free_memory, state_fractions
@@ -91,7 +91,9 @@ def estimate_stage(stage: StageCosts, launch: LaunchCosts, device_memory: float)
 
 def as_launched(config: Training, launch: LaunchCosts) -> Training:
     """A recipe with the settings of a launch. Raises ValueError if they contradict each other."""
-    config = replace(config, tuning=launch.tuning or config.tuning, optim=launch.optim or config.optim)
+    tuning = launch.tuning or config.tuning
+    lora = LoraConfig() if tuning == "full" else config.lora  # a recipe of adapters may be launched without
+    config = replace(config, tuning=tuning, lora=lora, optim=launch.optim or config.optim)
     require_whole(config.optim, sharded=launch.backend not in ("one", "ddp"))
     return config
 

@@ -38,7 +38,7 @@ class StoredVectors:
         self.folder = folder
         self.identities = read_identities(folder / TEXTS)
         values = read_array(folder / VECTORS, len(self.identities))
-        self.vectors = Vectors([values], max(len(values), 1))
+        self.vectors, self.width = Vectors([values], max(len(values), 1)), int(values.shape[1])
 
     @cached_property
     def digests(self) -> dict[str, str]:

@@ -42,7 +42,9 @@ def attach_lora(
     )
     try:
         with without_deprecations():
-            return with_less_traffic(get_peft_model(cast(PreTrainedModel, backbone), config))
+            adapted = get_peft_model(cast(PreTrainedModel, backbone), config)
+            require_adapted(adapted, target_modules)
+            return with_less_traffic(adapted)
     except ValueError as error:
         if dropout and "ParamWrapper" in str(error):
             raise ValueError(
@@ -50,6 +52,16 @@ def attach_lora(
                 "other layers in lora.target_modules, such as q_proj,k_proj,v_proj,o_proj"
             ) from error
         raise ValueError(f"lora.target_modules {list(target_modules)}: {error}") from error
+
+
+def require_adapted(model: PeftModel, target_modules: Sequence[str]) -> None:
+    """Raise ValueError for names of layers of which none has an adapter; those that peft has rewritten it has found."""
+    paths = [path for path, module in model.named_modules() if isinstance(module, LoraLayer)]
+    named = cast(Any, model).peft_config[model.active_adapter].target_modules
+    missed = [each for each in target_modules if each in named and not any(path.endswith(f".{each}") for path in paths)]
+    if missed:
+        adapted = sorted({path.rpartition(".")[2] for path in paths})
+        raise ValueError(f"no layer to adapt is called {', '.join(missed)}; adapters would be on {', '.join(adapted)}")
 
 
 def not_adapted(backbone: nn.Module) -> list[str]:

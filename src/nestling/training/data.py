@@ -33,6 +33,7 @@ def read_sources(
     """
     sources = []
     for data in config.train:
+        require_splits(data)
         held_out = hold_out(config, data, show=show)
         table = load_records(
             data.path,
@@ -52,6 +53,16 @@ def read_sources(
         sources.append(Source(table, data.weight, data.in_batch_negatives, data.symmetric, folder))
     require_unique("train", [source.table.name for source in sources])
     return sources
+
+
+def require_splits(data: TrainData) -> None:
+    """Raise ValueError for a split of a dataset that has none: all of it would be read."""
+    path = Path(data.path)
+    require(
+        data.split == TrainData.split or not (path.is_file() or (path / "state.json").exists()),
+        f"{data.path}: split is {data.split}, and this has no splits, so that all of it would be read; leave split "
+        "out, or name the file of that split",
+    )
 
 
 def build_batch_sampler(config: TrainingConfig, sources: Sequence[Source]) -> BatchSampler:

@@ -54,6 +54,10 @@ def matryoshka_dims(config: EmbedConfig) -> dict[int, float]:
         config.longest <= readable,
         f"query_max_length, document_max_length: {config.longest} tokens are more than the model's {readable}",
     )
+    require(
+        (config.max_seq_length or 0) <= readable,
+        f"max_seq_length: {config.max_seq_length} tokens are more than the model's {readable}",
+    )
     weights = dict(zip(named, config.matryoshka_weights or [1.0] * len(named), strict=True))
     return {dim: weights.get(dim, 1.0) for dim in sorted({*named, width}, reverse=True)}
 

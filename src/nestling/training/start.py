@@ -21,6 +21,7 @@ from nestling.models.remote_code import trust_code
 from nestling.run_files import CONFIG
 from nestling.training.exportable import require_exportable
 from nestling.training.recorded_code import record_code, require_same_code
+from nestling.training.tracking import require_trackers
 
 # Settings that change how much memory a step takes, and not its result.
 MEMORY = ("chunk_tokens", "activation_memory", "gradient_checkpointing_length")
@@ -75,6 +76,8 @@ def start(config: EmbedConfig | RerankConfig) -> Accelerator | None:
         f"batch_size {config.batch_size} is for all {accelerator.num_processes} processes together and must divide by "
         "their number",
     )
+    if not config.dry_run:
+        on_rank_zero(lambda: require_trackers(config.report_to))
     torch.manual_seed(config.seed)
     return accelerator
 

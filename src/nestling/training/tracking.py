@@ -6,11 +6,12 @@ import math
 import os
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from nestling.disk_errors import named
 from nestling.files import replace_text
@@ -88,6 +89,48 @@ def open_tracker(
     return Tracker([JsonLines(folder / METRICS, resumed_step), *sinks])
 
 
+def require_trackers(report_to: Collection[str]) -> None:
+    """Raise ValueError for a tracker that is not installed, and for wandb without a key: before models are loaded."""
+    if "tensorboard" in report_to:
+        import_writer()
+    if "wandb" in report_to:
+        wandb = import_wandb()
+        if os.environ.get("WANDB_MODE") not in ("offline", "dryrun", "disabled"):
+            with wandb_errors(wandb):
+                wandb.login()  # which asks for the key on a terminal
+
+
+def import_wandb() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        message = "report_to: wandb is not installed; pip install wandb, or leave it out of report_to"
+        raise ValueError(message) from error
+    return wandb
+
+
+def import_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "report_to: tensorboard is not installed; pip install tensorboard, or leave it out of report_to"
+        ) from error
+    return SummaryWriter
+
+
+@contextmanager
+def wandb_errors(wandb: Any) -> Iterator[None]:
+    """A context in which what wandb refuses is a ValueError."""
+    try:
+        yield
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"report_to: wandb: {error} WANDB_MODE=offline keeps metrics here for `wandb sync`; or leave it out of "
+            "report_to"
+        ) from error
+
+
 class JsonLines:
     """One JSON object a line, flushed after each line, so that a kill damages at most the last one."""
 
@@ -137,23 +180,19 @@ class Wandb:
     """
 
     def __init__(self, folder: Path, config: Mapping[str, object]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError(
-                "report_to: wandb is not installed; pip install wandb, or leave it out of report_to"
-            ) from error
+        wandb = import_wandb()
         if not (folder / WANDB_ID).exists():
             replace_text(folder / WANDB_ID, secrets.token_hex(4))
         run_id = (folder / WANDB_ID).read_text(encoding="utf-8")
-        self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "nestling"),
-            name=folder.resolve().name,
-            id=run_id,
-            resume="allow",
-            dir=folder,
-            config=dict(config),
-        )
+        with wandb_errors(wandb):
+            self.run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "nestling"),
+                name=folder.resolve().name,
+                id=run_id,
+                resume="allow",
+                dir=folder,
+                config=dict(config),
+            )
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
@@ -168,15 +207,10 @@ class TensorBoard:
     """TensorBoard event files; a resumed run replaces the steps that it repeats."""
 
     def __init__(self, folder: Path, resumed_step: int | None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "report_to: tensorboard is not installed; pip install tensorboard, or leave it out of report_to"
-            ) from error
+        writer = import_writer()
         self.folder = folder
         with named(folder):
-            self.writer = SummaryWriter(folder, purge_step=0 if resumed_step is None else resumed_step + 1)
+            self.writer = writer(folder, purge_step=0 if resumed_step is None else resumed_step + 1)
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
         with named(self.folder):

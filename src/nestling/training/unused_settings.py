@@ -4,7 +4,7 @@ unused without a word."""
 from collections.abc import Sequence
 
 from nestling.batches.sampling import Source
-from nestling.config import EmbedConfig, LossConfig, RerankConfig, require
+from nestling.config import EmbedConfig, LossConfig, RerankConfig, TrainingConfig, require
 
 
 def require_used(config: EmbedConfig, sources: Sequence[Source]) -> None:
@@ -72,6 +72,15 @@ def require_hardness(config: EmbedConfig, contrastive: Sequence[Source]) -> None
 def has_negatives(config: EmbedConfig, source: Source) -> bool:
     """Whether rows of a dataset have hard negatives in training."""
     return config.refresh.steps is not None or min(source.table.max_negatives, config.num_negatives) > 0
+
+
+def require_dev(config: TrainingConfig, dev_sets: Sequence[object]) -> None:
+    """Raise ValueError for evaluations of a run that has nothing to evaluate on."""
+    require(
+        bool(dev_sets) or config.eval_steps == 0,
+        f"eval_steps is {config.eval_steps}, and there is no dev set; give one with --dev FOLDER, hold one out with "
+        "--dev_share 0.05, or leave eval_steps out",
+    )
 
 
 def require_relevant(config: RerankConfig, sources: Sequence[Source]) -> None:
