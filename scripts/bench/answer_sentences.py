@@ -50,12 +50,12 @@ def main() -> None:
     articles = json.loads(Path(config.data).read_text(encoding="utf-8"))["data"]
     splits = divide(len(articles), config)
     documents: dict[str, str] = {}  # id of each sentence
-    queries, judged = [], dict[str, list[str]](train=[], dev=[], test=[])
-    for article, split in zip(articles, splits, strict=True):
-        group = f"a{len({query['metadata']['group'] for query in queries})}"
+    queries: list[dict[str, Any]] = []
+    judged: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
+    for number, (article, split) in enumerate(zip(articles, splits, strict=True)):
         for question, relevant in questions(article, documents):
             name = f"q{len(queries)}"
-            queries.append({"_id": name, "text": question, "metadata": {"group": group}})
+            queries.append({"_id": name, "text": question, "metadata": {"group": f"a{number}"}})
             judged[split] += [f"{name}\t{document}\t1\n" for document in relevant]
     write(Path(config.output), documents, queries, judged)
     counts = ", ".join(f"{len({line.split()[0] for line in lines}):,} {split}" for split, lines in judged.items())

@@ -199,14 +199,17 @@ def test_settings(settings: dict[str, object], message: str, refuse: Callable[..
 
 def test_wandb_without_a_key(refuse: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was a traceback, once the model was loaded and the guide's embeddings were made."""
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("HOME", str(tmp_path))  # where keys are
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     write_pairs(tmp_path / "pairs.jsonl", 16, "some")
     message = "report_to: wandb: No API key configured. Use `wandb login` to log in. WANDB_MODE=offline keeps metrics"
-    assert refuse(train="pairs.jsonl", report_to="wandb").startswith(message)
+    try:
+        assert refuse(train="pairs.jsonl", report_to="wandb").startswith(message)
+    finally:
+        wandb.teardown()  # it keeps what it read of the environment for as long as the process lives
 
 
 def test_scores_that_are_no_cosines(refuse: Callable[..., str], tmp_path: Path) -> None:
