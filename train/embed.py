@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nestling.batches.embed_collation import EmbedBatch, EmbedCollator
 from nestling.batches.packing import pack, token_budget
+from nestling.batches.random_texts import RandomTexts
 from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint import RunFolder
 from nestling.config import LossConfig, require_unique
@@ -57,6 +58,7 @@ from nestling.training.memory import activation_budget
 from nestling.training.models import export_dtype, load_embedder, prepare_model, untrained_tensors
 from nestling.training.parts import EmbedParts
 from nestling.training.profiling import profile_run
+from nestling.training.retained import embed_random_texts, retention_term
 from nestling.training.retry import OutOfMemoryRetry
 from nestling.training.run import Run, open_run
 from nestling.training.schedule import learning_rate_schedule, total_steps
@@ -125,6 +127,7 @@ def build_parts(
 ) -> EmbedParts:
     """The model on its device, and what makes batches and trains on them."""
     backend = prepare_model(config, accelerator, embedder)
+    texts = partial(RandomTexts.draw, embedder.text_tokenizer, embedder.prompts.document, config.document_max_length)
     collator = EmbedCollator(
         batch_sampler.sources,
         batch_sampler.row_sampler,
@@ -135,6 +138,7 @@ def build_parts(
         chunk_tokens=config.chunk_tokens or token_budget(accelerator.device),
         teacher=config.loss.needs_teacher_scores,
         padding_free=embedder.padding_free,
+        random_texts=texts(config.seed) if config.loss.retention_weight else None,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
@@ -152,7 +156,8 @@ def train(
     if main_rank:
         keep_bm25(folder.path, parts.dev_sets)
 
-    projections = fit_projections(parts, frozen.attach)  # while the model is as it was loaded
+    # While the model is as it was loaded.
+    projections, before = fit_projections(parts, frozen.attach), embed_random_texts(parts)
 
     # 4. The run: at its newest complete checkpoint if it is resumed.
     with open_run(
@@ -183,7 +188,7 @@ def train(
             for attempt in retry.attempts(batch.to(device)):  # one, or more in smaller chunks if memory runs out
                 with attempt, CachedPasses(attempt.backend, parts.budget) as passes:
                     embeddings = passes.forward(attempt.batch.tokens)  # [n, D], this rank's distinct texts
-                    loss = rank_loss(embeddings, attempt.batch, config.loss, parts.dims, projections)
+                    loss = rank_loss(embeddings, attempt.batch, config.loss, parts.dims, projections, before)
                     passes.backward(loss)
                     del embeddings, loss  # the update and the next forward need their memory
             mean_loss, tokens, truncated, stopping, ran_out = sum_over_ranks(
@@ -207,18 +212,24 @@ def train(
 
 
 def rank_loss(
-    embeddings: Tensor, batch: EmbedBatch, loss: LossConfig, dims: dict[int, float], projections: Projections
+    embeddings: Tensor,
+    batch: EmbedBatch,
+    loss: LossConfig,
+    dims: dict[int, float],
+    projections: Projections,
+    before: Tensor | None = None,
 ) -> Tensor:
     """This rank's part of the loss of the global batch, a float32 scalar; the parts of all ranks sum to the loss.
 
-    `embeddings` are the raw ones of this rank's distinct texts, [n, D].
+    `embeddings` are the raw ones of this rank's distinct texts, [n, D]; `before` those of all random texts, [P, D].
     """
     nested: Nested = {"dims": list(dims), "dim_weights": list(dims.values())}
+    retained = retention_term(embeddings, batch, loss, before, nested)
     own, own_documents = embeddings[batch.queries], embeddings[batch.documents]
     queries, documents = gather_batch(own, own_documents, batch.document_counts)  # [Q, D], [N, D]
     if batch.scores is not None:
         whole = graded_loss(loss)(queries, documents, batch.scores, **nested)
-        return whole / len(batch.document_counts)  # every rank computes all of it
+        return whole / len(batch.document_counts) + retained  # every rank computes all of the first
     part = info_nce(
         queries,
         documents,
@@ -236,7 +247,7 @@ def rank_loss(
     if loss.spread_out_weight:
         spread = spread_out(queries, **nested) + spread_out(documents[~batch.structure.is_negative], **nested)
         part = part + loss.spread_out_weight * spread / len(batch.document_counts)  # every rank computes all of it
-    return part + teacher_terms(own, own_documents, documents, batch, loss, nested, projections)
+    return part + retained + teacher_terms(own, own_documents, documents, batch, loss, nested, projections)
 
 
 def open_batches(
@@ -285,11 +296,13 @@ def dry_run(parts: EmbedParts) -> None:
         print(embed_summary(parts, parts.batch_sampler.steps_per_epoch, 0), *frozen_lines(config), sep="\n", flush=True)
     longest = collator[longest_batch(parts.batch_sampler, lambda indices: collator[indices].tokens.tokens, device)]
     longest, projections = with_stand_ins(longest, config), stand_in_projections(config, parts.dims, device)
-    batch, ids = longest.to(device), longest.tokens.ids()
+    batch, ids, before = longest.to(device), longest.tokens.ids(), embed_random_texts(parts)
 
     def step(size: int) -> tuple[int, int]:
         tokens = pack(ids, size, collator.tokenizer.pad_id, padding_free=collator.padding_free)
-        loss = partial(rank_loss, batch=batch, loss=config.loss, dims=parts.dims, projections=projections)
+        loss = partial(
+            rank_loss, batch=batch, loss=config.loss, dims=parts.dims, projections=projections, before=before
+        )
         cached_backward(backend, tokens.to(device), loss, parts.budget)
         backend.zero_grad()
         return tokens.tokens, sum(chunk.positions for chunk in tokens.chunks)

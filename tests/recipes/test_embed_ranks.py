@@ -65,12 +65,12 @@ def test_several_processes_find_the_same_documents_for_the_queries_of_a_dev_set(
 
 
 @pytest.mark.slow
-def test_a_guide_a_teacher_and_spreading_out_on_two_processes_and_resumed(
+def test_a_guide_a_teacher_spreading_out_and_retention_on_two_processes_and_resumed(
     whole: Path, qwen3: Path, bert: Path, data: Path, tmp_path: Path
 ) -> None:
     guided = {"loss.guide": bert, "loss.guide_margin": 0.01}
     guided |= {"loss.teacher": bert, "loss.distillation_weight": 0.5, "loss.teacher_temperature": 0.1}
-    guided |= {"loss.spread_out_weight": 2.0}
+    guided |= {"loss.spread_out_weight": 2.0, "loss.retention_weight": 3.0}
     one, two = tmp_path / "one", tmp_path / "two"
     run_recipe(*command(qwen3, data, one, **guided))
     assert losses(one)[1] != losses(whole)[1]

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from nestling.batches.packing import TokenBatch, pack
 from nestling.batches.prompts import Prompts, TextTokenizer
+from nestling.batches.random_texts import RandomTexts
 from nestling.batches.sampled_rows import SampledRow, batch_structure, graded_scores, teacher_scores
 from nestling.batches.sampling import BatchIndices, RowSampler, Source
 from nestling.losses.negatives import BatchStructure
@@ -40,6 +41,8 @@ class EmbedBatch:
         truncated: Texts of this rank that were truncated.
         guide: [Q, G] and [N, G] float32 embeddings of queries and documents of the whole batch by a guide; or None.
         teacher_vectors: The same by a teacher; or None.
+        retained: [Q/W] int64 each, the index into the texts of each random text of this rank, and its row in
+            `RandomTexts`; or None.
     """
 
     tokens: TokenBatch
@@ -55,6 +58,7 @@ class EmbedBatch:
     truncated: int
     guide: tuple[Tensor, Tensor] | None = None
     teacher_vectors: tuple[Tensor, Tensor] | None = None
+    retained: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> "EmbedBatch":
         return replace(
@@ -66,8 +70,9 @@ class EmbedBatch:
             group=None if self.group is None else self.group.to(device),
             teacher=None if self.teacher is None else self.teacher.to(device),
             scores=None if self.scores is None else self.scores.to(device),
-            guide=vectors_to(self.guide, device),
-            teacher_vectors=vectors_to(self.teacher_vectors, device),
+            guide=both_to(self.guide, device),
+            teacher_vectors=both_to(self.teacher_vectors, device),
+            retained=both_to(self.retained, device),
         )
 
     def in_smaller_chunks(self, halvings: int) -> "EmbedBatch":
@@ -78,8 +83,8 @@ class EmbedBatch:
         return replace(self, tokens=tokens)
 
 
-def vectors_to(vectors: tuple[Tensor, Tensor] | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    return None if vectors is None else (vectors[0].to(device), vectors[1].to(device))
+def both_to(tensors: tuple[Tensor, Tensor] | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    return None if tensors is None else (tensors[0].to(device), tensors[1].to(device))
 
 
 class EmbedCollator(Dataset[EmbedBatch]):
@@ -97,6 +102,7 @@ class EmbedCollator(Dataset[EmbedBatch]):
         chunk_tokens: Positions of a chunk, at most.
         teacher: Whether to return teacher scores where the data has them.
         padding_free: Whether chunks are packed instead of padded.
+        random_texts: Texts that stand in every batch besides its own; None for none.
         rank: Rank of this process.
         world_size: W, number of ranks; divides the batch size.
     """
@@ -113,6 +119,7 @@ class EmbedCollator(Dataset[EmbedBatch]):
         chunk_tokens: int,
         teacher: bool = False,
         padding_free: bool = False,
+        random_texts: RandomTexts | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -125,6 +132,7 @@ class EmbedCollator(Dataset[EmbedBatch]):
         self.chunk_tokens = chunk_tokens
         self.teacher = teacher
         self.padding_free = padding_free
+        self.random_texts = random_texts
         self.rank = rank
         self.world_size = world_size
 
@@ -136,14 +144,15 @@ class EmbedCollator(Dataset[EmbedBatch]):
         by_rank = [slice(i * queries_per_rank, (i + 1) * queries_per_rank) for i in range(self.world_size)]
         local = by_rank[self.rank]
         queries, documents = self._texts(source, sampled_rows[local])
-        tokens, text_indices, truncated = self._tokenize(queries, documents, self.document_limit(source))
+        random_rows = [] if self.random_texts is None else self.random_texts.rows(indices)[local]
+        tokens, text_indices, truncated = self._tokenize(queries, documents, self.document_limit(source), random_rows)
         group, teacher = (
             teacher_scores(table, sampled_rows, local) if self.teacher and table.has_scores else (None, None)
         )
         return EmbedBatch(
             tokens=tokens,
             queries=text_indices[: len(queries)],
-            documents=text_indices[len(queries) :],
+            documents=text_indices[len(queries) : len(queries) + len(documents)],
             document_counts=[sum(sampled.documents for sampled in sampled_rows[part]) for part in by_rank],
             structure=batch_structure(table, sampled_rows, local),
             group=group,
@@ -152,6 +161,7 @@ class EmbedCollator(Dataset[EmbedBatch]):
             in_batch_negatives=source.in_batch_negatives,
             source=indices.source,
             truncated=truncated,
+            retained=(text_indices[-len(random_rows) :], torch.tensor(random_rows)) if random_rows else None,
         )
 
     def texts(self, indices: BatchIndices) -> tuple[list[str], list[str]]:
@@ -184,26 +194,31 @@ class EmbedCollator(Dataset[EmbedBatch]):
         return queries, documents
 
     def _tokenize(
-        self, queries: list[Prompted], documents: list[Prompted], document_limit: int
+        self, queries: list[Prompted], documents: list[Prompted], document_limit: int, random_rows: Sequence[int]
     ) -> tuple[TokenBatch, Tensor, int]:
-        """Tokenise each distinct text once, documents to at most `document_limit` tokens.
+        """Tokenise each distinct text once, documents to at most `document_limit` tokens; random texts are tokenised.
 
         Returns:
-            The distinct texts; [queries + documents] int64, the index of each query's and document's text; the number
+            The distinct texts; [queries + documents + random texts] int64, the index of the text of each; the number
             of texts that were truncated.
         """
         query_index = {text: i for i, text in enumerate(dict.fromkeys(queries))}
         document_index = {text: i for i, text in enumerate(dict.fromkeys(documents))}
         query_tokens = self.tokenizer(list(map("".join, query_index)), self.query_max_length)
         document_tokens = self.tokenizer(list(map("".join, document_index)), document_limit)
+        ids, prompts = query_tokens.ids + document_tokens.ids, [prompt for prompt, _ in (*query_index, *document_index)]
+        if self.random_texts is not None:
+            ids += [self.random_texts.ids[row] for row in random_rows]
+            prompts += [self.random_texts.prompt] * len(random_rows)
         batch = pack(
-            query_tokens.ids + document_tokens.ids,
+            ids,
             self.chunk_tokens,
             self.tokenizer.pad_id,
             padding_free=self.padding_free,
-            pooled_from=self.tokenizer.pooled_from([prompt for prompt, _ in (*query_index, *document_index)]),
+            pooled_from=self.tokenizer.pooled_from(prompts),
         )
         text_indices = [query_index[text] for text in queries]
         text_indices += [len(query_index) + document_index[text] for text in documents]
+        text_indices += range(len(ids) - len(random_rows), len(ids))
         truncated = query_tokens.truncated + document_tokens.truncated
         return batch, torch.tensor(text_indices, dtype=torch.int64), truncated

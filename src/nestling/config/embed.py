@@ -47,6 +47,7 @@ class LossConfig:
         teacher: Model or folder of vectors: its cosines are these scores, of a batch; null: the scores of the data.
         teacher_temperature: Divides the teacher's scores.
         spread_out_weight: Weight of the mean squared cosines of queries, and of positives, with each other; 0: none.
+        retention_weight: Weight of the term that keeps embeddings of random words as they were; 0: none.
         graded_objective: Of graded pairs: CoSENT and AnglE learn their order, cosine_similarity the scores themselves.
         graded_temperature: Temperature of CoSENT and AnglE.
     """
@@ -69,13 +70,14 @@ class LossConfig:
     teacher: str | None = None
     teacher_temperature: float = 1.0
     spread_out_weight: float = 0.0
+    retention_weight: float = 0.0
     graded_objective: GradedObjective = "cosent"
     graded_temperature: float = 0.05
 
     def __post_init__(self) -> None:
         require_positive(self, "temperature", "teacher_temperature", "graded_temperature", section="loss.")
-        weights = "distillation_weight", "regression_weight", "hardness_strength", "spread_out_weight"
-        require_at_least(0, self, *weights, section="loss.")
+        weights = "distillation_weight", "regression_weight", "spread_out_weight", "retention_weight"
+        require_at_least(0, self, *weights, "hardness_strength", section="loss.")
         require(
             not math.isnan(self.score_margin or 0), "loss.score_margin is nan, expected a number, or null for no mask"
         )

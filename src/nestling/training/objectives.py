@@ -24,8 +24,9 @@ def objective(config: TrainingConfig, source: Source) -> str:
 
 def embed_objective(config: EmbedConfig, source: Source) -> str:
     """The graded objective of graded pairs, InfoNCE of others, distillation where all rows have the scores for it."""
+    retained = " and retention of random words" if config.loss.retention_weight else ""
     if source.table.graded:
-        return graded_objective(config)
+        return graded_objective(config) + retained
     name = "InfoNCE" if source.in_batch_negatives else "InfoNCE with each row's own negatives only"
     if config.loss.guide is not None:
         name += " with false negatives masked by a guide"
@@ -33,6 +34,7 @@ def embed_objective(config: EmbedConfig, source: Source) -> str:
         name += " and the spread-out regulariser"
     if config.loss.regression_weight:
         name += " and regression on a teacher's embeddings"
+    name += retained
     if not config.loss.distillation_weight:
         return name
     if config.loss.teacher is not None:

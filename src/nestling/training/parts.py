@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from nestling.backends.backend import Backend
 from nestling.batches.embed_collation import EmbedCollator
+from nestling.batches.packing import TokenBatch
 from nestling.batches.rerank_collation import RerankCollator
 from nestling.batches.sampling import BatchSampler
 from nestling.config import EmbedConfig, RerankConfig
@@ -41,6 +44,14 @@ class EmbedParts:
     collator: EmbedCollator
     backend: Backend
     budget: ActivationBudget
+
+    @torch.no_grad()
+    def embed(self, tokens: TokenBatch) -> Tensor:
+        """[n, D] float32 embeddings of n texts by the model as it is, on the device; all ranks must call it."""
+        self.embedder.eval()
+        tokens = tokens.to(self.accelerator.device)
+        with self.backend.computing():
+            return torch.cat([self.embedder(chunk).float() for chunk in tokens.chunks])[tokens.position]
 
 
 @dataclass(frozen=True)

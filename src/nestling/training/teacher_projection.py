@@ -49,22 +49,13 @@ def fit_projections(parts: EmbedParts, attach: Callable[[EmbedBatch], EmbedBatch
 def add_batch(squares: LeastSquares, parts: EmbedParts, batch: EmbedBatch) -> int:
     """Add this rank's texts, queries and documents with as much weight as in the loss; the texts of all ranks."""
     assert batch.teacher_vectors is not None
-    embeddings = encode_batch(parts, batch).cpu()
+    embeddings = parts.embed(batch.tokens).cpu()
     sizes = [len(each) for each in batch.teacher_vectors]
     for of_teacher, own, size in zip(
         own_vectors(batch, batch.teacher_vectors), (batch.queries, batch.documents), sizes, strict=True
     ):
         squares.add(embeddings[own], of_teacher, 1 / size)
     return sum(sizes)
-
-
-@torch.no_grad()
-def encode_batch(parts: EmbedParts, batch: EmbedBatch) -> Tensor:
-    """[n, D] embeddings of this rank's texts, on the device."""
-    parts.embedder.eval()
-    tokens = batch.tokens.to(parts.accelerator.device)
-    with parts.backend.computing():
-        return torch.cat([parts.embedder(chunk).float() for chunk in tokens.chunks])[tokens.position]
 
 
 def sum_of_ranks(values: Tensor, device: torch.device) -> Tensor:
