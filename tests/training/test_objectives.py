@@ -43,6 +43,7 @@ FROZEN = {
     "loss.teacher_temperature": 0.05,
     "loss.guide": "g",
     "loss.spread_out_weight": 1,
+    "loss.retention_weight": 1,
 }
 OWN = "instruction: the model's own in all rows"
 
@@ -91,8 +92,8 @@ OWN = "instruction: the model's own in all rows"
             PLAIN,
             FROZEN,
             [
-                "InfoNCE with false negatives masked by a guide and the spread-out regulariser and distillation from a "
-                "teacher's embeddings",
+                "InfoNCE with false negatives masked by a guide and the spread-out regulariser and retention of random "
+                "words and distillation from a teacher's embeddings",
                 "4 rows; 4 positives, 0 hard negatives",
                 OWN,
             ],
