@@ -47,7 +47,8 @@ class RandomTexts:
                 "are made; set it to 0"
             )
         counts = random.integers(WORDS[0], WORDS[1] + 1, TEXTS)
-        texts = [prompt + " ".join(random.choice(found, count)) for count in counts]
+        drawn = [random.integers(len(found), size=count) for count in counts]
+        texts = [prompt + " ".join(found[word] for word in each) for each in drawn]
         return cls(tokenizer(texts, max_length).ids, prompt, seed)
 
     def rows(self, indices: BatchIndices) -> list[int]:
