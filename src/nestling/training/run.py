@@ -24,7 +24,7 @@ from nestling.config import TrainingConfig, require
 from nestling.console import Progress, working
 from nestling.disk_errors import WriteError
 from nestling.distributed.launch import outside_launch
-from nestling.distributed.ranks import on_rank_zero, rank_and_world
+from nestling.distributed.ranks import any_rank, on_rank_zero, rank_and_world
 from nestling.export.gate import ExportError
 from nestling.gpu import synchronize
 from nestling.processes import ending_with_this
@@ -133,6 +133,7 @@ class Run:
         if self.state.step == 0 or self.state.best_step == self.state.step:
             self.keep(self.state.step, [each.with_details() for each in evaluations], best_before)
         self.progress.say(f"step {self.state.step}\n{evaluation_table(results, self.axis, self.first_stage)}")
+        self._started = time.perf_counter()  # of the next step: the evaluation before the first is no part of it
 
     def report(self, learning_rate: float, figures: dict[str, float]) -> None:
         """Log a line of metrics and update the progress bar."""
@@ -321,6 +322,9 @@ def open_run(
         if measure is not None and newest is None:
             run.evaluate()
         yield run
+        # A signal in the evaluation of the last step came after the ranks had agreed on how that step ends.
+        if any_rank(run.told_to_stop, backend.model.device):
+            run.leave()
 
 
 def start_state(backend: Backend, newest: Path | None, data: str, folder: RunFolder) -> TrainingState:

@@ -1,0 +1,108 @@
+"""A run around its steps: what is timed, how it ends, what it begins with when it is resumed."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nestling.backends.optimizer import adamw
+from nestling.backends.plain import Plain
+from nestling.batches.sampling import BatchSampler, RowSampler, Source
+from nestling.checkpoint import RunFolder
+from nestling.config import EmbedConfig, TrainData
+from nestling.models.embedder import Embedder
+from nestling.records import load_records
+from nestling.training.dev_details import DevEvaluation, evaluate_bm25
+from nestling.training.run import Run, open_run
+from sets import random_set
+
+Opened = AbstractContextManager[Run]
+TOTAL = 4
+
+
+@pytest.fixture(scope="module")
+def opened(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Opened]:
+    """Opens a run of four steps that is evaluated after each second one."""
+    data = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    data.write_text("".join(json.dumps({"query": f"q {i}", "positives": [f"d {i}"]}) + "\n" for i in range(8)))
+    sampler = BatchSampler([Source(load_records(data, progress=False))], 2, RowSampler(1, 0, seed=0), seed=0)
+    embedder = Embedder.from_pretrained(bert)
+
+    def open_in(
+        folder: Path, measure: Callable[[], list[DevEvaluation]], *, resumed: bool = False, **more: object
+    ) -> Opened:
+        settings = {"model": str(bert), "output_dir": str(folder), "train": [TrainData(str(data))], "eval_steps": 2}
+        return open_run(
+            EmbedConfig(**{**settings, "save_steps": 2, **more}),  # type: ignore[arg-type]
+            RunFolder(folder, resumed=resumed),
+            sampler,
+            Plain(embedder, adamw(embedder, learning_rate=1e-3, weight_decay=0.0)),
+            total=TOTAL,
+            measure=measure,
+            axis="dim",
+            main_rank=True,
+            describe=lambda done: f"{done} done",
+        )
+
+    return open_in
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> DevEvaluation:
+    whole = evaluate_bm25(random_set(tmp_path / "set", 12, 5))
+    return replace(whole, metrics={8: whole.metrics[0]})
+
+
+def take_step(run: Run) -> bool:
+    run.state.advance(2, tokens=10, truncated=0)
+    return run.close_step(1e-3, 0.5, 1.0, stopping=run.told_to_stop)
+
+
+def test_evaluations_are_no_part_of_a_steps_time(
+    opened: Callable[..., Opened], evaluation: DevEvaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def measure() -> list[DevEvaluation]:
+        clock[0] += 100
+        return [evaluation]
+
+    (tmp_path / "run").mkdir()
+    with opened(tmp_path / "run", measure) as run:
+        for _ in run.steps:
+            clock[0] += 1
+            take_step(run)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval" in line] == [0, 2, 4]
+    assert [line["seconds"] for line in lines if "loss" in line] == [1.0] * TOTAL
+
+
+def test_a_signal_in_the_evaluation_of_the_last_step_ends_the_run(
+    opened: Callable[..., Opened],
+    evaluation: DevEvaluation,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "run").mkdir()
+
+    def measure() -> list[DevEvaluation]:
+        if run.state.step == TOTAL:
+            signal.raise_signal(signal.SIGTERM)
+        return [evaluation]
+
+    with pytest.raises(SystemExit) as stopped:
+        with opened(tmp_path / "run", lambda: [evaluation]) as run:
+            run.measure = measure
+            for _ in run.steps:
+                assert take_step(run)
+        pytest.fail("the run goes on to its export")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert f"stopped by SIGTERM; saved {run.checkpoints.path(TOTAL)}; continue" in capsys.readouterr().err
+    with opened(tmp_path / "run", lambda: [evaluation], resumed=True) as again:
+        assert (again.state.step, list(again.steps)) == (TOTAL, [])
