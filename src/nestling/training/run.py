@@ -153,8 +153,8 @@ class Run:
             tokens_per_second=figures["tokens_per_second"],
         )
 
-    def save(self) -> None:
-        """Write a checkpoint, on all ranks."""
+    def save(self) -> Path:
+        """Write a checkpoint, on all ranks; gives its folder."""
         self.state.skipped_steps, self.state.skipped_in_a_row = self.guard.skipped, self.guard.in_a_row
         tensors = self.backend.tensors()
 
@@ -163,7 +163,7 @@ class Run:
                 write_training(path, tensors, self.state)
             self.backend.save_optimizer(path)
 
-        self.checkpoints.save(self.state.step, write, best_step=self.state.best_step)
+        return self.checkpoints.save(self.state.step, write, best_step=self.state.best_step)
 
     def leave(self) -> NoReturn:
         """Say how to resume after a stop signal, and exit with the signal's status."""
@@ -176,10 +176,9 @@ class Run:
     def give_up(self, chunk_tokens: int, otherwise: str = "") -> NoReturn:
         """Discard the unfinished step, save the ones before it, and fail: memory ran out on one of several ranks."""
         self.backend.zero_grad()
-        self.save()
-        step = self.state.step
+        saved = self.save()
         raise ValueError(
-            f"a rank ran out of memory in step {step + 1}; saved {self.checkpoints.path(step)}; continue with "
+            f"a rank ran out of memory in step {self.state.step + 1}; saved {saved}; continue with "
             f"--resume true and --chunk_tokens {max(1, chunk_tokens // 2)}{otherwise}"
         )
 
