@@ -1,6 +1,7 @@
 """A run around its steps: what is timed, how it ends, what it begins with when it is resumed."""
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -25,20 +26,18 @@ Opened = AbstractContextManager[Run]
 TOTAL = 4
 
 
-@pytest.fixture(scope="module")
-def opened(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Opened]:
+@pytest.fixture
+def opened(bert: Path, tmp_path: Path) -> Callable[..., Opened]:
     """Opens a run of four steps that is evaluated after each second one."""
-    data = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"query": f"q {i}", "positives": [f"d {i}"]}) + "\n" for i in range(8)))
     sampler = BatchSampler([Source(load_records(data, progress=False))], 2, RowSampler(1, 0, seed=0), seed=0)
     embedder = Embedder.from_pretrained(bert)
 
-    def open_in(
-        folder: Path, measure: Callable[[], list[DevEvaluation]], *, resumed: bool = False, **more: object
-    ) -> Opened:
-        settings = {"model": str(bert), "output_dir": str(folder), "train": [TrainData(str(data))], "eval_steps": 2}
+    def open_in(folder: Path, measure: Callable[[], list[DevEvaluation]], *, resumed: bool = False) -> Opened:
+        train = [TrainData(str(data))]
         return open_run(
-            EmbedConfig(**{**settings, "save_steps": 2, **more}),  # type: ignore[arg-type]
+            EmbedConfig(model=str(bert), output_dir=str(folder), train=train, eval_steps=2, save_steps=2),
             RunFolder(folder, resumed=resumed),
             sampler,
             Plain(embedder, adamw(embedder, learning_rate=1e-3, weight_decay=0.0)),
@@ -106,3 +105,22 @@ def test_a_signal_in_the_evaluation_of_the_last_step_ends_the_run(
     assert f"stopped by SIGTERM; saved {run.checkpoints.path(TOTAL)}; continue" in capsys.readouterr().err
     with opened(tmp_path / "run", lambda: [evaluation], resumed=True) as again:
         assert (again.state.step, list(again.steps)) == (TOTAL, [])
+
+
+def test_a_best_checkpoint_that_is_gone_is_forgotten_at_the_resumption(
+    opened: Callable[..., Opened], evaluation: DevEvaluation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Later evaluations are no better than that of step 2, whose checkpoint would be exported."""
+    (tmp_path / "run").mkdir()
+    with opened(tmp_path / "run", lambda: [evaluation]) as run:
+        assert all(take_step(run) for _ in run.steps)
+    assert (run.state.best_step, run.checkpoints.steps()) == (2, [2, TOTAL])
+    with opened(tmp_path / "run", lambda: [evaluation], resumed=True) as again:
+        assert again.state.best_step == 2
+    shutil.rmtree(run.checkpoints.path(2))
+    with opened(tmp_path / "run", lambda: [evaluation], resumed=True) as again:
+        assert again.state.best_step is None
+        exported: list[int] = []
+        again.export(exported.append, Path("scripts/export.py"))
+    assert exported == [TOTAL]
+    assert f"the best checkpoint so far, {run.checkpoints.path(2)}, is gone" in caplog.text
