@@ -4,12 +4,14 @@ import json
 import shutil
 import signal
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from nestling.backends.optimizer import adamw
 from nestling.backends.plain import Plain
@@ -18,7 +20,9 @@ from nestling.checkpoint import RunFolder
 from nestling.config import EmbedConfig, TrainData
 from nestling.models.embedder import Embedder
 from nestling.records import load_records
+from nestling.run_files import read_exported
 from nestling.training.dev_details import DevEvaluation, evaluate_bm25
+from nestling.training.interpolation import interpolate_run, trained_tensors
 from nestling.training.run import Run, open_run
 from sets import random_set
 
@@ -124,3 +128,49 @@ def test_a_best_checkpoint_that_is_gone_is_forgotten_at_the_resumption(
         again.export(exported.append, Path("scripts/export.py"))
     assert exported == [TOTAL]
     assert f"the best checkpoint so far, {run.checkpoints.path(2)}, is gone" in caplog.text
+
+
+def interpolated(run: Run) -> None:
+    """Every weight of the base is 0."""
+    base = {name: torch.zeros_like(each) for name, each in trained_tensors(run.backend.model).items()}
+    interpolate_run(run, lambda: base, None, TOTAL)
+
+
+def test_a_run_that_has_lost_its_last_lines_of_metrics_keeps_the_trained_weights(
+    opened: Callable[..., Opened], evaluation: DevEvaluation, tmp_path: Path
+) -> None:
+    """They are not forced onto the disk as checkpoints are."""
+    (tmp_path / "run").mkdir()
+    with opened(tmp_path / "run", lambda: [evaluation]) as run:
+        assert all(take_step(run) for _ in run.steps)
+    first, *_ = run.folder.metrics.read_text().splitlines(keepends=True)
+    run.folder.metrics.write_text(first)
+    trained = trained_tensors(run.backend.model)
+    interpolated(run)
+    for name, each in trained_tensors(run.backend.model).items():
+        assert torch.equal(each, trained[name]), name
+    assert read_exported(run.folder.path) is None
+
+
+def test_of_the_shares_only_the_best_keeps_its_embeddings(
+    opened: Callable[..., Opened], evaluation: DevEvaluation, tmp_path: Path
+) -> None:
+    made: list[weakref.ref[DevEvaluation]] = []
+    alive: list[int] = []
+
+    def measure() -> list[DevEvaluation]:
+        """Each evaluation is better than the one before."""
+        alive.append(sum(each() is not None for each in made))
+        metrics = {8: {**evaluation.metrics[8], "nDCG@10": 0.1 * (1 + len(made))}}
+        better = replace(evaluation, metrics=metrics)
+        made.append(weakref.ref(better))
+        return [better]
+
+    (tmp_path / "run").mkdir()
+    with opened(tmp_path / "run", measure) as run:
+        assert all(take_step(run) for _ in run.steps)
+    alive.clear()
+    interpolated(run)
+    assert alive == [0, 1, 1]
+    exported = read_exported(run.folder.path)
+    assert exported is not None and exported.share == 0.25
