@@ -102,7 +102,16 @@ def interpolate_run(run: Run, base: Callable[[], Mapping[str, Tensor]], fixed: f
         fixed: The share that is taken unless dev prefers the base; None where dev chooses the share, if there is one.
         step: The step.
     """
-    metrics, evaluations = run.folder.metrics, dict[float, list[DevEvaluation]]()
+    metrics = run.folder.metrics
+    before, after = on_rank_zero(lambda: [evaluation_at(metrics, each) for each in (0, step)])
+    # Without a dev set, in a run of an earlier release, or in one that has lost lines of its metrics.
+    if fixed is None and not (before and after):
+        as_trained(run, step)
+        return
+    if fixed is not None and not before:
+        move_back(run, base(), fixed, step)
+        return
+    found, evaluations = Interpolation({0.0: before, 1.0: after}, fixed), dict[float, list[DevEvaluation]]()
 
     def measure(share: float) -> Results:
         assert run.measure is not None
@@ -111,14 +120,6 @@ def interpolate_run(run: Run, base: Callable[[], Mapping[str, Tensor]], fixed: f
         evaluations[share] = run.measure()
         return {each.retrieval_set.name: each.metrics for each in evaluations[share]}
 
-    before, after = on_rank_zero(lambda: [evaluation_at(metrics, each) for each in (0, step)])
-    if not (before and after):  # no dev set, a run of an earlier release, or one that has lost lines of its metrics
-        if fixed is None:
-            as_trained(run, step)
-        else:
-            move_back(run, base(), fixed, step)
-        return
-    found = Interpolation({0.0: before, 1.0: after}, fixed)
     choose_share(run.backend.model, base(), found, measure)
     if found.chosen == 0:
         measure(0.0)  # for the details of each query, which the page shows of what is in final/
