@@ -1,6 +1,7 @@
 """The steps of both recipes, with their answer to a full device, for a loss that a test gives."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from nestling.training.accumulated import AccumulatedPasses
 from nestling.training.cached import ActivationBudget, CachedPasses
 from nestling.training.retry import OutOfMemoryRetry
 
+# What a run says that it has saved.
+SAVED = Path("checkpoints/step-7")
+
 
 def halved(batch: TokenBatch, halvings: int) -> TokenBatch:
     for _ in range(halvings):
@@ -20,7 +24,9 @@ def halved(batch: TokenBatch, halvings: int) -> TokenBatch:
 
 
 def embed_retry(backend: Backend, say: Callable[[str], None], chunk_tokens: int = 1024) -> OutOfMemoryRetry[TokenBatch]:
-    return OutOfMemoryRetry(backend, lambda batch: batch.chunks, halved, chunk_tokens=chunk_tokens, say=say)
+    return OutOfMemoryRetry(
+        backend, lambda batch: batch.chunks, halved, chunk_tokens=chunk_tokens, say=say, save=lambda: SAVED
+    )
 
 
 def embed_step(
@@ -45,6 +51,7 @@ def rerank_retry(
         collator.in_smaller_chunks,
         chunk_tokens=collator.chunk_tokens,
         say=say,
+        save=lambda: SAVED,
     )
 
 

@@ -180,6 +180,7 @@ def train(
             EmbedBatch.in_smaller_chunks,
             chunk_tokens=collator.chunk_tokens,
             say=run.progress.say,
+            save=run.save,
             otherwise=LESS_MEMORY,
         )
         for batch in open_batches(parts, refresh_datasets, frozen, run):

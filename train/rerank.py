@@ -143,6 +143,7 @@ def train(parts: RerankParts, folder: RunFolder) -> None:
             collator.in_smaller_chunks,
             chunk_tokens=collator.chunk_tokens,
             say=run.progress.say,
+            save=run.save,
         )
         for batch in load_batches(collator, parts.batch_sampler, run.steps, config.dataloader_num_workers):
             seed_step(config.seed, state.step, accelerator.process_index)

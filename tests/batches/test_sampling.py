@@ -1,6 +1,7 @@
 import json
 import pickle
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from nestling.batches.embed_collation import EmbedCollator
 from nestling.batches.lengths import measure_lengths
 from nestling.batches.prompts import Prompts, TextTokenizer
 from nestling.batches.sampling import BatchIndices, BatchSampler, RowSampler, Source
+from nestling.config import EmbedConfig, TrainData
 from nestling.losses.negatives import REPORT_TERMS, NegativeMasks
 from nestling.records import RecordTable, load_records, text_id
+from nestling.training.schedule import total_steps
 
 ROW_SAMPLER = RowSampler(positives=1, negatives=2, seed=0)
 
@@ -60,6 +63,15 @@ def test_one_dataset_a_batch_in_proportion_to_size_and_weight(tmp_path: Path) ->
     assert Counter(indices.source for indices in islice(batch_sampler.batches(), 12)) == {0: 4, 1: 8}
     even = BatchSampler([Source(small), Source(large)], 8, ROW_SAMPLER, seed=1, mixing_temperature=2.0)
     assert even.batches_per_epoch == [4, 7]
+
+
+def test_weights_and_epochs_in_decimals_add_no_batch(tmp_path: Path) -> None:
+    batch_sampler = BatchSampler([Source(pairs(tmp_path, 100), weight=1.1)], 10, ROW_SAMPLER, seed=1)
+    assert batch_sampler.steps_per_epoch == 11
+    config = EmbedConfig(model="m", output_dir="o", train=[TrainData("pairs.jsonl")], num_train_epochs=2.2)
+    plain = BatchSampler([Source(batch_sampler.sources[0].table)], 4, ROW_SAMPLER, seed=1)
+    assert total_steps(config, plain) == 55
+    assert total_steps(replace(config, num_train_epochs=2.21), plain) == 56
 
 
 def test_batches_depend_on_the_seed_alone_and_can_be_skipped(tmp_path: Path) -> None:

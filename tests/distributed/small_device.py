@@ -1,4 +1,4 @@
-"""train/embed.py on ranks of which the second runs out of memory in the fourth step. Arguments as there."""
+"""train/embed.py on ranks of which the last runs out of memory in the fourth step. Arguments as there."""
 
 import torch
 from launches import recipe
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from nestling.batches.packing import AnyChunk
 from nestling.config import EmbedConfig, parse_config, run
+from nestling.distributed.ranks import rank_and_world
 from nestling.models.embedder import Embedder
 
 RECIPE = recipe("embed")
@@ -15,7 +16,7 @@ full = False
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     global full
-    full = (step, rank) == (3, 1)
+    full = (step, rank + 1) == (3, rank_and_world()[1])
     SEED_STEP(seed, step, rank)
 
 

@@ -106,3 +106,14 @@ def test_the_recipe_saves_gives_advice_and_resumes(qwen3: Path, tmp_path: Path) 
     assert sorted(losses(run)) == list(range(1, 6))
     for step, expected in losses(uninterrupted).items():
         assert losses(run)[step] == pytest.approx(expected, rel=1e-4), step
+
+
+def test_one_process_that_cannot_take_the_step_saves_those_before(bert: Path, tmp_path: Path) -> None:
+    data, run = write_data(tmp_path), tmp_path / "run"
+    command = arguments(bert, data, run, max_steps=5, save_steps=100)
+    command[0] = str(ROOT / "tests" / "distributed" / "small_device.py")
+    result = run_recipe(*command, check=False)
+    assert result.returncode == 2, result.stderr
+    saved = run / "checkpoints" / "step-3"
+    assert f"cannot be split further; saved {saved}; continue with --resume true and" in result.stderr, result.stderr
+    assert json.loads((saved / "state.json").read_text())["step"] == 3

@@ -124,7 +124,7 @@ class BatchSampler:
         self.batch_size = batch_size
         self.row_sampler = row_sampler
         self.seed = seed
-        self.batches_per_epoch = [math.ceil(rows / batch_size) for rows in epoch_rows(sources, mixing_temperature)]
+        self.batches_per_epoch = [round_up(rows / batch_size) for rows in epoch_rows(sources, mixing_temperature)]
         self._tables = {0: [source.table for source in sources]}
 
     @property
@@ -232,3 +232,8 @@ def epoch_rows(sources: Sequence[Source], temperature: float) -> list[float]:
     tempered = [size ** (1 / temperature) for size in sizes]
     scale = sum(sizes) / sum(tempered)
     return [source.weight * size * scale for source, size in zip(sources, tempered, strict=True)]
+
+
+def round_up(batches: float) -> int:
+    """Whole batches for a number of them; 2.2 x 25, which is a little more than 55 in binary, makes 55."""
+    return math.ceil(round(batches, 6))

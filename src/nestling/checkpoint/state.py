@@ -62,6 +62,10 @@ class TrainingState:
         else:
             self.evaluations_since_best += 1
 
+    def forget_best(self) -> None:
+        """Go on as if there had been no evaluation; the next one is the best."""
+        self.best_metric, self.best_step, self.evaluations_since_best = None, None, 0
+
 
 def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters that require gradients and buffers of the state_dict, by name; a shared parameter once."""

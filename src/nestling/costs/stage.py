@@ -1,6 +1,5 @@
 """Estimate of the memory and operations of a stage with one way of launching it."""
 
-import math
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TypeVar
@@ -9,6 +8,7 @@ import torch
 
 from nestling.backends.optimizer import require_whole
 from nestling.backends.sizes import StateFractions, trained_bytes
+from nestling.batches.sampling import round_up
 from nestling.config import EmbedConfig, LoraConfig, MineConfig, RerankConfig, TrainingConfig, require
 from nestling.config.costs import LaunchCosts, ScriptName, StageCosts
 from nestling.costs.fake_models import FakeModel
@@ -188,7 +188,7 @@ def recomputations(config: TrainingConfig, length: float) -> int:
 
 def rows_visited(config: TrainingConfig, stage: StageCosts) -> float:
     """Number of rows that a run processes, over all epochs."""
-    steps = config.max_steps or math.ceil(config.num_train_epochs * stage.examples / config.batch_size)
+    steps = config.max_steps or round_up(config.num_train_epochs * stage.examples / config.batch_size)
     return float(steps * config.batch_size)
 
 

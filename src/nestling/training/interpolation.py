@@ -102,21 +102,25 @@ def interpolate_run(run: Run, base: Callable[[], Mapping[str, Tensor]], fixed: f
         fixed: The share that is taken unless dev prefers the base; None where dev chooses the share, if there is one.
         step: The step.
     """
-    metrics, evaluations = run.folder.metrics, dict[float, list[DevEvaluation]]()
+    metrics = run.folder.metrics
+    before, after = on_rank_zero(lambda: [evaluation_at(metrics, each) for each in (0, step)])
+    # Without a dev set, in a run of an earlier release, or in one that has lost lines of its metrics.
+    if fixed is None and not (before and after):
+        as_trained(run, step)
+        return
+    if fixed is not None and not before:
+        move_back(run, base(), fixed, step)
+        return
+    found, evaluations = Interpolation({0.0: before, 1.0: after}, fixed), dict[float, list[DevEvaluation]]()
 
     def measure(share: float) -> Results:
         assert run.measure is not None
+        for passed_over in evaluations.keys() - {found.chosen}:
+            del evaluations[passed_over]  # it holds the embeddings of its dev sets
         evaluations[share] = run.measure()
         return {each.retrieval_set.name: each.metrics for each in evaluations[share]}
 
-    before, after = on_rank_zero(lambda: [evaluation_at(metrics, each) for each in (0, step)])
-    if not before:  # no dev set, a run of an earlier release, or one without its first lines of metrics
-        if fixed is None:
-            as_trained(run, step)
-        else:
-            move_back(run, base(), fixed, step)
-        return
-    found = choose_share(run.backend.model, base(), Interpolation({0.0: before, 1.0: after}, fixed), measure)
+    choose_share(run.backend.model, base(), found, measure)
     if found.chosen == 0:
         measure(0.0)  # for the details of each query, which the page shows of what is in final/
     if found.chosen in evaluations:

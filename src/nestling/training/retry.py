@@ -1,6 +1,7 @@
 """When a device runs out of memory: one process repeats the step in smaller chunks, several ranks end it together."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -25,7 +26,8 @@ class OutOfMemoryRetry(Generic[Batch]):
         rechunk: The batch with the token budget of its chunks halved so many times, 0 for the batch itself.
         chunk_tokens: The token budget of a chunk before it is halved.
         say: Takes a line for the log.
-        otherwise: What else than smaller chunks would help, for the error of several ranks.
+        save: Saves the steps before this one, where one process can take it in no chunks; gives the checkpoint.
+        otherwise: What else would help, for the errors.
 
     Attributes:
         halvings: How often chunks have been halved so far; every later batch is halved as often.
@@ -40,6 +42,7 @@ class OutOfMemoryRetry(Generic[Batch]):
         *,
         chunk_tokens: int,
         say: Callable[[str], None],
+        save: Callable[[], Path],
         otherwise: str = "",
     ) -> None:
         self.backend = backend
@@ -47,6 +50,7 @@ class OutOfMemoryRetry(Generic[Batch]):
         self.rechunk = rechunk
         self.chunk_tokens = chunk_tokens
         self.say = say
+        self.save = save
         self.otherwise = otherwise
         self.halvings = 0
         self.ran_out = False
@@ -80,9 +84,11 @@ class OutOfMemoryRetry(Generic[Batch]):
             smaller = self.rechunk(batch, self.halvings)
             if len(self.chunks_of(smaller)) > len(self.chunks_of(current)):
                 return smaller
+        saved = self.save()
         raise ValueError(
             f"out of memory with a chunk of {self.largest_chunk(current)} positions, which cannot be split further; "
-            "lower the maximum lengths or the number of negatives, or set gradient_checkpointing_length below them"
+            f"saved {saved}; continue with --resume true and a --gradient_checkpointing_length below the maximum "
+            f"lengths{self.otherwise}, or start a run with lower maximum lengths or fewer negatives"
         )
 
     def largest_chunk(self, batch: Batch) -> int:

@@ -18,13 +18,13 @@ from nestling.backends.backend import Backend
 from nestling.batches.sampling import BatchSampler
 from nestling.checkpoint.guards import NonFiniteGuard, StopSignal, ZeroGuard
 from nestling.checkpoint.run_folder import RunFolder
-from nestling.checkpoint.state import TrainingState, load_state, restore_tensors, write_training
+from nestling.checkpoint.state import TrainingState, restore_tensors, write_training
 from nestling.checkpoint.store import Checkpoints
 from nestling.config import TrainingConfig, require
 from nestling.console import Progress, working
 from nestling.disk_errors import WriteError
 from nestling.distributed.launch import outside_launch
-from nestling.distributed.ranks import on_rank_zero, rank_and_world
+from nestling.distributed.ranks import any_rank, on_rank_zero
 from nestling.export.gate import ExportError
 from nestling.gpu import synchronize
 from nestling.processes import ending_with_this
@@ -32,6 +32,7 @@ from nestling.run_files import Results, evaluation_at, evaluation_of_final, read
 from nestling.training.dev_details import DevEvaluation, keep_evaluation
 from nestling.training.dev_results import evaluation_table, results_text
 from nestling.training.objectives import zero_loss_reasons
+from nestling.training.resumption import forget_missing_best, start_state
 from nestling.training.tracking import Meter, Tracker, open_tracker
 
 
@@ -133,6 +134,7 @@ class Run:
         if self.state.step == 0 or self.state.best_step == self.state.step:
             self.keep(self.state.step, [each.with_details() for each in evaluations], best_before)
         self.progress.say(f"step {self.state.step}\n{evaluation_table(results, self.axis, self.first_stage)}")
+        self._started = time.perf_counter()  # of the next step: the evaluation before the first is no part of it
 
     def report(self, learning_rate: float, figures: dict[str, float]) -> None:
         """Log a line of metrics and update the progress bar."""
@@ -152,8 +154,8 @@ class Run:
             tokens_per_second=figures["tokens_per_second"],
         )
 
-    def save(self) -> None:
-        """Write a checkpoint, on all ranks."""
+    def save(self) -> Path:
+        """Write a checkpoint, on all ranks; gives its folder."""
         self.state.skipped_steps, self.state.skipped_in_a_row = self.guard.skipped, self.guard.in_a_row
         tensors = self.backend.tensors()
 
@@ -162,7 +164,7 @@ class Run:
                 write_training(path, tensors, self.state)
             self.backend.save_optimizer(path)
 
-        self.checkpoints.save(self.state.step, write, best_step=self.state.best_step)
+        return self.checkpoints.save(self.state.step, write, best_step=self.state.best_step)
 
     def leave(self) -> NoReturn:
         """Say how to resume after a stop signal, and exit with the signal's status."""
@@ -175,10 +177,9 @@ class Run:
     def give_up(self, chunk_tokens: int, otherwise: str = "") -> NoReturn:
         """Discard the unfinished step, save the ones before it, and fail: memory ran out on one of several ranks."""
         self.backend.zero_grad()
-        self.save()
-        step = self.state.step
+        saved = self.save()
         raise ValueError(
-            f"a rank ran out of memory in step {step + 1}; saved {self.checkpoints.path(step)}; continue with "
+            f"a rank ran out of memory in step {self.state.step + 1}; saved {saved}; continue with "
             f"--resume true and --chunk_tokens {max(1, chunk_tokens // 2)}{otherwise}"
         )
 
@@ -213,11 +214,12 @@ class Run:
         """
         best = self.state.best_step
         step = self.state.step if best is None else best
-        checkpoint = self.checkpoints.verified(step)
         if self.config.tuning == "qlora" or self.backend.sharded:
+            checkpoint = self.checkpoints.verified(step)
             on_rank_zero(lambda: export_checkpoint(script, checkpoint, self.folder.final, self.config))
         else:
-            if step != self.state.step:
+            if step != self.state.step:  # else they are in memory, and no byte of the checkpoint is read
+                checkpoint = self.checkpoints.verified(step)
                 with working(f"loading {checkpoint}", shown=self.main_rank):
                     restore_tensors(checkpoint, self.backend.model)
             if between is not None:
@@ -288,6 +290,7 @@ def open_run(
     checkpoints = Checkpoints(folder.checkpoints, config.save_total_limit)
     newest = checkpoints.recover() if folder.resumed else None
     state = start_state(backend, newest, batch_sampler.fingerprint(), folder)
+    forget_missing_best(state, checkpoints)
     if main_rank:
         print(describe(state.step), flush=True)
     with (
@@ -321,20 +324,9 @@ def open_run(
         if measure is not None and newest is None:
             run.evaluate()
         yield run
-
-
-def start_state(backend: Backend, newest: Path | None, data: str, folder: RunFolder) -> TrainingState:
-    """The state to start from: step 0, or that of a checkpoint, whose training data must be the same."""
-    if newest is None:
-        return TrainingState(data=data)
-    state = load_state(newest)
-    require(
-        state.data == data,
-        f"the training data is not what the run in {folder.path} began with; start a new run for it",
-    )
-    with working(f"loading {newest}", shown=rank_and_world()[0] == 0):
-        backend.restore(newest)
-    return state
+        # A signal in the evaluation of the last step came after the ranks had agreed on how that step ends.
+        if any_rank(run.told_to_stop, backend.model.device):
+            run.leave()
 
 
 def export_checkpoint(script: Path, checkpoint: Path, output: Path, config: TrainingConfig) -> None:

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from nestling.batches.sampling import BatchSampler
+from nestling.batches.sampling import BatchSampler, round_up
 from nestling.config import TrainingConfig
 
 
 def total_steps(config: TrainingConfig, batch_sampler: BatchSampler) -> int:
     """Steps of the whole run."""
-    return config.max_steps or math.ceil(config.num_train_epochs * batch_sampler.steps_per_epoch)
+    return config.max_steps or round_up(config.num_train_epochs * batch_sampler.steps_per_epoch)
 
 
 def learning_rate_schedule(config: TrainingConfig, total: int) -> Callable[[int], float]:
