@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nestling.data_checks.rows import SourceRows
     from nestling.data_checks.statistics import StatisticsByKind
     from nestling.data_checks.tokens import TokenCounter
-    from nestling.models.embedder import Kind
+    from nestling.records.record import Kind
 
 
 def main() -> None:
@@ -83,12 +83,14 @@ def eval_splits(folder: str, config: CheckConfig) -> list[str]:
 
 def open_counter(config: CheckConfig) -> "TokenCounter | None":
     """The token counter of the model; None without a model."""
+    if not config.model:
+        return None
     from nestling.data_checks.tokens import TokenCounter
     from nestling.models.remote_code import trust_code
 
     if config.trust_remote_code:
         trust_code(config.model)
-    return TokenCounter.from_pretrained(config.model) if config.model else None
+    return TokenCounter.from_pretrained(config.model)
 
 
 def compute_statistics(

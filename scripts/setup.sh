@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export HF_HUB_OFFLINE=1  # nothing here may depend on a hub
+unset PYTHONDONTWRITEBYTECODE  # else each process would compile the sources for itself
 
 # setup EXTRAS: create .venv if there is none, install the package with EXTRAS unless that was done, activate it.
 setup() {
@@ -12,9 +13,11 @@ setup() {
     source .venv/bin/activate
     if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
         echo "installing nestling[$extras] into .venv"
+        # Compiling all of it, as pip would, takes as long as the installation; Python compiles what is imported.
+        local install=(pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt)
         # torch first: the build that is at hand for the pinned version, rather than the newest one.
-        pip install --quiet --disable-pip-version-check -c constraints.txt torch
-        pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
+        "${install[@]}" torch
+        "${install[@]}" -e ".[$extras]"
         echo "$wanted" > "$stamp"
     fi
 }

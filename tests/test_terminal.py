@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import pytest
+from ranks import environment
 from tqdm import tqdm
 
+import warm
 from nestling.records import load_records
 from nestling.terminal import PrintableStream, printable
 from sets import write_beir
@@ -27,9 +29,11 @@ def controls(text: str) -> set[str]:
 
 def run_script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "scripts" / name, *arguments]
-    done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with warm.Popen(command, env=environment(), **pipes) as process:
+        output, errors = process.communicate()
     # Not text=True, which would make line feeds of carriage returns.
-    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return subprocess.CompletedProcess(command, process.returncode, output.decode(), errors.decode())
 
 
 def test_printable() -> None:

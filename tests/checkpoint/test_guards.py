@@ -8,10 +8,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from ranks import environment
 
+import warm
 from nestling.checkpoint import Checkpoints, NonFiniteGuard, StopSignal
 from nestling.checkpoint.guards import ZeroGuard
 from nestling.processes import STOP_SIGNALS
@@ -89,28 +93,34 @@ TWO_RANKS = f"""{LOOP}
 """
 
 
-def launch(folder: Path, script: str, launcher: list[str], ranks: int) -> "subprocess.Popen[str]":
-    """Run a script in a process group of its own until each rank has done a step."""
+@contextmanager
+def launched(folder: Path, script: str, launcher: list[str], ranks: int) -> Iterator["subprocess.Popen[str]"]:
+    """Run a script in a process group of its own until each rank has done a step; what is left of it is killed."""
     (folder / "script.py").write_text(textwrap.dedent(script))
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, *launcher, str(folder / "script.py"), str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(),
     )
     deadline = time.monotonic() + 120
     while len(list(folder.glob("ready-*"))) < ranks and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-    return process
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_to_the_process_group_saves_and_exits(tmp_path: Path, number: signal.Signals) -> None:
-    process = launch(tmp_path, ONE_RANK, [], ranks=1)
-    os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    with launched(tmp_path, ONE_RANK, [], ranks=1) as process:
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=60)
     path = Checkpoints(tmp_path).recover()
     assert path is not None, errors
     assert f"step-{(tmp_path / 'stopped-0').read_text()}" == f"{path.name} {int(number)}"
@@ -147,9 +157,8 @@ def test_a_terminal_that_is_gone_does_not_keep_a_run_from_saving(tmp_path: Path)
 
 def test_a_pipe_that_nobody_reads_does_not_keep_a_run_from_saving(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(textwrap.dedent(HUNG_UP).replace('print("a step", flush=True)', "pass"))
-    with subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    with warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment()) as process:
         while not (tmp_path / "ready-0").exists():
             time.sleep(0.01)
         assert process.stdout is not None
@@ -169,9 +178,9 @@ def test_ranks_fail_together_and_stop_at_the_same_step(tmp_path: Path) -> None:
         "--rdzv_backend=c10d",
         "--rdzv_endpoint=localhost:0",
     ]
-    process = launch(tmp_path, TWO_RANKS, torchrun, ranks=2)
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
+    with launched(tmp_path, TWO_RANKS, torchrun, ranks=2) as process:
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
     expected = repr([0, True, False, False, "taken exists and is not empty"])
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == [expected] * 2, errors
     assert json.loads((tmp_path / "new" / "run.json").read_text())["launches"][0]["world_size"] == 2

@@ -9,8 +9,9 @@ from sentence_transformers import SentenceTransformer
 
 from nestling.batches.prompts import DEFAULT_INSTRUCTION, Prompts, instruct
 from nestling.export.embedder import export_embedder
-from nestling.models.embedder import Embedder, Kind
+from nestling.models.embedder import Embedder
 from nestling.models.model_prompts import choose_prompts
+from nestling.records.record import Kind
 from nestling.training.models import load_embedder
 from tiny import tiny_bert, tiny_qwen3
 from trained import with_lora

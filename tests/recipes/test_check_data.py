@@ -217,9 +217,10 @@ def test_a_full_disk_leaves_no_half_copy(tmp_path: Path, small_disk: Path) -> No
 
 
 def test_as_a_command(data: Path) -> None:
+    """It loads torch for the tokenizer of a model only: that takes longer than to check small data."""
     environment = {**os.environ, "PYTHONWARNINGS": "error::UserWarning"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--data", str(data)], capture_output=True, text=True, env=environment, timeout=120
-    )
+    command = [sys.executable, "-X", "importtime", str(SCRIPT), "--data", str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert "nestling.data_checks.checks\n" in done.stderr and " torch\n" not in done.stderr
     assert "rows identical to an earlier row" in done.stdout

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import ROOT
+from ranks import ROOT, environment
 
+import warm
 from hostile_server import answer, hostile
 from nestling.serving.client import ScoreEndpoint, Server, split_url
 from nestling.serving.embedder_reference import EmbedderReference
@@ -376,9 +377,10 @@ def test_control_characters_of_a_server_are_not_printed(models: dict[str, Path])
     body = json.dumps({"error": "bad \x1b[2J\x07 key"}).encode() + b"\x1b]0;title\x07\r\xc2\x9b"
     with hostile(lambda request: [answer(body, "400 bad \x1b[2J")]) as server:
         command = [sys.executable, ROOT / "scripts" / "serve_check.py", server.url, "--model", models["causal"]]
-        done = subprocess.run(command, capture_output=True, check=False)
-    assert done.returncode == 2
-    message = done.stderr.decode().partition("error: ")[2]  # behind the bar of transformers
+        with warm.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment()) as process:
+            _, said = process.communicate()
+    assert process.returncode == 2
+    message = said.decode().partition("error: ")[2]  # behind the bar of transformers
     assert "answers 400" in message
     assert not re.search(r"[\x1b\x07\r\x80-\x9f]", message)
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from ranks import ROOT, environment
 
+from nestling.serving.keeper import GRACE, KEPT, stop
 from nestling.serving.started import started_server
 
 # A server of /health that starts a child in a session of its own, as servers with several processes do.
@@ -92,6 +93,26 @@ def test_a_server_that_ends_while_it_is_measured_is_told_with_its_last_lines(tmp
         measured(free_port(), tmp_path / "ended.log", ends=True)
     with pytest.raises(ValueError, match=r"\Ano answer\Z"):
         measured(free_port(), tmp_path / "server.log", ends=False)
+
+
+STARTS = """
+import os, subprocess, sys
+name, mark = sys.argv[1:]
+child = [sys.executable, "-c", "import time; time.sleep(600)"]
+print(subprocess.Popen(child, env={**os.environ, name: mark}).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_has_ended_is_not_waited_for_though_its_parent_never_asks_how() -> None:
+    """As in a container whose first process adopts orphans and leaves them."""
+    command = [sys.executable, "-c", STARTS, KEPT, "of this test"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child, began = psutil.Process(int(parent.stdout.readline())), time.monotonic()
+        stop("of this test")
+        assert time.monotonic() - began < GRACE
+        assert child.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from nestling.data_checks.near_duplicates import (
 )
 from nestling.data_checks.overlap import EvaluationTexts, Overlap, evaluation_queries, find_overlap, relevant_documents
 from nestling.data_checks.rows import DistinctTexts, SourceRows
-from nestling.models.embedder import Kind
+from nestling.records.record import Kind
 from nestling.records.retrieval_set import RetrievalSet
 
 KINDS: tuple[Kind, Kind] = ("query", "document")

@@ -14,8 +14,7 @@ from nestling.data_checks import labels
 from nestling.data_checks.checks import Checks
 from nestling.data_checks.rows import SourceRows
 from nestling.files import write_jsonl
-from nestling.models.embedder import Kind
-from nestling.records.record import without_none
+from nestling.records.record import Kind, without_none
 
 NO_POSITIVE, NO_DOCUMENT = "no_positive_left", "no_document_left"
 

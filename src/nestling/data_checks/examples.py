@@ -7,7 +7,7 @@ import numpy as np
 
 from nestling.data_checks.near_duplicates import NearDuplicatePairs
 from nestling.data_checks.rows import SourceRows
-from nestling.models.embedder import Kind
+from nestling.records.record import Kind
 
 WIDTH = 100  # characters of a text that an example shows
 

@@ -11,7 +11,7 @@ from nestling.data_checks.cleaning import evaluation_rows
 from nestling.data_checks.examples import Example, ExampleBuilder, shortened
 from nestling.data_checks.near_duplicates import later_duplicates
 from nestling.data_checks.rows import SourceRows
-from nestling.models.embedder import Kind
+from nestling.records.record import Kind
 
 EVALUATION_TEXTS: dict[Kind, str] = {
     "query": "evaluation queries",

@@ -12,8 +12,8 @@ from nestling.data_checks.findings import Finding
 from nestling.data_checks.lengths import LengthDistribution
 from nestling.data_checks.near_duplicates import NearDuplicateCriterion
 from nestling.data_checks.statistics import Statistics
-from nestling.models.embedder import Kind
 from nestling.pages import page_environment
+from nestling.records.record import Kind
 
 MOST_SHOWN = 8  # scripts and languages; the JSON report has all
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +18,10 @@ from nestling.records.clean import CleanRecord, checked_query_id, checked_text_i
 from nestling.records.convert import ROWS_PER_BATCH, TEXT_PER_BATCH, RecordSource
 from nestling.records.instruction_counts import count_instructions
 from nestling.records.load import default_name, find_source
-from nestling.records.record import Record, located, text_id
+from nestling.records.record import Kind, Record, located, text_id
 from nestling.records.store import cached, scratch_file
 from nestling.records.summary import LoadSummary
 from nestling.records.texts import Texts
-
-if TYPE_CHECKING:
-    from nestling.models.embedder import Kind
 
 _SCORES = pa.list_(pa.float64())
 SCHEMA = pa.schema(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,9 +10,11 @@ from nestling.data_checks.checks import KINDS, Checks
 from nestling.data_checks.language import SCRIPTS, languages
 from nestling.data_checks.lengths import LengthDistribution, Truncation, length_distribution, truncations
 from nestling.data_checks.rows import SourceRows
-from nestling.data_checks.tokens import TokenCounter
-from nestling.models.embedder import Kind
+from nestling.records.record import Kind
 from nestling.records.texts import Texts
+
+if TYPE_CHECKING:
+    from nestling.data_checks.tokens import TokenCounter  # which loads torch, and many checks need no model
 
 SEED = 0
 
@@ -51,7 +54,7 @@ StatisticsByKind = dict[Kind, Statistics]
 
 
 def statistics(
-    rows: SourceRows, checks: Checks, counter: TokenCounter | None, limits: Mapping[Kind, int | None], *, sample: int
+    rows: SourceRows, checks: Checks, counter: "TokenCounter | None", limits: Mapping[Kind, int | None], *, sample: int
 ) -> StatisticsByKind:
     """Compute the statistics of queries and of documents.
 
@@ -67,7 +70,7 @@ def statistics(
 
 
 def _statistics_of_kind(
-    kind: Kind, rows: SourceRows, checks: Checks, counter: TokenCounter | None, limit: int | None, sample: int
+    kind: Kind, rows: SourceRows, checks: Checks, counter: "TokenCounter | None", limit: int | None, sample: int
 ) -> Statistics:
     measures, texts = checks.measures[kind], rows.texts_by_kind[kind].texts
     drawn = _sample(texts, sample)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from nestling.batches.prompts import Prompts, TextTokenizer
-from nestling.models.embedder import Kind, may_append_end, read_model_files, reads_end
+from nestling.models.embedder import may_append_end, read_model_files, reads_end
 from nestling.models.model_prompts import choose_prompts
 from nestling.models.model_tokenizer import load_tokenizer
 from nestling.models.token_model import is_causal, read_config
+from nestling.records.record import Kind
 
 TEXTS_PER_BLOCK = 1024
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from nestling.export.probe_outputs import ProbeOutputs, probe_outputs
 from nestling.export.serving_files import BaseFiles
 from nestling.models.adapter_merging import without_adapters
-from nestling.models.embedder import Embedder, Kind, read_model_files
+from nestling.models.embedder import Embedder, read_model_files
 from nestling.models.merged_weights import MergedWeights
 from nestling.models.modules import Head, ModuleSettings, load_head, numbered
 from nestling.models.pooling import Pooling
+from nestling.records.record import Kind
 
 # Longer probes cost minutes on a large model on the CPU, and say nothing new about truncation.
 PROBE_LENGTH = 256

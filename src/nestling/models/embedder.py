@@ -32,8 +32,7 @@ from nestling.models.token_model import (
     read_config,
     require_one_stack,
 )
-
-Kind = Literal["query", "document"]
+from nestling.records.record import Kind
 
 
 @dataclass(frozen=True)

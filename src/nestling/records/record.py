@@ -1,10 +1,11 @@
 """A training record, the hashes of texts and queries, and errors that name a line of a file."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import xxhash
 
+Kind = Literal["query", "document"]  # of a text
 LONGEST_FIELD, LONGEST_REASON = 100, 3000  # characters in a message
 
 

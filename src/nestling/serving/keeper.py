@@ -10,14 +10,16 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from threading import Lock, Thread
 
 import psutil
 
+from nestling.processes import STOP_SIGNALS, ends_within, identify
+
 GRACE = 10.0
 KEPT = "NESTLING_KEPT"  # the environment variable
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 stopping = Lock()  # this process must not end while what it keeps is being stopped
 
 
@@ -54,10 +56,14 @@ def stop(mark: str) -> None:
     """End all processes with a mark."""
     with stopping:
         for number in (signal.SIGTERM, signal.SIGKILL):
-            for each in (marked := processes_with(mark)):
+            told = []
+            for each in processes_with(mark):
                 with suppress(psutil.NoSuchProcess):
+                    told.append(identify(each.pid))
                     each.send_signal(number)
-            psutil.wait_procs(marked, timeout=GRACE)
+            deadline = time.monotonic() + GRACE
+            for process in told:  # a zombie has ended; whose child it is may never ask, as in a container without init
+                ends_within(process, deadline - time.monotonic())
 
 
 def processes_with(mark: str) -> list[psutil.Process]:

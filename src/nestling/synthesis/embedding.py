@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from nestling.mining.cached_encoder import CachedEncoder
 from nestling.mining.fingerprints import embedder_fingerprint
 from nestling.mining.vectors import Vectors
-from nestling.models.embedder import Embedder, Kind
+from nestling.models.embedder import Embedder
+from nestling.records.record import Kind
 from nestling.retrieval.metrics import Integers
 
 MAX_LENGTH = 512  # tokens, or as many as the model reads; the beginning of a document tells its subject
