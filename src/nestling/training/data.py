@@ -75,6 +75,11 @@ def check_embed_data(config: EmbedConfig, data: TrainData, table: RecordTable) -
     """Refuse a dataset whose loss would be 0, for it has nothing to contrast its positives with, or with a setting of
     graded pairs alone, or whose instructions the prompt of queries leaves out."""
     require(data.symmetric or table.graded, f"{data.path}: symmetric is of graded pairs, and these have no score")
+    require(
+        data.in_batch_negatives or not table.graded,
+        f"{data.path}: in_batch_negatives is of queries with positives, and graded pairs have no negatives; leave it "
+        "out",
+    )
     if table.graded and config.loss.graded_objective == "cosine_similarity":
         require_cosines(data, table)
     require_no_instructions(config.query_prompt, data.path, table.summary.instructions.rows)
