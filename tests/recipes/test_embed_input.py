@@ -197,7 +197,7 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             "pairs.jsonl: split is test, and this has no splits, so that all of it would be read; leave split out, or",
         ),
         ({"dev": "nowhere"}, "nowhere: folder: there is no such folder; expected one in the BEIR layout"),
-        ({"output_dir": "full"}, "full exists and is not empty; resume the run in it, or choose another folder"),
+        ({"output_dir": "full"}, "full exists and is not empty, but has no config.yaml, so there is no run to resume"),
         ({"output_dir": "pairs.jsonl"}, "pairs.jsonl is a file; give a folder for the run"),
         ({"output_dir": "pairs.jsonl/run"}, "pairs.jsonl is a file, so that pairs.jsonl/run cannot be a folder"),
     ],
