@@ -44,8 +44,10 @@ def check_data(config: CheckConfig) -> None:
     from nestling.data_checks.report import as_text, copy_section, sections
     from nestling.data_checks.rows import open_rows
     from nestling.records import load_retrieval_set
+    from nestling.records.load import require_splits
 
     # 1. The checks.
+    require_splits(config.data, config.split)
     counter = open_counter(config)
     sets = [load_retrieval_set(folder, split) for folder in config.eval for split in eval_splits(folder, config)]
     rows = open_rows(config.data, split=config.split, columns=config.columns, progress=sys.stderr.isatty())

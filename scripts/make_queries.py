@@ -262,6 +262,7 @@ def look_for_duplicates(config: MakeQueriesConfig, task: "SynthesisTask", journa
 
     similarity = None
     if config.embedder is not None:
+        # Loaded again: while queries are written, for hours, it would take memory from a model that writes them here.
         similarity = Similarity(open_embedder(config), config.max_similarity or MAX_SIMILARITY)
     return find_duplicates(task, task.results(journal), similarity, progress=sys.stderr.isatty())
 

@@ -49,12 +49,13 @@ def check(config: MakeTestSetConfig) -> None:
 
 def make_test_set(config: MakeTestSetConfig) -> None:
     from nestling.synthesis.journal import open_journal
-    from nestling.synthesis.judged_set import JudgedSet, read_corrections, require_some
+    from nestling.synthesis.judged_set import JudgedSet, read_corrections, require_plain_ids, require_some
     from nestling.synthesis.judging import judge_all
 
     # 1. The documents to judge.
     corrections = {} if config.corrections is None else read_corrections(Path(config.corrections))
     task = open_task(config)
+    require_plain_ids(task)
     require_some(corrections, task, f"--corrections {config.corrections}")
     if config.dry_run:
         show(task)

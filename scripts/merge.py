@@ -139,13 +139,13 @@ def open_session(config: MergeConfig, models: list[str], base: str | None) -> Se
     from nestling.merging.compatibility import require_compatible
     from nestling.merging.inputs import Inputs
     from nestling.merging.models import gets_head, is_checkpoint, open_model, run_settings
-    from nestling.merging.target import load_named_set, open_target, underlying_model
+    from nestling.merging.target import compared_files, load_named_set, open_target, underlying_model
     from nestling.models.remote_code import trust_code
 
     files = {model: underlying_model(model, config.base) for model in models}
     if config.trust_remote_code:
         trust_code(*files.values(), base)
-    require_compatible(list(dict.fromkeys(files.values())), base)
+    require_compatible(compared_files(models, config.base), base)
     inputs = Inputs.of(
         [open_model(model, None if files[model] == model else config.base) for model in models],
         open_model(base) if base is not None and needs_base(config) else None,

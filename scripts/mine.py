@@ -77,10 +77,13 @@ def mine(config: MineConfig) -> None:
     from nestling.mining.rules import drop_known_and_repeated, drop_ranks
     from nestling.mining.selection import CandidateFilter
     from nestling.mining.task import open_retrievers, open_task, read_judgements
+    from nestling.records.load import require_splits
 
     config = replace(config, precision=resolve_precision(config.precision))
 
     # 1. Records, their queries, the pool of documents.
+    if config.judgements is None:  # which have splits too
+        require_splits(config.data, config.split)
     task = open_task(config)
     judgements = read_judgements(config, task)
 
@@ -232,8 +235,9 @@ def judge_records(config: MineConfig) -> None:
         int(os.environ.get("WORLD_SIZE", "1")) == 1,
         "--judge without --retrievers runs in one process; start it with python rather than a launcher",
     )
-    from nestling.records import load_records
+    from nestling.records.load import load_records, require_splits
 
+    require_splits(config.data, config.split)
     table = load_records(
         config.data,
         split=config.split,

@@ -37,9 +37,11 @@ def main() -> None:
     from nestling.data_checks.near_duplicates import NearDuplicateCriterion
     from nestling.data_checks.rows import open_rows
     from nestling.export.serving_files import new_directory, refuse_existing
+    from nestling.records.load import require_splits
 
     output, progress = Path(config.output), sys.stderr.isatty()
     refuse_existing(output)
+    require_splits(config.data, config.split)
     rows = open_rows(config.data, split=config.split, columns=config.columns, progress=progress)
     require(not rows.graded, f"{config.data} holds graded pairs; expected queries with their positives")
     criterion = NearDuplicateCriterion(config.threshold, config.shingle)

@@ -40,7 +40,7 @@ def test_a_new_run_folder_holds_config_and_provenance(tmp_path: Path) -> None:
 def test_an_existing_run_is_resumed_or_refused(tmp_path: Path) -> None:
     start(tmp_path)
     before = (tmp_path / "config.yaml").read_bytes()
-    with pytest.raises(FileExistsError, match="exists and is not empty; resume the run in it, or choose another"):
+    with pytest.raises(FileExistsError, match=r"is not empty; continue the run in it with --resume true, or choose"):
         start(tmp_path)
     with open_run_folder(tmp_path, {**CONFIG, "wandb": "project"}, resume=True, may_differ=["wandb"]) as run:
         assert run.resumed
@@ -85,7 +85,7 @@ def test_resume_of_a_run_that_never_started_starts_it(tmp_path: Path) -> None:
 
 def test_a_folder_with_other_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    for resume, message in ((False, "is not empty"), (True, "has no config.yaml")):
+    for resume, message in ((False, "no run to resume in it"), (True, "no run to resume in it")):
         with pytest.raises(FileExistsError, match=message), open_run_folder(tmp_path, CONFIG, resume=resume):
             pass
     with pytest.raises(FileExistsError, match="is a file"):

@@ -59,6 +59,34 @@ def test_markdown_stands_below_its_headings() -> None:
     assert dropped(reading) == {"settings before a page": 1}
 
 
+def test_sections_below_equal_headings_are_chunks_of_their_own() -> None:
+    """They were one, as if the second heading were not there."""
+    markdown = "# Birds\n\n## Food\n\nFlies.\n\n## Food\n\nMice.\n\nVoles.\n"
+    html = "<h1>Birds</h1><h2>Food</h2><p>Flies.</p><h2>Food</h2><p>Mice.<p>Voles."
+    for reading in (read("a.md", markdown), read("a.html", html)):
+        assert texts(reading) == [("Birds > Food", "Flies."), ("Birds > Food", "Mice.\n\nVoles.")]
+
+
+def test_a_hidden_paragraph_ends_without_its_tag() -> None:
+    """As browsers end it; all that followed was left out."""
+    page = "<p>Swallows.<p hidden>Draft <b>one</b><p>Owls.<div><p hidden>Draft two</div>Wrens.<p hidden>Draft<h2>Jays"
+    assert texts(read("a.html", f"{page}</h2>Robins.")) == [("", "Swallows.\n\nOwls.\n\nWrens."), ("Jays", "Robins.")]
+    nested = "<div hidden>Draft <div>one</div> <p>two</div><p>Owls."
+    assert texts(read("a.html", nested)) == [("", "Owls.")]
+
+
+def test_a_quotation_without_an_end_takes_no_other_rows() -> None:
+    """They were one row, whose text was the rest of the table."""
+    table = 'title,text\nOwl,Hunts at night\nSwallow,"Nests of mud\nWren,Sings\n'
+    reading = read("a.csv", table)
+    assert texts(reading) == [("Owl", "Hunts at night")]
+    assert dropped(reading) == {"rest of a table that cannot be parsed": 1}
+    ended = read("a.csv", table.replace('"', "") + 'Jay,5" long\nTit,"eats\nseeds"')
+    assert texts(ended)[-2:] == [("Jay", '5" long'), ("Tit", "eats\nseeds")]
+    assert dropped(ended) == {}
+    assert texts(read("a.csv", 'title,text\nOwl,"Hunts at night')) == [("Owl", "Hunts at night")]
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_page_that_begins_with_a_rule_has_no_settings(end: str) -> None:
     """Of Windows' line ends it was tried in how many ways they could be an end of settings."""

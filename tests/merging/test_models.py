@@ -27,7 +27,7 @@ from nestling.merging.merge import merge_into
 from nestling.merging.models import gets_head, open_model, with_new_head
 from nestling.merging.names import align
 from nestling.merging.sources import Source
-from nestling.models.adapters import without_deprecations
+from nestling.models.adapters import load_lora, without_deprecations
 from nestling.models.embedder import Embedder
 from nestling.models.merged_weights import MergedWeights
 from nestling.models.reranker import Reranker
@@ -145,6 +145,27 @@ def test_an_adapter_that_is_used_in_another_way_than_its_base_is_refused(tmp_pat
     pooling.write_text(pooling.read_text().replace('"mean"', '"cls"'))
     with pytest.raises(ValueError, match=r"its pooling, normalisation or prompts .*scripts/export.py --adapter"):
         open_model(str(folder), str(bert))
+
+
+def test_an_adapter_on_a_resized_vocabulary_says_what_its_base_lacks(tmp_path: Path, qwen3: Path) -> None:
+    """It was called damaged where it was loaded, and no plain LoRA where it was merged."""
+    model = AutoModel.from_pretrained(qwen3)
+    rows = len(model.get_input_embeddings().weight)
+    model.resize_token_embeddings(rows + 3)
+    with without_deprecations():
+        adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"]))
+        adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
+    told = (
+        rf"embed_tokens\.weight has {rows + 3:,} rows, and \S*embed_tokens\.weight of .* {rows:,}: the adapter "
+        rf"was trained on a base .*resize_token_embeddings\({rows + 3}\)"
+    )
+    with pytest.raises(ValueError, match=told):
+        open_model(str(tmp_path / "adapter"), str(qwen3))
+    with pytest.raises(ValueError, match=told):
+        load_lora(AutoModel.from_pretrained(qwen3), str(tmp_path / "adapter"))
+    model = AutoModel.from_pretrained(qwen3)
+    model.resize_token_embeddings(rows + 3)
+    load_lora(model, str(tmp_path / "adapter"))
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path, qwen3: Path, bert: Path) -> None:

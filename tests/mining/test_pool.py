@@ -50,6 +50,20 @@ def test_a_beir_folder_is_its_own_corpus(tmp_path: Path) -> None:
     assert list(pool.texts)[:2] == ["alpha", "beta"]
 
 
+def test_a_folder_without_a_corpus(tmp_path: Path) -> None:
+    """Its error said that there was no such file, of a folder that is there."""
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS)
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ValueError, match=r"set: folder: it holds no corpus\.jsonl; expected .*; found nothing$"):
+        opened(rows, tmp_path / "set")
+    (tmp_path / "set" / "queries.jsonl").touch()
+    (tmp_path / "set" / "documents.jsonl").touch()
+    with pytest.raises(ValueError, match=r"found documents\.jsonl, queries\.jsonl$"):
+        opened(rows, tmp_path / "set")
+    with pytest.raises(ValueError, match=r"nowhere: file: there is no such file; expected a folder in the BEIR"):
+        opened(rows, tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

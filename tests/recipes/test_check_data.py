@@ -180,6 +180,10 @@ def test_what_cannot_work_is_said_in_a_line(data: Path, tmp_path: Path) -> None:
         (["--data", data, "--query_max_length", "9"], "query_max_length and document_max_length need a --model"),
         (["--data", data, "--threshold", "0"], "threshold is 0.0, expected above 0 and at most 1"),
         (["--data", none / "x.jsonl"], f"{none}/x.jsonl: file: there is no such file or folder"),
+        (
+            ["--data", data, "--split", "test"],
+            f"{data}: split is test, and this has no splits, so that all of it would",
+        ),
         (["--data", broken], f"{broken}:2: query: the text is empty"),
         (
             ["--data", copies, "--output", tmp_path / "x.jsonl"],

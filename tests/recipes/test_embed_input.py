@@ -129,6 +129,18 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             {"loss.hardness_mode": "in_batch_negatives", "loss.hardness_strength": 9, "loss.terms": "query_query"},
             "loss.hardness_mode: in_batch_negatives weights the term query_document, which loss.terms lacks",
         ),
+        (
+            {"loss.score_margin": 0.1, "loss.mask_document_document": "query", "loss.terms": "query_document"},
+            "loss.mask_document_document is query, and says what is masked in the term document_document, which",
+        ),
+        (
+            {"loss.score_margin": 0.1, "loss.terms": "[]"},
+            "loss.score_margin is 0.1, and masks nothing: loss.terms is empty, and loss.mask_hard_negatives off",
+        ),
+        (
+            {"loss.other_hard_negatives": "false", "loss.terms": "query_query,document_query"},
+            "loss.other_hard_negatives: false leaves documents out of the terms query_document and document_document",
+        ),
         ({"loss.guide_margin": 0.1}, "loss.guide_margin and loss.guide_margin_strategy are of a guide, and loss.guide"),
         ({"loss.guide": "no/such-model"}, "model no/such-model: not a directory with a config.json, and no id that"),
         (
@@ -185,7 +197,7 @@ def test_dev_sets(file: str, line: str, message: str, refuse: Callable[..., str]
             "pairs.jsonl: split is test, and this has no splits, so that all of it would be read; leave split out, or",
         ),
         ({"dev": "nowhere"}, "nowhere: folder: there is no such folder; expected one in the BEIR layout"),
-        ({"output_dir": "full"}, "full exists and is not empty; resume the run in it, or choose another folder"),
+        ({"output_dir": "full"}, "full exists and is not empty, but has no config.yaml, so there is no run to resume"),
         ({"output_dir": "pairs.jsonl"}, "pairs.jsonl is a file; give a folder for the run"),
         ({"output_dir": "pairs.jsonl/run"}, "pairs.jsonl is a file, so that pairs.jsonl/run cannot be a folder"),
     ],
@@ -217,6 +229,13 @@ def test_scores_that_are_no_cosines(refuse: Callable[..., str], tmp_path: Path) 
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     message = "pairs.jsonl: scores are 0 to 5, and loss.graded_objective: cosine_similarity learns them as cosines; "
     assert refuse(train="pairs.jsonl", **{"loss.graded_objective": "cosine_similarity"}).startswith(message)
+
+
+def test_in_batch_negatives_of_graded_pairs(refuse: Callable[..., str]) -> None:
+    rows = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "score": i % 6} for i in range(16)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = "pairs.jsonl: in_batch_negatives is of queries with positives, and graded pairs have no negatives"
+    assert refuse(train='[{"path": "pairs.jsonl", "in_batch_negatives": false}]').startswith(message)
 
 
 def test_settings_that_graded_pairs_would_leave_unused(refuse: Callable[..., str]) -> None:

@@ -159,6 +159,17 @@ def test_corrections_of_other_documents_are_told_or_refused(data: Path, tmp_path
     assert "1 by person" in done.stdout
 
 
+def test_an_id_that_would_break_its_line_is_refused_before_anything_is_asked(data: Path, tmp_path: Path) -> None:
+    """The set was written, and could not be read."""
+    with (data / "corpus.jsonl").open("a") as corpus:
+        corpus.write(json.dumps({"_id": "d\t1", "text": "how to list the files"}) + "\n")
+    with serving(Judge()) as server:
+        done = make_test_set(*command(data, server, tmp_path / "judged"))
+        assert not server.requests
+    assert done.returncode == 2
+    assert "the id 'd\\t1' has a tab or a line end, which separate the ids of qrels" in done.stderr
+
+
 def test_queries_keep_their_groups(data: Path, tmp_path: Path) -> None:
     """Else a verdict takes queries of one manual for as many that are alone."""
     queries = rows(data / "queries.jsonl")

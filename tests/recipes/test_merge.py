@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from nestling.checkpoint import TrainingState, trainable_tensors, write_training
 from nestling.checkpoint.atomic import write_folder
-from nestling.config import RerankConfig, TrainData
+from nestling.config import EmbedConfig, RerankConfig, TrainData
+from nestling.export.embedder import export_embedder
 from nestling.export.reranker import export_reranker
 from nestling.models.embedder import Embedder
 from nestling.models.reranker import Reranker
@@ -200,6 +201,45 @@ def test_a_reranker_whose_base_has_no_head_is_measured_without_it(bert: Path, da
     assert done.returncode == 0, done.stderr
     assert "base has no head to score pairs with, and is not measured" in done.stdout
     assert Reranker.from_pretrained(tmp_path / "merged").settings.query_max_length == 16
+
+
+@pytest.mark.parametrize("first", ["final", "checkpoints/step-2"])
+def test_the_result_of_a_run_and_a_checkpoint_where_the_base_is_no_embedder(
+    first: str, bert: Path, tmp_path: Path
+) -> None:
+    """Pooling and prompts are the run's; they were compared with those of the base, which has none."""
+    base, run = shutil.copytree(bert, tmp_path / "base"), tmp_path / "run"
+    (base / "modules.json").unlink()
+    config = EmbedConfig(
+        model=str(base),
+        output_dir=str(run),
+        train=[TrainData("a.jsonl")],
+        tuning="full",
+        precision="fp32",
+        pooling="cls",
+        query_prompt="query: ",
+        max_seq_length=32,
+    )
+    embedder = Embedder.from_pretrained(base, pooling="cls", query_prompt="query: ")
+    for parameter in embedder.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    write = partial(write_training, tensors=trainable_tensors(embedder), state=TrainingState(step=2))
+    write_folder(run / "checkpoints" / "step-2", write)
+    stored = load_file(run / "checkpoints" / "step-2" / "model.safetensors")
+    for parameter in embedder.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    export_embedder(embedder, run / "final", max_seq_length=32)
+    second = {"final": "checkpoints/step-2"}.get(first, "final")
+    models = f"{run / first},{run / second}"
+    done = merge("--models", models, "--method", "linear", "--output", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    merged = Embedder.from_pretrained(tmp_path / "merged")
+    assert (merged.pooling, merged.prefix("query")) == ("cls", "query: ")
+    name = "encoder.layer.0.attention.self.query.weight"
+    found = [load_file(folder / "model.safetensors")[name] for folder in (tmp_path / "merged", run / "final")]
+    torch.testing.assert_close(found[0], (found[1] + stored[f"backbone.{name}"]) / 2)
 
 
 def test_a_run_without_checkpoints_is_refused(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def pairs(tmp_path: Path) -> Path:
 
 def test_a_judge_alone_writes_its_scores(rows: Path, qwen3_reranker: Path, tmp_path: Path) -> None:
     output = tmp_path / "judged.jsonl"
+    refused = mine("--judge", qwen3_reranker, "--data", rows, "--output", output, "--split", "test")
+    assert "rows.jsonl: split is test, and this has no splits, so that all of it would be read" in refused.stderr
     done = mine("--judge", qwen3_reranker, "--data", rows, "--output", output, "--scores", "probability")
     assert done.returncode == 0, done.stderr
     assert "3 queries, 0 truncated; 6 documents, 0 truncated" in done.stdout
@@ -426,6 +428,15 @@ def test_an_index_without_faiss(pairs: Path, bert: Path, tmp_path: Path, monkeyp
         (
             ["--retrievers", "bm25", "--judge", "{tmp}", "--scorer", "judge", "--sweep", "true"],
             "a sweep compares thresholds of a retriever's scores",
+        ),
+        (
+            ["--retrievers", "bm25", "--sweep", "true", "--rank_from", "3", "--max_score", "9", "--sampling", "random"],
+            "sampling, rank_from, max_score: a sweep tries thresholds of its own, each alone, on the candidates that",
+        ),
+        (["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--seed", "1"], "seed is for sampling: random"),
+        (
+            ["--retrievers", "bm25", "--output", "{tmp}/a.jsonl", "--split", "test"],
+            "pairs.jsonl: split is test, and this has no",
         ),
         (["--retrievers", "bm25", "--sweep", "true", "--audit", "{tmp}/a.html"], "a sweep writes no audit"),
         (

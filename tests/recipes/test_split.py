@@ -120,6 +120,8 @@ def test_what_cannot_be_split(tmp_path: Path) -> None:
         '{"sentence1": "a", "sentence2": "b", "score": 1}\n{"sentence1": "c", "sentence2": "d", "score": 2}\n'
     )
     assert "graded pairs; expected queries with their positives" in split("--data", graded, "--output", "new").stderr
+    refused = split("--data", few, "--output", "new", "--split", "test").stderr
+    assert f"{few}: split is test, and this has no splits, so that all of it would be read" in refused
     assert "expected together above 0" in split("--data", few, "--output", "new", "--dev_share", 0.95).stderr
 
 

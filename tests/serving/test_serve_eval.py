@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from nestling.serving import dispatch as dispatching
 from nestling.serving import served
 from nestling.serving.client import RefusedError, Server
-from nestling.serving.dispatch import patiently
+from nestling.serving.dispatch import Request, patiently
 from nestling.serving.vector_file import VectorFile
 from recipes.runs import run_main
 from scripts import evaluate, serve_eval
@@ -170,6 +171,43 @@ def test_a_server_that_says_later_is_asked_later() -> None:
         assert (found.path, found.width) == ("/v1/embeddings", 2)
         assert patiently(server.find_score_endpoint, 2).path == "/v1/rerank"
         assert Busy.asked == {"/v1/models": 3, "/v1/embeddings": 3, "/v1/rerank": 3}
+        http.shutdown()
+
+
+class BreaksOff(Busy):
+    """A server whose first answers are cut within their JSON, under status 200."""
+
+    broken: ClassVar[int] = 0
+    sent: ClassVar[int] = 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).sent += 1
+        whole = json.dumps({"data": [{"index": 0, "embedding": [1, 2]}]}).encode()
+        body = whole[:30] if self.sent <= self.broken else whole
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_response_that_is_no_json_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended a measurement, which a lost connection or a 502 does not."""
+    monkeypatch.setattr(dispatching, "FIRST_WAIT", 0.01)
+    taken: list[Any] = []
+    request = Request("/v1/embeddings", {"input": ["a"]}, 1, 1, taken.append)
+    with ThreadingHTTPServer(("127.0.0.1", 0), BreaksOff) as http:
+        Thread(target=http.serve_forever, daemon=True).start()
+        server = Server(f"http://127.0.0.1:{http.server_port}", model="m")
+        send = partial(dispatching.dispatch, server, [request], "a", total=1, done=0, concurrency=1, retries=2)
+        BreaksOff.broken = 2
+        assert send().retries == 2
+        assert taken == [{"data": [{"index": 0, "embedding": [1, 2]}]}]
+        BreaksOff.broken, BreaksOff.sent = 3, 0
+        told = r"/v1/embeddings: expected JSON, got '{\"data\": \[{\"index\": 0, \"embedd'$"
+        with pytest.raises(ValueError, match=told):
+            send()
+        assert BreaksOff.sent == 3
         http.shutdown()
 
 

@@ -53,6 +53,15 @@ OWN = "instruction: the model's own in all rows"
     [
         (PLAIN, {}, ["InfoNCE", "4 rows; 4 positives, 0 hard negatives", OWN]),
         (
+            PLAIN,
+            {"loss.score_margin": 0.1, "loss.mask_hard_negatives": "true"},
+            [
+                "InfoNCE, without hard negatives for loss.mask_hard_negatives to mask",
+                "4 rows; 4 positives, 0 hard negatives",
+                OWN,
+            ],
+        ),
+        (
             [*MINED[:3], PLAIN[3]],
             {"instruction": NAME},
             [

@@ -52,6 +52,16 @@ def flags(**more: object) -> list[str]:
         ([GRADED], {"refresh.steps": 0}, "refresh.steps: all datasets are graded pairs"),
         ([PLAIN], {"loss.graded_temperature": 0.1}, "loss.graded_objective and loss.graded_temperature are of graded"),
         ([PLAIN], OWN, "loss.hardness_mode: hard_negatives weights a row's own hard negatives, and no dataset has"),
+        (
+            [PLAIN, PLAIN],
+            {"loss.other_hard_negatives": "false"},
+            "loss.other_hard_negatives: false leaves hard negatives of other rows out, and no dataset has or draws any",
+        ),
+        (
+            [PLAIN],
+            {**HARDNESS, "loss.terms": "query_query"},
+            "loss.hardness_mode: all_negatives weights documents compared with the query: a row's own hard negatives",
+        ),
         ([MINED, GRADED], {"loss.distillation_weight": 1}, "loss.distillation_weight needs teacher scores"),
         ([SCORED, MINED], MARGINS, "loss.distillation_objective: margin_mse learns margins between positives and hard"),
         ([JUDGED], {**MARGINS, "num_negatives": 0}, "loss.distillation_objective: margin_mse learns margins"),
@@ -79,6 +89,10 @@ def test_hardness_of_documents_of_other_rows_where_they_are_no_negatives(tmp_pat
         ([PLAIN, MINED], OWN),
         ([PLAIN], {**OWN, "refresh.steps": 2}),
         ([PLAIN], HARDNESS),
+        ([MINED], {**HARDNESS, "loss.terms": "query_query"}),
+        ([PLAIN, MINED], {"loss.other_hard_negatives": "false"}),
+        ([PLAIN], {"loss.other_hard_negatives": "false", "refresh.steps": 2}),
+        ([PLAIN], {"loss.score_margin": 0.1, "loss.mask_hard_negatives": "true"}),  # as shipped configurations say
         ([SCORED, JUDGED], MARGINS),
         ([SCORED], {"loss.distillation_weight": 1}),
     ],

@@ -112,10 +112,16 @@ def require_usable(path: Path, resume: bool) -> None:
     require_writable(path)
     # A process that is killed before it writes the settings leaves only dot files: no run has started.
     contents = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.exists() else []
-    if contents and not resume:
-        raise FileExistsError(f"{path} exists and is not empty; resume the run in it, or choose another folder")
     if contents and CONFIG not in contents:
-        raise FileExistsError(f"{path} has no {CONFIG}, so there is no run to resume in it; choose another folder")
+        raise FileExistsError(
+            f"{path} exists and is not empty, but has no {CONFIG}, so there is no run to resume in it; choose another "
+            "folder (--output_dir)"
+        )
+    if contents and not resume:
+        raise FileExistsError(
+            f"{path} exists and is not empty; continue the run in it with --resume true, or choose another folder "
+            "(--output_dir)"
+        )
 
 
 def require_writable(path: Path) -> None:

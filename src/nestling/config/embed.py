@@ -85,21 +85,39 @@ class LossConfig:
             (self.score_margin or 0) >= -2,
             f"loss.score_margin is {self.score_margin}, which masks every negative; expected at least -2",
         )
-        require(
-            self.score_margin is not None
-            or (self.mask_document_document == "positive" and not self.mask_hard_negatives),
-            "loss.mask_document_document and loss.mask_hard_negatives say what loss.score_margin masks, which is null; "
-            "set it too, 0.1 as in Qwen3's report",
-        )
         require(len(set(self.terms)) == len(self.terms), f"loss.terms: {self.terms}, expected each term once")
         require(
             self.graded_objective != "cosine_similarity" or self.graded_temperature == 0.05,
             f"loss.graded_temperature is {self.graded_temperature:g}, and loss.graded_objective: cosine_similarity has "
             "no temperature; leave it out, or set cosent or angle",
         )
+        self._check_terms()
         self._check_hardness()
         self._check_guide()
         self._check_teacher()
+
+    def _check_terms(self) -> None:
+        require(
+            self.score_margin is not None
+            or (self.mask_document_document == "positive" and not self.mask_hard_negatives),
+            "loss.mask_document_document and loss.mask_hard_negatives say what loss.score_margin masks, which is null; "
+            "set it too, 0.1 as in Qwen3's report",
+        )
+        require(
+            self.mask_document_document == "positive" or "document_document" in self.terms,
+            f"loss.mask_document_document is {self.mask_document_document}, and says what is masked in the term "
+            "document_document, which loss.terms lacks; name that term, or leave this out (its default is positive)",
+        )
+        require(
+            self.score_margin is None or bool(self.terms) or self.mask_hard_negatives,
+            f"loss.score_margin is {self.score_margin}, and masks nothing: loss.terms is empty, and "
+            "loss.mask_hard_negatives off; set it to null, or name a term",
+        )
+        require(
+            self.other_hard_negatives or not {"query_document", "document_document"}.isdisjoint(self.terms),
+            "loss.other_hard_negatives: false leaves documents out of the terms query_document and document_document, "
+            "and loss.terms has neither; leave this out",
+        )
 
     def _check_guide(self) -> None:
         require(-2 <= self.guide_margin <= 2, f"loss.guide_margin is {self.guide_margin:g}, expected -2 to 2")

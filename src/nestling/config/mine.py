@@ -1,16 +1,22 @@
 """Settings of scripts/mine.py."""
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from nestling.config.attention import Attention, require_attention
-from nestling.config.checks import require, require_at_least, require_share
+from nestling.config.checks import changed, require, require_at_least, require_share
 from nestling.config.prompts import require_prompts
 
 # What a judge without retrievers takes: it scores the rows and mines nothing.
 OF_JUDGE = (
     *("data", "output", "split", "columns", "instruction", "judge", "scores", "format"),
     *("precision", "attn_implementation", "trust_remote_code"),
+)
+
+# What a sweep tries itself, or does not reach: it draws the candidates that score highest, and writes none.
+NOT_OF_SWEEP = (
+    *("rank_from", "rank_to", "max_score", "absolute_margin", "max_score_ratio", "ceiling", "relevant", "relabel"),
+    *("sampling", "among", "seed", "scores", "format", "explain"),
 )
 
 
@@ -127,16 +133,14 @@ class MineConfig:
             not self.sweep or self.scorer != "judge",
             "a sweep compares thresholds of a retriever's scores, and of the judge's; name another scorer than judge",
         )
-        unused = [] if self.retrievers else [name for name in self._changed() if name not in OF_JUDGE]
+        unused = [name for name in changed(self, "") if name in NOT_OF_SWEEP] if self.sweep else []
+        require(
+            not unused,
+            f"{', '.join(unused)}: a sweep tries thresholds of its own, each alone, on the candidates that score "
+            "highest, and writes nothing; leave this out",
+        )
+        unused = [] if self.retrievers else [name for name in changed(self, "") if name not in OF_JUDGE]
         require(not unused, f"without --retrievers a judge only scores the rows; leave out {', '.join(unused)}")
-
-    def _changed(self) -> list[str]:
-        """The settings that have another value than by default."""
-        defaults = {
-            each.name: each.default if each.default_factory is MISSING else each.default_factory()
-            for each in fields(self)
-        }
-        return [name for name, default in defaults.items() if getattr(self, name) != default]
 
     def _check_choice(self) -> None:
         require(
@@ -145,6 +149,7 @@ class MineConfig:
         )
         require(self.rank_from <= self.depth, f"rank_from is {self.rank_from}, and only {self.depth} are found (depth)")
         require(self.among is None or self.sampling == "random", "among is for sampling: random")
+        require(self.seed == MineConfig.seed or self.sampling == "random", "seed is for sampling: random")
         require(
             self.among is None or self.among >= self.num_negatives,
             f"among is {self.among}, fewer than the {self.num_negatives} negatives to draw",
@@ -164,7 +169,7 @@ class MineConfig:
             "consistent and least_score go by a retriever's scores; name another scorer than judge",
         )
         require(self.judge is not None or self.scores != "probability", "scores: probability needs a --judge")
-        of_judge = [name for name in self._changed() if name in ("judge_depth", "relevant")]
+        of_judge = [name for name in changed(self, "") if name in ("judge_depth", "relevant")]
         require(self.judge is not None or not of_judge, f"{', '.join(of_judge)} need a --judge")
         require(self.judge is not None or not self.relabel, "relabel needs a --judge, which says what is relevant")
         require(not self.explain or self.format == "nestling", f"explain: {self.format} has no field for it")

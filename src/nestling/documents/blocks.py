@@ -42,6 +42,7 @@ class Block:
         row: Number of the row of a table, from 1; a chunk has no more than one.
         pieces: The runs that the text consists of; empty if its parts have no positions of their own.
         flows: Whether line ends and repeated spaces mean nothing.
+        section: How many headings stand before it: two of one text are two sections.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Block:
     row: int | None = None
     pieces: Sequence[Piece] = ()
     flows: bool = False
+    section: int = 0
 
     def span(self, begin: int, end: int) -> tuple[int, int]:
         """(start, end) in the document of the characters from `begin` to `end` of the text."""
@@ -84,7 +86,14 @@ class Extraction:
 
 
 def verbatim(
-    text: str, start: int, end: int, headings: tuple[str, ...] = (), *, page: int | None = None, flows: bool = False
+    text: str,
+    start: int,
+    end: int,
+    headings: tuple[str, ...] = (),
+    *,
+    page: int | None = None,
+    flows: bool = False,
+    section: int = 0,
 ) -> Block | None:
     """The block from `start` to `end` of a document's text, without blank lines around it; None if it is blank."""
     part = text[start:end].rstrip()
@@ -93,7 +102,9 @@ def verbatim(
     if not part:
         return None
     pieces = (Piece(0, start + begin, start + len(part)),)
-    return Block(part[begin:], pieces[0].start, pieces[0].end, headings, page, pieces=pieces, flows=flows)
+    return Block(
+        part[begin:], pieces[0].start, pieces[0].end, headings, page, pieces=pieces, flows=flows, section=section
+    )
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:

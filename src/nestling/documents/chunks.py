@@ -54,7 +54,7 @@ class Chunker:
 
     def chunks(self, blocks: Iterable[Block]) -> Iterator[Chunk]:
         """The chunks of a document's blocks, none of which crosses a heading, a page or a row."""
-        for (headings, _, _), section in itertools.groupby(blocks, lambda each: (each.headings, each.page, each.row)):
+        for (headings, *_), section in itertools.groupby(blocks, _place):
             title = SEPARATOR.join(headings)
             (of_title,) = self.tokens.spans([title])
             budget = max(self.max_tokens // 2, self.max_tokens - len(of_title) - self.tokens.special)
@@ -92,6 +92,11 @@ class Chunker:
 
     def _with_tokens(self, batch: list[Part]) -> Iterator[tuple[Part, Spans]]:
         return zip(batch, self.tokens.spans([block.text[begin:end] for block, begin, end in batch]), strict=True)
+
+
+def _place(block: Block) -> tuple[tuple[str, ...], int, int | None, int | None]:
+    """What all blocks of a chunk have in common."""
+    return block.headings, block.section, block.page, block.row
 
 
 def parts(block: Block) -> Iterator[Part]:

@@ -16,20 +16,23 @@ MARKS = re.compile(r"[`*]|(?<=\s)#+\s*\Z")
 def read_markdown(text: str) -> Extraction:
     """The blocks of a Markdown document, as they are written; settings at its beginning are left out."""
     found = FRONT_MATTER.match(text)
-    begin = found.end() if found else 0
+    body = found.end() if found else 0
     extraction = Extraction(dropped=Counter({"settings before a page": 1} if found else {}))
     # Inline marks stay, and need not be parsed. A tab or a line end of Windows keeps its place: lines are counted.
     parser = MarkdownIt("commonmark").enable("table").disable("inline")
-    starts = [begin + each for each in line_starts(text[begin:])]
+    starts = [body + each for each in line_starts(text[body:])]
     headings: list[tuple[int, str]] = []
-    tokens = parser.parse(text[begin:])
+    section = 0
+    tokens = parser.parse(text[body:])
     for number, token in enumerate(tokens):
         if token.level or token.map is None or token.nesting < 0:
             continue
         if token.type == "heading_open":
             headings = below(headings, int(token.tag[1]), MARKS.sub("", tokens[number + 1].content))
+            section += 1
             continue
         first, last = token.map
-        block = verbatim(text, starts[first], starts[min(last, len(starts) - 1)], path_of(headings))
+        begin, end = starts[first], starts[min(last, len(starts) - 1)]
+        block = verbatim(text, begin, end, path_of(headings), section=section)
         extraction.blocks += [block] if block else []
     return extraction

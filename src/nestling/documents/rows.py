@@ -20,14 +20,15 @@ def read_table(text: str) -> Extraction:
     """The rows of CSV or TSV, whose first row names the columns."""
     extraction, place = Extraction(), [0, 0]
     header: list[str] = []
-    reader = csv.reader(_followed(text, place), delimiter=_delimiter(text))
+    delimiter = _delimiter(text)
+    reader = csv.reader(_followed(text, place), delimiter=delimiter)
     try:
         with long_cells():
             for number, cells in enumerate(reader):
                 start, place[0] = place[0], place[1]
                 if number == 0:
                     header = [cell.strip() or f"column {at}" for at, cell in enumerate(cells, start=1)]
-                elif _never_ends(text, start, place[1]):
+                elif place[1] == len(text) and _never_ends(text[start:], delimiter):
                     extraction.dropped[UNPARSED] += 1
                 elif any(cells):
                     extra = [f"column {at}" for at in range(len(header) + 1, len(cells) + 1)]
@@ -37,12 +38,18 @@ def read_table(text: str) -> Extraction:
     return extraction
 
 
-def _never_ends(text: str, start: int, end: int) -> bool:
-    """Whether a row goes on to the end of the text in a quotation, whose marks are then odd in number.
+def _never_ends(row: str, delimiter: str) -> bool:
+    """Whether a last row is in a quotation at its end: one more cell would be part of its last.
 
-    One that is no longer than csv's usual limit is taken as it is, as csv does: a mark too many in a last row.
+    A short one of a single line is taken as it is, as csv does: a mark too many. A longer one has taken in other rows.
     """
-    return end == len(text) and end - start > LONG_ROW and text.count('"', start, end) % 2 == 1
+    row = row.rstrip("\r\n")
+    if "\n" not in row and len(row) <= LONG_ROW:
+        return False
+    one, more = (
+        next(csv.reader([*each.splitlines(keepends=True)], delimiter=delimiter)) for each in (row, row + delimiter)
+    )
+    return len(one) == len(more)
 
 
 def read_json_lines(text: str) -> Extraction:

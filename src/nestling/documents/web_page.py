@@ -61,6 +61,7 @@ class _Blocks(HTMLParser):
         self.title = ""
         self.found: list[tuple[Block, bool, bool, bool]] = []
         self.headings: list[tuple[int, str]] = []
+        self.section = 0
         self.parts: list[tuple[str, int, int]] = []  # of the block: text, start, end
         self.linked = 0
         self.heading: str | None = None
@@ -130,8 +131,10 @@ class _Blocks(HTMLParser):
             self.title = self.title or text
         elif self.heading:
             self.headings = below(self.headings, int(self.heading[1]), text)
+            self.section += 1
         else:
-            block = _block(text, parts, path_of(self.headings, self.title), flows=not self.in_pre)
+            headings = path_of(self.headings, self.title)
+            block = _block(text, parts, headings, self.section, flows=not self.in_pre)
             of_links = linked > LINK_SHARE * len("".join(text.split(" | ")).strip())
             self.found.append((block, bool(self.boilerplate[1]), bool(self.main[1]), of_links))
 
@@ -152,16 +155,19 @@ def read_web_page(text: str) -> Extraction:
     return extraction
 
 
-def _block(text: str, parts: list[tuple[str, int, int]], headings: tuple[str, ...], flows: bool) -> Block:
+def _block(
+    text: str, parts: list[tuple[str, int, int]], headings: tuple[str, ...], section: int, *, flows: bool
+) -> Block:
     pieces, at = [], 0
     for part, start, end in parts:
         pieces.append(Piece(at, start, end))
         at += len(part)
-    return Block(text, pieces[0].start, pieces[-1].end, headings, pieces=pieces, flows=flows)
+    return Block(text, pieces[0].start, pieces[-1].end, headings, pieces=pieces, flows=flows, section=section)
 
 
 def _entered(inside: tuple[str, int], tag: str, enters: bool) -> tuple[str, int]:
     """The element (name, depth) that is open after a start tag, if one is open or this tag opens it."""
+    inside = _without_paragraph(inside, tag)
     name, depth = inside
     if depth:
         return name, depth + (tag == name)
@@ -169,8 +175,14 @@ def _entered(inside: tuple[str, int], tag: str, enters: bool) -> tuple[str, int]
 
 
 def _left(inside: tuple[str, int], tag: str) -> tuple[str, int]:
+    inside = _without_paragraph(inside, tag)
     name, depth = inside
     return (name, depth - 1) if depth and tag == name else inside
+
+
+def _without_paragraph(inside: tuple[str, int], tag: str) -> tuple[str, int]:
+    """A paragraph needs no end tag: it ends where another block begins, or one around it ends."""
+    return ("", 0) if inside[0] == "p" and tag in NEW_BLOCK else inside
 
 
 def _menus(of_links: list[bool]) -> list[tuple[int, int]]:

@@ -30,7 +30,7 @@ def read_word(data: bytes, limit: int) -> Extraction:
     document = Document(io.BytesIO(data))
     styles = StyleNames()
     title, headings = document.core_properties.title or "", list[tuple[int, str]]()
-    extraction = Extraction(unit="paragraphs")
+    extraction, section = Extraction(unit="paragraphs"), 0
     for number, each in enumerate(document.iter_inner_content()):
         if isinstance(each, Table):
             text = "\n".join(_row(row.cells) for row in each.rows)
@@ -39,9 +39,10 @@ def read_word(data: bytes, limit: int) -> Extraction:
             heading = HEADING.fullmatch(style)
             if text and (heading or style == "Title"):
                 headings = below(headings, int(heading[1]) if heading else 0, text)
+                section += 1
                 continue
         if text.strip():
-            extraction.blocks.append(Block(text, number, number + 1, path_of(headings, title)))
+            extraction.blocks.append(Block(text, number, number + 1, path_of(headings, title), section=section))
     return extraction
 
 

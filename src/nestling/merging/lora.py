@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nestling.merging.names import names_in_base
 from nestling.merging.sources import Source, open_weights, stored_tensors
+from nestling.models.adapters import require_same_rows
 from nestling.models.json_files import FETCH, parse_object, read_object, value_of
 from nestling.models.safetensors_writer import Spec
 from nestling.models.weights import ADAPTER, model_file
@@ -166,6 +167,7 @@ def open_adapter(adapter: str, base: str | None = None, subfolder: str = "") -> 
     require_numbers(f"{path}: alpha_pattern", patterns.values())
     require_expressions(f"{path}: alpha_pattern", patterns)
     base_weights = open_weights(base or base_of_adapter(adapter), subfolder)
+    require_same_rows(adapter, {name: spec.shape for name, spec in base_weights.specs.items()}, base_weights.label)
     return with_lora(adapter, base_weights, stored_tensors([weights], adapter), scaling_of(config))
 
 

@@ -207,6 +207,19 @@ def underlying_model(model: str, base: str | None) -> str:
     return model
 
 
+def compared_files(models: Sequence[str], base: str | None) -> list[str]:
+    """The directories and hub ids, each once, whose files say whether models are used alike.
+
+    Of a checkpoint beside other models it is the final/ of its run, if there is one: its base may say nothing of
+    pooling and prompts, which were the run's.
+    """
+    files = {model: underlying_model(model, base) for model in models}
+    if not all(map(is_checkpoint, models)):
+        finals = {model: Path(model).resolve().parents[1] / "final" for model in models if is_checkpoint(model)}
+        files |= {model: str(final) for model, final in finals.items() if final.is_dir()}
+    return list(dict.fromkeys(files.values()))
+
+
 def target_of_run(run: Path, base: str | None, precision: torch.dtype) -> MergeTarget:
     """The model of a run with the run's settings, but all of its weights, without an adapter."""
     config = read_run(run)

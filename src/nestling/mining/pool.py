@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 
 from nestling.records.arrow_files import open_batches
-from nestling.records.beir import is_beir
 from nestling.records.collection import Collection, open_collection, positions
 from nestling.records.record import text_id
 from nestling.records.table import RecordTable
@@ -116,7 +115,12 @@ def open_pool(table: RecordTable, corpus: Path | None, needed: Integers, *, prog
 
 def open_corpus(path: Path, progress: bool) -> Collection:
     """The documents of a BEIR folder or a corpus.jsonl."""
-    if path.is_dir() and is_beir(path):
+    if path.is_dir():
+        if not (path / "corpus.jsonl").is_file():
+            raise ValueError(
+                f"{path}: folder: it holds no corpus.jsonl; expected a folder in the BEIR layout or its corpus.jsonl; "
+                f"found {', '.join(sorted(file.name for file in path.iterdir())[:8]) or 'nothing'}"
+            )
         path = path / "corpus.jsonl"
     if not path.is_file():
         raise ValueError(

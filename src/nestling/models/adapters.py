@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) through peft."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -92,10 +92,39 @@ def load_lora(backbone: nn.Module, adapter: str) -> PeftModel:
     Raises:
         ValueError: It is damaged, or of another model.
     """
+    require_same_rows(adapter, {name: tuple(each.shape) for name, each in backbone.named_parameters()}, "its base")
     with without_deprecations(), loading(adapter, "adapter"):
         adapted = PeftModel.from_pretrained(backbone, adapter)
     require_same_factors(adapter, adapted)
     return with_less_traffic(adapted)
+
+
+def require_same_rows(adapter: str, shapes: Mapping[str, tuple[int, ...]], base: str) -> None:
+    """Raise ValueError for an adapter with embeddings of another vocabulary than its base: peft saves resized ones.
+
+    Args:
+        adapter: Its directory or hub id.
+        shapes: The shape of each weight of the base, by its name.
+        base: What the error calls the base.
+    """
+    path = model_file(adapter, ADAPTER)
+    if path is None:  # a pickle
+        return
+    stored = open_safetensors(path)
+    for name in [each for each in stored.keys() if ".lora_" not in each]:  # noqa: SIM118
+        own = next((each for each in shapes if name.endswith(f".{each}") or each.endswith(f".{bare(name)}")), None)
+        shape, expected = tuple(stored.get_slice(name).get_shape()), shapes.get(own or "", ())
+        if len(shape) == len(expected) == 2 and shape[1] == expected[1] and shape[0] != expected[0]:
+            raise ValueError(
+                f"{path}: {bare(name)} has {shape[0]:,} rows, and {own} of {base} {expected[0]:,}: the adapter was "
+                "trained on a base whose vocabulary was resized; resize the base's likewise (resize_token_embeddings("
+                f"{shape[0]})), save it with the adapter's tokenizer, and give that directory as the base"
+            )
+
+
+def bare(name: str) -> str:
+    """The name in its base of a weight that peft saved."""
+    return name.removeprefix("base_model.model.")
 
 
 def require_same_factors(adapter: str, adapted: PeftModel) -> None:

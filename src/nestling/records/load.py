@@ -120,6 +120,16 @@ def find_source(
     )
 
 
+def require_splits(source: str | Path, split: str) -> None:
+    """Raise ValueError for a split of a source that has none: all of it would be read."""
+    path = Path(source)
+    if split != "train" and (path.is_file() or (path / "state.json").exists()):
+        raise ValueError(
+            f"{source}: split is {split}, and this has no splits, so that all of it would be read; leave split out, or "
+            "name the file of that split"
+        )
+
+
 class DialectSource:
     """The rows of a file or dataset as records; a `RecordSource`."""
 

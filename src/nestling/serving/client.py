@@ -59,6 +59,10 @@ class UnansweredError(ValueError):
     """No response: no connection, one that was lost, or none in time."""
 
 
+class UnreadableError(ValueError):
+    """A response without an error status that is no JSON, as of a server or a proxy that breaks off."""
+
+
 @dataclass(frozen=True)
 class EmbeddingEndpoint:
     """An endpoint that embeds texts.
@@ -235,7 +239,7 @@ class Server:
         try:
             return response.json()
         except ValueError:
-            raise ValueError(f"{self.url(path)}: expected JSON, got {self._quoted(response.text)!r}") from None
+            raise UnreadableError(f"{self.url(path)}: expected JSON, got {self._quoted(response.text)!r}") from None
 
     def url(self, path: str) -> str:
         return f"{self.root}{path}"

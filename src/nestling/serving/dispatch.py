@@ -1,7 +1,8 @@
 """Requests to one server, several at a time: connections that stay open, retries, latencies and tokens.
 
-A request is retried after a lost connection, a timeout, and status 408, 409, 425, 429 and 5xx: after the time in
-Retry-After if that is at most two minutes, otherwise after half a second, doubled with each retry up to eight seconds.
+A request is retried after a lost connection, a timeout, a response that is no JSON, and status 408, 409, 425, 429 and
+5xx: after the time in Retry-After if that is at most two minutes, otherwise after half a second, doubled with each
+retry up to eight seconds.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nestling.http_client import GuardedClient
-from nestling.serving.client import RefusedError, Server, UnansweredError
+from nestling.serving.client import RefusedError, Server, UnansweredError, UnreadableError
 
 T = TypeVar("T")
 RETRIED = {408, 409, 425, 429, *range(500, 600)}
@@ -118,7 +119,7 @@ async def answered(server: Server, http: GuardedClient, request: Request, traffi
         started = time.perf_counter()
         try:
             answer = await server.send(http, "POST", request.path, request.body)
-        except (RefusedError, UnansweredError) as error:
+        except (RefusedError, UnansweredError, UnreadableError) as error:
             pause = pause_after(error, attempt)
             if pause is None or attempt == retries:
                 raise
@@ -147,7 +148,7 @@ def patiently(ask: Callable[[], T], retries: int) -> T:
     raise AssertionError("not reached")
 
 
-def pause_after(error: RefusedError | UnansweredError, attempt: int) -> float | None:
+def pause_after(error: RefusedError | UnansweredError | UnreadableError, attempt: int) -> float | None:
     """Seconds to wait before a request is sent again; None if that would be of no use."""
     wanted = None
     if isinstance(error, RefusedError):

@@ -161,6 +161,16 @@ class JudgedSet:
         }
 
 
+def require_plain_ids(task: JudgingTask) -> None:
+    """Raise ValueError for an id that would break a line of qrels, which reading it refuses."""
+    broken = next((each for pair in task.ids() for each in pair if any(mark in each for mark in "\t\r\n")), None)
+    if broken is not None:
+        raise ValueError(
+            f"{task.data.name}: the id {broken!r} has a tab or a line end, which separate the ids of qrels; give it "
+            "another one"
+        )
+
+
 def as_grade(said: Any) -> int | None:
     return None if said is NOT_JUDGED else said
 

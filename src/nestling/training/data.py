@@ -8,7 +8,7 @@ from nestling.batches.sampling import BatchSampler, RowSampler, Source
 from nestling.config import TrainData, TrainingConfig, require, require_unique
 from nestling.config.embed import EmbedConfig
 from nestling.config.prompts import require_no_instructions
-from nestling.records.load import default_name, load_records
+from nestling.records.load import default_name, load_records, require_splits
 from nestling.records.retrieval_set import RetrievalSet
 from nestling.records.table import RecordTable
 from nestling.run_files import READ, DataLine, DataRead, read_data, write_data_lines, write_data_read
@@ -33,7 +33,7 @@ def read_sources(
     """
     sources = []
     for data in config.train:
-        require_splits(data)
+        require_splits(data.path, data.split)
         held_out = hold_out(config, data, show=show)
         table = load_records(
             data.path,
@@ -55,16 +55,6 @@ def read_sources(
     return sources
 
 
-def require_splits(data: TrainData) -> None:
-    """Raise ValueError for a split of a dataset that has none: all of it would be read."""
-    path = Path(data.path)
-    require(
-        data.split == TrainData.split or not (path.is_file() or (path / "state.json").exists()),
-        f"{data.path}: split is {data.split}, and this has no splits, so that all of it would be read; leave split "
-        "out, or name the file of that split",
-    )
-
-
 def build_batch_sampler(config: TrainingConfig, sources: Sequence[Source]) -> BatchSampler:
     """Which rows make up which global batch."""
     row_sampler = RowSampler(config.num_positives, config.num_negatives, config.seed)
@@ -75,6 +65,11 @@ def check_embed_data(config: EmbedConfig, data: TrainData, table: RecordTable) -
     """Refuse a dataset whose loss would be 0, for it has nothing to contrast its positives with, or with a setting of
     graded pairs alone, or whose instructions the prompt of queries leaves out."""
     require(data.symmetric or table.graded, f"{data.path}: symmetric is of graded pairs, and these have no score")
+    require(
+        data.in_batch_negatives or not table.graded,
+        f"{data.path}: in_batch_negatives is of queries with positives, and graded pairs have no negatives; leave it "
+        "out",
+    )
     if table.graded and config.loss.graded_objective == "cosine_similarity":
         require_cosines(data, table)
     require_no_instructions(config.query_prompt, data.path, table.summary.instructions.rows)

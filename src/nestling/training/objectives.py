@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from nestling.batches.sampling import Source
 from nestling.config import EmbedConfig, RerankConfig, TrainingConfig
 from nestling.records.table import RecordTable
+from nestling.training.unused_settings import has_negatives
 
 
 def objective(config: TrainingConfig, source: Source) -> str:
@@ -35,6 +36,8 @@ def embed_objective(config: EmbedConfig, source: Source) -> str:
     if config.loss.regression_weight:
         name += " and regression on a teacher's embeddings"
     name += retained
+    if config.loss.mask_hard_negatives and not has_negatives(config, source):
+        name += ", without hard negatives for loss.mask_hard_negatives to mask"
     if not config.loss.distillation_weight:
         return name
     if config.loss.teacher is not None:

@@ -19,6 +19,11 @@ def require_used(config: EmbedConfig, sources: Sequence[Source]) -> None:
         == (LossConfig.graded_objective, LossConfig.graded_temperature),
         "loss.graded_objective and loss.graded_temperature are of graded pairs, and no dataset has any; leave them out",
     )
+    require(
+        loss.other_hard_negatives or any(has_negatives(config, source) for source in contrastive),
+        "loss.other_hard_negatives: false leaves hard negatives of other rows out, and no dataset has or draws any; "
+        "leave this out, or mine some",
+    )
     require_hardness(config, contrastive)
     scored = [source for source in contrastive if source.table.has_scores]
     require(
@@ -57,15 +62,23 @@ def refuse_settings_without_negatives(config: EmbedConfig) -> None:
 def require_hardness(config: EmbedConfig, contrastive: Sequence[Source]) -> None:
     """Raise ValueError if no dataset has negatives of the kind that hardness weights are for."""
     mode = config.loss.hardness_mode
+    own = any(has_negatives(config, source) for source in contrastive)
+    in_batch = any(source.in_batch_negatives for source in contrastive)
     require(
-        mode != "hard_negatives" or any(has_negatives(config, source) for source in contrastive),
+        mode != "hard_negatives" or own,
         "loss.hardness_mode: hard_negatives weights a row's own hard negatives, and no dataset has or draws any; mine "
         "some, or set in_batch_negatives",
     )
     require(
-        mode != "in_batch_negatives" or any(source.in_batch_negatives for source in contrastive),
+        mode != "in_batch_negatives" or in_batch,
         "loss.hardness_mode: in_batch_negatives weights documents of other rows, and no dataset has "
         "in_batch_negatives; set hard_negatives",
+    )
+    require(
+        mode != "all_negatives" or own or (in_batch and "query_document" in config.loss.terms),
+        "loss.hardness_mode: all_negatives weights documents compared with the query: a row's own hard negatives, of "
+        "which no dataset has or draws any, and those of the term query_document, which loss.terms lacks; name that "
+        "term, or mine some",
     )
 
 
