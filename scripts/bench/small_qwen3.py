@@ -1,14 +1,15 @@
-"""A small Qwen3 to try reranker training with where no model can be downloaded: random layers over MiniLM's words.
+"""A small Qwen3 to try training with where no model can be downloaded: random layers over MiniLM's words.
 
 python scripts/bench/small_qwen3.py --minilm $(python data/minilm.py) --output runs/small-qwen3
 
 The tokenizer is all-MiniLM-L6-v2's. Each token's vector is what MiniLM makes of that token alone, in its principal
-components; nothing else is known to the model. Its prompt is the word match, the query and the document before [SEP].
+components; nothing else is known to the model. As a reranker its prompt is the word match, the query and the document
+before [SEP]; as an embedder it has to learn first, from MiniLM say (docs/results.md, "A decoder").
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nestling.config import parse_config, require, require_new, run
 
@@ -31,6 +32,7 @@ class SmallConfig:
         hidden: Hidden size; heads have 32 dimensions.
         layers: Layers.
         seed: Of the random weights.
+        kind: Whether it gets the settings of a reranker.
     """
 
     output: str
@@ -38,6 +40,7 @@ class SmallConfig:
     hidden: int = 256
     layers: int = 2
     seed: int = 1
+    kind: Literal["reranker", "embedder"] = "reranker"
 
     def __post_init__(self) -> None:
         require(0 < self.hidden <= 384 and self.hidden % 32 == 0, "hidden has to be a multiple of 32 up to 384")
@@ -79,9 +82,10 @@ def main() -> None:
         model.model.embed_tokens.weight.copy_(principal(words, config.hidden))
     model.save_pretrained(config.output)
     tokenizer.save_pretrained(config.output)
-    # Qwen3's own prompt would be 92 tokens to this tokenizer.
-    settings = RerankerSettings("", "[SEP]", "match", query_max_length=40, document_max_length=64)
-    Path(config.output, SETTINGS).write_text(settings.to_json(), encoding="utf-8")
+    if config.kind == "reranker":
+        # Qwen3's own prompt would be 92 tokens to this tokenizer.
+        settings = RerankerSettings("", "[SEP]", "match", query_max_length=40, document_max_length=64)
+        Path(config.output, SETTINGS).write_text(settings.to_json(), encoding="utf-8")
     print(f"{config.output}: {sum(each.numel() for each in model.parameters()):,} parameters")
 
 
