@@ -181,7 +181,15 @@ def test_ranks_fail_together_and_stop_at_the_same_step(tmp_path: Path) -> None:
     with launched(tmp_path, TWO_RANKS, torchrun, ranks=2) as process:
         process.terminate()
         _, errors = process.communicate(timeout=60)
-    expected = repr([0, True, False, False, "taken exists and is not empty"])
+    expected = repr(
+        [
+            0,
+            True,
+            False,
+            False,
+            "taken exists and is not empty, but has no config.yaml, so there is no run to resume in it",
+        ]
+    )
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == [expected] * 2, errors
     assert json.loads((tmp_path / "new" / "run.json").read_text())["launches"][0]["world_size"] == 2
     (step,) = Checkpoints(tmp_path).steps()
