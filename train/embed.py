@@ -58,7 +58,7 @@ from nestling.training.memory import activation_budget
 from nestling.training.models import export_dtype, load_embedder, prepare_model, untrained_tensors
 from nestling.training.parts import EmbedParts
 from nestling.training.profiling import profile_run
-from nestling.training.retained import embed_random_texts, retention_term
+from nestling.training.retention_term import embed_random_texts, retention_term
 from nestling.training.retry import OutOfMemoryRetry
 from nestling.training.run import Run, open_run
 from nestling.training.schedule import learning_rate_schedule, total_steps
