@@ -7,7 +7,7 @@ import pytest
 from ranks import run_recipe
 from safetensors.torch import load_file
 
-from recipes.runs import arguments, assert_said, kill_after_step, launched, losses, run_and_record
+from recipes.runs import arguments, assert_said, assert_same_weights, kill_after_step, launched, losses, run_and_record
 
 TEACHER = {"loss.regression_weight": 0.5}
 
@@ -23,8 +23,7 @@ def test_a_resumed_run_learns_the_same_embeddings_bit_for_bit(
     kill_after_step(arguments(qwen3, data, killed, **more), killed, 3, 1)
     run_recipe(*arguments(qwen3, data, killed, **more), "--resume=true")
     assert losses(killed) == losses(whole)
-    one, two = (load_file(run / "final" / "model.safetensors") for run in (whole, killed))
-    assert one.keys() == two.keys() and all((one[name] == two[name]).all() for name in one)
+    assert_same_weights(*(load_file(run / "final" / "model.safetensors") for run in (killed, whole)))
     run_recipe(*arguments(qwen3, data, plain, **{**more, "loss.regression_weight": 0, "loss.teacher": "null"}))
     term = losses(whole)[1][0] - losses(plain)[1][0]
     assert 0.01 < term < 0.5 * 2 * 3 * 2, (

@@ -7,7 +7,7 @@ from ranks import run_recipe
 from safetensors.torch import load_file
 
 from nestling.models.embedder import Embedder
-from recipes.runs import arguments, assert_said, kill_after_step, launched, losses, run_and_record
+from recipes.runs import arguments, assert_said, assert_same_weights, kill_after_step, launched, losses, run_and_record
 
 WEIGHT = 20.0
 MORE = {"max_steps": 6, "save_steps": 2, "tuning": "full", "precision": "fp32", "dev_share": 0}
@@ -32,8 +32,7 @@ def test_random_words_move_less_and_a_resumed_run_holds_them_bit_for_bit(
     kill_after_step(arguments(bert, data, killed, **held), killed, 3, 1)
     run_recipe(*arguments(bert, data, killed, **held), "--resume=true")
     assert losses(killed) == losses(whole)
-    one, two = (load_file(run / "final" / "model.safetensors") for run in (whole, killed))
-    assert one.keys() == two.keys() and all((one[name] == two[name]).all() for name in one)
+    assert_same_weights(*(load_file(run / "final" / "model.safetensors") for run in (killed, whole)))
 
     run_recipe(*arguments(bert, data, plain, **MORE))
     assert losses(whole)[1][0] == pytest.approx(losses(plain)[1][0], rel=1e-5), "before step 1 nothing has moved"
